@@ -1,0 +1,76 @@
+# What people do with this project. For GNU make 3.81 (macOS) and later.
+
+.DEFAULT_GOAL := help
+
+# More arguments for the command behind `make run` and `make test`, as in: make test ARGS='--test gatepass login'
+ARGS ?=
+
+# One cargo at a time, also under `make -j`.
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: ## Build and start the service, with a Postgres of its own under .gatepass/
+	@scripts/ensure-postgres
+	cargo run --locked -- serve $(ARGS)
+
+.PHONY: test
+test: ## Run all tests, against a throw-away Postgres
+	scripts/with-postgres cargo test --locked --all-features $(ARGS)
+
+.PHONY: fmt
+fmt: ## Format the code
+	cargo fmt
+
+.PHONY: lint
+lint: lint-fmt lint-clippy lint-docs lint-shell ## Check format, clippy, documentation and shell scripts
+
+.PHONY: lint-fmt
+lint-fmt:
+	cargo fmt --check
+
+# The second line: other services build the verifier alone, without the server.
+.PHONY: lint-clippy
+lint-clippy:
+	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo clippy --locked --lib --no-default-features --features verify -- -D warnings
+
+.PHONY: lint-docs
+lint-docs:
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items --all-features
+
+.PHONY: lint-shell
+lint-shell:
+	@if command -v shellcheck >/dev/null; \
+	then shellcheck -x $$(grep -lE '^#!.*[/ ](ba)?sh$$' scripts/* .ci/*) && echo 'shellcheck: ok'; \
+	else echo 'shellcheck is not installed: the shell scripts were NOT checked'; fi
+
+.PHONY: generated
+generated: sqlx openapi app-env ## Regenerate all files that are made from the code
+
+.PHONY: sqlx
+sqlx: ## Regenerate .sqlx, from the queries and the migrations
+	scripts/sqlx-prepare
+
+.PHONY: openapi
+openapi: ## Regenerate docs/openapi.json
+	@mkdir -p docs target
+	cargo run --locked -- openapi > target/openapi.json
+	mv target/openapi.json docs/openapi.json
+
+.PHONY: app-env
+app-env: ## Regenerate app.env.example
+	@mkdir -p target
+	cargo run --locked -- config --example > target/app.env.example
+	mv target/app.env.example app.env.example
+
+.PHONY: check-generated
+check-generated: ## Fail if a generated file does not match the code
+	scripts/check-generated
+
+.PHONY: clean
+clean: ## Remove what was built; the development database in .gatepass/ stays
+	cargo clean

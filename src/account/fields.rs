@@ -1,0 +1,231 @@
+//! The rules for what a user is made of, as types: a value of one of these has passed its check.
+//!
+//! The database holds the same rules as constraints (`migrations/000001_users.up.sql`); here they get a message that a
+//! form can show.
+
+use email_address::{EmailAddress, Options};
+use serde::Serialize;
+
+/// What is wrong with one field of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct FieldError {
+    /// The field, as it is called in the request; `roles[2]` for an element.
+    #[schema(example = "username")]
+    pub field: String,
+    /// The stable word for what is wrong.
+    #[schema(example = "too_short")]
+    pub code: &'static str,
+    /// A sentence for the person at the form.
+    #[schema(example = "needs 3 to 64 characters")]
+    pub message: String,
+}
+
+impl FieldError {
+    /// `message` about `field`.
+    pub fn new(field: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
+        Self { field: field.into(), code, message: message.into() }
+    }
+}
+
+/// 3 to 64 of `a-z A-Z 0-9 _ . -`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Username(String);
+
+impl Username {
+    /// Checks a username.
+    ///
+    /// # Errors
+    ///
+    /// `too_short`, `too_long` or `invalid_characters`, about the field `username`.
+    pub fn parse(text: &str) -> Result<Self, FieldError> {
+        let refuse = |code, message| Err(FieldError::new("username", code, message));
+        match text.chars().count() {
+            0..3 => refuse("too_short", "needs 3 to 64 characters"),
+            65.. => refuse("too_long", "needs 3 to 64 characters"),
+            _ if !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) => {
+                refuse("invalid_characters", "may hold a-z, A-Z, 0-9, `_`, `.` and `-`")
+            }
+            _ => Ok(Self(text.to_owned())),
+        }
+    }
+
+    /// The name as the user wrote it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// An e-mail address of at most 254 bytes (RFC 5321), with a domain that has a dot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Email(String);
+
+impl Email {
+    /// The longest address, in bytes.
+    pub const MAX_BYTES: usize = 254;
+
+    /// Checks an address.
+    ///
+    /// # Errors
+    ///
+    /// `too_long` or `invalid_email`, about the field `email`.
+    pub fn parse(text: &str) -> Result<Self, FieldError> {
+        if text.len() > Self::MAX_BYTES {
+            return Err(FieldError::new("email", "too_long", "may have at most 254 bytes"));
+        }
+        let options = Options::default().with_required_tld().without_domain_literal().without_display_text();
+        // Quoted local parts may hold blanks and control characters; nobody has such an address, and every other
+        // system that this one goes to would have to cope.
+        let odd = |c: char| c.is_whitespace() || c.is_control() || c == '"';
+        if text.contains(odd) || EmailAddress::parse_with_options(text, options).is_err() {
+            return Err(FieldError::new("email", "invalid_email", "is not an e-mail address"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The address as the user wrote it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A name for display: 1 to 256 characters, none of them a control character.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FullName(String);
+
+impl FullName {
+    /// Checks a name. Blanks around it are cut off; nothing left is no name.
+    ///
+    /// # Errors
+    ///
+    /// `too_long` or `invalid_characters`, about the field `full_name`.
+    pub fn parse(text: &str) -> Result<Option<Self>, FieldError> {
+        let text = text.trim();
+        if text.chars().count() > 256 {
+            return Err(FieldError::new("full_name", "too_long", "may have at most 256 characters"));
+        }
+        if text.contains(char::is_control) {
+            return Err(FieldError::new("full_name", "invalid_characters", "may hold no control characters"));
+        }
+        Ok((!text.is_empty()).then(|| Self(text.to_owned())))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Names of roles: `a-z`, then up to 63 of `a-z 0-9 _ . : -`. Sorted, none twice, at most 32.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roles(Vec<String>);
+
+impl Roles {
+    /// Checks a list of roles.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_role` for each that is none, or `too_many`, about the field `roles`.
+    pub fn parse<S: AsRef<str>>(names: &[S]) -> Result<Self, Vec<FieldError>> {
+        let errors: Vec<_> = names
+            .iter()
+            .enumerate()
+            .filter(|(_, name)| !is_role(name.as_ref()))
+            .map(|(i, _)| {
+                let message = "needs a-z first, then at most 63 of a-z, 0-9, `_`, `.`, `:` and `-`";
+                FieldError::new(format!("roles[{i}]"), "invalid_role", message)
+            })
+            .collect();
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let mut roles: Vec<String> = names.iter().map(|name| name.as_ref().to_owned()).collect();
+        roles.sort();
+        roles.dedup();
+        if roles.len() > 32 {
+            return Err(vec![FieldError::new("roles", "too_many", "may hold at most 32 roles")]);
+        }
+        Ok(Self(roles))
+    }
+
+    /// The names.
+    pub fn as_slice(&self) -> &[String] {
+        &self.0
+    }
+}
+
+fn is_role(name: &str) -> bool {
+    name.len() <= 64
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.:-".contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usernames() {
+        for name in ["abc", "A.b_c-9", "...", &"x".repeat(64)] {
+            assert_eq!(Username::parse(name).unwrap().as_str(), name);
+        }
+        for (name, code) in [
+            ("", "too_short"),
+            ("ab", "too_short"),
+            (&*"x".repeat(65), "too_long"),
+            ("a b c", "invalid_characters"),
+            ("alice@example.com", "invalid_characters"),
+            ("ålice", "invalid_characters"),
+            ("al\0ice", "invalid_characters"),
+            ("alice\n", "invalid_characters"),
+        ] {
+            assert_eq!(Username::parse(name).unwrap_err().code, code, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn email_addresses() {
+        for address in ["a@b.co", "Alice.Liddell+tag@Example.COM", "ü@exämple.de", "o'hara@mail.example"] {
+            assert!(Email::parse(address).is_ok(), "{address}");
+        }
+        for address in [
+            "",
+            "alice",
+            "@example.com",
+            "alice@",
+            "alice@localhost",
+            "alice@[127.0.0.1]",
+            "Alice <alice@example.com>",
+            "a@b@example.com",
+            "\"a b\"@example.com",
+            "alice@example.com\n",
+            "al\0ice@example.com",
+            "alice @example.com",
+        ] {
+            assert_eq!(Email::parse(address).unwrap_err().code, "invalid_email", "{address:?}");
+        }
+        let long = format!("{}@{}.com", "a".repeat(64), "b".repeat(186));
+        assert_eq!(long.len(), 255);
+        assert_eq!(Email::parse(&long).unwrap_err().code, "too_long");
+    }
+
+    #[test]
+    fn full_names() {
+        assert_eq!(FullName::parse("  Ada Lovelace ").unwrap().unwrap().as_str(), "Ada Lovelace");
+        assert_eq!(FullName::parse(" ").unwrap(), None);
+        assert_eq!(FullName::parse(&"é".repeat(256)).unwrap().unwrap().as_str().chars().count(), 256);
+        assert_eq!(FullName::parse(&"é".repeat(257)).unwrap_err().code, "too_long");
+        assert_eq!(FullName::parse("a\0b").unwrap_err().code, "invalid_characters");
+        assert_eq!(FullName::parse("a\u{85}b").unwrap_err().code, "invalid_characters");
+    }
+
+    #[test]
+    fn roles() {
+        let roles = Roles::parse(&["support", "admin", "admin", "billing:read"]).unwrap();
+        assert_eq!(roles.as_slice(), ["admin", "billing:read", "support"]);
+        let errors = Roles::parse(&["admin", "", "Admin", "a,b", &"a".repeat(65)]).unwrap_err();
+        let fields: Vec<_> = errors.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(fields, ["roles[1]", "roles[2]", "roles[3]", "roles[4]"]);
+        let many: Vec<_> = (0..33).map(|i| format!("r{i}")).collect();
+        assert_eq!(Roles::parse(&many).unwrap_err()[0].code, "too_many");
+    }
+}

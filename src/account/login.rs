@@ -1,0 +1,162 @@
+//! A login: from a name and a password to a session and its tokens.
+//!
+//! A user that does not exist, a wrong password and a disabled user take the same way: one look-up, one password hash,
+//! one answer. The hash of a user who does not exist has the present cost; where the operator has just changed that,
+//! those who have not logged in since still cost the former.
+
+use std::net::IpAddr;
+
+use rand_core::CryptoRng;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Accounts, Email, Error, Name, User, Username, random, users};
+use crate::{
+    password::{self, HashedPassword, Password, Verdict},
+    store::sessions::{self, NewSession},
+    token::{AccessToken, Lifetime, Subject, refresh::RefreshToken},
+};
+
+/// Who asks, as far as the connection tells: kept with the session so that its owner can recognise it.
+#[derive(Clone, Debug, Default)]
+pub struct Caller {
+    /// The client's address.
+    pub ip: Option<IpAddr>,
+    /// What the client calls itself.
+    pub user_agent: Option<String>,
+}
+
+/// A session just begun, with everything its owner gets.
+#[derive(Debug)]
+pub struct Login {
+    /// The session's id.
+    pub session_id: Uuid,
+    /// For requests.
+    pub access_token: AccessToken,
+    /// For renewal.
+    pub refresh_token: RefreshToken,
+    /// When the refresh token ends unless it is used before.
+    pub refresh_token_expires_at: OffsetDateTime,
+    /// Whose session it is.
+    pub user: User,
+}
+
+impl Accounts {
+    /// Logs a user in by username or e-mail address.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidCredentials`], the same for an unknown user, a wrong password and a disabled user;
+    /// [`Error::Overloaded`].
+    pub async fn login(
+        &self,
+        username: &str,
+        password: &Password,
+        caller: &Caller,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Login, Error> {
+        // The connection goes back to the pool before the hash, which takes far longer than both statements.
+        let found = match name(username) {
+            Some(name) => users::credentials(&mut *self.conn().await?, name).await?,
+            None => None,
+        };
+        let (user, stored) = match found {
+            Some(credentials) => (Some(credentials.user), credentials.password_hash),
+            None => (None, None),
+        };
+        // Nobody's password is that long, and the longer it is the more it would cost to say so.
+        let verdict = match password.length() {
+            0..=password::MAX_LENGTH => self.passwords.verify(password, stored.as_ref()).await?,
+            _ => self.passwords.verify(&Password::new(""), None).await?,
+        };
+        let user = match (user, verdict) {
+            (Some(user), Verdict::Match { outdated }) if !user.disabled => {
+                if outdated && let Some(stored) = &stored {
+                    self.upgrade_hash(user.id, password, stored, rng).await;
+                }
+                user
+            }
+            (Some(user), Verdict::Unreadable(reason)) => {
+                tracing::error!(user_id = %user.id, %reason, "the stored password hash cannot be read");
+                return Err(Error::InvalidCredentials);
+            }
+            _ => return Err(Error::InvalidCredentials),
+        };
+        self.begin_session(user, caller, now, rng).await
+    }
+
+    async fn begin_session(
+        &self,
+        user: User,
+        caller: &Caller,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Login, Error> {
+        let session_id = random::uuid_v7(now, rng);
+        let refresh_salt = random::bytes(rng);
+        // Whole seconds, as tokens have them.
+        let begun = now.truncate_to_second();
+        let expires_at = begun + self.policy.session_duration;
+        let refresh_expires_at = (begun + self.policy.refresh_token_duration).min(expires_at);
+        let access_expires_at = (begun + self.policy.access_token_duration).min(expires_at);
+
+        let session = NewSession {
+            id: session_id,
+            user_id: user.id,
+            password_changed_at: user.password_changed_at,
+            refresh_salt: &refresh_salt,
+            user_agent: caller.user_agent.as_deref(),
+            client_ip: caller.ip,
+            now,
+            refresh_expires_at,
+            expires_at,
+        };
+        if !sessions::insert(&mut *self.conn().await?, &session).await? {
+            return Err(Error::InvalidCredentials);
+        }
+        let subject = Subject {
+            user_id: user.id,
+            session_id,
+            username: user.username.clone(),
+            roles: user.roles.clone(),
+        };
+        let lifetime = Lifetime { now, expires_at: access_expires_at };
+        let access_token = self.issuer.issue(subject, random::uuid_v7(now, rng), lifetime)?;
+        tracing::info!(user_id = %user.id, %session_id, "logged in");
+        Ok(Login {
+            session_id,
+            access_token,
+            refresh_token: self.refresh_key.token(session_id, 0, &refresh_salt),
+            refresh_token_expires_at: refresh_expires_at,
+            user,
+        })
+    }
+
+    /// Replaces a hash of older parameters now that the password is at hand. The login does not depend on it.
+    async fn upgrade_hash(
+        &self,
+        id: Uuid,
+        password: &Password,
+        old: &HashedPassword,
+        rng: &mut impl CryptoRng,
+    ) {
+        let upgrade = async {
+            let new = self.passwords.hash(password, random::bytes(rng)).await?;
+            users::upgrade_password_hash(&mut *self.conn().await?, id, old, &new).await?;
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = upgrade.await {
+            tracing::warn!(user_id = %id, %error, "an outdated password hash could not be replaced");
+        }
+    }
+}
+
+/// What `text` names: an address when it has an `@`, which no username has. `None` when nobody can have that name.
+pub(super) fn name(text: &str) -> Option<Name<'_>> {
+    if text.contains('@') {
+        Email::parse(text).is_ok().then_some(Name::Email(text))
+    } else {
+        Username::parse(text).is_ok().then_some(Name::Username(text))
+    }
+}

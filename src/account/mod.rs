@@ -1,0 +1,393 @@
+//! The use cases: register, log in, look at and change one's own profile, and what an administrator does to users.
+//! Joins `token`, `password` and `store`; knows no HTTP.
+//!
+//! Whoever calls passes the time and the randomness in.
+
+mod fields;
+mod login;
+
+use std::time::Duration;
+
+use rand_core::CryptoRng;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+pub use self::{
+    fields::{Email, FieldError, FullName, Roles, Username},
+    login::{Caller, Login},
+};
+pub use crate::store::users::User;
+use crate::{
+    password::{self, Password, PoolError},
+    random,
+    store::{
+        self, PgPool, PoolConnection, Unique, migrations,
+        users::{self, Name, NewUser, ProfileChange},
+    },
+    token::{IssueError, Issuer, refresh::RefreshKey},
+};
+
+/// The role whose holders administer users.
+pub const ADMIN_ROLE: &str = "admin";
+
+/// What the operator decided about accounts.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Whether anyone may register.
+    pub registration_open: bool,
+    /// What a password has to be.
+    pub password_rules: password::Rules,
+    /// How long an access token is good.
+    pub access_token_duration: Duration,
+    /// How long a session lives without renewal.
+    pub refresh_token_duration: Duration,
+    /// How long a session lives at most.
+    pub session_duration: Duration,
+}
+
+/// The use cases, over one database.
+#[derive(Clone, Debug)]
+pub struct Accounts {
+    db: PgPool,
+    passwords: password::Pool,
+    issuer: Issuer,
+    refresh_key: RefreshKey,
+    policy: Policy,
+}
+
+/// Why a use case did not come off.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Fields that break a rule; never empty.
+    #[error("{} field(s) are invalid", .0.len())]
+    Invalid(Vec<FieldError>),
+    /// The username is another user's.
+    #[error("the username is taken")]
+    UsernameTaken,
+    /// The address is another user's.
+    #[error("the e-mail address is taken")]
+    EmailTaken,
+    /// The operator has closed registration.
+    #[error("registration is closed")]
+    RegistrationClosed,
+    /// Unknown user, wrong password or disabled user: told apart nowhere.
+    #[error("the credentials are not right")]
+    InvalidCredentials,
+    /// The user that the session belongs to is disabled or gone.
+    #[error("the session has ended")]
+    SessionRevoked,
+    /// There is no such user.
+    #[error("there is no such user")]
+    NoSuchUser,
+    /// More password hashes are wanted than the machine can do.
+    #[error("too many passwords to hash at once")]
+    Overloaded {
+        /// When it may be worth trying again.
+        retry_after: Duration,
+    },
+    /// A password could not be hashed, by a fault of ours.
+    #[error("the password hasher failed")]
+    Hasher,
+    /// No token could be made.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// The database cannot be reached or has no connection free: the same call may succeed later.
+    #[error("the database cannot be reached")]
+    Unavailable(#[source] sqlx::Error),
+    /// A fault of ours or of the schema.
+    #[error("the database refused a statement")]
+    Store(#[source] sqlx::Error),
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Taken(Unique::Username) => Self::UsernameTaken,
+            store::Error::Taken(Unique::Email) => Self::EmailTaken,
+            store::Error::Unavailable(cause) => Self::Unavailable(cause),
+            store::Error::Failed(cause) => Self::Store(cause),
+        }
+    }
+}
+
+impl From<PoolError> for Error {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Overloaded { retry_after } => Self::Overloaded { retry_after },
+            PoolError::Failed => Self::Hasher,
+        }
+    }
+}
+
+/// Why requests cannot be served. The message is for everybody; the cause is for the log.
+#[derive(Debug, thiserror::Error)]
+pub enum Unready {
+    /// It cannot be asked.
+    #[error("database: not reachable")]
+    Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// So many migrations are waiting.
+    #[error("schema: {0} migration(s) pending")]
+    Pending(usize),
+    /// This migration was applied from another text.
+    #[error("schema: migration {0:06} differs")]
+    Changed(i64),
+}
+
+/// What somebody who registers says of themselves, unchecked.
+#[derive(Debug)]
+pub struct Registration<'a> {
+    /// See [`Username`].
+    pub username: &'a str,
+    /// See [`Email`].
+    pub email: &'a str,
+    /// See [`FullName`].
+    pub full_name: Option<&'a str>,
+    /// The password.
+    pub password: &'a Password,
+}
+
+impl Accounts {
+    /// The use cases over `db`.
+    pub fn new(
+        db: PgPool,
+        passwords: password::Pool,
+        issuer: Issuer,
+        refresh_key: RefreshKey,
+        policy: Policy,
+    ) -> Self {
+        Self { db, passwords, issuer, refresh_key, policy }
+    }
+
+    /// Whether the database answers and has the schema that the use cases need.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub async fn ready(&self) -> Result<(), Unready> {
+        let mut conn = self.conn().await.map_err(|error| Unready::Database(error.into()))?;
+        match migrations::check(&mut conn).await {
+            // A newer schema is what a rolling update looks like to the release before: it goes on serving.
+            Ok(()) | Err(migrations::Error::Newer(_)) => Ok(()),
+            Err(migrations::Error::Pending(count)) => Err(Unready::Pending(count)),
+            Err(migrations::Error::Changed(version)) => Err(Unready::Changed(version)),
+            Err(error) => Err(Unready::Database(error.into())),
+        }
+    }
+
+    /// A connection. Whatever keeps one from being had, it is the database that is not there.
+    async fn conn(&self) -> Result<PoolConnection, Error> {
+        self.db.acquire().await.map_err(Error::Unavailable)
+    }
+
+    /// Somebody registers themselves.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RegistrationClosed`], or those of [`create`](Self::create).
+    pub async fn register(
+        &self,
+        registration: &Registration<'_>,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<User, Error> {
+        if !self.policy.registration_open {
+            return Err(Error::RegistrationClosed);
+        }
+        self.create(registration, &Roles::default(), now, rng).await
+    }
+
+    /// Makes a user, whether or not registration is open.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] with every field that breaks a rule, [`Error::UsernameTaken`], [`Error::EmailTaken`].
+    pub async fn create(
+        &self,
+        registration: &Registration<'_>,
+        roles: &Roles,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<User, Error> {
+        let mut invalid = Vec::new();
+        let mut note = |error| invalid.push(error);
+        let username = Username::parse(registration.username).map_err(&mut note).ok();
+        let email = Email::parse(registration.email).map_err(&mut note).ok();
+        let full_name = registration
+            .full_name
+            .map(FullName::parse)
+            .transpose()
+            .map_err(&mut note)
+            .ok()
+            .flatten()
+            .flatten();
+        // Only what has passed its own check, and so is short: the search for it in the password takes its time.
+        let own = [
+            username.as_ref().map_or("", Username::as_str),
+            email.as_ref().map_or("", Email::as_str),
+            full_name.as_ref().map_or("", FullName::as_str),
+        ];
+        self.check_password("password", registration.password, &own).map_err(&mut note).ok();
+        let (Some(username), Some(email), []) = (username, email, &invalid[..]) else {
+            return Err(Error::Invalid(invalid));
+        };
+
+        let password_hash = self.passwords.hash(registration.password, random::bytes(rng)).await?;
+        let user = NewUser {
+            id: random::uuid_v7(now, rng),
+            username: username.as_str(),
+            email: email.as_str(),
+            full_name: full_name.as_ref().map(FullName::as_str),
+            password_hash: &password_hash,
+            roles: roles.as_slice(),
+            now,
+        };
+        let user = users::insert(&mut *self.conn().await?, &user).await?;
+        tracing::info!(user_id = %user.id, "user created");
+        Ok(user)
+    }
+
+    /// The user of a bearer token.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SessionRevoked`] when the user has been disabled or deleted since the token was issued.
+    pub async fn profile(&self, user_id: Uuid) -> Result<User, Error> {
+        users::by_id(&mut *self.conn().await?, user_id)
+            .await?
+            .filter(|user| !user.disabled)
+            .ok_or(Error::SessionRevoked)
+    }
+
+    /// The user of a bearer token changes their profile. `None` leaves a field, `Some(None)` takes the name away.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] with every field that breaks a rule, [`Error::EmailTaken`], [`Error::SessionRevoked`].
+    pub async fn update_profile(
+        &self,
+        user_id: Uuid,
+        full_name: Option<Option<&str>>,
+        email: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<User, Error> {
+        let mut invalid = Vec::new();
+        let mut note = |error| invalid.push(error);
+        let email = email.map(Email::parse).transpose().map_err(&mut note).ok().flatten();
+        let full_name = full_name
+            .map(|name| name.map(FullName::parse).transpose().map(Option::flatten))
+            .transpose()
+            .map_err(&mut note)
+            .ok()
+            .flatten();
+        if !invalid.is_empty() {
+            return Err(Error::Invalid(invalid));
+        }
+        let change = ProfileChange {
+            full_name: full_name.as_ref().map(|name| name.as_ref().map(FullName::as_str)),
+            email: email.as_ref().map(Email::as_str),
+        };
+        users::update_profile(&mut *self.conn().await?, user_id, &change, now)
+            .await?
+            .ok_or(Error::SessionRevoked)
+    }
+
+    /// The user of this id, username or address, for administrators.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchUser`].
+    pub async fn find(&self, name: &str) -> Result<User, Error> {
+        let mut conn = self.conn().await?;
+        // With hyphens alone: without, it might be somebody's username.
+        let id = name.parse::<uuid::fmt::Hyphenated>().ok();
+        let found = match (id, login::name(name)) {
+            (Some(id), _) => users::by_id(&mut conn, id.into_uuid()).await?,
+            (None, Some(name)) => users::by_name(&mut conn, name).await?,
+            (None, None) => None,
+        };
+        found.ok_or(Error::NoSuchUser)
+    }
+
+    /// The user of this id, for administrators.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchUser`].
+    pub async fn by_id(&self, id: Uuid) -> Result<User, Error> {
+        users::by_id(&mut *self.conn().await?, id).await?.ok_or(Error::NoSuchUser)
+    }
+
+    /// At most `limit` users by age, oldest first, after the user `after`.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn page(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<User>, Error> {
+        Ok(users::page(&mut *self.conn().await?, after, i64::from(limit)).await?)
+    }
+
+    /// An administrator sets a user's password.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when it breaks a rule, [`Error::NoSuchUser`].
+    pub async fn set_password(
+        &self,
+        user: &User,
+        password: &Password,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<(), Error> {
+        let own = [&*user.username, &*user.email, user.full_name.as_deref().unwrap_or_default()];
+        self.check_password("password", password, &own).map_err(|error| Error::Invalid(vec![error]))?;
+        let hash = self.passwords.hash(password, random::bytes(rng)).await?;
+        let found = users::set_password(&mut *self.conn().await?, user.id, &hash, now).await?;
+        if !found {
+            return Err(Error::NoSuchUser);
+        }
+        tracing::info!(user_id = %user.id, "password set");
+        Ok(())
+    }
+
+    /// An administrator sets a user's roles.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchUser`].
+    pub async fn set_roles(&self, id: Uuid, roles: &Roles, now: OffsetDateTime) -> Result<User, Error> {
+        let mut conn = self.conn().await?;
+        let user = users::set_roles(&mut conn, id, roles.as_slice(), now).await?.ok_or(Error::NoSuchUser)?;
+        tracing::info!(user_id = %id, roles = ?user.roles, "roles set");
+        Ok(user)
+    }
+
+    /// An administrator locks a user out, or lets them in again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchUser`].
+    pub async fn set_disabled(&self, id: Uuid, disabled: bool, now: OffsetDateTime) -> Result<User, Error> {
+        let mut conn = self.conn().await?;
+        let user = users::set_disabled(&mut conn, id, disabled, now).await?.ok_or(Error::NoSuchUser)?;
+        tracing::info!(user_id = %id, disabled, "user changed");
+        Ok(user)
+    }
+
+    /// An administrator deletes a user.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchUser`].
+    pub async fn delete(&self, id: Uuid) -> Result<(), Error> {
+        if !users::delete(&mut *self.conn().await?, id).await? {
+            return Err(Error::NoSuchUser);
+        }
+        tracing::info!(user_id = %id, "user deleted");
+        Ok(())
+    }
+
+    fn check_password(&self, field: &str, password: &Password, own: &[&str]) -> Result<(), FieldError> {
+        password::check(password, &self.policy.password_rules, own)
+            .map_err(|refusal| FieldError::new(field, refusal.code(), refusal.message()))
+    }
+}

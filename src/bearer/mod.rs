@@ -1,0 +1,235 @@
+//! The way from `Authorization: Bearer …` (RFC 6750) to [`Claims`]: a tower layer for gatepass's own routes and for any
+//! other service on tower.
+//!
+//! A request whose token passes goes on with `Arc<Claims>` among its extensions. Any other is answered here, and never
+//! reaches the service behind.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use axum::{Extension, Router, body::Body, http::{Request, StatusCode}, routing::get};
+//! use gatepass::{bearer::BearerLayer, token::{Claims, Party, SymmetricKey, Verifier}};
+//! use tower::ServiceExt;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! async fn hello(Extension(claims): Extension<Arc<Claims>>) -> String {
+//!     format!("hello {}", claims.username)
+//! }
+//!
+//! // The key that gatepass runs with, from the environment of this service.
+//! let key: SymmetricKey = "k4.local.cHFyc3R1dnd4eXp7fH1-f4CBgoOEhYaHiImKi4yNjo8".parse()?;
+//! let verifier = Verifier::new([key], Party { issuer: "gatepass".into(), audience: "gatepass".into() });
+//!
+//! let app: Router = Router::new().route("/hello", get(hello)).layer(BearerLayer::new(verifier));
+//!
+//! let answer = app.oneshot(Request::get("/hello").body(Body::empty())?).await?;
+//! assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+//! assert_eq!(answer.headers()["www-authenticate"], "Bearer");
+//! # Ok(())
+//! # }
+//! ```
+
+mod service;
+
+use std::sync::Arc;
+
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode,
+    header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
+};
+use time::OffsetDateTime;
+
+pub use self::service::{BearerService, ResponseFuture};
+use crate::{
+    clock::Clock,
+    token::{Claims, Rejection, Verifier},
+};
+
+/// Puts [`BearerService`] around a service.
+#[derive(Clone, Debug)]
+pub struct BearerLayer<R = DefaultAnswer> {
+    verifier: Arc<Verifier>,
+    clock: Clock,
+    answer: R,
+}
+
+impl BearerLayer {
+    /// A layer that accepts what `verifier` accepts, by the machine's clock, and answers the rest with
+    /// [`DefaultAnswer`].
+    pub fn new(verifier: impl Into<Arc<Verifier>>) -> Self {
+        Self { verifier: verifier.into(), clock: Clock::system(), answer: DefaultAnswer }
+    }
+}
+
+impl<R> BearerLayer<R> {
+    /// Takes the time from `clock`.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// Answers refused requests with `answer`, for services that have an error format of their own.
+    #[must_use]
+    pub fn with_answer<A>(self, answer: A) -> BearerLayer<A> {
+        BearerLayer { verifier: self.verifier, clock: self.clock, answer }
+    }
+}
+
+impl<S, R: Clone> tower_layer::Layer<S> for BearerLayer<R> {
+    type Service = BearerService<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        BearerService::new(inner, self.clone())
+    }
+}
+
+/// Makes the response to a request without an acceptable token. Every closure from [`Refusal`] to a response is one.
+pub trait Answer<B> {
+    /// The response; its header fields should include [`Refusal::challenge`].
+    fn answer(&self, refusal: Refusal) -> Response<B>;
+}
+
+impl<B, F: Fn(Refusal) -> Response<B>> Answer<B> for F {
+    fn answer(&self, refusal: Refusal) -> Response<B> {
+        self(refusal)
+    }
+}
+
+/// The challenge of RFC 6750 and a problem document (RFC 9457).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DefaultAnswer;
+
+impl<B: From<String>> Answer<B> for DefaultAnswer {
+    fn answer(&self, refusal: Refusal) -> Response<B> {
+        let status = refusal.status();
+        let body = serde_json::json!({
+            "type": "about:blank",
+            "title": status.canonical_reason(),
+            "status": status.as_u16(),
+            "code": refusal.code(),
+            "detail": refusal.detail(),
+        });
+        let mut response = Response::new(B::from(body.to_string()));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(WWW_AUTHENTICATE, refusal.challenge());
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// It has no bearer token.
+    #[error("the request has no bearer token")]
+    Missing,
+    /// More than one `Authorization` field, or one that is no `Bearer` credential of RFC 6750.
+    #[error("the Authorization field is not one bearer token")]
+    Unreadable,
+    /// It has a token, and that did not pass.
+    #[error(transparent)]
+    Token(#[from] Rejection),
+}
+
+impl Refusal {
+    /// The status to answer with.
+    pub fn status(&self) -> StatusCode {
+        StatusCode::UNAUTHORIZED
+    }
+
+    /// The stable word for it: `missing_token`, `invalid_token` or `token_expired`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Missing => "missing_token",
+            Self::Token(Rejection::Expired) => "token_expired",
+            Self::Unreadable | Self::Token(_) => "invalid_token",
+        }
+    }
+
+    /// A sentence for the person who reads the answer. Which check failed is for the log alone.
+    pub fn detail(&self) -> &'static str {
+        match self {
+            Self::Missing => "This needs the header `Authorization: Bearer <access token>`.",
+            Self::Token(Rejection::Expired) => "The access token has expired.",
+            Self::Unreadable | Self::Token(_) => "The access token is not valid here.",
+        }
+    }
+
+    /// The value of `WWW-Authenticate` (RFC 6750, section 3): bare when there was no token at all.
+    pub fn challenge(&self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Missing => "Bearer",
+            Self::Token(Rejection::Expired) => {
+                r#"Bearer error="invalid_token", error_description="The access token has expired""#
+            }
+            Self::Unreadable | Self::Token(_) => {
+                r#"Bearer error="invalid_token", error_description="The access token is not valid here""#
+            }
+        })
+    }
+}
+
+/// The claims of the request's bearer token.
+///
+/// # Errors
+///
+/// When there is none, more than one, or one that `verifier` refuses at `now`.
+pub fn authenticate(
+    headers: &HeaderMap,
+    verifier: &Verifier,
+    now: OffsetDateTime,
+) -> Result<Claims, Refusal> {
+    Ok(verifier.verify(bearer_token(headers)?, now)?)
+}
+
+/// The token of `Authorization: Bearer TOKEN`; the scheme's case does not matter (RFC 9110, section 11.1).
+fn bearer_token(headers: &HeaderMap) -> Result<&str, Refusal> {
+    let mut fields = headers.get_all(AUTHORIZATION).iter();
+    let field = fields.next().ok_or(Refusal::Missing)?;
+    if fields.next().is_some() {
+        return Err(Refusal::Unreadable);
+    }
+    let credentials = field.to_str().map_err(|_| Refusal::Unreadable)?;
+    let (scheme, token) = credentials.split_once(' ').unwrap_or((credentials, ""));
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        // Credentials of another kind: of bearer tokens the request has none.
+        return Err(Refusal::Missing);
+    }
+    let token = token.trim_matches(' ');
+    if token.is_empty() { Err(Refusal::Unreadable) } else { Ok(token) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bearer_credential_is_read_and_anything_else_is_told_apart() {
+        let cases: &[(&[&str], Result<&str, Refusal>)] = &[
+            (&[], Err(Refusal::Missing)),
+            (&["Bearer abc"], Ok("abc")),
+            (&["bEARER abc"], Ok("abc")),
+            (&["Bearer   abc "], Ok("abc")),
+            (&["Basic abc"], Err(Refusal::Missing)),
+            (&["Bearerabc"], Err(Refusal::Missing)),
+            (&["Bearer"], Err(Refusal::Unreadable)),
+            (&["Bearer "], Err(Refusal::Unreadable)),
+            (&["Bearer abc", "Bearer abc"], Err(Refusal::Unreadable)),
+            (&["Basic abc", "Bearer abc"], Err(Refusal::Unreadable)),
+        ];
+        for (fields, expected) in cases {
+            let mut headers = HeaderMap::new();
+            for field in *fields {
+                headers.append(AUTHORIZATION, HeaderValue::from_str(field).unwrap());
+            }
+            assert_eq!(bearer_token(&headers), *expected, "{fields:?}");
+        }
+        let mut headers = HeaderMap::new();
+        headers.append(AUTHORIZATION, HeaderValue::from_bytes(b"Bearer \xff").unwrap());
+        assert_eq!(bearer_token(&headers), Err(Refusal::Unreadable));
+    }
+}

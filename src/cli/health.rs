@@ -1,0 +1,58 @@
+//! `gatepass health`: for container health checks, where there is no curl.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use http_body_util::{BodyExt, Empty};
+use hyper::{Request, body::Bytes, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::{Failure, print, setup};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Ask a running service whether it is alive.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Ask whether it is ready for requests, database and all
+    #[arg(long)]
+    ready: bool,
+    /// Ask this address instead of HTTP_SERVER_ADDRESS
+    #[arg(long, value_name = "HOST:PORT")]
+    address: Option<SocketAddr>,
+}
+
+pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(), Failure> {
+    let mut address = match args.address {
+        Some(address) => address,
+        None => setup::load(config_file)?.settings.http_server_address,
+    };
+    if address.ip().is_unspecified() {
+        // Listening everywhere includes here.
+        address.set_ip(if address.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            [0, 0, 0, 0, 0, 0, 0, 1].into()
+        });
+    }
+    let path = if args.ready { "/readyz" } else { "/healthz" };
+    let (status, body) = tokio::time::timeout(PATIENCE, get(address, path))
+        .await
+        .map_err(|_| format!("{address} gave no answer within {} s", PATIENCE.as_secs()))?
+        .map_err(|error| format!("{address} does not answer: {error}"))?;
+    if !status.is_success() {
+        return Err(format!("{address}{path} says {status}: {body}").into());
+    }
+    print(&format!("{body}\n"))
+}
+
+async fn get(address: SocketAddr, path: &str) -> Result<(hyper::StatusCode, String), Failure> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(TcpStream::connect(address).await?)).await?;
+    let connection = tokio::spawn(connection);
+    let request = Request::get(path).header("host", address.to_string()).body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    connection.abort();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}

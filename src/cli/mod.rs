@@ -1,0 +1,110 @@
+//! The command line: one file for each subcommand, thin over `account`, `store` and `config`.
+//!
+//! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong use.
+
+mod config;
+mod development_key;
+mod health;
+mod migrate;
+mod password_input;
+pub mod serve;
+mod setup;
+mod user;
+
+use std::{error::Error, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// What a subcommand fails with: printed with everything behind it.
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Token authentication: users and sessions in Postgres, PASETO tokens, one binary.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "\
+Start:    gatepass serve          (in development it brings a Postgres of its own)
+Settings: gatepass config         (all of them, and where each comes from)"
+)]
+struct Cli {
+    /// Read settings from FILE instead of ./app.env; the environment stays above it
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service
+    Serve,
+    /// Show the settings in force and where each comes from
+    Config(config::Args),
+    /// Change or show the version of the database's schema
+    #[command(subcommand)]
+    Migrate(migrate::Command),
+    /// Look after users
+    #[command(subcommand)]
+    User(user::Command),
+    /// Print the OpenAPI document
+    Openapi,
+    /// Ask a running service whether it is alive; for container health checks
+    Health(health::Args),
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&*error),
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let config_file = cli.config;
+    match cli.command {
+        Command::Serve => serve::run(config_file).await,
+        Command::Config(args) => config::run(config_file, &args),
+        Command::Migrate(command) => migrate::run(config_file, command).await,
+        Command::User(command) => user::run(config_file, command).await,
+        Command::Openapi => print(&crate::http::document()),
+        Command::Health(args) => health::run(config_file, &args).await,
+    }
+}
+
+/// Writes to standard output; a reader that has gone, such as `head`, is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::{ErrorKind, Write};
+
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a value as indented JSON.
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// A time for people: RFC 3339, to the second.
+fn seconds(at: OffsetDateTime) -> String {
+    at.truncate_to_second().format(&Rfc3339).unwrap_or_default()
+}
+
+fn fail(error: &(dyn Error + 'static)) -> ExitCode {
+    eprintln!("gatepass: {error}");
+    let mut source = error.source();
+    while let Some(error) = source {
+        eprintln!("  because: {error}");
+        source = error.source();
+    }
+    if error.is::<password_input::WrongUse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+}

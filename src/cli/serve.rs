@@ -1,0 +1,194 @@
+//! `gatepass serve`: from settings to a service that answers, and down again in order.
+
+use std::{
+    io::{self, IsTerminal},
+    net::SocketAddr,
+    path::PathBuf,
+    pin::pin,
+    sync::Arc,
+};
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
+
+use super::{Failure, setup};
+use crate::{
+    clock::Clock,
+    config::{self, Environment, Loaded, Settings},
+    http::{self, App, Limits, Parts},
+    store::PgPool,
+    telemetry,
+    token::{SymmetricKey, Verifier},
+};
+
+pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
+    let Loaded { settings, warnings, .. } = setup::load(config_file)?;
+    telemetry::init(log_format(&settings), &settings.rust_log)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    // Before anything else, so that a signal during the start is kept and not lost.
+    let mut signals = Signals::new()?;
+    // Before the database, so that a taken port is told at once.
+    let address = settings.http_server_address;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| format!("HTTP_SERVER_ADDRESS={address}: cannot listen there: {error}"))?;
+
+    let key = setup::symmetric_key(&settings)?;
+    let database = tokio::select! {
+        database = setup::Database::open(&settings) => database?,
+        name = signals.next() => return called_off(name),
+    };
+    let served = serve(&settings, &key, &database, listener, &mut signals).await;
+    served.and(database.close().await)
+}
+
+async fn serve(
+    settings: &Settings,
+    key: &SymmetricKey,
+    database: &setup::Database,
+    listener: TcpListener,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
+    tokio::select! {
+        migrated = database.migrate(settings.migrate_on_start) => migrated?,
+        name = signals.next() => return called_off(name),
+    }
+    let db = database.pool(settings.db_max_connections);
+    // The migrations may have gone another way; this is the one that requests take.
+    if let Err(error) = db.acquire().await {
+        return Err(database.unusable(error));
+    }
+    let app = app(settings, key, db.clone(), Clock::system(), Limits::default())?;
+    let address = listener.local_addr()?;
+    tracing::info!(%address, database = database.place(), version = env!("CARGO_PKG_VERSION"), "serving");
+    if settings.environment == Environment::Development {
+        welcome(address, database);
+    }
+
+    let (stop, stopped) = oneshot::channel();
+    let stopped = async { stopped.await.unwrap_or_default() };
+    let router = http::router(app.clone());
+    let mut serving = pin!(http::server::serve(listener, router, Limits::default(), stopped));
+    let all_finished = tokio::select! {
+        finished = &mut serving => finished,
+        name = signals.next() => {
+            tracing::info!("{name}: finishing what is in flight; once more cuts it off");
+            app.stop();
+            // Nobody there to hear it means that it has stopped already.
+            stop.send(()).unwrap_or_default();
+            tokio::select! {
+                finished = &mut serving => finished,
+                _ = signals.next() => false,
+            }
+        }
+    };
+    if !all_finished {
+        tracing::warn!("requests in flight were cut off");
+    }
+    setup::close(&db).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn called_off(signal: &str) -> Result<(), Failure> {
+    tracing::info!("{signal}: start called off");
+    Ok(())
+}
+
+/// The service as `settings` want it, over `db`.
+///
+/// # Errors
+///
+/// When the threads or the memory for password hashes cannot be had.
+pub fn app(
+    settings: &Settings,
+    key: &SymmetricKey,
+    db: PgPool,
+    clock: Clock,
+    limits: Limits,
+) -> Result<App, Failure> {
+    let accounts = setup::accounts(settings, key, db, settings.password_hash_threads)?;
+    let keys = std::iter::once(key).chain(&settings.token_symmetric_keys_accepted).cloned();
+    Ok(App::new(Parts {
+        accounts,
+        verifier: Arc::new(Verifier::new(keys, setup::party(settings))),
+        clock,
+        trusted_proxies: settings.trusted_proxies.clone(),
+        allowed_origins: settings.allowed_origins.clone(),
+        limits,
+        stopping: false.into(),
+    }))
+}
+
+fn log_format(settings: &Settings) -> telemetry::LogFormat {
+    match settings.log_format {
+        config::LogFormat::Json => telemetry::LogFormat::Json,
+        config::LogFormat::Pretty => telemetry::LogFormat::Pretty,
+    }
+}
+
+/// What to do next, for whoever has just started it by hand.
+fn welcome(address: SocketAddr, database: &setup::Database) {
+    let url = match address {
+        any if any.ip().is_unspecified() => format!("http://localhost:{}", any.port()),
+        one => format!("http://{one}"),
+    };
+    let data = match database.embedded() {
+        Some(embedded) => format!("{}\n           psql '{}'", embedded.data_dir().display(), embedded.url()),
+        None => database.place(),
+    };
+    let (bold, plain) = if io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+    let text = format!(
+        r#"
+{bold}gatepass is ready{plain} at {url}   (Ctrl-C stops it)
+
+  API      {url}/docs
+  Data     {data}
+
+Register, then log in:
+
+  curl {url}/users -H 'content-type: application/json' \
+    -d '{{"username":"alice","email":"alice@example.com","password":"secret-horse-battery-9"}}'
+
+  curl {url}/users/login -H 'content-type: application/json' \
+    -d '{{"username":"alice","password":"secret-horse-battery-9"}}'
+
+  curl {url}/users/me -H 'authorization: Bearer <the access_token of the answer>'
+"#
+    );
+    // Nobody there to read it is no reason not to serve.
+    if let Err(error) = super::print(&text) {
+        tracing::debug!(error, "no welcome");
+    }
+}
+
+/// The signals that end the service.
+struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for the next one and gives its name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.hangup.recv() => "SIGHUP",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What most subcommands need before they can begin: settings, the database, the key, and the use cases over them.
+
+use std::{env, num::NonZeroUsize, path::PathBuf, thread, time::Duration};
+
+use secrecy::SecretString;
+
+use super::{Failure, development_key};
+use crate::{
+    account::{Accounts, Policy},
+    config::{self, Environment, Loaded, Registration, Settings, Sources},
+    embedded::Embedded,
+    password::{Params, Pool, PoolSettings, Rules},
+    store::{self, PgConnection, PgPool, migrations},
+    telemetry,
+    token::{Issuer, Party, SymmetricKey, refresh::RefreshKey},
+};
+
+/// Where development keeps what it makes for itself, in the working directory.
+const STATE_DIR: &str = ".gatepass";
+/// How long a password may wait for its turn.
+const HASH_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a database may take to come up before the start fails.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait for connections to be given back at the end.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
+const DATABASE_POLL: Duration = Duration::from_millis(250);
+
+/// The settings of this process.
+pub(super) fn load(config_file: Option<PathBuf>) -> Result<Loaded, Failure> {
+    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let sources =
+        Sources { working_dir: env::current_dir()?, config_file, environment: env::vars_os(), cores };
+    Ok(config::load(sources)?)
+}
+
+/// The settings of a command that is over soon; its log holds only what somebody at a terminal should know.
+pub(super) fn begin(config_file: Option<PathBuf>) -> Result<Settings, Failure> {
+    let settings = load(config_file)?.settings;
+    telemetry::init(telemetry::LogFormat::Pretty, "warn")?;
+    Ok(settings)
+}
+
+/// The database, and the Postgres of our own behind it when there is one.
+pub(super) struct Database {
+    source: store::Source,
+    migration_source: store::Source,
+    embedded: Option<Embedded>,
+}
+
+impl Database {
+    /// The database that the settings name; in development, when they name none, one of our own.
+    pub(super) async fn open(settings: &Settings) -> Result<Self, Failure> {
+        let (url, embedded) = match &settings.db_source {
+            Some(url) => (url.clone(), None),
+            None if settings.environment == Environment::Development => {
+                let embedded = Embedded::start(&state_dir()?).await?;
+                (SecretString::from(embedded.url()), Some(embedded))
+            }
+            // The settings' own check demands it in production; never fall back if that check should change.
+            None => return Err("DB_SOURCE is not set".into()),
+        };
+        let source = named(store::Source::new(&url), "DB_SOURCE")?;
+        let migration_source = match &settings.migration_db_source {
+            Some(url) => named(store::Source::new(url), "MIGRATION_DB_SOURCE")?,
+            None => source.clone(),
+        };
+        Ok(Self { source, migration_source, embedded })
+    }
+
+    /// The Postgres of our own.
+    pub(super) fn embedded(&self) -> Option<&Embedded> {
+        self.embedded.as_ref()
+    }
+
+    /// Where the database is, for messages.
+    pub(super) fn place(&self) -> String {
+        self.source.place()
+    }
+
+    /// A pool for the service.
+    pub(super) fn pool(&self, max_connections: u32) -> PgPool {
+        self.source.pool(max_connections)
+    }
+
+    /// A connection of the role that may change the schema. A database that is just coming up is waited for.
+    pub(super) async fn migration_connection(&self) -> Result<PgConnection, Failure> {
+        let mut patience = DATABASE_PATIENCE;
+        loop {
+            let error = match self.migration_source.connect().await {
+                Ok(conn) => return Ok(conn),
+                Err(error) => error,
+            };
+            let place = self.migration_source.place();
+            if !store::may_pass(&error) {
+                return Err(Unreachable { place, hint: hint(&error), source: error }.into());
+            }
+            if patience == DATABASE_PATIENCE {
+                tracing::warn!(%place, %error, "waiting for the database");
+            }
+            let Some(rest) = patience.checked_sub(DATABASE_POLL) else {
+                return Err(Unreachable { place, hint: hint(&error), source: error }.into());
+            };
+            patience = rest;
+            tokio::time::sleep(DATABASE_POLL).await;
+        }
+    }
+
+    /// What to say when the service's own connection fails.
+    pub(super) fn unusable(&self, error: sqlx::Error) -> Failure {
+        Unreachable { place: self.place(), hint: hint(&error), source: error }.into()
+    }
+
+    /// Brings the schema up to date, or makes sure that it is.
+    pub(super) async fn migrate(&self, migrate: bool) -> Result<(), Failure> {
+        let mut conn = self.migration_connection().await?;
+        if migrate {
+            for status in migrations::up(&mut conn, None).await? {
+                tracing::info!("applied migration {:06} {}", status.version, status.name);
+            }
+        }
+        Ok(migrations::check(&mut conn).await?)
+    }
+
+    /// Stops the Postgres of our own, if there is one and it is ours to stop.
+    pub(super) async fn close(self) -> Result<(), Failure> {
+        match self.embedded {
+            Some(embedded) => Ok(embedded.stop().await?),
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the database at {place} cannot be used{hint}")]
+struct Unreachable {
+    place: String,
+    hint: &'static str,
+    source: sqlx::Error,
+}
+
+/// What to do about it, where the error tells.
+fn hint(error: &sqlx::Error) -> &'static str {
+    let code = match error {
+        sqlx::Error::Database(error) => error.code(),
+        sqlx::Error::Io(_) => return ": check host and port in DB_SOURCE, and that Postgres runs there",
+        _ => return "",
+    };
+    match code.as_deref() {
+        Some("3D000") => ": it does not exist; create it (`createdb`) or correct DB_SOURCE",
+        Some("28P01" | "28000") => ": it does not let this user in; check user and password in DB_SOURCE",
+        _ => "",
+    }
+}
+
+fn named(result: Result<store::Source, store::InvalidUrl>, key: &str) -> Result<store::Source, Failure> {
+    result.map_err(|error| format!("{key}: {error}").into())
+}
+
+fn state_dir() -> Result<PathBuf, Failure> {
+    Ok(env::current_dir()?.join(STATE_DIR))
+}
+
+/// The key that tokens are made with. In development, when the settings have none, one is made once and kept.
+pub(super) fn symmetric_key(settings: &Settings) -> Result<SymmetricKey, Failure> {
+    match &settings.token_symmetric_key {
+        Some(key) => Ok(key.clone()),
+        None if settings.environment == Environment::Development => {
+            development_key::read_or_make(&state_dir()?)
+        }
+        // The settings' own check demands it in production; never make one up if that check should change.
+        None => Err("TOKEN_SYMMETRIC_KEY is not set".into()),
+    }
+}
+
+/// Closes a pool, without waiting for ever on a database that does not answer.
+pub(super) async fn close(db: &PgPool) {
+    if tokio::time::timeout(CLOSE_PATIENCE, db.close()).await.is_err() {
+        tracing::warn!("the database did not let go of its connections in time");
+    }
+}
+
+/// Who makes tokens and whom they are for.
+pub(super) fn party(settings: &Settings) -> Party {
+    Party { issuer: settings.token_issuer.clone(), audience: settings.token_audience.clone() }
+}
+
+/// The use cases over `db`, with `threads` threads for passwords.
+pub(super) fn accounts(
+    settings: &Settings,
+    key: &SymmetricKey,
+    db: PgPool,
+    threads: usize,
+) -> Result<Accounts, Failure> {
+    let passwords = Pool::new(PoolSettings {
+        threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
+        queue: settings.password_hash_queue,
+        params: Params {
+            memory_kib: settings.argon2.memory_kib,
+            iterations: settings.argon2.iterations,
+            parallelism: settings.argon2.parallelism,
+        },
+        deadline: HASH_DEADLINE,
+    })?;
+    let policy = Policy {
+        registration_open: settings.registration == Registration::Open,
+        password_rules: Rules { min_length: settings.password_min_length },
+        access_token_duration: settings.access_token_duration,
+        refresh_token_duration: settings.refresh_token_duration,
+        session_duration: settings.session_duration,
+    };
+    let issuer = Issuer::new(key.clone(), party(settings));
+    Ok(Accounts::new(db, passwords, issuer, RefreshKey::new(key), policy))
+}

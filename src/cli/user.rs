@@ -1,0 +1,233 @@
+//! `gatepass user`: what an administrator does to users.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+};
+
+use uuid::Uuid;
+
+use super::{Failure, password_input::PasswordArgs, print, print_json, seconds, setup};
+use crate::{
+    account::{self, Accounts, FieldError, Registration, Roles, User},
+    clock::Clock,
+    config::{Environment, Settings},
+    http::UserBody,
+    password::Password,
+    random,
+};
+
+/// Look after users. A user is named by username, e-mail address or id.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Make a user, whether or not registration is open; asks for the password
+    Create {
+        /// 3 to 64 of a-z A-Z 0-9 _ . -
+        username: String,
+        /// E-mail address
+        #[arg(long)]
+        email: String,
+        /// Name for display
+        #[arg(long)]
+        full_name: Option<String>,
+        /// A role, such as `admin`; may be given more than once
+        #[arg(long = "role", value_name = "ROLE")]
+        roles: Vec<String>,
+        #[command(flatten)]
+        password: PasswordArgs,
+        /// Print the user as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List users, oldest first
+    List {
+        /// At most this many
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+        /// Go on after the user of this id
+        #[arg(long, value_name = "ID")]
+        after: Option<Uuid>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a user
+    Show {
+        /// Username, e-mail address or id
+        user: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Set a user's password; asks for it
+    SetPassword {
+        /// Username, e-mail address or id
+        user: String,
+        #[command(flatten)]
+        password: PasswordArgs,
+    },
+    /// Set a user's roles: exactly those given
+    SetRole {
+        /// Username, e-mail address or id
+        user: String,
+        /// The roles
+        #[arg(required_unless_present = "none")]
+        roles: Vec<String>,
+        /// No role at all
+        #[arg(long, conflicts_with = "roles")]
+        none: bool,
+    },
+    /// Lock a user out
+    Disable {
+        /// Username, e-mail address or id
+        user: String,
+    },
+    /// Let a user in again
+    Enable {
+        /// Username, e-mail address or id
+        user: String,
+    },
+    /// Delete a user, sessions and all; asks first at a terminal
+    Delete {
+        /// Username, e-mail address or id
+        user: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
+    let settings = setup::begin(config_file)?;
+    // Asked for before anything is begun: a prompt may stand for long, and wrong use is told at once.
+    let password = match &command {
+        Command::Create { password, .. } | Command::SetPassword { password, .. } => Some(password.read()?),
+        _ => None,
+    };
+    let database = setup::Database::open(&settings).await?;
+    let done = on(&settings, &database, command, password.as_ref()).await;
+    done.and(database.close().await)
+}
+
+async fn on(
+    settings: &Settings,
+    database: &setup::Database,
+    command: Command,
+    password: Option<&Password>,
+) -> Result<(), Failure> {
+    // A developer's own database may be new; any other is migrated by those whose task it is.
+    let is_own = settings.environment == Environment::Development && database.embedded().is_some();
+    database.migrate(is_own).await?;
+    let key = setup::symmetric_key(settings)?;
+    let db = database.pool(1);
+    let accounts = setup::accounts(settings, &key, db.clone(), 1)?;
+    let done = execute(&accounts, command, password).await;
+    setup::close(&db).await;
+    done.map_err(explain)
+}
+
+async fn execute(accounts: &Accounts, command: Command, password: Option<&Password>) -> Result<(), Failure> {
+    // Only of commands that have read one.
+    let password = || password.ok_or("no password was read");
+    let now = Clock::system().now();
+    let rng = &mut random::system();
+    match command {
+        Command::Create { username, email, full_name, roles, json, password: _ } => {
+            let roles = Roles::parse(&roles).map_err(account::Error::Invalid)?;
+            let registration = Registration {
+                username: &username,
+                email: &email,
+                full_name: full_name.as_deref(),
+                password: password()?,
+            };
+            show(accounts.create(&registration, &roles, now, rng).await?, json)
+        }
+        Command::List { limit, after, json } => {
+            let users = accounts.page(after, limit).await?;
+            if json {
+                print_json(&users.into_iter().map(UserBody::from).collect::<Vec<_>>())
+            } else {
+                print(&table(&users))
+            }
+        }
+        Command::Show { user, json } => show(accounts.find(&user).await?, json),
+        Command::SetPassword { user, password: _ } => {
+            let user = accounts.find(&user).await?;
+            accounts.set_password(&user, password()?, now, rng).await?;
+            print(&format!("password of {} set\n", user.username))
+        }
+        Command::SetRole { user, roles, none: _ } => {
+            let roles = Roles::parse(&roles).map_err(account::Error::Invalid)?;
+            let user = accounts.set_roles(accounts.find(&user).await?.id, &roles, now).await?;
+            print(&format!("{} has the roles: {}\n", user.username, list(&user.roles)))
+        }
+        Command::Disable { user } => {
+            let user = accounts.set_disabled(accounts.find(&user).await?.id, true, now).await?;
+            print(&format!("{} is disabled\n", user.username))
+        }
+        Command::Enable { user } => {
+            let user = accounts.set_disabled(accounts.find(&user).await?.id, false, now).await?;
+            print(&format!("{} is enabled\n", user.username))
+        }
+        Command::Delete { user, yes } => {
+            let user = accounts.find(&user).await?;
+            if !yes && io::stdin().is_terminal() && !confirmed(&user)? {
+                return print("nothing deleted\n");
+            }
+            accounts.delete(user.id).await?;
+            print(&format!("{} is deleted\n", user.username))
+        }
+    }
+}
+
+fn confirmed(user: &User) -> Result<bool, Failure> {
+    eprint!("Delete {} <{}> for good? Type the username: ", user.username, user.email);
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(answer.trim() == user.username)
+}
+
+fn show(user: User, json: bool) -> Result<(), Failure> {
+    if json {
+        return print_json(&UserBody::from(user));
+    }
+    print(&format!(
+        "id          {}\nusername    {}\nemail       {}{}\nfull name   {}\nroles       {}\nstate       {}\n\
+         created     {}\npassword    set {}\n",
+        user.id,
+        user.username,
+        user.email,
+        if user.is_email_verified { "" } else { " (not verified)" },
+        user.full_name.as_deref().unwrap_or("-"),
+        list(&user.roles),
+        if user.disabled { "disabled" } else { "enabled" },
+        seconds(user.created_at),
+        seconds(user.password_changed_at),
+    ))
+}
+
+fn table(users: &[User]) -> String {
+    let mut text = format!("{:<36}  {:<24}  {:<8}  {:<32}  ROLES\n", "ID", "USERNAME", "STATE", "EMAIL");
+    for user in users {
+        let state = if user.disabled { "disabled" } else { "enabled" };
+        let User { id, username, email, roles, .. } = user;
+        text.push_str(&format!("{id}  {username:<24}  {state:<8}  {email:<32}  {}\n", list(roles)));
+    }
+    text
+}
+
+fn list(roles: &[String]) -> String {
+    if roles.is_empty() { "-".to_owned() } else { roles.join(" ") }
+}
+
+/// Lists what is wrong with each field.
+fn explain(failure: Failure) -> Failure {
+    match failure.downcast_ref::<account::Error>() {
+        Some(account::Error::Invalid(errors)) => {
+            let line = |error: &FieldError| format!("{} {}", error.field, error.message);
+            errors.iter().map(line).collect::<Vec<_>>().join("; ").into()
+        }
+        _ => failure,
+    }
+}

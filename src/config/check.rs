@@ -1,0 +1,145 @@
+//! Checks that look at more than one setting, and what production refuses.
+//!
+//! What is unsafe stops the start in production and is a warning in development.
+
+use std::time::Duration;
+
+use super::{
+    entropy::weakness,
+    parse::{self, KEY_ADVICE},
+    reader::Reader,
+    settings::EXAMPLE_KEY,
+    values::{Argon2Cost, Environment, JwtAlgorithm, Settings, TokenFormat},
+};
+use crate::token::SymmetricKey;
+
+/// Checks the settings against one another. What is wrong goes to the reader.
+pub(super) fn check(settings: &Settings, reader: &mut Reader) {
+    database(settings, reader);
+    proxies(settings, reader);
+    symmetric_key(settings, reader);
+    issuer(settings, reader);
+    durations(settings, reader);
+    argon2(settings, reader);
+}
+
+/// Refuses in production, warns in development.
+fn is_unsafe(settings: &Settings, reader: &mut Reader, name: &str, message: &str) {
+    match settings.environment {
+        Environment::Production => reader.problem(name, message),
+        Environment::Development => reader.warning(name, &format!("{message} (production refuses this)")),
+    }
+}
+
+fn database(settings: &Settings, reader: &mut Reader) {
+    if settings.db_source.is_some() || !reader.is_sound(&["DB_SOURCE"]) {
+        return;
+    }
+    if settings.environment == Environment::Production {
+        let example = "postgres://gatepass:PASSWORD@localhost:5432/gatepass";
+        reader.problem("DB_SOURCE", format!("production needs a database, for example {example}"));
+    } else if settings.migration_db_source.is_some() {
+        // Without DB_SOURCE development uses a Postgres of its own, while the migrations would go somewhere else.
+        reader.problem("MIGRATION_DB_SOURCE", "DB_SOURCE is not set; set both, or neither");
+    }
+}
+
+fn proxies(settings: &Settings, reader: &mut Reader) {
+    if settings.trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
+        reader
+            .warning("TRUSTED_PROXIES", "a network of all addresses lets every client forge its own address");
+    }
+}
+
+fn symmetric_key(settings: &Settings, reader: &mut Reader) {
+    const NAME: &str = "TOKEN_SYMMETRIC_KEY";
+    const ACCEPTED: &str = "TOKEN_SYMMETRIC_KEYS_ACCEPTED";
+
+    // Who knows a key that is accepted makes tokens as well as who knows the other.
+    for key in &settings.token_symmetric_keys_accepted {
+        strong(key, ACCEPTED, settings, reader);
+    }
+    if !reader.is_sound(&[NAME]) {
+        return;
+    }
+    let Some(key) = &settings.token_symmetric_key else {
+        // Development makes a key of its own, which is nothing to warn of.
+        if settings.environment == Environment::Production {
+            reader.problem(NAME, format!("production needs a key; {KEY_ADVICE}"));
+        }
+        return;
+    };
+    strong(key, NAME, settings, reader);
+}
+
+fn strong(key: &SymmetricKey, name: &str, settings: &Settings, reader: &mut Reader) {
+    if key.as_bytes() == EXAMPLE_KEY.as_bytes() {
+        let message = format!("this is the example's key, which everybody knows; {KEY_ADVICE}");
+        is_unsafe(settings, reader, name, &message);
+    } else if let Some(weakness) = weakness(key.as_bytes()) {
+        is_unsafe(settings, reader, name, &format!("the key {}; {KEY_ADVICE}", weakness.describe()));
+    }
+}
+
+/// Who verifies with published keys finds them by the issuer (RFC 8414), so it has to be an address.
+fn issuer(settings: &Settings, reader: &mut Reader) {
+    let is_published = match settings.token_format {
+        TokenFormat::V4Local => false,
+        TokenFormat::V4Public => true,
+        TokenFormat::Jwt => settings.jwt_algorithm != JwtAlgorithm::Hs256,
+    };
+    let is_url = parse::url(&settings.token_issuer).is_ok_and(|url| !url.contains('?'));
+    if is_published && !is_url && settings.environment == Environment::Production {
+        let message =
+            "a format with published keys needs a URL as issuer, for example https://auth.example.com";
+        reader.problem("TOKEN_ISSUER", message);
+    }
+}
+
+fn durations(settings: &Settings, reader: &mut Reader) {
+    const SESSION: &str = "SESSION_DURATION";
+    // A default that is longer than the session is cut to it when tokens are made; a wish that is, is a mistake.
+    let mut within_session = |name: &str, duration: Duration| {
+        let is_wish = reader.is_given(name) && reader.is_sound(&[name, SESSION]);
+        if is_wish && duration > settings.session_duration {
+            let message = format!("{} is longer than {}", reader.describe(name), reader.describe(SESSION));
+            reader.problem(name, message);
+        }
+    };
+    within_session("ACCESS_TOKEN_DURATION", settings.access_token_duration);
+    within_session("REFRESH_TOKEN_DURATION", settings.refresh_token_duration);
+}
+
+/// OWASP's choices for Argon2id, as memory in KiB and passes: at least one of them has to be reached.
+/// <https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html#argon2id>
+const OWASP: &[(u32, u32)] = &[(47_104, 1), (19_456, 2), (12_288, 3), (9_216, 4), (7_168, 5)];
+
+/// The most memory in KiB times passes: what the password pool takes.
+const MAX_WORK_KIB: u64 = 4 << 20;
+
+fn argon2(settings: &Settings, reader: &mut Reader) {
+    const MEMORY: &str = "ARGON2_MEMORY_KIB";
+    const ITERATIONS: &str = "ARGON2_ITERATIONS";
+    const PARALLELISM: &str = "ARGON2_PARALLELISM";
+
+    if !reader.is_sound(&[MEMORY, ITERATIONS, PARALLELISM]) {
+        return;
+    }
+    let Argon2Cost { memory_kib, iterations, parallelism } = settings.argon2;
+    if memory_kib < 8 * parallelism {
+        let least = 8 * parallelism;
+        let message = format!("{} needs at least 8 KiB a lane, {least} in all", reader.describe(PARALLELISM));
+        reader.problem(MEMORY, message);
+    } else if u64::from(memory_kib) * u64::from(iterations) > MAX_WORK_KIB {
+        let message = format!("times {} is more than one login may cost", reader.describe(ITERATIONS));
+        reader.problem(MEMORY, message);
+    } else if !OWASP.iter().any(|&(memory, passes)| memory_kib >= memory && iterations >= passes) {
+        let message = format!(
+            "{} with {} is below OWASP's minimum; take {}",
+            reader.describe(MEMORY),
+            reader.describe(ITERATIONS),
+            OWASP.iter().map(|(m, t)| format!("{m} with {t}")).collect::<Vec<_>>().join(", ")
+        );
+        is_unsafe(settings, reader, MEMORY, &message);
+    }
+}

@@ -1,0 +1,205 @@
+//! Database URLs: a light check, and the form in which they may be shown. What the parts mean is sqlx's business.
+
+use secrecy::SecretString;
+
+use super::settings::MASK;
+
+/// Query parameters that hold no secret and help to recognise a database. Of all others not even the names are shown:
+/// they may be the rest of a password with an unescaped `&` in it.
+const SHOWN: &[&str] = &[
+    "application_name",
+    "dbname",
+    "host",
+    "hostaddr",
+    "port",
+    "ssl-ca",
+    "ssl-mode",
+    "ssl-root-cert",
+    "sslmode",
+    "sslrootcert",
+    "statement-cache-capacity",
+    "user",
+];
+
+/// The other parameters that sqlx knows. Of one that it does not know it would log name and value.
+const HIDDEN: &[&str] = &["options", "password", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
+
+/// Checks a database URL, or says what is expected. The message never holds a part of it.
+pub(super) fn db_source(text: &str) -> Result<SecretString, String> {
+    let known = |name: &str| SHOWN.contains(&name) || HIDDEN.contains(&name) || name.starts_with("options[");
+    match Parts::of(text) {
+        Ok(parts) if parts.query.iter().all(|(name, _)| known(name)) => Ok(text.into()),
+        Ok(_) => Err(
+            "a parameter after the ? is not one that a database URL has; a & in the password is written %26"
+                .to_owned(),
+        ),
+        Err(expected) => {
+            Err(format!("{expected}, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass"))
+        }
+    }
+}
+
+/// The URL with its password and everything that might be one masked.
+pub(super) fn masked(text: &str) -> String {
+    let Ok(Parts { scheme, user, has_password, host, path, query }) = Parts::of(text) else {
+        return MASK.into();
+    };
+    let mut shown = format!("{scheme}://");
+    if let Some(user) = user {
+        shown += user;
+        if has_password {
+            shown = shown + ":" + MASK;
+        }
+        shown += "@";
+    }
+    shown += host;
+    shown += path;
+    for (index, (name, value)) in query.into_iter().enumerate() {
+        shown += if index == 0 { "?" } else { "&" };
+        shown += &match name {
+            "password" => format!("password={MASK}"),
+            _ if SHOWN.contains(&name) => format!("{name}={value}"),
+            _ => MASK.into(),
+        };
+    }
+    shown
+}
+
+/// The parts of a URL that are told apart here. The password is left out.
+struct Parts<'a> {
+    scheme: &'a str,
+    user: Option<&'a str>,
+    has_password: bool,
+    /// With its port, if it has one.
+    host: &'a str,
+    /// With its slash, if it has one.
+    path: &'a str,
+    query: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Parts<'a> {
+    /// Takes a URL apart as RFC 3986 does. A password with an unescaped `/`, `?` or `#` ends the part with the host too
+    /// early, and leaves the `@` behind it: such a URL is refused, lest the rest of the password be shown as a path.
+    fn of(text: &'a str) -> Result<Self, &'static str> {
+        let Some((scheme @ ("postgres" | "postgresql"), rest)) = text.split_once("://") else {
+            return Err("expected a URL that begins with postgres://");
+        };
+        if rest.contains('#') || rest.contains(char::is_control) {
+            return Err("expected a URL in which a # in the password is written %23");
+        }
+        let (authority, behind) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let (path, query) = behind.split_once('?').unwrap_or((behind, ""));
+        let (user, host) = match authority.rsplit_once('@') {
+            Some((user, host)) => (Some(user), host),
+            None => (None, authority),
+        };
+        let port = host.rsplit(']').next().and_then(|rest| rest.rsplit_once(':')).map(|(_, port)| port);
+        if behind.contains('@') || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+            return Err(
+                "expected a URL in which @ / ? and : in the password are written %40 %2F %3F and %3A",
+            );
+        }
+        let query: Option<Vec<_>> = query.split('&').filter(|pair| !pair.is_empty()).map(parameter).collect();
+        Ok(Self {
+            scheme,
+            user: user.map(|user| user.split(':').next().unwrap_or(user)),
+            has_password: user.is_some_and(|user| user.contains(':')),
+            host,
+            path,
+            query: query
+                .ok_or("expected a URL with name=value after the ?, and a ? in the password written %3F")?,
+        })
+    }
+}
+
+/// Splits `name=value`.
+fn parameter(pair: &str) -> Option<(&str, &str)> {
+    let (name, value) = pair.split_once('=')?;
+    let is_name =
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.[]".contains(&b));
+    is_name.then_some((name, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_no_secret_is_shown() {
+        for (url, shown) in [
+            ("postgres://localhost", "postgres://localhost"),
+            ("postgresql://u@h:5432/d", "postgresql://u@h:5432/d"),
+            (
+                "postgres://u:hunter2@h:5432/d?sslmode=require",
+                "postgres://u:********@h:5432/d?sslmode=require",
+            ),
+            ("postgres://u:@h/d", "postgres://u:********@h/d"),
+            ("postgres://u:hun:ter2@h/d", "postgres://u:********@h/d"),
+            ("postgres://u:hun@ter2@h/d", "postgres://u:********@h/d"),
+            ("postgres://u:hunter2@[::1]:5432/d", "postgres://u:********@[::1]:5432/d"),
+            ("postgres://u:hunter2@[::1]/d", "postgres://u:********@[::1]/d"),
+            ("postgres:///d?host=/run/pg&user=u", "postgres:///d?host=/run/pg&user=u"),
+            (
+                "postgres://h/d?user=u&password=hunter2&sslmode=require",
+                "postgres://h/d?user=u&password=********&sslmode=require",
+            ),
+            ("postgres://h/d?options=-c%20a%3Dhunter2", "postgres://h/d?********"),
+        ] {
+            assert!(db_source(url).is_ok(), "{url}");
+            assert_eq!(masked(url), shown);
+        }
+    }
+
+    #[test]
+    fn a_parameter_that_nobody_knows_may_be_a_part_of_the_password() {
+        for url in [
+            "postgres://h/d?passwd=hunter2",
+            "postgres://u@h/d?password=12&ter2=hun",
+            "postgres://h/d?Password=hunter2",
+        ] {
+            let expected = db_source(url).unwrap_err();
+            assert!(expected.contains("%26") && !expected.contains("hun"), "{expected}");
+            assert!(!masked(url).contains("hunter2"), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_shown_as_nothing() {
+        for url in [
+            "",
+            "hunter2",
+            "mysql://u:hunter2@h/d",
+            "host=h password=hunter2",
+            "postgres:u:hunter2@h/d",
+            "postgres://u:hunter/2@h/d",
+            "postgres://u:12/hunter2@h/d",
+            "postgres://u:12/hunter2?a=@h/d",
+            "postgres://u:@/hunter2@h/d",
+            "postgres://u:12?hunter2@h/d",
+            "postgres://u:12#hunter2@h/d",
+            "postgres://u:hunter2@h:port/d",
+            "postgres://u:hunter2@h:99999/d",
+            "postgres://u:hunter2@h/d?hunter2",
+            "postgres://u:hunter2@h/d\n",
+        ] {
+            assert_eq!(masked(url), MASK, "{url}");
+            let message = db_source(url).unwrap_err();
+            assert!(!message.contains("hunter") && message.contains("postgres://"), "{url}: {message}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_password_is_never_shown(before in "[0-9/?#@:&= a-z%]{0,4}", after in "[0-9/?#@:&= a-z%]{0,4}") {
+            for url in [
+                format!("postgres://u:{before}hunter2{after}@host:5432/d?sslmode=require"),
+                format!("postgres://u@host/d?password={before}hunter2{after}"),
+            ] {
+                let shown = masked(&url);
+                prop_assert!(!shown.contains("hunter2"), "{url}: {shown}");
+            }
+        }
+    }
+}

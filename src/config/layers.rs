@@ -1,0 +1,248 @@
+//! Where values come from, and which wins: the defaults, `app.env` over them, the environment over both, and the files
+//! that `NAME_FILE` names for secrets.
+//!
+//! The layers are put on one another by the `config` crate, whose values remember their origin. An empty value counts
+//! as not set, in `app.env` and in the environment alike, so that it hides nothing that lies beneath.
+//!
+//! The crate keeps values as plain `String`s. They are dropped, not wiped, when loading is done: the environment and
+//! the file that they came from hold them in the clear anyway.
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    fmt,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+use ::config::{Config, ConfigError, Map, Source, Value as ConfigValue};
+
+use super::{
+    app_env,
+    error::Findings,
+    settings::{SETTINGS, advice, names},
+};
+
+/// The origin of what nobody set.
+const DEFAULT: &str = "default";
+
+/// Files larger than this are neither settings nor secrets.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
+
+/// A setting's text, and where it came from.
+pub(super) struct Value {
+    pub(super) text: String,
+    pub(super) origin: String,
+}
+
+impl Value {
+    /// Nobody set it.
+    pub(super) fn is_default(&self) -> bool {
+        self.origin == DEFAULT
+    }
+}
+
+/// Every value that is set or has a default, by its setting's name.
+pub(super) struct Given(HashMap<String, Value>);
+
+impl Given {
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name)
+    }
+
+    /// Where a value came from, or that there is none.
+    pub(super) fn origin(&self, name: &str) -> String {
+        self.get(name).map_or_else(|| "not set".into(), |value| value.origin.clone())
+    }
+}
+
+/// The values of one source.
+#[derive(Clone, Default)]
+pub(super) struct Layer(Vec<(String, ConfigValue)>);
+
+impl Layer {
+    fn push(&mut self, name: &str, text: &str, origin: &str) {
+        // Empty is not set.
+        if !text.is_empty() {
+            self.0.push((name.into(), ConfigValue::new(Some(&origin.to_owned()), text)));
+        }
+    }
+}
+
+impl fmt::Debug for Layer {
+    /// Names alone: the values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+impl Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, ConfigValue>, ConfigError> {
+        Ok(self.0.iter().cloned().collect())
+    }
+}
+
+/// What settings are when nobody sets them.
+pub(super) fn defaults(cores: usize) -> Layer {
+    let mut layer = Layer::default();
+    for setting in SETTINGS {
+        if let Some(text) = setting.default.text(cores) {
+            layer.push(setting.name, &text, DEFAULT);
+        }
+    }
+    layer
+}
+
+/// What the environment sets. Names that are no setting's belong to others.
+pub(super) fn environment<K, V>(variables: impl IntoIterator<Item = (K, V)>, findings: &mut Findings) -> Layer
+where
+    K: Into<OsString>,
+    V: Into<OsString>,
+{
+    let mut layer = Layer::default();
+    for (name, text) in variables {
+        let Ok(name) = name.into().into_string() else { continue };
+        if !names().any(|known| known == name) {
+            continue;
+        }
+        match text.into().into_string() {
+            Ok(text) => layer.push(&name, &text, "environment"),
+            Err(_) => findings.problem(&name, "environment", "expected text in UTF-8"),
+        }
+    }
+    layer
+}
+
+/// What a file sets: `config_file`, which has to be there, or else `app.env` in the working directory, which need not.
+pub(super) fn file(working_dir: &Path, config_file: Option<&Path>, findings: &mut Findings) -> Layer {
+    let path = config_file.unwrap_or(Path::new("app.env"));
+    let shown = path.display().to_string();
+    match read(&working_dir.join(path)) {
+        Ok(bytes) => {
+            if let Err(error) = str::from_utf8(&bytes) {
+                let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+                findings.unreadable(format!("{shown}:{line}"), "expected text in UTF-8");
+            }
+            // What follows is looked at nevertheless, to find the other problems too.
+            lines(&shown, &String::from_utf8_lossy(&bytes), findings)
+        }
+        Err(error) if config_file.is_none() && error.kind() == io::ErrorKind::NotFound => Layer::default(),
+        Err(error) => {
+            findings.unreadable(shown, format!("cannot be read: {error}"));
+            Layer::default()
+        }
+    }
+}
+
+/// What the lines of a file set.
+fn lines(file: &str, text: &str, findings: &mut Findings) -> Layer {
+    let mut layer = Layer::default();
+    let mut seen = HashMap::new();
+    for line in app_env::lines(text) {
+        let (number, name) = match &line {
+            Ok(line) => (line.number, Some(line.name)),
+            Err(malformed) => (malformed.number, malformed.name),
+        };
+        let origin = format!("{file}:{number}");
+        if let Some(name) = name {
+            if !names().any(|known| known == name) {
+                unknown(name, origin, findings);
+                continue;
+            }
+            if let Some(first) = seen.insert(name, number) {
+                findings.problem(
+                    name,
+                    origin,
+                    format!("it is set in line {first} already; keep one of the two"),
+                );
+                continue;
+            }
+        }
+        match (line, name) {
+            (Ok(line), _) => layer.push(line.name, &line.value, &origin),
+            (Err(malformed), Some(name)) => findings.problem(name, origin, malformed.message),
+            (Err(malformed), None) => findings.unreadable(origin, malformed.message),
+        }
+    }
+    layer
+}
+
+/// A name that is no setting's. It is quoted only when it looks like one: it may also be the tail of a secret that was
+/// broken over two lines.
+fn unknown(name: &str, origin: String, findings: &mut Findings) {
+    let looks_like_a_name = name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+    match advice(name) {
+        Some(advice) => findings.problem(name, origin, format!("there is no such setting; {advice}")),
+        None if looks_like_a_name && name.contains('_') => {
+            findings.problem(name, origin, "there is no such setting, nor one with a name like it");
+        }
+        None => findings.unreadable(origin, "there is no setting of that name, nor one with a name like it"),
+    }
+}
+
+/// Puts the layers on one another, the last one on top.
+pub(super) fn merge(layers: impl IntoIterator<Item = Layer>) -> Given {
+    let builder = layers.into_iter().fold(Config::builder(), |builder, layer| builder.add_source(layer));
+    let merged = builder.build().and_then(|config| config.cache.into_table());
+    let merged = merged.expect("a layer is held in memory, so that collecting it cannot fail");
+    let value = |value: ConfigValue| {
+        let origin = value.origin().unwrap_or_default().to_owned();
+        Value { text: value.into_string().expect("a layer holds strings alone"), origin }
+    };
+    Given(merged.into_iter().map(|(name, merged)| (name, value(merged))).collect())
+}
+
+/// Reads the files that `NAME_FILE` names, and puts what they hold where `NAME` would stand.
+pub(super) fn secret_files(given: &mut Given, working_dir: &Path, findings: &mut Findings) {
+    for setting in SETTINGS {
+        let Some(file_name) = setting.file_name() else { continue };
+        let Some(path) = given.0.remove(&file_name) else { continue };
+        if let Some(value) = given.get(setting.name) {
+            let origins = format!("{}, {}", value.origin, path.origin);
+            findings.problem(
+                setting.name,
+                origins,
+                format!("{file_name} is given as well; keep one of the two"),
+            );
+            continue;
+        }
+        match secret(&working_dir.join(&path.text)) {
+            Ok(text) => {
+                let origin = format!("{file_name}={}", path.text);
+                given.0.insert(setting.name.into(), Value { text, origin });
+            }
+            Err(error) => {
+                let message = format!("cannot read {}: {error}", shown_path(&path.text));
+                findings.problem(&file_name, path.origin, message);
+            }
+        }
+    }
+}
+
+/// The secret in a file. One line feed at its end is the editor's, not the secret's.
+fn secret(path: &Path) -> io::Result<String> {
+    let text = String::from_utf8(read(path)?).map_err(|_| io::Error::other("expected text in UTF-8"))?;
+    let text = text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text)).unwrap_or(&text);
+    if text.is_empty() { Err(io::Error::other("the file is empty")) } else { Ok(text.into()) }
+}
+
+/// A path for a message, unless it is the secret itself, put there by mistake.
+fn shown_path(path: &str) -> &str {
+    let is_path = path.contains(['/', '.']) && !path.contains("://") && !path.starts_with("k4.");
+    if is_path { path } else { "the file" }
+}
+
+/// Reads a file that should be small.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other("the file is larger than 64 KiB"));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,289 @@
+//! From a setting's text to its value. Each function takes the text as it was given and answers with the value, or with
+//! what is expected in its place; none quotes the text.
+
+use std::{
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    str::FromStr,
+};
+
+use http::{Uri, uri::Authority};
+use ipnet::IpNet;
+use secrecy::SecretString;
+
+use crate::token::SymmetricKey;
+
+/// A value that is one of a few words.
+pub(super) trait Word: Copy + 'static {
+    /// Every word with what it stands for.
+    const WORDS: &'static [(&'static str, Self)];
+}
+
+/// One of a few words, written exactly so.
+pub(super) fn word<T: Word>(text: &str) -> Result<T, String> {
+    let found = T::WORDS.iter().find(|(word, _)| *word == text);
+    found.map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<_> = T::WORDS.iter().map(|(word, _)| *word).collect();
+        format!("expected {}", words.join(" or "))
+    })
+}
+
+impl Word for bool {
+    const WORDS: &'static [(&'static str, Self)] = &[("true", true), ("false", false)];
+}
+
+/// A whole number within a range.
+pub(super) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + Display,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("expected a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// Items separated by commas.
+pub(super) fn list<T>(item: impl Fn(&str) -> Result<T, String>) -> impl Fn(&str) -> Result<Vec<T>, String> {
+    move |text| {
+        let items: Vec<_> = text.split(',').map(str::trim).collect();
+        let count = items.len();
+        let read = |(index, text): (usize, &str)| match item(text) {
+            Err(expected) if count > 1 => Err(format!("item {} of {count}: {expected}", index + 1)),
+            one => one,
+        };
+        items.into_iter().enumerate().map(read).collect()
+    }
+}
+
+/// A text for machines to compare: one word of visible characters.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    let is_name =
+        !text.is_empty() && text.len() <= 255 && text.chars().all(|c| !c.is_whitespace() && !c.is_control());
+    if is_name { Ok(text.into()) } else { Err("expected 1 to 255 characters without blanks".into()) }
+}
+
+/// Any text, kept secret.
+pub(super) fn secret(text: &str) -> Result<SecretString, String> {
+    Ok(text.into())
+}
+
+/// The path of a file. Whether it can be read is found out by who reads it.
+pub(super) fn path(text: &str) -> Result<PathBuf, String> {
+    Ok(text.into())
+}
+
+/// What to do about a key that is missing or no good.
+pub(super) const KEY_ADVICE: &str = "make one with `openssl rand -hex 16`";
+
+/// A key, as PASERK or 32 bytes of text.
+pub(super) fn symmetric_key(text: &str) -> Result<SymmetricKey, String> {
+    text.parse().map_err(|error: <SymmetricKey as FromStr>::Err| format!("{error}; {KEY_ADVICE}"))
+}
+
+/// An IP address with a port.
+pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "expected an IP address and a port".into())
+}
+
+/// A network, or a plain address as the network of that one.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    text.parse().ok().or_else(address).ok_or_else(|| "expected an IP address or a network".into())
+}
+
+/// The levels of `tracing`, as `RUST_LOG` spells them.
+const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace", "0", "1", "2", "3", "4", "5"];
+
+/// Directives for the log filter. Of their language only what everybody uses is checked: that a level after `=` is one.
+pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    let is_level = |text: &str| LEVELS.iter().any(|level| text.eq_ignore_ascii_case(level));
+    let is_right = |directive: &str| {
+        let plain = !directive.contains(['[', ']', '{', '}', '"']);
+        !plain
+            || directive.rsplit_once('=').is_none_or(|(module, level)| !module.is_empty() && is_level(level))
+    };
+    let right = !text.contains(char::is_control) && text.split(',').map(str::trim).all(is_right);
+    if right {
+        Ok(text.into())
+    } else {
+        Err("expected levels (error, warn, info, debug, trace) by module".into())
+    }
+}
+
+/// An `http` or `https` address.
+pub(super) fn url(text: &str) -> Result<String, String> {
+    url_of(text, &["http", "https"]).ok_or_else(|| "expected a URL without user and password".into())
+}
+
+/// An `https` address.
+pub(super) fn https_url(text: &str) -> Result<String, String> {
+    url_of(text, &["https"]).ok_or_else(|| "expected an https URL without user and password".into())
+}
+
+fn url_of(text: &str, schemes: &[&str]) -> Option<String> {
+    let uri: Uri = text.parse().ok()?;
+    let is_right = schemes.contains(&uri.scheme_str()?)
+        && !text.contains('#')
+        && uri.authority().is_some_and(|authority| host_and_port(authority).is_some());
+    is_right.then(|| text.into())
+}
+
+/// A web origin (RFC 6454) in the form in which browsers send it: in lower case, and without the scheme's own port.
+pub(super) fn origin(text: &str) -> Result<String, String> {
+    if text.contains('*') {
+        return Err(
+            "a wildcard would let every site call in its visitors' names; expected a list of origins".into(),
+        );
+    }
+    if text.eq_ignore_ascii_case("null") {
+        return Err("null is the origin of every sandboxed page; expected a list of origins".into());
+    }
+    let expected = || "expected scheme://host or scheme://host:port, without a path".to_owned();
+    let (scheme, rest) = text.split_once("://").ok_or_else(expected)?;
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    if !rest.is_ascii() {
+        return Err("expected the host in its ASCII form (xn--…)".into());
+    }
+    let authority: Authority = rest.parse().map_err(|_| expected())?;
+    let (host, port) = host_and_port(&authority).filter(|_| is_scheme).ok_or_else(expected)?;
+    let (scheme, host) = (scheme.to_ascii_lowercase(), host.to_ascii_lowercase());
+    Ok(match (scheme.as_str(), port) {
+        (_, None) | ("http", Some(80)) | ("https", Some(443)) => format!("{scheme}://{host}"),
+        (_, Some(port)) => format!("{scheme}://{host}:{port}"),
+    })
+}
+
+/// The host and the port, when there is nothing else, as a user or a port that is none.
+fn host_and_port(authority: &Authority) -> Option<(&str, Option<u16>)> {
+    let host = authority.host();
+    let is_host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)),
+    };
+    let port = match authority.as_str().strip_prefix(host)? {
+        "" => None,
+        rest => Some(rest.strip_prefix(':')?.parse().ok().filter(|port| *port != 0)?),
+    };
+    is_host.then_some((host, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_numbers() {
+        assert_eq!(word("true"), Ok(true));
+        for text in ["", "TRUE", "1", "yes", " true"] {
+            assert_eq!(word::<bool>(text), Err("expected true or false".into()));
+        }
+        assert_eq!(number(1..=1000)("1000"), Ok(1000));
+        for text in ["", "0", "1001", "-1", "1.0", "ten", "99999999999999999999"] {
+            assert_eq!(
+                number(1..=1000)(text),
+                Err("expected a whole number from 1 to 1000".into()),
+                "{text}"
+            );
+        }
+        assert_eq!(list(number(0..=9))("1, 2,3"), Ok(vec![1, 2, 3]));
+        let expected = "item 2 of 2: expected a whole number from 0 to 9";
+        assert_eq!(list(number(0..=9))("1,"), Err(expected.into()));
+    }
+
+    #[test]
+    fn origins() {
+        for (text, as_sent) in [
+            ("https://app.example.com", "https://app.example.com"),
+            ("HTTPS://App.Example.com:443", "https://app.example.com"),
+            ("http://localhost:3000", "http://localhost:3000"),
+            ("http://localhost:80", "http://localhost"),
+            ("http://[::1]:8080", "http://[::1]:8080"),
+            ("https://xn--bcher-kva.example", "https://xn--bcher-kva.example"),
+            ("capacitor://localhost", "capacitor://localhost"),
+            ("chrome-extension://abcdefgh", "chrome-extension://abcdefgh"),
+        ] {
+            assert_eq!(origin(text), Ok(as_sent.into()), "{text}");
+        }
+        for text in [
+            "",
+            "*",
+            "https://*",
+            "https://*.example.com",
+            "null",
+            "example.com",
+            "example.com:80",
+            "https://",
+            "https://example.com/",
+            "https://example.com/path",
+            "https://example.com?q",
+            "https://example.com#f",
+            "https://user@example.com",
+            "https://u:p@example.com",
+            "https://example.com:",
+            "https://example.com:x",
+            "https://example.com:0",
+            "https://example.com:65536",
+            "https://bücher.example",
+            "https://a b",
+            "://example.com",
+            "1s://example.com",
+            "https://[::1",
+            "https://[x]",
+            "https:///",
+            "//example.com",
+            "https://a,https://b",
+        ] {
+            assert!(origin(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn urls() {
+        for text in ["http://localhost:4318", "https://example.com/a/b?c=d", "https://[::1]/"] {
+            assert_eq!(url(text), Ok(text.into()));
+        }
+        for text in [
+            "",
+            "example.com",
+            "/a",
+            "ftp://example.com",
+            "https://u:p@example.com",
+            "https://a#b",
+            "https://a b",
+        ] {
+            assert!(url(text).is_err(), "{text}");
+        }
+        assert!(https_url("https://example.com").is_ok() && https_url("http://example.com").is_err());
+    }
+
+    #[test]
+    fn networks() {
+        assert_eq!(network("10.0.0.0/8"), Ok("10.0.0.0/8".parse().unwrap()));
+        assert_eq!(network("10.1.2.3"), Ok("10.1.2.3/32".parse().unwrap()));
+        assert_eq!(network("::1"), Ok("::1/128".parse().unwrap()));
+        for text in ["", "10.0.0.0/33", "10.0.0", "localhost", "10.0.0.1:80", "*"] {
+            assert!(network(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn log_filters() {
+        for text in [
+            "info",
+            "INFO",
+            "info,gatepass=debug",
+            "warn, sqlx::query=off",
+            "gatepass[span{a=b}]=trace",
+            "gatepass",
+        ] {
+            assert_eq!(log_filter(text), Ok(text.into()));
+        }
+        for text in ["gatepass=loud", "info,gatepass=", "=info", "info\nx"] {
+            assert!(log_filter(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What `gatepass config` prints: every setting, what is in force, and where that came from.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{
+    db_source,
+    layers::Given,
+    settings::{MASK, SETTINGS, Setting, Support},
+};
+
+/// One setting as it is in force. Displayed as a line of `app.env` with its origin behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ReportLine {
+    /// The setting's name.
+    pub name: &'static str,
+    /// Its value, secrets masked; nothing when it is not set and has no default.
+    #[serde(rename = "value")]
+    pub value_masked: Option<String>,
+    /// Where the value came from: `default`, `app.env:7`, `environment`, `TOKEN_SYMMETRIC_KEY_FILE=/path`.
+    pub origin: String,
+    /// Nobody set it.
+    pub default: bool,
+    /// This version acts on it.
+    pub in_force: bool,
+}
+
+impl fmt::Display for ReportLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, value_masked, origin, in_force, .. } = self;
+        write!(f, "{name}={}  # {origin}", value_masked.as_deref().unwrap_or_default())?;
+        f.write_str(if *in_force { "" } else { ", no effect in this version yet" })
+    }
+}
+
+/// A line for each setting, in the table's order.
+pub(super) fn report(given: &Given) -> Vec<ReportLine> {
+    SETTINGS
+        .iter()
+        .map(|setting| {
+            let value = given.get(setting.name);
+            ReportLine {
+                name: setting.name,
+                value_masked: value.map(|value| masked(setting, &value.text)),
+                origin: value.map_or("default", |value| &value.origin).into(),
+                default: value.is_none_or(|value| value.is_default()),
+                in_force: setting.support == Support::InForce,
+            }
+        })
+        .collect()
+}
+
+fn masked(setting: &Setting, text: &str) -> String {
+    match setting.name {
+        // Which database it is, is what an operator most wants to see.
+        "DB_SOURCE" | "MIGRATION_DB_SOURCE" => db_source::masked(text),
+        _ if setting.secret => MASK.into(),
+        _ => text.into(),
+    }
+}

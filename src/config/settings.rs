@@ -1,0 +1,492 @@
+//! The table of settings: the one place that says which there are, what each is for and what it is when nobody sets it.
+//! The reader, `app.env.example`, the README's table and `gatepass config` are all made from it.
+
+use std::{borrow::Cow, fmt};
+
+/// The symmetric key that `app.env.example` shows. It is the well-known one of the course material, so production
+/// refuses it.
+pub const EXAMPLE_KEY: &str = "12345678901234567890123456789012";
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// The name, in `app.env` and in the environment alike.
+    pub name: &'static str,
+    /// The heading under which `app.env.example` and the README show it.
+    pub group: &'static str,
+    /// What it is for, in one line.
+    pub about: &'static str,
+    /// Its value when it is not set.
+    pub default: DefaultValue,
+    /// A value to show where there is no default to show.
+    pub example: Option<&'static str>,
+    /// It never prints, and may be read from the file that `NAME_FILE` names.
+    pub secret: bool,
+    /// Whether this version acts on it.
+    pub support: Support,
+}
+
+/// Stands for a secret's value. Its length tells nothing of the secret's.
+pub(super) const MASK: &str = "********";
+
+/// What a setting is when it is not set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultValue {
+    /// Nothing.
+    Unset,
+    /// This text, as it would stand in `app.env`.
+    Text(&'static str),
+    /// The number of cores that the process may use.
+    Cores,
+}
+
+/// Whether this version acts on a setting. The contract names more settings than the first versions have features for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// It does what it says.
+    InForce,
+    /// It is known and checked, and does nothing yet.
+    NotYet(Why),
+}
+
+/// What becomes of a setting that does nothing yet when somebody sets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Nobody is less safe for its absence: accepted, with a warning.
+    NoEffect,
+    /// Who sets it would count on something that is not there: refused, unless it is set to its default.
+    WouldMislead,
+}
+
+impl Setting {
+    /// The name under which the path of a file with the value may be given, which only secrets have.
+    pub fn file_name(&self) -> Option<String> {
+        self.secret.then(|| format!("{}_FILE", self.name))
+    }
+}
+
+impl DefaultValue {
+    /// The value as text, on a machine of so many cores.
+    pub fn text(self, cores: usize) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Unset => None,
+            Self::Text(text) => Some(text.into()),
+            // As many as the setting itself may be.
+            Self::Cores => Some(cores.clamp(1, 1024).to_string().into()),
+        }
+    }
+}
+
+impl fmt::Display for DefaultValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unset => "not set",
+            Self::Text(text) => text,
+            Self::Cores => "the cores",
+        })
+    }
+}
+
+/// The setting called `name`.
+///
+/// # Panics
+///
+/// If there is none: names are written in this room's code, and a test reads each of them.
+pub(super) fn setting(name: &str) -> &'static Setting {
+    SETTINGS
+        .iter()
+        .find(|setting| setting.name == name)
+        .unwrap_or_else(|| panic!("the table of settings has no {name}"))
+}
+
+/// Every name that may stand in `app.env`: the settings, and `NAME_FILE` for the secret ones.
+pub(super) fn names() -> impl Iterator<Item = Cow<'static, str>> {
+    SETTINGS.iter().flat_map(|setting| {
+        std::iter::once(Cow::Borrowed(setting.name)).chain(setting.file_name().map(Cow::Owned))
+    })
+}
+
+/// Names that people bring along from elsewhere, most of them from the course project's `app.env`, and what to do
+/// about them. Likeness of spelling alone would find a wrong neighbour for these.
+const FROM_ELSEWHERE: &[(&str, &str)] = &[
+    ("DATABASE_URL", "here it is DB_SOURCE"),
+    ("DB_DRIVER", "there is only Postgres; remove it"),
+    ("EMAIL_SENDER_ADDRESS", "no mail is sent; remove it"),
+    ("EMAIL_SENDER_NAME", "no mail is sent; remove it"),
+    ("EMAIL_SENDER_PASSWORD", "no mail is sent; remove it"),
+    ("GRPC_SERVER_ADDRESS", "there is no gRPC; remove it"),
+    ("MIGRATION_URL", "the migrations are in the binary; remove it"),
+    ("REDIS_ADDRESS", "no Redis is needed; remove it"),
+    ("SERVER_ADDRESS", "here it is HTTP_SERVER_ADDRESS"),
+];
+
+/// What to say about a name that is no setting's: the nearest one, if any is near.
+pub(super) fn advice(unknown: &str) -> Option<String> {
+    let name = unknown.to_ascii_uppercase().replace(['-', '.'], "_");
+    if let Some((_, advice)) = FROM_ELSEWHERE.iter().find(|(elsewhere, _)| *elsewhere == name) {
+        return Some((*advice).into());
+    }
+    let likeness = |known: &str| strsim::normalized_damerau_levenshtein(&name, known);
+    let nearest = names().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
+    // Below a half, more of the name would have to change than stay.
+    (likeness(&nearest) >= 0.5).then(|| format!("did you mean {nearest}?"))
+}
+
+const SERVICE: Setting = Setting {
+    name: "",
+    group: "Service",
+    about: "",
+    default: DefaultValue::Unset,
+    example: None,
+    secret: false,
+    support: Support::InForce,
+};
+const DATABASE: Setting = Setting { group: "Database", ..SERVICE };
+const HTTP: Setting = Setting { group: "HTTP", ..SERVICE };
+const TOKENS: Setting = Setting { group: "Tokens and sessions", ..SERVICE };
+const PASSWORDS: Setting = Setting { group: "Passwords and accounts", ..SERVICE };
+const CLOUD: Setting = Setting { group: "AWS", ..SERVICE };
+
+const NO_EFFECT: Support = Support::NotYet(Why::NoEffect);
+const WOULD_MISLEAD: Support = Support::NotYet(Why::WouldMislead);
+
+/// Every setting, in the order in which they are shown.
+pub static SETTINGS: &[Setting] = &[
+    Setting {
+        name: "ENVIRONMENT",
+        about: "`development` or `production`; production refuses to start with anything unsafe.",
+        default: DefaultValue::Text("development"),
+        ..SERVICE
+    },
+    Setting {
+        name: "LOG_FORMAT",
+        about: "`json`, one object a line, or `pretty`, for people; when not set, `pretty` in development alone.",
+        example: Some("json"),
+        ..SERVICE
+    },
+    Setting {
+        name: "RUST_LOG",
+        about: "What is logged: a level, or levels by module such as `info,gatepass=debug`.",
+        default: DefaultValue::Text("info"),
+        ..SERVICE
+    },
+    Setting {
+        name: "OTEL_EXPORTER_OTLP_ENDPOINT",
+        about: "Where traces are sent (OTLP).",
+        example: Some("http://localhost:4318"),
+        support: NO_EFFECT,
+        ..SERVICE
+    },
+    Setting {
+        name: "DB_SOURCE",
+        about: "Postgres URL; required in production, without it development starts a Postgres of its own.",
+        example: Some("postgres://gatepass:PASSWORD@localhost:5432/gatepass"),
+        secret: true,
+        ..DATABASE
+    },
+    Setting {
+        name: "MIGRATION_DB_SOURCE",
+        about: "Postgres URL of the role that owns the schema, for migrations only; otherwise DB_SOURCE is used.",
+        example: Some("postgres://gatepass_owner:PASSWORD@localhost:5432/gatepass"),
+        secret: true,
+        ..DATABASE
+    },
+    Setting {
+        name: "DB_MAX_CONNECTIONS",
+        about: "Connections to the database at most, 1 to 1000.",
+        default: DefaultValue::Text("10"),
+        ..DATABASE
+    },
+    Setting {
+        name: "DB_POOLER",
+        about: "How a pooler in between (pgbouncer) hands out connections: `session` or `transaction`.",
+        default: DefaultValue::Text("session"),
+        support: WOULD_MISLEAD,
+        ..DATABASE
+    },
+    Setting {
+        name: "DB_IAM_AUTH",
+        about: "Log in to RDS with IAM tokens in place of a password: `true` or `false`.",
+        default: DefaultValue::Text("false"),
+        support: WOULD_MISLEAD,
+        ..DATABASE
+    },
+    Setting {
+        name: "MIGRATE_ON_START",
+        about: "Bring the schema up to date before serving: `true` or `false`.",
+        default: DefaultValue::Text("true"),
+        ..DATABASE
+    },
+    Setting {
+        name: "HISTORY_RETENTION",
+        about: "How long the history of changes is kept; for ever when not set.",
+        example: Some("365d"),
+        support: NO_EFFECT,
+        ..DATABASE
+    },
+    Setting {
+        name: "HTTP_SERVER_ADDRESS",
+        about: "IP address and port to serve on.",
+        default: DefaultValue::Text("0.0.0.0:8080"),
+        ..HTTP
+    },
+    Setting {
+        name: "OPS_SERVER_ADDRESS",
+        about: "IP address and port for metrics, kept apart from the public one.",
+        default: DefaultValue::Text("127.0.0.1:9090"),
+        support: NO_EFFECT,
+        ..HTTP
+    },
+    Setting {
+        name: "ALLOWED_ORIGINS",
+        about: "Web origins that browsers may call from, separated by commas; none when not set, `*` is refused.",
+        example: Some("https://app.example.com,http://localhost:3000"),
+        ..HTTP
+    },
+    Setting {
+        name: "TRUSTED_PROXIES",
+        about: "Addresses or networks of proxies whose X-Forwarded-For is believed, separated by commas.",
+        example: Some("10.0.0.0/8,192.168.1.10"),
+        ..HTTP
+    },
+    Setting {
+        name: "TLS_CERT_FILE",
+        about: "PEM file with the certificate chain, to serve HTTPS without an ingress.",
+        example: Some("/etc/gatepass/tls.crt"),
+        support: WOULD_MISLEAD,
+        ..HTTP
+    },
+    Setting {
+        name: "TLS_KEY_FILE",
+        about: "PEM file with the certificate's private key.",
+        example: Some("/etc/gatepass/tls.key"),
+        support: WOULD_MISLEAD,
+        ..HTTP
+    },
+    Setting {
+        name: "TOKEN_SYMMETRIC_KEY",
+        about: "Secret behind all tokens: PASERK `k4.local.…` or exactly 32 bytes of text (`openssl rand -hex 16`).",
+        example: Some(EXAMPLE_KEY),
+        secret: true,
+        ..TOKENS
+    },
+    Setting {
+        name: "TOKEN_SYMMETRIC_KEYS_ACCEPTED",
+        about: "Older keys whose tokens are still taken, separated by commas (a key with a comma in it: as PASERK).",
+        example: Some("k4.local.cHFyc3R1dnd4eXp7fH1-f4CBgoOEhYaHiImKi4yNjo8"),
+        secret: true,
+        ..TOKENS
+    },
+    Setting {
+        name: "TOKEN_FORMAT",
+        about: "Format of access tokens: `v4.local`, `v4.public` or `jwt`.",
+        default: DefaultValue::Text("v4.local"),
+        support: WOULD_MISLEAD,
+        ..TOKENS
+    },
+    Setting {
+        name: "TOKEN_FORMAT_ACCEPTED",
+        about: "Older formats that are still taken while moving to another, separated by commas.",
+        example: Some("v4.local"),
+        support: WOULD_MISLEAD,
+        ..TOKENS
+    },
+    Setting {
+        name: "JWT_ALGORITHM",
+        about: "Algorithm of `jwt`: `EdDSA`, `ES256`, `RS256`, `PS256` or `HS256`.",
+        default: DefaultValue::Text("EdDSA"),
+        support: NO_EFFECT,
+        ..TOKENS
+    },
+    Setting {
+        name: "TOKEN_ISSUER",
+        about: "The `iss` of access tokens, and the only one accepted; a URL when the keys are published.",
+        default: DefaultValue::Text("gatepass"),
+        ..TOKENS
+    },
+    Setting {
+        name: "TOKEN_AUDIENCE",
+        about: "The `aud` of access tokens, and the only one accepted.",
+        default: DefaultValue::Text("gatepass"),
+        ..TOKENS
+    },
+    Setting {
+        name: "ACCESS_TOKEN_DURATION",
+        about: "How long an access token is good for.",
+        default: DefaultValue::Text("15m"),
+        ..TOKENS
+    },
+    Setting {
+        name: "REFRESH_TOKEN_DURATION",
+        about: "How long a session may lie idle before it can no longer be renewed.",
+        default: DefaultValue::Text("24h"),
+        ..TOKENS
+    },
+    Setting {
+        name: "SESSION_DURATION",
+        about: "When a session ends, however busy it is.",
+        default: DefaultValue::Text("30d"),
+        ..TOKENS
+    },
+    Setting {
+        name: "REFRESH_REUSE_INTERVAL",
+        about: "How long the refresh token just replaced may be presented again.",
+        default: DefaultValue::Text("10s"),
+        support: NO_EFFECT,
+        ..TOKENS
+    },
+    Setting {
+        name: "KEY_ROTATION_INTERVAL",
+        about: "How often the published keys are replaced.",
+        default: DefaultValue::Text("30d"),
+        support: NO_EFFECT,
+        ..TOKENS
+    },
+    Setting {
+        name: "REVOCATION_MAX_STALENESS",
+        about: "How long a replica serves without hearing of ended sessions before it refuses all bearer tokens.",
+        default: DefaultValue::Text("60s"),
+        support: NO_EFFECT,
+        ..TOKENS
+    },
+    Setting {
+        name: "REGISTRATION",
+        about: "Who may register: `open`, anyone, or `closed`, nobody.",
+        default: DefaultValue::Text("open"),
+        ..PASSWORDS
+    },
+    Setting {
+        name: "ARGON2_MEMORY_KIB",
+        about: "Memory of one password hash in KiB (Argon2id's m); production demands OWASP's minimum.",
+        default: DefaultValue::Text("19456"),
+        ..PASSWORDS
+    },
+    Setting {
+        name: "ARGON2_ITERATIONS",
+        about: "Passes over that memory (Argon2id's t), 1 to 64.",
+        default: DefaultValue::Text("2"),
+        ..PASSWORDS
+    },
+    Setting {
+        name: "ARGON2_PARALLELISM",
+        about: "Lanes of one hash (Argon2id's p), 1 to 64.",
+        default: DefaultValue::Text("1"),
+        ..PASSWORDS
+    },
+    Setting {
+        name: "PASSWORD_HASH_THREADS",
+        about: "Hashes worked on at the same time, each with its own memory.",
+        default: DefaultValue::Cores,
+        ..PASSWORDS
+    },
+    Setting {
+        name: "PASSWORD_HASH_QUEUE",
+        about: "Hashes that may wait their turn; past that, logins are answered with 503 at once.",
+        default: DefaultValue::Text("128"),
+        ..PASSWORDS
+    },
+    Setting {
+        name: "PASSWORD_MIN_LENGTH",
+        about: "Characters that a new password has at least, 8 to 64.",
+        default: DefaultValue::Text("8"),
+        ..PASSWORDS
+    },
+    Setting {
+        name: "PASSWORD_PEPPER",
+        about: "Secret mixed into every password hash and kept out of the database.",
+        example: Some("a-long-random-text"),
+        secret: true,
+        support: WOULD_MISLEAD,
+        ..PASSWORDS
+    },
+    Setting {
+        name: "LOGIN_ATTEMPTS_PER_ACCOUNT",
+        about: "Failed logins allowed for one account in a time.",
+        default: DefaultValue::Text("10/15m"),
+        support: NO_EFFECT,
+        ..PASSWORDS
+    },
+    Setting {
+        name: "LOGIN_ATTEMPTS_PER_IP",
+        about: "Failed logins allowed from one address in a time.",
+        default: DefaultValue::Text("100/15m"),
+        support: NO_EFFECT,
+        ..PASSWORDS
+    },
+    Setting {
+        name: "LEGACY_LOGIN_URL",
+        about: "HTTPS address of the old system, asked once when an unknown user logs in.",
+        example: Some("https://old.example.com/login"),
+        support: WOULD_MISLEAD,
+        ..PASSWORDS
+    },
+    Setting {
+        name: "SECRETS_MANAGER_SECRET_ID",
+        about: "Name or ARN of the secret in AWS Secrets Manager that holds settings.",
+        example: Some("gatepass/production"),
+        support: WOULD_MISLEAD,
+        ..CLOUD
+    },
+    Setting {
+        name: "AWS_REGION",
+        about: "AWS region of the secret and the database.",
+        example: Some("eu-central-1"),
+        support: NO_EFFECT,
+        ..CLOUD
+    },
+    Setting {
+        name: "AWS_ENDPOINT_URL",
+        about: "Address to call in place of AWS, for tests.",
+        example: Some("http://localhost:5000"),
+        support: NO_EFFECT,
+        ..CLOUD
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_name_is_there_once_with_a_line_about_it_and_something_to_show() {
+        let names: Vec<_> = names().collect();
+        assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
+        for setting in SETTINGS {
+            assert!(setting.about.ends_with('.') && !setting.about.contains('\n'), "{}", setting.name);
+            assert!(
+                setting.example.is_some() != (setting.default != DefaultValue::Unset),
+                "{}",
+                setting.name
+            );
+        }
+    }
+
+    #[test]
+    fn settings_of_one_group_stand_together() {
+        let mut groups: Vec<_> = SETTINGS.iter().map(|setting| setting.group).collect();
+        groups.dedup();
+        assert_eq!(groups.iter().collect::<HashSet<_>>().len(), groups.len());
+    }
+
+    #[test]
+    fn a_wrong_name_gets_the_nearest_one() {
+        for (wrong, right) in [
+            ("db_source", "did you mean DB_SOURCE?"),
+            ("DB_SORCE", "did you mean DB_SOURCE?"),
+            ("db-source", "did you mean DB_SOURCE?"),
+            ("DB_SOURCE_FIEL", "did you mean DB_SOURCE_FILE?"),
+            ("TOKEN_SYMETRIC_KEY", "did you mean TOKEN_SYMMETRIC_KEY?"),
+            ("ACCESS_TOKEN_TTL", "did you mean ACCESS_TOKEN_DURATION?"),
+            ("ALLOWED_ORIGIN", "did you mean ALLOWED_ORIGINS?"),
+            ("SERVER_ADDRESS", "here it is HTTP_SERVER_ADDRESS"),
+            ("DATABASE_URL", "here it is DB_SOURCE"),
+        ] {
+            assert_eq!(advice(wrong).as_deref(), Some(right), "{wrong}");
+        }
+        for strange in ["X", "PATH", "SMTP_HOST"] {
+            assert_eq!(advice(strange), None, "{strange}");
+        }
+    }
+}

@@ -1,0 +1,563 @@
+//! Loading as a whole: what wins, what is refused, what is said about it, and that no secret is ever said.
+
+use std::{fs, path::Path, time::Duration};
+
+use secrecy::ExposeSecret;
+use tempfile::TempDir;
+
+use super::*;
+
+/// 128 random bits in hexadecimal, as the error messages advise.
+const KEY: &str = "4f1c9e0b7a2d86355be0c83f19d7a64e";
+const DB: &str = "postgres://gatepass:hunter2@db.example.com:5432/gatepass";
+
+/// Loads from a directory with this `app.env` in it, and this environment.
+fn load_both(app_env: &str, environment: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("app.env"), app_env).unwrap();
+    load_in(dir.path(), environment)
+}
+
+fn load_in(dir: &Path, environment: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
+    let environment = environment.iter().copied();
+    load(Sources { working_dir: dir.into(), config_file: None, environment, cores: 4 })
+}
+
+fn load_environment(environment: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
+    load_in(TempDir::new().unwrap().path(), environment)
+}
+
+/// With what production needs, and more.
+fn load_production(more: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
+    let needed = [("ENVIRONMENT", "production"), ("DB_SOURCE", DB), ("TOKEN_SYMMETRIC_KEY", KEY)];
+    load_environment(&[&needed, more].concat())
+}
+
+/// The one problem there is, as it is displayed.
+fn problem(loaded: Result<Loaded, ConfigErrors>) -> String {
+    let problems = loaded.unwrap_err().0;
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    problems[0].to_string()
+}
+
+fn line<'a>(loaded: &'a Loaded, name: &str) -> &'a ReportLine {
+    loaded.report.iter().find(|line| line.name == name).unwrap()
+}
+
+#[test]
+fn nothing_set_is_a_development_service_with_the_contract_s_defaults() {
+    let Loaded { settings, warnings, report } = load_environment(&[]).unwrap();
+    assert_eq!(settings.environment, Environment::Development);
+    assert!(settings.db_source.is_none() && settings.token_symmetric_key.is_none());
+    assert_eq!(settings.http_server_address, "0.0.0.0:8080".parse().unwrap());
+    assert_eq!(settings.ops_server_address, "127.0.0.1:9090".parse().unwrap());
+    assert!(settings.allowed_origins.is_empty() && settings.trusted_proxies.is_empty());
+    assert_eq!((settings.token_issuer.as_str(), settings.token_audience.as_str()), ("gatepass", "gatepass"));
+    assert_eq!(settings.access_token_duration, Duration::from_secs(15 * 60));
+    assert_eq!(settings.refresh_token_duration, Duration::from_secs(24 * 60 * 60));
+    assert_eq!(settings.session_duration, Duration::from_secs(30 * 24 * 60 * 60));
+    assert_eq!(settings.argon2, Argon2Cost { memory_kib: 19_456, iterations: 2, parallelism: 1 });
+    assert_eq!(settings.password_hash_threads, 4);
+    assert_eq!((settings.registration, settings.migrate_on_start), (Registration::Open, true));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    assert_eq!(report.len(), SETTINGS.len());
+    assert!(report.iter().all(|line| line.default && line.origin == "default"));
+}
+
+#[test]
+fn the_environment_wins_over_app_env_and_that_over_the_defaults() {
+    let app_env = "# mine\nTOKEN_ISSUER=file\nTOKEN_AUDIENCE=file\n";
+    let loaded = load_both(app_env, &[("TOKEN_AUDIENCE", "environment"), ("HOME", "/root")]).unwrap();
+    assert_eq!(loaded.settings.token_issuer, "file");
+    assert_eq!(loaded.settings.token_audience, "environment");
+    for (name, origin, default) in [
+        ("TOKEN_ISSUER", "app.env:2", false),
+        ("TOKEN_AUDIENCE", "environment", false),
+        ("REGISTRATION", "default", true),
+    ] {
+        let line = line(&loaded, name);
+        assert_eq!((line.origin.as_str(), line.default), (origin, default), "{name}");
+    }
+}
+
+#[test]
+fn an_empty_value_is_one_that_is_not_set() {
+    let loaded = load_both("TOKEN_ISSUER=file\nDB_SOURCE=\nRUST_LOG=''\n", &[("TOKEN_ISSUER", "")]).unwrap();
+    assert_eq!(loaded.settings.token_issuer, "file");
+    assert_eq!(loaded.settings.rust_log, "info");
+    assert!(loaded.settings.db_source.is_none());
+}
+
+#[test]
+fn a_file_that_is_named_takes_the_place_of_app_env_and_has_to_be_there() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("app.env"), "TOKEN_ISSUER=app\n").unwrap();
+    fs::write(dir.path().join("other.env"), "TOKEN_AUDIENCE=other\n").unwrap();
+    let with = |file: &str| {
+        let environment = [("REGISTRATION", "closed")];
+        load(Sources {
+            working_dir: dir.path().into(),
+            config_file: Some(file.into()),
+            environment,
+            cores: 1,
+        })
+    };
+    let loaded = with("other.env").unwrap();
+    assert_eq!(
+        (loaded.settings.token_issuer.as_str(), loaded.settings.token_audience.as_str()),
+        ("gatepass", "other")
+    );
+    assert_eq!(line(&loaded, "TOKEN_AUDIENCE").origin, "other.env:1");
+    assert!(problem(with("missing.env")).starts_with("missing.env: cannot be read: No such file"));
+}
+
+#[test]
+fn every_bad_value_is_reported_at_once_by_name_and_origin() {
+    let bad: &[(&str, &str)] = &[
+        ("ENVIRONMENT", "prod"),
+        ("LOG_FORMAT", "xml"),
+        ("RUST_LOG", "gatepass=loud"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost"),
+        ("DB_SOURCE", "mysql://hunter2"),
+        ("MIGRATION_DB_SOURCE", "hunter2"),
+        ("DB_MAX_CONNECTIONS", "0"),
+        ("DB_POOLER", "statement"),
+        ("DB_IAM_AUTH", "yes"),
+        ("MIGRATE_ON_START", "1"),
+        ("HISTORY_RETENTION", "365"),
+        ("HTTP_SERVER_ADDRESS", "localhost:8080"),
+        ("OPS_SERVER_ADDRESS", ":9090"),
+        ("ALLOWED_ORIGINS", "*"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8,proxy"),
+        ("TOKEN_SYMMETRIC_KEY", "hunter2"),
+        ("TOKEN_SYMMETRIC_KEYS_ACCEPTED", "hunter2,hunter2"),
+        ("TOKEN_FORMAT", "v2.local"),
+        ("TOKEN_FORMAT_ACCEPTED", "jwt,none"),
+        ("JWT_ALGORITHM", "none"),
+        ("TOKEN_ISSUER", "my issuer"),
+        ("TOKEN_AUDIENCE", "my audience"),
+        ("ACCESS_TOKEN_DURATION", "900"),
+        ("REFRESH_TOKEN_DURATION", "0s"),
+        ("SESSION_DURATION", "1y"),
+        ("REFRESH_REUSE_INTERVAL", "500ms"),
+        ("KEY_ROTATION_INTERVAL", "30 d"),
+        ("REVOCATION_MAX_STALENESS", "-60s"),
+        ("REGISTRATION", "invite"),
+        ("ARGON2_MEMORY_KIB", "19 MiB"),
+        ("ARGON2_ITERATIONS", "65"),
+        ("ARGON2_PARALLELISM", "0"),
+        ("PASSWORD_HASH_THREADS", "0"),
+        ("PASSWORD_HASH_QUEUE", "many"),
+        ("PASSWORD_MIN_LENGTH", "7"),
+        ("LOGIN_ATTEMPTS_PER_ACCOUNT", "10"),
+        ("LOGIN_ATTEMPTS_PER_IP", "0/15m"),
+        ("LEGACY_LOGIN_URL", "http://old.example.com"),
+        ("SECRETS_MANAGER_SECRET_ID", "a b"),
+        ("AWS_REGION", "a b"),
+        ("AWS_ENDPOINT_URL", "moto"),
+    ];
+    // These take any text.
+    let any = ["TLS_CERT_FILE", "TLS_KEY_FILE", "PASSWORD_PEPPER"];
+    assert_eq!(bad.len() + any.len(), SETTINGS.len(), "a new setting needs its line here");
+
+    let errors = load_environment(bad).unwrap_err();
+    let named: Vec<_> = errors.0.iter().map(|problem| problem.key.as_deref().unwrap()).collect();
+    assert_eq!(named, bad.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    assert!(errors.0.iter().all(|problem| problem.origin == "environment"));
+    let list = errors.to_string();
+    assert_eq!(list.lines().count(), 1 + bad.len(), "{list}");
+    assert!(!list.contains("hunter2"), "{list}");
+    insta::assert_snapshot!(list, @r##"
+    the configuration has 41 problems:
+      ENVIRONMENT (environment): "prod": expected development or production, for example development
+      LOG_FORMAT (environment): "xml": expected json or pretty, for example json
+      RUST_LOG (environment): "gatepass=loud": expected levels (error, warn, info, debug, trace) by module, for example info
+      OTEL_EXPORTER_OTLP_ENDPOINT (environment): "localhost": expected a URL without user and password, for example http://localhost:4318
+      DB_SOURCE (environment): expected a URL that begins with postgres://, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass
+      MIGRATION_DB_SOURCE (environment): expected a URL that begins with postgres://, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass
+      DB_MAX_CONNECTIONS (environment): "0": expected a whole number from 1 to 1000, for example 10
+      DB_POOLER (environment): "statement": expected session or transaction, for example session
+      DB_IAM_AUTH (environment): "yes": expected true or false, for example false
+      MIGRATE_ON_START (environment): "1": expected true or false, for example true
+      HISTORY_RETENTION (environment): "365": expected a time as numbers with the units s, m, h or d, for example 365d
+      HTTP_SERVER_ADDRESS (environment): "localhost:8080": expected an IP address and a port, for example 0.0.0.0:8080
+      OPS_SERVER_ADDRESS (environment): ":9090": expected an IP address and a port, for example 127.0.0.1:9090
+      ALLOWED_ORIGINS (environment): "*": a wildcard would let every site call in its visitors' names; expected a list of origins, for example https://app.example.com,http://localhost:3000
+      TRUSTED_PROXIES (environment): "10.0.0.0/8,proxy": item 2 of 2: expected an IP address or a network, for example 10.0.0.0/8,192.168.1.10
+      TOKEN_SYMMETRIC_KEY (environment): expected a PASERK k4.local.… or exactly 32 bytes of text, got 7 bytes; make one with `openssl rand -hex 16`
+      TOKEN_SYMMETRIC_KEYS_ACCEPTED (environment): item 1 of 2: expected a PASERK k4.local.… or exactly 32 bytes of text, got 7 bytes; make one with `openssl rand -hex 16`
+      TOKEN_FORMAT (environment): "v2.local": expected v4.local or v4.public or jwt, for example v4.local
+      TOKEN_FORMAT_ACCEPTED (environment): "jwt,none": item 2 of 2: expected v4.local or v4.public or jwt, for example v4.local
+      JWT_ALGORITHM (environment): "none": expected EdDSA or ES256 or RS256 or PS256 or HS256, for example EdDSA
+      TOKEN_ISSUER (environment): "my issuer": expected 1 to 255 characters without blanks, for example gatepass
+      TOKEN_AUDIENCE (environment): "my audience": expected 1 to 255 characters without blanks, for example gatepass
+      ACCESS_TOKEN_DURATION (environment): "900": expected a time as numbers with the units s, m, h or d, for example 15m
+      REFRESH_TOKEN_DURATION (environment): "0s": expected a time longer than nothing, for example 24h
+      SESSION_DURATION (environment): "1y": expected a time as numbers with the units s, m, h or d, for example 30d
+      REFRESH_REUSE_INTERVAL (environment): "500ms": expected a time as numbers with the units s, m, h or d, for example 10s
+      KEY_ROTATION_INTERVAL (environment): "30 d": expected a time as numbers with the units s, m, h or d, for example 30d
+      REVOCATION_MAX_STALENESS (environment): "-60s": expected a time as numbers with the units s, m, h or d, for example 60s
+      REGISTRATION (environment): "invite": expected open or closed, for example open
+      ARGON2_MEMORY_KIB (environment): "19 MiB": expected a whole number from 8 to 1048576, for example 19456
+      ARGON2_ITERATIONS (environment): "65": expected a whole number from 1 to 64, for example 2
+      ARGON2_PARALLELISM (environment): "0": expected a whole number from 1 to 64, for example 1
+      PASSWORD_HASH_THREADS (environment): "0": expected a whole number from 1 to 1024
+      PASSWORD_HASH_QUEUE (environment): "many": expected a whole number from 1 to 100000, for example 128
+      PASSWORD_MIN_LENGTH (environment): "7": expected a whole number from 8 to 64, for example 8
+      LOGIN_ATTEMPTS_PER_ACCOUNT (environment): "10": expected a number, a slash and a time, for example 10/15m
+      LOGIN_ATTEMPTS_PER_IP (environment): "0/15m": expected a whole number of at least 1 before the slash, for example 100/15m
+      LEGACY_LOGIN_URL (environment): "http://old.example.com": expected an https URL without user and password, for example https://old.example.com/login
+      SECRETS_MANAGER_SECRET_ID (environment): "a b": expected 1 to 255 characters without blanks, for example gatepass/production
+      AWS_REGION (environment): "a b": expected 1 to 255 characters without blanks, for example eu-central-1
+      AWS_ENDPOINT_URL (environment): "moto": expected a URL without user and password, for example http://localhost:5000
+    "##);
+}
+
+#[test]
+fn a_text_that_is_quoted_keeps_to_its_line_and_hides_a_password() {
+    let message = problem(load_environment(&[("TOKEN_ISSUER", "a\nb")]));
+    assert!(message.contains(r#""a\nb""#) && message.lines().count() == 1, "{message}");
+    let message = problem(load_environment(&[("AWS_ENDPOINT_URL", "https://u:hunter2@example.com")]));
+    assert!(!message.contains("hunter2"), "{message}");
+    let message = problem(load_environment(&[("RUST_LOG", &format!("a={}", "é".repeat(1000)))]));
+    assert!(message.contains("é…") && message.len() < 400, "{message}");
+}
+
+#[test]
+fn what_is_wrong_with_app_env_is_said_by_line_and_never_quoted() {
+    let app_env = "\
+db_source=postgres://hunter2
+LOG_FORMAT='hunter2
+TOKEN_ISSUER=a
+hunter2
+TOKEN_ISSUER=b
+GATE_COLOUR=hunter2
+aHVudGVyMg==
+TOKEN_SYMMETRIC_KEY=\"hunter2\\x\"
+PASSWORD_PEPPER_FILE_=hunter2
+REGISTRATION=closed
+";
+    let errors = load_both(app_env, &[]).unwrap_err().to_string();
+    assert!(!errors.contains("hunter2") && !errors.contains("aHVud"), "{errors}");
+    insta::assert_snapshot!(errors, @r##"
+    the configuration has 8 problems:
+      db_source (app.env:1): there is no such setting; did you mean DB_SOURCE?
+      LOG_FORMAT (app.env:2): the closing ' is missing
+      app.env:4: expected NAME=value
+      TOKEN_ISSUER (app.env:5): it is set in line 3 already; keep one of the two
+      GATE_COLOUR (app.env:6): there is no such setting, nor one with a name like it
+      app.env:7: there is no setting of that name, nor one with a name like it
+      TOKEN_SYMMETRIC_KEY (app.env:8): in double quotes a backslash begins \n, \t, \\ or \"; use single quotes to keep it
+      PASSWORD_PEPPER_FILE_ (app.env:9): there is no such setting; did you mean PASSWORD_PEPPER_FILE?
+    "##);
+}
+
+#[test]
+fn text_that_is_not_utf_8_is_refused_by_line_or_name() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("app.env"), b"# one\nTOKEN_ISSUER=caf\xe9\nLOG_FORMAT=xml\n").unwrap();
+    let errors = load_in(dir.path(), &[]).unwrap_err();
+    assert_eq!(errors.0[0].to_string(), "app.env:2: expected text in UTF-8");
+    assert_eq!(errors.0[1].key.as_deref(), Some("LOG_FORMAT"));
+
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStringExt;
+        let latin_1 = OsString::from_vec(b"caf\xe9".to_vec());
+        let environment = [
+            ("TOKEN_ISSUER".into(), latin_1.clone()),
+            ("OTHER".into(), latin_1.clone()),
+            (latin_1, "x".into()),
+        ];
+        let sources =
+            Sources { working_dir: "/nonexistent".into(), config_file: None, environment, cores: 1 };
+        assert_eq!(problem(load(sources)), "TOKEN_ISSUER (environment): expected text in UTF-8");
+    }
+}
+
+#[test]
+fn a_file_too_large_or_no_file_is_refused() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("app.env"), "#".repeat(65 * 1024)).unwrap();
+    assert_eq!(problem(load_in(dir.path(), &[])), "app.env: cannot be read: the file is larger than 64 KiB");
+    fs::remove_file(dir.path().join("app.env")).unwrap();
+    fs::create_dir(dir.path().join("app.env")).unwrap();
+    assert!(problem(load_in(dir.path(), &[])).starts_with("app.env: cannot be read: "));
+}
+
+#[test]
+fn secrets_may_be_in_files_of_their_own() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("key");
+    fs::write(dir.path().join("db"), format!("{DB}\r\n")).unwrap();
+    fs::write(&path, format!("{KEY}\n")).unwrap();
+    let path = path.to_str().unwrap();
+    fs::write(dir.path().join("app.env"), "DB_SOURCE_FILE=db\n").unwrap();
+    let loaded =
+        load_in(dir.path(), &[("TOKEN_SYMMETRIC_KEY_FILE", path), ("TOKEN_SYMMETRIC_KEY", "")]).unwrap();
+    assert_eq!(loaded.settings.db_source.as_ref().unwrap().expose_secret(), DB);
+    assert_eq!(loaded.settings.token_symmetric_key.as_ref().unwrap().as_bytes(), KEY.as_bytes());
+    assert_eq!(line(&loaded, "DB_SOURCE").origin, "DB_SOURCE_FILE=db");
+    assert_eq!(line(&loaded, "TOKEN_SYMMETRIC_KEY").origin, format!("TOKEN_SYMMETRIC_KEY_FILE={path}"));
+    assert!(!line(&loaded, "TOKEN_SYMMETRIC_KEY").default);
+
+    // One line feed is the editor's. A second one is part of the key, and one byte too many.
+    fs::write(path, format!("{KEY}\n\n")).unwrap();
+    let message = problem(load_in(dir.path(), &[("TOKEN_SYMMETRIC_KEY_FILE", path)]));
+    assert!(
+        message.starts_with(&format!("TOKEN_SYMMETRIC_KEY (TOKEN_SYMMETRIC_KEY_FILE={path}): ")),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_secret_s_file_that_cannot_be_used() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("empty.txt"), "\n").unwrap();
+    fs::write(dir.path().join("large.txt"), "x".repeat(64 * 1024 + 1)).unwrap();
+    fs::write(dir.path().join("latin1.txt"), b"\xe9").unwrap();
+    for (path, why) in [
+        ("missing.txt", "cannot read missing.txt: No such file"),
+        ("empty.txt", "cannot read empty.txt: the file is empty"),
+        ("large.txt", "cannot read large.txt: the file is larger than 64 KiB"),
+        ("latin1.txt", "cannot read latin1.txt: expected text in UTF-8"),
+        ("/", "cannot read /: Is a directory"),
+        // The secret itself where its path belongs.
+        (DB, "cannot read the file: No such file"),
+        (KEY, "cannot read the file: No such file"),
+    ] {
+        let message = problem(load_in(dir.path(), &[("DB_SOURCE_FILE", path)]));
+        assert!(message.starts_with(&format!("DB_SOURCE_FILE (environment): {why}")), "{message}");
+    }
+}
+
+#[test]
+fn a_secret_given_twice_is_refused() {
+    let message = problem(load_both(&format!("\nDB_SOURCE={DB}"), &[("DB_SOURCE_FILE", "/nonexistent")]));
+    let expected = "DB_SOURCE (app.env:2, environment): DB_SOURCE_FILE is given as well; keep one of the two";
+    assert_eq!(message, expected);
+    // In production it is not called missing on top of that.
+    let message = problem(load_production(&[("TOKEN_SYMMETRIC_KEY_FILE", "/nonexistent")]));
+    assert!(message.starts_with("TOKEN_SYMMETRIC_KEY (environment, environment): "), "{message}");
+    // A file whose secret cannot be read is not called missing either.
+    let environment =
+        [("ENVIRONMENT", "production"), ("DB_SOURCE", DB), ("TOKEN_SYMMETRIC_KEY_FILE", "/nonexistent")];
+    assert!(problem(load_environment(&environment)).starts_with("TOKEN_SYMMETRIC_KEY_FILE (environment): "));
+}
+
+#[test]
+fn production_needs_a_database_and_a_key() {
+    let errors = load_environment(&[("ENVIRONMENT", "production")]).unwrap_err();
+    let list: Vec<_> = errors.0.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        list,
+        [
+            "DB_SOURCE (not set): production needs a database, for example \
+             postgres://gatepass:PASSWORD@localhost:5432/gatepass",
+            "TOKEN_SYMMETRIC_KEY (not set): production needs a key; make one with `openssl rand -hex 16`",
+        ]
+    );
+    assert!(load_production(&[]).unwrap().warnings.is_empty());
+}
+
+#[test]
+fn production_refuses_a_key_that_can_be_guessed_and_development_warns() {
+    // The last one is the example's key as PASERK.
+    let paserk = "k4.local.MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI";
+    for key in [EXAMPLE_KEY, "this-is-a-very-secret-key-000001", "00000000000000000000000000000000", paserk] {
+        let environment = [("ENVIRONMENT", "production"), ("DB_SOURCE", DB), ("TOKEN_SYMMETRIC_KEY", key)];
+        let message = problem(load_environment(&environment));
+        assert!(message.starts_with("TOKEN_SYMMETRIC_KEY (environment): "), "{message}");
+        assert!(
+            message.ends_with("make one with `openssl rand -hex 16`") && !message.contains(key),
+            "{message}"
+        );
+
+        let warnings = load_environment(&environment[1..]).unwrap().warnings;
+        assert_eq!(warnings, [format!("{message} (production refuses this)")]);
+    }
+    // Whoever guesses a key that is only accepted makes tokens all the same.
+    let message = problem(load_production(&[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", EXAMPLE_KEY)]));
+    assert!(
+        message.starts_with("TOKEN_SYMMETRIC_KEYS_ACCEPTED (environment): this is the example's"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_wildcard_origin_is_refused_everywhere_with_the_reason() {
+    for environment in ["development", "production"] {
+        let message = problem(load_production(&[
+            ("ENVIRONMENT", environment),
+            ("ALLOWED_ORIGINS", "https://a.example,*"),
+        ]));
+        assert!(message.contains("wildcard") && message.contains("item 2 of 2"), "{message}");
+    }
+}
+
+#[test]
+fn published_formats_need_a_url_as_issuer_in_production() {
+    for (format, algorithm, issuer, refused) in [
+        ("v4.local", "EdDSA", "gatepass", false),
+        ("v4.public", "EdDSA", "gatepass", true),
+        ("v4.public", "EdDSA", "https://auth.example.com", false),
+        ("jwt", "EdDSA", "gatepass", true),
+        ("jwt", "RS256", "https://auth.example.com/?q", true),
+        ("jwt", "HS256", "gatepass", false),
+    ] {
+        let more = [("TOKEN_FORMAT", format), ("JWT_ALGORITHM", algorithm), ("TOKEN_ISSUER", issuer)];
+        // Whether the format itself is supported yet is another matter.
+        let problems = load_production(&more).err().map(|errors| errors.0).unwrap_or_default();
+        let is_refused = problems.iter().any(|problem| problem.key.as_deref() == Some("TOKEN_ISSUER"));
+        assert_eq!(is_refused, refused, "{more:?}");
+    }
+}
+
+#[test]
+fn no_token_outlives_its_session() {
+    let message = problem(load_both("SESSION_DURATION=12h", &[("REFRESH_TOKEN_DURATION", "24h")]));
+    let expected = "REFRESH_TOKEN_DURATION (environment): REFRESH_TOKEN_DURATION (24h, environment) is longer than \
+                    SESSION_DURATION (12h, app.env:1)";
+    assert_eq!(message, expected);
+    // A default is no wish.
+    assert!(load_environment(&[("SESSION_DURATION", "12h")]).is_ok());
+    let message = problem(load_environment(&[("ACCESS_TOKEN_DURATION", "31d")]));
+    assert!(
+        message.contains("ACCESS_TOKEN_DURATION (31d, environment) is longer than SESSION_DURATION (30d"),
+        "{message}"
+    );
+    // Nothing is held against a value that could not be read.
+    assert!(
+        problem(load_environment(&[("SESSION_DURATION", "soon"), ("ACCESS_TOKEN_DURATION", "31d")]))
+            .contains("soon")
+    );
+    assert!(load_environment(&[("SESSION_DURATION", "1h"), ("REFRESH_TOKEN_DURATION", "1h")]).is_ok());
+}
+
+#[test]
+fn argon2_below_owasp_s_minimum_is_for_development() {
+    for (memory, iterations, parallelism, enough) in [
+        ("19456", "2", "1", true),
+        ("47104", "1", "1", true),
+        ("7168", "5", "1", true),
+        ("262144", "3", "4", true),
+        ("19455", "2", "1", false),
+        ("47103", "1", "1", false),
+        ("7167", "64", "1", false),
+        ("8", "1", "1", false),
+    ] {
+        let cost = [
+            ("ARGON2_MEMORY_KIB", memory),
+            ("ARGON2_ITERATIONS", iterations),
+            ("ARGON2_PARALLELISM", parallelism),
+        ];
+        assert_eq!(load_production(&cost).is_ok(), enough, "{cost:?}");
+        assert_eq!(load_environment(&cost).unwrap().warnings.is_empty(), enough, "{cost:?}");
+    }
+    let message = problem(load_environment(&[("ARGON2_MEMORY_KIB", "31"), ("ARGON2_PARALLELISM", "4")]));
+    assert!(
+        message.contains("ARGON2_PARALLELISM (4, environment) needs at least 8 KiB a lane, 32 in all"),
+        "{message}"
+    );
+}
+
+#[test]
+fn what_this_version_does_not_act_on_is_refused_or_warned_of() {
+    for setting in SETTINGS {
+        let default = setting.default.text(4);
+        let other: &str = match setting.name {
+            "TOKEN_FORMAT" => "v4.public",
+            "DB_POOLER" => "transaction",
+            "DB_IAM_AUTH" => "true",
+            _ => default.as_deref().or(setting.example).unwrap(),
+        };
+        let loaded = load_environment(&[(setting.name, other)]);
+        match setting.support {
+            Support::InForce => continue,
+            Support::NotYet(Why::NoEffect) => {
+                let warning = format!("{} (environment): has no effect in this version yet", setting.name);
+                assert_eq!(loaded.unwrap().warnings, [warning]);
+            }
+            Support::NotYet(Why::WouldMislead) => {
+                let expected = format!(
+                    "{} (environment): this version does not support it yet; remove it",
+                    setting.name
+                );
+                assert_eq!(problem(loaded), expected);
+                if let Some(default) = default {
+                    assert!(load_environment(&[(setting.name, &default)]).unwrap().warnings.is_empty());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn migrations_do_not_go_to_another_database_than_the_service() {
+    let message = problem(load_environment(&[("MIGRATION_DB_SOURCE", DB)]));
+    assert_eq!(message, "MIGRATION_DB_SOURCE (environment): DB_SOURCE is not set; set both, or neither");
+    assert!(load_environment(&[("MIGRATION_DB_SOURCE", DB), ("DB_SOURCE", DB)]).is_ok());
+}
+
+#[test]
+fn trust_in_everyone_is_warned_of() {
+    for (networks, warned) in [("0.0.0.0/0", true), ("10.0.0.0/8,::/0", true), ("10.0.0.0/8", false)] {
+        assert_eq!(!load_environment(&[("TRUSTED_PROXIES", networks)]).unwrap().warnings.is_empty(), warned);
+    }
+}
+
+#[test]
+fn no_secret_is_ever_printed() {
+    let mut environment = vec![("TOKEN_SYMMETRIC_KEY", KEY), ("TOKEN_SYMMETRIC_KEYS_ACCEPTED", KEY)];
+    let migration = "postgres://owner@db.example.com/gatepass?password=hunter2&sslmode=require";
+    environment.extend([("DB_SOURCE", DB), ("MIGRATION_DB_SOURCE", migration)]);
+    let loaded = load_environment(&environment).unwrap();
+    let everything = format!("{loaded:?} {}", serde_json::to_string(&loaded.report).unwrap());
+    for secret in [KEY, "hunter2"] {
+        assert!(!everything.contains(secret), "{everything}");
+    }
+    for (name, value) in [
+        ("TOKEN_SYMMETRIC_KEY", "********"),
+        ("TOKEN_SYMMETRIC_KEYS_ACCEPTED", "********"),
+        ("DB_SOURCE", "postgres://gatepass:********@db.example.com:5432/gatepass"),
+        ("MIGRATION_DB_SOURCE", "postgres://owner@db.example.com/gatepass?password=********&sslmode=require"),
+    ] {
+        assert_eq!(line(&loaded, name).value_masked.as_deref(), Some(value));
+    }
+    let json = serde_json::to_value(line(&loaded, "REGISTRATION")).unwrap();
+    let expected = serde_json::json!(
+        {"name": "REGISTRATION", "value": "open", "origin": "default", "default": true, "in_force": true}
+    );
+    assert_eq!(json, expected);
+    assert_eq!(line(&loaded, "REGISTRATION").to_string(), "REGISTRATION=open  # default");
+}
+
+#[test]
+fn the_example_loads_as_it_is_and_every_line_of_it_once_uncommented() {
+    let example = app_env_example();
+    let loaded = load_both(&example, &[]).unwrap();
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+
+    let all: String = example
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(setting)
+                if setting.split('=').next().is_some_and(|name| SETTINGS.iter().any(|s| s.name == name)) =>
+            {
+                format!("{setting}\n")
+            }
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let unsupported = |setting: &&Setting| {
+        setting.support == Support::NotYet(Why::WouldMislead) && setting.default == DefaultValue::Unset
+    };
+    let expected: Vec<_> = SETTINGS.iter().filter(unsupported).map(|setting| setting.name).collect();
+    let problems = load_both(&all, &[]).err().map(|errors| errors.0).unwrap_or_default();
+    assert!(
+        problems.iter().all(|problem| problem.message.contains("does not support it yet")),
+        "{problems:#?}"
+    );
+    let named: Vec<_> = problems.iter().map(|problem| problem.key.as_deref().unwrap()).collect();
+    assert_eq!(named, expected);
+}

@@ -1,0 +1,126 @@
+//! The server in the hands of the process that owns it: found or started, and stopped.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    error::{EmbeddedError, Result},
+    patience::{PATIENCE, POLL},
+    pid_file::{PidFile, is_postgres, remove_if_stale},
+    socket,
+};
+
+/// Dropped without [`stop`](Self::stop), it is told to shut down, and not waited for.
+#[derive(Debug)]
+pub(super) struct Server {
+    process: Process,
+    data: PathBuf,
+}
+
+#[derive(Debug)]
+enum Process {
+    /// Started here.
+    Child(Child),
+    /// Found running, its parent dead.
+    Adopted(Pid),
+}
+
+impl Server {
+    /// The server that has the data open, once it answers, and where its socket is; `None` if there is none, or it has
+    /// ended meanwhile. For the holder of the lock: the server is nobody else's.
+    pub(super) async fn adopt(data: &Path) -> Result<Option<(Server, PathBuf)>> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let Some(found) = PidFile::read(data) else { return Ok(None) };
+            let pid = found.pid.as_raw_pid();
+            if !is_postgres(found.pid) {
+                remove_if_stale(&PidFile::path(data))?;
+                return Ok(None);
+            }
+            if fs::canonicalize(&found.data).ok() != fs::canonicalize(data).ok() {
+                return Err(EmbeddedError::Displaced { pid, data: data.to_owned(), origin: found.data });
+            }
+            if socket::answers(&found.run).await {
+                let server = Server { process: Process::Adopted(found.pid), data: data.to_owned() };
+                return Ok(Some((server, found.run)));
+            }
+            if Instant::now() > deadline {
+                return Err(EmbeddedError::Mute { pid, data: data.to_owned() });
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Starts the program, which is not killed when dropped, but told to stop.
+    pub(super) fn spawn(program: &mut Command, data: &Path) -> io::Result<Server> {
+        let child = program.kill_on_drop(false).spawn()?;
+        Ok(Server { process: Process::Child(child), data: data.to_owned() })
+    }
+
+    /// How the process ended, if it has and was started here.
+    pub(super) fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        match &mut self.process {
+            Process::Child(child) => child.try_wait(),
+            Process::Adopted(_) => Ok(None),
+        }
+    }
+
+    /// The id of the process, unless it is known to be gone.
+    pub(super) fn pid(&self) -> Option<Pid> {
+        match &self.process {
+            Process::Child(child) => child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw),
+            // By now another process may have that id: it is the server only as long as the server's own file says so.
+            Process::Adopted(pid) => PidFile::read(&self.data)
+                .is_some_and(|file| file.pid == *pid && is_postgres(*pid))
+                .then_some(*pid),
+        }
+    }
+
+    /// Resolves when the process is gone.
+    async fn gone(&mut self) {
+        if let Process::Child(child) = &mut self.process {
+            // An error would mean that it has been waited for before.
+            let _ = child.wait().await;
+            return;
+        }
+        while self.pid().is_some() {
+            sleep(POLL).await;
+        }
+    }
+
+    pub(super) async fn stop(mut self) -> Result<()> {
+        // SIGINT: fast shutdown, with a checkpoint. SIGQUIT: at once, with recovery at the next start.
+        for (signal, patience) in [(Signal::INT, 10), (Signal::QUIT, 5)] {
+            let Some(pid) = self.pid() else { break };
+            tracing::debug!(pid = pid.as_raw_pid(), ?signal, "stopping Postgres");
+            // Fails only if the process is gone, which is what the next line finds out.
+            let _ = kill_process(pid, signal);
+            if timeout(Duration::from_secs(patience), self.gone()).await.is_ok() {
+                break;
+            }
+        }
+        match self.pid() {
+            Some(pid) => Err(EmbeddedError::StillRunning { pid: pid.as_raw_pid(), data: self.data.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Server {
+    /// After [`stop`](Server::stop) there is nothing left to signal; without it, this is the best that can be done.
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid() {
+            let _ = kill_process(pid, Signal::INT);
+        }
+    }
+}

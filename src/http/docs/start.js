@@ -1,0 +1,38 @@
+// After a login the page authorises itself, so that every other route can be tried at once. The token stays in this
+// page's memory and goes with it.
+const hint = document.getElementById("hint");
+const loggedOut = hint.innerHTML;
+
+// The logout of the "Authorize" dialog takes the token away, and what the hint says of it.
+const forget = () => ({
+  statePlugins: {
+    auth: {
+      wrapActions: {
+        logout: (original) => (names) => {
+          hint.innerHTML = loggedOut;
+          return original(names);
+        },
+      },
+    },
+  },
+});
+
+const ui = SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  defaultModelsExpandDepth: 0,
+  plugins: [forget],
+  tryItOutEnabled: true,
+  validatorUrl: null,
+  responseInterceptor: (response) => {
+    const body = response.body;
+    if (response.ok && body && body.access_token && body.token_type === "Bearer") {
+      ui.preauthorizeApiKey("bearer", body.access_token);
+      const end = new Date(body.access_token_expires_at).toLocaleTimeString();
+      const who = body.user ? " as " + body.user.username : "";
+      hint.textContent = "Logged in" + who + ": this page sends the access token along. It is good until " + end + ".";
+    }
+    return response;
+  },
+});

@@ -1,0 +1,63 @@
+//! `/healthz` and `/readyz`: for load balancers and orchestrators.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{App, Problem, problem};
+
+/// How long the database may take to say that it is there.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How the service is.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Health {
+    /// `ok` or `ready`.
+    #[schema(example = "ready")]
+    status: &'static str,
+}
+
+/// Whether the process is alive. Touches nothing else.
+#[utoipa::path(
+    get, path = "/healthz", tag = "health",
+    responses((status = 200, description = "The process is alive.", body = Health)),
+)]
+pub(super) async fn alive() -> axum::Json<Health> {
+    axum::Json(Health { status: "ok" })
+}
+
+/// Whether the service can serve: database reachable, schema current, not about to stop.
+#[utoipa::path(
+    get, path = "/readyz", tag = "health",
+    responses(
+        (status = 200, description = "Requests can be served.", body = Health),
+        (status = 503, description = "`not_ready`: `reasons` says why."),
+    ),
+)]
+pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, Problem> {
+    let mut reasons = Vec::new();
+    if app.is_stopping() {
+        reasons.push("stopping".to_owned());
+    }
+    if let Err(reason) = database(&app).await {
+        reasons.push(reason);
+    }
+    if reasons.is_empty() {
+        Ok(axum::Json(Health { status: "ready" }))
+    } else {
+        Err(Problem::not_ready(reasons))
+    }
+}
+
+async fn database(app: &App) -> Result<(), String> {
+    match tokio::time::timeout(PATIENCE, app.accounts().ready()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(unready)) => {
+            tracing::warn!(error = problem::chain(&unready), "not ready");
+            Err(unready.to_string())
+        }
+        Err(_) => Err("database: no answer in time".to_owned()),
+    }
+}

@@ -1,0 +1,157 @@
+//! Reading JSON bodies: like axum's `Json`, with every fault a [`Problem`] that says what is wrong and where.
+
+use axum::{
+    extract::{FromRequest, Request},
+    http::{HeaderMap, header::CONTENT_TYPE},
+};
+use http_body_util::{BodyExt, LengthLimitError};
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::error::Category;
+
+use super::{App, Problem};
+use crate::account::FieldError;
+
+/// A request's body, read from JSON.
+///
+/// 415 for another media type, 413 over the limit, 408 when it does not arrive, 400 when it is no JSON, 422 when it is
+/// not of the shape that the route takes.
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
+        if !is_json(request.headers()) {
+            return Err(Problem::unsupported_media_type());
+        }
+        let body = tokio::time::timeout(app.limits().body_read, request.into_body().collect())
+            .await
+            .map_err(|_| Problem::request_timeout())?
+            .map_err(|error| match std::error::Error::source(&error) {
+                Some(source) if source.is::<LengthLimitError>() => Problem::too_large(),
+                _ => Problem::malformed("The request's body did not arrive whole."),
+            })?
+            .to_bytes();
+        parse(&body).map(Self)
+    }
+}
+
+/// `application/json` or a `+json` type, whatever its parameters.
+fn is_json(headers: &HeaderMap) -> bool {
+    let essence = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+    essence.is_some_and(|essence| {
+        essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+    })
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    if body.is_empty() {
+        return Err(Problem::malformed("The request has no body; this route takes a JSON object."));
+    }
+    // serde would read a struct from an array of its fields' values too.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(match serde_json::from_slice::<IgnoredAny>(body) {
+            Ok(_) => Problem::invalid(vec![FieldError::new("body", "wrong_type", "needs to be an object")]),
+            Err(error) => explain(String::new(), &error),
+        });
+    }
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        explain(path, error.inner())
+    })?;
+    json.end().map_err(|error| explain(String::new(), &error))?;
+    Ok(value)
+}
+
+fn explain(path: String, error: &serde_json::Error) -> Problem {
+    if error.classify() != Category::Data {
+        let (line, column) = (error.line(), error.column());
+        return Problem::malformed(format!("The body is not JSON: fault at line {line}, column {column}."));
+    }
+    let text = error.to_string();
+    // serde tells the kind of a fault only by its sentence; the sentences are stable (`serde::de::Error`).
+    let quoted = || text.split('`').nth(1).unwrap_or_default().to_owned();
+    let at = |field: String| if field.is_empty() || field == "." { "body".to_owned() } else { field };
+    Problem::invalid(vec![if text.starts_with("missing field") {
+        FieldError::new(quoted(), "required", "is required")
+    } else if text.starts_with("unknown field") {
+        FieldError::new(quoted(), "unknown_field", "is not a field of this request")
+    } else if text.starts_with("duplicate field") {
+        FieldError::new(quoted(), "duplicate_field", "is given more than once")
+    } else if let Some(rest) = text.strip_prefix("invalid type: ") {
+        let expected = rest.split(", expected ").nth(1).and_then(|rest| rest.split(" at line").next());
+        let expected = match expected {
+            Some(expected) if !expected.contains("struct") => expected,
+            _ => "an object",
+        };
+        FieldError::new(at(path), "wrong_type", format!("needs to be {expected}"))
+    } else {
+        FieldError::new(at(path), "invalid", "has a value that does not fit")
+    }])
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only read from JSON")]
+    struct Body {
+        name: String,
+        #[serde(default)]
+        tags: Vec<String>,
+    }
+
+    #[test]
+    fn a_fault_says_what_and_where() {
+        for (body, expected) in [
+            (&b""[..], "malformed_json"),
+            (b"{", "malformed_json"),
+            (b"{}x", "required name"),
+            (br#"{"name":"a"}x"#, "malformed_json"),
+            (br#"{"name":"a"}{"name":"b"}"#, "malformed_json"),
+            (b"\xef\xbb\xbf{}", "malformed_json"),
+            (b"{\"name\":\"\xff\"}", "malformed_json"),
+            (br#"{"name":"\ud800"}"#, "malformed_json"),
+            (b"[]", "wrong_type body"),
+            (br#" ["alice", []]"#, "wrong_type body"),
+            (b"[", "malformed_json"),
+            (b"null", "wrong_type body"),
+            (b"{}", "required name"),
+            (br#"{"name":null}"#, "wrong_type name"),
+            (br#"{"name":1}"#, "wrong_type name"),
+            (br#"{"name":"a","name":"b"}"#, "duplicate_field name"),
+            (br#"{"name":"a","nmae":"b"}"#, "unknown_field nmae"),
+            (br#"{"name":"a","tags":["x",1]}"#, "wrong_type tags[1]"),
+        ] {
+            let problem = parse::<Body>(body).unwrap_err();
+            let got = format!("{problem:?}");
+            let (code, field) = expected.split_once(' ').unwrap_or((expected, ""));
+            assert!(got.contains(&format!("code: \"{code}\"")), "{body:?}: {got}");
+            assert!(got.contains(&format!("field: \"{field}\"")) || field.is_empty(), "{body:?}: {got}");
+        }
+        let deep = "[".repeat(50_000);
+        assert!(parse::<serde_json::Value>(deep.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn media_types() {
+        let json = |value: &str| {
+            is_json(&HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_str(value).unwrap())]))
+        };
+        assert!(json("application/json"));
+        assert!(json("Application/JSON; charset=utf-8"));
+        assert!(json("application/vnd.api+json"));
+        assert!(!json("text/json"));
+        assert!(!json("application/x-www-form-urlencoded"));
+        assert!(!json("application/jsonp"));
+        assert!(!is_json(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,168 @@
+//! HTTP: the only room with axum. One file for each resource; every request goes through the layers of [`router`] from
+//! top to bottom.
+
+mod admin;
+mod client_address;
+mod docs;
+mod health;
+mod json;
+mod layers;
+mod openapi;
+mod problem;
+mod request_id;
+pub mod server;
+mod users;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, middleware};
+use ipnet::IpNet;
+use tower::ServiceBuilder;
+use tower_http::{catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub use self::{
+    client_address::client_address, openapi::document, problem::Problem, request_id::RequestId,
+    users::UserBody,
+};
+use crate::{account::Accounts, bearer::BearerLayer, bearer::Refusal, clock::Clock, token::Verifier};
+
+/// The largest request body, in bytes: 64 KiB.
+pub const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// How long each part of a request may take, and how many clients may be there.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// From the connection, or the end of the last request on it, until the header fields are there.
+    pub header_read: Duration,
+    /// Until the body is there.
+    pub body_read: Duration,
+    /// From the header fields to the response.
+    pub handler: Duration,
+    /// From the signal to stop until requests in flight are cut off. Kubernetes grants 30 s by default for all of it.
+    pub drain: Duration,
+    /// How many connections may be open at once.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            header_read: Duration::from_secs(10),
+            body_read: Duration::from_secs(10),
+            handler: Duration::from_secs(30),
+            drain: Duration::from_secs(20),
+            connections: 10_000,
+        }
+    }
+}
+
+/// What the service is made of, as far as requests need it.
+#[derive(Clone, Debug)]
+pub struct App(Arc<Parts>);
+
+/// The parts of an [`App`].
+#[derive(Debug)]
+pub struct Parts {
+    /// The use cases.
+    pub accounts: Accounts,
+    /// What access tokens are checked with.
+    pub verifier: Arc<Verifier>,
+    /// Where time comes from.
+    pub clock: Clock,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Which web pages may call, as `scheme://host[:port]`.
+    pub allowed_origins: Vec<String>,
+    /// How long each part of a request may take.
+    pub limits: Limits,
+    /// Set while the service goes down: not ready any more.
+    pub stopping: AtomicBool,
+}
+
+impl App {
+    /// Shares the parts between requests.
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    /// From now on `/readyz` says no, so that a load balancer sends nothing more.
+    pub fn stop(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
+    }
+
+    fn accounts(&self) -> &Accounts {
+        &self.0.accounts
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    fn limits(&self) -> Limits {
+        self.0.limits
+    }
+
+    fn trusted_proxies(&self) -> &[IpNet] {
+        &self.0.trusted_proxies
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Relaxed)
+    }
+}
+
+/// Every route with its documentation. A handler that is not here is neither served nor documented.
+fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(openapi::frame())
+        .routes(routes!(users::register))
+        .routes(routes!(users::log_in))
+        .routes(routes!(health::alive))
+        .routes(routes!(health::ready))
+        .routes(routes!(docs::openapi_json))
+        .routes(routes!(docs::page))
+}
+
+/// The routes that take a bearer token.
+fn bearer_routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(users::me, users::update_me)).routes(routes!(admin::user))
+}
+
+/// The whole service.
+pub fn router(app: App) -> Router {
+    let refuse = |refusal: Refusal| axum::response::IntoResponse::into_response(Problem::from(refusal));
+    let bearer = BearerLayer::new(app.0.verifier.clone()).with_clock(app.clock().clone()).with_answer(refuse);
+
+    // From the outside in: a request passes them from top to bottom, its response from bottom to top.
+    let layers = ServiceBuilder::new()
+        // First, so that everything below has an id to log and to answer with.
+        .layer(middleware::from_fn_with_state(app.clone(), request_id::assign))
+        // One line in the log for each request, whatever becomes of it below.
+        .layer(middleware::from_fn(layers::log))
+        // Outside of CORS and of problems, so that those have the header fields too.
+        .layer(middleware::map_response(layers::security_headers))
+        // Outside of problems: a page of an allowed origin may read what went wrong.
+        .layer(middleware::from_fn_with_state(layers::cors_rules(&app.0.allowed_origins), layers::cors))
+        // Writes the document of every error from below, whoever made it.
+        .layer(middleware::from_fn(problem::render))
+        // A panic in a handler is a 500 for that request and nothing more.
+        .layer(CatchPanicLayer::custom(layers::panicked))
+        // A handler that hangs gives its connection and its place back.
+        .layer(middleware::from_fn_with_state(app.clone(), layers::time_out))
+        // No body is read beyond this, declared or not.
+        .layer(RequestBodyLimitLayer::new(MAX_BODY_BYTES));
+
+    let (router, _) = routes().merge(bearer_routes().route_layer(bearer)).split_for_parts();
+    router
+        .merge(docs::assets())
+        .fallback(async || Problem::not_found())
+        .method_not_allowed_fallback(async || Problem::method_not_allowed())
+        .layer(layers)
+        .with_state(app)
+}

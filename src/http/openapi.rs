@@ -1,0 +1,175 @@
+//! The OpenAPI document: the routes describe themselves, and what all of them share is added here once.
+
+use std::time::Duration;
+
+use utoipa::{
+    Modify, OpenApi, ToSchema,
+    openapi::{
+        self, ContentBuilder, HeaderBuilder, ObjectBuilder, Ref, RefOr, Response, ResponseBuilder,
+        example::Example,
+        example::ExampleBuilder,
+        path::Operation,
+        schema::Type,
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
+};
+
+use super::{Problem, RequestId, problem::ProblemDocument};
+use crate::{
+    account::{self, FieldError},
+    bearer::Refusal,
+    token::Rejection,
+};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "gatepass",
+        description = "Users, sessions and tokens.\n\nErrors are problem documents (RFC 9457); match on their `code`. \
+                       Every response carries `x-request-id`.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
+        contact(),
+    ),
+    servers((url = "/", description = "This server")),
+    components(schemas(ProblemDocument<'static>)),
+    modifiers(&Bearer),
+    tags(
+        (name = "users", description = "Registration, login, and one's own profile"),
+        (name = "admin", description = "Users, for those who have the role `admin`"),
+        (name = "health", description = "For load balancers and orchestrators"),
+        (name = "docs", description = "This description"),
+    ),
+)]
+struct Frame;
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, openapi: &mut openapi::OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("PASETO v4.local")
+            .description(Some("The `access_token` of a login."))
+            .build();
+        openapi
+            .components
+            .get_or_insert_default()
+            .add_security_scheme("bearer", SecurityScheme::Http(scheme));
+    }
+}
+
+/// What the routes are put into.
+pub(super) fn frame() -> openapi::OpenApi {
+    Frame::openapi()
+}
+
+/// The whole document as JSON, as it is served and as it is kept in `docs/openapi.json`.
+pub fn document() -> String {
+    let mut openapi = super::routes().merge(super::bearer_routes()).into_openapi();
+    for item in openapi.paths.paths.values_mut() {
+        let operations = [
+            &mut item.get,
+            &mut item.put,
+            &mut item.post,
+            &mut item.delete,
+            &mut item.options,
+            &mut item.head,
+            &mut item.patch,
+            &mut item.trace,
+        ];
+        for operation in operations.into_iter().flatten() {
+            complete(operation);
+        }
+    }
+    let mut json = openapi.to_pretty_json().expect("an OpenAPI document has a JSON form");
+    json.push('\n');
+    json
+}
+
+/// Adds what every operation of a kind can answer.
+fn complete(operation: &mut Operation) {
+    let mut common =
+        vec![("500", "`internal_error`: a fault of the service; the log has it under the request's id.")];
+    let touches_database = operation.request_body.is_some() || operation.security.is_some();
+    if touches_database {
+        common.push((
+            "503",
+            "`database_unavailable`, `overloaded` or `timeout`: try again after `Retry-After`.",
+        ));
+    }
+    if operation.request_body.is_some() {
+        common.extend([
+            ("400", "`malformed_json`: the body is no JSON, or did not arrive whole."),
+            ("408", "`request_timeout`: the body did not arrive in time."),
+            ("413", "`body_too_large`: more than 64 KiB."),
+            ("415", "`unsupported_media_type`: not `application/json`."),
+            ("422", "`validation_failed`: `errors` says what is wrong with each field."),
+        ]);
+    }
+    if operation.security.is_some() {
+        common.push(("401", "`missing_token`, `invalid_token`, `token_expired` or `session_revoked`."));
+    }
+    let responses = &mut operation.responses.responses;
+    for (status, description) in common {
+        let absent = || RefOr::T(ResponseBuilder::new().description(description).build());
+        responses.entry(status.to_owned()).or_insert_with(absent);
+    }
+    for (status, response) in responses {
+        let RefOr::T(response) = response else { continue };
+        header(response, "x-request-id", "The request's id, as the log has it.");
+        match status.as_str() {
+            "401" if operation.security.is_some() => header(response, "WWW-Authenticate", "RFC 6750."),
+            "503" => header(response, "Retry-After", "Seconds to wait."),
+            _ => {}
+        }
+        if status.as_str() >= "400" {
+            let content = ContentBuilder::new()
+                .schema(Some(Ref::from_schema_name(ProblemDocument::name())))
+                .examples_from_iter(examples(&response.description))
+                .build();
+            response.content.entry("application/problem+json".to_owned()).or_insert(RefOr::T(content));
+        }
+    }
+}
+
+/// A true example for each code that `description` names.
+fn examples(description: &str) -> impl Iterator<Item = (String, RefOr<Example>)> {
+    let codes: Vec<&str> = description.split('`').skip(1).step_by(2).collect();
+    samples().into_iter().filter(move |sample| codes.contains(&sample.code())).map(|sample| {
+        let document = serde_json::to_value(sample.document(&RequestId::sample())).ok();
+        (sample.code().to_owned(), RefOr::T(ExampleBuilder::new().value(document).build()))
+    })
+}
+
+/// Every problem that a route can answer, made the way the routes make it.
+fn samples() -> Vec<Problem> {
+    let faulty = FieldError::new("username", "too_short", "needs 3 to 64 characters");
+    vec![
+        Refusal::Missing.into(),
+        Refusal::Unreadable.into(),
+        Refusal::Token(Rejection::Expired).into(),
+        account::Error::SessionRevoked.into(),
+        account::Error::InvalidCredentials.into(),
+        account::Error::RegistrationClosed.into(),
+        account::Error::UsernameTaken.into(),
+        account::Error::EmailTaken.into(),
+        account::Error::Overloaded { retry_after: Duration::from_secs(1) }.into(),
+        Problem::database_unavailable(),
+        account::Error::Hasher.into(),
+        Problem::forbidden(account::ADMIN_ROLE),
+        Problem::not_found(),
+        Problem::malformed("The body is not JSON: fault at line 1, column 12."),
+        Problem::request_timeout(),
+        Problem::too_large(),
+        Problem::unsupported_media_type(),
+        Problem::invalid(vec![faulty]),
+        Problem::not_ready(vec!["database: not reachable".to_owned()]),
+        Problem::timeout(),
+    ]
+}
+
+fn header(response: &mut Response, name: &str, description: &str) {
+    let text = ObjectBuilder::new().schema_type(Type::String).build();
+    let header = HeaderBuilder::new().schema(Some(text)).description(Some(description)).build();
+    response.headers.insert(name.to_owned(), RefOr::T(header));
+}

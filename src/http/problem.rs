@@ -1,0 +1,321 @@
+//! Every error that a client sees: problem documents (RFC 9457), made here and nowhere else.
+//!
+//! A handler's error becomes a response without a body that carries the [`Problem`] among its extensions; the layer
+//! [`render`] writes the document, once the request id is known, and logs. Server faults are logged at error with their
+//! cause, client faults at debug; the client never sees a cause.
+
+use std::{borrow::Cow, error::Error, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{
+        HeaderName, HeaderValue, Response, StatusCode,
+        header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+    },
+    middleware::Next,
+    response::IntoResponse,
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::request_id::RequestId;
+use crate::{
+    account::{self, FieldError},
+    bearer::Refusal,
+};
+
+/// An error as the client gets it, and what the log needs besides.
+#[derive(Clone, Debug)]
+pub struct Problem(Box<Parts>);
+
+#[derive(Clone, Debug)]
+struct Parts {
+    status: StatusCode,
+    code: &'static str,
+    detail: Cow<'static, str>,
+    errors: Vec<FieldError>,
+    reasons: Vec<String>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    cause: Option<Arc<dyn Error + Send + Sync>>,
+}
+
+impl Problem {
+    /// A problem of this status; `code` is the stable word that programs match on.
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self(Box::new(Parts {
+            status,
+            code,
+            detail: detail.into(),
+            errors: Vec::new(),
+            reasons: Vec::new(),
+            headers: Vec::new(),
+            cause: None,
+        }))
+    }
+
+    /// The stable word that programs match on.
+    pub fn code(&self) -> &'static str {
+        self.0.code
+    }
+
+    /// 422 with what is wrong with each field.
+    pub fn invalid(errors: Vec<FieldError>) -> Self {
+        let detail = match &errors[..] {
+            [one] => format!("`{}` {}.", one.field, one.message),
+            many => format!("{} fields are not as they should be.", many.len()),
+        };
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed", detail);
+        problem.0.errors = errors;
+        problem
+    }
+
+    /// 404.
+    pub fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "There is nothing here.")
+    }
+
+    /// 405; the router adds `Allow`.
+    pub fn method_not_allowed() -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "This route does not take that method; see the header `Allow`.",
+        )
+    }
+
+    /// 400, with what is wrong with the body.
+    pub fn malformed(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "malformed_json", detail)
+    }
+
+    /// 415.
+    pub fn unsupported_media_type() -> Self {
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "This route takes `Content-Type: application/json`.",
+        )
+    }
+
+    /// 408, the body did not arrive.
+    pub fn request_timeout() -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "request_timeout",
+            "The request's body did not arrive in time.",
+        )
+    }
+
+    /// 413.
+    pub fn too_large() -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            format!("The request's body is larger than {} KiB.", super::MAX_BODY_BYTES / 1024),
+        )
+    }
+
+    /// 403, a role is missing.
+    pub fn forbidden(role: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", format!("This needs the role `{role}`."))
+    }
+
+    /// 503, with the reasons.
+    pub fn not_ready(reasons: Vec<String>) -> Self {
+        let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "Not ready for requests.");
+        problem.0.reasons = reasons;
+        problem.retry_after(Duration::from_secs(1))
+    }
+
+    /// 503, the database is not there.
+    pub fn database_unavailable() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "database_unavailable",
+            "The service cannot reach its database at the moment.",
+        )
+        .retry_after(Duration::from_secs(1))
+    }
+
+    /// 503, the handler took too long.
+    pub fn timeout() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", "The request took too long and was given up.")
+            .retry_after(Duration::from_secs(1))
+    }
+
+    /// 500, with a cause for the log alone.
+    pub fn fault(cause: impl Error + Send + Sync + 'static) -> Self {
+        let detail = "Something went wrong here; the log has it under this request id.";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail).caused_by(cause)
+    }
+
+    /// The problem as the client gets it.
+    pub(super) fn document<'a>(&'a self, request_id: &'a RequestId) -> ProblemDocument<'a> {
+        ProblemDocument {
+            kind: "about:blank",
+            title: self.0.status.canonical_reason().unwrap_or("Error"),
+            status: self.0.status.as_u16(),
+            detail: &self.0.detail,
+            code: self.0.code,
+            request_id: request_id.as_str(),
+            errors: &self.0.errors,
+            reasons: &self.0.reasons,
+        }
+    }
+
+    fn caused_by(mut self, cause: impl Error + Send + Sync + 'static) -> Self {
+        self.0.cause = Some(Arc::new(cause));
+        self
+    }
+
+    fn retry_after(self, after: Duration) -> Self {
+        // Rounded up: a client that waits as long as it is told must not be early.
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        self.header(RETRY_AFTER, HeaderValue::from(seconds.max(1)))
+    }
+
+    fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.0.headers.push((name, value));
+        self
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(refusal.status(), refusal.code(), refusal.detail())
+            .header(WWW_AUTHENTICATE, refusal.challenge())
+            .caused_by(refusal)
+    }
+}
+
+impl From<account::Error> for Problem {
+    fn from(error: account::Error) -> Self {
+        use account::Error as E;
+        match error {
+            E::Invalid(errors) => Self::invalid(errors),
+            E::UsernameTaken => {
+                Self::new(StatusCode::CONFLICT, "username_taken", "Another user has this username.")
+            }
+            E::EmailTaken => Self::new(StatusCode::CONFLICT, "email_taken", "Another user has this address."),
+            E::RegistrationClosed => Self::new(
+                StatusCode::FORBIDDEN,
+                "registration_closed",
+                "New users are made by an administrator here.",
+            ),
+            E::InvalidCredentials => Self::new(
+                StatusCode::UNAUTHORIZED,
+                "invalid_credentials",
+                "The username or the password is not right.",
+            ),
+            E::SessionRevoked => {
+                Self::new(StatusCode::UNAUTHORIZED, "session_revoked", "The session has ended; log in again.")
+                    .header(
+                        WWW_AUTHENTICATE,
+                        HeaderValue::from_static(
+                            r#"Bearer error="invalid_token", error_description="The session has ended""#,
+                        ),
+                    )
+            }
+            E::NoSuchUser => Self::not_found(),
+            E::Overloaded { retry_after } => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "overloaded",
+                "More logins than can be served at the moment.",
+            )
+            .retry_after(retry_after),
+            E::Unavailable(_) => Self::database_unavailable().caused_by(error),
+            E::Store(_) | E::Issue(_) | E::Hasher => Self::fault(error),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response<Body> {
+        let mut response = self.0.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// A problem document (RFC 9457, media type `application/problem+json`).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct ProblemDocument<'a> {
+    /// Always `about:blank`: `code` says what the problem is.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The status in words.
+    title: &'a str,
+    /// The status.
+    status: u16,
+    /// A sentence for a person.
+    detail: &'a str,
+    /// The stable word that programs match on.
+    code: &'a str,
+    /// Under this id the service's log has the request.
+    request_id: &'a str,
+    /// With 422: what is wrong with each field.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [FieldError],
+    /// With `not_ready`: why.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    reasons: &'a [String],
+}
+
+/// Writes the document of a response that carries a [`Problem`], and makes one of every error that some layer or the
+/// router answered by a bare status.
+pub(super) async fn render(request: Request, next: Next) -> Response<Body> {
+    let request_id = request.extensions().get::<RequestId>().cloned().unwrap_or_default();
+    let mut response = next.run(request).await;
+    let status = response.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        return response;
+    }
+    let problem = response.extensions_mut().remove::<Problem>().unwrap_or_else(|| match status {
+        StatusCode::NOT_FOUND => Problem::not_found(),
+        StatusCode::METHOD_NOT_ALLOWED => Problem::method_not_allowed(),
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::too_large(),
+        status if status.is_client_error() => {
+            Problem::new(status, "bad_request", "The request is not valid.")
+        }
+        status => Problem::new(status, "internal_error", "Something went wrong here."),
+    });
+    log(&problem);
+
+    let body =
+        serde_json::to_vec(&problem.document(&request_id)).expect("strings and numbers have a JSON form");
+    *response.status_mut() = problem.0.status;
+    response.headers_mut().remove(CONTENT_LENGTH);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    for (name, value) in &problem.0.headers {
+        response.headers_mut().insert(name, value.clone());
+    }
+    *response.body_mut() = Body::from(body);
+    // For the request's line in the log.
+    response.extensions_mut().insert(problem);
+    response
+}
+
+fn log(problem: &Problem) {
+    let cause = problem.0.cause.as_ref().map(|cause| chain(&**cause)).unwrap_or_default();
+    if problem.0.status.is_server_error() && problem.0.cause.is_some() {
+        tracing::error!(code = problem.0.code, cause, "server fault");
+    } else if problem.0.status.is_server_error() {
+        tracing::warn!(code = problem.0.code, detail = %problem.0.detail, reasons = ?problem.0.reasons, "not served");
+    } else {
+        tracing::debug!(code = problem.0.code, detail = %problem.0.detail, cause, "refused");
+    }
+}
+
+/// An error and what is behind it, in one line.
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

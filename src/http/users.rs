@@ -1,0 +1,245 @@
+//! `/users`: registration, login, and one's own profile.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    extract::State,
+    http::{StatusCode, header::LOCATION},
+    response::IntoResponse,
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{App, Problem, json::Json};
+use crate::{
+    account::{Caller, Registration, User},
+    password::Password,
+    random,
+    token::Claims,
+};
+
+/// A user as everyone may see them who may see them at all.
+#[derive(Serialize, ToSchema)]
+#[schema(as = User)]
+pub struct UserBody {
+    /// UUIDv7.
+    #[schema(example = "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e")]
+    id: Uuid,
+    /// As the user wrote it.
+    #[schema(example = "alice")]
+    username: String,
+    /// As the user wrote it.
+    #[schema(example = "alice@example.com", format = Email)]
+    email: String,
+    /// For display.
+    #[schema(example = "Alice Liddell")]
+    full_name: Option<String>,
+    /// Sorted, none twice.
+    #[schema(example = json!([]))]
+    roles: Vec<String>,
+    /// Whether the user has shown that the address is theirs.
+    #[schema(example = false)]
+    is_email_verified: bool,
+    /// Whether the user is locked out.
+    #[schema(example = false)]
+    disabled: bool,
+    /// When the present password was set.
+    #[schema(example = "2026-01-02T03:04:05.678901Z")]
+    #[serde(with = "time::serde::rfc3339")]
+    password_changed_at: OffsetDateTime,
+    /// When the user was made.
+    #[schema(example = "2026-01-02T03:04:05.678901Z")]
+    #[serde(with = "time::serde::rfc3339")]
+    created_at: OffsetDateTime,
+}
+
+impl From<User> for UserBody {
+    fn from(user: User) -> Self {
+        Self {
+            id: user.id,
+            username: user.username,
+            email: user.email,
+            full_name: user.full_name,
+            roles: user.roles,
+            is_email_verified: user.is_email_verified,
+            disabled: user.disabled,
+            password_changed_at: user.password_changed_at,
+            created_at: user.created_at,
+        }
+    }
+}
+
+/// A user to be registered.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RegisterRequest {
+    /// Letters, digits, `_`, `.` and `-`; unique without regard to case.
+    #[schema(example = "alice", min_length = 3, max_length = 64, pattern = "^[A-Za-z0-9_.-]{3,64}$")]
+    username: String,
+    /// Unique without regard to case.
+    #[schema(example = "alice@example.com", format = Email, max_length = 254)]
+    email: String,
+    /// Any characters; refused when common or made of the user's own data.
+    #[schema(value_type = String, format = Password, example = "secret-horse-battery-9", min_length = 8, max_length = 256)]
+    password: SecretString,
+    /// For display.
+    #[schema(example = "Alice Liddell", max_length = 256)]
+    full_name: Option<String>,
+}
+
+/// Register a user.
+#[utoipa::path(
+    post, path = "/users", tag = "users",
+    request_body = RegisterRequest,
+    responses(
+        (status = 201, description = "The user.", body = UserBody, headers(
+            ("Location" = String, description = "Where administrators find the user."),
+        )),
+        (status = 403, description = "`registration_closed`: the operator makes the users."),
+        (status = 409, description = "`username_taken` or `email_taken`: another user has it."),
+    ),
+)]
+pub(super) async fn register(
+    State(app): State<App>,
+    Json(body): Json<RegisterRequest>,
+) -> Result<impl IntoResponse, Problem> {
+    let password = Password::new(body.password.expose_secret());
+    let registration = Registration {
+        username: &body.username,
+        email: &body.email,
+        full_name: body.full_name.as_deref(),
+        password: &password,
+    };
+    let user = app.accounts().register(&registration, app.clock().now(), &mut random::system()).await?;
+    let location = format!("/admin/users/{}", user.id);
+    Ok((StatusCode::CREATED, [(LOCATION, location)], axum::Json(UserBody::from(user))))
+}
+
+/// A name and a password.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LoginRequest {
+    /// Username or e-mail address.
+    #[schema(example = "alice")]
+    username: String,
+    /// The password.
+    #[schema(value_type = String, format = Password, example = "secret-horse-battery-9")]
+    password: SecretString,
+}
+
+/// A session just begun, and its tokens.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LoginResponse {
+    /// The session.
+    #[schema(example = "019aa3f0-6c1d-7d2a-8b40-51c2d3e4f506")]
+    session_id: Uuid,
+    /// For `Authorization: Bearer`.
+    #[schema(example = "v4.local.2a9jQ…")]
+    access_token: String,
+    /// When the access token ends.
+    #[schema(example = "2026-01-02T03:19:05Z")]
+    #[serde(with = "time::serde::rfc3339")]
+    access_token_expires_at: OffsetDateTime,
+    /// For renewal; keep it as safe as a password.
+    #[schema(example = "gpr_AZqj8F…")]
+    refresh_token: String,
+    /// When the refresh token ends unless it is used before.
+    #[schema(example = "2026-01-03T03:04:05Z")]
+    #[serde(with = "time::serde::rfc3339")]
+    refresh_token_expires_at: OffsetDateTime,
+    /// Always `Bearer` (RFC 6750).
+    #[schema(example = "Bearer")]
+    token_type: &'static str,
+    /// Seconds until the access token ends (RFC 6749).
+    #[schema(example = 900)]
+    expires_in: i64,
+    /// Who logged in.
+    user: UserBody,
+}
+
+/// Log in: from a name and a password to a session.
+#[utoipa::path(
+    post, path = "/users/login", tag = "users",
+    request_body = LoginRequest,
+    responses(
+        (status = 200, description = "The session's tokens.", body = LoginResponse),
+        (status = 401, description = "`invalid_credentials`: unknown user, wrong password or disabled user, told apart nowhere."),
+    ),
+)]
+pub(super) async fn log_in(
+    State(app): State<App>,
+    caller: Caller,
+    Json(body): Json<LoginRequest>,
+) -> Result<axum::Json<LoginResponse>, Problem> {
+    let password = Password::new(body.password.expose_secret());
+    let now = app.clock().now();
+    let login = app.accounts().login(&body.username, &password, &caller, now, &mut random::system()).await?;
+    Ok(axum::Json(LoginResponse {
+        session_id: login.session_id,
+        access_token: login.access_token.expose().to_owned(),
+        access_token_expires_at: login.access_token.expires_at,
+        refresh_token: login.refresh_token.expose().to_owned(),
+        refresh_token_expires_at: login.refresh_token_expires_at,
+        token_type: "Bearer",
+        expires_in: (login.access_token.expires_at - login.access_token.issued_at).whole_seconds(),
+        user: login.user.into(),
+    }))
+}
+
+/// The user whose token it is.
+#[utoipa::path(
+    get, path = "/users/me", tag = "users", security(("bearer" = [])),
+    responses((status = 200, description = "The user.", body = UserBody)),
+)]
+pub(super) async fn me(
+    State(app): State<App>,
+    Extension(claims): Extension<Arc<Claims>>,
+) -> Result<axum::Json<UserBody>, Problem> {
+    Ok(axum::Json(app.accounts().profile(claims.user_id).await?.into()))
+}
+
+/// What to change of the profile. A field that is not there stays as it is.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpdateMeRequest {
+    /// For display; `null` takes it away.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>, example = "Alice P. Liddell", max_length = 256)]
+    full_name: Option<Option<String>>,
+    /// Another address is unverified until it is shown to be the user's.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = String, required = false, example = "alice@example.org", format = Email, max_length = 254)]
+    email: Option<String>,
+}
+
+/// Tells a field that is there from one that is not: what is there has to be of the field's type, `null` only where that
+/// takes it.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// Change one's own profile.
+#[utoipa::path(
+    patch, path = "/users/me", tag = "users", security(("bearer" = [])),
+    request_body = UpdateMeRequest,
+    responses(
+        (status = 200, description = "The user as it is now.", body = UserBody),
+        (status = 409, description = "`email_taken`: another user has it."),
+    ),
+)]
+pub(super) async fn update_me(
+    State(app): State<App>,
+    Extension(claims): Extension<Arc<Claims>>,
+    Json(body): Json<UpdateMeRequest>,
+) -> Result<axum::Json<UserBody>, Problem> {
+    let full_name = body.full_name.as_ref().map(Option::as_deref);
+    let user = app
+        .accounts()
+        .update_profile(claims.user_id, full_name, body.email.as_deref(), app.clock().now())
+        .await?;
+    Ok(axum::Json(UserBody::from(user)))
+}

@@ -1,0 +1,50 @@
+//! Token authentication for teams with a few services and a Postgres.
+//!
+//! The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store}`,
+//! `http → bearer → token`; never upward.
+//!
+//! | room | what happens there |
+//! |---|---|
+//! | [`token`] | what tokens say, how they are made and checked; pure |
+//! | [`bearer`] | the tower layer from `Authorization: Bearer` to claims, for us and for other services |
+//! | [`password`] | the rules, the hash, and the pool that bounds what hashing may cost |
+//! | [`store`] | the only room with SQL: one file for each table, and the migrations |
+//! | [`account`] | the use cases: register, log in, … |
+//! | [`http`] | the only room with axum: one file for each resource |
+//! | [`config`] | settings from `app.env`, the environment and files, checked all at once |
+//! | [`embedded`] | a Postgres of our own, for development |
+//! | [`cli`] | the command line: one file for each subcommand |
+//! | [`telemetry`] | logs |
+//! | [`clock`], [`random`] | where time and randomness come in, at the edge only |
+//!
+//! The way of one login: `http::users` reads the body and the caller's address → `account::login` reads the user
+//! (`store::users`), waits its turn in `password::Pool`, verifies, writes the session (`store::sessions`) and has the
+//! token made (`token::Issuer`) → `http::users` shapes the answer.
+//!
+//! Cargo features: `server` (default) is everything; `verify` is [`token`] and [`bearer`] alone, for services that check
+//! gatepass's tokens.
+
+#[cfg(feature = "server")]
+pub mod account;
+#[cfg(feature = "verify")]
+pub mod bearer;
+#[cfg(feature = "server")]
+pub mod cli;
+#[cfg(feature = "verify")]
+pub mod clock;
+#[cfg(feature = "server")]
+pub mod config;
+#[cfg(feature = "server")]
+pub mod embedded;
+#[cfg(feature = "server")]
+pub mod http;
+#[cfg(feature = "server")]
+pub mod password;
+#[cfg(feature = "server")]
+pub mod random;
+#[cfg(feature = "server")]
+pub mod store;
+#[cfg(feature = "server")]
+pub mod telemetry;
+#[cfg(feature = "verify")]
+pub mod token;

@@ -1,0 +1,132 @@
+//! Passwords: what may be one, how it is kept, and the threads that pay for it.
+//!
+//! Pure but for its threads: no clock but the monotonic one that ages the queue, no randomness but the salt that the
+//! caller brings, no database.
+//!
+//! The way of a password:
+//!
+//! 1. `http` makes a [`Password`] of the text in the request: normalised, wiped when dropped, never printed.
+//! 2. A *new* one is held against the [`rules`].
+//! 3. [`Pool::hash`] waits for its turn on one of a few threads of their own and gives back a [`HashedPassword`], the
+//!    text that `store` keeps.
+//! 4. At login, [`Pool::verify`] does the same work whether or not there is such a user, and gives a [`Verdict`].
+//!
+//! Argon2id runs on the [`Pool`]'s threads alone; everything else here takes a millisecond or two at worst, and may
+//! run on an async thread.
+
+mod argon;
+mod pool;
+pub mod rules;
+
+use std::fmt;
+
+use secrecy::{ExposeSecret, SecretString};
+use unicode_normalization::UnicodeNormalization;
+
+pub use argon::{Params, ParamsError, Unreadable, Verdict};
+pub use pool::{Pool, PoolError, PoolSettings, StartError};
+pub use rules::{MAX_LENGTH, Refusal, Rules, check};
+
+/// A password in the clear, as long as it must be: wiped from memory when dropped, redacted by `Debug`.
+///
+/// It is NFKC-normalised (NIST SP 800-63B-4, section 3.1.1.2), because one keyboard sends `é` as one code point and
+/// another as two, and nobody sees the difference. It is never truncated.
+///
+/// ```
+/// use gatepass::password::Password;
+///
+/// let password = Password::new("ﬁve cafe\u{301}s");
+/// assert_eq!(password.length(), "five cafés".chars().count());
+/// assert_eq!(format!("{password:?}"), "Password([redacted])");
+/// ```
+#[derive(Clone)]
+pub struct Password(SecretString);
+
+impl Password {
+    /// Takes what somebody typed.
+    pub fn new(typed: &str) -> Self {
+        // Counted first, so that the text is written once into memory of its final size: a string that grows leaves
+        // copies of the password behind in memory that nobody wipes.
+        let mut text = String::with_capacity(typed.nfkc().map(char::len_utf8).sum());
+        text.extend(typed.nfkc());
+        Self(text.into())
+    }
+
+    /// The length in Unicode characters, after normalisation: what the bounds in [`rules`] count.
+    pub fn length(&self) -> usize {
+        self.expose().chars().count()
+    }
+
+    fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password([redacted])")
+    }
+}
+
+/// A hashed password as the store keeps it: a PHC string, `$argon2id$v=19$m=…,t=…,p=…$salt$hash`.
+///
+/// `Debug` is redacted: who has a hash can guess at the password, so it does not belong in a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HashedPassword(String);
+
+impl HashedPassword {
+    /// Takes the text from the store, whatever it is: what cannot be read shows when it is verified
+    /// ([`Verdict::Unreadable`]), where somebody can be told.
+    pub fn from_stored(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text to store.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for HashedPassword {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HashedPassword([redacted])")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_that_are_one_are_one_password() {
+        let table = [
+            ("caf\u{e9}", "cafe\u{301}", "composed and decomposed"),
+            ("\u{fb01}ve", "five", "ligature"),
+            ("\u{ff21}\u{ff22}\u{ff23}", "ABC", "full width"),
+            ("a\u{a0}b", "a b", "no-break space"),
+            ("\u{2163}", "IV", "Roman numeral"),
+            ("\u{d55c}", "\u{1112}\u{1161}\u{11ab}", "Hangul syllable and letters"),
+            ("a\u{323}\u{307}", "a\u{307}\u{323}", "order of accents"),
+        ];
+        for (one, other, what) in table {
+            assert_eq!(Password::new(one).expose(), Password::new(other).expose(), "{what}");
+        }
+        assert_ne!(Password::new("Secret").expose(), Password::new("secret").expose(), "case counts");
+        assert_ne!(Password::new(" secret").expose(), Password::new("secret").expose(), "spaces count");
+    }
+
+    #[test]
+    fn length_counts_characters_after_normalisation() {
+        let table = [("", 0), ("abc", 3), ("\u{fb01}", 2), ("e\u{301}", 1), ("😀😀", 2), ("\u{fdfa}", 18)];
+        for (text, length) in table {
+            assert_eq!(Password::new(text).length(), length, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_nothing() {
+        let secret = "correct horse";
+        assert!(!format!("{:?}", Password::new(secret)).contains("horse"));
+        assert!(!format!("{:?}", HashedPassword::from_stored(secret)).contains("horse"));
+    }
+}

@@ -1,0 +1,615 @@
+//! The threads that compute hashes, and the queue before them.
+//!
+//! A hash takes tens of milliseconds of one core and megabytes of memory, and anyone may ask for one. So there are a
+//! fixed number of threads for them, each with memory of its own, and a queue of fixed length: whatever the load, the
+//! async threads stay free, memory stays at `threads × memory`, and who cannot be served soon is told so at once.
+//!
+//! First come, first served. A job whose caller has hung up is dropped before it starts, and so is one that has
+//! waited for longer than the deadline: work that nobody waits for any more would make everyone behind it late too.
+
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    num::NonZeroUsize,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    HashedPassword, Params, ParamsError, Password, Verdict,
+    argon::{self, Memory},
+};
+
+/// How a [`Pool`] is made.
+#[derive(Clone, Debug)]
+pub struct PoolSettings {
+    /// How many hashes are computed at once (`PASSWORD_HASH_THREADS`).
+    pub threads: NonZeroUsize,
+    /// How many more may wait (`PASSWORD_HASH_QUEUE`).
+    pub queue: usize,
+    /// What a new hash costs (`ARGON2_*`).
+    pub params: Params,
+    /// How long a job may wait for its turn.
+    pub deadline: Duration,
+}
+
+/// Why a [`Pool`] could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No hash can be made with these parameters.
+    #[error(transparent)]
+    Params(#[from] ParamsError),
+    /// The system has too little memory for the threads.
+    #[error("no memory for {threads} hashing threads of {memory_kib} KiB each")]
+    Memory {
+        /// How many threads were asked for.
+        threads: NonZeroUsize,
+        /// What each of them needs.
+        memory_kib: u32,
+    },
+    /// The system refused a thread.
+    #[error("could not start a hashing thread")]
+    Thread(#[from] io::Error),
+}
+
+/// Why there is no hash or verdict.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// Too many are waiting, or this one has waited for longer than the deadline. Nothing was computed.
+    #[error("too many passwords are waiting to be hashed")]
+    Overloaded {
+        /// When it may be worth to try again: whole seconds, at least one, by what the queue holds now.
+        retry_after: Duration,
+    },
+    /// A fault of ours or of the machine's: the work panicked (the panic hook has said where), or a stored hash wants
+    /// more memory than there is.
+    #[error("hashing failed: a panic, or no memory")]
+    Failed,
+}
+
+/// Threads that hash and verify passwords. Cheap to clone; the threads end when the last clone is dropped.
+///
+/// ```
+/// use std::{num::NonZeroUsize, time::Duration};
+/// use gatepass::password::{Params, Password, Pool, PoolSettings, Verdict};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = Pool::new(PoolSettings {
+///     threads: NonZeroUsize::MIN,
+///     queue: 16,
+///     params: Params { memory_kib: 19456, iterations: 2, parallelism: 1 },
+///     deadline: Duration::from_secs(5),
+/// })?;
+/// let password = Password::new("a quiet river at noon");
+/// let salt = [7; 16]; // 16 random bytes, for each password its own
+/// let stored = pool.hash(&password, salt).await?;
+/// assert_eq!(pool.verify(&password, Some(&stored)).await?, Verdict::Match { outdated: false });
+/// assert_eq!(pool.verify(&password, None).await?, Verdict::NoMatch);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Pool(Arc<Handle>);
+
+/// What the clones share. Its end is the threads' end.
+struct Handle {
+    queue: Arc<Queue>,
+    params: Params,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.queue.lock().is_closed = true;
+        self.queue.changed.notify_all();
+    }
+}
+
+impl Pool {
+    /// Starts the threads, each with its memory.
+    ///
+    /// # Errors
+    ///
+    /// When the parameters are outside their bounds, or the system has not that many threads or that much memory.
+    pub fn new(settings: PoolSettings) -> Result<Self, StartError> {
+        let PoolSettings { threads, queue, params, deadline } = settings;
+        params.check()?;
+        // Made first: when a later thread cannot be started, dropping it ends the earlier ones.
+        let pool = Self(Arc::new(Handle { queue: Arc::new(Queue::new(threads, queue, deadline)), params }));
+        for number in 0..threads.get() {
+            let mut memory = Memory::new(&params)
+                .map_err(|_| StartError::Memory { threads, memory_kib: params.memory_kib })?;
+            let queue = Arc::clone(&pool.0.queue);
+            thread::Builder::new()
+                .name(format!("gatepass-hash-{number}"))
+                .spawn(move || while queue.run_next(&mut memory) {})?;
+        }
+        Ok(pool)
+    }
+
+    /// Hashes a new password with Argon2id and the pool's parameters. The salt must be random and used for nothing
+    /// else.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Overloaded`] at once when the queue is full, or when this job's turn comes too late;
+    /// [`PoolError::Failed`] when the machine lets us down.
+    pub async fn hash(&self, password: &Password, salt: [u8; 16]) -> Result<HashedPassword, PoolError> {
+        let (password, params) = (password.clone(), self.0.params);
+        self.run(move |memory| argon::hash(&password, salt, &params, memory)).await
+    }
+
+    /// Holds a password against what is stored for the user.
+    ///
+    /// `None` is a user who does not exist: the work is the same, the verdict always [`Verdict::NoMatch`]. The work is
+    /// also the same when nothing can be read from what is stored. A hash with other parameters costs what they say.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Pool::hash`].
+    pub async fn verify(
+        &self,
+        password: &Password,
+        stored: Option<&HashedPassword>,
+    ) -> Result<Verdict, PoolError> {
+        let (password, stored, params) = (password.clone(), stored.cloned(), self.0.params);
+        self.run(move |memory| argon::verify(&password, stored.as_ref(), &params, memory)).await
+    }
+
+    /// How many jobs wait for a thread.
+    pub fn queued(&self) -> usize {
+        self.0.queue.lock().jobs.len()
+    }
+
+    /// How many jobs are being computed.
+    pub fn running(&self) -> usize {
+        self.0.queue.lock().running
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Memory) -> Result<T, argon2::Error> + Send + 'static,
+    ) -> Result<T, PoolError> {
+        let (answer, answered) = oneshot::channel();
+        self.0.queue.push(Box::new(Task { work, answer }))?;
+        answered.await.unwrap_or(Err(PoolError::Failed))
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("params", &self.0.params)
+            .field("queued", &self.queued())
+            .field("running", &self.running())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Something to compute for a caller who waits for it.
+trait Job: Send {
+    /// Whether the caller has gone.
+    fn is_abandoned(&self) -> bool;
+    /// Does the work, and gives back what tells the caller.
+    fn run(self: Box<Self>, memory: &mut Memory) -> Box<dyn FnOnce()>;
+    fn refuse(self: Box<Self>, error: PoolError);
+}
+
+struct Task<W, T> {
+    work: W,
+    answer: oneshot::Sender<Result<T, PoolError>>,
+}
+
+impl<W, T> Job for Task<W, T>
+where
+    W: FnOnce(&mut Memory) -> Result<T, argon2::Error> + Send,
+    T: Send + 'static,
+{
+    fn is_abandoned(&self) -> bool {
+        self.answer.is_closed()
+    }
+
+    fn run(self: Box<Self>, memory: &mut Memory) -> Box<dyn FnOnce()> {
+        let Self { work, answer } = *self;
+        // A panic ends the job, not the thread. The memory is plain numbers, good for the next hash whatever they are.
+        let result = match catch_unwind(AssertUnwindSafe(|| work(memory))) {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(_)) | Err(_) => Err(PoolError::Failed),
+        };
+        // The caller may have gone meanwhile.
+        Box::new(move || drop(answer.send(result)))
+    }
+
+    fn refuse(self: Box<Self>, error: PoolError) {
+        drop(self.answer.send(Err(error)));
+    }
+}
+
+/// The jobs between the callers and the threads.
+struct Queue {
+    state: Mutex<State>,
+    /// A job has come, or the pool has gone.
+    changed: Condvar,
+    threads: usize,
+    /// How many jobs there may be, waiting and running together.
+    capacity: usize,
+    deadline: Duration,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Waiting>,
+    running: usize,
+    /// How long a job takes: a moving average.
+    typical: Duration,
+    is_closed: bool,
+}
+
+struct Waiting {
+    job: Box<dyn Job>,
+    since: Instant,
+}
+
+impl Queue {
+    fn new(threads: NonZeroUsize, length: usize, deadline: Duration) -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            threads: threads.get(),
+            capacity: threads.get().saturating_add(length),
+            deadline,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No job runs while it is locked, so a panic has left nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, job: Box<dyn Job>) -> Result<(), PoolError> {
+        let mut state = self.lock();
+        let is_full = |state: &State| state.jobs.len() + state.running >= self.capacity;
+        if is_full(&state) {
+            // Who has hung up holds no place.
+            state.jobs.retain(|waiting| !waiting.job.is_abandoned());
+        }
+        if is_full(&state) {
+            return Err(self.overloaded(&state));
+        }
+        state.jobs.push_back(Waiting { job, since: Instant::now() });
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Waits for the next job and does it. False when the pool has gone.
+    fn run_next(&self, memory: &mut Memory) -> bool {
+        let Some(job) = self.next(memory) else { return false };
+        let start = Instant::now();
+        let answer = job.run(memory);
+        let took = start.elapsed();
+        {
+            let mut state = self.lock();
+            state.running -= 1;
+            state.typical = if state.typical.is_zero() { took } else { (state.typical * 7 + took) / 8 };
+        }
+        // Only now: who has an answer finds the place free again.
+        answer();
+        true
+    }
+
+    fn next(&self, memory: &mut Memory) -> Option<Box<dyn Job>> {
+        let mut state = self.lock();
+        while !state.is_closed {
+            if let Some(Waiting { job, since }) = state.jobs.pop_front() {
+                if job.is_abandoned() {
+                    continue;
+                }
+                if since.elapsed() >= self.deadline {
+                    job.refuse(self.overloaded(&state));
+                    continue;
+                }
+                state.running += 1;
+                return Some(job);
+            }
+            if memory.is_dirty() {
+                // Only now: under load the next hash writes over it anyway.
+                drop(state);
+                memory.wipe();
+                state = self.lock();
+            } else {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        None
+    }
+
+    /// The refusal with the time after which what is there now will be done, or given up.
+    fn overloaded(&self, state: &State) -> PoolError {
+        let jobs = state.jobs.len() + state.running;
+        let rounds = u32::try_from(jobs / self.threads).unwrap_or(u32::MAX).saturating_add(1);
+        let wait = state.typical.saturating_mul(rounds).min(self.deadline);
+        let seconds = wait.as_millis().div_ceil(1000).max(1);
+        PoolError::Overloaded { retry_after: Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::Future,
+        pin::pin,
+        sync::{
+            atomic::{AtomicUsize, Ordering},
+            mpsc,
+        },
+        task::{Context, Waker},
+    };
+
+    use super::*;
+    use crate::password::Unreadable;
+
+    const TINY: Params = Params { memory_kib: 8, iterations: 1, parallelism: 1 };
+
+    fn pool(threads: usize, queue: usize, deadline: Duration) -> Pool {
+        let threads = NonZeroUsize::new(threads).unwrap();
+        Pool::new(PoolSettings { threads, queue, params: TINY, deadline }).unwrap()
+    }
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    /// Starts a future and lets it wait.
+    fn begin<F: Future>(future: std::pin::Pin<&mut F>) {
+        assert!(future.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+
+    /// Work that holds its thread until the sender is dropped, and says when it has begun.
+    fn blocker()
+    -> (impl FnOnce(&mut Memory) -> Result<(), argon2::Error>, mpsc::Receiver<()>, mpsc::Sender<()>) {
+        let (begun, has_begun) = mpsc::channel();
+        let (release, released) = mpsc::channel();
+        let work = move |_: &mut Memory| {
+            begun.send(()).unwrap();
+            let _: Result<(), _> = released.recv();
+            Ok(())
+        };
+        (work, has_begun, release)
+    }
+
+    #[tokio::test]
+    async fn hashes_and_verifies() {
+        let pool = pool(2, 8, LONG);
+        let password = Password::new("secret");
+        let stored = pool.hash(&password, [7; 16]).await.unwrap();
+        assert!(stored.as_str().starts_with("$argon2id$v=19$m=8,t=1,p=1$"));
+        assert_ne!(stored, pool.hash(&password, [8; 16]).await.unwrap());
+        let table = [
+            (Some(stored.clone()), "secret", Verdict::Match { outdated: false }),
+            (Some(stored.clone()), "wrong", Verdict::NoMatch),
+            (None, "secret", Verdict::NoMatch),
+            (Some(HashedPassword::from_stored("x")), "secret", Verdict::Unreadable(Unreadable::Format)),
+        ];
+        for (stored, password, verdict) in table {
+            assert_eq!(pool.verify(&Password::new(password), stored.as_ref()).await.unwrap(), verdict);
+        }
+        assert_eq!((pool.queued(), pool.running()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn many_at_once_on_few_threads() {
+        let pool = pool(2, 200, LONG);
+        let tasks: Vec<_> = (0..200u8)
+            .map(|i| {
+                let pool = pool.clone();
+                tokio::spawn(async move { pool.hash(&Password::new("secret"), [i; 16]).await.unwrap() })
+            })
+            .collect();
+        let mut hashes = Vec::new();
+        for task in tasks {
+            hashes.push(task.await.unwrap().as_str().to_owned());
+        }
+        hashes.sort_unstable();
+        hashes.dedup();
+        assert_eq!(hashes.len(), 200);
+    }
+
+    #[tokio::test]
+    async fn full_queue_refuses_at_once() {
+        let pool = pool(1, 2, LONG);
+        let (work, has_begun, release) = blocker();
+        let mut running = pin!(pool.run(work));
+        begin(running.as_mut());
+        has_begun.recv().unwrap();
+        let password = Password::new("secret");
+        let (mut first, mut second) =
+            (pin!(pool.verify(&password, None)), pin!(pool.verify(&password, None)));
+        begin(first.as_mut());
+        begin(second.as_mut());
+        assert_eq!((pool.queued(), pool.running()), (2, 1));
+
+        let refused = pool.verify(&password, None).await.unwrap_err();
+        let PoolError::Overloaded { retry_after } = refused else { panic!("{refused}") };
+        assert_eq!(retry_after, Duration::from_secs(1));
+
+        drop(release);
+        running.await.unwrap();
+        assert_eq!(first.await.unwrap(), Verdict::NoMatch);
+        assert_eq!(second.await.unwrap(), Verdict::NoMatch);
+        pool.verify(&password, None).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn no_queue_still_serves_an_idle_thread() {
+        let pool = pool(1, 0, LONG);
+        let password = Password::new("secret");
+        pool.hash(&password, [7; 16]).await.unwrap();
+
+        let (work, _has_begun, release) = blocker();
+        let mut running = pin!(pool.run(work));
+        begin(running.as_mut());
+        assert!(matches!(pool.hash(&password, [7; 16]).await, Err(PoolError::Overloaded { .. })));
+        drop(release);
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn abandoned_work_is_dropped_and_holds_no_place() {
+        let pool = pool(1, 2, LONG);
+        let (work, has_begun, release) = blocker();
+        let mut running = pin!(pool.run(work));
+        begin(running.as_mut());
+        has_begun.recv().unwrap();
+
+        let ran = Arc::new(AtomicUsize::new(0));
+        let counted = || {
+            let ran = Arc::clone(&ran);
+            move |_: &mut Memory| Ok(ran.fetch_add(1, Ordering::SeqCst))
+        };
+        {
+            let (mut first, mut second) = (pin!(pool.run(counted())), pin!(pool.run(counted())));
+            begin(first.as_mut());
+            begin(second.as_mut());
+            assert!(matches!(pool.run(counted()).await, Err(PoolError::Overloaded { .. })));
+        }
+        // Both callers have gone: there is room again, and only what is asked for now will run.
+        let mut third = pin!(pool.run(counted()));
+        begin(third.as_mut());
+        assert_eq!(pool.queued(), 1);
+        let mut fourth = Box::pin(pool.run(counted()));
+        begin(fourth.as_mut());
+        drop(fourth);
+
+        drop(release);
+        running.await.unwrap();
+        third.await.unwrap();
+        pool.run(counted()).await.unwrap();
+        assert_eq!(ran.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn first_come_first_served() {
+        let pool = pool(1, 10, LONG);
+        let (work, has_begun, release) = blocker();
+        let mut running = pin!(pool.run(work));
+        begin(running.as_mut());
+        has_begun.recv().unwrap();
+        let served = Arc::new(Mutex::new(Vec::new()));
+        let mut jobs: Vec<_> = (0..10)
+            .map(|number| {
+                let served = Arc::clone(&served);
+                Box::pin(pool.run(move |_: &mut Memory| {
+                    served.lock().unwrap().push(number);
+                    Ok(())
+                }))
+            })
+            .collect();
+        for job in &mut jobs {
+            begin(job.as_mut());
+        }
+        drop(release);
+        for job in jobs {
+            job.await.unwrap();
+        }
+        assert_eq!(*served.lock().unwrap(), (0..10).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn past_the_deadline_nothing_is_computed() {
+        // Whenever a thread takes it, it is too late.
+        let pool = pool(1, 8, Duration::ZERO);
+        let error = pool.run(|_| -> Result<(), _> { panic!("ran") }).await.unwrap_err();
+        let PoolError::Overloaded { retry_after } = error else { panic!("{error}") };
+        assert_eq!(retry_after, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn retry_after_is_true_to_the_queue() {
+        let queue = Queue::new(NonZeroUsize::new(2).unwrap(), 100, Duration::from_secs(5));
+        let table = [
+            // milliseconds for each, running, seconds
+            (0, 0, 1),
+            (30, 2, 1),
+            (30, 102, 2),
+            (100, 60, 4),
+            (1000, 102, 5),
+        ];
+        for (typical, running, seconds) in table {
+            let typical = Duration::from_millis(typical);
+            let error = queue.overloaded(&State { running, typical, ..State::default() });
+            let PoolError::Overloaded { retry_after } = error else { panic!("{error}") };
+            assert_eq!(retry_after, Duration::from_secs(seconds), "{typical:?} {running}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_one_job_and_no_thread() {
+        let pool = pool(1, 8, LONG);
+        for _ in 0..3 {
+            let error = pool.run(|_| -> Result<(), _> { panic!("on purpose") }).await.unwrap_err();
+            assert!(matches!(error, PoolError::Failed), "{error}");
+        }
+        let password = Password::new("secret");
+        let stored = pool.hash(&password, [7; 16]).await.unwrap();
+        assert_eq!(pool.verify(&password, Some(&stored)).await.unwrap(), Verdict::Match { outdated: false });
+        let error = pool.run(|_| Err::<(), _>(argon2::Error::OutOfMemory)).await.unwrap_err();
+        assert!(matches!(error, PoolError::Failed), "{error}");
+    }
+
+    #[tokio::test]
+    async fn idle_threads_have_wiped_their_memory() {
+        let pool = pool(1, 8, LONG);
+        pool.hash(&Password::new("secret"), [7; 16]).await.unwrap();
+        // The next job finds the memory dirty only if it came before the thread was idle.
+        let mut is_dirty = true;
+        for _ in 0..1000 {
+            if !is_dirty {
+                break;
+            }
+            thread::sleep(Duration::from_millis(1));
+            is_dirty = pool.run(|memory| Ok(memory.is_dirty())).await.unwrap();
+        }
+        assert!(!is_dirty);
+    }
+
+    #[test]
+    fn threads_end_with_the_last_pool() {
+        let pool = pool(3, 8, LONG);
+        let queue = Arc::downgrade(&pool.0.queue);
+        let other = pool.clone();
+        drop(pool);
+        assert_eq!(queue.strong_count(), 4);
+        drop(other);
+        for _ in 0..10_000 {
+            if queue.strong_count() == 0 {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        panic!("a thread lives on");
+    }
+
+    #[test]
+    fn a_pool_that_cannot_be_is_an_error() {
+        let settings = |memory_kib| PoolSettings {
+            threads: NonZeroUsize::MIN,
+            queue: 1,
+            params: Params { memory_kib, iterations: 1, parallelism: 1 },
+            deadline: LONG,
+        };
+        assert!(matches!(Pool::new(settings(7)), Err(StartError::Params(ParamsError::TooLittle))));
+        assert!(matches!(Pool::new(settings(u32::MAX)), Err(StartError::Params(ParamsError::TooMuch))));
+    }
+
+    #[test]
+    fn futures_can_be_spawned() {
+        fn is_send<T: Send>(_: &T) {}
+        let pool = pool(1, 1, LONG);
+        let password = Password::new("secret");
+        is_send(&pool.hash(&password, [7; 16]));
+        is_send(&pool.verify(&password, None));
+    }
+}

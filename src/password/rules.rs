@@ -1,0 +1,372 @@
+//! What may become a password (NIST SP 800-63B-4 section 3.1.1, OWASP ASVS 5 chapter 6.2).
+//!
+//! Length, and that nobody guesses it soon: no rules about capitals, digits and signs, which make passwords harder to
+//! remember and no harder to guess. Only *new* passwords are held against these; a login takes whatever was accepted
+//! once.
+
+use unicode_normalization::UnicodeNormalization;
+use zxcvbn::{
+    matching::{Match, patterns::MatchPattern},
+    zxcvbn,
+};
+
+use super::Password;
+
+/// The most characters that a password may have, after normalisation.
+pub const MAX_LENGTH: usize = 256;
+
+/// The guesses that a password must be good for, by zxcvbn's count.
+///
+/// zxcvbn counts ten guesses for each character in which it sees no pattern, so this is what the shortest password
+/// that the default length allows is worth when it is well chosen: the highest bar that does not quietly demand more
+/// than the length rule says. It is also where zxcvbn's score 3 begins ("safely unguessable"). Against a login
+/// throttled to ten attempts in 15 minutes it lasts for centuries; against stolen hashes it buys the time to notice.
+const ENOUGH_GUESSES: u64 = 100_000_000;
+
+/// How many characters zxcvbn sees at most, and how much work it may have with them; see [`affordable_start`].
+const JUDGED_LENGTH: usize = 40;
+const JUDGED_WORK: usize = 6_000;
+
+/// Own data shorter than this is found in too many good passwords by chance.
+const MIN_OWN_LENGTH: usize = 4;
+
+/// What the operator may set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// The fewest Unicode characters that a password may have, after normalisation (`PASSWORD_MIN_LENGTH`).
+    pub min_length: usize,
+}
+
+/// Why a password was refused. `Display` is a sentence for the form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Fewer characters than [`Rules::min_length`].
+    #[error("Use at least {min} characters.")]
+    TooShort {
+        /// The fewest that would do.
+        min: usize,
+    },
+    /// More characters than [`MAX_LENGTH`].
+    #[error("Use at most {max} characters.")]
+    TooLong {
+        /// The most that would do.
+        max: usize,
+    },
+    /// It is a word or password out of the lists that attackers try first.
+    #[error("This is one of the most common passwords. Use several unrelated words, or a password manager.")]
+    Common,
+    /// It is made of patterns that attackers try: words, names, dates, repetitions, rows of keys.
+    #[error("This is easy to guess. Add a few unrelated words, or use a password manager.")]
+    Guessable,
+    /// It is made of the user's own name or address.
+    #[error("This is made of your own name or address. Use something that has nothing to do with you.")]
+    OwnData,
+}
+
+impl Refusal {
+    /// The stable word that programs match on.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::TooShort { .. } => "too_short",
+            Self::TooLong { .. } => "too_long",
+            Self::Common => "too_common",
+            Self::Guessable => "too_guessable",
+            Self::OwnData => "contains_own_data",
+        }
+    }
+
+    /// A sentence that a form can show.
+    pub fn message(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// Whether this may become the password of the user whose `own` data these are: username, e-mail address, full name,
+/// in any order; what is missing is left out or empty.
+///
+/// Takes a millisecond or two at worst, whatever the password is.
+///
+/// # Errors
+///
+/// The first reason that applies.
+///
+/// ```
+/// use gatepass::password::{Password, rules::{Refusal, Rules, check}};
+///
+/// let rules = Rules { min_length: 8 };
+/// let own = ["ada", "ada@example.org", "Ada Lovelace"];
+/// assert_eq!(check(&Password::new("a quiet river at noon"), &rules, &own), Ok(()));
+/// assert_eq!(check(&Password::new("lovelace1815"), &rules, &own), Err(Refusal::OwnData));
+/// assert_eq!(check(&Password::new("qwertyuiop"), &rules, &own), Err(Refusal::Common));
+/// ```
+pub fn check(password: &Password, rules: &Rules, own: &[&str]) -> Result<(), Refusal> {
+    let length = password.length();
+    if length < rules.min_length {
+        return Err(Refusal::TooShort { min: rules.min_length });
+    }
+    if length > MAX_LENGTH {
+        return Err(Refusal::TooLong { max: MAX_LENGTH });
+    }
+    let own = own_parts(own);
+    if is_mostly(password.expose(), &own) {
+        return Err(Refusal::OwnData);
+    }
+    // Longer parts than what is judged cannot be found in it.
+    let known: Vec<&str> =
+        own.iter().map(String::as_str).filter(|part| part.chars().count() <= JUDGED_LENGTH).collect();
+    let estimate = zxcvbn(affordable_start(password.expose()), &known);
+    if estimate.guesses() >= ENOUGH_GUESSES {
+        return Ok(());
+    }
+    let words: Vec<Option<&str>> = estimate.sequence().iter().map(dictionary_word).collect();
+    Err(if words.iter().flatten().any(|word| known.contains(word)) {
+        Refusal::OwnData
+    } else if matches!(words[..], [Some(_)]) {
+        Refusal::Common
+    } else {
+        Refusal::Guessable
+    })
+}
+
+/// What of the user's own data must not make up a password: each whole, the part before the `@`, and each word.
+/// Lower case, longest first.
+fn own_parts(own: &[&str]) -> Vec<String> {
+    let mut parts = Vec::new();
+    for whole in own {
+        let whole = whole.nfkc().collect::<String>().to_lowercase();
+        parts.extend(whole.split(|c: char| !c.is_alphanumeric()).map(str::to_owned));
+        parts.extend(whole.split_once('@').map(|(local, _)| local.to_owned()));
+        parts.push(whole);
+    }
+    parts.retain(|part| part.chars().count() >= MIN_OWN_LENGTH);
+    parts.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+    parts.dedup();
+    parts
+}
+
+/// Whether at least half of the text is made of these parts (lower case, longest first), without regard to case.
+fn is_mostly(text: &str, parts: &[String]) -> bool {
+    let mut rest = text.to_lowercase();
+    let length = rest.chars().count();
+    let mut covered = 0;
+    for part in parts {
+        covered += rest.matches(part.as_str()).count() * part.chars().count();
+        // What is counted is cut out, so that a word within a whole address does not count twice.
+        rest = rest.replace(part.as_str(), "\0");
+    }
+    covered > 0 && covered * 2 >= length
+}
+
+/// The word out of zxcvbn's lists (or the user's own data) that this part of a password is.
+fn dictionary_word(part: &Match) -> Option<&str> {
+    match &part.pattern {
+        MatchPattern::Dictionary(found) => Some(&found.matched_word),
+        _ => None,
+    }
+}
+
+/// The start of the text that zxcvbn can judge in about a millisecond.
+///
+/// zxcvbn looks every substring up in its lists, and does so again for every way to read the text's signs and digits
+/// as letters (`4` and `@` for `a`, …), of which there are up to a thousand: a hundred characters of such signs, or
+/// of any good password generator, take it a second. The start is enough: who guesses the whole guesses the start, so
+/// a password whose start is good enough is. What is lost is the credit for a strong end after dozens of characters
+/// of pattern. At worst, with a different sign at every place, 9 characters are judged.
+fn affordable_start(text: &str) -> &str {
+    // What zxcvbn reads as a, b, c, e, g, i, l, o, s, t, x, z.
+    const READINGS: [&str; 12] = ["4@", "8", "({[<", "3", "69", "1!|", "1|7", "0", "$5", "+7", "%", "2"];
+    let mut seen = [0; READINGS.len()];
+    for (count, (end, c)) in text.char_indices().enumerate() {
+        if !text[..end].contains(c) {
+            for (signs, seen) in READINGS.iter().zip(&mut seen) {
+                *seen += usize::from(signs.contains(c));
+            }
+        }
+        // As it is written, reversed, and in every other reading.
+        let readings = 2 + seen.iter().map(|&signs: &usize| signs.max(1)).product::<usize>();
+        let length = count + 1;
+        if length > JUDGED_LENGTH || readings * length * length > JUDGED_WORK {
+            return &text[..end];
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RULES: Rules = Rules { min_length: 8 };
+
+    fn refusal(password: &str, own: &[&str]) -> Option<Refusal> {
+        check(&Password::new(password), &RULES, own).err()
+    }
+
+    #[test]
+    fn lengths() {
+        let strong = "vR7#kQ2v";
+        let long = strong.repeat(MAX_LENGTH / 8);
+        let table = [
+            (String::new(), Some(Refusal::TooShort { min: 8 })),
+            ("vR7#kQ2".into(), Some(Refusal::TooShort { min: 8 })),
+            (strong.into(), None),
+            // Seven characters, however many bytes or code points were sent.
+            ("жгидлёю".into(), Some(Refusal::TooShort { min: 8 })),
+            ("he\u{301}lqa\u{301}vo".into(), Some(Refusal::TooShort { min: 8 })),
+            // Eight after normalisation, seven before.
+            ("\u{fb01}vkq7xw".into(), None),
+            (format!("{strong} {}", &long[9..]), None),
+            (format!("{long}x"), Some(Refusal::TooLong { max: 256 })),
+        ];
+        for (password, expected) in table {
+            assert_eq!(refusal(&password, &[]), expected, "{password:?}");
+        }
+        let rules = Rules { min_length: 15 };
+        let password = Password::new("fourteen signs");
+        assert_eq!(check(&password, &rules, &[]), Err(Refusal::TooShort { min: 15 }));
+    }
+
+    #[test]
+    fn guessable_ones() {
+        let common = [
+            "password",
+            "12345678",
+            "qwertyuiop",
+            "iloveyou2",
+            "PASSWORD",
+            "drowssap",
+            "abcd1234",
+            "P@ssword",
+        ];
+        for password in common {
+            assert_eq!(refusal(password, &[]), Some(Refusal::Common), "{password}");
+        }
+        let guessable = [
+            "letmein123",
+            "Password1!",
+            "P@ssw0rd123",
+            "Summer2024!",
+            "aaaaaaaaaaaa",
+            "abcabcabcabc",
+            "hunter2hunter2",
+            "jessica1990",
+            "12/05/1987",
+            "passwordpassword1",
+            "zxcvbnm,./",
+            "abcdefghijklmnop",
+            "密碼密碼密碼密碼",
+        ];
+        for password in guessable {
+            assert_eq!(refusal(password, &[]), Some(Refusal::Guessable), "{password}");
+        }
+    }
+
+    #[test]
+    fn good_ones() {
+        let table = [
+            "correct horse battery staple",
+            "secret-horse-battery-9",
+            "Tr0ub4dor&3x",
+            "a quiet river at noon",
+            "vR7#kQ2v",
+            "kdjfhqwe",
+            "mein hund heißt otto",
+            "тихая река в полдень",
+            "静かな川の昼下がり",
+            "4@8({[<3691!|70$5+%2",
+        ];
+        for password in table {
+            assert_eq!(refusal(password, &[]), None, "{password}");
+        }
+    }
+
+    #[test]
+    fn own_data() {
+        let own = ["wonder.land", "alice_l@example-mail.org", "Álice Pleasance Liddell", ""];
+        let table = [
+            ("wonder.land", true),
+            ("WonderLand99", true),
+            ("alice_l@example-mail.org", true),
+            ("Alice_L!", true),
+            ("liddell1852", true),
+            ("a\u{301}licea\u{301}lice", true),
+            ("pleasance liddell", true),
+            ("examplemail", true),
+            // Reversed, or with signs for letters: found by zxcvbn.
+            ("llEddil1", true),
+            ("ple4$4nce", true),
+            // Their own words may be in it when they are not what it is made of.
+            ("liddell plays the loud trombone", false),
+            ("vR7#kQ2v", false),
+        ];
+        for (password, is_own) in table {
+            let refusal = refusal(password, &own);
+            assert_eq!(refusal == Some(Refusal::OwnData), is_own, "{password}: {refusal:?}");
+        }
+        // Short names are in everything.
+        assert_eq!(refusal("ana bakes bananas at dawn", &["ana", "ana@b.co", "Ana B"]), None);
+    }
+
+    #[test]
+    fn codes_and_messages() {
+        let table = [
+            (Refusal::TooShort { min: 8 }, "too_short", "Use at least 8 characters."),
+            (Refusal::TooLong { max: 256 }, "too_long", "Use at most 256 characters."),
+            (Refusal::Common, "too_common", "most common"),
+            (Refusal::Guessable, "too_guessable", "easy to guess"),
+            (Refusal::OwnData, "contains_own_data", "your own name"),
+        ];
+        for (refusal, code, message) in table {
+            assert_eq!(refusal.code(), code);
+            assert!(refusal.message().contains(message), "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_judged_is_bounded() {
+        let signs = "({[<1!|74@69$5+8302%";
+        let table = [
+            ("", 0),
+            ("correct horse battery staple", 28),
+            (&"x".repeat(256), 40),
+            (&"é".repeat(256), 40),
+            (&signs.repeat(9), 9),
+            (&"h(e{l[l<o1w!o|r7l4d@".repeat(9), 15),
+        ];
+        for (text, judged) in table {
+            assert_eq!(affordable_start(text).chars().count(), judged, "{text}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn never_panics(
+            text in any::<String>(),
+            long in prop::collection::vec(any::<char>(), 0..300),
+            own in any::<String>(),
+        ) {
+            let long: String = long.into_iter().collect();
+            for password in [&text, &long] {
+                let _ = refusal(password, &[&own, "user@example.org"]);
+            }
+        }
+
+        // What zxcvbn has most to say about: words of one letter, signs for letters, years, rows of keys; and own data
+        // that is a small part of the password, so that it is judged at all.
+        #[test]
+        fn never_panics_on_patterns(parts in prop::collection::vec(prop::sample::select(PARTS), 0..80)) {
+            let password = parts.concat();
+            let own = parts[..parts.len() / 3].concat();
+            let _ = refusal(&password, &[&own, &own.to_uppercase(), "aAaA@example.org"]);
+        }
+    }
+
+    const PARTS: &[&str] = &[
+        "a", "i", "A", "I", "x", "o", " ", "4", "@", "8", "(", "{", "1", "!", "|", "7", "0", "$", "5", "+",
+        "%", "2", "1999", "20", "11/", "qwe", "ASD", "pass", "word", "é", "İ", "ß", "密", "\n", "\0", "😀",
+    ];
+}

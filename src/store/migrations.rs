@@ -1,0 +1,241 @@
+//! The schema's versions: embedded in the binary, applied and undone here.
+
+use std::{collections::HashMap, time::Duration};
+
+use sqlx::migrate::{MigrateError, Migrator};
+use time::OffsetDateTime;
+
+use super::PgConnection;
+
+static MIGRATOR: Migrator = Migrator { locking: false, ..sqlx::migrate!() };
+
+/// The advisory lock that whoever migrates holds: "gatepass" in ASCII.
+const LOCK: i64 = i64::from_be_bytes(*b"gatepass");
+const LOCK_POLL: Duration = Duration::from_millis(100);
+/// How long a replica waits for another that migrates before it gives up.
+const LOCK_PATIENCE: Duration = Duration::from_secs(300);
+
+/// Why the schema is not what it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database knows a migration that the binary does not.
+    #[error(
+        "the database is at migration {0:06}, which this gatepass does not know: a newer version has migrated it. \
+         Run that version, or undo the migration with it (`gatepass migrate down`)"
+    )]
+    Newer(i64),
+    /// A migration was applied from another text than the binary holds.
+    #[error(
+        "migration {0:06} was changed after it was applied to this database: the binary's text is another. \
+         Run the version that applied it; make changes in a new migration"
+    )]
+    Changed(i64),
+    /// Migrations are waiting and may not be applied.
+    #[error("the database lacks {0} migration(s): run `gatepass migrate up`, or set MIGRATE_ON_START=true")]
+    Pending(usize),
+    /// Somebody else holds the lock for longer than a migration may take.
+    #[error("another process has been migrating this database for {} s; is it stuck?", LOCK_PATIENCE.as_secs())]
+    Locked,
+    /// A migration failed and was rolled back.
+    #[error("a migration failed and was rolled back")]
+    Failed(#[source] MigrateError),
+    /// The database failed.
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+}
+
+impl From<MigrateError> for Error {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::VersionMissing(version) => Self::Newer(version),
+            MigrateError::VersionMismatch(version) => Self::Changed(version),
+            other => Self::Failed(other),
+        }
+    }
+}
+
+/// One migration, in the binary, in the database, or in both.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Status {
+    /// Its number.
+    pub version: i64,
+    /// Its name.
+    pub name: String,
+    /// What is with it.
+    pub state: State,
+    /// When it was applied.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub applied_at: Option<OffsetDateTime>,
+}
+
+/// What is with a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// In the database as in the binary.
+    Applied,
+    /// In the binary alone.
+    Pending,
+    /// In the database from another text than the binary's.
+    Changed,
+    /// In the database alone.
+    Unknown,
+}
+
+/// Every migration that the binary or the database knows, in order. Changes nothing.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn status(conn: &mut PgConnection) -> Result<Vec<Status>, sqlx::Error> {
+    let mut applied = applied(conn).await?;
+    let mut all: Vec<Status> = MIGRATOR
+        .iter()
+        .filter(|migration| migration.migration_type.is_up_migration())
+        .map(|migration| {
+            let row = applied.remove(&migration.version);
+            Status {
+                version: migration.version,
+                name: migration.description.to_string(),
+                state: match &row {
+                    None => State::Pending,
+                    Some(row) if *row.checksum == *migration.checksum => State::Applied,
+                    Some(_) => State::Changed,
+                },
+                applied_at: row.map(|row| row.installed_on),
+            }
+        })
+        .collect();
+    all.extend(applied.into_values().map(|row| Status {
+        version: row.version,
+        name: row.description,
+        state: State::Unknown,
+        applied_at: Some(row.installed_on),
+    }));
+    all.sort_by_key(|status| status.version);
+    Ok(all)
+}
+
+/// Whether the schema is exactly the binary's.
+///
+/// # Errors
+///
+/// [`Error::Newer`], [`Error::Changed`] or [`Error::Pending`] when it is not.
+pub async fn check(conn: &mut PgConnection) -> Result<(), Error> {
+    let all = status(conn).await?;
+    refuse_foreign(&all)?;
+    match all.iter().filter(|status| status.state == State::Pending).count() {
+        0 => Ok(()),
+        pending => Err(Error::Pending(pending)),
+    }
+}
+
+/// Applies the next `limit` migrations that wait, or all, each in a transaction of its own. Any number of processes may
+/// call it at once: one migrates, the others wait for it and find nothing left to do. Gives back what it applied.
+///
+/// # Errors
+///
+/// When the database is newer, a migration was changed or failed, or the lock could not be had.
+pub async fn up(conn: &mut PgConnection, limit: Option<usize>) -> Result<Vec<Status>, Error> {
+    locked(conn, async |conn| {
+        let before = status(conn).await?;
+        refuse_foreign(&before)?;
+        let waiting = before.iter().filter(|status| status.state == State::Pending);
+        let Some(target) = waiting.take(limit.unwrap_or(usize::MAX)).last().map(|status| status.version)
+        else {
+            return Ok(Vec::new());
+        };
+        MIGRATOR.run_direct(Some(target), conn, false).await?;
+        let after = status(conn).await?;
+        Ok(changed(&before, after))
+    })
+    .await
+}
+
+/// Undoes the last `count` migrations, newest first. Gives back what it undid.
+///
+/// # Errors
+///
+/// As [`up`].
+pub async fn down(conn: &mut PgConnection, count: usize) -> Result<Vec<Status>, Error> {
+    locked(conn, async |conn| {
+        let before = status(conn).await?;
+        let applied: Vec<i64> = before
+            .iter()
+            .filter(|status| status.state == State::Applied)
+            .map(|status| status.version)
+            .collect();
+        // The last that stays; 0, before the first, when none does.
+        let stay = applied.len().saturating_sub(count);
+        let target = applied[..stay].last().copied().unwrap_or(0);
+        MIGRATOR.undo(&mut *conn, target).await?;
+        let after = status(conn).await?;
+        Ok(changed(&before, after))
+    })
+    .await
+}
+
+fn refuse_foreign(all: &[Status]) -> Result<(), Error> {
+    for status in all {
+        match status.state {
+            State::Unknown => return Err(Error::Newer(status.version)),
+            State::Changed => return Err(Error::Changed(status.version)),
+            State::Applied | State::Pending => {}
+        }
+    }
+    Ok(())
+}
+
+fn changed(before: &[Status], after: Vec<Status>) -> Vec<Status> {
+    after
+        .into_iter()
+        .filter(|now| before.iter().any(|then| then.version == now.version && then.state != now.state))
+        .collect()
+}
+
+/// Runs `work` while holding the lock. The lock is asked for again and again rather than waited for inside Postgres: a
+/// session that waits holds a snapshot, and `CREATE INDEX CONCURRENTLY` of the one who has the lock would wait for it.
+async fn locked<T>(
+    conn: &mut PgConnection,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let mut patience = LOCK_PATIENCE;
+    while !sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "held!""#, LOCK)
+        .fetch_one(&mut *conn)
+        .await?
+    {
+        patience = patience.checked_sub(LOCK_POLL).ok_or(Error::Locked)?;
+        tokio::time::sleep(LOCK_POLL).await;
+    }
+    let result = work(&mut *conn).await;
+    // The lock goes with the connection in any case; a failure to give it back must not hide the result.
+    if let Err(error) = sqlx::query_scalar!(r#"SELECT pg_advisory_unlock($1) AS "released!""#, LOCK)
+        .fetch_one(&mut *conn)
+        .await
+    {
+        tracing::warn!(%error, "the migration lock could not be released");
+    }
+    result
+}
+
+#[derive(sqlx::FromRow)]
+struct Applied {
+    version: i64,
+    description: String,
+    checksum: Vec<u8>,
+    installed_on: OffsetDateTime,
+}
+
+async fn applied(conn: &mut PgConnection) -> Result<HashMap<i64, Applied>, sqlx::Error> {
+    let exists = sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "exists!""#)
+        .fetch_one(&mut *conn);
+    if !exists.await? {
+        return Ok(HashMap::new());
+    }
+    #[expect(clippy::disallowed_methods, reason = "the table is sqlx's own: no migration of ours makes it")]
+    let rows: Vec<Applied> =
+        sqlx::query_as("SELECT version, description, checksum, installed_on FROM _sqlx_migrations")
+            .fetch_all(conn)
+            .await?;
+    Ok(rows.into_iter().map(|row| (row.version, row)).collect())
+}

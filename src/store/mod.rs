@@ -1,0 +1,134 @@
+//! Postgres: the only room that knows SQL. One file for each table, functions over a connection, every query checked
+//! against the migrated schema at compile time.
+//!
+//! Constraint names are turned into meaning in one place, [`Error`]. Every transaction here is a single statement at
+//! `READ COMMITTED`: what has to hold together is said in that statement's `WHERE`, never read first and written after.
+
+pub mod migrations;
+pub mod sessions;
+pub mod users;
+
+use std::{str::FromStr, time::Duration};
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{
+    ConnectOptions, Connection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tracing::log::LevelFilter;
+
+pub use sqlx::{PgConnection, PgPool};
+
+/// A connection of a pool, given back when dropped.
+pub type PoolConnection = sqlx::pool::PoolConnection<sqlx::Postgres>;
+
+/// What came of a statement that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A value that has to be unique stands in another row already.
+    #[error("{0:?} is taken")]
+    Taken(Unique),
+    /// The database cannot be reached or has no connection free: the same call may succeed later.
+    #[error("the database cannot be reached")]
+    Unavailable(#[source] sqlx::Error),
+    /// A fault of ours or of the schema.
+    #[error("the database refused a statement")]
+    Failed(#[source] sqlx::Error),
+}
+
+/// What is unique, by the constraint that holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unique {
+    /// `users_username_key`
+    Username,
+    /// `users_email_key`
+    Email,
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match error.as_database_error().and_then(|error| error.constraint()) {
+            Some("users_username_key") => Self::Taken(Unique::Username),
+            Some("users_email_key") => Self::Taken(Unique::Email),
+            _ if may_pass(&error) => Self::Unavailable(error),
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+/// Whether the same call may succeed later: the database is not there, not up yet, going down, or full.
+pub fn may_pass(error: &sqlx::Error) -> bool {
+    match error {
+        // Class 08, connection exception; 53, insufficient resources; 57, operator intervention, statement_timeout
+        // among them; 25006, a standby that has not been promoted yet.
+        sqlx::Error::Database(error) => error
+            .code()
+            .is_some_and(|code| ["08", "53", "57", "25006"].iter().any(|class| code.starts_with(class))),
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    }
+}
+
+/// A database URL that cannot be read. Which part, the error does not say: it might be a part of the password.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "not a database URL such as postgres://user:password@host:5432/database; write %-codes for signs in the password"
+)]
+pub struct InvalidUrl;
+
+/// Where the database is and who we are there. `Debug` shows no password.
+#[derive(Clone)]
+pub struct Source(PgConnectOptions);
+
+impl Source {
+    /// Reads a `postgres://` URL.
+    ///
+    /// # Errors
+    ///
+    /// When it is none. The message holds no part of the URL.
+    pub fn new(url: &SecretString) -> Result<Self, InvalidUrl> {
+        let options = PgConnectOptions::from_str(url.expose_secret())
+            .map_err(|_| InvalidUrl)?
+            .application_name("gatepass")
+            .log_statements(LevelFilter::Debug)
+            .log_slow_statements(LevelFilter::Warn, Duration::from_secs(1));
+        Ok(Self(options))
+    }
+
+    /// One connection, for migrations and the command line.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be reached or refuses us.
+    pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        PgConnection::connect_with(&self.0).await
+    }
+
+    /// A pool that connects when it is first used, of at most `max_connections`. A statement that hangs, on a lock or a
+    /// slow disk, is given up by the server, so that it cannot hold its connection for ever.
+    pub fn pool(&self, max_connections: u32) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(max_connections)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy_with(self.0.clone().options([("statement_timeout", "15s")]))
+    }
+
+    /// `host:port/database` or `socket directory/database`, for messages.
+    pub fn place(&self) -> String {
+        let options = &self.0;
+        let database = options.get_database().unwrap_or(options.get_username());
+        match options.get_socket() {
+            Some(directory) => format!("{}/{database}", directory.display()),
+            None => format!("{}:{}/{database}", options.get_host(), options.get_port()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Source({})", self.place())
+    }
+}

@@ -1,0 +1,341 @@
+//! Table `users`.
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::Error;
+use crate::password::HashedPassword;
+
+/// A user as everyone may see them who may see them at all: all but the password's hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// As the user wrote it.
+    pub username: String,
+    /// As the user wrote it.
+    pub email: String,
+    /// For display.
+    pub full_name: Option<String>,
+    /// Sorted, none twice.
+    pub roles: Vec<String>,
+    /// Whether the user has shown that the address is theirs.
+    pub is_email_verified: bool,
+    /// Whether the user is locked out.
+    pub disabled: bool,
+    /// When the present password was set.
+    pub password_changed_at: OffsetDateTime,
+    /// When the user was made.
+    pub created_at: OffsetDateTime,
+}
+
+/// `SELECT` of a whole [`User`], with the rest of the statement and its parameters.
+macro_rules! select_user {
+    ($rest:tt $(, $parameter:expr)*) => {
+        sqlx::query_as!(
+            User,
+            "SELECT id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at, created_at
+             FROM users " + $rest
+            $(, $parameter)*
+        )
+    };
+}
+
+/// A user to be made.
+#[derive(Debug)]
+pub struct NewUser<'a> {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// Checked by the caller; the table's constraints hold it.
+    pub username: &'a str,
+    /// Checked by the caller; the table's constraints hold it.
+    pub email: &'a str,
+    /// Checked by the caller; the table's constraints hold it.
+    pub full_name: Option<&'a str>,
+    /// The password.
+    pub password_hash: &'a HashedPassword,
+    /// Sorted, none twice.
+    pub roles: &'a [String],
+    /// When all of this happens.
+    pub now: OffsetDateTime,
+}
+
+/// Makes a user.
+///
+/// # Errors
+///
+/// [`Error::Taken`] when the name or address is another's, whatever its case.
+pub async fn insert(conn: &mut PgConnection, new: &NewUser<'_>) -> Result<User, Error> {
+    let user = sqlx::query_as!(
+        User,
+        "INSERT INTO users
+             (id, username, email, full_name, password_hash, roles, is_email_verified, disabled,
+              password_changed_at, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, false, false, $7, $7, $7)
+         RETURNING id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at, created_at",
+        new.id,
+        new.username,
+        new.email,
+        new.full_name,
+        new.password_hash.as_str(),
+        new.roles,
+        new.now,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(user)
+}
+
+/// How a user is named at a login or on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name<'a> {
+    /// By username.
+    Username(&'a str),
+    /// By e-mail address.
+    Email(&'a str),
+}
+
+/// The user of this id.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn by_id(conn: &mut PgConnection, id: Uuid) -> Result<Option<User>, Error> {
+    Ok(select_user!("WHERE id = $1", id).fetch_optional(conn).await?)
+}
+
+/// The user of this name, whatever its case.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn by_name(conn: &mut PgConnection, name: Name<'_>) -> Result<Option<User>, Error> {
+    let user = match name {
+        Name::Username(name) => {
+            select_user!(r#"WHERE username_key = lower($1::text COLLATE "C")"#, name)
+                .fetch_optional(conn)
+                .await
+        }
+        Name::Email(name) => {
+            select_user!(r#"WHERE email_key = lower(normalize($1::text) COLLATE "und-x-icu")"#, name)
+                .fetch_optional(conn)
+                .await
+        }
+    };
+    Ok(user?)
+}
+
+/// At most `limit` users by id, which is by age, after the user `after`.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn page(conn: &mut PgConnection, after: Option<Uuid>, limit: i64) -> Result<Vec<User>, Error> {
+    let after = after.unwrap_or(Uuid::nil());
+    Ok(select_user!("WHERE id > $1 ORDER BY id LIMIT $2", after, limit).fetch_all(conn).await?)
+}
+
+/// What a login is checked against.
+#[derive(Debug)]
+pub struct Credentials {
+    /// Whose they are.
+    pub user: User,
+    /// `None`: the user cannot log in with a password.
+    pub password_hash: Option<HashedPassword>,
+}
+
+/// The credentials of the user of this name, whatever its case.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn credentials(conn: &mut PgConnection, name: Name<'_>) -> Result<Option<Credentials>, Error> {
+    struct Row {
+        id: Uuid,
+        username: String,
+        email: String,
+        full_name: Option<String>,
+        password_hash: Option<String>,
+        roles: Vec<String>,
+        is_email_verified: bool,
+        disabled: bool,
+        password_changed_at: OffsetDateTime,
+        created_at: OffsetDateTime,
+    }
+    macro_rules! select {
+        ($condition:tt, $name:expr) => {
+            sqlx::query_as!(
+                Row,
+                "SELECT id, username, email, full_name, password_hash, roles, is_email_verified, disabled,
+                        password_changed_at, created_at
+                 FROM users WHERE "
+                    + $condition,
+                $name
+            )
+            .fetch_optional(conn)
+            .await
+        };
+    }
+    let row = match name {
+        Name::Username(name) => select!(r#"username_key = lower($1::text COLLATE "C")"#, name),
+        Name::Email(name) => select!(r#"email_key = lower(normalize($1::text) COLLATE "und-x-icu")"#, name),
+    };
+    Ok(row?.map(|row| Credentials {
+        password_hash: row.password_hash.map(HashedPassword::from_stored),
+        user: User {
+            id: row.id,
+            username: row.username,
+            email: row.email,
+            full_name: row.full_name,
+            roles: row.roles,
+            is_email_verified: row.is_email_verified,
+            disabled: row.disabled,
+            password_changed_at: row.password_changed_at,
+            created_at: row.created_at,
+        },
+    }))
+}
+
+/// What a user changes of their own profile. `None` leaves a field as it is.
+#[derive(Debug, Default)]
+pub struct ProfileChange<'a> {
+    /// `Some(None)` takes the name away.
+    pub full_name: Option<Option<&'a str>>,
+    /// Another address is unverified until it is shown to be theirs.
+    pub email: Option<&'a str>,
+}
+
+/// Changes the profile of a user who is not disabled; `None` when there is no such user.
+///
+/// # Errors
+///
+/// [`Error::Taken`] when the address is another's.
+pub async fn update_profile(
+    conn: &mut PgConnection,
+    id: Uuid,
+    change: &ProfileChange<'_>,
+    now: OffsetDateTime,
+) -> Result<Option<User>, Error> {
+    let user = sqlx::query_as!(
+        User,
+        r#"UPDATE users
+           SET full_name = CASE WHEN $2 THEN $3 ELSE full_name END,
+               email = coalesce($4, email),
+               is_email_verified = is_email_verified
+                   AND coalesce(lower(normalize($4) COLLATE "und-x-icu") = email_key, true),
+               updated_at = $5
+           WHERE id = $1 AND NOT disabled
+           RETURNING id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at, created_at"#,
+        id,
+        change.full_name.is_some(),
+        change.full_name.flatten(),
+        change.email,
+        now,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(user)
+}
+
+/// Sets the password; `false` when there is no such user.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn set_password(
+    conn: &mut PgConnection,
+    id: Uuid,
+    hash: &HashedPassword,
+    now: OffsetDateTime,
+) -> Result<bool, Error> {
+    let done = sqlx::query!(
+        "UPDATE users SET password_hash = $2, password_changed_at = $3, updated_at = $3 WHERE id = $1",
+        id,
+        hash.as_str(),
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Replaces a hash by a better one of the same password, unless the password has changed meanwhile.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn upgrade_password_hash(
+    conn: &mut PgConnection,
+    id: Uuid,
+    old: &HashedPassword,
+    new: &HashedPassword,
+) -> Result<bool, Error> {
+    let done = sqlx::query!(
+        "UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2",
+        id,
+        old.as_str(),
+        new.as_str(),
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Sets the roles, which have to be sorted and none twice; `None` when there is no such user.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn set_roles(
+    conn: &mut PgConnection,
+    id: Uuid,
+    roles: &[String],
+    now: OffsetDateTime,
+) -> Result<Option<User>, Error> {
+    let user = sqlx::query_as!(
+        User,
+        "UPDATE users SET roles = $2, updated_at = $3 WHERE id = $1
+         RETURNING id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at, created_at",
+        id,
+        roles,
+        now,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(user)
+}
+
+/// Locks a user out or lets them in again; `None` when there is no such user.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn set_disabled(
+    conn: &mut PgConnection,
+    id: Uuid,
+    disabled: bool,
+    now: OffsetDateTime,
+) -> Result<Option<User>, Error> {
+    let user = sqlx::query_as!(
+        User,
+        "UPDATE users SET disabled = $2, updated_at = $3 WHERE id = $1
+         RETURNING id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at, created_at",
+        id,
+        disabled,
+        now,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(user)
+}
+
+/// Deletes a user, sessions and all; `false` when there is no such user.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn delete(conn: &mut PgConnection, id: Uuid) -> Result<bool, Error> {
+    let done = sqlx::query!("DELETE FROM users WHERE id = $1", id).execute(conn).await?;
+    Ok(done.rows_affected() == 1)
+}

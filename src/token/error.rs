@@ -1,0 +1,43 @@
+//! What goes wrong with tokens.
+
+#[cfg(doc)]
+use super::MAX_TOKEN_BYTES;
+use super::claims::InvalidClaims;
+
+/// The system had no randomness to give.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("no token could be made: the system gave no randomness")]
+pub struct IssueError;
+
+/// Why a token was refused. For logs and metrics; a client hears only whether it is expired or invalid.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// Longer than [`MAX_TOKEN_BYTES`].
+    #[error("the token is longer than 8 KiB")]
+    TooLong,
+    /// Not of the shape of a format that is accepted here.
+    #[error("the token is not of a format that is accepted here")]
+    Malformed,
+    /// Names a key that is not among ours.
+    #[error("the token names a key that is not accepted here")]
+    UnknownKey,
+    /// The tag or signature is not its key's.
+    #[error("the token was not made with the key that it names")]
+    Forged,
+    /// Authentic, but not an access token.
+    #[error(transparent)]
+    Claims(#[from] InvalidClaims),
+    /// Of another issuer.
+    #[error("the token is of another issuer")]
+    WrongIssuer,
+    /// For another audience.
+    #[error("the token is for another audience")]
+    WrongAudience,
+    /// From the future, by more than the leeway.
+    #[error("the token is not valid yet")]
+    NotYetValid,
+    /// Its time is over.
+    #[error("the token has expired")]
+    Expired,
+}

@@ -1,0 +1,157 @@
+//! Keys as types: one 32-byte secret, its PASERK forms, and the keys derived from it.
+
+use std::{fmt, str::FromStr};
+
+use pasetors::{keys, paserk::FormatAsPaserk, paserk::Id, version4::V4};
+use secrecy::SecretString;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// A 256-bit symmetric key: PASETO v4.local's own, and the root that other keys are derived from.
+///
+/// Read from text as PASERK `k4.local.…` or as exactly 32 bytes. `Debug` shows nothing of it, memory is wiped on drop.
+///
+/// ```
+/// use gatepass::token::SymmetricKey;
+///
+/// assert!("an ordinary text of 32 letters..".parse::<SymmetricKey>().is_ok());
+/// assert!("too short".parse::<SymmetricKey>().is_err());
+/// ```
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct SymmetricKey([u8; Self::BYTES]);
+
+impl SymmetricKey {
+    /// The length of a key in bytes.
+    pub const BYTES: usize = 32;
+
+    /// Takes 32 bytes, which have to come from a cryptographic generator.
+    pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes of the key. Not to be printed, logged or compared with `==`.
+    pub fn as_bytes(&self) -> &[u8; Self::BYTES] {
+        &self.0
+    }
+
+    /// The key as PASERK `k4.local.…`.
+    pub fn to_paserk(&self) -> SecretString {
+        let mut text = String::new();
+        self.paseto().fmt(&mut text).expect("writing to a String does not fail");
+        text.into()
+    }
+
+    /// The key's public name, `k4.lid.…`: a hash that tells nothing of the key.
+    pub fn id(&self) -> KeyId {
+        let mut text = String::new();
+        Id::from(&self.paseto()).fmt(&mut text).expect("writing to a String does not fail");
+        KeyId(text)
+    }
+
+    /// A 256-bit key for `purpose` alone (HKDF-SHA-256, RFC 5869): who learns it learns nothing of this key or of one
+    /// for another purpose.
+    #[cfg(feature = "server")]
+    pub fn derive(&self, purpose: &str) -> Self {
+        use aws_lc_rs::hkdf;
+
+        let mut derived = [0; Self::BYTES];
+        hkdf::Salt::new(hkdf::HKDF_SHA256, b"gatepass")
+            .extract(&self.0)
+            .expand(&[purpose.as_bytes()], hkdf::HKDF_SHA256)
+            .and_then(|okm| okm.fill(&mut derived))
+            .expect("32 bytes are within what HKDF-SHA-256 gives");
+        Self(derived)
+    }
+
+    pub(super) fn paseto(&self) -> keys::SymmetricKey<V4> {
+        keys::SymmetricKey::from(&self.0).expect("a v4 key is any 32 bytes")
+    }
+}
+
+impl FromStr for SymmetricKey {
+    type Err = InvalidKey;
+
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
+        // A PASERK first: `k4.…` is never meant as 32 bytes of text.
+        let bytes = if text.starts_with("k4.") {
+            let key = keys::SymmetricKey::<V4>::try_from(text).map_err(|_| InvalidKey::Paserk)?;
+            key.as_bytes().try_into()
+        } else {
+            text.as_bytes().try_into()
+        };
+        bytes.map(Self).map_err(|_| InvalidKey::Length(text.len()))
+    }
+}
+
+impl fmt::Debug for SymmetricKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SymmetricKey(…)")
+    }
+}
+
+/// Why a text is no key. Says nothing of the text but its length.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum InvalidKey {
+    /// It begins like a PASERK and is none of the form `k4.local.…`.
+    #[error("not a valid PASERK of the form k4.local.…")]
+    Paserk,
+    /// Neither PASERK nor 32 bytes.
+    #[error("expected a PASERK k4.local.… or exactly 32 bytes of text, got {0} bytes")]
+    Length(usize),
+}
+
+/// The public name of a key, as it stands in a token's footer or header: a PASERK id (`k4.lid.…`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeyId(String);
+
+impl KeyId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_a_paserk_or_32_bytes_and_nothing_else() {
+        let paserk = "k4.local.cHFyc3R1dnd4eXp7fH1-f4CBgoOEhYaHiImKi4yNjo8";
+        let key: SymmetricKey = paserk.parse().unwrap();
+        assert_eq!(key.to_paserk().expose_secret(), paserk);
+        assert_eq!(key.id().as_str(), "k4.lid.iVtYQDjr5gEijCSjJC3fQaJm7nCeQSeaty0Jixy8dbsk");
+
+        for text in
+            ["", "k4.local.", "k4.local.AAAA", "k4.public.cHFyc3R1dnd4eXp7fH1-f4CBgoOEhYaHiImKi4yNjo8"]
+        {
+            assert!(text.parse::<SymmetricKey>().is_err(), "{text}");
+        }
+        assert_eq!("x".repeat(31).parse::<SymmetricKey>().unwrap_err(), InvalidKey::Length(31));
+        assert_eq!("x".repeat(33).parse::<SymmetricKey>().unwrap_err(), InvalidKey::Length(33));
+        // Sixteen two-byte letters are 32 bytes.
+        assert!("é".repeat(16).parse::<SymmetricKey>().is_ok());
+    }
+
+    #[test]
+    fn debug_shows_nothing() {
+        let key: SymmetricKey = "12345678901234567890123456789012".parse().unwrap();
+        assert_eq!(format!("{key:?}"), "SymmetricKey(…)");
+    }
+
+    #[cfg(feature = "server")]
+    #[test]
+    fn derived_keys_differ_by_purpose_and_from_their_root() {
+        let key: SymmetricKey = "12345678901234567890123456789012".parse().unwrap();
+        assert_ne!(key.derive("a").as_bytes(), key.derive("b").as_bytes());
+        assert_ne!(key.derive("a").as_bytes(), key.as_bytes());
+        assert_eq!(key.derive("a").as_bytes(), key.derive("a").as_bytes());
+    }
+}

@@ -1,0 +1,51 @@
+//! Tokens: what they say ([`Claims`]), how they are made ([`Issuer`]) and how they are checked ([`Verifier`]).
+//!
+//! Pure: no clock, no I/O. The current time is a parameter of every call that needs it; only the nonce of a v4.local
+//! token is drawn from the system, by `pasetors` itself.
+//!
+//! One file for each format. A key knows the one format it is for, a [`Verifier`] is made from keys, and nothing ever
+//! reads from a token how the token is to be checked: the format's fixed prefix and the key id only select among the
+//! keys that the operator configured, and whatever does not fit one of them exactly is refused. Another format is one
+//! more variant of [`SigningKey`] and [`VerifyingKey`]; callers stay as they are.
+//!
+//! ```
+//! use gatepass::token::{Issuer, Lifetime, Party, Subject, SymmetricKey, Verifier};
+//! use time::{Duration, OffsetDateTime};
+//! use uuid::Uuid;
+//!
+//! let key: SymmetricKey = "k4.local.cHFyc3R1dnd4eXp7fH1-f4CBgoOEhYaHiImKi4yNjo8".parse()?;
+//! let party = Party { issuer: "gatepass".into(), audience: "gatepass".into() };
+//! let issuer = Issuer::new(key.clone(), party.clone());
+//! let verifier = Verifier::new([key], party);
+//!
+//! let now = OffsetDateTime::UNIX_EPOCH;
+//! let subject = Subject {
+//!     user_id: Uuid::from_u128(1),
+//!     session_id: Uuid::from_u128(2),
+//!     username: "alice".into(),
+//!     roles: vec![],
+//! };
+//! let token = issuer.issue(subject, Uuid::from_u128(3), Lifetime { now, expires_at: now + Duration::minutes(15) })?;
+//!
+//! assert_eq!(verifier.verify(token.expose(), now)?.username, "alice");
+//! assert!(verifier.verify(token.expose(), now + Duration::minutes(15)).is_err());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod claims;
+mod error;
+mod issuer;
+mod key;
+mod paseto_local;
+#[cfg(feature = "server")]
+pub mod refresh;
+mod verifier;
+
+pub use claims::{Claims, InvalidClaims, Lifetime, Party, Subject};
+pub use error::{IssueError, Rejection};
+pub use issuer::{AccessToken, Issuer, SigningKey};
+pub use key::{InvalidKey, KeyId, SymmetricKey};
+pub use verifier::{Verifier, VerifyingKey};
+
+/// No token longer than this many bytes is looked at: 8 KiB.
+pub const MAX_TOKEN_BYTES: usize = 8 * 1024;

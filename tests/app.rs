@@ -1,0 +1,303 @@
+//! The harness, which is the app: the real router over a real, migrated database of its own, under a clock that the test
+//! moves. A test reads as a story of requests:
+//!
+//! ```ignore
+//! let app = App::new().await;
+//! app.register("alice").await;
+//! let alice = app.login("alice").await;
+//! app.get("/users/me").bearer(&alice).send().await.expect(200);
+//! ```
+
+use std::{
+    env,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::ConnectInfo,
+    http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header},
+};
+use gatepass::{
+    cli::serve,
+    clock::Clock,
+    config::{self, Settings, Sources},
+    http::{self, Limits},
+    store::{PgPool, Source, migrations},
+    token::SymmetricKey,
+};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
+use time::{OffsetDateTime, macros::datetime};
+use tokio::sync::OnceCell;
+use tower::ServiceExt;
+
+/// The moment at which every test begins.
+pub const START: OffsetDateTime = datetime!(2026-01-02 03:04:05.678901 UTC);
+
+/// A password that every rule accepts.
+pub const PASSWORD: &str = "secret-horse-battery-9";
+
+/// The key of every test's service.
+pub const KEY: &str = "k4.local.JKRqVqvl6j0UzdkslLRA1Gd4T1wYqbfVgBJcAZ9vWxM";
+
+/// The service of one test.
+pub struct App {
+    pub clock: Clock,
+    pub db: PgPool,
+    /// Where the database is, for a binary or a connection of the test's own.
+    pub database_url: String,
+    pub router: Router,
+    app: http::App,
+}
+
+impl App {
+    /// With settings that make tests quick and nothing else.
+    pub async fn new() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// With more settings, by the names of `app.env`.
+    pub async fn with(settings: &[(&str, &str)]) -> Self {
+        Self::with_limits(settings, Limits::default()).await
+    }
+
+    /// With other limits, too.
+    pub async fn with_limits(more: &[(&str, &str)], limits: Limits) -> Self {
+        let database_url = database().await;
+        let settings = settings(more);
+        let clock = Clock::fixed(START);
+        let key: SymmetricKey = KEY.parse().unwrap();
+        let db = Source::new(&database_url.clone().into()).unwrap().pool(8);
+        let app = serve::app(&settings, &key, db.clone(), clock.clone(), limits).unwrap();
+        Self { clock, db, database_url, router: http::router(app.clone()), app }
+    }
+
+    /// Another replica: the same database, clock and key.
+    pub fn replica(&self, more: &[(&str, &str)]) -> Self {
+        self.replica_with_key(KEY, more)
+    }
+
+    /// A replica after its key was changed.
+    pub fn replica_with_key(&self, key: &str, more: &[(&str, &str)]) -> Self {
+        let db = Source::new(&self.database_url.clone().into()).unwrap().pool(8);
+        let key: SymmetricKey = key.parse().unwrap();
+        let app =
+            serve::app(&settings(more), &key, db.clone(), self.clock.clone(), Limits::default()).unwrap();
+        Self {
+            clock: self.clock.clone(),
+            db,
+            database_url: self.database_url.clone(),
+            router: http::router(app.clone()),
+            app,
+        }
+    }
+
+    /// Registers `username`, makes them an administrator and logs them in.
+    pub async fn login_admin(&self, username: &str) -> Value {
+        let user = self.register(username).await;
+        self.sql("UPDATE users SET roles = '{admin}' WHERE id = $1::uuid", &user["id"]).await;
+        self.login(username).await
+    }
+
+    /// Runs a statement with the id of a user, a session, … as its `$1`.
+    pub async fn sql(&self, statement: &'static str, id: &Value) {
+        sqlx::query(statement).bind(id.as_str().unwrap()).execute(&self.db).await.unwrap();
+    }
+
+    /// The state behind the router, as `serve` has it.
+    pub fn state(&self) -> &http::App {
+        &self.app
+    }
+
+    /// Registers `username` with [`PASSWORD`] and an address at example.com.
+    pub async fn register(&self, username: &str) -> Value {
+        let body = json!({
+            "username": username,
+            "email": format!("{username}@example.com"),
+            "password": PASSWORD,
+        });
+        self.post("/users").json(&body).send().await.expect(201)
+    }
+
+    /// Logs `username` in with [`PASSWORD`]; the whole answer.
+    pub async fn login(&self, username: &str) -> Value {
+        let body = json!({ "username": username, "password": PASSWORD });
+        self.post("/users/login").json(&body).send().await.expect(200)
+    }
+
+    pub fn get(&self, path: &str) -> Story {
+        self.request(Method::GET, path)
+    }
+
+    pub fn post(&self, path: &str) -> Story {
+        self.request(Method::POST, path)
+    }
+
+    pub fn patch(&self, path: &str) -> Story {
+        self.request(Method::PATCH, path)
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> Story {
+        let mut request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(ConnectInfo(SocketAddr::from(([192, 0, 2, 1], 4711))));
+        Story { router: self.router.clone(), request }
+    }
+}
+
+/// Settings for a test: development, and password hashes that cost nothing.
+pub fn settings(more: &[(&str, &str)]) -> Settings {
+    let mut environment = vec![
+        ("ARGON2_MEMORY_KIB", "8"),
+        ("ARGON2_ITERATIONS", "1"),
+        ("ARGON2_PARALLELISM", "1"),
+        ("PASSWORD_HASH_THREADS", "2"),
+    ];
+    environment.extend_from_slice(more);
+    // No app.env lies there.
+    let working_dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    config::load(Sources { working_dir, config_file: None, environment, cores: 2 }).unwrap().settings
+}
+
+/// A database of one's own with the whole schema in it; its URL.
+pub async fn database() -> String {
+    static TEMPLATE: OnceCell<()> = OnceCell::const_new();
+    TEMPLATE
+        .get_or_init(async || {
+            let name = template();
+            admin(&format!(r#"CREATE DATABASE "{name}""#)).await;
+            let mut conn = PgConnection::connect(&url_of(&name)).await.unwrap();
+            migrations::up(&mut conn, None).await.unwrap();
+            conn.close().await.unwrap();
+        })
+        .await;
+    new_database(&format!(r#"TEMPLATE "{}""#, template())).await
+}
+
+/// A database of one's own with nothing in it; its URL.
+pub async fn empty_database() -> String {
+    new_database("").await
+}
+
+async fn new_database(options: &str) -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let name = format!("test_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    admin(&format!(r#"CREATE DATABASE "{name}" {options}"#)).await;
+    url_of(&name)
+}
+
+fn template() -> String {
+    format!("template_{}", std::process::id())
+}
+
+/// Runs SQL on the server, in no test's database.
+pub async fn admin(sql: &str) {
+    let mut conn = PgConnection::connect(&server_url()).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut conn).await.unwrap();
+    conn.close().await.unwrap();
+}
+
+fn server_url() -> String {
+    env::var("DATABASE_URL")
+        .expect("tests need a Postgres: run `make test`, or `scripts/with-postgres cargo test`")
+}
+
+/// The run's server, and in it the database `name`.
+fn url_of(name: &str) -> String {
+    use sqlx::ConnectOptions;
+
+    let options: PgConnectOptions = server_url().parse().unwrap();
+    options.database(name).to_url_lossy().to_string()
+}
+
+/// A request in the making.
+pub struct Story {
+    router: Router,
+    request: Request<Body>,
+}
+
+impl Story {
+    pub fn header(mut self, name: &str, value: impl TryInto<HeaderValue, Error: std::fmt::Debug>) -> Self {
+        let name = header::HeaderName::try_from(name).unwrap();
+        self.request.headers_mut().append(name, value.try_into().unwrap());
+        self
+    }
+
+    /// With the access token of a login's answer.
+    pub fn bearer(self, login: &Value) -> Self {
+        let token = login["access_token"].as_str().unwrap().to_owned();
+        self.token(&token)
+    }
+
+    pub fn token(self, token: &str) -> Self {
+        self.header("authorization", format!("Bearer {token}"))
+    }
+
+    pub fn json(self, body: &Value) -> Self {
+        self.header("content-type", "application/json").body(body.to_string())
+    }
+
+    pub fn body(mut self, body: impl Into<Body>) -> Self {
+        *self.request.body_mut() = body.into();
+        self
+    }
+
+    /// As if the connection came from `peer`.
+    pub fn peer(mut self, peer: &str) -> Self {
+        self.request.extensions_mut().insert(ConnectInfo(SocketAddr::new(peer.parse().unwrap(), 4711)));
+        self
+    }
+
+    pub async fn send(self) -> Answer {
+        let response = self.router.oneshot(self.request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body: String::from_utf8(body.to_vec()).unwrap(),
+        }
+    }
+}
+
+/// What came back.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Answer {
+    /// The JSON body of an answer with this status; `null` for an empty one.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.body);
+        if self.body.is_empty() { Value::Null } else { serde_json::from_str(&self.body).unwrap() }
+    }
+
+    /// A problem document with this status and code, checked for everything that all of them have.
+    #[track_caller]
+    pub fn expect_problem(self, status: u16, code: &str) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.body);
+        assert_eq!(self.header("content-type"), "application/problem+json", "{}", self.body);
+        let request_id = self.header("x-request-id").to_owned();
+        let problem: Value = serde_json::from_str(&self.body).unwrap();
+        assert_eq!(problem["code"], code, "{problem}");
+        assert_eq!(problem["status"], status, "{problem}");
+        assert_eq!(problem["request_id"], request_id, "{problem}");
+        for member in ["type", "title", "detail"] {
+            assert!(problem[member].is_string(), "{problem}");
+        }
+        problem
+    }
+
+    /// A header field's value; empty when there is none.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map(|value| value.to_str().unwrap()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,784 @@
+//! Whatever comes in, what goes out is the right problem and never a 500: by table over every route of the OpenAPI
+//! document, which also has to declare every status seen here. And what passes the code's rules passes the database's.
+
+use std::collections::BTreeSet;
+
+use axum::http::Method;
+use gatepass::token::{Issuer, Lifetime, Party, Subject, SymmetricKey};
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestCaseError, TestRunner},
+};
+use serde_json::{Map, Value, json};
+use time::Duration;
+use uuid::Uuid;
+
+use crate::app::{Answer, App, KEY, PASSWORD, START, Story};
+
+const METHODS: [&str; 7] = ["get", "head", "post", "put", "patch", "delete", "trace"];
+const NOBODY: &str = "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e";
+
+/// One operation of the OpenAPI document.
+struct Operation {
+    path: String,
+    method: Method,
+    declared: Value,
+    /// The schema of its JSON body.
+    body: Option<Map<String, Value>>,
+}
+
+/// Every operation that is documented, which is every one that is served.
+fn operations() -> Vec<Operation> {
+    let document: Value = serde_json::from_str(&gatepass::http::document()).unwrap();
+    let mut operations = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for method in METHODS {
+            let Some(declared) = item.get(method) else { continue };
+            let schema = &declared["requestBody"]["content"]["application/json"]["schema"];
+            let schema = match schema["$ref"].as_str() {
+                Some(reference) => document.pointer(reference.strip_prefix('#').unwrap()).unwrap(),
+                None => schema,
+            };
+            operations.push(Operation {
+                path: path.clone(),
+                method: method.to_uppercase().parse().unwrap(),
+                declared: declared.clone(),
+                body: schema.as_object().cloned(),
+            });
+        }
+    }
+    assert!(operations.len() >= 9, "{}", operations.len());
+    operations
+}
+
+impl Operation {
+    fn is_secured(&self) -> bool {
+        self.declared.get("security").is_some()
+    }
+
+    /// The address, with `id` for every parameter in it.
+    fn address(&self, id: &str) -> String {
+        let segments =
+            self.path.split('/').map(|segment| if segment.starts_with('{') { id } else { segment });
+        segments.collect::<Vec<_>>().join("/")
+    }
+
+    fn request(&self, app: &App) -> Story {
+        app.request(self.method.clone(), &self.address(NOBODY))
+    }
+
+    fn properties(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.body.iter().flat_map(|schema| schema["properties"].as_object().unwrap())
+    }
+
+    fn required(&self) -> impl Iterator<Item = &str> {
+        let required = self.body.iter().flat_map(|schema| schema.get("required")).flat_map(Value::as_array);
+        required.flatten().map(|name| name.as_str().unwrap())
+    }
+
+    /// A body that is good, made of the document's examples.
+    fn example(&self) -> Map<String, Value> {
+        let example = |(name, schema): (&String, &Value)| {
+            let example = schema.get("example").or_else(|| schema["examples"].get(0));
+            (name.clone(), example.unwrap_or_else(|| panic!("{} {name}: no example", self.path)).clone())
+        };
+        self.properties().map(example).collect()
+    }
+
+    /// That body with one property replaced by this text, which need not be JSON.
+    fn example_with(&self, property: &str, text: &[u8]) -> Vec<u8> {
+        let mut body = b"{".to_vec();
+        for (name, value) in self.example() {
+            let value = if name == property { text.to_vec() } else { value.to_string().into_bytes() };
+            body.extend([format!("{}:", json!(name)).as_bytes(), &value, b","].concat());
+        }
+        body.pop();
+        body.push(b'}');
+        body
+    }
+
+    /// Holds an answer against what is `expected`, statuses with their codes, and against the document.
+    #[track_caller]
+    fn check(&self, what: &str, answer: Answer, expected: &[(u16, &str)]) -> Value {
+        let status = answer.status.as_u16();
+        let found = expected.iter().find(|(expected, _)| *expected == status);
+        let Some((_, code)) = found else {
+            panic!("{} {}: {what}: {status}, not {expected:?}: {}", self.method, self.path, answer.body)
+        };
+        self.assert_declared(&answer);
+        answer.expect_problem(status, code)
+    }
+
+    #[track_caller]
+    fn assert_declared(&self, answer: &Answer) {
+        let status = answer.status.as_str();
+        let declared = &self.declared["responses"][status];
+        assert!(declared.is_object(), "{} {}: {status} is not documented", self.method, self.path);
+        if answer.status.as_u16() >= 400 {
+            assert!(
+                declared["content"]["application/problem+json"].is_object(),
+                "{} {}: {status} is not documented as a problem",
+                self.method,
+                self.path
+            );
+        }
+        for name in declared["headers"].as_object().unwrap().keys() {
+            let is_there = answer.headers.contains_key(name.as_str());
+            assert!(is_there, "{} {}: {status} has no {name}", self.method, self.path);
+        }
+    }
+}
+
+/// The one fault of a 422: its field and code.
+fn fault(problem: &Value) -> (&str, &str) {
+    let [error] = &problem["errors"].as_array().unwrap()[..] else { panic!("{problem}") };
+    (error["field"].as_str().unwrap(), error["code"].as_str().unwrap())
+}
+
+#[tokio::test]
+async fn every_bad_body_on_every_route_that_takes_json() {
+    let malformed = [(400, "malformed_json")];
+    let invalid = [(422, "validation_failed")];
+    let either = [malformed[0], invalid[0]];
+
+    let app = App::new().await;
+    let admin = app.login_admin("root").await;
+    let operations: Vec<_> = operations().into_iter().filter(|operation| operation.body.is_some()).collect();
+    assert!(operations.len() >= 3);
+    for operation in &operations {
+        let request = || operation.request(&app).bearer(&admin);
+        let send = async |body: Vec<u8>| {
+            request().header("content-type", "application/json").body(body).send().await
+        };
+        let good = Value::Object(operation.example()).to_string();
+
+        // No JSON.
+        for body in ["", " \n", "hello", "{", "}", "nul", "'a'", "{a:1}", "{,}", "\u{feff}{}", "NaN", "\0"] {
+            operation.check(body, send(body.into()).await, &malformed);
+        }
+        for end in 1..good.len() {
+            operation.check(&good[..end], send(good[..end].into()).await, &malformed);
+        }
+        for tail in ["x", "{}", "\0", ","] {
+            operation.check(tail, send(format!("{good}{tail}").into()).await, &malformed);
+        }
+        operation.check(
+            "UTF-16",
+            send(good.encode_utf16().flat_map(u16::to_be_bytes).collect()).await,
+            &malformed,
+        );
+
+        // JSON, and no object.
+        let values: Vec<Value> = operation.example().into_iter().map(|(_, value)| value).collect();
+        for body in ["null", "true", "0", "\"text\"", "[]", "[{}]", &json!(values).to_string()] {
+            let problem = operation.check(body, send(body.into()).await, &invalid);
+            assert_eq!(fault(&problem), ("body", "wrong_type"), "{body}");
+        }
+
+        // An object, and not the right one.
+        for name in operation.required() {
+            let mut body = operation.example();
+            body.remove(name);
+            let problem = operation.check(name, send(json!(body).to_string().into()).await, &invalid);
+            assert_eq!(fault(&problem), (name, "required"));
+        }
+        let mut more = operation.example();
+        more.insert("unexpected".into(), json!({"a": [null]}));
+        let problem = operation.check("unknown", send(json!(more).to_string().into()).await, &invalid);
+        assert_eq!(fault(&problem), ("unexpected", "unknown_field"));
+        operation.check("a NUL in a key", send(br#"{"\u0000":1}"#.to_vec()).await, &invalid);
+        operation.check("no key", send(br#"{"":1}"#.to_vec()).await, &invalid);
+
+        for (name, schema) in operation.properties() {
+            let types: Vec<&str> = match &schema["type"] {
+                Value::Array(types) => types.iter().map(|name| name.as_str().unwrap()).collect(),
+                one => vec![one.as_str().unwrap()],
+            };
+            let kinds = [
+                ("null", "null"),
+                ("boolean", "true"),
+                ("integer", "7"),
+                ("number", "1.5"),
+                ("string", "\"text\""),
+                ("array", "[]"),
+                ("array", "[\"text\"]"),
+                ("object", "{}"),
+                ("object", "{\"$ne\":null}"),
+            ];
+            for (kind, value) in kinds.iter().filter(|(kind, _)| !types.contains(kind)) {
+                let what = format!("{name}: {kind} {value}");
+                let answer = send(operation.example_with(name, value.as_bytes())).await;
+                let problem = operation.check(&what, answer, &invalid);
+                assert_eq!(fault(&problem), (name.as_str(), "wrong_type"), "{what}");
+            }
+
+            let key = json!(name);
+            let twice = format!("{{{key}:{value},{}", &good[1..], value = operation.example()[name]);
+            let problem = operation.check(name, send(twice.into()).await, &invalid);
+            assert_eq!(fault(&problem), (name.as_str(), "duplicate_field"));
+
+            let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000)).into_bytes();
+            operation.check(name, send(operation.example_with(name, &deep)).await, &either);
+            operation.check(name, send(operation.example_with(name, &deep[..10_000])).await, &either);
+
+            if types.contains(&"string") {
+                for bad in [
+                    &b"\"\xff\""[..],
+                    b"\"\xc0\x80\"",
+                    b"\"\xed\xa0\x80\"",
+                    b"\"a\xf0\x9f\"",
+                    b"\"a\nb\"",
+                    b"\"a\0b\"",
+                ] {
+                    let answer = send(operation.example_with(name, bad)).await;
+                    operation.check(&format!("{name}: {bad:?}"), answer, &malformed);
+                }
+                for bad in [r#""\ud800""#, r#""\udc00\ud800""#, r#""\u12""#, r#""\x41""#] {
+                    let answer = send(operation.example_with(name, bad.as_bytes())).await;
+                    operation.check(&format!("{name}: {bad}"), answer, &malformed);
+                }
+                let answer = send(operation.example_with(name, br#""al\u0000ice@example.com""#)).await;
+                if name.contains("password") && answer.status.is_success() {
+                    // Nothing is demanded of a password but that nobody guesses it.
+                    operation.assert_declared(&answer);
+                } else {
+                    let refused = [invalid[0], (401, "invalid_credentials")];
+                    operation.check(&format!("{name}: a NUL"), answer, &refused);
+                }
+            }
+        }
+
+        // Deep.
+        for (what, text) in [("arrays", "["), ("objects", "{\"a\":"), ("both", "[{\"a\":")] {
+            operation.check(what, send(text.repeat(10_000).into()).await, &either);
+        }
+
+        // Too large, and just not.
+        let padded = |length: usize| {
+            let mut body = br#"{"unexpected":1"#.to_vec();
+            body.resize(length - 1, b' ');
+            body.push(b'}');
+            body
+        };
+        let large = 64 * 1024 + 1;
+        for length in [large, 2 * large] {
+            operation.check("a stream", send(padded(length)).await, &[(413, "body_too_large")]);
+            let answer = request()
+                .header("content-type", "application/json")
+                .header("content-length", length.to_string())
+                .body(padded(length))
+                .send()
+                .await;
+            operation.check("declared", answer, &[(413, "body_too_large")]);
+        }
+        let declared_only = request()
+            .header("content-type", "application/json")
+            .header("content-length", u64::MAX.to_string())
+            .send()
+            .await;
+        operation.check("declared, none sent", declared_only, &[(413, "body_too_large")]);
+        operation.check("64 KiB", send(padded(large - 1)).await, &invalid);
+
+        // Another media type, or none.
+        let unsupported = [(415, "unsupported_media_type")];
+        operation.check("no media type", request().body(good.clone()).send().await, &unsupported);
+        operation.check("nothing at all", request().send().await, &unsupported);
+        for kind in [
+            "",
+            "text/plain",
+            "text/json",
+            "application",
+            "application/jsonp",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=json",
+            "application/xml+json/x",
+            "*/*",
+            "json; application/json",
+        ] {
+            let answer = request().header("content-type", kind).body(good.clone()).send().await;
+            operation.check(kind, answer, &unsupported);
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_other_method_is_refused_with_those_that_are_taken() {
+    let app = App::new().await;
+    let operations = operations();
+    let paths: BTreeSet<_> = operations.iter().map(|operation| &operation.path).collect();
+    for path in paths {
+        let mut allowed = BTreeSet::new();
+        for operation in operations.iter().filter(|operation| operation.path == *path) {
+            allowed.insert(operation.method.as_str());
+            if operation.method == Method::GET {
+                allowed.insert("HEAD");
+            }
+        }
+        for method in METHODS
+            .map(str::to_uppercase)
+            .into_iter()
+            .chain(["OPTIONS", "PROPFIND", "get"].map(str::to_owned))
+        {
+            if allowed.contains(&*method) {
+                continue;
+            }
+            let address = path.replace("{id}", NOBODY);
+            let answer = app.request(method.parse().unwrap(), &address).send().await;
+            let named: BTreeSet<_> = answer.header("allow").split(',').map(str::trim).collect();
+            assert_eq!(named, allowed, "{method} {path}: {}", answer.body);
+            assert_eq!(answer.status.as_u16(), 405, "{method} {path}");
+            if method != "HEAD" {
+                answer.expect_problem(405, "method_not_allowed");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn head_says_what_get_says() {
+    let app = App::new().await;
+    let admin = app.login_admin("root").await;
+    for operation in operations().iter().filter(|operation| operation.method == Method::GET) {
+        let address = operation.address(admin["user"]["id"].as_str().unwrap());
+        let get = app.get(&address).bearer(&admin).send().await;
+        operation.assert_declared(&get);
+        assert_eq!(get.status.as_u16(), 200, "{address}: {}", get.body);
+        let head = app.request(Method::HEAD, &address).bearer(&admin).send().await;
+        assert_eq!(head.status, get.status, "{address}");
+        assert_eq!(head.header("content-type"), get.header("content-type"), "{address}");
+        assert_eq!(head.body, "", "{address}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_route_is_not_found() {
+    let app = App::new().await;
+    let admin = app.login_admin("root").await;
+    let long = format!("/{}", "a".repeat(10 * 1024));
+    for path in [
+        "/",
+        "/nope",
+        "/Users",
+        "/users/",
+        "/users/me/",
+        "/users//me",
+        "//users/me",
+        "/users/nobody",
+        "/users/login/x",
+        "/users;a=b",
+        "/users%2Fme",
+        "/admin",
+        "/admin/users",
+        "/admin/users/",
+        "/healthz/",
+        "/openapi.yaml",
+        "/%00",
+        "/%ff",
+        "/%zz",
+        "/.env",
+        "/docs/",
+        "/docs/nope.js",
+        "/docs/index.html",
+        "/docs/swagger-ui-bundle.js.map",
+        "/docs/..%2f..%2fCargo.toml",
+        "/docs/%2e%2e%2fapp.env",
+        "/docs/../healthz",
+        "/docs/%00",
+        "/docs/%ff",
+        "/docs/%c3%28",
+        "/?a=b",
+        "/nope?%ff=%00",
+        &long,
+        &format!("/docs{long}"),
+    ] {
+        let answer = app.get(path).send().await;
+        assert_eq!(answer.status.as_u16(), 404, "{path}: {}", answer.body);
+        answer.expect_problem(404, "not_found");
+        if !path.starts_with("/docs/") {
+            app.post(path).json(&json!({})).bearer(&admin).send().await.expect_problem(404, "not_found");
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_token_that_is_not_ours_opens_a_secured_route() {
+    let app = App::new().await;
+    let alice = app.login_admin("alice").await;
+    let access = alice["access_token"].as_str().unwrap().to_owned();
+    let issue = |key: &str, issuer: &str, audience: &str, begins: Duration| {
+        let key: SymmetricKey = key.parse().unwrap();
+        let subject = Subject {
+            user_id: alice["user"]["id"].as_str().unwrap().parse().unwrap(),
+            session_id: alice["session_id"].as_str().unwrap().parse().unwrap(),
+            username: "alice".into(),
+            roles: vec!["admin".into()],
+        };
+        let party = Party { issuer: issuer.into(), audience: audience.into() };
+        let now = START + begins;
+        let lifetime = Lifetime { now, expires_at: now + Duration::minutes(15) };
+        let token = Issuer::new(key, party).issue(subject, Uuid::from_u128(7), lifetime).unwrap();
+        format!("Bearer {}", token.expose())
+    };
+    let other_key = "k4.local.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
+    let none = Duration::ZERO;
+    let ours = issue(KEY, "gatepass", "gatepass", none);
+
+    let missing: Vec<Vec<Vec<u8>>> = vec![
+        vec![],
+        vec![b"Basic YWxpY2U6c2VjcmV0".to_vec()],
+        vec![b"Digest username=\"alice\"".to_vec()],
+        vec![format!("Token {access}").into()],
+        vec![b"".to_vec()],
+        vec![access.clone().into()],
+    ];
+    let one = |text: String| vec![text.into_bytes()];
+    let mut altered = access.clone().into_bytes();
+    let last = altered.iter().rposition(|byte| *byte == b'.').unwrap() - 1;
+    altered[last] = if altered[last] == b'A' { b'B' } else { b'A' };
+    let invalid: Vec<Vec<Vec<u8>>> = vec![
+        one("Bearer".into()),
+        one("Bearer ".into()),
+        one("Bearer garbage".into()),
+        one("Bearer null".into()),
+        one("Bearer v4.local.".into()),
+        one("Bearer v4.local.AAAA".into()),
+        one(format!("Bearer {}", access.replace("v4.local.", "v4.public."))),
+        one(format!("Bearer {}", access.replace("v4.local.", "v3.local."))),
+        one(format!("Bearer {access} {access}")),
+        one(format!("Bearer {access},")),
+        one(format!("Bearer \"{access}\"")),
+        one(format!("Bearer Bearer {access}")),
+        one(format!("Bearer {}", String::from_utf8(altered).unwrap())),
+        one(format!("Bearer {}", &access[..access.len() - 1])),
+        one(format!("Bearer {}", access.rsplit_once('.').unwrap().0)),
+        one(format!("Bearer {}", alice["refresh_token"].as_str().unwrap())),
+        one(format!("Bearer {KEY}")),
+        // {"alg":"none"}
+        one("Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.".into()),
+        one(format!("Bearer {}", "a".repeat(9 * 1024))),
+        one(format!("Bearer v4.local.{}", "A".repeat(9 * 1024))),
+        vec!["Bearer åccess".as_bytes().to_vec()],
+        vec![b"Bearer \xff\xfe".to_vec()],
+        vec![ours.clone().into(), ours.clone().into()],
+        vec![ours.clone().into(), b"Basic YWxpY2U6c2VjcmV0".to_vec()],
+        one(issue(other_key, "gatepass", "gatepass", none)),
+        one(issue(KEY, "https://elsewhere.example", "gatepass", none)),
+        one(issue(KEY, "gatepass", "elsewhere", none)),
+        one(issue(KEY, "gatepass", "gatepass", Duration::hours(1))),
+    ];
+
+    let secured: Vec<_> = operations().into_iter().filter(Operation::is_secured).collect();
+    assert!(secured.len() >= 3);
+    let send = async |operation: &Operation, fields: &[Vec<u8>]| {
+        let mut request = operation.request(&app);
+        for field in fields {
+            request = request.header("authorization", &field[..]);
+        }
+        request.json(&Value::Object(operation.example())).send().await
+    };
+    for operation in &secured {
+        for fields in &missing {
+            let answer = send(operation, fields).await;
+            assert_eq!(answer.header("www-authenticate"), "Bearer");
+            operation.check(&format!("{fields:?}"), answer, &[(401, "missing_token")]);
+        }
+        for fields in &invalid {
+            let what =
+                fields.iter().map(|field| String::from_utf8_lossy(field)).collect::<Vec<_>>().join("\n");
+            let answer = send(operation, fields).await;
+            let challenge = answer.header("www-authenticate").to_owned();
+            operation.check(&what, answer, &[(401, "invalid_token")]);
+            assert!(challenge.starts_with(r#"Bearer error="invalid_token""#), "{what}: {challenge}");
+        }
+        // Not in the query, and not in a cookie.
+        let address = format!("{}?access_token={access}", operation.address(NOBODY));
+        let request = app.request(operation.method.clone(), &address);
+        let answer = request.header("cookie", format!("access_token={access}")).send().await;
+        operation.check("query and cookie", answer, &[(401, "missing_token")]);
+
+        // It is the token that is wrong above, not the request.
+        let answer = send(operation, &[ours.clone().into()]).await;
+        assert_ne!(answer.status.as_u16(), 401, "{}", answer.body);
+        operation.assert_declared(&answer);
+        let answer = send(operation, &[ours.replace("Bearer", "bEARER").into()]).await;
+        assert_ne!(answer.status.as_u16(), 401, "{}", answer.body);
+    }
+    app.clock.advance(Duration::minutes(15));
+    for operation in &secured {
+        operation.check("too late", send(operation, &one(ours.clone())).await, &[(401, "token_expired")]);
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_is_none_names_nobody() {
+    let app = App::new().await;
+    let admin = app.login_admin("root").await;
+    let operations = operations();
+    let mut with_id = operations.iter().filter(|operation| operation.path.contains('{')).peekable();
+    assert!(with_id.peek().is_some());
+    for operation in with_id {
+        for id in [
+            NOBODY,
+            "00000000-0000-0000-0000-000000000000",
+            "ffffffff-ffff-ffff-ffff-ffffffffffff",
+            "abc",
+            "1",
+            "-1",
+            "root",
+            "me",
+            "null",
+            "..",
+            "../",
+            "..%2f..%2fetc%2fpasswd",
+            "%2e%2e",
+            "%00",
+            "019aa3f0%00",
+            "%ff",
+            "%c3%28",
+            "%ed%a0%80",
+            "%zz",
+            "%",
+            "%20",
+            "'%20OR%201=1--",
+            "{id}",
+            "*",
+            "%F0%9F%98%80",
+            "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6",
+            "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e0",
+            "g19aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e",
+            &"a".repeat(10 * 1024),
+            &"%00".repeat(3 * 1024),
+        ] {
+            let Ok(address) = operation.address(id).parse::<axum::http::Uri>() else { continue };
+            let mut request = app.request(operation.method.clone(), &address.to_string()).bearer(&admin);
+            if operation.body.is_some() {
+                request = request.json(&Value::Object(operation.example()));
+            }
+            operation.check(id, request.send().await, &[(404, "not_found")]);
+        }
+    }
+}
+
+fn registration(field: &str, value: &str) -> Value {
+    let mut body = json!({
+        "username": "alice", "email": "someone@example.com", "password": PASSWORD, "full_name": "Alice Liddell",
+    });
+    body[field] = value.into();
+    body
+}
+
+#[tokio::test]
+async fn every_field_that_breaks_a_rule_is_named_with_the_rule() {
+    let app = App::new().await;
+    let (long_name, long_text) = ("a".repeat(65), "ü".repeat(257));
+    let long_address = format!("{}@{}.example.com", "a".repeat(64), "b".repeat(190));
+    let table: &[(&str, &str, &[&str])] = &[
+        ("username", "too_short", &["", "a", "ab", "é", "😀"]),
+        ("username", "too_long", &[&long_name, &long_text]),
+        (
+            "username",
+            "invalid_characters",
+            &[
+                "a b c",
+                " alice",
+                "alice ",
+                "alice\n",
+                "al\0ice",
+                "ålice",
+                "alice@example.com",
+                "аlice",
+                "al/ice",
+                "al'ice",
+                "\u{202e}ecila",
+                "ａｌｉｃｅ",
+            ],
+        ),
+        ("email", "too_long", &[&long_address]),
+        (
+            "email",
+            "invalid_email",
+            &[
+                "",
+                "alice",
+                "@",
+                "@example.com",
+                "alice@",
+                "alice@localhost",
+                "alice@[127.0.0.1]",
+                "a@b@example.com",
+                "Alice <alice@example.com>",
+                "alice@example.com ",
+                " alice@example.com",
+                "alice@example.com\n",
+                "alice@example.com\r\nBcc: all@example.com",
+                "al\0ice@example.com",
+                "\"a b\"@example.com",
+                "alice@exa mple.com",
+                "alice@.com",
+                "alice@example..com",
+                "alice\u{a0}@example.com",
+                "alice\u{2028}@example.com",
+            ],
+        ),
+        ("full_name", "too_long", &[&long_text]),
+        (
+            "full_name",
+            "invalid_characters",
+            &["a\0b", "a\nb", "a\tb", "a\u{7f}b", "a\u{85}b", "a\u{1b}[31mb"],
+        ),
+        ("password", "too_short", &["", "1234567", "kV9#xQ2", "ﬁ", "e\u{301}e\u{301}e\u{301}e\u{301}"]),
+        ("password", "too_long", &[&long_text]),
+        ("password", "too_common", &["password", "qwertyuiop"]),
+        ("password", "too_guessable", &["aaaaaaaaaaaaaaaa", "abcabcabcabc"]),
+        ("password", "contains_own_data", &["someone@example.com", "AliceLiddell", "liddell1865"]),
+    ];
+    for (field, code, values) in table {
+        for value in *values {
+            let answer = app.post("/users").json(&registration(field, value)).send().await;
+            assert_eq!(answer.status.as_u16(), 422, "{field} {value:?}: {}", answer.body);
+            let problem = answer.expect_problem(422, "validation_failed");
+            assert_eq!(fault(&problem), (*field, *code), "{value:?}: {problem}");
+        }
+    }
+
+    let codes = |problem: &Value| -> Vec<(String, String)> {
+        let errors = problem["errors"].as_array().unwrap().iter();
+        errors
+            .map(|error| (error["field"].as_str().unwrap().into(), error["code"].as_str().unwrap().into()))
+            .collect()
+    };
+    let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|(field, code)| ((*field).into(), (*code).into())).collect()
+    };
+    let body = json!({"username": "a b", "email": "nowhere", "full_name": "a\0", "password": "x"});
+    let problem = app.post("/users").json(&body).send().await.expect_problem(422, "validation_failed");
+    let all = [
+        ("username", "invalid_characters"),
+        ("email", "invalid_email"),
+        ("full_name", "invalid_characters"),
+        ("password", "too_short"),
+    ];
+    assert_eq!(codes(&problem), pairs(&all));
+    for error in problem["errors"].as_array().unwrap() {
+        assert!(!error["message"].as_str().unwrap().is_empty());
+    }
+
+    app.register("bob").await;
+    let bob = app.login("bob").await;
+    let body = json!({"email": "nowhere", "full_name": "a\0"});
+    let problem = app.patch("/users/me").bearer(&bob).json(&body).send().await;
+    let problem = problem.expect_problem(422, "validation_failed");
+    assert_eq!(codes(&problem), pairs(&[("email", "invalid_email"), ("full_name", "invalid_characters")]));
+    assert_eq!(app.get("/users/me").bearer(&bob).send().await.expect(200), bob["user"]);
+}
+
+#[tokio::test]
+async fn what_is_just_within_the_rules_is_taken_and_comes_back() {
+    let app = App::new().await;
+    let address = format!("{}@{}.{}.{}.com", "a".repeat(64), "b".repeat(63), "c".repeat(63), "d".repeat(57));
+    assert_eq!(address.len(), 254);
+    // Characters that nobody would guess, among them some of two, three and four bytes.
+    let long_password: String = (0u32..256)
+        .map(|i| char::from_u32([0x21, 0xe0, 0x4e00, 0x1f600][i as usize % 4] + i * 7 % 60).unwrap())
+        .collect();
+    assert_eq!(long_password.chars().count(), 256);
+    let table = [
+        ("username", "xyz"),
+        ("username", "..."),
+        ("username", "A.b_c-9"),
+        ("username", &"x".repeat(64)),
+        ("email", &address),
+        ("email", "x@b.co"),
+        ("email", "Someone.Else+tag@Example.COM"),
+        ("email", "ü@exämple.de"),
+        ("email", "o'hara@mail.example"),
+        ("full_name", "é"),
+        ("full_name", &"é".repeat(256)),
+        ("full_name", &"😀".repeat(256)),
+        ("full_name", "👩‍👩‍👧‍👦 山田太郎 O'Neil; DROP TABLE users;-- \\ \"<script>"),
+        ("password", "kV9#xQ2w"),
+        ("password", "жёщъ7эфъ"),
+        ("password", "🦊🚲🍉🎻🧊🪁🥁🦔"),
+        ("password", "tram lamp \0 fjord igloo"),
+        ("password", &long_password),
+    ];
+    for (i, (field, value)) in table.into_iter().enumerate() {
+        let mut body = json!({
+            "username": format!("user{i}"), "email": format!("{i}@example.com"), "password": PASSWORD,
+        });
+        body[field] = value.into();
+        let answer = app.post("/users").json(&body).send().await;
+        assert_eq!(answer.status.as_u16(), 201, "{field} {value:?}: {}", answer.body);
+        let user = answer.expect(201);
+        for field in ["username", "email", "full_name"] {
+            assert_eq!(user[field], body[field], "{body}");
+        }
+        for name in ["username", "email"] {
+            let credentials = json!({"username": body[name], "password": body["password"]});
+            let login = app.post("/users/login").json(&credentials).send().await.expect(200);
+            assert_eq!(login["user"], user);
+        }
+    }
+}
+
+#[tokio::test]
+async fn blanks_around_a_full_name_are_cut_and_nothing_left_is_no_name() {
+    let app = App::new().await;
+    for (i, (name, kept)) in
+        [("  Ada Lovelace ", json!("Ada Lovelace")), ("", Value::Null), (" \u{a0}\u{3000}", Value::Null)]
+            .iter()
+            .enumerate()
+    {
+        let body = json!({
+            "username": format!("user{i}"), "email": format!("{i}@example.com"), "password": PASSWORD, "full_name": name,
+        });
+        assert_eq!(app.post("/users").json(&body).send().await.expect(201)["full_name"], *kept);
+    }
+}
+
+#[test]
+fn what_passes_the_rules_never_breaks_a_constraint() {
+    let texts = |good: &'static str| prop_oneof![3 => good.prop_map(String::from), 1 => "\\PC{0,80}", 1 => any::<String>()];
+    let username = texts("[a-zA-Z0-9_.-]{3,64}");
+    let email = prop_oneof![
+        2 => "[a-z.+İßſKÅ]{1,12}@[a-zİßſKÅ-]{1,12}\\.[a-z]{1,5}",
+        1 => "\\PC{1,12}@\\PC{1,12}\\.\\PC{1,5}",
+        1 => "[a-z]{1,64}@([a-zé]{1,63}\\.){1,4}[a-zé]{2,60}",
+        1 => any::<String>(),
+    ];
+    let full_name = proptest::option::of(prop_oneof![
+        "\\PC{0,300}",
+        any::<String>(),
+        "[\\s\u{200b}\u{2028}\u{feff}\u{ad}\u{85}]{0,3}\\PC{0,4}[\\s\u{feff}]{0,3}",
+    ]);
+    let password = prop_oneof![2 => "\\PC{8,40}", 1 => any::<String>(), 1 => "\\PC{250,260}"];
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let app = runtime.block_on(App::new());
+    let config = Config { cases: 200, failure_persistence: None, ..Config::default() };
+    let count = std::cell::Cell::new(0);
+    TestRunner::new(config)
+        .run(&(username, email, full_name, password), |(username, email, full_name, password)| {
+            runtime.block_on(async {
+                let mut body = json!({"username": username, "email": email, "password": password});
+                if let Some(full_name) = full_name {
+                    body["full_name"] = full_name.into();
+                }
+                let answer = app.post("/users").json(&body).send().await;
+                let status = answer.status.as_u16();
+                prop_assert!([201, 409, 422].contains(&status), "{}", answer.body);
+                if status == 201 {
+                    count.set(count.get() + 1);
+                    // The same credentials open the account, by either name.
+                    for name in [&username, &email] {
+                        let credentials = json!({"username": name, "password": password});
+                        let login = app.post("/users/login").json(&credentials).send().await;
+                        prop_assert_eq!(login.status.as_u16(), 200, "{}", login.body);
+                    }
+                }
+                Ok::<_, TestCaseError>(())
+            })
+        })
+        .unwrap();
+    assert!(count.get() > 10, "only {} of 200 were registered", count.get());
+}

@@ -1,0 +1,380 @@
+//! The real binary as a supervisor sees it: how it starts, what it refuses to start with, how it stops, and that any
+//! number of it may start at once.
+
+use std::{fs, net::TcpListener, time::Instant};
+
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpSocket,
+};
+
+use crate::{
+    app::{KEY, PASSWORD, database, empty_database},
+    process::{Home, Process, Signal, until},
+};
+
+/// A key that nothing can be said against; [`KEY`] is too regular for production.
+const PRODUCTION_KEY: &str = "4f1c9e0b7a2d86355be0c83f19d7a64e";
+
+/// What a `SELECT count(*)` gives.
+async fn count(url: &str, sql: &'static str) -> i64 {
+    let mut conn = PgConnection::connect(url).await.unwrap();
+    sqlx::query_scalar(sql).fetch_one(&mut conn).await.unwrap()
+}
+
+async fn execute(url: &str, sql: &'static str) {
+    let mut conn = PgConnection::connect(url).await.unwrap();
+    sqlx::raw_sql(sql).execute(&mut conn).await.unwrap();
+}
+
+async fn register(service: &Process, username: &str) {
+    let body = json!({
+        "username": username, "email": format!("{username}@example.com"), "password": PASSWORD,
+    });
+    let (status, body) = service.post("/users", &body).await;
+    assert_eq!(status, 201, "{body}");
+}
+
+#[tokio::test]
+async fn development_prints_the_address_and_commands_that_work() {
+    let home = Home::new();
+    let service = home.serve(&[("DB_SOURCE", &database().await), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+    assert_eq!(service.get("/healthz").await, (200, json!({"status": "ok"})));
+    assert_eq!(service.get("/readyz").await, (200, json!({"status": "ready"})));
+
+    let welcome = service.stdout();
+    assert!(welcome.contains(&format!("gatepass is ready at http://{}", service.address())), "{welcome}");
+    assert!(welcome.contains(&service.url("/docs")), "{welcome}");
+    // What it says to try, tried.
+    let mut token = String::new();
+    for (path, status) in [("/users", 201), ("/users/login", 200)] {
+        let (_, command) = welcome.split_once(&format!("curl {} ", service.url(path))).unwrap();
+        let body: Value = serde_json::from_str(command.split('\'').nth(3).unwrap()).unwrap();
+        let (answered, answer) = service.post(path, &body).await;
+        assert_eq!(answered, status, "{answer}");
+        token = answer["access_token"].as_str().unwrap_or_default().to_owned();
+    }
+    assert!(welcome.contains(&format!("curl {} ", service.url("/users/me"))), "{welcome}");
+    assert_eq!(service.get_as(&token, "/users/me").await.1["username"], "alice");
+
+    let ended = service.stop(Signal::TERM).await.expect(0);
+    assert!(!ended.stderr.contains(KEY) && !ended.stderr.contains(PASSWORD), "{}", ended.stderr);
+    assert!(!home.path(".gatepass").exists(), "nothing is made that the settings name");
+}
+
+#[tokio::test]
+async fn a_signal_to_stop_lets_a_login_in_flight_finish() {
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
+        let home = Home::new();
+        let url = database().await;
+        let mut service = home.serve(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+        // Leaves an idle connection behind, which must not hold the service up either.
+        register(&service, "alice").await;
+
+        let mut holder = PgConnection::connect(&url).await.unwrap();
+        let mut hold = holder.begin().await.unwrap();
+        sqlx::raw_sql("LOCK TABLE users").execute(&mut *hold).await.unwrap();
+        let body = json!({"username": "alice", "password": PASSWORD});
+        let login = tokio::spawn(reqwest::Client::new().post(service.url("/users/login")).json(&body).send());
+        until("the login waits for the table", async || {
+            let waiting = "SELECT count(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND application_name = 'gatepass' AND wait_event_type = 'Lock'";
+            count(&url, waiting).await > 0
+        })
+        .await;
+
+        service.signal(signal);
+        service.logged(&format!("{name}: finishing what is in flight")).await;
+        hold.rollback().await.unwrap();
+        let answer = login.await.unwrap().unwrap();
+        assert_eq!(answer.status(), 200, "{name}");
+        let answer: Value = answer.json().await.unwrap();
+        assert_eq!(answer["user"]["username"], "alice", "{name}");
+        let ended = service.end().await.expect(0);
+        assert!(ended.stderr.contains("stopped"), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("cut off"), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_login_that_hashes_when_the_signal_comes_is_answered() {
+    let home = Home::new();
+    let url = database().await;
+    let costly =
+        [("ARGON2_MEMORY_KIB", "19456"), ("ARGON2_ITERATIONS", "20"), ("PASSWORD_HASH_THREADS", "1")];
+    let service =
+        home.serve(&[&costly[..], &[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]].concat()).await;
+    register(&service, "alice").await;
+    let body = json!({"username": "alice", "password": PASSWORD});
+    let login = tokio::spawn(reqwest::Client::new().post(service.url("/users/login")).json(&body).send());
+    // Once the user has been looked up, and the connection is idle again, the password is at work. (On a machine that is
+    // slow to look, it may be done already.)
+    until("the user has been looked up", async || {
+        let looked_up = "SELECT count(*) FROM pg_stat_activity
+             WHERE datname = current_database() AND application_name = 'gatepass' AND state = 'idle'
+               AND (query LIKE 'SELECT%password_hash%' OR query LIKE '%INTO sessions%')";
+        count(&url, looked_up).await > 0
+    })
+    .await;
+    service.signal(Signal::TERM);
+    assert_eq!(login.await.unwrap().unwrap().status(), 200);
+    service.end().await.expect(0);
+}
+
+#[tokio::test]
+async fn a_taken_port_ends_the_start_at_once() {
+    let home = Home::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let run = home.gatepass(&["serve"]).env("HTTP_SERVER_ADDRESS", &address).run().await;
+    run.fails(1, &[&format!("HTTP_SERVER_ADDRESS={address}: cannot listen there")]);
+    assert!(!home.path(".gatepass").exists(), "no database of our own was made first");
+}
+
+#[tokio::test]
+async fn a_signal_calls_off_the_wait_for_a_database() {
+    // Bound and not listening: whoever comes is refused, and nobody else can take the port.
+    let reserved = TcpSocket::new_v4().unwrap();
+    reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url = format!("postgres://gatepass:hunter2@{}/gatepass", reserved.local_addr().unwrap());
+    for signal in [Signal::TERM, Signal::INT] {
+        let home = Home::new();
+        let mut service = home.start(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]);
+        service.logged("waiting for the database").await;
+        let before = Instant::now();
+        let ended = service.stop(signal).await.expect(0);
+        assert!(before.elapsed().as_secs() < 5, "it took {:?}", before.elapsed());
+        assert!(ended.stderr.contains("start called off"), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_refuses_us_ends_the_start_at_once() {
+    let somewhere = database().await;
+    let (server, _) = somewhere.split_once("/test_").unwrap();
+    let (_, query) = somewhere.split_once('?').unwrap();
+    let no_database = format!("{server}/no_such_database?{query}");
+    let no_user = somewhere.replacen("postgres://", "postgres://nobody_here:hunter2@", 1);
+    let no_user = match no_user.split_once("@postgres@") {
+        // The user that was there before.
+        Some((ours, rest)) => format!("{ours}@{rest}"),
+        None => no_user,
+    };
+    for (url, hint) in [
+        (no_database, "it does not exist; create it (`createdb`) or correct DB_SOURCE"),
+        (no_user, "check user and password in DB_SOURCE"),
+        (server_that_knows_another_password().await, "check user and password in DB_SOURCE"),
+    ] {
+        let home = Home::new();
+        let service = home.start(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]);
+        let before = Instant::now();
+        let ended = service.end().await.fails(1, &["cannot be used", hint]);
+        assert!(before.elapsed().as_secs() < 10, "{hint}: it took {:?}", before.elapsed());
+        assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
+    }
+}
+
+/// The URL of a server that says of the password in it what Postgres says of a wrong one. (Our own trusts everybody.)
+async fn server_that_knows_another_password() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut buffer = [0; 1024];
+            // StartupMessage, then AuthenticationCleartextPassword.
+            let _ = stream.read(&mut buffer).await;
+            let _ = stream.write_all(b"R\0\0\0\x08\0\0\0\x03").await;
+            // PasswordMessage, then ErrorResponse.
+            let _ = stream.read(&mut buffer).await;
+            let fields = b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed for user \"gatepass\"\0\0";
+            let length = u32::try_from(fields.len() + 4).unwrap().to_be_bytes();
+            let _ = stream.write_all(&[b"E", &length[..], fields].concat()).await;
+        }
+    });
+    format!("postgres://gatepass:hunter2@{address}/gatepass?sslmode=disable")
+}
+
+#[tokio::test]
+async fn production_refuses_to_start_with_anything_unsafe_and_says_all_of_it() {
+    let weak = "hunter2-hunter2-hunter2-hunter2-";
+    let url = database().await;
+    for (environment, expected) in [
+        (&[][..], &["2 problems", "DB_SOURCE (not set)", "TOKEN_SYMMETRIC_KEY (not set)"][..]),
+        (
+            &[("ALLOWED_ORIGINS", "*"), ("TOKEN_SYMMETRIC_KEY", weak)],
+            &[
+                "3 problems",
+                "DB_SOURCE (not set)",
+                "TOKEN_SYMMETRIC_KEY (environment)",
+                "ALLOWED_ORIGINS (environment)",
+            ],
+        ),
+        (
+            &[("DB_SOURCE", &*url), ("TOKEN_SYMMETRIC_KEY", "12345678901234567890123456789012")],
+            &["a problem", "TOKEN_SYMMETRIC_KEY (environment)", "everybody knows"],
+        ),
+        (
+            &[("DB_SOURCE", &*url), ("TOKEN_SYMMETRIC_KEY", PRODUCTION_KEY), ("ALLOWED_ORIGINS", "*")],
+            &["a problem", "ALLOWED_ORIGINS (environment)"],
+        ),
+        (
+            &[
+                ("DB_SOURCE", "postgres://u:hunter2/@h/d"),
+                ("TOKEN_SYMMETRIC_KEY", PRODUCTION_KEY),
+                ("ARGON2_MEMORY_KIB", "8"),
+            ],
+            &["2 problems", "DB_SOURCE (environment)", "ARGON2_MEMORY_KIB"],
+        ),
+    ] {
+        let home = Home::new();
+        let run = home.gatepass(&["serve"]).env("ENVIRONMENT", "production").envs(environment).run().await;
+        let ended = run.fails(1, expected);
+        assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
+        assert_eq!(fs::read_dir(home.path("")).unwrap().count(), 0, "nothing was begun");
+    }
+}
+
+#[tokio::test]
+async fn production_takes_its_secrets_from_files_and_makes_none() {
+    let home = Home::new();
+    let db = home.write("db", &format!("{}\n", empty_database().await));
+    let key = home.write("key", &format!("{PRODUCTION_KEY}\n"));
+    let environment = [
+        ("ENVIRONMENT", "production"),
+        ("HTTP_SERVER_ADDRESS", "127.0.0.1:0"),
+        ("DB_SOURCE_FILE", &*db),
+        ("TOKEN_SYMMETRIC_KEY_FILE", &*key),
+    ];
+    let service = home.gatepass(&["serve"]).envs(&environment).start().serving().await;
+    register(&service, "alice").await;
+    let body = json!({"username": "alice", "password": PASSWORD});
+    let (status, login) = service.post("/users/login", &body).await;
+    assert_eq!(status, 200, "{login}");
+    // Made with that key: another service with it takes the token.
+    let other = home.serve(&[("DB_SOURCE_FILE", &db), ("TOKEN_SYMMETRIC_KEY", PRODUCTION_KEY)]).await;
+    let token = login["access_token"].as_str().unwrap();
+    assert_eq!(other.get_as(token, "/users/me").await.0, 200);
+
+    let ended = service.stop(Signal::TERM).await.expect(0);
+    assert_eq!(ended.stdout, "", "no welcome where nobody reads it");
+    for line in ended.stderr.lines() {
+        assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
+    }
+    assert!(!ended.stderr.contains(PRODUCTION_KEY), "{}", ended.stderr);
+    assert!(!home.path(".gatepass").exists());
+
+    let run = home.gatepass(&["serve"]).envs(&environment).env("DB_SOURCE", "postgres://u:hunter2@h/d").run();
+    let ended = run.await.fails(1, &["DB_SOURCE (", "DB_SOURCE_FILE is given as well"]);
+    assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn replicas_that_start_at_once_migrate_once() {
+    for replicas in [2, 5] {
+        let url = empty_database().await;
+        let homes: Vec<_> = (0..replicas).map(|_| Home::new()).collect();
+        let started: Vec<_> = homes
+            .iter()
+            .map(|home| home.start(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]))
+            .collect();
+        let mut services = Vec::new();
+        for service in started {
+            services.push(service.serving().await);
+        }
+        for service in &services {
+            assert_eq!(service.get("/readyz").await.0, 200);
+        }
+        let migrations = count(&url, "SELECT count(*) FROM _sqlx_migrations").await;
+        let mut applied = Vec::new();
+        for service in services {
+            let ended = service.stop(Signal::TERM).await.expect(0);
+            let lines = ended.stderr.lines().filter_map(|line| line.split_once("applied migration "));
+            applied.extend(lines.map(|(_, migration)| migration.to_owned()));
+        }
+        let times = applied.len();
+        applied.sort();
+        applied.dedup();
+        assert_eq!((applied.len(), times), (migrations as usize, migrations as usize), "{applied:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_newer_than_the_binary_is_refused() {
+    let url = database().await;
+    execute(
+        &url,
+        r"INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+          VALUES (999999, 'from tomorrow', true, '\x00', 0)",
+    )
+    .await;
+    for migrate in ["true", "false"] {
+        let home = Home::new();
+        let environment = [("DB_SOURCE", &*url), ("TOKEN_SYMMETRIC_KEY", KEY), ("MIGRATE_ON_START", migrate)];
+        let ended = home.start(&environment).end().await;
+        ended.fails(
+            1,
+            &["migration 999999, which this gatepass does not know", "a newer version has migrated"],
+        );
+    }
+    let home = Home::new();
+    let command = |args| home.gatepass(args).env("DB_SOURCE", &url).run();
+    command(&["migrate", "up"]).await.fails(1, &["999999"]);
+    command(&["migrate", "down"]).await.fails(1, &["999999"]);
+    command(&["user", "list"]).await.fails(1, &["999999"]);
+    let status = command(&["migrate", "status"]).await.expect(0).stdout;
+    let line = status.lines().last().unwrap();
+    assert!(line.contains("999999  from tomorrow") && line.contains("UNKNOWN"), "{status}");
+}
+
+#[tokio::test]
+async fn a_migration_changed_after_it_was_applied_is_refused() {
+    let url = database().await;
+    execute(&url, r"UPDATE _sqlx_migrations SET checksum = '\x00' WHERE version = 1").await;
+    let home = Home::new();
+    let ended = home.start(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]).end().await;
+    ended.fails(1, &["migration 000001 was changed after it was applied"]);
+    let status = home.gatepass(&["migrate", "status"]).env("DB_SOURCE", &url).run().await.expect(0).stdout;
+    assert!(status.lines().next().unwrap().contains("CHANGED"), "{status}");
+}
+
+#[tokio::test]
+async fn without_leave_to_migrate_it_tells_who_should() {
+    let url = empty_database().await;
+    let home = Home::new();
+    let environment = [("DB_SOURCE", &*url), ("TOKEN_SYMMETRIC_KEY", KEY), ("MIGRATE_ON_START", "false")];
+    home.start(&environment).end().await.fails(1, &["lacks", "`gatepass migrate up`"]);
+    assert_eq!(count(&url, "SELECT count(*) FROM pg_class WHERE relname = 'users'").await, 0);
+    home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &url).run().await.expect(0);
+    let service = home.serve(&environment).await;
+    assert_eq!(service.get("/readyz").await.0, 200);
+}
+
+#[tokio::test]
+async fn health_asks_the_service_at_its_address() {
+    let home = Home::new();
+    let url = database().await;
+    let service = home.serve(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+    let address = service.address();
+    let port = address.rsplit(':').next().unwrap();
+    let everywhere = format!("0.0.0.0:{port}");
+    let health = |args: &[&str], address: &str| {
+        home.gatepass(&[&["health"], args].concat()).env("HTTP_SERVER_ADDRESS", address).run()
+    };
+    assert_eq!(health(&[], &address).await.json()["status"], "ok");
+    assert_eq!(health(&[], &everywhere).await.json()["status"], "ok");
+    assert_eq!(health(&["--ready"], &address).await.json()["status"], "ready");
+    assert_eq!(health(&["--ready", "--address", &address], "127.0.0.1:1").await.json()["status"], "ready");
+
+    // Alive, and not ready: a migration waits.
+    execute(&url, "DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)")
+        .await;
+    health(&[], &address).await.expect(0);
+    health(&["--ready"], &address).await.fails(1, &["/readyz says 503", "pending"]);
+
+    service.stop(Signal::TERM).await.expect(0);
+    health(&[], &address).await.fails(1, &["does not answer"]);
+    health(&["--ready"], &address).await.fails(1, &["does not answer"]);
+}

@@ -1,0 +1,190 @@
+//! A Postgres of gatepass's own: `gatepass serve` in an empty directory, without a single setting, is a service with a
+//! database. It stops what it started, and loses nothing when it is killed. As root and as an ordinary user.
+
+use std::{fs, os::unix::fs::MetadataExt, time::Instant};
+
+use serde_json::{Value, json};
+
+use crate::{
+    app::PASSWORD,
+    process::{Home, Process, QUICK, Signal, is_root},
+};
+
+const ALICE: &str = "alice@example.com";
+
+/// Logs alice in; her token.
+async fn log_in(service: &Process) -> String {
+    let body = json!({"username": "alice", "password": PASSWORD});
+    let (status, login) = service.post("/users/login", &body).await;
+    assert_eq!(status, 200, "{login}");
+    login["access_token"].as_str().unwrap().to_owned()
+}
+
+/// Registers alice and logs her in; her token.
+async fn register_and_log_in(service: &Process) -> String {
+    let body = json!({"username": "alice", "email": ALICE, "password": PASSWORD});
+    let (status, user) = service.post("/users", &body).await;
+    assert_eq!(status, 201, "{user}");
+    log_in(service).await
+}
+
+#[track_caller]
+fn assert_gone(home: &Home) {
+    let left = home.processes();
+    assert!(left.is_empty(), "{left:#?}");
+}
+
+/// The id of the server that runs on the data.
+fn postgres(home: &Home) -> String {
+    let file = fs::read_to_string(home.path(".gatepass/postgres/postmaster.pid")).unwrap();
+    file.lines().next().unwrap().to_owned()
+}
+
+fn mode(home: &Home, name: &str) -> u32 {
+    fs::metadata(home.path(name)).unwrap().mode() & 0o777
+}
+
+async fn usernames(home: &Home) -> Vec<String> {
+    let users = home.gatepass(&["user", "list", "--json"]).envs(&QUICK).run().await.json();
+    let users: Vec<Value> = serde_json::from_value(users).unwrap();
+    users.iter().map(|user| user["username"].as_str().unwrap().to_owned()).collect()
+}
+
+/// From the first start to the last.
+async fn story(whose: &str, home: Home) {
+    let before = Instant::now();
+    let service = home.serve(&[]).await;
+    let first = before.elapsed();
+    let (status, ready) = service.get("/readyz").await;
+    assert_eq!((status, &ready["status"]), (200, &json!("ready")));
+    assert!(first.as_secs() < 10, "the first start took {first:?}");
+
+    // What it made is for nobody else; as root, the server's user may pass through.
+    let others = if is_root() && whose != "nobody" { 0o067 } else { 0o077 };
+    assert_eq!(mode(&home, ".gatepass") & others, 0, "{:o}", mode(&home, ".gatepass"));
+    assert_eq!(mode(&home, ".gatepass/token_symmetric_key"), 0o600);
+    assert_eq!(mode(&home, ".gatepass/postgres.log"), 0o600);
+    let welcome = service.stdout();
+    let data = fs::canonicalize(home.path(".gatepass/postgres")).unwrap();
+    assert!(welcome.contains(&format!("Data     {}", data.display())), "{welcome}");
+    assert_eq!(home.path(".gatepass/postgres").is_symlink(), whose.ends_with("closed directory"));
+    let key = fs::read_to_string(home.path(".gatepass/token_symmetric_key")).unwrap();
+    let key = key.trim();
+    assert!(key.starts_with("k4.local."));
+
+    let token = register_and_log_in(&service).await;
+    assert_eq!(service.get_as(&token, "/users/me").await.1["email"], ALICE);
+
+    // The command line while it runs: a guest, which stops nothing.
+    assert_eq!(usernames(&home).await, ["alice"]);
+    let running = postgres(&home);
+    // So is a second service.
+    let second = home.serve(&[]).await;
+    assert_ne!(second.address(), service.address());
+    assert_eq!(second.get_as(&token, "/users/me").await.1["email"], ALICE);
+    log_in(&second).await;
+    second.stop(Signal::TERM).await.expect(0);
+    assert_eq!(postgres(&home), running);
+    log_in(&service).await;
+
+    let before = Instant::now();
+    let ended = service.stop(Signal::TERM).await.expect(0);
+    let stop = before.elapsed();
+    assert!(!ended.stderr.contains(key) && !ended.stdout.contains(key));
+    assert_gone(&home);
+
+    // The command line while nothing runs: it starts the server for itself, and stops it.
+    assert_eq!(usernames(&home).await, ["alice"]);
+    assert_gone(&home);
+
+    let before = Instant::now();
+    let service = home.serve(&[]).await;
+    let again = before.elapsed();
+    assert!(again.as_secs() < 10, "the second start took {again:?}");
+    assert_eq!(service.get_as(&token, "/users/me").await.1["email"], ALICE, "the old token, the old user");
+    log_in(&service).await;
+
+    // Killed, it cannot stop its server. The next start takes that over, and stops it in the end.
+    let running = postgres(&home);
+    let ended = service.stop(Signal::KILL).await;
+    assert_eq!(ended.code, None);
+    assert!(!home.processes().is_empty(), "the server is an orphan");
+    let mut service = home.serve(&[]).await;
+    service.logged("taking over the Postgres").await;
+    assert_eq!(postgres(&home), running);
+    assert_eq!(service.get_as(&token, "/users/me").await.0, 200);
+    service.stop(Signal::INT).await.expect(0);
+    assert_gone(&home);
+    println!("embedded default as {whose}: up in {first:.1?}, again in {again:.1?}, down in {stop:.1?}");
+}
+
+#[tokio::test]
+async fn as_ourselves() {
+    story(if is_root() { "root" } else { "a user" }, Home::new()).await;
+}
+
+#[tokio::test]
+async fn as_an_ordinary_user_when_we_are_root() {
+    if let Some(home) = Home::of_nobody() {
+        story("nobody", home).await;
+    }
+}
+
+#[tokio::test]
+async fn as_root_in_a_directory_that_only_root_may_enter() {
+    if is_root() {
+        let home = Home::closed();
+        story("root, in a closed directory", home).await;
+    }
+}
+
+#[tokio::test]
+async fn two_that_start_at_once_share_the_database_and_the_key() {
+    let home = Home::new();
+    let (one, two) = (home.start(&[]), home.start(&[]));
+    let (one, two) = (one.serving().await, two.serving().await);
+    let token = register_and_log_in(&one).await;
+    assert_eq!(two.get_as(&token, "/users/me").await.1["email"], ALICE);
+    one.signal(Signal::TERM);
+    two.signal(Signal::TERM);
+    one.end().await.expect(0);
+    two.end().await.expect(0);
+    assert_gone(&home);
+}
+
+#[tokio::test]
+async fn a_signal_during_the_first_start_leaves_nothing_running() {
+    let home = Home::new();
+    let mut service = home.start(&[]);
+    service.logged("making a Postgres").await;
+    service.stop(Signal::TERM).await.expect(0);
+    assert_gone(&home);
+    // And nothing that the next start trips over.
+    let service = home.serve(&[]).await;
+    assert_eq!(service.get("/readyz").await.0, 200);
+    service.stop(Signal::TERM).await.expect(0);
+    assert_gone(&home);
+}
+
+#[tokio::test]
+async fn the_command_line_alone_has_the_database_too() {
+    let home = Home::new();
+    assert_eq!(usernames(&home).await, [""; 0]);
+    let create = ["user", "create", "alice", "--email", ALICE, "--password-stdin"];
+    home.gatepass(&create).envs(&QUICK).stdin(PASSWORD).run().await.expect(0);
+    assert_gone(&home);
+    let service = home.serve(&[]).await;
+    log_in(&service).await;
+    service.stop(Signal::TERM).await.expect(0);
+}
+
+#[tokio::test]
+async fn a_second_one_on_the_same_port_takes_nothing_from_the_first() {
+    let home = Home::new();
+    let service = home.serve(&[]).await;
+    let second = home.start(&[("HTTP_SERVER_ADDRESS", &service.address())]).end().await;
+    second.fails(1, &["HTTP_SERVER_ADDRESS"]);
+    assert_eq!(service.get("/readyz").await.0, 200);
+    service.stop(Signal::TERM).await.expect(0);
+    assert_gone(&home);
+}

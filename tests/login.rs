@@ -1,0 +1,73 @@
+//! Registration and login: from a name and a password to a token that opens the protected routes.
+
+use serde_json::json;
+use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::app::{App, PASSWORD, START};
+
+#[tokio::test]
+async fn register_log_in_and_call_a_protected_route() {
+    let app = App::new().await;
+    let body = json!({
+        "username": "Alice", "email": "Alice@Example.com", "password": PASSWORD, "full_name": "Alice Liddell",
+    });
+    let answer = app.post("/users").json(&body).send().await;
+    let location = answer.header("location").to_owned();
+    assert_eq!(answer.header("cache-control"), "no-store");
+    let user = answer.expect(201);
+    assert_eq!(location, format!("/admin/users/{}", user["id"].as_str().unwrap()));
+    assert_eq!(
+        user,
+        json!({
+            "id": user["id"],
+            "username": "Alice",
+            "email": "Alice@Example.com",
+            "full_name": "Alice Liddell",
+            "roles": [],
+            "is_email_verified": false,
+            "disabled": false,
+            "password_changed_at": "2026-01-02T03:04:05.678901Z",
+            "created_at": "2026-01-02T03:04:05.678901Z",
+        })
+    );
+
+    let answer =
+        app.post("/users/login").json(&json!({"username": "alice", "password": PASSWORD})).send().await;
+    assert_eq!(answer.header("cache-control"), "no-store");
+    let login = answer.expect(200);
+    assert_eq!(login["user"], user);
+    assert_eq!(login["token_type"], "Bearer");
+    assert_eq!(login["expires_in"], 900);
+    assert_eq!(login["access_token_expires_at"], "2026-01-02T03:19:05Z");
+    assert!(login["access_token"].as_str().unwrap().starts_with("v4.local."));
+    assert!(login["refresh_token"].as_str().unwrap().starts_with("gpr_"));
+    let refresh_end =
+        OffsetDateTime::parse(login["refresh_token_expires_at"].as_str().unwrap(), &Rfc3339).unwrap();
+    assert_eq!(refresh_end, START.truncate_to_second() + Duration::hours(24));
+
+    assert_eq!(app.get("/users/me").bearer(&login).send().await.expect(200), user);
+}
+
+#[tokio::test]
+async fn log_in_by_username_or_address_in_any_case() {
+    let app = App::new().await;
+    app.register("Alice").await;
+    for name in ["Alice", "aLICE", "alice@example.com", "ALICE@EXAMPLE.COM"] {
+        let body = json!({ "username": name, "password": PASSWORD });
+        let login = app.post("/users/login").json(&body).send().await.expect(200);
+        assert_eq!(login["user"]["username"], "Alice", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_ends_when_it_says() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let alice = app.login("alice").await;
+    app.clock.advance(Duration::minutes(15) - Duration::seconds(1));
+    app.get("/users/me").bearer(&alice).send().await.expect(200);
+    app.clock.advance(Duration::seconds(1));
+    let answer = app.get("/users/me").bearer(&alice).send().await;
+    assert!(answer.header("www-authenticate").starts_with(r#"Bearer error="invalid_token""#));
+    answer.expect_problem(401, "token_expired");
+}

@@ -1,0 +1,316 @@
+//! What the real binary logs of a whole story, with everything turned on: each request in one line, and never a secret.
+
+use std::{collections::BTreeSet, process::Stdio, time::Duration};
+
+use axum::{body::Body, http::Request};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+    sync::mpsc,
+    time::timeout,
+};
+
+use crate::app::{App, KEY, PASSWORD};
+
+/// Longer than the binary takes for anything here, unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const DATABASE_PASSWORD: &str = "database-password-5f3a";
+const OLDER_KEY: &str = "k4.local.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
+const WRONG_PASSWORD: &str = "wrong-sardine-lagoon-4";
+
+/// The binary, serving, and what it has said so far.
+struct Service {
+    child: Child,
+    stderr: mpsc::UnboundedReceiver<String>,
+    said: Vec<String>,
+    address: String,
+}
+
+impl Service {
+    async fn start(database_url: &str, more: &[(&str, &str)]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let separator = if database_url.contains('?') { '&' } else { '?' };
+        let mut child = Command::new(env!("CARGO_BIN_EXE_gatepass"))
+            .arg("serve")
+            .env_clear()
+            .current_dir(directory.path())
+            .env("DB_SOURCE", format!("{database_url}{separator}password={DATABASE_PASSWORD}"))
+            .env("HTTP_SERVER_ADDRESS", "127.0.0.1:0")
+            .env("LOG_FORMAT", "json")
+            .env("TOKEN_SYMMETRIC_KEY", KEY)
+            .env("TOKEN_SYMMETRIC_KEYS_ACCEPTED", OLDER_KEY)
+            .env("ARGON2_MEMORY_KIB", "8")
+            .env("ARGON2_ITERATIONS", "1")
+            .envs(more.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (sender, mut stderr) = mpsc::unbounded_channel();
+        // All the time: who writes to a full pipe waits.
+        tokio::spawn(async move {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut said = Vec::new();
+        let address = loop {
+            let line = timeout(PATIENCE, stderr.recv()).await.unwrap();
+            let line = line.unwrap_or_else(|| panic!("it ended: {said:#?}"));
+            let event: Value = serde_json::from_str(&line).unwrap_or_default();
+            said.push(line);
+            if event["message"] == "serving" {
+                break event["address"].as_str().unwrap().to_owned();
+            }
+        };
+        Self { child, stderr, said, address }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Stops it and gives back all that it said.
+    async fn stop(mut self) -> Vec<String> {
+        let pid = Pid::from_raw(self.child.id().unwrap().try_into().unwrap()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        while let Some(line) = timeout(PATIENCE, self.stderr.recv()).await.unwrap() {
+            self.said.push(line);
+        }
+        let status = timeout(PATIENCE, self.child.wait()).await.unwrap().unwrap();
+        assert!(status.success(), "{status}");
+        self.said
+    }
+}
+
+/// One step of the story: what is asked, under which id, and what is answered.
+struct Step {
+    id: String,
+    method: &'static str,
+    path: String,
+    route: &'static str,
+    token: Option<String>,
+    body: Option<String>,
+    status: u16,
+}
+
+fn step(method: &'static str, path: &str, status: u16) -> Step {
+    let route = match path.split('?').next().unwrap() {
+        "/users" => "/users",
+        "/users/login" => "/users/login",
+        "/users/me" => "/users/me",
+        "/healthz" => "/healthz",
+        admin if admin.starts_with("/admin/users/") => "/admin/users/{id}",
+        _ => "-",
+    };
+    Step { id: String::new(), method, path: path.into(), route, token: None, body: None, status }
+}
+
+impl Step {
+    fn json(self, body: &Value) -> Self {
+        Self { body: Some(body.to_string()), ..self }
+    }
+
+    fn text(self, body: &str) -> Self {
+        Self { body: Some(body.into()), ..self }
+    }
+
+    fn token(self, token: &str) -> Self {
+        Self { token: Some(token.into()), ..self }
+    }
+}
+
+#[tokio::test]
+async fn a_whole_story_is_logged_and_not_one_secret() {
+    let app = App::new().await;
+    let service = Service::start(&app.database_url, &[("RUST_LOG", "trace")]).await;
+    let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
+    let mut told: Vec<Step> = Vec::new();
+    let mut tell = async |mut step: Step| -> Value {
+        step.id = format!("story-{}", told.len());
+        let mut request = http
+            .request(step.method.parse().unwrap(), service.url(&step.path))
+            .header("x-request-id", &step.id)
+            .header("x-forwarded-for", "203.0.113.77");
+        if let Some(token) = &step.token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = &step.body {
+            request = request.header("content-type", "application/json").body(body.clone());
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status().as_u16(), step.status, "{} {}", step.method, step.path);
+        told.push(step);
+        response.json().await.unwrap()
+    };
+
+    let alice = json!({
+        "username": "alice", "email": "alice.liddell@secret.example", "password": PASSWORD, "full_name": "Alice Pleasance",
+    });
+    let credentials = |name: &str, password: &str| json!({"username": name, "password": password});
+    let user = tell(step("POST", "/users", 201).json(&alice)).await;
+    tell(step("POST", "/users", 409).json(&alice)).await;
+    let mut again = alice.clone();
+    again["username"] = "carol".into();
+    tell(step("POST", "/users", 409).json(&again)).await;
+    tell(step("POST", "/users/login", 401).json(&credentials("alice", WRONG_PASSWORD))).await;
+    tell(step("POST", "/users/login", 401).json(&credentials("nobody@secret.example", PASSWORD))).await;
+    // The password where the name belongs: it happens.
+    tell(step("POST", "/users/login", 401).json(&credentials(PASSWORD, PASSWORD))).await;
+    let login =
+        tell(step("POST", "/users/login", 200).json(&credentials("alice.liddell@secret.example", PASSWORD)))
+            .await;
+    let access = login["access_token"].as_str().unwrap();
+    let refresh = login["refresh_token"].as_str().unwrap();
+    tell(step("GET", "/users/me", 200).token(access)).await;
+    tell(
+        step("PATCH", "/users/me", 200).token(access).json(&json!({"email": "liddell.alice@secret.example"})),
+    )
+    .await;
+    tell(
+        step("PATCH", "/users/me", 422).token(access).json(&json!({"email": "liddell alice@secret.example"})),
+    )
+    .await;
+    let own = format!("/admin/users/{}", user["id"].as_str().unwrap());
+    tell(step("GET", &own, 403).token(access)).await;
+    tell(step("GET", "/users/me", 401)).await;
+    tell(step("GET", "/users/me", 401).token(&access[..access.len() - 1])).await;
+    tell(step("GET", "/users/me", 401).token(refresh)).await;
+    // Where no token belongs.
+    tell(step("GET", &format!("/users/me?access_token={access}"), 401)).await;
+    tell(step("GET", &format!("/nope/{refresh}"), 404)).await;
+    // Bodies that are wrong and hold a secret.
+    let mut weak = alice.clone();
+    weak["password"] = "alice.liddell1".into();
+    tell(step("POST", "/users", 422).json(&weak)).await;
+    for (body, status) in [
+        (json!(PASSWORD).to_string(), 422),
+        (json!([PASSWORD]).to_string(), 422),
+        (json!({"username": "alice", "password": [PASSWORD]}).to_string(), 422),
+        (json!({"username": {"password": PASSWORD}, "password": PASSWORD}).to_string(), 422),
+        (format!("{{\"username\":\"alice\",\"password\":\"{PASSWORD}\",}}"), 400),
+        (format!("{{\"username\":\"alice\",\"password\":\"{PASSWORD}"), 400),
+        (format!("username=alice&password={PASSWORD}"), 400),
+    ] {
+        tell(step("POST", "/users/login", status).text(&body)).await;
+    }
+    tell(step("GET", "/healthz", 200)).await;
+    tell(step("DELETE", "/users/me", 405).token(access)).await;
+
+    // And over HTTP/2, which has another library with logs of its own.
+    let stream = TokioIo::new(TcpStream::connect(&service.address).await.unwrap());
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = |id: &str, path: &str| {
+        Request::builder()
+            .uri(service.url(path))
+            .header("x-request-id", id)
+            .header("content-type", "application/json")
+    };
+    let body = credentials("alice", PASSWORD).to_string();
+    let second = request("h2-0", "/users/login").method("POST").body(Body::from(body)).unwrap();
+    let response = client.send_request(second).await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+    let second: Value = serde_json::from_slice(&body).unwrap();
+    let authorization = format!("Bearer {}", second["access_token"].as_str().unwrap());
+    let me = request("h2-1", "/users/me").header("authorization", authorization).body(Body::empty()).unwrap();
+    assert_eq!(client.send_request(me).await.unwrap().status().as_u16(), 200);
+
+    let hash: String =
+        sqlx::query_scalar("SELECT password_hash FROM users").fetch_one(&app.db).await.unwrap();
+    drop(client);
+    drop(http);
+    let said = service.stop().await;
+
+    // Each request in one line.
+    let events: Vec<Value> = said.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let answered: Vec<_> = events.iter().filter(|event| event["message"] == "answered").collect();
+    let over_http_2 = [("h2-0", "POST", "/users/login", 200), ("h2-1", "GET", "/users/me", 200)];
+    let expected =
+        told.iter().map(|step| (&*step.id, step.method, step.route, step.status)).chain(over_http_2);
+    let expected: Vec<_> = expected.collect();
+    assert_eq!(answered.len(), expected.len());
+    for (event, (id, method, route, status)) in answered.iter().zip(expected) {
+        assert_eq!(event["request_id"], id, "{event}");
+        assert_eq!(event["method"], method, "{event}");
+        assert_eq!(event["route"], route, "{event}");
+        assert_eq!(event["status"], status, "{event}");
+        assert_eq!(event["level"], "INFO", "{event}");
+        assert!(event["latency_ms"].as_f64().unwrap() > 0.0, "{event}");
+        assert_eq!(event["code"].is_string(), status >= 400, "{event}");
+        event["timestamp"].as_str().unwrap();
+    }
+    // What happens within a request carries its id, too.
+    let statements = events.iter().filter(|event| event["target"] == "sqlx::query");
+    assert!(statements.filter(|event| event["span"]["request_id"].is_string()).count() > 10);
+    let targets: BTreeSet<_> =
+        events.iter().map(|event| event["target"].as_str().unwrap_or_default()).collect();
+    assert!(targets.iter().any(|target| target.starts_with("h2::")), "everything is turned on: {targets:?}");
+
+    // And nothing of this anywhere.
+    let mut secrets: BTreeSet<String> = [
+        PASSWORD,
+        WRONG_PASSWORD,
+        "alice.liddell1",
+        DATABASE_PASSWORD,
+        "secret.example",
+        "Pleasance",
+        access,
+        refresh,
+        second["access_token"].as_str().unwrap(),
+        second["refresh_token"].as_str().unwrap(),
+        &hash,
+    ]
+    .map(String::from)
+    .into();
+    for token in
+        [access, second["access_token"].as_str().unwrap(), refresh, second["refresh_token"].as_str().unwrap()]
+    {
+        // Not cut short either.
+        let body = token.strip_prefix("v4.local.").or_else(|| token.strip_prefix("gpr_")).unwrap();
+        secrets.insert(body[..16].to_owned());
+    }
+    for key in [KEY, OLDER_KEY] {
+        secrets.insert(key.strip_prefix("k4.local.").unwrap()[..20].to_owned());
+    }
+    secrets.extend(hash.rsplit('$').take(2).map(String::from));
+    for line in &said {
+        for secret in &secrets {
+            assert!(!line.contains(&**secret), "{secret} in {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_goes_wrong_here_is_logged_with_its_cause_under_the_requests_id() {
+    let app = App::new().await;
+    let service = Service::start(&app.database_url, &[]).await;
+    // A fault of the schema, as no release makes it.
+    sqlx::raw_sql("ALTER TABLE users RENAME COLUMN roles TO rolls").execute(&app.db).await.unwrap();
+    let credentials = json!({"username": "alice", "password": PASSWORD});
+    let request = reqwest::Client::new().post(service.url("/users/login")).header("x-request-id", "a-fault");
+    let response = request.json(&credentials).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 500);
+    let problem: Value = response.json().await.unwrap();
+    assert_eq!(problem["code"], "internal_error");
+    assert_eq!(problem["request_id"], "a-fault");
+    assert!(!problem.to_string().contains("column"), "{problem}");
+
+    let said = service.stop().await;
+    let events: Vec<Value> = said.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let fault = events.iter().find(|event| event["level"] == "ERROR").unwrap();
+    assert_eq!(fault["span"]["request_id"], "a-fault", "{fault}");
+    assert!(fault["cause"].as_str().unwrap().contains("column \"roles\" does not exist"), "{fault}");
+}

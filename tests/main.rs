@@ -1,0 +1,21 @@
+//! Everything that is tested from the outside, against a real Postgres: the real router, and the real binary where the
+//! binary is what counts. One file for each capability; each opens with what it proves.
+//!
+//! `make test` runs them; by hand: `scripts/with-postgres cargo test --test gatepass`.
+
+#![allow(missing_docs, unreachable_pub, reason = "nobody else sees them")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "tests look into the database with queries of their own")]
+
+mod app;
+mod bad_input;
+mod binary;
+mod command_line;
+mod embedded_default;
+mod login;
+mod logs;
+mod manners;
+mod migrations;
+mod process;
+mod readme;
+mod users;

@@ -1,0 +1,636 @@
+//! How the service behaves towards everything around it: browsers, load balancers, slow clients, a database that is gone,
+//! more load than it can bear, and the order to stop.
+
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::Body,
+    http::{Method, Request},
+};
+use gatepass::{
+    http::{Limits, server},
+    store::migrations,
+};
+use http_body_util::BodyExt;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::{Value, json};
+use sqlx::postgres::PgConnectOptions;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+use tower::ServiceExt;
+use uuid::Uuid;
+
+use crate::app::{self, Answer, App, PASSWORD, Story};
+
+/// Longer than anything here takes, unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// One request for every kind of answer there is.
+async fn every_kind(app: &App) -> Vec<(u16, Story)> {
+    app.register("alice").await;
+    let alice = app.login("alice").await;
+    let login = |password: &str| json!({"username": "alice", "password": password});
+    let carol = json!({"username": "carol", "email": "carol@example.com", "password": PASSWORD});
+    vec![
+        (200, app.get("/healthz")),
+        (200, app.get("/readyz")),
+        (200, app.get("/openapi.json")),
+        (200, app.get("/docs")),
+        (200, app.get("/docs/start.js")),
+        (200, app.get("/users/me").bearer(&alice)),
+        (200, app.request(Method::HEAD, "/users/me").bearer(&alice)),
+        (200, app.post("/users/login").json(&login(PASSWORD))),
+        (201, app.post("/users").json(&carol)),
+        (409, app.post("/users").json(&carol)),
+        (400, app.post("/users").header("content-type", "application/json").body("{")),
+        (401, app.get("/users/me")),
+        (401, app.get("/users/me").token("garbage")),
+        (401, app.post("/users/login").json(&login("wrong"))),
+        (403, app.get("/admin/users/abc").bearer(&alice)),
+        (404, app.get("/nope")),
+        (404, app.get("/docs/nope.js")),
+        (405, app.post("/users/me")),
+        (
+            413,
+            app.post("/users").header("content-type", "application/json").header("content-length", "70000"),
+        ),
+        (415, app.post("/users").body("{}")),
+        (422, app.post("/users").json(&json!({}))),
+    ]
+}
+
+fn preflight(app: &App, path: &str, origin: &str, method: &str) -> Story {
+    app.request(Method::OPTIONS, path)
+        .header("origin", origin)
+        .header("access-control-request-method", method)
+        .header("access-control-request-headers", "authorization,content-type")
+}
+
+#[tokio::test]
+async fn every_response_carries_the_requests_id() {
+    let app = App::new().await;
+    for (i, (status, story)) in every_kind(&app).await.into_iter().enumerate() {
+        let id = format!("test-{i}");
+        let answer = story.header("x-request-id", &*id).send().await;
+        assert_eq!(answer.status.as_u16(), status, "{}", answer.body);
+        assert_eq!(answer.header("x-request-id"), id);
+        assert_eq!(answer.headers.get_all("x-request-id").iter().count(), 1);
+    }
+    let answer =
+        preflight(&app, "/users", "https://app.example", "POST").header("x-request-id", "a").send().await;
+    assert_eq!(answer.header("x-request-id"), "a");
+
+    let long = "x".repeat(128);
+    for sane in
+        ["a", "Root=1-67891233-abcdef012345678912345678", "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e", &long]
+    {
+        let answer = app.get("/nope").header("x-request-id", sane).send().await;
+        assert_eq!(answer.header("x-request-id"), sane);
+        answer.expect_problem(404, "not_found");
+    }
+    let mut made = std::collections::BTreeSet::new();
+    let too_long = "x".repeat(129);
+    for odd in ["", "a b", "<script>", "\"", "a\tb", "é", "${jndi:ldap://example.com}", &too_long] {
+        let answer = app.get("/nope").header("x-request-id", odd.as_bytes()).send().await;
+        let id: Uuid = answer.header("x-request-id").parse().unwrap();
+        assert_eq!(id.get_version_num(), 7);
+        assert!(made.insert(id), "an id made twice");
+        answer.expect_problem(404, "not_found");
+    }
+    let twice = app.get("/healthz").header("x-request-id", "a").header("x-request-id", "b").send().await;
+    twice.header("x-request-id").parse::<Uuid>().unwrap();
+}
+
+#[tokio::test]
+async fn every_response_tells_browsers_what_they_may_do_with_it() {
+    let app = App::with(&[("ALLOWED_ORIGINS", "https://app.example")]).await;
+    let mut stories = every_kind(&app).await;
+    stories.push((200, preflight(&app, "/users", "https://app.example", "POST")));
+    for (status, story) in stories {
+        let answer = story.send().await;
+        assert_eq!(answer.status.as_u16(), status, "{}", answer.body);
+        for (name, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("x-frame-options", "DENY"),
+            ("referrer-policy", "no-referrer"),
+            ("cross-origin-resource-policy", "same-origin"),
+        ] {
+            assert_eq!(answer.header(name), value, "{answer:?}");
+        }
+        let policy = answer.header("content-security-policy");
+        for directive in ["default-src 'none'", "frame-ancestors 'none'"] {
+            assert!(policy.contains(directive), "{answer:?}");
+        }
+        assert_eq!(answer.headers.get_all("content-security-policy").iter().count(), 1);
+        // The description is the same for everyone; everything else may hold a token or personal data.
+        let is_public = answer.status.is_success()
+            && (answer.body.contains("SwaggerUIBundle")
+                || answer.header("content-type").starts_with("text/html")
+                || answer.body.contains("\"openapi\""));
+        let cache = if is_public { "public, max-age=300" } else { "no-store" };
+        assert_eq!(answer.header("cache-control"), cache, "{answer:?}");
+        assert_eq!(answer.header("set-cookie"), "");
+        assert_eq!(answer.header("server"), "");
+    }
+}
+
+#[tokio::test]
+async fn only_pages_of_the_allowed_origins_may_call() {
+    let ours = ["https://app.example", "http://localhost:3000"];
+    let app = App::with(&[("ALLOWED_ORIGINS", "https://app.example,http://localhost:3000")]).await;
+    let others = [
+        "https://evil.example",
+        "http://app.example",
+        "https://app.example:8443",
+        "https://app.example.evil.example",
+        "https://xapp.example",
+        "https://APP.example",
+        "null",
+        "*",
+        "",
+    ];
+    let check = |origin: &str, answer: &Answer| {
+        let allowed = answer.header("access-control-allow-origin");
+        assert_eq!(allowed, if ours.contains(&origin) { origin } else { "" }, "{origin:?}: {answer:?}");
+        assert_eq!(answer.header("access-control-allow-credentials"), "");
+        // Else a cache would give one origin's answer to another.
+        assert!(answer.header("vary").to_lowercase().contains("origin"), "{answer:?}");
+        for (name, value) in &answer.headers {
+            assert!(!name.as_str().starts_with("access-control-") || value != "*", "{answer:?}");
+        }
+    };
+
+    // One of our origins for this kind of answer, another one for the next.
+    let mut origins = ours.iter().chain(&others).cycle();
+    for (status, story) in every_kind(&app).await {
+        let origin = origins.next().unwrap();
+        let answer = story.header("origin", *origin).send().await;
+        assert_eq!(answer.status.as_u16(), status, "{}", answer.body);
+        check(origin, &answer);
+    }
+    for origin in ours.iter().chain(&others) {
+        check(origin, &app.get("/healthz").header("origin", *origin).send().await);
+        // A page may read what went wrong, and when to try again.
+        let answer = app.get("/users/me").header("origin", *origin).send().await;
+        check(origin, &answer);
+        let exposed = answer.header("access-control-expose-headers").to_lowercase();
+        if ours.contains(origin) {
+            for name in ["x-request-id", "retry-after", "www-authenticate", "location"] {
+                assert!(exposed.contains(name), "{exposed}");
+            }
+        }
+    }
+
+    let document: Value = serde_json::from_str(&gatepass::http::document()).unwrap();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let methods =
+            ["get", "post", "put", "patch", "delete"].into_iter().filter(|method| item.get(method).is_some());
+        for method in methods.map(str::to_uppercase) {
+            for origin in ours.iter().chain(&others) {
+                let answer = preflight(&app, path, origin, &method).send().await;
+                assert_eq!(answer.status.as_u16(), 200, "{method} {path}");
+                check(origin, &answer);
+                if ours.contains(origin) {
+                    assert!(answer.header("access-control-allow-methods").contains(&method), "{answer:?}");
+                    let headers = answer.header("access-control-allow-headers").to_lowercase();
+                    assert!(
+                        headers.contains("authorization") && headers.contains("content-type"),
+                        "{headers}"
+                    );
+                }
+            }
+        }
+    }
+
+    // Nobody, when none is configured.
+    let app = App::new().await;
+    let answer = app.get("/healthz").header("origin", "https://app.example").send().await;
+    assert_eq!(answer.header("access-control-allow-origin"), "");
+}
+
+/// Ends every connection to this app's database, and waits until they have ended.
+async fn cut(app: &App) {
+    let name = database_name(app);
+    app::admin(&format!(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'"
+    ))
+    .await;
+}
+
+fn database_name(app: &App) -> String {
+    let options: PgConnectOptions = app.database_url.parse().unwrap();
+    options.get_database().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn connections_that_the_database_cut_off_are_not_noticed_by_anybody() {
+    let app = App::new().await;
+    app.register("alice").await;
+    for _ in 0..3 {
+        cut(&app).await;
+        app.login("alice").await;
+    }
+}
+
+#[tokio::test]
+async fn without_its_database_the_service_says_so_and_comes_back_with_it() {
+    let app = App::new().await;
+    let root = app.login_admin("root").await;
+    app.get("/readyz").send().await.expect(200);
+
+    let name = database_name(&app);
+    app::admin(&format!(r#"ALTER DATABASE "{name}" ALLOW_CONNECTIONS false"#)).await;
+    cut(&app).await;
+    let login = json!({"username": "root", "password": PASSWORD});
+    let carol = json!({"username": "carol", "email": "carol@example.com", "password": PASSWORD});
+    let problem = app.get("/readyz").send().await.expect_problem(503, "not_ready");
+    assert_eq!(problem["reasons"], json!(["database: not reachable"]));
+    // It is alive, and what needs no database goes on.
+    app.get("/healthz").send().await.expect(200);
+    app.get("/openapi.json").send().await.expect(200);
+    app.get("/users/me").send().await.expect_problem(401, "missing_token");
+    app.post("/users").json(&json!({})).send().await.expect_problem(422, "validation_failed");
+    for story in [
+        app.post("/users/login").json(&login),
+        app.post("/users").json(&carol),
+        app.get("/users/me").bearer(&root),
+        app.patch("/users/me").bearer(&root).json(&json!({"full_name": "Root"})),
+        app.get("/admin/users/019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e").bearer(&root),
+    ] {
+        let answer = story.send().await;
+        assert_eq!(answer.header("retry-after"), "1", "{}", answer.body);
+        let problem = answer.expect_problem(503, "database_unavailable");
+        assert!(!problem.to_string().contains(&name), "the cause is for the log alone: {problem}");
+    }
+
+    app::admin(&format!(r#"ALTER DATABASE "{name}" ALLOW_CONNECTIONS true"#)).await;
+    app.get("/readyz").send().await.expect(200);
+    app.post("/users/login").json(&login).send().await.expect(200);
+}
+
+#[tokio::test]
+async fn ready_means_that_the_schema_is_there_and_nobody_said_stop() {
+    let app = App::new().await;
+    assert_eq!(app.get("/readyz").send().await.expect(200), json!({"status": "ready"}));
+    migrations::down(&mut app.db.acquire().await.unwrap(), 1).await.unwrap();
+    let problem = app.get("/readyz").send().await.expect_problem(503, "not_ready");
+    assert_eq!(problem["reasons"], json!(["schema: 1 migration(s) pending"]));
+    app.state().stop();
+    let answer = app.get("/readyz").send().await;
+    // As the OpenAPI document has it.
+    assert_ne!(answer.header("retry-after"), "");
+    let problem = answer.expect_problem(503, "not_ready");
+    assert_eq!(problem["reasons"], json!(["stopping", "schema: 1 migration(s) pending"]));
+    assert_eq!(app.get("/healthz").send().await.expect(200), json!({"status": "ok"}));
+}
+
+#[tokio::test]
+async fn more_logins_than_can_be_served_are_turned_away_at_once() {
+    let app = App::with(&[
+        ("PASSWORD_HASH_THREADS", "1"),
+        ("PASSWORD_HASH_QUEUE", "1"),
+        ("ARGON2_MEMORY_KIB", "19456"),
+        ("ARGON2_ITERATIONS", "8"),
+    ])
+    .await;
+    // Of a name that nobody can have, so that all ask for a hash before the first has one.
+    let login = json!({"username": "a b", "password": PASSWORD});
+    let mut crowd = JoinSet::new();
+    for _ in 0..8 {
+        crowd.spawn(app.post("/users/login").json(&login).send());
+    }
+    let answers = crowd.join_all().await;
+    let (served, turned_away): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|answer| answer.status.as_u16() == 401);
+    assert!(served.len() >= 2 && turned_away.len() >= 2, "{} {}", served.len(), turned_away.len());
+    for answer in turned_away {
+        assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
+        answer.expect_problem(503, "overloaded");
+    }
+    app.post("/users/login").json(&login).send().await.expect_problem(401, "invalid_credentials");
+}
+
+#[tokio::test]
+async fn a_handler_that_hangs_is_given_up() {
+    let limits = Limits { handler: Duration::from_millis(300), ..Limits::default() };
+    let app = App::with_limits(&[], limits).await;
+    app.register("alice").await;
+    let alice = app.login("alice").await;
+    let mut lock = app.db.begin().await.unwrap();
+    sqlx::query("LOCK TABLE users IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let answer = app.get("/users/me").bearer(&alice).send().await;
+    assert_eq!(answer.header("retry-after"), "1");
+    answer.expect_problem(503, "timeout");
+    lock.rollback().await.unwrap();
+    app.get("/users/me").bearer(&alice).send().await.expect(200);
+}
+
+/// The service on a socket.
+struct Served {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    done: JoinHandle<bool>,
+}
+
+async fn serve(app: &App, limits: Limits) -> Served {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel();
+    let done = tokio::spawn(server::serve(listener, app.router.clone(), limits, async {
+        stopped.await.ok();
+    }));
+    Served { address, stop, done }
+}
+
+impl Served {
+    /// A connection on which these bytes have been sent.
+    async fn send(&self, bytes: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// Stops, and gives back whether all requests were finished.
+    async fn stop(self) -> bool {
+        self.stop.send(()).unwrap();
+        timeout(PATIENCE, self.done).await.unwrap().unwrap()
+    }
+}
+
+/// Everything that comes until the other side closes.
+async fn rest(mut stream: TcpStream) -> String {
+    let mut bytes = Vec::new();
+    match timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the connection stays open") {
+        Err(error) if error.kind() != io::ErrorKind::ConnectionReset => panic!("{error}"),
+        _ => String::from_utf8(bytes).unwrap(),
+    }
+}
+
+/// What comes until `end` has come.
+async fn until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = String::new();
+    let mut bytes = [0; 1024];
+    while !text.contains(end) {
+        let length = timeout(PATIENCE, stream.read(&mut bytes)).await.expect("no answer").unwrap();
+        assert_ne!(length, 0, "closed after {text:?}");
+        text.push_str(std::str::from_utf8(&bytes[..length]).unwrap());
+    }
+    text
+}
+
+#[tokio::test]
+async fn a_client_that_dribbles_or_idles_loses_its_connection() {
+    let limits = Limits { header_read: Duration::from_millis(200), ..Limits::default() };
+    let app = App::with_limits(&[], limits).await;
+    let served = serve(&app, limits).await;
+    let mut all = JoinSet::new();
+    for (start, answers) in [
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nX-Slow: ", 0),
+        ("GET /heal", 0),
+        ("POST", 0),
+        // One answer, and then nothing more is asked.
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", 1),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\nGET /healthz HTTP/1.1\r\n", 1),
+        // Not even a beginning.
+        ("", 0),
+        // What might become HTTP/2.
+        ("PRI", 0),
+        ("PRI * HTTP/2.0\r\n\r\nS", 0),
+    ] {
+        let stream = served.send(start).await;
+        all.spawn(async move {
+            let mut bytes = Vec::new();
+            let mut stream = stream;
+            let closed = timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.is_ok();
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            (start, closed && text.matches("HTTP/1.1 200").count() == answers, text)
+        });
+    }
+    let bad: Vec<_> = all.join_all().await.into_iter().filter(|(_, good, _)| !good).collect();
+    assert!(bad.is_empty(), "not closed in time, or not answered: {bad:#?}");
+    assert!(served.stop().await);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let limits = Limits { body_read: Duration::from_millis(200), ..Limits::default() };
+    let app = App::with_limits(&[], limits).await;
+    let served = serve(&app, limits).await;
+    for body in [
+        "Content-Length: 100\r\n\r\n",
+        "Content-Length: 100\r\n\r\n{\"username\":",
+        "Transfer-Encoding: chunked\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+    ] {
+        let head = "POST /users/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n";
+        let answer = rest(served.send(&format!("{head}{body}")).await).await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{body:?}: {answer}");
+        assert!(
+            answer.contains("application/problem+json") && answer.contains("request_timeout"),
+            "{answer}"
+        );
+    }
+    assert!(served.stop().await);
+}
+
+#[tokio::test]
+async fn a_body_that_is_declared_too_large_is_refused_before_it_is_sent() {
+    let app = App::new().await;
+    let served = serve(&app, Limits::default()).await;
+    let head =
+        "POST /users HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 65537\r\n\r\n";
+    let answer = rest(served.send(head).await).await;
+    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("body_too_large"), "{answer}");
+    assert!(served.stop().await);
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_answered_and_closed() {
+    let app = App::new().await;
+    let served = serve(&app, Limits::default()).await;
+    let many = (0..101).map(|i| format!("X-{i}: a\r\n")).collect::<String>();
+    let long = "a".repeat(70_000);
+    for (text, status) in [
+        ("GARBAGE\r\n\r\n", "400"),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nBad Name: a\r\n\r\n", "400"),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "400"),
+        (&format!("GET /healthz HTTP/1.1\r\nHost: a\r\n{many}\r\n"), "431"),
+        (&format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n"), "431"),
+    ] {
+        let answer = rest(served.send(text).await).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{:.60}: {answer}", text);
+    }
+    assert!(served.stop().await);
+}
+
+#[tokio::test]
+async fn a_connection_serves_many_requests_in_order() {
+    let app = App::new().await;
+    let served = serve(&app, Limits::default()).await;
+    let paths = ["/healthz", "/nope", "/readyz", "/users/me", "/healthz"];
+    let pipelined: String = paths
+        .iter()
+        .enumerate()
+        .map(|(i, path)| {
+            let close = if i + 1 == paths.len() { "Connection: close\r\n" } else { "" };
+            format!("GET {path} HTTP/1.1\r\nHost: a\r\nX-Request-Id: n{i}\r\n{close}\r\n")
+        })
+        .collect();
+    let answers = rest(served.send(&pipelined).await).await;
+    let statuses: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(statuses, ["200", "404", "200", "401", "200"]);
+    let ids: Vec<_> = answers.split("x-request-id: ").skip(1).map(|answer| &answer[..2]).collect();
+    assert_eq!(ids, ["n0", "n1", "n2", "n3", "n4"]);
+    assert!(served.stop().await);
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_with_prior_knowledge() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let served = serve(&app, Limits::default()).await;
+    let stream = TokioIo::new(TcpStream::connect(served.address).await.unwrap());
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let login = Request::post("http://localhost/users/login")
+        .header("content-type", "application/json")
+        .body(Body::from(json!({"username": "alice", "password": PASSWORD}).to_string()))
+        .unwrap();
+    let response = client.send_request(login).await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    let login: Value =
+        serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    let me = Request::get("http://localhost/users/me")
+        .header("authorization", format!("Bearer {}", login["access_token"].as_str().unwrap()))
+        .body(Body::empty())
+        .unwrap();
+    assert_eq!(client.send_request(me).await.unwrap().status().as_u16(), 200);
+    // An idle connection is no reason to wait.
+    assert!(served.stop().await);
+    connection.await.unwrap().unwrap();
+}
+
+/// A login whose head has come, whose handler waits for the body, and the body.
+async fn begin_login(served: &Served) -> (TcpStream, String) {
+    let body = json!({"username": "alice", "password": PASSWORD}).to_string();
+    let head = format!(
+        "POST /users/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Expect: 100-continue\r\n\r\n",
+        body.len()
+    );
+    let mut stream = served.send(&head).await;
+    // Which is said when the handler asks for the body.
+    assert_eq!(until(&mut stream, "\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n");
+    (stream, body)
+}
+
+#[tokio::test]
+async fn told_to_stop_the_service_finishes_what_is_in_flight_and_takes_nothing_new() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let served = serve(&app, Limits::default()).await;
+    let idle = {
+        let mut stream = served.send("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        until(&mut stream, "{\"status\":\"ok\"}").await;
+        stream
+    };
+    let (mut stream, body) = begin_login(&served).await;
+    let Served { address, stop, done } = served;
+    stop.send(()).unwrap();
+    // Who is not being served is let go at once.
+    assert_eq!(rest(idle).await, "");
+    // Nobody is taken any more.
+    let refused = TcpStream::connect(address).await.unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    assert!(!done.is_finished());
+
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let answer = rest(stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("access_token"), "{answer}");
+    assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+    assert!(timeout(PATIENCE, done).await.unwrap().unwrap(), "all were finished");
+}
+
+#[tokio::test]
+async fn a_request_that_hangs_holds_up_the_end_no_longer_than_it_may() {
+    let app = App::new().await;
+    let limits = Limits { drain: Duration::from_millis(200), ..Limits::default() };
+    let served = serve(&app, limits).await;
+    let (stream, _) = begin_login(&served).await;
+    let began = Instant::now();
+    assert!(!served.stop().await, "one was not finished");
+    assert!(began.elapsed() >= limits.drain);
+    // And it is cut off.
+    assert_eq!(rest(stream).await, "");
+}
+
+/// The values of `attribute="…"`.
+fn attributes<'a>(html: &'a str, attribute: &str) -> Vec<&'a str> {
+    let mark = format!("{attribute}=\"");
+    html.split(&*mark).skip(1).map(|rest| rest.split('"').next().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn the_documentation_page_loads_everything_from_here() {
+    let app = App::new().await;
+    let page = app.get("/docs").send().await;
+    assert!(page.header("content-type").starts_with("text/html"));
+    let policy = page.header("content-security-policy").to_owned();
+    assert!(policy.contains("default-src 'none'") && policy.contains("connect-src 'self'"), "{policy}");
+    assert!(!policy.contains("http:") && !policy.contains("https:") && !policy.contains('*'), "{policy}");
+    assert!(!policy.contains("script-src 'self' 'unsafe"), "{policy}");
+    assert!(
+        !page.body.contains("<script>") && !page.body.contains(" onload="),
+        "the policy forbids inline scripts"
+    );
+
+    let mut addresses = attributes(&page.body, "src");
+    addresses.extend(attributes(&page.body, "href"));
+    assert!(addresses.len() >= 4, "{addresses:?}");
+    addresses.push("/openapi.json");
+    let mut own = page.body.clone();
+    for address in addresses.iter().filter(|address| !address.starts_with('#')) {
+        assert!(address.starts_with('/') && !address.starts_with("//"), "{address}");
+        let request = Request::get(*address).body(Body::empty()).unwrap();
+        let response = app.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status().as_u16(), 200, "{address}");
+        let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
+        let expected = match address.rsplit('.').next().unwrap() {
+            "js" => "javascript",
+            "css" => "text/css",
+            "png" => "image/png",
+            "json" => "application/json",
+            _ => "",
+        };
+        assert!(kind.contains(expected), "{address}: {kind}");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert!(!body.is_empty(), "{address}");
+        if ["/docs/start.js", "/docs/style.css"].contains(address) {
+            own.push_str(std::str::from_utf8(&body).unwrap());
+        }
+    }
+    assert!(own.contains("/openapi.json"));
+    for outside in ["http://", "https://", "\"//", "'//", "url(", "@import"] {
+        assert!(!own.contains(outside), "{outside}");
+    }
+}
+
+#[tokio::test]
+async fn the_description_is_the_one_in_the_repository() {
+    let committed = include_str!("../docs/openapi.json");
+    assert_eq!(gatepass::http::document(), committed, "run: cargo run -- openapi > docs/openapi.json");
+    let app = App::new().await;
+    let answer = app.get("/openapi.json").send().await;
+    assert_eq!(answer.header("content-type"), "application/json");
+    assert_eq!(answer.body, committed);
+}

@@ -1,0 +1,410 @@
+//! The migrations: up and down again lead to the same schema, any number of processes may apply them, and what they make
+//! is documented, named, indexed, and holds the rules by itself.
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+use gatepass::store::migrations::{self, State};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
+
+use crate::app::{database, empty_database};
+
+async fn connect(url: &str) -> PgConnection {
+    PgConnection::connect(url).await.unwrap()
+}
+
+/// One column of text, of as many rows as there are.
+async fn rows(conn: &mut PgConnection, sql: &'static str) -> Vec<String> {
+    sqlx::query_scalar(sql).fetch_all(conn).await.unwrap()
+}
+
+/// The whole schema as `pg_dump` writes it.
+fn schema(url: &str) -> String {
+    let ensure = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ensure-postgres");
+    let bin = Command::new(ensure).arg("--print-bindir").output().unwrap();
+    let bin = String::from_utf8(bin.stdout).unwrap();
+    let program = Path::new(bin.trim()).join("pg_dump");
+    let options: PgConnectOptions = url.parse().unwrap();
+    let output = Command::new(if program.exists() { program.as_path() } else { Path::new("pg_dump") })
+        .arg("--schema-only")
+        .arg("--host")
+        .arg(options.get_socket().map_or(Path::new(options.get_host()), |socket| socket))
+        .args(["--port", &options.get_port().to_string(), "--username", options.get_username()])
+        .arg(options.get_database().unwrap())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    // These hold a random word.
+    let lines =
+        text.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// The files in `migrations` that end so, without that end.
+fn files(end: &str) -> BTreeSet<String> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let names = fs::read_dir(directory).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+    names.filter_map(|name| name.strip_suffix(end).map(str::to_owned)).collect()
+}
+
+#[test]
+fn every_migration_has_a_number_and_a_way_back() {
+    let (up, down) = (files(".up.sql"), files(".down.sql"));
+    assert_eq!(up, down);
+    assert_eq!(files("").len(), up.len() + down.len(), "nothing else is there");
+    for (index, name) in up.iter().enumerate() {
+        assert!(name.starts_with(&format!("{:06}_", index + 1)), "{name}: numbers have gaps");
+    }
+}
+
+#[tokio::test]
+async fn every_step_up_is_undone_by_one_step_down_and_can_be_taken_again() {
+    let url = empty_database().await;
+    let mut conn = connect(&url).await;
+    let all = files(".up.sql").len();
+    assert!(migrations::status(&mut conn).await.unwrap().iter().all(|status| status.state == State::Pending));
+
+    // What the schema is with none, one, two, … migrations. With none there is sqlx's own table already, once it was.
+    migrations::up(&mut conn, Some(1)).await.unwrap();
+    migrations::down(&mut conn, 1).await.unwrap();
+    let mut schemas = vec![schema(&url)];
+    for step in 1..=all {
+        let applied = migrations::up(&mut conn, Some(1)).await.unwrap();
+        assert_eq!(applied.iter().map(|status| status.version).collect::<Vec<_>>(), [step as i64]);
+        assert!(matches!(applied[0].state, State::Applied) && applied[0].applied_at.is_some());
+        schemas.push(schema(&url));
+    }
+    assert!(migrations::up(&mut conn, None).await.unwrap().is_empty());
+    migrations::check(&mut conn).await.unwrap();
+
+    for step in (0..all).rev() {
+        let undone = migrations::down(&mut conn, 1).await.unwrap();
+        assert_eq!(undone.iter().map(|status| status.version).collect::<Vec<_>>(), [step as i64 + 1]);
+        assert_eq!(schema(&url), schemas[step], "down to {step} leaves something or takes too much");
+        assert!(
+            matches!(migrations::check(&mut conn).await, Err(migrations::Error::Pending(n)) if n == all - step)
+        );
+    }
+    assert!(migrations::down(&mut conn, 1).await.unwrap().is_empty());
+
+    // All at once, and for every N exactly N of them back.
+    for n in 0..=all {
+        migrations::up(&mut conn, None).await.unwrap();
+        assert_eq!(schema(&url), schemas[all]);
+        assert_eq!(migrations::down(&mut conn, n).await.unwrap().len(), n);
+        assert_eq!(schema(&url), schemas[all - n], "{n} down");
+    }
+    migrations::up(&mut conn, None).await.unwrap();
+    assert_eq!(migrations::down(&mut conn, all + 10).await.unwrap().len(), all, "no more than there are");
+    let left = rows(
+        &mut conn,
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+         UNION ALL SELECT typname::text FROM pg_type WHERE typnamespace = 'public'::regnamespace AND typtype IN ('d', 'e')
+         UNION ALL SELECT proname::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
+    );
+    assert_eq!(left.await, ["_sqlx_migrations"]);
+}
+
+#[tokio::test]
+async fn to_undo_as_many_as_a_number_can_be_undoes_all() {
+    let mut conn = connect(&database().await).await;
+    let all = files(".up.sql").len();
+    assert_eq!(migrations::down(&mut conn, usize::MAX).await.unwrap().len(), all);
+    assert_eq!(migrations::up(&mut conn, Some(usize::MAX)).await.unwrap().len(), all);
+    assert!(migrations::down(&mut conn, 0).await.unwrap().is_empty());
+    assert!(migrations::up(&mut conn, Some(0)).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn eight_at_once_apply_each_migration_once() {
+    let url = empty_database().await;
+    let tasks: Vec<_> = (0..8)
+        .map(|_| {
+            let url = url.clone();
+            tokio::spawn(async move { migrations::up(&mut connect(&url).await, None).await })
+        })
+        .collect();
+    let mut applied = Vec::new();
+    for task in tasks {
+        applied.extend(task.await.unwrap().unwrap().iter().map(|status| status.version));
+    }
+    applied.sort_unstable();
+    let all = files(".up.sql").len() as i64;
+    assert_eq!(applied, (1..=all).collect::<Vec<_>>());
+    let mut conn = connect(&url).await;
+    migrations::check(&mut conn).await.unwrap();
+    let locks = rows(
+        &mut conn,
+        "SELECT mode FROM pg_locks WHERE locktype = 'advisory' AND database =
+         (SELECT oid FROM pg_database WHERE datname = current_database())",
+    );
+    assert!(locks.await.is_empty(), "the lock is given back");
+}
+
+#[tokio::test]
+async fn every_table_and_column_says_what_it_is() {
+    let mut conn = connect(&database().await).await;
+    let silent = "
+        SELECT class.relname || coalesce('.' || attname, '')
+        FROM pg_class AS class
+        CROSS JOIN LATERAL (
+            SELECT 0 AS attnum, NULL::text AS attname
+            UNION ALL SELECT attnum, attname::text FROM pg_attribute
+            WHERE attrelid = class.oid AND attnum > 0 AND NOT attisdropped
+        ) AS thing
+        LEFT JOIN pg_description AS about
+            ON about.classoid = 'pg_class'::regclass AND about.objoid = class.oid AND about.objsubid = attnum
+        WHERE class.relnamespace = 'public'::regnamespace AND class.relkind IN ('r', 'p', 'v', 'm')
+            AND class.relname <> '_sqlx_migrations' AND coalesce(length(trim(about.description)), 0) = 0";
+    assert_eq!(rows(&mut conn, silent).await, [""; 0]);
+    let tables = "SELECT count(*)::text FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname <> '_sqlx_migrations'";
+    assert!(rows(&mut conn, tables).await[0].parse::<u32>().unwrap() >= 2);
+}
+
+#[tokio::test]
+async fn every_constraint_was_given_its_name() {
+    let mut conn = connect(&database().await).await;
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let sql: String = files(".up.sql")
+        .iter()
+        .map(|name| fs::read_to_string(directory.join(format!("{name}.up.sql"))).unwrap())
+        .collect();
+    let words: Vec<_> = sql.split_whitespace().collect();
+    // NOT NULL is a constraint with a made-up name from Postgres 18 on; nothing can break it that needs a name.
+    let constraints = "SELECT conrelid::regclass || ' ' || conname FROM pg_constraint
+        WHERE connamespace = 'public'::regnamespace AND conrelid <> 0 AND contype <> 'n'
+            AND conrelid <> '_sqlx_migrations'::regclass";
+    for constraint in rows(&mut conn, constraints).await {
+        let (table, name) = constraint.split_once(' ').unwrap();
+        let given = words.windows(2).any(|pair| pair == ["CONSTRAINT", name]);
+        assert!(given, "{table}: {name} is a name that Postgres made up");
+        assert!(name.starts_with(&format!("{table}_")), "{table}: {name} does not say whose it is");
+    }
+}
+
+#[tokio::test]
+async fn every_foreign_key_has_an_index_and_a_chosen_end() {
+    let mut conn = connect(&database().await).await;
+    let bare = "SELECT conname::text FROM pg_constraint
+        WHERE contype = 'f' AND NOT EXISTS (
+            SELECT FROM pg_index
+            WHERE indrelid = conrelid AND indpred IS NULL
+                AND (indkey::int2[])[0:cardinality(conkey) - 1] @> conkey)";
+    assert_eq!(rows(&mut conn, bare).await, [""; 0], "a delete would read the whole table");
+    // 'a' is NO ACTION, which is what one gets without a choice.
+    let unchosen = "SELECT conname::text FROM pg_constraint WHERE contype = 'f' AND confdeltype = 'a'";
+    assert_eq!(rows(&mut conn, unchosen).await, [""; 0]);
+    let all = "SELECT conname::text FROM pg_constraint WHERE contype = 'f'";
+    assert!(!rows(&mut conn, all).await.is_empty());
+}
+
+/// A row that every rule accepts: columns and what SQL puts there.
+fn good_row(table: &str) -> Vec<(&'static str, &'static str)> {
+    let now = "'2026-01-02 03:04:05Z'";
+    match table {
+        "users" => vec![
+            ("id", "'01940000-0000-7000-8000-000000000002'"),
+            ("username", "'bob'"),
+            ("email", "'bob@example.com'"),
+            ("full_name", "'Bob'"),
+            ("password_hash", "'$argon2id$…'"),
+            ("roles", "'{admin,billing:read}'"),
+            ("is_email_verified", "false"),
+            ("disabled", "false"),
+            ("password_changed_at", now),
+            ("created_at", now),
+            ("updated_at", now),
+        ],
+        "sessions" => vec![
+            ("id", "'01940000-0000-7000-8000-000000000012'"),
+            ("user_id", "'01940000-0000-7000-8000-000000000001'"),
+            ("refresh_generation", "0"),
+            ("refresh_salt", "decode(repeat('00', 32), 'hex')"),
+            ("user_agent", "'curl/8'"),
+            ("client_ip", "'192.0.2.1'"),
+            ("created_at", now),
+            ("last_used_at", now),
+            ("refresh_expires_at", "'2026-01-03 03:04:05Z'"),
+            ("expires_at", "'2026-02-01 03:04:05Z'"),
+        ],
+        _ => unreachable!(),
+    }
+}
+
+/// A good row with other values in some columns, as a statement.
+fn insert(table: &str, other: &[(&str, &str)]) -> String {
+    let row = good_row(table);
+    assert!(other.iter().all(|(column, _)| row.iter().any(|(known, _)| known == column)), "{other:?}");
+    let values: Vec<_> = row
+        .iter()
+        .map(|(column, value)| {
+            other.iter().find(|(name, _)| name == column).map_or(*value, |(_, value)| value)
+        })
+        .collect();
+    let columns: Vec<_> = row.iter().map(|(column, _)| *column).collect();
+    format!("INSERT INTO {table} ({}) VALUES ({})", columns.join(", "), values.join(", "))
+}
+
+/// Runs a statement and takes it back; gives the constraint it broke, or what else was wrong with it.
+async fn attempt(conn: &mut PgConnection, sql: &str) -> Result<(), String> {
+    let mut transaction = conn.begin().await.unwrap();
+    let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await;
+    transaction.rollback().await.unwrap();
+    done.map(drop).map_err(|error| match error.as_database_error() {
+        Some(error) => error.constraint().unwrap_or(error.message()).to_owned(),
+        None => error.to_string(),
+    })
+}
+
+/// With a user who has `username` Alice and `email` Élise@Example.com.
+async fn with_alice() -> PgConnection {
+    let mut conn = connect(&database().await).await;
+    let alice = insert(
+        "users",
+        &[
+            ("id", "'01940000-0000-7000-8000-000000000001'"),
+            ("username", "'Alice'"),
+            ("email", "'Élise@Example.com'"),
+        ],
+    );
+    sqlx::raw_sql(AssertSqlSafe(alice)).execute(&mut conn).await.unwrap();
+    conn
+}
+
+#[tokio::test]
+async fn the_tables_take_what_is_right() {
+    let mut conn = with_alice().await;
+    for (table, column, value) in [
+        ("users", "username", "'abc'"),
+        ("users", "username", "repeat('x', 64)"),
+        ("users", "username", "'A.b_c-9'"),
+        ("users", "email", "'elise@example.com'"),
+        ("users", "email", "'ü@exämple.de'"),
+        ("users", "email", "repeat('a', 64) || '@' || repeat('b', 189)"),
+        ("users", "full_name", "NULL"),
+        ("users", "full_name", "repeat('é', 256)"),
+        ("users", "password_hash", "NULL"),
+        ("users", "roles", "'{}'"),
+        ("users", "roles", "ARRAY(SELECT 'r' || n FROM generate_series(1, 32) AS n)"),
+        ("users", "roles", "ARRAY[rpad('r', 64, 'r'), 'a:b.c_d-9']"),
+        ("sessions", "user_agent", "NULL"),
+        ("sessions", "user_agent", "repeat('é', 512)"),
+        ("sessions", "client_ip", "NULL"),
+        ("sessions", "client_ip", "'2001:db8::1'"),
+        ("sessions", "refresh_expires_at", "'2026-02-01 03:04:05Z'"),
+    ] {
+        assert_eq!(
+            attempt(&mut conn, &insert(table, &[(column, value)])).await,
+            Ok(()),
+            "{column} = {value}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_rule_bites_whoever_writes_by_hand() {
+    let mut conn = with_alice().await;
+    let v4 = "'6f1c7c1e-7a5c-4f3e-9d0a-3f2a1b4c5d6e'";
+    let cases: &[(&str, &str, &str, &str)] = &[
+        ("users", "id", v4, "users_id_uuidv7"),
+        ("users", "id", "'01940000-0000-7000-8000-000000000001'", "users_pkey"),
+        ("users", "username", "''", "users_username_shape"),
+        ("users", "username", "'ab'", "users_username_shape"),
+        ("users", "username", "repeat('x', 65)", "users_username_shape"),
+        ("users", "username", "'a b c'", "users_username_shape"),
+        ("users", "username", "'ålice'", "users_username_shape"),
+        ("users", "username", "'alice@example.com'", "users_username_shape"),
+        ("users", "username", r"E'alice\n'", "users_username_shape"),
+        ("users", "username", "'Alice'", "users_username_key"),
+        ("users", "username", "'aLICE'", "users_username_key"),
+        ("users", "email", "''", "users_email_shape"),
+        ("users", "email", "'alice'", "users_email_shape"),
+        ("users", "email", "'@example.com'", "users_email_shape"),
+        ("users", "email", "'alice@'", "users_email_shape"),
+        ("users", "email", "'a b@example.com'", "users_email_shape"),
+        ("users", "email", r"E'alice@example.com\n'", "users_email_shape"),
+        ("users", "email", r"E'al\u0001ice@example.com'", "users_email_shape"),
+        ("users", "email", "repeat('a', 64) || '@' || repeat('b', 190)", "users_email_shape"),
+        ("users", "email", "repeat('é', 124) || '@b.com'", "ok"),
+        ("users", "email", "repeat('é', 125) || '@b.com'", "users_email_shape"),
+        ("users", "email", "'Élise@Example.com'", "users_email_key"),
+        ("users", "email", "'ÉLISE@EXAMPLE.COM'", "users_email_key"),
+        ("users", "email", "'élise@example.com'", "users_email_key"),
+        ("users", "email", r"E'E\u0301lise@example.com'", "users_email_key"),
+        ("users", "full_name", "''", "users_full_name_shape"),
+        ("users", "full_name", "repeat('é', 257)", "users_full_name_shape"),
+        ("users", "full_name", r"E'a\tb'", "users_full_name_shape"),
+        ("users", "full_name", r"E'a\u001bb'", "users_full_name_shape"),
+        ("users", "full_name", r"E'a\u007fb'", "users_full_name_shape"),
+        ("users", "full_name", r"E'a\u0085b'", "users_full_name_shape"),
+        ("users", "password_hash", "''", "users_password_hash_shape"),
+        ("users", "password_hash", "repeat('x', 1025)", "users_password_hash_shape"),
+        ("users", "roles", "ARRAY['Admin']", "users_roles_shape"),
+        ("users", "roles", "ARRAY['1st']", "users_roles_shape"),
+        ("users", "roles", "ARRAY['a b']", "users_roles_shape"),
+        ("users", "roles", "ARRAY['']", "users_roles_shape"),
+        ("users", "roles", "ARRAY['admin', '']", "users_roles_shape"),
+        ("users", "roles", "ARRAY['admin,support']", "users_roles_shape"),
+        ("users", "roles", r"ARRAY[E'admin\n']", "users_roles_shape"),
+        ("users", "roles", "ARRAY['admin', NULL]", "users_roles_shape"),
+        ("users", "roles", "ARRAY[rpad('r', 65, 'r')]", "users_roles_shape"),
+        ("users", "roles", "ARRAY(SELECT 'r' || n FROM generate_series(1, 33) AS n)", "users_roles_shape"),
+        ("sessions", "id", v4, "sessions_id_uuidv7"),
+        ("sessions", "user_id", "'01940000-0000-7000-8000-000000000009'", "sessions_user_id_fkey"),
+        ("sessions", "refresh_generation", "-1", "sessions_refresh_generation_positive"),
+        ("sessions", "refresh_salt", "decode(repeat('00', 31), 'hex')", "sessions_refresh_salt_length"),
+        ("sessions", "refresh_salt", "decode(repeat('00', 33), 'hex')", "sessions_refresh_salt_length"),
+        ("sessions", "user_agent", "''", "sessions_user_agent_length"),
+        ("sessions", "user_agent", "repeat('x', 513)", "sessions_user_agent_length"),
+        ("sessions", "client_ip", "'192.0.2.0/24'", "sessions_client_ip_host"),
+        ("sessions", "client_ip", "'2001:db8::/32'", "sessions_client_ip_host"),
+        // 32 bits are all of an IPv4 address, and not all of this one.
+        ("sessions", "client_ip", "'2001:db8::1/32'", "sessions_client_ip_host"),
+        ("sessions", "refresh_expires_at", "'2026-02-01 03:04:06Z'", "sessions_times_ordered"),
+        ("sessions", "refresh_expires_at", "'2026-01-02 03:04:05Z'", "sessions_times_ordered"),
+        ("sessions", "expires_at", "'2026-01-02 03:04:05Z'", "sessions_times_ordered"),
+    ];
+    let mut missed = Vec::new();
+    for (table, column, value, constraint) in cases {
+        let got = attempt(&mut conn, &insert(table, &[(column, value)])).await;
+        let got = got.err().unwrap_or_else(|| "ok".to_owned());
+        if got != *constraint {
+            missed.push(format!("{table}.{column} = {value}: {constraint} expected, got {got}"));
+        }
+    }
+    assert!(missed.is_empty(), "{missed:#?}");
+
+    // Text holds no NUL, whatever the rules.
+    for column in ["username", "email", "full_name"] {
+        let refused = attempt(&mut conn, &insert("users", &[(column, "'abc' || chr(0)")])).await.unwrap_err();
+        assert!(refused.contains("null character"), "{column}: {refused}");
+    }
+    // Not only what comes in: also what is changed.
+    for (change, constraint) in [
+        ("username = 'ab'", "users_username_shape"),
+        ("email = 'alice'", "users_email_shape"),
+        ("full_name = E'a\\nb'", "users_full_name_shape"),
+        ("roles = '{Admin}'", "users_roles_shape"),
+    ] {
+        let refused = attempt(&mut conn, &format!("UPDATE users SET {change}")).await;
+        assert_eq!(refused, Err(constraint.to_owned()), "{change}");
+    }
+    // Nor can anything be left out but what may be.
+    for (table, optional) in
+        [("users", &["full_name", "password_hash"][..]), ("sessions", &["user_agent", "client_ip"])]
+    {
+        for (column, _) in good_row(table).iter().filter(|(column, _)| !optional.contains(column)) {
+            let refused = attempt(&mut conn, &insert(table, &[(column, "NULL")])).await.unwrap_err();
+            assert!(refused.contains("null value") || refused.contains("not_null"), "{column}: {refused}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_user_takes_the_sessions_along() {
+    let mut conn = with_alice().await;
+    sqlx::raw_sql(AssertSqlSafe(insert("sessions", &[]))).execute(&mut conn).await.unwrap();
+    sqlx::raw_sql("DELETE FROM users").execute(&mut conn).await.unwrap();
+    assert_eq!(rows(&mut conn, "SELECT id::text FROM sessions").await, [""; 0]);
+}

@@ -1,0 +1,363 @@
+//! The real binary, run as a person or a supervisor runs it: in a directory of its own, with an environment of its own.
+//!
+//! ```ignore
+//! let home = Home::new();
+//! let service = home.serve(&[("DB_SOURCE", &database().await)]).await;
+//! assert_eq!(service.get("/readyz").await.0, 200);
+//! service.stop(Signal::TERM).await.expect(0);
+//! ```
+
+use std::{
+    env, fs,
+    fs::{File, Permissions},
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+pub use rustix::process::Signal;
+use rustix::process::{Pid, geteuid, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::AsyncWriteExt,
+    process::{Child, Command},
+    time::{Instant, sleep, timeout},
+};
+
+/// How long anything here may take before it counts as hanging.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What makes password hashes cost nothing; only development takes it.
+pub const QUICK: [(&str, &str); 4] = [
+    ("ARGON2_MEMORY_KIB", "8"),
+    ("ARGON2_ITERATIONS", "1"),
+    ("ARGON2_PARALLELISM", "1"),
+    ("PASSWORD_HASH_THREADS", "2"),
+];
+
+/// Waits until `condition` holds.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A working directory to run the binary in. A Postgres that is left in it when it is dropped is ended.
+pub struct Home {
+    /// Around the working directory: output, and the binary if it had to be copied.
+    around: TempDir,
+    dir: PathBuf,
+    binary: PathBuf,
+    /// As whom the binary runs, if not as ourselves.
+    user: Option<(u32, u32)>,
+    runs: AtomicU32,
+}
+
+impl Home {
+    /// Ours, and open to others.
+    pub fn new() -> Self {
+        Self::below(0o755)
+    }
+
+    /// Ours, below a directory that is closed to others.
+    pub fn closed() -> Self {
+        Self::below(0o700)
+    }
+
+    fn below(mode: u32) -> Self {
+        let around = TempDir::with_prefix("gatepass-test-").unwrap();
+        fs::set_permissions(around.path(), Permissions::from_mode(mode)).unwrap();
+        let dir = around.path().join("home");
+        fs::create_dir(&dir).unwrap();
+        let binary = env!("CARGO_BIN_EXE_gatepass").into();
+        Self { around, dir, binary, user: None, runs: AtomicU32::new(0) }
+    }
+
+    /// The user `nobody`'s, who then runs the binary. Only root can have that.
+    pub fn of_nobody() -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
+        let passwd = fs::read_to_string("/etc/passwd").ok()?;
+        let nobody: Vec<_> = passwd.lines().find(|line| line.starts_with("nobody:"))?.split(':').collect();
+        let user = (nobody[2].parse().ok()?, nobody[3].parse().ok()?);
+        let mut home = Self::new();
+        // The build may lie where nobody else comes.
+        let binary = home.around.path().join("gatepass");
+        if fs::hard_link(&home.binary, &binary).is_err() {
+            fs::copy(&home.binary, &binary).unwrap();
+        }
+        chown(&home.dir, Some(user.0), Some(user.1)).unwrap();
+        home.binary = binary;
+        home.user = Some(user);
+        Some(home)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Writes a file; gives its path.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        fs::write(self.path(name), text).unwrap();
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// `gatepass ARGS…`, with nothing of our environment but where programs are.
+    pub fn gatepass(&self, args: &[&str]) -> Invocation {
+        let mut invocation = self.program(&self.binary);
+        invocation.command.args(args);
+        invocation
+    }
+
+    /// Another program in the same place.
+    pub fn program(&self, program: &Path) -> Invocation {
+        let mut command = Command::new(program);
+        command.env_clear().current_dir(&self.dir).kill_on_drop(true);
+        for name in ["PATH", "TMPDIR"] {
+            if let Some(value) = env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        if let Some((uid, gid)) = self.user {
+            command.uid(uid).gid(gid);
+        }
+        let run = self.runs.fetch_add(1, Ordering::Relaxed);
+        let output = |name: &str| self.around.path().join(format!("{name}.{run}"));
+        Invocation { command, stdin: String::new(), stdout: output("stdout"), stderr: output("stderr") }
+    }
+
+    /// `gatepass serve` on a free port with quick passwords, serving.
+    pub async fn serve(&self, environment: &[(&str, &str)]) -> Process {
+        self.start(environment).serving().await
+    }
+
+    /// As [`serve`](Self::serve), only just started.
+    pub fn start(&self, environment: &[(&str, &str)]) -> Process {
+        let any_port = [("HTTP_SERVER_ADDRESS", "127.0.0.1:0")];
+        self.gatepass(&["serve"]).envs(&any_port).envs(&QUICK).envs(environment).start()
+    }
+
+    /// The arguments of every process that has to do with this directory.
+    pub fn processes(&self) -> Vec<String> {
+        let output =
+            std::process::Command::new("ps").args(["-A", "-ww", "-o", "pid=,args="]).output().unwrap();
+        let mut places = vec![fs::canonicalize(&self.dir).unwrap().to_str().unwrap().to_owned()];
+        if let Ok(data) = fs::canonicalize(self.path(".gatepass/postgres")) {
+            places.push(data.to_str().unwrap().to_owned());
+        }
+        let all = String::from_utf8_lossy(&output.stdout).into_owned();
+        all.lines()
+            .filter(|line| places.iter().any(|place| line.contains(place.as_str())))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let link = self.path(".gatepass/postgres");
+        let Ok(data) = fs::canonicalize(&link) else { return };
+        // Only a test that failed leaves it running.
+        if let Ok(file) = fs::read_to_string(data.join("postmaster.pid"))
+            && let Some(pid) = file.lines().next().and_then(|line| line.trim().parse().ok())
+            && let Some(pid) = Pid::from_raw(pid)
+        {
+            let _ = kill_process(pid, Signal::QUIT);
+        }
+        // Root's data may be elsewhere.
+        if link.is_symlink() {
+            let _ = fs::remove_dir_all(data.parent().unwrap());
+        }
+    }
+}
+
+pub fn is_root() -> bool {
+    geteuid().is_root()
+}
+
+/// A command in the making.
+pub struct Invocation {
+    command: Command,
+    stdin: String,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Invocation {
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    pub fn envs(mut self, more: &[(&str, &str)]) -> Self {
+        self.command.envs(more.iter().copied());
+        self
+    }
+
+    pub fn stdin(mut self, text: &str) -> Self {
+        self.stdin = text.to_owned();
+        self
+    }
+
+    pub fn start(mut self) -> Process {
+        let Self { stdout, stderr, .. } = self;
+        self.command.stdin(Stdio::piped());
+        self.command.stdout(File::create(&stdout).unwrap()).stderr(File::create(&stderr).unwrap());
+        let child = self.command.spawn().unwrap();
+        let pid = Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+        Process { child, pid, stdout, stderr, http: reqwest::Client::new() }
+    }
+
+    /// Runs it to its end.
+    pub async fn run(self) -> Ended {
+        let stdin = self.stdin.clone();
+        let mut process = self.start();
+        // A program that does not read, and has ended, is no failure of the one who writes.
+        let _ = process.child.stdin.take().unwrap().write_all(stdin.as_bytes()).await;
+        process.end().await
+    }
+}
+
+/// A running program.
+pub struct Process {
+    child: Child,
+    pid: Pid,
+    stdout: PathBuf,
+    stderr: PathBuf,
+    http: reqwest::Client,
+}
+
+impl Process {
+    pub fn stdout(&self) -> String {
+        String::from_utf8(fs::read(&self.stdout).unwrap()).unwrap()
+    }
+
+    pub fn stderr(&self) -> String {
+        String::from_utf8(fs::read(&self.stderr).unwrap()).unwrap()
+    }
+
+    pub async fn write(&mut self, text: &str) {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        stdin.write_all(text.as_bytes()).await.unwrap();
+        stdin.flush().await.unwrap();
+    }
+
+    /// Waits until standard error holds `text`.
+    pub async fn logged(&mut self, text: &str) {
+        until(text, async || {
+            let log = self.stderr();
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none() || log.contains(text), "ended with {ended:?}\n{log}");
+            log.contains(text)
+        })
+        .await;
+    }
+
+    /// Waits until it serves.
+    pub async fn serving(mut self) -> Self {
+        self.logged("serving").await;
+        until("the address is logged", async || self.find_address().is_some()).await;
+        self
+    }
+
+    /// `127.0.0.1:PORT`, as it logged it.
+    pub fn address(&self) -> String {
+        self.find_address().unwrap()
+    }
+
+    fn find_address(&self) -> Option<String> {
+        let log = self.stderr();
+        // Whole lines alone.
+        let (log, _) = log.rsplit_once('\n')?;
+        let line = log.lines().find(|line| line.contains("serving"))?;
+        let (_, rest) = line.split_once("address")?;
+        let address = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
+        Some(address.split(|c: char| !c.is_ascii_digit() && !".:".contains(c)).next()?.to_owned())
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address())
+    }
+
+    pub async fn get(&self, path: &str) -> (u16, Value) {
+        self.get_as("", path).await
+    }
+
+    /// With an access token.
+    pub async fn get_as(&self, token: &str, path: &str) -> (u16, Value) {
+        let answer = self.http.get(self.url(path)).bearer_auth(token).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let answer = self.http.post(self.url(path)).json(body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid, signal).unwrap();
+    }
+
+    /// Sends a signal and waits for the end.
+    pub async fn stop(self, signal: Signal) -> Ended {
+        self.signal(signal);
+        self.end().await
+    }
+
+    /// Waits for the end.
+    pub async fn end(mut self) -> Ended {
+        drop(self.child.stdin.take());
+        let Ok(status) = timeout(PATIENCE, self.child.wait()).await else {
+            panic!("does not end\n{}{}", self.stdout(), self.stderr())
+        };
+        Ended { code: status.unwrap().code(), stdout: self.stdout(), stderr: self.stderr() }
+    }
+}
+
+/// What is left of a program.
+#[derive(Debug)]
+pub struct Ended {
+    /// Nothing if a signal ended it.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{}\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// That it failed with exit code `code` and said all of `parts` on standard error, nothing on standard output, and
+    /// did not panic.
+    #[track_caller]
+    pub fn fails(self, code: i32, parts: &[&str]) -> Self {
+        let ended = self.expect(code);
+        assert_eq!(ended.stdout, "", "{}", ended.stderr);
+        assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+        for part in parts {
+            assert!(ended.stderr.contains(part), "{part:?} is not in:\n{}", ended.stderr);
+        }
+        ended
+    }
+
+    /// Standard output as JSON, of a program that succeeded.
+    #[track_caller]
+    pub fn json(self) -> Value {
+        let ended = self.expect(0);
+        serde_json::from_str(&ended.stdout).unwrap()
+    }
+}

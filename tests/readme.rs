@@ -1,0 +1,188 @@
+//! README.md tells the truth: its session runs as it is written and is answered as it shows, its example is the one that
+//! compiles, and its table of settings is the code's.
+
+use std::{env, fs, process::Stdio};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+use crate::app::{self, KEY};
+
+const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+
+fn readme() -> String {
+    fs::read_to_string(PATH).unwrap()
+}
+
+/// What stands between two markers.
+fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
+    let (_, rest) = text.split_once(from).unwrap_or_else(|| panic!("no {from:?}"));
+    rest.split_once(to).unwrap_or_else(|| panic!("no {to:?} after {from:?}")).0
+}
+
+#[test]
+fn the_table_of_settings_is_the_codes() {
+    const FROM: &str = "<!-- settings -->\n";
+    const TO: &str = "<!-- /settings -->";
+
+    let table = gatepass::config::settings_table_markdown();
+    if env::var_os("UPDATE_EXPECT").is_some() {
+        let old = readme();
+        let stale = format!("{FROM}{}{TO}", between(&old, FROM, TO));
+        fs::write(PATH, old.replace(&stale, &format!("{FROM}\n{table}\n{TO}"))).unwrap();
+    }
+    assert!(
+        between(&readme(), FROM, TO).trim() == table.trim(),
+        "README.md's table of settings is out of date: run this test with UPDATE_EXPECT=1 to rewrite it"
+    );
+}
+
+#[test]
+fn the_example_is_the_one_that_compiles() {
+    let source = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/bearer/mod.rs")).unwrap();
+    // As rustdoc shows it: without the lines that it hides.
+    let visible: Vec<&str> = between(&source, "//! ```\n", "//! ```\n")
+        .lines()
+        .map(|line| line.trim_start_matches("//!").strip_prefix(' ').unwrap_or_default())
+        .filter(|line| *line != "#" && !line.starts_with("# "))
+        .collect();
+    let readme = readme();
+    let shown: Vec<&str> = between(&readme, "```rust\n", "```\n").lines().collect();
+    assert_eq!(shown, visible, "README.md's example is not that of src/bearer/mod.rs");
+}
+
+#[tokio::test]
+async fn the_session_runs_as_it_is_written() {
+    const NEXT: &str = "--- next ---";
+
+    let readme = readme();
+    let session = between(&readme, "<!-- session -->\n```console\n", "```\n<!-- /session -->");
+    let steps = steps(session);
+    assert!(steps.iter().filter(|step| step.shows.is_some()).count() >= 5, "{steps:#?}");
+
+    let directory = tempfile::tempdir().unwrap();
+    let (_service, address) = serve(directory.path()).await;
+    // One shell for all, as for a reader, so that variables and files stay.
+    let mut script = String::new();
+    for step in &steps {
+        script += &format!("{}\necho; echo '{NEXT}'\n", step.command.replace("localhost:8080", &address));
+    }
+    let shell = Command::new("bash")
+        .args(["-eu", "-o", "pipefail", "-c", &script])
+        .current_dir(&directory)
+        .env("NO_PROXY", "*")
+        .stderr(Stdio::inherit())
+        .output()
+        .await
+        .unwrap();
+    let output = String::from_utf8(shell.stdout).unwrap();
+    assert!(shell.status.success(), "{}\n{output}", shell.status);
+
+    let outputs: Vec<&str> = output.split_terminator(&format!("\n{NEXT}\n")).collect();
+    assert_eq!(outputs.len(), steps.len(), "{output}");
+    for (Step { command, shows }, output) in steps.iter().zip(outputs) {
+        let Some(shows) = shows else {
+            assert_eq!(output, "", "{command} shows nothing in README.md");
+            continue;
+        };
+        let real = Answer::parse(output);
+        assert_eq!(shows.status, real.status, "{command}\n{output}");
+        assert_eq!(constant(&shows.body), constant(&real.body), "{command}\n{output}");
+        for field in &shows.fields {
+            // Up to the id, where it has one.
+            let field = field.split_inclusive("/users/").next().unwrap();
+            assert!(real.fields.iter().any(|real| real.starts_with(field)), "{command}\n{field}\n{output}");
+        }
+    }
+}
+
+/// Starts the service on a free port; where it listens.
+async fn serve(directory: &std::path::Path) -> (Child, String) {
+    let mut service = Command::new(env!("CARGO_BIN_EXE_gatepass"))
+        .arg("serve")
+        .current_dir(directory)
+        .env_clear()
+        .env("RUST_LOG", "error")
+        .env("HTTP_SERVER_ADDRESS", "127.0.0.1:0")
+        .env("DB_SOURCE", app::database().await)
+        .env("TOKEN_SYMMETRIC_KEY", KEY)
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(service.stdout.take().unwrap()).lines();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        if let Some((_, rest)) = line.split_once(" is ready at http://") {
+            return (service, rest.split_whitespace().next().unwrap().to_owned());
+        }
+    }
+    panic!("the service ended: {}", service.wait().await.unwrap());
+}
+
+/// A command, and the answer that README.md shows for it.
+#[derive(Debug)]
+struct Step {
+    command: String,
+    shows: Option<Answer>,
+}
+
+/// A command begins with `$ ` and goes on after a `\` at the end of a line; its answer goes on to the next command.
+fn steps(session: &str) -> Vec<Step> {
+    let step = |text: &str| {
+        let mut end = 0;
+        for line in text.split_inclusive('\n') {
+            end += line.len();
+            if !line.ends_with("\\\n") {
+                break;
+            }
+        }
+        let (command, shows) = text.split_at(end);
+        let shows = Some(shows.trim()).filter(|shows| !shows.is_empty()).map(Answer::parse);
+        assert_eq!(command.starts_with("curl "), shows.is_some(), "each curl shows its answer: {command}");
+        Step { command: command.trim_end().to_owned(), shows }
+    };
+    let (before, commands) = session.split_once("$ ").unwrap();
+    assert_eq!(before, "");
+    commands.split("\n$ ").map(step).collect()
+}
+
+/// What `curl -i` prints.
+#[derive(Debug)]
+struct Answer {
+    status: String,
+    fields: Vec<String>,
+    body: Value,
+}
+
+impl Answer {
+    fn parse(text: &str) -> Self {
+        let text = text.replace("\r\n", "\n");
+        let (head, body) = text.split_once("\n\n").unwrap_or_else(|| panic!("no answer of curl -i: {text}"));
+        let mut lines = head.lines().map(str::to_owned);
+        let status = lines.next().unwrap();
+        assert!(status.starts_with("HTTP/1.1 "), "{text}");
+        let body = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {text}"));
+        Self { status, fields: lines.collect(), body }
+    }
+}
+
+/// The JSON without what differs each time: ids, times and tokens.
+fn constant(json: &Value) -> Value {
+    match json {
+        Value::Object(members) => {
+            let differs = |name: &str| {
+                ["id", "request_id", "session_id", "access_token", "refresh_token"].contains(&name)
+                    || name.ends_with("_at")
+            };
+            let member = |(name, value): (&String, &Value)| {
+                (name.clone(), if differs(name) { Value::from("…") } else { constant(value) })
+            };
+            Value::Object(members.iter().map(member).collect())
+        }
+        Value::Array(items) => items.iter().map(constant).collect(),
+        other => other.clone(),
+    }
+}
