@@ -447,3 +447,21 @@ async fn a_deletion_is_confirmed_by_name_at_a_terminal() {
         assert_eq!(desk.run(&["user", "list", "--json"]).await.json().as_array().unwrap().len(), left);
     }
 }
+
+#[tokio::test]
+async fn key_generate_prints_a_key_that_production_takes() {
+    let home = Home::new();
+    let key = home.gatepass(&["key", "generate"]).run().await.expect(0).stdout;
+    let other = home.gatepass(&["key", "generate"]).run().await.expect(0).stdout;
+    assert!(key.starts_with("k4.local.") && key.ends_with('\n') && key != other, "{key}");
+    let production = [
+        ("ENVIRONMENT", "production"),
+        ("DB_SOURCE", "postgres://localhost/gatepass"),
+        ("TOKEN_SYMMETRIC_KEY", key.trim_end()),
+    ];
+    home.gatepass(&["config"]).envs(&production).run().await.expect(0);
+
+    let json = home.gatepass(&["key", "generate", "--json"]).run().await.expect(0).json();
+    let key: gatepass::token::SymmetricKey = json["key"].as_str().unwrap().parse().unwrap();
+    assert_eq!(json["kid"], key.id().as_str());
+}

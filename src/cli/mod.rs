@@ -5,6 +5,7 @@
 mod config;
 mod development_key;
 mod health;
+mod key;
 mod migrate;
 mod password_input;
 pub mod serve;
@@ -48,6 +49,9 @@ enum Command {
     /// Look after users
     #[command(subcommand)]
     User(user::Command),
+    /// Look after the keys that tokens are made with
+    #[command(subcommand)]
+    Key(key::Command),
     /// Print the OpenAPI document
     Openapi,
     /// Ask a running service whether it is alive; for container health checks
@@ -74,6 +78,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Config(args) => config::run(config_file, &args),
         Command::Migrate(command) => migrate::run(config_file, command).await,
         Command::User(command) => user::run(config_file, command).await,
+        Command::Key(command) => key::run(&command),
         Command::Openapi => print(&crate::http::document()),
         Command::Health(args) => health::run(config_file, &args).await,
     }

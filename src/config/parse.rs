@@ -76,7 +76,7 @@ pub(super) fn path(text: &str) -> Result<PathBuf, String> {
 }
 
 /// What to do about a key that is missing or no good.
-pub(super) const KEY_ADVICE: &str = "make one with `openssl rand -hex 16`";
+pub(super) const KEY_ADVICE: &str = "make one with `gatepass key generate`";
 
 /// A key, as PASERK or 32 bytes of text.
 pub(super) fn symmetric_key(text: &str) -> Result<SymmetricKey, String> {

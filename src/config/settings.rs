@@ -265,7 +265,7 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "TOKEN_SYMMETRIC_KEY",
-        about: "Secret behind all tokens: PASERK `k4.local.…` or exactly 32 bytes of text (`openssl rand -hex 16`).",
+        about: "Secret behind all tokens: PASERK `k4.local.…` or exactly 32 bytes of text (`gatepass key generate`).",
         example: Some(EXAMPLE_KEY),
         secret: true,
         ..TOKENS

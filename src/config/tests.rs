@@ -184,8 +184,8 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
       OPS_SERVER_ADDRESS (environment): ":9090": expected an IP address and a port, for example 127.0.0.1:9090
       ALLOWED_ORIGINS (environment): "*": a wildcard would let every site call in its visitors' names; expected a list of origins, for example https://app.example.com,http://localhost:3000
       TRUSTED_PROXIES (environment): "10.0.0.0/8,proxy": item 2 of 2: expected an IP address or a network, for example 10.0.0.0/8,192.168.1.10
-      TOKEN_SYMMETRIC_KEY (environment): expected a PASERK k4.local.… or exactly 32 bytes of text, got 7 bytes; make one with `openssl rand -hex 16`
-      TOKEN_SYMMETRIC_KEYS_ACCEPTED (environment): item 1 of 2: expected a PASERK k4.local.… or exactly 32 bytes of text, got 7 bytes; make one with `openssl rand -hex 16`
+      TOKEN_SYMMETRIC_KEY (environment): expected a PASERK k4.local.… or exactly 32 bytes of text, got 7 bytes; make one with `gatepass key generate`
+      TOKEN_SYMMETRIC_KEYS_ACCEPTED (environment): item 1 of 2: expected a PASERK k4.local.… or exactly 32 bytes of text, got 7 bytes; make one with `gatepass key generate`
       TOKEN_FORMAT (environment): "v2.local": expected v4.local or v4.public or jwt, for example v4.local
       TOKEN_FORMAT_ACCEPTED (environment): "jwt,none": item 2 of 2: expected v4.local or v4.public or jwt, for example v4.local
       JWT_ALGORITHM (environment): "none": expected EdDSA or ES256 or RS256 or PS256 or HS256, for example EdDSA
@@ -354,7 +354,7 @@ fn production_needs_a_database_and_a_key() {
         [
             "DB_SOURCE (not set): production needs a database, for example \
              postgres://gatepass:PASSWORD@localhost:5432/gatepass",
-            "TOKEN_SYMMETRIC_KEY (not set): production needs a key; make one with `openssl rand -hex 16`",
+            "TOKEN_SYMMETRIC_KEY (not set): production needs a key; make one with `gatepass key generate`",
         ]
     );
     assert!(load_production(&[]).unwrap().warnings.is_empty());
@@ -369,7 +369,7 @@ fn production_refuses_a_key_that_can_be_guessed_and_development_warns() {
         let message = problem(load_environment(&environment));
         assert!(message.starts_with("TOKEN_SYMMETRIC_KEY (environment): "), "{message}");
         assert!(
-            message.ends_with("make one with `openssl rand -hex 16`") && !message.contains(key),
+            message.ends_with("make one with `gatepass key generate`") && !message.contains(key),
             "{message}"
         );
 
