@@ -15,7 +15,7 @@ pub struct FieldError {
     /// The stable word for what is wrong.
     #[schema(example = "too_short")]
     pub code: &'static str,
-    /// A sentence for the person at the form.
+    /// What a form can show behind the name of its field.
     #[schema(example = "needs 3 to 64 characters")]
     pub message: String,
 }

@@ -87,7 +87,7 @@ pub(super) struct RegisterRequest {
     #[schema(value_type = String, format = Password, example = "secret-horse-battery-9", min_length = 8, max_length = 256)]
     password: SecretString,
     /// For display.
-    #[schema(example = "Alice Liddell", max_length = 256)]
+    #[schema(example = "Alice Liddell", max_length = 256, pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$")]
     full_name: Option<String>,
 }
 
@@ -208,7 +208,12 @@ pub(super) async fn me(
 pub(super) struct UpdateMeRequest {
     /// For display; `null` takes it away.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = Option<String>, example = "Alice P. Liddell", max_length = 256)]
+    #[schema(
+        value_type = Option<String>,
+        example = "Alice P. Liddell",
+        max_length = 256,
+        pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+    )]
     full_name: Option<Option<String>>,
     /// Another address is unverified until it is shown to be the user's.
     #[serde(default, deserialize_with = "present")]

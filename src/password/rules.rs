@@ -37,29 +37,29 @@ pub struct Rules {
     pub min_length: usize,
 }
 
-/// Why a password was refused. `Display` is a sentence for the form.
+/// Why a password was refused. `Display` goes on where "the password" begins a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Fewer characters than [`Rules::min_length`].
-    #[error("Use at least {min} characters.")]
+    #[error("needs at least {min} characters")]
     TooShort {
         /// The fewest that would do.
         min: usize,
     },
     /// More characters than [`MAX_LENGTH`].
-    #[error("Use at most {max} characters.")]
+    #[error("may have at most {max} characters")]
     TooLong {
         /// The most that would do.
         max: usize,
     },
     /// It is a word or password out of the lists that attackers try first.
-    #[error("This is one of the most common passwords. Use several unrelated words, or a password manager.")]
+    #[error("is one of the most common passwords; use several unrelated words, or a password manager")]
     Common,
     /// It is made of patterns that attackers try: words, names, dates, repetitions, rows of keys.
-    #[error("This is easy to guess. Add a few unrelated words, or use a password manager.")]
+    #[error("is easy to guess; add a few unrelated words, or use a password manager")]
     Guessable,
     /// It is made of the user's own name or address.
-    #[error("This is made of your own name or address. Use something that has nothing to do with you.")]
+    #[error("is made of your own name or address; use something that has nothing to do with you")]
     OwnData,
 }
 
@@ -75,7 +75,7 @@ impl Refusal {
         }
     }
 
-    /// A sentence that a form can show.
+    /// What a form can show behind the name of its field.
     pub fn message(&self) -> String {
         self.to_string()
     }
@@ -312,8 +312,8 @@ mod tests {
     #[test]
     fn codes_and_messages() {
         let table = [
-            (Refusal::TooShort { min: 8 }, "too_short", "Use at least 8 characters."),
-            (Refusal::TooLong { max: 256 }, "too_long", "Use at most 256 characters."),
+            (Refusal::TooShort { min: 8 }, "too_short", "needs at least 8 characters"),
+            (Refusal::TooLong { max: 256 }, "too_long", "at most 256 characters"),
             (Refusal::Common, "too_common", "most common"),
             (Refusal::Guessable, "too_guessable", "easy to guess"),
             (Refusal::OwnData, "contains_own_data", "your own name"),
