@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::ExitStatus,
     time::Duration,
@@ -35,6 +36,14 @@ enum Process {
     Adopted(Pid),
 }
 
+/// Who owns the data, if the process is somebody else's: whoever can write there could name another's process in
+/// `postmaster.pid`, for root to stop. Where there is no `/proc` it is taken on trust.
+fn foreign_owner(pid: Pid, data: &Path) -> Option<u32> {
+    let process = fs::metadata(format!("/proc/{}", pid.as_raw_pid())).ok()?.uid();
+    let owner = fs::metadata(data).ok()?.uid();
+    (process != owner).then_some(owner)
+}
+
 impl Server {
     /// The server that has the data open, once it answers, and where its socket is; `None` if there is none, or it has
     /// ended meanwhile. For the holder of the lock: the server is nobody else's.
@@ -46,6 +55,9 @@ impl Server {
             if !is_postgres(found.pid) {
                 remove_if_stale(&PidFile::path(data))?;
                 return Ok(None);
+            }
+            if let Some(uid) = foreign_owner(found.pid, data) {
+                return Err(EmbeddedError::NotOurs { what: "pid file", path: PidFile::path(data), uid });
             }
             if fs::canonicalize(&found.data).ok() != fs::canonicalize(data).ok() {
                 return Err(EmbeddedError::Displaced { pid, data: data.to_owned(), origin: found.data });

@@ -357,3 +357,30 @@ async fn a_postgres_is_known_by_its_whole_name() {
         assert!(!is_postgres(pid));
     }
 }
+
+/// A process that somebody else runs is not stopped for being named in the data.
+#[tokio::test]
+async fn a_pid_file_cannot_point_root_at_another_users_postgres() {
+    const NOBODY: u32 = 65534;
+    if !geteuid().is_root() {
+        return;
+    }
+    let (ours, theirs) = (project(), project());
+    let victim = Embedded::start(&ours.path().join(".gatepass")).await.unwrap();
+    let data = theirs.path().join(".gatepass/postgres");
+    fs::create_dir_all(&data).unwrap();
+    let named = fs::read_to_string(victim.data_dir().join("postmaster.pid")).unwrap();
+    let lines: Vec<&str> = named.lines().collect();
+    fs::write(
+        data.join("postmaster.pid"),
+        format!("{}\n{}\n{}\n", lines[0], data.display(), lines[2..].join("\n")),
+    )
+    .unwrap();
+    for path in [&data, data.parent().unwrap()] {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let error = super::server::Server::adopt(&data).await.unwrap_err();
+    assert!(matches!(error, EmbeddedError::NotOurs { uid: NOBODY, .. }), "{error}");
+    assert_eq!(sql(&victim, "SELECT 1").await, "1");
+    victim.stop().await.unwrap();
+}
