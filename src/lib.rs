@@ -1,7 +1,8 @@
 //! Token authentication for teams with a few services and a Postgres.
 //!
 //! The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store}`,
-//! `http → bearer → token`; never upward.
+//! `http → bearer → token`; never upward. Two take a type from below, so that a secret never travels as text:
+//! `store → password` and `config → token`.
 //!
 //! | room | what happens there |
 //! |---|---|

@@ -634,3 +634,24 @@ async fn the_description_is_the_one_in_the_repository() {
     assert_eq!(answer.header("content-type"), "application/json");
     assert_eq!(answer.body, committed);
 }
+
+/// Asks for far more than the system's buffers hold, and takes nothing of it.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_client_that_does_not_read_loses_its_connection() {
+    let app = App::new().await;
+    let limits = Limits {
+        stalled_write: Duration::from_millis(300),
+        drain: Duration::from_secs(30),
+        ..Limits::default()
+    };
+    let served = serve(&app, limits).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(served.address).await.unwrap();
+    let asked = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n".repeat(50);
+    stream.write_all(asked.as_bytes()).await.unwrap();
+    // The first bytes of the first answer show that it has begun.
+    stream.readable().await.unwrap();
+    assert!(served.stop().await, "it was waited for until the end of the drain");
+}

@@ -45,6 +45,9 @@ pub struct Limits {
     pub body_read: Duration,
     /// From the header fields to the response.
     pub handler: Duration,
+    /// How long a client may leave an answer lying without taking any of it. On Linux alone: elsewhere such a client is
+    /// waited for.
+    pub stalled_write: Duration,
     /// From the signal to stop until requests in flight are cut off. Kubernetes grants 30 s by default for all of it.
     pub drain: Duration,
     /// How many connections may be open at once.
@@ -57,6 +60,7 @@ impl Default for Limits {
             header_read: Duration::from_secs(10),
             body_read: Duration::from_secs(10),
             handler: Duration::from_secs(30),
+            stalled_write: Duration::from_secs(30),
             drain: Duration::from_secs(20),
             connections: 10_000,
         }

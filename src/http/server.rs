@@ -110,6 +110,14 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY");
         }
+        // hyper waits without end for a client that asks and does not read; the kernel need not.
+        #[cfg(target_os = "linux")]
+        {
+            let millis = u32::try_from(self.limits.stalled_write.as_millis()).unwrap_or(u32::MAX);
+            if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, millis) {
+                tracing::debug!(%error, "TCP_USER_TIMEOUT");
+            }
+        }
         let has_asked = Arc::new(AtomicBool::new(false));
         let router = self.router.clone();
         let asked = has_asked.clone();
