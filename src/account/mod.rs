@@ -6,7 +6,7 @@
 mod fields;
 mod login;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
@@ -50,7 +50,7 @@ pub struct Policy {
 pub struct Accounts {
     db: PgPool,
     passwords: password::Pool,
-    issuer: Issuer,
+    issuer: Arc<Issuer>,
     refresh_key: RefreshKey,
     policy: Policy,
 }
@@ -151,7 +151,7 @@ impl Accounts {
     pub fn new(
         db: PgPool,
         passwords: password::Pool,
-        issuer: Issuer,
+        issuer: Arc<Issuer>,
         refresh_key: RefreshKey,
         policy: Policy,
     ) -> Self {

@@ -182,7 +182,7 @@ pub fn authenticate(
     headers: &HeaderMap,
     verifier: &Verifier,
     now: OffsetDateTime,
-) -> Result<Claims, Refusal> {
+) -> Result<Arc<Claims>, Refusal> {
     Ok(verifier.verify(bearer_token(headers)?, now)?)
 }
 

@@ -3,7 +3,6 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -42,7 +41,7 @@ where
         let layer = &self.layer;
         let kind = match authenticate(request.headers(), &layer.verifier, layer.clock.now()) {
             Ok(claims) => {
-                request.extensions_mut().insert(Arc::new(claims));
+                request.extensions_mut().insert(claims);
                 Kind::Inner { future: self.inner.call(request) }
             }
             Err(refusal) => Kind::Refused { response: Some(layer.answer.answer(refusal)) },

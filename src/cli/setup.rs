@@ -1,6 +1,6 @@
 //! What most subcommands need before they can begin: settings, the database, the key, and the use cases over them.
 
-use std::{env, num::NonZeroUsize, path::PathBuf, thread, time::Duration};
+use std::{env, num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use secrecy::SecretString;
 
@@ -208,6 +208,6 @@ pub(super) fn accounts(
         refresh_token_duration: settings.refresh_token_duration,
         session_duration: settings.session_duration,
     };
-    let issuer = Issuer::new(key.clone(), party(settings));
+    let issuer = Arc::new(Issuer::new(key.clone(), party(settings)));
     Ok(Accounts::new(db, passwords, issuer, RefreshKey::new(key), policy))
 }

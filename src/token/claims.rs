@@ -1,6 +1,8 @@
 //! What an access token says, and its strict reading.
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -68,40 +70,114 @@ impl Claims {
 
     /// The claims as the JSON of a PASETO, with RFC 3339 times.
     pub(super) fn to_paseto_json(&self) -> Vec<u8> {
-        serde_json::to_vec(&PasetoClaims {
-            iss: self.issuer.clone(),
-            sub: self.user_id,
-            aud: self.audience.clone(),
-            iat: self.issued_at,
-            nbf: self.not_before,
-            exp: self.expires_at,
-            jti: self.token_id,
-            sid: self.session_id,
-            username: self.username.clone(),
-            roles: self.roles.clone(),
-            token_use: TokenUse::Access,
-        })
-        .expect("strings, UUIDs and times of this millennium have a JSON form")
+        self.to_json(Rfc3339)
     }
 
-    /// Reads the JSON of a PASETO. Every claim has to be there once and be of its type; claims that a later version may
-    /// add are passed over.
+    /// The claims as the JSON of a JWT, with times in seconds since 1970.
+    pub(super) fn to_jwt_json(&self) -> Vec<u8> {
+        self.to_json(NumericDate)
+    }
+
+    fn to_json<T: Serialize>(&self, time: fn(OffsetDateTime) -> T) -> Vec<u8> {
+        let wire = Wire {
+            iss: Cow::Borrowed(&*self.issuer),
+            sub: self.user_id.to_string().into(),
+            aud: Cow::Borrowed(&*self.audience),
+            iat: time(self.issued_at),
+            nbf: time(self.not_before),
+            exp: time(self.expires_at),
+            jti: self.token_id.to_string().into(),
+            sid: self.session_id.to_string().into(),
+            username: Cow::Borrowed(&*self.username),
+            roles: Cow::Borrowed(&*self.roles),
+            token_use: Cow::Borrowed(ACCESS),
+        };
+        serde_json::to_vec(&wire).expect("strings, UUIDs and times of this millennium have a JSON form")
+    }
+}
+
+/// `token_use`: only this value is an access token's.
+const ACCESS: &str = "access";
+
+/// An authentic message whose claims are all there, each once and of its type, and whose values nobody has checked yet.
+#[derive(Debug)]
+pub(super) struct Unchecked(Wire<'static, OffsetDateTime>);
+
+impl Unchecked {
+    /// Reads the JSON of a PASETO. Claims that a later version may add are passed over.
     pub(super) fn from_paseto_json(json: &[u8]) -> Result<Self, InvalidClaims> {
-        let claims: PasetoClaims = serde_json::from_slice(json).map_err(|_| InvalidClaims)?;
-        let TokenUse::Access = claims.token_use;
-        Ok(Self {
-            issuer: claims.iss,
-            user_id: claims.sub,
-            audience: claims.aud,
-            issued_at: claims.iat,
-            not_before: claims.nbf,
-            expires_at: claims.exp,
-            token_id: claims.jti,
-            session_id: claims.sid,
-            username: claims.username,
-            roles: claims.roles,
+        Self::from_json(json, |Rfc3339(time)| time)
+    }
+
+    /// Reads the JSON of a JWT. Claims that a later version may add are passed over.
+    pub(super) fn from_jwt_json(json: &[u8]) -> Result<Self, InvalidClaims> {
+        Self::from_json(json, |NumericDate(time)| time)
+    }
+
+    fn from_json<T: DeserializeOwned>(
+        json: &[u8],
+        time: fn(T) -> OffsetDateTime,
+    ) -> Result<Self, InvalidClaims> {
+        let wire: Wire<'static, T> = serde_json::from_slice(json).map_err(|_| InvalidClaims)?;
+        Ok(Self(Wire {
+            iss: wire.iss,
+            sub: wire.sub,
+            aud: wire.aud,
+            iat: time(wire.iat),
+            nbf: time(wire.nbf),
+            exp: time(wire.exp),
+            jti: wire.jti,
+            sid: wire.sid,
+            username: wire.username,
+            roles: wire.roles,
+            token_use: wire.token_use,
+        }))
+    }
+
+    pub(super) fn is_access(&self) -> bool {
+        self.0.token_use == ACCESS
+    }
+
+    pub(super) fn issuer(&self) -> &str {
+        &self.0.iss
+    }
+
+    pub(super) fn audience(&self) -> &str {
+        &self.0.aud
+    }
+
+    /// `nbf` and `iat`.
+    pub(super) fn beginning(&self) -> [OffsetDateTime; 2] {
+        [self.0.nbf, self.0.iat]
+    }
+
+    /// `exp`.
+    pub(super) fn end(&self) -> OffsetDateTime {
+        self.0.exp
+    }
+
+    /// The claims with their ids as UUIDs; `None` when one of those is none.
+    pub(super) fn into_claims(self) -> Option<Claims> {
+        let Self(wire) = self;
+        Some(Claims {
+            user_id: uuid(&wire.sub)?,
+            token_id: uuid(&wire.jti)?,
+            session_id: uuid(&wire.sid)?,
+            issuer: wire.iss.into_owned(),
+            audience: wire.aud.into_owned(),
+            issued_at: wire.iat,
+            not_before: wire.nbf,
+            expires_at: wire.exp,
+            username: wire.username.into_owned(),
+            roles: wire.roles.into_owned(),
         })
     }
+}
+
+/// A UUID in the one way in which we write it: hyphens and lower case.
+fn uuid(text: &str) -> Option<Uuid> {
+    let uuid = Uuid::try_parse(text).ok()?;
+    (*uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *text).then_some(uuid)
 }
 
 /// An authentic token whose claims are not those of an access token.
@@ -109,27 +185,25 @@ impl Claims {
 #[error("the claims are not those of an access token")]
 pub struct InvalidClaims;
 
-#[derive(Serialize, Deserialize)]
-struct PasetoClaims {
-    iss: String,
-    sub: Uuid,
-    aud: String,
-    #[serde(with = "time::serde::rfc3339")]
-    iat: OffsetDateTime,
-    #[serde(with = "time::serde::rfc3339")]
-    nbf: OffsetDateTime,
-    #[serde(with = "time::serde::rfc3339")]
-    exp: OffsetDateTime,
-    jti: Uuid,
-    sid: Uuid,
-    username: String,
-    roles: Vec<String>,
-    token_use: TokenUse,
+/// The claims as JSON has them. serde refuses a member that is there twice.
+#[derive(Debug, Serialize, Deserialize)]
+struct Wire<'a, T> {
+    iss: Cow<'a, str>,
+    sub: Cow<'a, str>,
+    aud: Cow<'a, str>,
+    iat: T,
+    nbf: T,
+    exp: T,
+    jti: Cow<'a, str>,
+    sid: Cow<'a, str>,
+    username: Cow<'a, str>,
+    roles: Cow<'a, [String]>,
+    token_use: Cow<'a, str>,
 }
 
-/// `token_use`: only this value is an access token's.
 #[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum TokenUse {
-    Access,
-}
+struct Rfc3339(#[serde(with = "time::serde::rfc3339")] OffsetDateTime);
+
+/// Whole seconds since 1970 (RFC 7519, section 2).
+#[derive(Serialize, Deserialize)]
+struct NumericDate(#[serde(with = "time::serde::timestamp")] OffsetDateTime);

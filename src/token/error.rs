@@ -19,15 +19,24 @@ pub enum Rejection {
     /// Not of the shape of a format that is accepted here.
     #[error("the token is not of a format that is accepted here")]
     Malformed,
-    /// Names a key that is not among ours.
+    /// Names a key of this format that is not among ours.
     #[error("the token names a key that is not accepted here")]
     UnknownKey,
+    /// Its header says another algorithm than the one that its key is for.
+    #[error("the token's header is not of its key's algorithm")]
+    WrongAlgorithm,
     /// The tag or signature is not its key's.
     #[error("the token was not made with the key that it names")]
     Forged,
-    /// Authentic, but not an access token.
+    /// Authentic, but not with the claims of an access token.
     #[error(transparent)]
     Claims(#[from] InvalidClaims),
+    /// Authentic, and for another use: its `token_use` is not `access`.
+    #[error("the token is no access token")]
+    WrongUse,
+    /// A JWT whose `typ` is not `at+jwt`.
+    #[error("the token's type is not at+jwt")]
+    WrongType,
     /// Of another issuer.
     #[error("the token is of another issuer")]
     WrongIssuer,
@@ -40,4 +49,7 @@ pub enum Rejection {
     /// Its time is over.
     #[error("the token has expired")]
     Expired,
+    /// `sub`, `sid` or `jti` is no UUID.
+    #[error("the token's subject, session or id is no UUID")]
+    InvalidSubject,
 }

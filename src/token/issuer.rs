@@ -1,5 +1,8 @@
 //! Making access tokens.
 
+use std::{fmt, sync::Arc};
+
+use arc_swap::ArcSwap;
 use secrecy::{ExposeSecret, SecretString};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -7,40 +10,91 @@ use uuid::Uuid;
 use super::{
     claims::{Claims, Lifetime, Party, Subject},
     error::IssueError,
+    format::{Format, SharedFormat},
+    jwt::{self, Hs256Key},
     key::{KeyId, SymmetricKey},
+    key_pair::KeyPair,
     paseto_local,
 };
 
-/// A key that tokens are made with. Each variant is one format; a token's format is its key's.
+/// A key that tokens are made with. It knows its one format; a token's format is its key's.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SigningKey {
     /// PASETO v4.local.
-    PasetoLocal(SymmetricKey),
+    V4Local(SymmetricKey),
+    /// JWT with HS256.
+    Hs256(Hs256Key),
+    /// Signed, in the key pair's format.
+    Pair(Arc<KeyPair>),
+}
+
+impl SigningKey {
+    /// The key for tokens of `format` under the root key.
+    pub fn shared(format: SharedFormat, root: &SymmetricKey) -> Self {
+        match format {
+            SharedFormat::V4Local => Self::V4Local(root.clone()),
+            SharedFormat::Hs256 => Self::Hs256(Hs256Key::new(root)),
+        }
+    }
+
+    /// The format of its tokens.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::V4Local(_) => SharedFormat::V4Local.into(),
+            Self::Hs256(_) => SharedFormat::Hs256.into(),
+            Self::Pair(pair) => pair.format().into(),
+        }
+    }
+
+    /// The key's name, as it stands in its tokens.
+    pub fn id(&self) -> KeyId {
+        match self {
+            Self::V4Local(key) => key.id(),
+            Self::Hs256(key) => key.id().clone(),
+            Self::Pair(pair) => pair.id().clone(),
+        }
+    }
 }
 
 impl From<SymmetricKey> for SigningKey {
     fn from(key: SymmetricKey) -> Self {
-        Self::PasetoLocal(key)
+        Self::V4Local(key)
+    }
+}
+
+impl From<Hs256Key> for SigningKey {
+    fn from(key: Hs256Key) -> Self {
+        Self::Hs256(key)
+    }
+}
+
+impl From<Arc<KeyPair>> for SigningKey {
+    fn from(pair: Arc<KeyPair>) -> Self {
+        Self::Pair(pair)
     }
 }
 
 /// Makes the access tokens of one issuer for one audience.
-#[derive(Clone, Debug)]
 pub struct Issuer {
-    key: SigningKey,
-    key_id: KeyId,
     party: Party,
+    /// With its name, which is a hash.
+    key: ArcSwap<(SigningKey, KeyId)>,
 }
 
 impl Issuer {
     /// An issuer that makes tokens of the key's format.
     pub fn new(key: impl Into<SigningKey>, party: Party) -> Self {
         let key = key.into();
-        let key_id = match &key {
-            SigningKey::PasetoLocal(key) => key.id(),
-        };
-        Self { key, key_id, party }
+        let id = key.id();
+        Self { party, key: ArcSwap::from_pointee((key, id)) }
+    }
+
+    /// From now on tokens are made with `key`.
+    pub fn set_key(&self, key: impl Into<SigningKey>) {
+        let key = key.into();
+        let id = key.id();
+        self.key.store(Arc::new((key, id)));
     }
 
     /// Makes a token for `subject`. Times are cut to whole seconds, so that the answer to a login and the token say the
@@ -48,7 +102,7 @@ impl Issuer {
     ///
     /// # Errors
     ///
-    /// Only when the system has no randomness for a nonce.
+    /// Only when the system has no randomness, or a signature cannot be made.
     pub fn issue(
         &self,
         subject: Subject,
@@ -69,12 +123,19 @@ impl Issuer {
             username: subject.username,
             roles: subject.roles,
         };
-        let token = match &self.key {
-            SigningKey::PasetoLocal(key) => {
-                paseto_local::encrypt(key, &self.key_id, &claims.to_paseto_json())?
-            }
+        let (key, id) = &**self.key.load();
+        let token = match key {
+            SigningKey::V4Local(key) => paseto_local::encrypt(key, id, &claims.to_paseto_json())?,
+            SigningKey::Hs256(key) => jwt::sign_hs256(key, &claims.to_jwt_json()),
+            SigningKey::Pair(pair) => pair.sign(&claims)?,
         };
         Ok(AccessToken { token: token.into(), issued_at, expires_at })
+    }
+}
+
+impl fmt::Debug for Issuer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Issuer").field("party", &self.party).field("key", &self.key.load().1).finish()
     }
 }
 

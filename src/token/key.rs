@@ -42,14 +42,11 @@ impl SymmetricKey {
 
     /// The key's public name, `k4.lid.…`: a hash that tells nothing of the key.
     pub fn id(&self) -> KeyId {
-        let mut text = String::new();
-        Id::from(&self.paseto()).fmt(&mut text).expect("writing to a String does not fail");
-        KeyId(text)
+        KeyId::from_paserk_id(&Id::from(&self.paseto()))
     }
 
     /// A 256-bit key for `purpose` alone (HKDF-SHA-256, RFC 5869): who learns it learns nothing of this key or of one
     /// for another purpose.
-    #[cfg(feature = "server")]
     pub fn derive(&self, purpose: &str) -> Self {
         use aws_lc_rs::hkdf;
 
@@ -88,7 +85,7 @@ impl fmt::Debug for SymmetricKey {
     }
 }
 
-/// Why a text is no key. Says nothing of the text but its length.
+/// Why something is no key. Says nothing of it but its length.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum InvalidKey {
     /// It begins like a PASERK and is none of the form `k4.local.…`.
@@ -97,13 +94,41 @@ pub enum InvalidKey {
     /// Neither PASERK nor 32 bytes.
     #[error("expected a PASERK k4.local.… or exactly 32 bytes of text, got {0} bytes")]
     Length(usize),
+    /// It begins like a PASERK and is none of the form `k4.public.…`.
+    #[error("not a valid PASERK of the form k4.public.…")]
+    PublicPaserk,
+    /// Not a JWK with an algorithm of ours and its thumbprint as `kid`.
+    #[error("not a public JWK for EdDSA, ES256, RS256 or PS256 with its thumbprint as kid")]
+    Jwk,
+    /// A private key could not be made or read.
+    #[error("not a private key of its format")]
+    Private,
+    /// What should open to a private key does not.
+    #[error("the wrapped key does not open under this root key")]
+    Wrapped,
 }
 
-/// The public name of a key, as it stands in a token's footer or header: a PASERK id (`k4.lid.…`).
+/// The public name of a key, as it stands in a token's footer or header: a PASERK id (`k4.lid.…`, `k4.pid.…`) or the
+/// thumbprint of a JWK (RFC 7638). A hash, which tells nothing of the key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeyId(String);
 
 impl KeyId {
+    pub(super) fn from_paserk_id(id: &Id) -> Self {
+        let mut text = String::new();
+        id.fmt(&mut text).expect("writing to a String does not fail");
+        Self(text)
+    }
+
+    pub(super) fn from_thumbprint(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The name of a key that is stored somewhere; nobody has checked that there is such a key.
+    pub fn from_stored(text: String) -> Self {
+        Self(text)
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -146,7 +171,6 @@ mod tests {
         assert_eq!(format!("{key:?}"), "SymmetricKey(…)");
     }
 
-    #[cfg(feature = "server")]
     #[test]
     fn derived_keys_differ_by_purpose_and_from_their_root() {
         let key: SymmetricKey = "12345678901234567890123456789012".parse().unwrap();

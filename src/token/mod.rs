@@ -32,20 +32,35 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod cache;
 mod claims;
 mod error;
+mod format;
 mod issuer;
+mod jwk;
+mod jwt;
 mod key;
+mod key_pair;
+mod paseto_footer;
 mod paseto_local;
+mod paseto_public;
+mod published;
 #[cfg(feature = "server")]
 pub mod refresh;
+pub mod ring;
 mod verifier;
+mod wrap;
 
 pub use claims::{Claims, InvalidClaims, Lifetime, Party, Subject};
 pub use error::{IssueError, Rejection};
+pub use format::{Format, KeyPairFormat, SharedFormat, SignatureAlgorithm, UnknownFormat};
 pub use issuer::{AccessToken, Issuer, SigningKey};
+pub use jwt::Hs256Key;
 pub use key::{InvalidKey, KeyId, SymmetricKey};
-pub use verifier::{Verifier, VerifyingKey};
+pub use key_pair::{KeyPair, PublicKey};
+pub use published::{InvalidKeySet, KeyStatus, jwks, paserks, read_jwks, read_paserks};
+pub use verifier::{Check, Inspection, Verifier, VerifyingKey};
+pub use wrap::WrappingKey;
 
 /// No token longer than this many bytes is looked at: 8 KiB.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;

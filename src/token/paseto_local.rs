@@ -6,27 +6,19 @@ use pasetors::{
     token::UntrustedToken,
     version4::{LocalToken, V4},
 };
-use serde::{Deserialize, Serialize};
 
 use super::{
     error::{IssueError, Rejection},
     key::{KeyId, SymmetricKey},
+    paseto_footer,
 };
 
 /// The fixed beginning of every token of this format.
 pub(super) const HEADER: &str = "v4.local.";
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Footer<'a> {
-    kid: &'a str,
-}
-
 /// Encrypts `message` under `key`, with the key's id in the footer.
 pub(super) fn encrypt(key: &SymmetricKey, id: &KeyId, message: &[u8]) -> Result<String, IssueError> {
-    let footer =
-        serde_json::to_vec(&Footer { kid: id.as_str() }).expect("a struct of one string has a JSON form");
-    LocalToken::encrypt(&key.paseto(), message, Some(&footer), None).map_err(|_| IssueError)
+    LocalToken::encrypt(&key.paseto(), message, Some(&paseto_footer::write(id)), None).map_err(|_| IssueError)
 }
 
 /// A token of this format whose shape is right and whose content nobody has vouched for yet.
@@ -39,9 +31,7 @@ impl Sealed {
 
     /// The key id that the footer names. Its only use is to look among the configured keys.
     pub(super) fn kid(&self) -> Result<&str, Rejection> {
-        serde_json::from_slice::<Footer<'_>>(self.0.untrusted_footer())
-            .map(|footer| footer.kid)
-            .map_err(|_| Rejection::Malformed)
+        paseto_footer::kid(self.0.untrusted_footer())
     }
 
     /// Checks the tag and decrypts. The whole token is authenticated, footer included.

@@ -1,90 +1,356 @@
 //! Checking access tokens.
 
+use std::{fmt, sync::Arc};
+
+use arc_swap::ArcSwap;
 use time::{Duration, OffsetDateTime};
 
 use super::{
     MAX_TOKEN_BYTES,
-    claims::{Claims, Party},
+    cache::VerifiedTokens,
+    claims::{Claims, Party, Unchecked},
     error::Rejection,
+    format::{Format, SharedFormat},
+    issuer::SigningKey,
+    jwt::{self, Hs256Key},
     key::{KeyId, SymmetricKey},
-    paseto_local,
+    key_pair::{Public, PublicKey},
+    paseto_local, paseto_public,
 };
 
 /// How far the issuer's clock may be ahead of ours, for `nbf` and `iat`. Expiry has no such grace.
 const LEEWAY: Duration = Duration::seconds(30);
 
-/// A key that tokens are checked with. Each variant is one format.
+/// A key that tokens are checked with. It knows its one format.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum VerifyingKey {
     /// PASETO v4.local.
-    PasetoLocal(SymmetricKey),
+    V4Local(SymmetricKey),
+    /// JWT with HS256.
+    Hs256(Hs256Key),
+    /// Signed, in the key's format.
+    Public(PublicKey),
+}
+
+impl VerifyingKey {
+    /// The key for tokens of `format` under the root key.
+    pub fn shared(format: SharedFormat, root: &SymmetricKey) -> Self {
+        SigningKey::shared(format, root).into()
+    }
+
+    /// The format of the tokens that it checks.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::V4Local(_) => SharedFormat::V4Local.into(),
+            Self::Hs256(_) => SharedFormat::Hs256.into(),
+            Self::Public(key) => key.format().into(),
+        }
+    }
 }
 
 impl From<SymmetricKey> for VerifyingKey {
     fn from(key: SymmetricKey) -> Self {
-        Self::PasetoLocal(key)
+        Self::V4Local(key)
     }
 }
 
-/// Checks access tokens against a fixed set of keys, one issuer and one audience.
-#[derive(Clone, Debug)]
+impl From<Hs256Key> for VerifyingKey {
+    fn from(key: Hs256Key) -> Self {
+        Self::Hs256(key)
+    }
+}
+
+impl From<PublicKey> for VerifyingKey {
+    fn from(key: PublicKey) -> Self {
+        Self::Public(key)
+    }
+}
+
+/// What checks the tokens that the signing key makes.
+impl From<SigningKey> for VerifyingKey {
+    fn from(key: SigningKey) -> Self {
+        match key {
+            SigningKey::V4Local(key) => Self::V4Local(key),
+            SigningKey::Hs256(key) => Self::Hs256(key),
+            SigningKey::Pair(pair) => Self::Public(pair.public_key().clone()),
+        }
+    }
+}
+
+/// Checks access tokens against a set of keys, one issuer and one audience.
+///
+/// A token that has passed is remembered, in bounded memory: the next time it costs a look-up. Its times are checked each
+/// time, and with the keys what they have vouched for is forgotten.
 pub struct Verifier {
-    local: Vec<(KeyId, SymmetricKey)>,
     party: Party,
+    trusted: ArcSwap<Trusted>,
+}
+
+/// The keys by the shape of the tokens that they check, and what they have checked so far.
+struct Trusted {
+    local: Vec<(KeyId, SymmetricKey)>,
+    public: Vec<(KeyId, paseto_public::PublicKey)>,
+    jwt: Vec<(KeyId, jwt::VerifyingKey)>,
+    verified: VerifiedTokens,
+}
+
+impl Trusted {
+    fn new<K: Into<VerifyingKey>>(keys: impl IntoIterator<Item = K>) -> Self {
+        let mut trusted =
+            Self { local: Vec::new(), public: Vec::new(), jwt: Vec::new(), verified: VerifiedTokens::new() };
+        for key in keys {
+            match key.into() {
+                VerifyingKey::V4Local(key) => trusted.local.push((key.id(), key)),
+                VerifyingKey::Hs256(key) => {
+                    trusted.jwt.push((key.id().clone(), jwt::VerifyingKey::Hs256(key)));
+                }
+                VerifyingKey::Public(key) => {
+                    let id = key.id().clone();
+                    match key.key {
+                        Public::V4Public(key) => trusted.public.push((id, key)),
+                        Public::Jwt(key) => trusted.jwt.push((id, jwt::VerifyingKey::Public(key))),
+                    }
+                }
+            }
+        }
+        trusted
+    }
+}
+
+/// The key of this name. A name is a hash of its key, so that there is one at most.
+fn find<'k, K>(keys: &'k [(KeyId, K)], kid: &str) -> Result<&'k K, Rejection> {
+    keys.iter().find(|(id, _)| id.as_str() == kid).map(|(_, key)| key).ok_or(Rejection::UnknownKey)
+}
+
+/// An authentic token: its claims, and whether its `typ` is that of an access token.
+struct Opened {
+    claims: Unchecked,
+    is_typed: bool,
+}
+
+/// A check of an authentic token's claims, with its name.
+type ClaimCheck = (Check, fn(&Opened, &Party, OffsetDateTime) -> Result<(), Rejection>);
+
+const CLAIM_CHECKS: [ClaimCheck; 6] = [
+    (Check::Use, |token, _, _| is(token.claims.is_access(), Rejection::WrongUse)),
+    (Check::Type, |token, _, _| is(token.is_typed, Rejection::WrongType)),
+    (Check::Issuer, |token, party, _| is(token.claims.issuer() == party.issuer, Rejection::WrongIssuer)),
+    (Check::Audience, |token, party, _| {
+        is(token.claims.audience() == party.audience, Rejection::WrongAudience)
+    }),
+    (Check::Beginning, |token, _, now| has_begun(token.claims.beginning(), now)),
+    (Check::End, |token, _, now| has_not_ended(token.claims.end(), now)),
+];
+
+fn is(condition: bool, otherwise: Rejection) -> Result<(), Rejection> {
+    if condition { Ok(()) } else { Err(otherwise) }
+}
+
+fn has_begun(times: [OffsetDateTime; 2], now: OffsetDateTime) -> Result<(), Rejection> {
+    // On this side: `now` is a time of these days, and a token's may be the last that there is.
+    is(times.into_iter().all(|time| time <= now + LEEWAY), Rejection::NotYetValid)
+}
+
+fn has_not_ended(expires_at: OffsetDateTime, now: OffsetDateTime) -> Result<(), Rejection> {
+    is(now < expires_at, Rejection::Expired)
 }
 
 impl Verifier {
     /// A verifier that accepts tokens made with one of `keys`, by `party.issuer`, for `party.audience`.
     pub fn new<K: Into<VerifyingKey>>(keys: impl IntoIterator<Item = K>, party: Party) -> Self {
-        let mut local = Vec::new();
-        for key in keys {
-            match key.into() {
-                VerifyingKey::PasetoLocal(key) => local.push((key.id(), key)),
-            }
-        }
-        Self { local, party }
+        Self { party, trusted: ArcSwap::from_pointee(Trusted::new(keys)) }
+    }
+
+    /// From now on tokens of these keys are accepted and of no others, also those that have been accepted before.
+    pub fn set_keys<K: Into<VerifyingKey>>(&self, keys: impl IntoIterator<Item = K>) {
+        self.trusted.store(Arc::new(Trusted::new(keys)));
     }
 
     /// The claims of `token`, when it is authentic, of this issuer, for this audience, and good at `now`.
     ///
-    /// The checks, in this order: size, shape, key known, tag, strict JSON with every claim of an access token, issuer,
-    /// audience, `nbf` and `iat` (30 s of leeway), `exp` (none).
+    /// The checks, in this order: size, shape, key known and of this format, tag or signature, strict JSON with every
+    /// claim, `token_use`, `typ` of a JWT, issuer, audience, `nbf` and `iat` (30 s of leeway), `exp` (none), ids.
     ///
     /// # Errors
     ///
     /// The first check that failed.
-    pub fn verify(&self, token: &str, now: OffsetDateTime) -> Result<Claims, Rejection> {
+    pub fn verify(&self, token: &str, now: OffsetDateTime) -> Result<Arc<Claims>, Rejection> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(Rejection::TooLong);
         }
-        let json = if token.starts_with(paseto_local::HEADER) {
-            let sealed = paseto_local::Sealed::parse(token)?;
-            let kid = sealed.kid()?;
-            let (_, key) =
-                self.local.iter().find(|(id, _)| id.as_str() == kid).ok_or(Rejection::UnknownKey)?;
-            sealed.decrypt(key)?
-        } else {
-            return Err(Rejection::Malformed);
-        };
-        let claims = Claims::from_paseto_json(&json)?;
-        self.check(claims, now)
+        let trusted = self.trusted.load();
+        let digest = trusted.verified.digest(token);
+        if let Some(claims) = trusted.verified.get(&digest) {
+            has_begun([claims.not_before, claims.issued_at], now)?;
+            has_not_ended(claims.expires_at, now)?;
+            return Ok(claims);
+        }
+        let opened = open(&trusted, token)?;
+        for (_, check) in CLAIM_CHECKS {
+            check(&opened, &self.party, now)?;
+        }
+        let claims = Arc::new(opened.claims.into_claims().ok_or(Rejection::InvalidSubject)?);
+        trusted.verified.insert(digest, claims.clone(), now);
+        Ok(claims)
     }
 
-    fn check(&self, claims: Claims, now: OffsetDateTime) -> Result<Claims, Rejection> {
-        if claims.issuer != self.party.issuer {
-            return Err(Rejection::WrongIssuer);
+    /// What each check of [`verify`](Self::verify) finds, for people who want to know why a token is refused.
+    pub fn inspect(&self, token: &str, now: OffsetDateTime) -> Inspection {
+        let is_short = token.len() <= MAX_TOKEN_BYTES;
+        let (kid, payload) = if is_short { look_into(token) } else { (None, None) };
+        let mut findings = Vec::new();
+        let opened = if is_short { open(&self.trusted.load(), token) } else { Err(Rejection::TooLong) };
+        let failed = opened.as_ref().err().map(|rejection| (Check::of(rejection), *rejection));
+        for check in Check::OPENING {
+            match failed {
+                Some((at, rejection)) if at == check => {
+                    findings.push((check, Err(rejection)));
+                    break;
+                }
+                _ => findings.push((check, Ok(()))),
+            }
         }
-        if claims.audience != self.party.audience {
-            return Err(Rejection::WrongAudience);
+        let mut claims = None;
+        if let Ok(opened) = opened {
+            for (check, run) in CLAIM_CHECKS {
+                findings.push((check, run(&opened, &self.party, now)));
+            }
+            claims = opened.claims.into_claims();
+            findings.push((Check::Ids, is(claims.is_some(), Rejection::InvalidSubject)));
         }
-        if claims.not_before > now + LEEWAY || claims.issued_at > now + LEEWAY {
-            return Err(Rejection::NotYetValid);
+        Inspection { kid, payload, claims, findings }
+    }
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let trusted = self.trusted.load();
+        let ids = trusted.local.iter().map(|(id, _)| id);
+        let ids =
+            ids.chain(trusted.public.iter().map(|(id, _)| id)).chain(trusted.jwt.iter().map(|(id, _)| id));
+        let ids: Vec<_> = ids.collect();
+        f.debug_struct("Verifier").field("party", &self.party).field("keys", &ids).finish()
+    }
+}
+
+/// The claims of a token that one of the keys vouches for.
+///
+/// The fixed beginning of a PASETO says which keys it may be of; anything else can only be a JWT. What a key's tokens
+/// look like and by which algorithm they are checked, the key alone says.
+fn open(trusted: &Trusted, token: &str) -> Result<Opened, Rejection> {
+    if token.starts_with(paseto_local::HEADER) {
+        let sealed = paseto_local::Sealed::parse(token)?;
+        let json = sealed.decrypt(find(&trusted.local, sealed.kid()?)?)?;
+        Ok(Opened { claims: Unchecked::from_paseto_json(&json)?, is_typed: true })
+    } else if token.starts_with(paseto_public::HEADER) {
+        let signed = paseto_public::Signed::parse(token)?;
+        let json = signed.verify(find(&trusted.public, signed.kid()?)?)?;
+        Ok(Opened { claims: Unchecked::from_paseto_json(&json)?, is_typed: true })
+    } else {
+        let signed = jwt::Signed::parse(token)?;
+        let (json, typ) = signed.verify(find(&trusted.jwt, signed.kid()?)?)?;
+        Ok(Opened { claims: Unchecked::from_jwt_json(json)?, is_typed: typ == Some(jwt::TYPE) })
+    }
+}
+
+/// The key's name and the content of a token, as far as anybody can read them, unchecked.
+fn look_into(token: &str) -> (Option<String>, Option<String>) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+    let kid = |kid: Result<&str, Rejection>| kid.ok().map(str::to_owned);
+    if let Ok(sealed) = paseto_local::Sealed::parse(token) {
+        (kid(sealed.kid()), None)
+    } else if let Ok(signed) = paseto_public::Signed::parse(token) {
+        (kid(signed.kid()), text(signed.untrusted_payload()))
+    } else if let Ok(signed) = jwt::Signed::parse(token) {
+        (kid(signed.kid()), text(signed.untrusted_payload()))
+    } else {
+        (None, None)
+    }
+}
+
+/// What was found out about a token.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// The name of the key that it says it is of. Anybody can write that.
+    pub kid: Option<String>,
+    /// What it says, where that can be read without a key. Anybody can write that, too; only [`claims`](Self::claims)
+    /// are vouched for.
+    pub payload: Option<String>,
+    /// What it says, when one of our keys vouches for it; not that it is accepted.
+    pub claims: Option<Claims>,
+    /// The checks in their order, with what each found. After a token has failed to open, there are no more.
+    pub findings: Vec<(Check, Result<(), Rejection>)>,
+}
+
+/// One of the checks of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Check {
+    /// Not longer than [`MAX_TOKEN_BYTES`].
+    Size,
+    /// Of the shape of a format.
+    Shape,
+    /// Of a key of ours, of the format that the token has.
+    Key,
+    /// The tag or the signature.
+    Signature,
+    /// Strict JSON with every claim.
+    Json,
+    /// `token_use`
+    Use,
+    /// `typ` of a JWT.
+    Type,
+    /// `iss`
+    Issuer,
+    /// `aud`
+    Audience,
+    /// `nbf` and `iat`
+    Beginning,
+    /// `exp`
+    End,
+    /// `sub`, `sid` and `jti`
+    Ids,
+}
+
+impl Check {
+    /// Those that come before the claims can be looked at.
+    const OPENING: [Self; 5] = [Self::Size, Self::Shape, Self::Key, Self::Signature, Self::Json];
+
+    /// The check that refuses with this.
+    fn of(rejection: &Rejection) -> Self {
+        match rejection {
+            Rejection::TooLong => Self::Size,
+            Rejection::Malformed => Self::Shape,
+            Rejection::UnknownKey | Rejection::WrongAlgorithm => Self::Key,
+            Rejection::Forged => Self::Signature,
+            Rejection::Claims(_) => Self::Json,
+            Rejection::WrongUse => Self::Use,
+            Rejection::WrongType => Self::Type,
+            Rejection::WrongIssuer => Self::Issuer,
+            Rejection::WrongAudience => Self::Audience,
+            Rejection::NotYetValid => Self::Beginning,
+            Rejection::Expired => Self::End,
+            Rejection::InvalidSubject => Self::Ids,
         }
-        if claims.expires_at <= now {
-            return Err(Rejection::Expired);
+    }
+
+    /// What the check looks at, in a few words.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Size => "at most 8 KiB",
+            Self::Shape => "shape of PASETO v4.local, v4.public or JWT",
+            Self::Key => "key known, and of this format",
+            Self::Signature => "tag or signature",
+            Self::Json => "JSON with every claim, once",
+            Self::Use => "token_use",
+            Self::Type => "typ",
+            Self::Issuer => "iss",
+            Self::Audience => "aud",
+            Self::Beginning => "nbf, iat",
+            Self::End => "exp",
+            Self::Ids => "sub, sid, jti",
         }
-        Ok(claims)
     }
 }
 
@@ -94,7 +360,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::token::{InvalidClaims, Issuer, Lifetime, Subject};
+    use crate::token::{InvalidClaims, Issuer, KeyPair, Lifetime, Subject};
 
     const NOW: OffsetDateTime = datetime!(2026-01-02 03:04:05 UTC);
 
@@ -125,7 +391,7 @@ mod tests {
     fn what_is_issued_verifies_with_the_same_claims() {
         let claims = Verifier::new([key(1)], party()).verify(&issue(key(1), party()), NOW).unwrap();
         assert_eq!(
-            claims,
+            *claims,
             Claims {
                 issuer: "https://id.example".into(),
                 user_id: Uuid::from_u128(1),
@@ -195,11 +461,9 @@ mod tests {
         assert!(verifier.verify(&seal(&good), NOW).is_ok());
 
         let cases = [
-            good.replace(r#""token_use":"access""#, r#""token_use":"refresh""#),
             good.replace(r#","token_use":"access""#, ""),
             good.replace(r#""roles":["admin"]"#, r#""roles":"admin""#),
             good.replace(r#""roles":["admin"]"#, r#""roles":null"#),
-            good.replace("00000000-0000-0000-0000-000000000001", "alice"),
             good.replace("2026-01-02T03:19:05Z", "never"),
             good.replace(r#"{"iss""#, r#"{"sub":"00000000-0000-0000-0000-000000000009","iss""#),
             good.replace('}', ""),
@@ -210,6 +474,10 @@ mod tests {
         for json in cases {
             assert_eq!(verifier.verify(&seal(&json), NOW), Err(Rejection::Claims(InvalidClaims)), "{json}");
         }
+        let refresh = good.replace(r#""token_use":"access""#, r#""token_use":"refresh""#);
+        assert_eq!(verifier.verify(&seal(&refresh), NOW), Err(Rejection::WrongUse));
+        let subject = good.replace("00000000-0000-0000-0000-000000000001", "alice");
+        assert_eq!(verifier.verify(&seal(&subject), NOW), Err(Rejection::InvalidSubject));
     }
 
     #[test]

@@ -1,0 +1,358 @@
+//! JWT access tokens (RFC 7519, RFC 9068) in JWS compact form (RFC 7515): the envelope here, the cryptography by
+//! `aws-lc-rs`.
+//!
+//! The header is exactly `{"typ":"at+jwt","alg":…,"kid":…}`. A header with any other member is none of ours and is
+//! refused: `crit` and `b64` change what a signature means, `jwk`, `jku`, `x5u` and `x5c` would bring a key along. A key
+//! is made for one algorithm; `alg` is only ever compared with that of the key, and chooses nothing.
+//!
+//! Why not a JWT library: those decode a header, and then pick a verifier by its `alg`, which is the code path that must
+//! not exist here; and they read the key anew for each token, which costs more than the signature does. What is left
+//! after that is these few lines of envelope.
+
+use std::sync::Arc;
+
+use aws_lc_rs::{
+    encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der},
+    hmac,
+    rand::SystemRandom,
+    rsa::KeySize,
+    signature::{
+        ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ED25519, EcdsaKeyPair, Ed25519KeyPair,
+        KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256,
+        RSA_PSS_2048_8192_SHA256, RSA_PSS_SHA256, RsaEncoding, RsaKeyPair, RsaPublicKeyComponents,
+        VerificationAlgorithm,
+    },
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{
+    error::{IssueError, Rejection},
+    format::SignatureAlgorithm,
+    jwk::{self, Jwk, Material},
+    key::{InvalidKey, KeyId, SymmetricKey},
+};
+
+/// `typ` of an access token (RFC 9068, section 2.1).
+pub(super) const TYPE: &str = "at+jwt";
+
+/// `alg` of tokens with a shared secret.
+const HS256: &str = "HS256";
+
+/// Bits of the RSA keys that are made here: 112 bits of security (NIST SP 800-57), for keys that live for weeks and sign
+/// what lives for minutes.
+const RSA_KEY_SIZE: KeySize = KeySize::Rsa2048;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    typ: Option<&'a str>,
+    alg: &'a str,
+    kid: &'a str,
+}
+
+/// A secret for HS256, derived from the root key for this alone.
+#[derive(Clone)]
+pub struct Hs256Key {
+    secret: SymmetricKey,
+    /// Shared, since it is large.
+    key: Arc<hmac::Key>,
+    id: KeyId,
+}
+
+impl Hs256Key {
+    /// The secret for HS256 under `root`.
+    pub fn new(root: &SymmetricKey) -> Self {
+        let secret = root.derive("JWT HS256 v1");
+        let key = Arc::new(hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()));
+        let id = material(&secret).thumbprint();
+        Self { secret, key, id }
+    }
+
+    /// The `kid` of its tokens, a thumbprint.
+    pub fn id(&self) -> &KeyId {
+        &self.id
+    }
+
+    /// The secret as a JWK, for services that check tokens with it. Who has it makes tokens, too.
+    pub fn to_jwk(&self) -> Zeroizing<String> {
+        let jwk = Jwk::new(material(&self.secret), HS256);
+        Zeroizing::new(serde_json::to_string(&jwk).expect("a struct of strings has a JSON form"))
+    }
+}
+
+fn material(secret: &SymmetricKey) -> Material {
+    Material::Octets { k: jwk::encode(secret.as_bytes()) }
+}
+
+impl std::fmt::Debug for Hs256Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Hs256Key({})", self.id)
+    }
+}
+
+/// A public key for one algorithm and no other.
+#[derive(Clone)]
+pub(super) struct PublicKey {
+    algorithm: SignatureAlgorithm,
+    key: ParsedPublicKey,
+    material: Material,
+}
+
+impl PublicKey {
+    fn new(algorithm: SignatureAlgorithm, material: Material) -> Result<Self, InvalidKey> {
+        use SignatureAlgorithm as A;
+        let (parameters, bytes): (&dyn VerificationAlgorithm, _) = match (algorithm, &material) {
+            (A::EdDsa, Material::OctetKeyPair { crv, x }) if crv == "Ed25519" => (&ED25519, jwk::decode(x)?),
+            (A::Es256, Material::EllipticCurve { crv, x, y }) if crv == "P-256" => {
+                let (x, y) = (jwk::decode(x)?, jwk::decode(y)?);
+                if x.len() != 32 || y.len() != 32 {
+                    return Err(InvalidKey::Jwk);
+                }
+                // An uncompressed point (SEC 1, section 2.3.3).
+                (&ECDSA_P256_SHA256_FIXED, [&[4], &x[..], &y[..]].concat())
+            }
+            (A::Rs256 | A::Ps256, Material::Rsa { n, e }) => {
+                let components = RsaPublicKeyComponents { n: jwk::decode(n)?, e: jwk::decode(e)? };
+                let der: PublicKeyX509Der<'_> = components.as_der().map_err(|_| InvalidKey::Jwk)?;
+                let parameters = match algorithm {
+                    A::Ps256 => &RSA_PSS_2048_8192_SHA256,
+                    _ => &RSA_PKCS1_2048_8192_SHA256,
+                };
+                (parameters, der.as_ref().to_vec())
+            }
+            _ => return Err(InvalidKey::Jwk),
+        };
+        let key = ParsedPublicKey::new(parameters, bytes).map_err(|_| InvalidKey::Jwk)?;
+        Ok(Self { algorithm, key, material })
+    }
+
+    /// Takes a key from a key set. Its `kid` has to be its thumbprint, so that no key goes by another's name.
+    pub(super) fn from_jwk(jwk: Jwk) -> Result<Self, InvalidKey> {
+        use SignatureAlgorithm as A;
+        let algorithm = [A::EdDsa, A::Es256, A::Rs256, A::Ps256]
+            .into_iter()
+            .find(|algorithm| algorithm.name() == jwk.alg)
+            .ok_or(InvalidKey::Jwk)?;
+        let key = Self::new(algorithm, jwk.material)?;
+        if key.id().as_str() == jwk.kid { Ok(key) } else { Err(InvalidKey::Jwk) }
+    }
+
+    pub(super) fn to_jwk(&self) -> Jwk {
+        Jwk::new(self.material.clone(), self.algorithm.name())
+    }
+
+    pub(super) fn algorithm(&self) -> SignatureAlgorithm {
+        self.algorithm
+    }
+
+    /// The key's name, a thumbprint.
+    pub(super) fn id(&self) -> KeyId {
+        self.material.thumbprint()
+    }
+}
+
+impl std::fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PublicKey({} {})", self.algorithm.name(), self.id())
+    }
+}
+
+/// A private key for one algorithm and no other.
+pub(super) enum SecretKey {
+    EdDsa(Ed25519KeyPair),
+    Es256(EcdsaKeyPair),
+    Rs256(RsaKeyPair),
+    Ps256(RsaKeyPair),
+}
+
+impl SecretKey {
+    /// A new key, from the randomness of `aws-lc-rs`. An RSA key takes a good part of a second.
+    pub(super) fn generate(algorithm: SignatureAlgorithm) -> Result<Self, InvalidKey> {
+        use SignatureAlgorithm as A;
+        let key = match algorithm {
+            A::EdDsa => Ed25519KeyPair::generate().map(Self::EdDsa),
+            A::Es256 => EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map(Self::Es256),
+            A::Rs256 => RsaKeyPair::generate(RSA_KEY_SIZE).map(Self::Rs256),
+            A::Ps256 => RsaKeyPair::generate(RSA_KEY_SIZE).map(Self::Ps256),
+        };
+        key.map_err(|_| InvalidKey::Private)
+    }
+
+    /// Reads PKCS #8.
+    pub(super) fn from_pkcs8(algorithm: SignatureAlgorithm, der: &[u8]) -> Result<Self, InvalidKey> {
+        use SignatureAlgorithm as A;
+        let key = match algorithm {
+            A::EdDsa => Ed25519KeyPair::from_pkcs8(der).map(Self::EdDsa),
+            A::Es256 => EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der).map(Self::Es256),
+            A::Rs256 => RsaKeyPair::from_pkcs8(der).map(Self::Rs256),
+            A::Ps256 => RsaKeyPair::from_pkcs8(der).map(Self::Ps256),
+        };
+        key.map_err(|_| InvalidKey::Private)
+    }
+
+    /// The key in PKCS #8.
+    pub(super) fn to_pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, InvalidKey> {
+        let der = match self {
+            Self::EdDsa(key) => key.to_pkcs8().map(|der| der.as_ref().to_vec()),
+            Self::Es256(key) => key.to_pkcs8v1().map(|der| der.as_ref().to_vec()),
+            Self::Rs256(key) | Self::Ps256(key) => {
+                AsDer::<Pkcs8V1Der<'_>>::as_der(key).map(|der| der.as_ref().to_vec())
+            }
+        };
+        der.map(Zeroizing::new).map_err(|_| InvalidKey::Private)
+    }
+
+    pub(super) fn algorithm(&self) -> SignatureAlgorithm {
+        match self {
+            Self::EdDsa(_) => SignatureAlgorithm::EdDsa,
+            Self::Es256(_) => SignatureAlgorithm::Es256,
+            Self::Rs256(_) => SignatureAlgorithm::Rs256,
+            Self::Ps256(_) => SignatureAlgorithm::Ps256,
+        }
+    }
+
+    pub(super) fn public_key(&self) -> Result<PublicKey, InvalidKey> {
+        let material = match self {
+            Self::EdDsa(key) => {
+                Material::OctetKeyPair { crv: "Ed25519".into(), x: jwk::encode(key.public_key().as_ref()) }
+            }
+            Self::Es256(key) => {
+                // The byte that says "uncompressed", x, y.
+                let point = key.public_key().as_ref();
+                let (Some(x), Some(y)) = (point.get(1..33), point.get(33..65)) else {
+                    return Err(InvalidKey::Private);
+                };
+                Material::EllipticCurve { crv: "P-256".into(), x: jwk::encode(x), y: jwk::encode(y) }
+            }
+            Self::Rs256(key) | Self::Ps256(key) => {
+                let RsaPublicKeyComponents { n, e } = key.public_key().into();
+                let (n, e): (Vec<u8>, Vec<u8>) = (n, e);
+                Material::Rsa { n: jwk::encode(&n), e: jwk::encode(&e) }
+            }
+        };
+        PublicKey::new(self.algorithm(), material)
+    }
+
+    /// Signs `claims`, under the key's name.
+    pub(super) fn sign(&self, id: &KeyId, claims: &[u8]) -> Result<String, IssueError> {
+        let mut token = envelope(self.algorithm().name(), id, claims);
+        let signature = match self {
+            Self::EdDsa(key) => key.try_sign(token.as_bytes()).map_err(|_| IssueError)?.as_ref().to_vec(),
+            Self::Es256(key) => {
+                key.sign(&SystemRandom::new(), token.as_bytes()).map_err(|_| IssueError)?.as_ref().to_vec()
+            }
+            Self::Rs256(key) => rsa_signature(key, &RSA_PKCS1_SHA256, &token)?,
+            Self::Ps256(key) => rsa_signature(key, &RSA_PSS_SHA256, &token)?,
+        };
+        append(&mut token, &signature);
+        Ok(token)
+    }
+}
+
+fn rsa_signature(
+    key: &RsaKeyPair,
+    padding: &'static dyn RsaEncoding,
+    message: &str,
+) -> Result<Vec<u8>, IssueError> {
+    let mut signature = vec![0; key.public_modulus_len()];
+    key.sign(padding, &SystemRandom::new(), message.as_bytes(), &mut signature).map_err(|_| IssueError)?;
+    Ok(signature)
+}
+
+/// Makes a token with a shared secret.
+pub(super) fn sign_hs256(key: &Hs256Key, claims: &[u8]) -> String {
+    let mut token = envelope(HS256, &key.id, claims);
+    let tag = hmac::sign(&key.key, token.as_bytes());
+    append(&mut token, tag.as_ref());
+    token
+}
+
+/// Header and claims, as they are signed.
+fn envelope(alg: &str, id: &KeyId, claims: &[u8]) -> String {
+    let header = Header { typ: Some(TYPE), alg, kid: id.as_str() };
+    let header = serde_json::to_vec(&header).expect("a struct of strings has a JSON form");
+    let mut message = URL_SAFE_NO_PAD.encode(header);
+    message.push('.');
+    URL_SAFE_NO_PAD.encode_string(claims, &mut message);
+    message
+}
+
+fn append(token: &mut String, signature: &[u8]) {
+    token.push('.');
+    URL_SAFE_NO_PAD.encode_string(signature, token);
+}
+
+/// A key to check tokens with.
+#[derive(Clone, Debug)]
+pub(super) enum VerifyingKey {
+    Hs256(Hs256Key),
+    Public(PublicKey),
+}
+
+impl VerifyingKey {
+    fn algorithm(&self) -> &'static str {
+        match self {
+            Self::Hs256(_) => HS256,
+            Self::Public(key) => key.algorithm.name(),
+        }
+    }
+
+    fn is_signature(&self, message: &[u8], signature: &[u8]) -> bool {
+        match self {
+            // In constant time.
+            Self::Hs256(key) => hmac::verify(&key.key, message, signature).is_ok(),
+            Self::Public(key) => key.key.verify_sig(message, signature).is_ok(),
+        }
+    }
+}
+
+/// A token of this shape whose content nobody has vouched for yet.
+pub(super) struct Signed<'t> {
+    header: Vec<u8>,
+    /// Header and claims as the token has them: what was signed.
+    message: &'t str,
+    claims: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+impl<'t> Signed<'t> {
+    pub(super) fn parse(token: &'t str) -> Result<Self, Rejection> {
+        let decode = |part| URL_SAFE_NO_PAD.decode(part).map_err(|_| Rejection::Malformed);
+        let (message, signature) = token.rsplit_once('.').ok_or(Rejection::Malformed)?;
+        let (header, claims) = message.split_once('.').ok_or(Rejection::Malformed)?;
+        // A further full stop is outside the alphabet.
+        let signed =
+            Self { header: decode(header)?, message, claims: decode(claims)?, signature: decode(signature)? };
+        signed.header()?;
+        Ok(signed)
+    }
+
+    fn header(&self) -> Result<Header<'_>, Rejection> {
+        serde_json::from_slice(&self.header).map_err(|_| Rejection::Malformed)
+    }
+
+    /// The key id that the header names. Its only use is to look among the configured keys.
+    pub(super) fn kid(&self) -> Result<&str, Rejection> {
+        Ok(self.header()?.kid)
+    }
+
+    /// What the token says, unchecked: for people who look into one, and for nothing else.
+    pub(super) fn untrusted_payload(&self) -> &[u8] {
+        &self.claims
+    }
+
+    /// Checks the signature, by the key's own algorithm. The claims, and the `typ`.
+    pub(super) fn verify(&self, key: &VerifyingKey) -> Result<(&[u8], Option<&str>), Rejection> {
+        let header = self.header()?;
+        if header.alg != key.algorithm() {
+            return Err(Rejection::WrongAlgorithm);
+        }
+        if !key.is_signature(self.message.as_bytes(), &self.signature) {
+            return Err(Rejection::Forged);
+        }
+        Ok((&self.claims, header.typ))
+    }
+}

@@ -1,0 +1,20 @@
+//! The footer of our PASETOs: `{"kid":"…"}`, and nothing else.
+
+use serde::{Deserialize, Serialize};
+
+use super::{error::Rejection, key::KeyId};
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Footer<'a> {
+    kid: &'a str,
+}
+
+pub(super) fn write(id: &KeyId) -> Vec<u8> {
+    serde_json::to_vec(&Footer { kid: id.as_str() }).expect("a struct of one string has a JSON form")
+}
+
+/// The key id that a footer names. Nobody has vouched for it: its only use is to look among the configured keys.
+pub(super) fn kid(footer: &[u8]) -> Result<&str, Rejection> {
+    serde_json::from_slice::<Footer<'_>>(footer).map(|footer| footer.kid).map_err(|_| Rejection::Malformed)
+}

@@ -1,0 +1,158 @@
+//! The life of a key pair, and when it is time for the next step. Pure: what is stored, and the time, decide.
+//!
+//! ```text
+//!            rotate                 rotate                    verifies_until
+//!   Next ───────────────▶ Active ───────────────▶ Retiring ───────────────▶ Gone
+//!    │                      │      retire now       │       retire now       ▲
+//!    └──────────────────────┴───────────────────────┴────────────────────────┘
+//! ```
+//!
+//! There is one active and one next key for each format, always: the next one is made when the ring is, and whenever the
+//! one before it becomes active. So whoever reads the published keys has a key long before it signs: for the whole of
+//! `KEY_ROTATION_INTERVAL` when rotation keeps its schedule, and never for less than the documents may be cached.
+//!
+//! A retiring key's tokens are good until the last of them has expired. A key that is retired at once is gone at once,
+//! whatever anybody's clock says: it verifies until the moment it was retired, which is over.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use super::{KeyId, KeyPairFormat, KeyStatus, PublicKey};
+
+/// How long published keys may be cached, when rotation is not more frequent than that.
+const CACHED_FOR: Duration = Duration::from_secs(60);
+
+/// A key pair's public half and its times.
+#[derive(Clone, Debug)]
+pub struct RingKey {
+    /// The public key, with its name and format.
+    pub public: PublicKey,
+    /// When it was made, and published.
+    pub published_at: OffsetDateTime,
+    /// When it began to sign.
+    pub activated_at: Option<OffsetDateTime>,
+    /// When it was taken out of signing.
+    pub retired_at: Option<OffsetDateTime>,
+    /// Until when its tokens are accepted; there when `retired_at` is.
+    pub verifies_until: Option<OffsetDateTime>,
+}
+
+impl RingKey {
+    /// What the key does at `now`; `None` when it is gone.
+    pub fn status(&self, now: OffsetDateTime) -> Option<KeyStatus> {
+        match (self.activated_at, self.retired_at, self.verifies_until) {
+            (None, None, _) => Some(KeyStatus::Next),
+            (Some(_), None, _) => Some(KeyStatus::Active),
+            (_, Some(retired), Some(until)) if retired < until && now < until => Some(KeyStatus::Retiring),
+            (_, Some(_), _) => None,
+        }
+    }
+
+    /// The key's name.
+    pub fn id(&self) -> &KeyId {
+        self.public.id()
+    }
+}
+
+/// When keys are replaced.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    /// How long a key signs.
+    pub interval: Duration,
+}
+
+impl Schedule {
+    /// How long the published keys may be cached, and so how long a key is published at least before it signs.
+    pub fn cached_for(self) -> Duration {
+        CACHED_FOR.min(self.interval / 4).max(Duration::from_secs(1))
+    }
+
+    /// From when on the next key may sign: when nobody has a cached document any more that lacks it. `next` was published
+    /// together with the whole ring when it is as old as `active`, and then no document ever lacked it.
+    pub fn ready_at(self, active: &RingKey, next: &RingKey) -> OffsetDateTime {
+        if next.published_at <= active.published_at {
+            next.published_at
+        } else {
+            next.published_at + self.cached_for()
+        }
+    }
+
+    /// Whether `next` should take over from `active` at `now`.
+    pub fn is_due(self, active: &RingKey, next: &RingKey, now: OffsetDateTime) -> bool {
+        let signs_since = active.activated_at.unwrap_or(active.published_at);
+        now >= signs_since + self.interval && now >= self.ready_at(active, next)
+    }
+}
+
+/// The active and the next key of `format`, when both are there.
+pub fn heads(keys: &[RingKey], format: KeyPairFormat, now: OffsetDateTime) -> Option<(&RingKey, &RingKey)> {
+    let with = |status| {
+        keys.iter().find(move |key| key.public.format() == format && key.status(now) == Some(status))
+    };
+    Some((with(KeyStatus::Active)?, with(KeyStatus::Next)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::token::KeyPair;
+
+    const NOW: OffsetDateTime = datetime!(2026-01-02 03:04:05 UTC);
+
+    fn key(times: [Option<i64>; 4]) -> RingKey {
+        let at = |minutes: Option<i64>| minutes.map(|minutes| NOW + time::Duration::minutes(minutes));
+        let pair = KeyPair::generate(KeyPairFormat::V4Public).unwrap();
+        RingKey {
+            public: pair.public_key().clone(),
+            published_at: at(times[0]).unwrap(),
+            activated_at: at(times[1]),
+            retired_at: at(times[2]),
+            verifies_until: at(times[3]),
+        }
+    }
+
+    #[test]
+    fn the_times_say_what_a_key_does() {
+        use KeyStatus::{Active, Next, Retiring};
+        for (times, expected) in [
+            ([Some(-9), None, None, None], Some(Next)),
+            // A clock behind that of whoever made or activated it changes nothing.
+            ([Some(9), None, None, None], Some(Next)),
+            ([Some(-9), Some(-5), None, None], Some(Active)),
+            ([Some(9), Some(9), None, None], Some(Active)),
+            ([Some(-9), Some(-5), Some(-1), Some(14)], Some(Retiring)),
+            ([Some(-9), Some(-5), Some(1), Some(16)], Some(Retiring)),
+            ([Some(-29), Some(-25), Some(-21), Some(0)], None),
+            // Retired at once, also as seen by a clock behind.
+            ([Some(-9), Some(-5), Some(-1), Some(-1)], None),
+            ([Some(-9), Some(-5), Some(3), Some(3)], None),
+            // A next key that was leaked.
+            ([Some(-9), None, Some(-1), Some(-1)], None),
+        ] {
+            assert_eq!(key(times).status(NOW), expected, "{times:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_signs_when_its_time_has_come_and_nobody_can_lack_it() {
+        let schedule = Schedule { interval: Duration::from_secs(600) };
+        let active = |since: i64| key([Some(-100), Some(since), None, None]);
+        let next = |published: i64| key([Some(published), None, None, None]);
+        assert!(!schedule.is_due(&active(-9), &next(-9), NOW));
+        assert!(schedule.is_due(&active(-10), &next(-10), NOW));
+        assert!(schedule.is_due(&active(-10), &next(-1), NOW));
+        assert!(!schedule.is_due(&active(-10), &next(0), NOW));
+        // Published with the ring itself.
+        let first = key([Some(0), Some(0), None, None]);
+        assert_eq!(schedule.ready_at(&first, &next(0)), NOW);
+    }
+
+    #[test]
+    fn documents_are_cached_for_a_part_of_the_interval_at_most() {
+        let cached_for = |seconds| Schedule { interval: Duration::from_secs(seconds) }.cached_for().as_secs();
+        assert_eq!([2, 20, 240, 86_400].map(cached_for), [1, 5, 60, 60]);
+    }
+}
