@@ -1,13 +1,14 @@
 //! Token authentication for teams with a few services and a Postgres.
 //!
 //! The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store}`,
-//! `http → bearer → token`; never upward. Two take a type from below, so that a secret never travels as text:
+//! `http → {keys → {token, store}, bearer → token}`; never upward. Two take a type from below, so that a secret never travels as text:
 //! `store → password` and `config → token`.
 //!
 //! | room | what happens there |
 //! |---|---|
 //! | [`token`] | what tokens say, how they are made and checked; pure |
 //! | [`bearer`] | the tower layer from `Authorization: Bearer` to claims, for us and for other services |
+//! | [`keys`] | the keys of this service: from the configuration and from Postgres, on every replica |
 //! | [`password`] | the rules, the hash, and the pool that bounds what hashing may cost |
 //! | [`store`] | the only room with SQL: one file for each table, and the migrations |
 //! | [`account`] | the use cases: register, log in, … |
@@ -39,6 +40,8 @@ pub mod config;
 pub mod embedded;
 #[cfg(feature = "server")]
 pub mod http;
+#[cfg(feature = "server")]
+pub mod keys;
 #[cfg(feature = "server")]
 pub mod password;
 #[cfg(feature = "server")]

@@ -73,21 +73,22 @@ impl App {
         let clock = Clock::fixed(START);
         let key: SymmetricKey = KEY.parse().unwrap();
         let db = Source::new(&database_url.clone().into()).unwrap().pool(8);
-        let app = serve::app(&settings, &key, db.clone(), clock.clone(), limits).unwrap();
+        let app = serve::app(&settings, &key, db.clone(), clock.clone(), limits).await.unwrap();
         Self { clock, db, database_url, router: http::router(app.clone()), app }
     }
 
     /// Another replica: the same database, clock and key.
-    pub fn replica(&self, more: &[(&str, &str)]) -> Self {
-        self.replica_with_key(KEY, more)
+    pub async fn replica(&self, more: &[(&str, &str)]) -> Self {
+        self.replica_with_key(KEY, more).await
     }
 
     /// A replica after its key was changed.
-    pub fn replica_with_key(&self, key: &str, more: &[(&str, &str)]) -> Self {
+    pub async fn replica_with_key(&self, key: &str, more: &[(&str, &str)]) -> Self {
         let db = Source::new(&self.database_url.clone().into()).unwrap().pool(8);
         let key: SymmetricKey = key.parse().unwrap();
-        let app =
-            serve::app(&settings(more), &key, db.clone(), self.clock.clone(), Limits::default()).unwrap();
+        let app = serve::app(&settings(more), &key, db.clone(), self.clock.clone(), Limits::default())
+            .await
+            .unwrap();
         Self {
             clock: self.clock.clone(),
             db,

@@ -138,7 +138,7 @@ async fn a_live_token_of_a_user_who_is_locked_out_or_gone_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_many_who_register_one_name_or_address_at_once_one_succeeds() {
     let app = App::new().await;
-    let replicas = [app.replica(&[]), app.replica(&[])];
+    let replicas = [app.replica(&[]).await, app.replica(&[]).await];
     // Every mixture of capitals there is in five letters.
     let cases = |name: &str, i: usize| -> String {
         let case = |(at, c): (usize, char)| if i >> at & 1 == 1 { c.to_ascii_uppercase() } else { c };
@@ -175,7 +175,7 @@ async fn nobody_registers_where_registration_is_closed() {
     // Even of a name that another has or nobody can have: it tells nothing.
     let body = json!({"username": "", "email": "", "password": ""});
     app.post("/users").json(&body).send().await.expect_problem(403, "registration_closed");
-    let open = app.replica(&[]);
+    let open = app.replica(&[]).await;
     open.register("alice").await;
     app.login("alice").await;
 }
@@ -361,14 +361,14 @@ async fn a_token_of_the_older_key_goes_on_working_while_that_is_accepted() {
     app.register("alice").await;
     let older = app.login("alice").await;
 
-    let moved = app.replica_with_key(OTHER_KEY, &[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", KEY)]);
+    let moved = app.replica_with_key(OTHER_KEY, &[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", KEY)]).await;
     assert_eq!(me(&moved, &older).await, older["user"]);
     let newer = moved.login("alice").await;
     me(&moved, &newer).await;
     // Who has not heard of the new key yet takes no token of it.
     app.get("/users/me").bearer(&newer).send().await.expect_problem(401, "invalid_token");
 
-    let done = app.replica_with_key(OTHER_KEY, &[]);
+    let done = app.replica_with_key(OTHER_KEY, &[]).await;
     done.get("/users/me").bearer(&older).send().await.expect_problem(401, "invalid_token");
     me(&done, &newer).await;
 }
@@ -379,7 +379,7 @@ async fn a_token_of_another_issuer_or_for_another_audience_is_refused() {
     app.register("alice").await;
     let login = app.login("alice").await;
     for other in [("TOKEN_ISSUER", "https://id.example"), ("TOKEN_AUDIENCE", "api")] {
-        let replica = app.replica(&[other]);
+        let replica = app.replica(&[other]).await;
         let foreign = replica.login("alice").await;
         me(&replica, &foreign).await;
         app.get("/users/me").bearer(&foreign).send().await.expect_problem(401, "invalid_token");
@@ -400,7 +400,7 @@ async fn a_hash_of_older_parameters_is_replaced_at_the_next_login() {
     app.login("alice").await;
     assert_eq!(hash().await, first, "nothing has changed");
 
-    let replica = app.replica(&[("ARGON2_ITERATIONS", "2")]);
+    let replica = app.replica(&[("ARGON2_ITERATIONS", "2")]).await;
     log_in(&replica, "alice", "wrong-horse-battery-9").await.expect_problem(401, "invalid_credentials");
     assert_eq!(hash().await, first, "who does not know the password changes nothing");
     app.clock.advance(Duration::minutes(1));

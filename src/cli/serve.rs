@@ -5,7 +5,6 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     pin::pin,
-    sync::Arc,
 };
 
 use tokio::{
@@ -19,9 +18,10 @@ use crate::{
     clock::Clock,
     config::{self, Environment, Loaded, Settings},
     http::{self, App, Limits, Parts},
+    keys::Keys,
     store::PgPool,
     telemetry,
-    token::{SymmetricKey, Verifier},
+    token::SymmetricKey,
 };
 
 pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
@@ -63,13 +63,15 @@ async fn serve(
     if let Err(error) = db.acquire().await {
         return Err(database.unusable(error));
     }
-    let app = app(settings, key, db.clone(), Clock::system(), Limits::default())?;
+    let app = app(settings, key, db.clone(), Clock::system(), Limits::default()).await?;
     let address = listener.local_addr()?;
     tracing::info!(%address, database = database.place(), version = env!("CARGO_PKG_VERSION"), "serving");
     if settings.environment == Environment::Development {
         welcome(address, database);
     }
 
+    let keys = app.keys().clone();
+    let following = tokio::spawn(async move { keys.follow(&Clock::system()).await });
     let (stop, stopped) = oneshot::channel();
     let stopped = async { stopped.await.unwrap_or_default() };
     let router = http::router(app.clone());
@@ -90,6 +92,7 @@ async fn serve(
     if !all_finished {
         tracing::warn!("requests in flight were cut off");
     }
+    following.abort();
     setup::close(&db).await;
     tracing::info!("stopped");
     Ok(())
@@ -104,19 +107,20 @@ fn called_off(signal: &str) -> Result<(), Failure> {
 ///
 /// # Errors
 ///
-/// When the threads or the memory for password hashes cannot be had.
-pub fn app(
+/// When the threads or the memory for password hashes cannot be had, or the keys cannot be opened.
+pub async fn app(
     settings: &Settings,
     key: &SymmetricKey,
     db: PgPool,
     clock: Clock,
     limits: Limits,
 ) -> Result<App, Failure> {
-    let accounts = setup::accounts(settings, key, db, settings.password_hash_threads)?;
-    let keys = std::iter::once(key).chain(&settings.token_symmetric_keys_accepted).cloned();
+    let keys = Keys::open(setup::key_policy(settings, key), db.clone(), clock.now()).await?;
+    let accounts = setup::accounts(settings, key, keys.issuer(), db, settings.password_hash_threads)?;
     Ok(App::new(Parts {
         accounts,
-        verifier: Arc::new(Verifier::new(keys, setup::party(settings))),
+        keys,
+        public_url: setup::public_url(settings),
         clock,
         trusted_proxies: settings.trusted_proxies.clone(),
         allowed_origins: settings.allowed_origins.clone(),

@@ -9,10 +9,11 @@ use crate::{
     account::{Accounts, Policy},
     config::{self, Environment, Loaded, Registration, Settings, Sources},
     embedded::Embedded,
+    keys,
     password::{Params, Pool, PoolSettings, Rules},
     store::{self, PgConnection, PgPool, migrations},
     telemetry,
-    token::{Issuer, Party, SymmetricKey, refresh::RefreshKey},
+    token::{Issuer, Party, SymmetricKey, refresh::RefreshKey, ring::Schedule},
 };
 
 /// Where development keeps what it makes for itself, in the working directory.
@@ -184,10 +185,35 @@ pub(super) fn party(settings: &Settings) -> Party {
     Party { issuer: settings.token_issuer.clone(), audience: settings.token_audience.clone() }
 }
 
+/// Where clients find the service: at its issuer, when that is an address; else on this machine, which is what development
+/// is like.
+pub(super) fn public_url(settings: &Settings) -> String {
+    let issuer = settings.token_issuer.trim_end_matches('/');
+    if issuer.starts_with("https://") || issuer.starts_with("http://") {
+        issuer.to_owned()
+    } else {
+        format!("http://localhost:{}", settings.http_server_address.port())
+    }
+}
+
+/// What the settings say about keys, with `key` as the root of them.
+pub(super) fn key_policy(settings: &Settings, key: &SymmetricKey) -> keys::Policy {
+    keys::Policy {
+        format: settings.format(),
+        formats_accepted: settings.formats_accepted(),
+        root: key.clone(),
+        roots_accepted: settings.token_symmetric_keys_accepted.clone(),
+        party: party(settings),
+        schedule: Schedule { interval: settings.key_rotation_interval },
+        token_life: settings.access_token_duration,
+    }
+}
+
 /// The use cases over `db`, with `threads` threads for passwords.
 pub(super) fn accounts(
     settings: &Settings,
     key: &SymmetricKey,
+    issuer: Arc<Issuer>,
     db: PgPool,
     threads: usize,
 ) -> Result<Accounts, Failure> {
@@ -208,6 +234,5 @@ pub(super) fn accounts(
         refresh_token_duration: settings.refresh_token_duration,
         session_duration: settings.session_duration,
     };
-    let issuer = Arc::new(Issuer::new(key.clone(), party(settings)));
     Ok(Accounts::new(db, passwords, issuer, RefreshKey::new(key), policy))
 }

@@ -3,6 +3,7 @@
 use std::{
     io::{self, IsTerminal, Write},
     path::PathBuf,
+    sync::Arc,
 };
 
 use uuid::Uuid;
@@ -15,6 +16,7 @@ use crate::{
     http::UserBody,
     password::Password,
     random,
+    token::Issuer,
 };
 
 /// Look after users. A user is named by username, e-mail address or id.
@@ -120,7 +122,9 @@ async fn on(
     database.migrate(is_own).await?;
     let key = setup::symmetric_key(settings)?;
     let db = database.pool(1);
-    let accounts = setup::accounts(settings, &key, db.clone(), 1)?;
+    // No command makes tokens, so that any key will do.
+    let issuer = Arc::new(Issuer::new(key.clone(), setup::party(settings)));
+    let accounts = setup::accounts(settings, &key, issuer, db.clone(), 1)?;
     let done = execute(&accounts, command, password).await;
     setup::close(&db).await;
     done.map_err(explain)

@@ -9,9 +9,9 @@ use super::{
     parse::{self, KEY_ADVICE},
     reader::Reader,
     settings::EXAMPLE_KEY,
-    values::{Argon2Cost, Environment, JwtAlgorithm, Settings, TokenFormat},
+    values::{Argon2Cost, Environment, Settings},
 };
-use crate::token::SymmetricKey;
+use crate::token::{Format, SymmetricKey};
 
 /// Checks the settings against one another. What is wrong goes to the reader.
 pub(super) fn check(settings: &Settings, reader: &mut Reader) {
@@ -83,11 +83,7 @@ fn strong(key: &SymmetricKey, name: &str, settings: &Settings, reader: &mut Read
 
 /// Who verifies with published keys finds them by the issuer (RFC 8414), so it has to be an address.
 fn issuer(settings: &Settings, reader: &mut Reader) {
-    let is_published = match settings.token_format {
-        TokenFormat::V4Local => false,
-        TokenFormat::V4Public => true,
-        TokenFormat::Jwt => settings.jwt_algorithm != JwtAlgorithm::Hs256,
-    };
+    let is_published = matches!(settings.format(), Format::KeyPair(_));
     let is_url = parse::url(&settings.token_issuer).is_ok_and(|url| !url.contains('?'));
     if is_published && !is_url && settings.environment == Environment::Production {
         let message =

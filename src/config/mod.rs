@@ -41,7 +41,8 @@ pub use error::{ConfigErrors, Problem};
 pub use report::ReportLine;
 pub use settings::{DefaultValue, EXAMPLE_KEY, SETTINGS, Setting, Support, Why};
 pub use values::{
-    Argon2Cost, DbPooler, Environment, JwtAlgorithm, LogFormat, Registration, Settings, TokenFormat,
+    AcceptedFormat, Argon2Cost, DbPooler, Environment, JwtAlgorithm, LogFormat, Registration, Settings,
+    TokenFormat,
 };
 
 /// Where [`load`] looks for settings.

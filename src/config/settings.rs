@@ -281,21 +281,18 @@ pub static SETTINGS: &[Setting] = &[
         name: "TOKEN_FORMAT",
         about: "Format of access tokens: `v4.local`, `v4.public` or `jwt`.",
         default: DefaultValue::Text("v4.local"),
-        support: WOULD_MISLEAD,
         ..TOKENS
     },
     Setting {
         name: "TOKEN_FORMAT_ACCEPTED",
-        about: "Older formats that are still taken while moving to another, separated by commas.",
+        about: "Formats that are still taken while moving to another, separated by commas; `jwt:ES256` names an algorithm.",
         example: Some("v4.local"),
-        support: WOULD_MISLEAD,
         ..TOKENS
     },
     Setting {
         name: "JWT_ALGORITHM",
         about: "Algorithm of `jwt`: `EdDSA`, `ES256`, `RS256`, `PS256` or `HS256`.",
         default: DefaultValue::Text("EdDSA"),
-        support: NO_EFFECT,
         ..TOKENS
     },
     Setting {
@@ -337,9 +334,8 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "KEY_ROTATION_INTERVAL",
-        about: "How often the published keys are replaced.",
+        about: "How long a published key signs before the next one takes over.",
         default: DefaultValue::Text("30d"),
-        support: NO_EFFECT,
         ..TOKENS
     },
     Setting {

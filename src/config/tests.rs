@@ -187,7 +187,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
       TOKEN_SYMMETRIC_KEY (environment): expected a PASERK k4.local.… or exactly 32 bytes of text, got 7 bytes; make one with `gatepass key generate`
       TOKEN_SYMMETRIC_KEYS_ACCEPTED (environment): item 1 of 2: expected a PASERK k4.local.… or exactly 32 bytes of text, got 7 bytes; make one with `gatepass key generate`
       TOKEN_FORMAT (environment): "v2.local": expected v4.local or v4.public or jwt, for example v4.local
-      TOKEN_FORMAT_ACCEPTED (environment): "jwt,none": item 2 of 2: expected v4.local or v4.public or jwt, for example v4.local
+      TOKEN_FORMAT_ACCEPTED (environment): "jwt,none": item 2 of 2: expected v4.local or v4.public or jwt or jwt:EdDSA or jwt:ES256 or jwt:RS256 or jwt:PS256 or jwt:HS256, for example v4.local
       JWT_ALGORITHM (environment): "none": expected EdDSA or ES256 or RS256 or PS256 or HS256, for example EdDSA
       TOKEN_ISSUER (environment): "my issuer": expected 1 to 255 characters without blanks, for example gatepass
       TOKEN_AUDIENCE (environment): "my audience": expected 1 to 255 characters without blanks, for example gatepass

@@ -11,7 +11,7 @@ use super::{
     parse::{self, Word, list, number, word},
     reader::Reader,
 };
-use crate::token::SymmetricKey;
+use crate::token::{Format, KeyPairFormat, SharedFormat, SignatureAlgorithm, SymmetricKey};
 
 /// Every setting, checked. Secrets print nothing, so that `Debug` is safe to use.
 ///
@@ -46,7 +46,7 @@ pub struct Settings {
     pub token_symmetric_key: Option<SymmetricKey>,
     pub token_symmetric_keys_accepted: Vec<SymmetricKey>,
     pub token_format: TokenFormat,
-    pub token_format_accepted: Vec<TokenFormat>,
+    pub token_format_accepted: Vec<AcceptedFormat>,
     pub jwt_algorithm: JwtAlgorithm,
     pub token_issuer: String,
     pub token_audience: String,
@@ -149,6 +149,45 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// The format of new access tokens.
+    pub fn format(&self) -> Format {
+        match self.token_format {
+            TokenFormat::V4Local => SharedFormat::V4Local.into(),
+            TokenFormat::V4Public => KeyPairFormat::V4Public.into(),
+            TokenFormat::Jwt => self.jwt_algorithm.format(),
+        }
+    }
+
+    /// Further formats that are accepted.
+    pub fn formats_accepted(&self) -> Vec<Format> {
+        let format = |accepted: &AcceptedFormat| match accepted {
+            AcceptedFormat::V4Local => SharedFormat::V4Local.into(),
+            AcceptedFormat::V4Public => KeyPairFormat::V4Public.into(),
+            AcceptedFormat::Jwt => self.jwt_algorithm.format(),
+            AcceptedFormat::EdDsa => JwtAlgorithm::EdDsa.format(),
+            AcceptedFormat::Es256 => JwtAlgorithm::Es256.format(),
+            AcceptedFormat::Rs256 => JwtAlgorithm::Rs256.format(),
+            AcceptedFormat::Ps256 => JwtAlgorithm::Ps256.format(),
+            AcceptedFormat::Hs256 => JwtAlgorithm::Hs256.format(),
+        };
+        self.token_format_accepted.iter().map(format).collect()
+    }
+}
+
+impl JwtAlgorithm {
+    fn format(self) -> Format {
+        let signature = match self {
+            Self::Hs256 => return SharedFormat::Hs256.into(),
+            Self::EdDsa => SignatureAlgorithm::EdDsa,
+            Self::Es256 => SignatureAlgorithm::Es256,
+            Self::Rs256 => SignatureAlgorithm::Rs256,
+            Self::Ps256 => SignatureAlgorithm::Ps256,
+        };
+        KeyPairFormat::Jwt(signature).into()
+    }
+}
+
 /// Declares a setting that is one of a few words, once for the type and once for its reader.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
@@ -201,6 +240,28 @@ words! {
         V4Public = "v4.public",
         /// JWT (RFC 9068), by [`JwtAlgorithm`].
         Jwt = "jwt",
+    }
+}
+
+words! {
+    /// A format that is still accepted. A JWT's algorithm is named where it is not that of [`JwtAlgorithm`].
+    AcceptedFormat {
+        /// PASETO v4.local.
+        V4Local = "v4.local",
+        /// PASETO v4.public.
+        V4Public = "v4.public",
+        /// JWT by the algorithm that is set.
+        Jwt = "jwt",
+        /// JWT by EdDSA.
+        EdDsa = "jwt:EdDSA",
+        /// JWT by ES256.
+        Es256 = "jwt:ES256",
+        /// JWT by RS256.
+        Rs256 = "jwt:RS256",
+        /// JWT by PS256.
+        Ps256 = "jwt:PS256",
+        /// JWT by HS256.
+        Hs256 = "jwt:HS256",
     }
 }
 

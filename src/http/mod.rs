@@ -12,6 +12,7 @@ mod problem;
 mod request_id;
 pub mod server;
 mod users;
+mod well_known;
 
 use std::{
     sync::{
@@ -31,7 +32,7 @@ pub use self::{
     client_address::client_address, openapi::document, problem::Problem, request_id::RequestId,
     users::UserBody,
 };
-use crate::{account::Accounts, bearer::BearerLayer, bearer::Refusal, clock::Clock, token::Verifier};
+use crate::{account::Accounts, bearer::BearerLayer, bearer::Refusal, clock::Clock, keys::Keys};
 
 /// The largest request body, in bytes: 64 KiB.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -76,8 +77,10 @@ pub struct App(Arc<Parts>);
 pub struct Parts {
     /// The use cases.
     pub accounts: Accounts,
-    /// What access tokens are checked with.
-    pub verifier: Arc<Verifier>,
+    /// The keys that access tokens are made and checked with.
+    pub keys: Keys,
+    /// Where clients find the service, as `scheme://host[:port]` and a path that may be empty.
+    pub public_url: String,
     /// Where time comes from.
     pub clock: Clock,
     /// Whose `X-Forwarded-For` is believed.
@@ -99,6 +102,15 @@ impl App {
     /// From now on `/readyz` says no, so that a load balancer sends nothing more.
     pub fn stop(&self) {
         self.0.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// The keys that access tokens are made and checked with.
+    pub fn keys(&self) -> &Keys {
+        &self.0.keys
+    }
+
+    fn public_url(&self) -> &str {
+        &self.0.public_url
     }
 
     fn accounts(&self) -> &Accounts {
@@ -127,6 +139,9 @@ fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::frame())
         .routes(routes!(users::register))
         .routes(routes!(users::log_in))
+        .routes(routes!(well_known::jwks))
+        .routes(routes!(well_known::paserks))
+        .routes(routes!(well_known::metadata))
         .routes(routes!(health::alive))
         .routes(routes!(health::ready))
         .routes(routes!(docs::openapi_json))
@@ -141,7 +156,7 @@ fn bearer_routes() -> OpenApiRouter<App> {
 /// The whole service.
 pub fn router(app: App) -> Router {
     let refuse = |refusal: Refusal| axum::response::IntoResponse::into_response(Problem::from(refusal));
-    let bearer = BearerLayer::new(app.0.verifier.clone()).with_clock(app.clock().clone()).with_answer(refuse);
+    let bearer = BearerLayer::new(app.0.keys.verifier()).with_clock(app.clock().clone()).with_answer(refuse);
 
     // From the outside in: a request passes them from top to bottom, its response from bottom to top.
     let layers = ServiceBuilder::new()

@@ -36,6 +36,7 @@ use crate::{
     tags(
         (name = "users", description = "Registration, login, and one's own profile"),
         (name = "admin", description = "Users, for those who have the role `admin`"),
+        (name = "keys", description = "Public keys, for services that check tokens by themselves"),
         (name = "health", description = "For load balancers and orchestrators"),
         (name = "docs", description = "This description"),
     ),
@@ -48,7 +49,7 @@ impl Modify for Bearer {
     fn modify(&self, openapi: &mut openapi::OpenApi) {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .bearer_format("PASETO v4.local")
+            .bearer_format("PASETO or JWT")
             .description(Some("The `access_token` of a login."))
             .build();
         openapi

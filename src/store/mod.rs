@@ -6,6 +6,7 @@
 
 pub mod migrations;
 pub mod sessions;
+pub mod signing_keys;
 pub mod users;
 
 use std::{str::FromStr, time::Duration};

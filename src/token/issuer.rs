@@ -90,6 +90,11 @@ impl Issuer {
         Self { party, key: ArcSwap::from_pointee((key, id)) }
     }
 
+    /// Who makes the tokens, and for whom.
+    pub fn party(&self) -> &Party {
+        &self.party
+    }
+
     /// From now on tokens are made with `key`.
     pub fn set_key(&self, key: impl Into<SigningKey>) {
         let key = key.into();

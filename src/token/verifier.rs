@@ -360,7 +360,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::token::{InvalidClaims, Issuer, KeyPair, Lifetime, Subject};
+    use crate::token::{InvalidClaims, Issuer, Lifetime, Subject};
 
     const NOW: OffsetDateTime = datetime!(2026-01-02 03:04:05 UTC);
 

@@ -1,0 +1,144 @@
+//! `/.well-known`: the public keys, and where everything is. Served from memory; the same bytes until a key changes.
+
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use axum::{
+    extract::State,
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH},
+    },
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::App;
+use crate::token::KeyStatus;
+
+const JWKS: &str = "/.well-known/jwks.json";
+const PASERKS: &str = "/.well-known/paserk.json";
+
+/// A JWK set (RFC 7517).
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only describes the document, which is made where the keys are")]
+pub(super) struct JwkSet {
+    /// Public keys for JWTs; none where tokens are of another format or have a shared key.
+    #[schema(value_type = Vec<Object>, example = json!([{
+        "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+        "alg": "EdDSA", "use": "sig", "kid": "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
+    }]))]
+    keys: Vec<()>,
+}
+
+/// The public keys for PASETOs.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only describes the document, which is made where the keys are")]
+pub(super) struct PaserkSet {
+    /// None where tokens are of another format or have a shared key.
+    keys: Vec<Paserk>,
+}
+
+/// A public key for PASETOs.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only describes the document, which is made where the keys are")]
+pub(super) struct Paserk {
+    /// PASERK `k4.pid`, as it stands in the footer of the key's tokens.
+    #[schema(example = "k4.pid.9ShR3xc8-qVJ_di0tc9nx0IDIqbatdeM2mqLFBJsKRHs")]
+    kid: String,
+    /// PASERK `k4.public`.
+    #[schema(example = "k4.public.cHFyc3R1dnd4eXp7fH1-f4CBgoOEhYaHiImKi4yNjo8")]
+    paserk: String,
+    /// `next` will sign, `active` signs, `retiring` has signed tokens that are still good.
+    #[schema(value_type = String, example = "active")]
+    status: KeyStatus,
+}
+
+/// What there is and where (RFC 8414).
+#[derive(Serialize, ToSchema)]
+pub(super) struct Metadata {
+    /// The `iss` of access tokens.
+    #[schema(example = "https://auth.example.com")]
+    issuer: String,
+    /// Where the public keys for JWTs are.
+    #[schema(example = "https://auth.example.com/.well-known/jwks.json")]
+    jwks_uri: String,
+    /// Where the public keys for PASETOs are.
+    #[schema(example = "https://auth.example.com/.well-known/paserk.json")]
+    paserks_uri: String,
+    /// None: a login is no OAuth flow.
+    response_types_supported: [&'static str; 0],
+    /// None: a login is no OAuth grant.
+    grant_types_supported: [&'static str; 0],
+    /// Where the API is described.
+    #[schema(example = "https://auth.example.com/docs")]
+    service_documentation: String,
+}
+
+/// The public keys for JWTs.
+#[utoipa::path(
+    get, path = "/.well-known/jwks.json", tag = "keys",
+    responses(
+        (status = 200, description = "A JWK set (RFC 7517).", body = JwkSet),
+        (status = 304, description = "Not changed since the `ETag` of `If-None-Match`."),
+    ),
+)]
+pub(super) async fn jwks(State(app): State<App>, headers: HeaderMap) -> Response {
+    let keys = app.keys();
+    document(&headers, keys.published().jwks.clone(), "application/jwk-set+json", keys.cached_for())
+}
+
+/// The public keys for PASETOs.
+#[utoipa::path(
+    get, path = "/.well-known/paserk.json", tag = "keys",
+    responses(
+        (status = 200, description = "The keys as PASERKs.", body = PaserkSet),
+        (status = 304, description = "Not changed since the `ETag` of `If-None-Match`."),
+    ),
+)]
+pub(super) async fn paserks(State(app): State<App>, headers: HeaderMap) -> Response {
+    let keys = app.keys();
+    document(&headers, keys.published().paserks.clone(), "application/json", keys.cached_for())
+}
+
+/// What there is and where.
+#[utoipa::path(
+    get, path = "/.well-known/oauth-authorization-server", tag = "keys",
+    responses(
+        (status = 200, description = "Metadata (RFC 8414).", body = Metadata),
+        (status = 304, description = "Not changed since the `ETag` of `If-None-Match`."),
+    ),
+)]
+pub(super) async fn metadata(State(app): State<App>, headers: HeaderMap) -> Response {
+    let here = app.public_url();
+    let metadata = Metadata {
+        issuer: app.keys().issuer().party().issuer.clone(),
+        jwks_uri: format!("{here}{JWKS}"),
+        paserks_uri: format!("{here}{PASERKS}"),
+        response_types_supported: [],
+        grant_types_supported: [],
+        service_documentation: format!("{here}/docs"),
+    };
+    let body = serde_json::to_string(&metadata).expect("a struct of strings has a JSON form");
+    document(&headers, body, "application/json", app.keys().cached_for())
+}
+
+fn document(request: &HeaderMap, body: String, media_type: &'static str, cached_for: Duration) -> Response {
+    let hash = digest::digest(&digest::SHA256, body.as_bytes());
+    let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(&hash.as_ref()[..16]));
+    let caching = format!("public, max-age={}", cached_for.as_secs());
+    let is_known = request.get_all(IF_NONE_MATCH).iter().any(|field| names(field, &etag));
+    let fields = [(CACHE_CONTROL, caching), (ETAG, etag)];
+    if is_known {
+        return (StatusCode::NOT_MODIFIED, fields).into_response();
+    }
+    (fields, [(CONTENT_TYPE, media_type)], body).into_response()
+}
+
+/// Whether `If-None-Match` names this representation, by weak comparison (RFC 9110, section 13.1.2).
+fn names(field: &HeaderValue, etag: &str) -> bool {
+    let is = |tag: &str| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag;
+    field.to_str().is_ok_and(|tags| tags.split(',').any(|tag| is(tag.trim())))
+}

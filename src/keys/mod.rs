@@ -1,0 +1,630 @@
+//! The keys of this service, on every replica: shared ones from the configuration, key pairs from Postgres.
+//!
+//! A format with published keys has a ring of them in the table `signing_keys`, whose life [`token::ring`](ring) tells.
+//! [`Keys::open`] makes the ring when there is none; of many replicas that start together, one does. [`Keys::follow`]
+//! reads it twice a second, so that what one replica or the command line does, every other one does within a second:
+//! sign with another key, refuse those of a leaked one. It is also what rotates the keys when their time has come,
+//! whichever replica gets there first.
+//!
+//! Private keys are wrapped under the root key, `TOKEN_SYMMETRIC_KEY`. A root key that is being replaced stays among
+//! `TOKEN_SYMMETRIC_KEYS_ACCEPTED` for a while, and whoever starts with the new one wraps anew what the old one wrapped.
+//! A ring that does not open under any of them stops the start: to make another would refuse every token there is.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+
+use crate::{
+    clock::Clock,
+    store::{
+        self, PgPool, PoolConnection,
+        signing_keys::{self, NewKey, SigningKey as Row},
+    },
+    token::{
+        self, Format, InvalidKey, Issuer, KeyId, KeyPair, KeyPairFormat, KeyStatus, Party, PublicKey,
+        SigningKey, SymmetricKey, Verifier, VerifyingKey, WrappingKey,
+        ring::{self, RingKey, Schedule},
+    },
+};
+
+/// How often the ring is read. Twice within the second that a leaked key may live on.
+const POLL: Duration = Duration::from_millis(500);
+/// How long one reading may take before it counts as failed.
+const POLL_PATIENCE: Duration = Duration::from_secs(5);
+/// How often what another root key has wrapped is looked for after the start: a replica that was still on the former
+/// configuration may have added to the ring meanwhile.
+const REWRAP_EVERY: Duration = Duration::from_secs(3600);
+/// How often another replica may be faster before something else must be wrong.
+const MAX_RACES: usize = 8;
+
+/// What the operator decided about keys.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// The format of new tokens.
+    pub format: Format,
+    /// Further formats whose tokens are accepted.
+    pub formats_accepted: Vec<Format>,
+    /// The root key: v4.local's own, and what all others derive from or are wrapped under.
+    pub root: SymmetricKey,
+    /// Former or coming root keys: their tokens are accepted, and what they wrapped is opened.
+    pub roots_accepted: Vec<SymmetricKey>,
+    /// Who makes tokens and whom they are for.
+    pub party: Party,
+    /// When key pairs are replaced.
+    pub schedule: Schedule,
+    /// How long a token lives at most.
+    pub token_life: Duration,
+}
+
+impl Policy {
+    /// Every format whose tokens are accepted, that of new ones first, none twice.
+    fn formats(&self) -> Vec<Format> {
+        let mut formats = vec![self.format];
+        for format in &self.formats_accepted {
+            if !formats.contains(format) {
+                formats.push(*format);
+            }
+        }
+        formats
+    }
+
+    fn key_pair_formats(&self) -> impl Iterator<Item = KeyPairFormat> {
+        self.formats().into_iter().filter_map(|format| match format {
+            Format::KeyPair(format) => Some(format),
+            Format::Shared(_) => None,
+        })
+    }
+
+    fn roots(&self) -> impl Iterator<Item = &SymmetricKey> {
+        std::iter::once(&self.root).chain(&self.roots_accepted)
+    }
+}
+
+/// Why the keys cannot be used or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The private key is wrapped under a root key that we do not have.
+    #[error(
+        "the signing key {id} is wrapped under the root key {root}, which is neither TOKEN_SYMMETRIC_KEY nor among \
+         TOKEN_SYMMETRIC_KEYS_ACCEPTED. If the root key was replaced, put the former one there; if it is lost, \
+         `gatepass key retire {id} --now` makes a new key in place of this one, and its tokens are refused"
+    )]
+    ForeignRoot {
+        /// The signing key.
+        id: String,
+        /// The root key's name, `k4.lid.…`.
+        root: String,
+    },
+    /// A stored key is not what its row says.
+    #[error("the signing key {id} cannot be read")]
+    Unreadable {
+        /// The signing key.
+        id: String,
+        /// Why.
+        source: InvalidKey,
+    },
+    /// The system could not make a key.
+    #[error("no key could be made")]
+    Generate(#[source] InvalidKey),
+    /// Keys of this format come from the configuration.
+    #[error(
+        "tokens of {0} are made with a key from the configuration: to replace it, see docs/key-rotation.md"
+    )]
+    Shared(Format),
+    /// There is no ring, or it lacks a key that signs or one that follows.
+    #[error("there are no signing keys for {0} yet: they are made when the service starts")]
+    NoRing(KeyPairFormat),
+    /// The next key is too young.
+    #[error("the next key may be missing in published documents that are cached until {0}")]
+    TooEarly(OffsetDateTime),
+    /// No key of this name is there, or it is gone.
+    #[error("there is no signing key {0} that could be retired; `gatepass key list` shows them")]
+    NoSuchKey(String),
+    /// Others have been changing the ring all the time.
+    #[error("the ring was changed by others, again and again")]
+    Contended,
+    /// The database failed.
+    #[error("the signing keys cannot be read or changed")]
+    Store(#[from] store::Error),
+    /// The database cannot be reached.
+    #[error("the database cannot be reached")]
+    Unavailable(#[source] sqlx::Error),
+}
+
+/// The keys of this service.
+#[derive(Clone, Debug)]
+pub struct Keys(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    db: PgPool,
+    policy: Policy,
+    wrapping: Vec<WrappingKey>,
+    issuer: Arc<Issuer>,
+    verifier: Arc<Verifier>,
+    ring: ArcSwap<Ring>,
+    /// Held while the ring is read and put in force, so that an older reading never comes after a newer one.
+    reading: Mutex<()>,
+}
+
+/// The ring as it was last read, and what is made of it.
+#[derive(Debug, Default)]
+struct Ring {
+    keys: Vec<RingKey>,
+    /// The private keys of those that sign or will.
+    pairs: HashMap<KeyId, Arc<KeyPair>>,
+    /// What each key did when it was read: only a change of this matters.
+    statuses: Vec<(KeyId, KeyStatus)>,
+    published: Arc<Published>,
+}
+
+/// The public keys, as documents.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Published {
+    /// JWK set (RFC 7517).
+    pub jwks: String,
+    /// `{"keys":[{"kid","paserk","status"}]}`
+    pub paserks: String,
+}
+
+impl Default for Published {
+    fn default() -> Self {
+        Self { jwks: token::jwks([]), paserks: token::paserks([]) }
+    }
+}
+
+impl Keys {
+    /// The keys as `policy` wants them. Makes and wraps what is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ForeignRoot`], or when the database fails. With shared keys alone the database is not touched.
+    pub async fn open(policy: Policy, db: PgPool, now: OffsetDateTime) -> Result<Self, Error> {
+        let wrapping: Vec<_> = policy.roots().map(WrappingKey::new).collect();
+        let ring = match policy.key_pair_formats().next() {
+            None => Ring::default(),
+            Some(_) => {
+                let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
+                prepare(&mut conn, &policy, &wrapping, now).await?;
+                read(&mut conn, &policy, &wrapping, &Ring::default(), now).await?.unwrap_or_default()
+            }
+        };
+        let issuer = Issuer::new(signing_key(&policy, &ring, now)?, policy.party.clone());
+        let verifier = Verifier::new(verifying_keys(&policy, &ring, now), policy.party.clone());
+        Ok(Self(Arc::new(Inner {
+            db,
+            policy,
+            wrapping,
+            issuer: Arc::new(issuer),
+            verifier: Arc::new(verifier),
+            ring: ArcSwap::from_pointee(ring),
+            reading: Mutex::new(()),
+        })))
+    }
+
+    /// What makes tokens, always with the key that signs at the moment.
+    pub fn issuer(&self) -> Arc<Issuer> {
+        self.0.issuer.clone()
+    }
+
+    /// What checks tokens, always with the keys that are good at the moment.
+    pub fn verifier(&self) -> Arc<Verifier> {
+        self.0.verifier.clone()
+    }
+
+    /// The public keys, as documents.
+    pub fn published(&self) -> Arc<Published> {
+        self.0.ring.load().published.clone()
+    }
+
+    /// How long those documents may be cached.
+    pub fn cached_for(&self) -> Duration {
+        self.0.policy.schedule.cached_for()
+    }
+
+    fn has_ring(&self) -> bool {
+        self.0.policy.key_pair_formats().next().is_some()
+    }
+
+    async fn conn(&self) -> Result<PoolConnection, Error> {
+        self.0.db.acquire().await.map_err(Error::Unavailable)
+    }
+
+    /// Reads the ring again, puts it in force, and rotates it if its time has come.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails; then everything stays as it is.
+    pub async fn refresh(&self, now: OffsetDateTime) -> Result<(), Error> {
+        if !self.has_ring() {
+            return Ok(());
+        }
+        self.read(now).await?;
+        let Format::KeyPair(format) = self.0.policy.format else { return Ok(()) };
+        let is_due = ring::heads(&self.0.ring.load().keys, format, now)
+            .is_some_and(|(active, next)| self.0.policy.schedule.is_due(active, next, now));
+        if is_due && self.promote(format, false, now).await? {
+            self.read(now).await?;
+        }
+        Ok(())
+    }
+
+    async fn read(&self, now: OffsetDateTime) -> Result<(), Error> {
+        let inner = &self.0;
+        let _reading = inner.reading.lock().await;
+        let mut conn = self.conn().await?;
+        let ring = read(&mut conn, &inner.policy, &inner.wrapping, &inner.ring.load(), now).await?;
+        if let Some(ring) = ring {
+            // Accepted before it signs, on this replica too.
+            inner.verifier.set_keys(verifying_keys(&inner.policy, &ring, now));
+            inner.issuer.set_key(signing_key(&inner.policy, &ring, now)?);
+            inner.ring.store(Arc::new(ring));
+        }
+        Ok(())
+    }
+
+    /// Keeps the keys up to date for as long as it is polled.
+    pub async fn follow(&self, clock: &Clock) {
+        if !self.has_ring() {
+            return std::future::pending().await;
+        }
+        let mut ticks = tokio::time::interval(POLL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut was_heard = true;
+        let mut rewrapped = tokio::time::Instant::now();
+        loop {
+            ticks.tick().await;
+            let heard = match tokio::time::timeout(POLL_PATIENCE, self.refresh(clock.now())).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(describe(&error)),
+                Err(_) => Err("no answer in time".to_owned()),
+            };
+            // Once when it begins and once when it ends, not twice a second.
+            match &heard {
+                Err(error) if was_heard => tracing::error!(error, "the signing keys cannot be read"),
+                Ok(()) if !was_heard => tracing::info!("the signing keys can be read again"),
+                _ => {}
+            }
+            was_heard = heard.is_ok();
+            if rewrapped.elapsed() >= REWRAP_EVERY {
+                rewrapped = tokio::time::Instant::now();
+                if let Err(error) = self.rewrap().await {
+                    tracing::warn!(error = describe(&error), "signing keys could not be wrapped anew");
+                }
+            }
+        }
+    }
+
+    /// From when on [`rotate`](Self::rotate) is possible.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shared`], [`Error::NoRing`].
+    pub fn rotation_ready_at(&self, now: OffsetDateTime) -> Result<OffsetDateTime, Error> {
+        let format = self.ring_format()?;
+        let ring = self.0.ring.load();
+        let (active, next) = ring::heads(&ring.keys, format, now).ok_or(Error::NoRing(format))?;
+        Ok(self.0.policy.schedule.ready_at(active, next))
+    }
+
+    /// Has the next key sign from now on. The one before verifies until the last of its tokens has expired.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooEarly`] while somebody may not know the next key yet, [`Error::Shared`], [`Error::NoRing`].
+    pub async fn rotate(&self, now: OffsetDateTime) -> Result<(), Error> {
+        let format = self.ring_format()?;
+        for _ in 0..MAX_RACES {
+            let ready_at = self.rotation_ready_at(now)?;
+            if now < ready_at {
+                return Err(Error::TooEarly(ready_at));
+            }
+            let is_done = self.promote(format, false, now).await?;
+            self.read(now).await?;
+            if is_done {
+                return Ok(());
+            }
+        }
+        Err(Error::Contended)
+    }
+
+    fn ring_format(&self) -> Result<KeyPairFormat, Error> {
+        match self.0.policy.format {
+            Format::KeyPair(format) => Ok(format),
+            Format::Shared(_) => Err(Error::Shared(self.0.policy.format)),
+        }
+    }
+
+    /// `false` when somebody else has changed the ring since it was read.
+    async fn promote(
+        &self,
+        format: KeyPairFormat,
+        at_once: bool,
+        now: OffsetDateTime,
+    ) -> Result<bool, Error> {
+        let ring = self.0.ring.load_full();
+        let Some((active, next)) = ring::heads(&ring.keys, format, now) else {
+            return Err(Error::NoRing(format));
+        };
+        let new = Made::new(format, self.wrapping()).await?;
+        let mut conn = self.conn().await?;
+        let (active, next) = (active.id(), next.id());
+        let is_done =
+            signing_keys::rotate(&mut conn, active.as_str(), next.as_str(), &new.row(), at_once, now).await?;
+        if is_done {
+            tracing::info!(from = %active, to = %next, %format, "signing key rotated");
+        }
+        Ok(is_done)
+    }
+
+    /// The wrapping key for what is made now.
+    fn wrapping(&self) -> &WrappingKey {
+        &self.0.wrapping[0]
+    }
+}
+
+/// Takes a key out of the ring that was just read from `db`: whatever the key does now, and whether or not its private
+/// part can be opened.
+///
+/// `at_once` is for a key that somebody else has got hold of: its tokens are refused from now on. Otherwise an active key
+/// is rotated out, and verifies what it has signed.
+///
+/// # Errors
+///
+/// [`Error::NoSuchKey`], [`Error::TooEarly`].
+pub async fn retire(
+    policy: &Policy,
+    db: &PgPool,
+    id: &str,
+    at_once: bool,
+    now: OffsetDateTime,
+) -> Result<(), Error> {
+    let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
+    let wrapping = WrappingKey::new(&policy.root);
+    for _ in 0..MAX_RACES {
+        let keys = ring_keys(signing_keys::live(&mut conn, now).await?)?;
+        let key = keys.iter().find(|key| key.id().as_str() == id);
+        let key = key.ok_or_else(|| Error::NoSuchKey(id.to_owned()))?;
+        let format = key.public.format();
+        let is_done = match key.status(now) {
+            Some(KeyStatus::Next) => {
+                let new = Made::new(format, &wrapping).await?;
+                signing_keys::replace_next(&mut conn, id, &new.row(), now).await?
+            }
+            Some(KeyStatus::Active) => {
+                let (active, next) = ring::heads(&keys, format, now).ok_or(Error::NoRing(format))?;
+                let ready_at = policy.schedule.ready_at(active, next);
+                // A leaked key is worse than somebody who does not know the next one for a minute.
+                if !at_once && now < ready_at {
+                    return Err(Error::TooEarly(ready_at));
+                }
+                let new = Made::new(format, &wrapping).await?;
+                signing_keys::rotate(&mut conn, id, next.id().as_str(), &new.row(), at_once, now).await?
+            }
+            Some(KeyStatus::Retiring) if at_once => signing_keys::end(&mut conn, id).await?,
+            Some(KeyStatus::Retiring) => true,
+            None => return Err(Error::NoSuchKey(id.to_owned())),
+        };
+        if is_done {
+            tracing::warn!(key = id, at_once, "signing key retired");
+            return Ok(());
+        }
+    }
+    Err(Error::Contended)
+}
+
+impl Keys {
+    /// Wraps under the present root key what one of the accepted ones has wrapped. The names of those keys.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ForeignRoot`], or when the database fails.
+    pub async fn rewrap(&self) -> Result<Vec<KeyId>, Error> {
+        let mut conn = self.conn().await?;
+        rewrap(&mut conn, &self.0.wrapping).await
+    }
+}
+
+/// Every key that there has been, oldest first, and the root key that each is wrapped under.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn list(db: &PgPool) -> Result<Vec<(RingKey, Option<KeyId>)>, Error> {
+    let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
+    let rows = signing_keys::all(&mut conn).await?;
+    let roots: Vec<_> = rows.iter().map(|row| row.wrapped_by.clone().map(KeyId::from_stored)).collect();
+    Ok(ring_keys(rows)?.into_iter().zip(roots).collect())
+}
+
+/// Makes the rings that are missing, and sees to it that all of them open.
+async fn prepare(
+    conn: &mut PoolConnection,
+    policy: &Policy,
+    wrapping: &[WrappingKey],
+    now: OffsetDateTime,
+) -> Result<(), Error> {
+    let seconds = i32::try_from(policy.token_life.as_secs()).unwrap_or(i32::MAX).max(1);
+    let keys = ring_keys(signing_keys::live(conn, now).await?)?;
+    for format in policy.key_pair_formats() {
+        if ring::heads(&keys, format, now).is_some() {
+            continue;
+        }
+        let (active, next) = (Made::new(format, &wrapping[0]).await?, Made::new(format, &wrapping[0]).await?);
+        if signing_keys::found(conn, format.name(), &active.row(), &next.row(), seconds, now).await? {
+            tracing::info!(%format, active = active.id(), next = next.id(), "signing keys made");
+        }
+    }
+    let formats: Vec<_> = policy.key_pair_formats().map(|format| format.name().to_owned()).collect();
+    signing_keys::note_token_life(conn, &formats, seconds).await?;
+    rewrap(conn, wrapping).await?;
+    Ok(())
+}
+
+async fn rewrap(conn: &mut PoolConnection, wrapping: &[WrappingKey]) -> Result<Vec<KeyId>, Error> {
+    let mut done = Vec::new();
+    for row in signing_keys::all(conn).await? {
+        let present = &wrapping[0];
+        if row.wrapped_by.as_deref().is_none_or(|root| root == present.root().as_str()) {
+            continue;
+        }
+        let format = format(&row)?;
+        let Some((wrapped, root)) = signing_keys::wrapped(conn, &row.id).await? else { continue };
+        let pair = unwrap(wrapping, format, &row.id, &wrapped, &root)?;
+        let wrapped = present.wrap(&pair).map_err(Error::Generate)?;
+        if signing_keys::rewrap(conn, &row.id, &root, &wrapped, present.root().as_str()).await? {
+            tracing::info!(key = row.id, from = root, to = %present.root(), "signing key wrapped anew");
+            done.push(pair.id().clone());
+        }
+    }
+    Ok(done)
+}
+
+/// The ring of the formats in force; `None` when nothing has changed since `before`.
+async fn read(
+    conn: &mut PoolConnection,
+    policy: &Policy,
+    wrapping: &[WrappingKey],
+    before: &Ring,
+    now: OffsetDateTime,
+) -> Result<Option<Ring>, Error> {
+    let rows = signing_keys::live(conn, now).await?;
+    let mut keys = ring_keys(rows)?;
+    keys.retain(|key| policy.key_pair_formats().any(|format| format == key.public.format()));
+    let statuses: Vec<_> = keys.iter().filter_map(|key| Some((key.id().clone(), key.status(now)?))).collect();
+    if statuses == before.statuses {
+        return Ok(None);
+    }
+    let mut pairs = HashMap::new();
+    for key in &keys {
+        if !matches!(key.status(now), Some(KeyStatus::Next | KeyStatus::Active)) {
+            continue;
+        }
+        let pair = match before.pairs.get(key.id()) {
+            Some(pair) => pair.clone(),
+            None => match signing_keys::wrapped(conn, key.id().as_str()).await? {
+                Some((wrapped, root)) => {
+                    let format = key.public.format();
+                    Arc::new(unwrap(wrapping, format, key.id().as_str(), &wrapped, &root)?)
+                }
+                // Retired since the statement before; the next reading has it.
+                None => continue,
+            },
+        };
+        pairs.insert(key.id().clone(), pair);
+    }
+    let status = |key: &RingKey| key.status(now);
+    let published = Arc::new(Published {
+        jwks: token::jwks(keys.iter().filter(|key| status(key).is_some()).map(|key| &key.public)),
+        paserks: token::paserks(keys.iter().filter_map(|key| Some((&key.public, status(key)?)))),
+    });
+    Ok(Some(Ring { keys, pairs, statuses, published }))
+}
+
+fn ring_keys(rows: Vec<Row>) -> Result<Vec<RingKey>, Error> {
+    rows.into_iter().map(ring_key).collect()
+}
+
+fn ring_key(row: Row) -> Result<RingKey, Error> {
+    let public: PublicKey =
+        row.public_key.parse().map_err(|source| Error::Unreadable { id: row.id.clone(), source })?;
+    if public.id().as_str() != row.id || public.format() != format(&row)? {
+        return Err(Error::Unreadable { id: row.id, source: InvalidKey::Jwk });
+    }
+    Ok(RingKey {
+        public,
+        published_at: row.published_at,
+        activated_at: row.activated_at,
+        retired_at: row.retired_at,
+        verifies_until: row.verifies_until,
+    })
+}
+
+fn format(row: &Row) -> Result<KeyPairFormat, Error> {
+    row.format.parse().map_err(|_| Error::Unreadable { id: row.id.clone(), source: InvalidKey::Private })
+}
+
+fn unwrap(
+    wrapping: &[WrappingKey],
+    format: KeyPairFormat,
+    id: &str,
+    wrapped: &[u8],
+    root: &str,
+) -> Result<KeyPair, Error> {
+    let key = wrapping
+        .iter()
+        .find(|key| key.root().as_str() == root)
+        .ok_or_else(|| Error::ForeignRoot { id: id.to_owned(), root: root.to_owned() })?;
+    key.unwrap(format, &KeyId::from_stored(id.to_owned()), wrapped)
+        .map_err(|source| Error::Unreadable { id: id.to_owned(), source })
+}
+
+/// What new tokens are made with.
+fn signing_key(policy: &Policy, ring: &Ring, now: OffsetDateTime) -> Result<SigningKey, Error> {
+    match policy.format {
+        Format::Shared(format) => Ok(SigningKey::shared(format, &policy.root)),
+        Format::KeyPair(format) => {
+            let (active, _) = ring::heads(&ring.keys, format, now).ok_or(Error::NoRing(format))?;
+            let pair = ring.pairs.get(active.id()).ok_or(Error::NoRing(format))?;
+            Ok(SigningKey::Pair(pair.clone()))
+        }
+    }
+}
+
+/// What tokens are checked with: shared keys of every root, and every key of the rings that is not gone. The next one
+/// too: another replica may have heard earlier than this one that it signs.
+fn verifying_keys(policy: &Policy, ring: &Ring, now: OffsetDateTime) -> Vec<VerifyingKey> {
+    let shared = policy.formats().into_iter().filter_map(|format| match format {
+        Format::Shared(format) => Some(format),
+        Format::KeyPair(_) => None,
+    });
+    let shared = shared.flat_map(|format| policy.roots().map(move |root| VerifyingKey::shared(format, root)));
+    let published = ring.keys.iter().filter(|key| key.status(now).is_some());
+    shared.chain(published.map(|key| key.public.clone().into())).collect()
+}
+
+/// A key just made, and not stored yet.
+struct Made {
+    pair: KeyPair,
+    public_key: String,
+    wrapped: Vec<u8>,
+    root: KeyId,
+}
+
+impl Made {
+    async fn new(format: KeyPairFormat, wrapping: &WrappingKey) -> Result<Self, Error> {
+        // An RSA key takes long enough to keep other requests waiting.
+        let pair = tokio::task::spawn_blocking(move || KeyPair::generate(format))
+            .await
+            .unwrap_or(Err(InvalidKey::Private))
+            .map_err(Error::Generate)?;
+        let wrapped = wrapping.wrap(&pair).map_err(Error::Generate)?;
+        Ok(Self { public_key: pair.public_key().to_string(), wrapped, root: wrapping.root().clone(), pair })
+    }
+
+    fn id(&self) -> &str {
+        self.pair.id().as_str()
+    }
+
+    fn row(&self) -> NewKey<'_> {
+        NewKey {
+            id: self.id(),
+            public_key: &self.public_key,
+            wrapped_key: &self.wrapped,
+            wrapped_by: self.root.as_str(),
+        }
+    }
+}
+
+/// An error with everything behind it, on one line.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
