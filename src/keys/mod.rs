@@ -97,6 +97,15 @@ pub enum Error {
         /// The root key's name, `k4.lid.…`.
         root: String,
     },
+    /// The key that signs does not open.
+    #[error(
+        "the signing key {id} does not open under TOKEN_SYMMETRIC_KEY or one of TOKEN_SYMMETRIC_KEYS_ACCEPTED; \
+         `gatepass key list` says which root key it is wrapped under"
+    )]
+    Closed {
+        /// The signing key.
+        id: String,
+    },
     /// A stored key is not what its row says.
     #[error("the signing key {id} cannot be read")]
     Unreadable {
@@ -236,7 +245,8 @@ impl Keys {
     ///
     /// # Errors
     ///
-    /// When the database fails; then everything stays as it is.
+    /// When the database fails; then everything stays as it is. Or when a private key does not open: then tokens are
+    /// checked with the ring as it was read, and made with the key that made them before.
     pub async fn refresh(&self, now: OffsetDateTime) -> Result<(), Error> {
         if !self.has_ring() {
             return Ok(());
@@ -245,7 +255,7 @@ impl Keys {
         let Format::KeyPair(format) = self.0.policy.format else { return Ok(()) };
         let is_due = ring::heads(&self.0.ring.load().keys, format, now)
             .is_some_and(|(active, next)| self.0.policy.schedule.is_due(active, next, now));
-        if is_due && self.promote(format, false, now).await? {
+        if is_due && self.promote(format, now).await? {
             self.read(now).await?;
         }
         Ok(())
@@ -256,12 +266,14 @@ impl Keys {
         let _reading = inner.reading.lock().await;
         let mut conn = self.conn().await?;
         let ring = read(&mut conn, &inner.policy, &inner.wrapping, &inner.ring.load(), now).await?;
-        if let Some(ring) = ring {
-            // Accepted before it signs, on this replica too.
+        let Some(ring) = ring else { return Ok(()) };
+        // First, whatever is with the private keys: a retired key is refused, and a new one accepted before it signs.
+        if ring.statuses != inner.ring.load().statuses {
             inner.verifier.set_keys(verifying_keys(&inner.policy, &ring, now));
-            inner.issuer.set_key(signing_key(&inner.policy, &ring, now)?);
-            inner.ring.store(Arc::new(ring));
         }
+        let signing_key = signing_key(&inner.policy, &ring, now);
+        inner.ring.store(Arc::new(ring));
+        inner.issuer.set_key(signing_key?);
         Ok(())
     }
 
@@ -321,7 +333,7 @@ impl Keys {
             if now < ready_at {
                 return Err(Error::TooEarly(ready_at));
             }
-            let is_done = self.promote(format, false, now).await?;
+            let is_done = self.promote(format, now).await?;
             self.read(now).await?;
             if is_done {
                 return Ok(());
@@ -338,12 +350,7 @@ impl Keys {
     }
 
     /// `false` when somebody else has changed the ring since it was read.
-    async fn promote(
-        &self,
-        format: KeyPairFormat,
-        at_once: bool,
-        now: OffsetDateTime,
-    ) -> Result<bool, Error> {
+    async fn promote(&self, format: KeyPairFormat, now: OffsetDateTime) -> Result<bool, Error> {
         let ring = self.0.ring.load_full();
         let Some((active, next)) = ring::heads(&ring.keys, format, now) else {
             return Err(Error::NoRing(format));
@@ -352,7 +359,7 @@ impl Keys {
         let mut conn = self.conn().await?;
         let (active, next) = (active.id(), next.id());
         let is_done =
-            signing_keys::rotate(&mut conn, active.as_str(), next.as_str(), &new.row(), at_once, now).await?;
+            signing_keys::rotate(&mut conn, active.as_str(), next.as_str(), &new.row(), false, now).await?;
         if is_done {
             tracing::info!(from = %active, to = %next, %format, "signing key rotated");
         }
@@ -423,7 +430,7 @@ impl Keys {
     /// [`Error::ForeignRoot`], or when the database fails.
     pub async fn rewrap(&self) -> Result<Vec<KeyId>, Error> {
         let mut conn = self.conn().await?;
-        rewrap(&mut conn, &self.0.wrapping).await
+        rewrap(&mut conn, &self.0.policy, &self.0.wrapping).await
     }
 }
 
@@ -459,11 +466,15 @@ async fn prepare(
     }
     let formats: Vec<_> = policy.key_pair_formats().map(|format| format.name().to_owned()).collect();
     signing_keys::note_token_life(conn, &formats, seconds).await?;
-    rewrap(conn, wrapping).await?;
+    rewrap(conn, policy, wrapping).await?;
     Ok(())
 }
 
-async fn rewrap(conn: &mut PoolConnection, wrapping: &[WrappingKey]) -> Result<Vec<KeyId>, Error> {
+async fn rewrap(
+    conn: &mut PoolConnection,
+    policy: &Policy,
+    wrapping: &[WrappingKey],
+) -> Result<Vec<KeyId>, Error> {
     let mut done = Vec::new();
     for row in signing_keys::all(conn).await? {
         let present = &wrapping[0];
@@ -472,7 +483,15 @@ async fn rewrap(conn: &mut PoolConnection, wrapping: &[WrappingKey]) -> Result<V
         }
         let format = format(&row)?;
         let Some((wrapped, root)) = signing_keys::wrapped(conn, &row.id).await? else { continue };
-        let pair = unwrap(wrapping, format, &row.id, &wrapped, &root)?;
+        let pair = match unwrap(wrapping, format, &row.id, &wrapped, &root) {
+            Ok(pair) => pair,
+            // Of a format that was in force once: nobody needs it, and it is no reason not to start.
+            Err(error) if policy.key_pair_formats().all(|needed| needed != format) => {
+                tracing::warn!(error = describe(&error), "left as it is");
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let wrapped = present.wrap(&pair).map_err(Error::Generate)?;
         if signing_keys::rewrap(conn, &row.id, &root, &wrapped, present.root().as_str()).await? {
             tracing::info!(key = row.id, from = root, to = %present.root(), "signing key wrapped anew");
@@ -482,7 +501,8 @@ async fn rewrap(conn: &mut PoolConnection, wrapping: &[WrappingKey]) -> Result<V
     Ok(done)
 }
 
-/// The ring of the formats in force; `None` when nothing has changed since `before`.
+/// The ring of the formats in force; `None` when nothing has changed since `before`. A private key that does not open is
+/// left out: tokens are checked without it.
 async fn read(
     conn: &mut PoolConnection,
     policy: &Policy,
@@ -494,26 +514,22 @@ async fn read(
     let mut keys = ring_keys(rows)?;
     keys.retain(|key| policy.key_pair_formats().any(|format| format == key.public.format()));
     let statuses: Vec<_> = keys.iter().filter_map(|key| Some((key.id().clone(), key.status(now)?))).collect();
-    if statuses == before.statuses {
+    let signs = |key: &&RingKey| matches!(key.status(now), Some(KeyStatus::Next | KeyStatus::Active));
+    let is_whole = keys.iter().filter(signs).all(|key| before.pairs.contains_key(key.id()));
+    if statuses == before.statuses && is_whole {
         return Ok(None);
     }
     let mut pairs = HashMap::new();
-    for key in &keys {
-        if !matches!(key.status(now), Some(KeyStatus::Next | KeyStatus::Active)) {
-            continue;
+    for key in keys.iter().filter(signs) {
+        let id = key.id();
+        if let Some(pair) = before.pairs.get(id) {
+            pairs.insert(id.clone(), pair.clone());
+        } else if let Some((wrapped, root)) = signing_keys::wrapped(conn, id.as_str()).await? {
+            match unwrap(wrapping, key.public.format(), id.as_str(), &wrapped, &root) {
+                Ok(pair) => drop(pairs.insert(id.clone(), Arc::new(pair))),
+                Err(error) => tracing::debug!(error = describe(&error), "a private key is left out"),
+            }
         }
-        let pair = match before.pairs.get(key.id()) {
-            Some(pair) => pair.clone(),
-            None => match signing_keys::wrapped(conn, key.id().as_str()).await? {
-                Some((wrapped, root)) => {
-                    let format = key.public.format();
-                    Arc::new(unwrap(wrapping, format, key.id().as_str(), &wrapped, &root)?)
-                }
-                // Retired since the statement before; the next reading has it.
-                None => continue,
-            },
-        };
-        pairs.insert(key.id().clone(), pair);
     }
     let status = |key: &RingKey| key.status(now);
     let published = Arc::new(Published {
@@ -567,7 +583,8 @@ fn signing_key(policy: &Policy, ring: &Ring, now: OffsetDateTime) -> Result<Sign
         Format::Shared(format) => Ok(SigningKey::shared(format, &policy.root)),
         Format::KeyPair(format) => {
             let (active, _) = ring::heads(&ring.keys, format, now).ok_or(Error::NoRing(format))?;
-            let pair = ring.pairs.get(active.id()).ok_or(Error::NoRing(format))?;
+            let pair = ring.pairs.get(active.id());
+            let pair = pair.ok_or_else(|| Error::Closed { id: active.id().to_string() })?;
             Ok(SigningKey::Pair(pair.clone()))
         }
     }

@@ -6,8 +6,8 @@
 //! is made for one algorithm; `alg` is only ever compared with that of the key, and chooses nothing.
 //!
 //! Why not a JWT library: those decode a header, and then pick a verifier by its `alg`, which is the code path that must
-//! not exist here; and they read the key anew for each token, which costs more than the signature does. What is left
-//! after that is these few lines of envelope.
+//! not exist here; and they parse the private key anew for each token. What is left after that is these few lines of
+//! envelope.
 
 use std::sync::Arc;
 
