@@ -19,6 +19,7 @@ run: ## Build and start the service, with a Postgres of its own under .gatepass/
 
 .PHONY: test
 test: ## Run all tests, against a throw-away Postgres
+	python=$$(scripts/other-libraries) && export GATEPASS_TEST_PYTHON="$$python" && \
 	scripts/with-postgres cargo test --locked --all-features $(ARGS)
 
 .PHONY: fmt

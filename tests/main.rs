@@ -16,6 +16,7 @@ mod login;
 mod logs;
 mod manners;
 mod migrations;
+mod other_libraries;
 mod process;
 mod readme;
 mod users;

@@ -48,6 +48,8 @@ mod published;
 #[cfg(feature = "server")]
 pub mod refresh;
 pub mod ring;
+#[cfg(test)]
+mod vectors;
 mod verifier;
 mod wrap;
 

@@ -44,43 +44,25 @@ impl Sealed {
 
 #[cfg(test)]
 mod tests {
-    //! The official vectors of PASETO v4.local and of the PASERKs that we read and write. They are not part of this
-    //! repository: the environment variable `PASETO_VECTORS` names a copy of `paseto-standard/test-vectors`, whose
-    //! `v4.json`, `k4.local.json` and `k4.lid.json` are run through our own [`Sealed`] and [`SymmetricKey`]. Without
-    //! the variable there is nothing to run. Vectors with an implicit assertion are none of ours: we accept only
-    //! tokens that have none, so every one of those has to fail.
-
-    use std::{env, fs, path::Path};
+    //! The official vectors ([`vectors`]) of v4.local, `k4.local` and `k4.lid`, through our own [`Sealed`] and
+    //! [`SymmetricKey`]. Those with an implicit assertion are none of ours: we accept only tokens that have none, so
+    //! every one of them has to fail. So have tokens of another version or purpose. Our [`encrypt`] draws its nonce, so
+    //! that no vector says what it makes.
 
     use secrecy::ExposeSecret;
     use serde_json::Value;
 
     use super::*;
-
-    fn vectors(file: &str) -> Vec<Value> {
-        let Some(directory) = env::var_os("PASETO_VECTORS") else {
-            eprintln!("skipped: PASETO_VECTORS names no copy of the official test vectors");
-            return Vec::new();
-        };
-        let text = fs::read_to_string(Path::new(&directory).join(file)).unwrap();
-        let mut document: Value = serde_json::from_str(&text).unwrap();
-        match document["tests"].take() {
-            Value::Array(tests) if !tests.is_empty() => tests,
-            other => panic!("{file}: {other}"),
-        }
-    }
+    use crate::token::vectors::{self, text};
 
     fn key(vector: &Value) -> Option<SymmetricKey> {
-        let hex = vector["key"].as_str()?;
-        let bytes: Vec<u8> =
-            (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect();
-        bytes.try_into().ok().map(SymmetricKey::from_bytes)
+        vectors::bytes(vector, "key")?.try_into().ok().map(SymmetricKey::from_bytes)
     }
 
     #[test]
     fn tokens() {
-        for vector in vectors("v4.json") {
-            let (name, token) = (&vector["name"], vector["token"].as_str().unwrap());
+        for vector in vectors::read("v4.json") {
+            let (name, token) = (&vector["name"], text(&vector, "token"));
             let opened = Sealed::parse(token).and_then(|sealed| {
                 let key = key(&vector).ok_or(Rejection::UnknownKey)?;
                 Ok((sealed.0.untrusted_footer().to_vec(), sealed.decrypt(&key)?))
@@ -89,25 +71,25 @@ mod tests {
                 assert!(opened.is_err(), "{name}");
             } else {
                 let (footer, message) = opened.unwrap();
-                assert_eq!(footer, vector["footer"].as_str().unwrap().as_bytes(), "{name}");
-                assert_eq!(message, vector["payload"].as_str().unwrap().as_bytes(), "{name}");
+                assert_eq!(footer, text(&vector, "footer").as_bytes(), "{name}");
+                assert_eq!(message, text(&vector, "payload").as_bytes(), "{name}");
             }
         }
     }
 
     #[test]
     fn keys_and_their_ids() {
-        for vector in vectors("k4.local.json") {
-            let read = vector["paserk"].as_str().unwrap().parse::<SymmetricKey>();
+        for vector in vectors::read("k4.local.json") {
+            let read = text(&vector, "paserk").parse::<SymmetricKey>();
             if vector["expect-fail"] == true {
                 assert!(read.is_err(), "{vector}");
             } else {
                 assert_eq!(read.unwrap().as_bytes(), key(&vector).unwrap().as_bytes(), "{vector}");
                 let written = key(&vector).unwrap().to_paserk();
-                assert_eq!(written.expose_secret(), vector["paserk"].as_str().unwrap());
+                assert_eq!(written.expose_secret(), text(&vector, "paserk"));
             }
         }
-        for vector in vectors("k4.lid.json") {
+        for vector in vectors::read("k4.lid.json") {
             let id = key(&vector).map(|key| key.id().as_str().to_owned());
             assert_eq!(id.as_deref(), vector["paserk"].as_str(), "{vector}");
         }

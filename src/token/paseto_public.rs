@@ -98,3 +98,88 @@ impl Signed {
         Ok(trusted.payload().as_bytes().to_vec())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! The official vectors ([`vectors`]) that the functions here can be given.
+    //!
+    //! - `v4.json`: [`Signed`] reads the tokens, under the public key as a PASERK. Those with an implicit assertion
+    //!   have to fail, since we accept none; so have v4.local and v3. [`SecretKey::sign`] makes the token again, byte
+    //!   for byte, where the footer is a `kid`, which is the only one that it writes.
+    //! - `k4.public.json`, `k4.pid.json`: [`PublicKey`], read from the PASERK. A key of the wrong length is given as the
+    //!   PASERK that it would have.
+    //! - `k4.secret.json`: [`SecretKey::from_bytes`], and the public key that it finds. We have no `k4.secret` as text.
+    //!   The seed of zeros, which is a good key by the vectors, is refused here.
+
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    use serde_json::Value;
+
+    use super::*;
+    use crate::token::vectors::{self, bytes, text};
+
+    /// The key in `member`, of whatever length, by way of its PASERK.
+    fn public(vector: &Value, member: &str) -> Result<PublicKey, InvalidKey> {
+        let key = bytes(vector, member).ok_or(InvalidKey::PublicPaserk)?;
+        PublicKey::from_paserk(&format!("k4.public.{}", URL_SAFE_NO_PAD.encode(key)))
+    }
+
+    #[test]
+    fn tokens() {
+        let mut signed_again = 0;
+        let vectors = vectors::read("v4.json");
+        for vector in &vectors {
+            let (name, token, footer) = (&vector["name"], text(vector, "token"), text(vector, "footer"));
+            let key = public(vector, "public-key");
+            let opened = Signed::parse(token).and_then(|signed| {
+                let key = key.as_ref().map_err(|_| Rejection::UnknownKey)?;
+                Ok((signed.0.untrusted_footer().to_vec(), signed.verify(key)?))
+            });
+            if vector["expect-fail"] == true || vector["implicit-assertion"] != "" || key.is_err() {
+                assert!(opened.is_err(), "{name}");
+                continue;
+            }
+            let payload = text(vector, "payload").as_bytes();
+            assert_eq!(opened.unwrap(), (footer.as_bytes().to_vec(), payload.to_vec()), "{name}");
+
+            let secret = SecretKey::from_bytes(&bytes(vector, "secret-key").unwrap()).unwrap();
+            if let Ok(kid) = paseto_footer::kid(footer.as_bytes()) {
+                let id = KeyId::from_stored(kid.to_owned());
+                assert_eq!(secret.sign(&id, payload).unwrap(), token, "{name}");
+                signed_again += 1;
+            }
+        }
+        assert!(vectors.is_empty() || signed_again > 0);
+    }
+
+    #[test]
+    fn public_keys_and_their_ids() {
+        for vector in vectors::read("k4.public.json") {
+            if vector["expect-fail"] == true {
+                assert!(public(&vector, "key").is_err(), "{vector}");
+                continue;
+            }
+            let read = PublicKey::from_paserk(text(&vector, "paserk")).unwrap();
+            assert_eq!(read.0.as_bytes(), bytes(&vector, "key").unwrap(), "{vector}");
+            assert_eq!(read.to_paserk(), text(&vector, "paserk"));
+        }
+        for vector in vectors::read("k4.pid.json") {
+            let id = public(&vector, "key").map(|key| key.id().as_str().to_owned());
+            assert_eq!(id.ok().as_deref(), vector["paserk"].as_str(), "{vector}");
+        }
+    }
+
+    #[test]
+    fn secret_keys() {
+        for vector in vectors::read("k4.secret.json") {
+            let key = bytes(&vector, "key").unwrap();
+            let read = SecretKey::from_bytes(&key);
+            if vector["expect-fail"] == true || key.starts_with(&[0; 32]) {
+                assert!(read.is_err(), "{vector}");
+                continue;
+            }
+            let read = read.unwrap();
+            assert_eq!(read.as_bytes(), key, "{vector}");
+            assert_eq!(read.public_key().0.as_bytes(), bytes(&vector, "public-key").unwrap(), "{vector}");
+        }
+    }
+}
