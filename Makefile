@@ -33,11 +33,12 @@ lint: lint-fmt lint-clippy lint-docs lint-shell ## Check format, clippy, documen
 lint-fmt:
 	cargo fmt --check
 
-# The second line: other services build the verifier alone, without the server.
+# The second and third lines: other services build the verifier without the server, with and without a client.
 .PHONY: lint-clippy
 lint-clippy:
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	cargo clippy --locked --lib --no-default-features --features verify -- -D warnings
+	cargo clippy --locked --lib --no-default-features --features remote -- -D warnings
 
 .PHONY: lint-docs
 lint-docs:

@@ -23,8 +23,8 @@
 //! (`store::users`), waits its turn in `password::Pool`, verifies, writes the session (`store::sessions`) and has the
 //! token made (`token::Issuer`) → `http::users` shapes the answer.
 //!
-//! Cargo features: `server` (default) is everything; `verify` is [`token`] and [`bearer`] alone, for services that check
-//! gatepass's tokens.
+//! Cargo features: `server` (default) is the service; `verify` is [`token`] and [`bearer`] alone, for services that check
+//! gatepass's tokens; `remote` is `verify` and the client that fetches the keys from a running gatepass.
 
 #[cfg(feature = "server")]
 pub mod account;

@@ -19,4 +19,6 @@ mod migrations;
 mod other_libraries;
 mod process;
 mod readme;
+#[cfg(feature = "remote")]
+mod remote_keys;
 mod users;

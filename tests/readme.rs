@@ -41,17 +41,25 @@ fn the_table_of_settings_is_the_codes() {
 }
 
 #[test]
-fn the_example_is_the_one_that_compiles() {
-    let source = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/bearer/mod.rs")).unwrap();
-    // As rustdoc shows it: without the lines that it hides.
-    let visible: Vec<&str> = between(&source, "//! ```\n", "//! ```\n")
-        .lines()
-        .map(|line| line.trim_start_matches("//!").strip_prefix(' ').unwrap_or_default())
-        .filter(|line| *line != "#" && !line.starts_with("# "))
-        .collect();
+fn the_examples_are_those_that_compile() {
     let readme = readme();
-    let shown: Vec<&str> = between(&readme, "```rust\n", "```\n").lines().collect();
-    assert_eq!(shown, visible, "README.md's example is not that of src/bearer/mod.rs");
+    let shown: Vec<&str> =
+        readme.split("```rust\n").skip(1).map(|rest| rest.split_once("```\n").unwrap().0).collect();
+    let sources = [("src/bearer/mod.rs", "//! ```\n"), ("src/bearer/remote.rs", "/// ```no_run\n")];
+    assert_eq!(shown.len(), sources.len());
+    for ((path, fence), shown) in sources.into_iter().zip(shown) {
+        let source = fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        // As rustdoc shows it: without the lines that it hides.
+        let visible: Vec<&str> = between(&source, fence, "```\n")
+            .lines()
+            .map(|line| line.trim_start_matches("//!").trim_start_matches("///"))
+            .map(|line| line.strip_prefix(' ').unwrap_or_default())
+            .filter(|line| *line != "#" && !line.starts_with("# "))
+            .collect();
+        // What is left of the line with the last fence.
+        let visible = visible.split_last().unwrap().1;
+        assert_eq!(shown.lines().collect::<Vec<_>>(), visible, "README.md's example is not that of {path}");
+    }
 }
 
 #[tokio::test]

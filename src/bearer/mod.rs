@@ -29,8 +29,14 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! With keys that gatepass publishes (`v4.public`, `jwt`), a service has no key of its own to keep: `RemoteKeys` (feature
+//! `remote`) in place of the verifier fetches them, and follows their rotation.
 
+#[cfg(feature = "remote")]
+mod remote;
 mod service;
+mod source;
 
 use std::sync::Arc;
 
@@ -40,7 +46,12 @@ use http::{
 };
 use time::OffsetDateTime;
 
-pub use self::service::{BearerService, ResponseFuture};
+#[cfg(feature = "remote")]
+pub use self::remote::{DocumentError, RemoteError, RemoteKeys};
+pub use self::{
+    service::{BearerService, ResponseFuture},
+    source::Source,
+};
 use crate::{
     clock::Clock,
     token::{Claims, Rejection, Verifier},
@@ -49,16 +60,16 @@ use crate::{
 /// Puts [`BearerService`] around a service.
 #[derive(Clone, Debug)]
 pub struct BearerLayer<R = DefaultAnswer> {
-    verifier: Arc<Verifier>,
+    source: Source,
     clock: Clock,
     answer: R,
 }
 
 impl BearerLayer {
-    /// A layer that accepts what `verifier` accepts, by the machine's clock, and answers the rest with
-    /// [`DefaultAnswer`].
-    pub fn new(verifier: impl Into<Arc<Verifier>>) -> Self {
-        Self { verifier: verifier.into(), clock: Clock::system(), answer: DefaultAnswer }
+    /// A layer that accepts what a [`Verifier`] or, with the feature `remote`, `RemoteKeys` accept, by the machine's
+    /// clock, and answers the rest with [`DefaultAnswer`].
+    pub fn new(source: impl Into<Source>) -> Self {
+        Self { source: source.into(), clock: Clock::system(), answer: DefaultAnswer }
     }
 }
 
@@ -72,7 +83,7 @@ impl<R> BearerLayer<R> {
     /// Answers refused requests with `answer`, for services that have an error format of their own.
     #[must_use]
     pub fn with_answer<A>(self, answer: A) -> BearerLayer<A> {
-        BearerLayer { verifier: self.verifier, clock: self.clock, answer }
+        BearerLayer { source: self.source, clock: self.clock, answer }
     }
 }
 

@@ -2,16 +2,20 @@
 
 use std::{
     future::Future,
+    mem,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::{Answer, BearerLayer, authenticate};
+use super::{Answer, BearerLayer, Refusal, authenticate, source::Refresh};
+use crate::token::Rejection;
 
 /// Lets a request through to `S` with its claims, or answers it by `R`.
+///
+/// `S` and `R` are cloned for a request that has to wait for keys, and for no other.
 #[derive(Clone, Debug)]
 pub struct BearerService<S, R> {
     inner: S,
@@ -22,68 +26,121 @@ impl<S, R> BearerService<S, R> {
     pub(super) fn new(inner: S, layer: BearerLayer<R>) -> Self {
         Self { inner, layer }
     }
+
+    /// Puts the claims of the request's token among its extensions.
+    fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Refusal> {
+        let claims = authenticate(request.headers(), self.layer.source.verifier(), self.layer.clock.now())?;
+        request.extensions_mut().insert(claims);
+        Ok(())
+    }
+
+    /// What to wait for before this is said, if anything could change it.
+    fn refresh(&self, refusal: Refusal) -> Option<Refresh> {
+        match refusal {
+            Refusal::Token(Rejection::UnknownKey) => self.layer.source.refresh(),
+            _ => None,
+        }
+    }
 }
 
 impl<S, R, B, C> Service<Request<B>> for BearerService<S, R>
 where
-    S: Service<Request<B>, Response = Response<C>>,
-    R: Answer<C>,
+    S: Service<Request<B>, Response = Response<C>> + Clone,
+    R: Answer<C> + Clone,
 {
     type Response = Response<C>;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future, C>;
+    type Future = ResponseFuture<S, R, B, C>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let layer = &self.layer;
-        let kind = match authenticate(request.headers(), &layer.verifier, layer.clock.now()) {
-            Ok(claims) => {
-                request.extensions_mut().insert(claims);
-                Kind::Inner { future: self.inner.call(request) }
-            }
-            Err(refusal) => Kind::Refused { response: Some(layer.answer.answer(refusal)) },
+        let kind = match self.admit(&mut request) {
+            Ok(()) => Kind::Inner { future: self.inner.call(request) },
+            Err(refusal) => match self.refresh(refusal) {
+                Some(refresh) => {
+                    // The one that was polled ready goes with the request; its clone has to be polled anew.
+                    let clone = self.inner.clone();
+                    let service = Self::new(mem::replace(&mut self.inner, clone), self.layer.clone());
+                    Kind::Waiting { waiting: Some(Box::new(Waiting { refresh, service, request })) }
+                }
+                None => Kind::Refused { response: Some(self.layer.answer.answer(refusal)) },
+            },
         };
         ResponseFuture { kind }
     }
 }
 
 pin_project_lite::pin_project! {
-    /// The response of the service behind, or the refusal.
-    pub struct ResponseFuture<F, C> {
+    /// The response of the service behind, or the refusal; before that, where the token's key is unknown and keys are
+    /// fetched, the wait for them.
+    pub struct ResponseFuture<S, R, B, C>
+    where
+        S: Service<Request<B>>,
+    {
         #[pin]
-        kind: Kind<F, C>,
+        kind: Kind<S, R, B, C>,
     }
 }
 
 pin_project_lite::pin_project! {
     #[project = Projected]
-    enum Kind<F, C> {
+    enum Kind<S, R, B, C>
+    where
+        S: Service<Request<B>>,
+    {
         Inner {
             #[pin]
-            future: F,
+            future: S::Future,
         },
         // The answer, until it is taken.
         Refused {
             response: Option<Response<C>>,
         },
+        Waiting {
+            waiting: Option<Box<Waiting<S, R, B>>>,
+        },
     }
 }
 
-impl<F, C, E> Future for ResponseFuture<F, C>
-where
-    F: Future<Output = Result<Response<C>, E>>,
-{
-    type Output = F::Output;
+/// A request that waits for keys, and what then happens with it.
+struct Waiting<S, R, B> {
+    refresh: Refresh,
+    service: BearerService<S, R>,
+    request: Request<B>,
+}
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        match self.project().kind.project() {
-            Projected::Inner { future } => future.poll(cx),
-            Projected::Refused { response } => {
-                Poll::Ready(Ok(response.take().expect("a future is not polled after it is ready")))
-            }
+impl<S, R, B, C> Future for ResponseFuture<S, R, B, C>
+where
+    S: Service<Request<B>, Response = Response<C>>,
+    R: Answer<C>,
+{
+    type Output = Result<Response<C>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        const POLLED_AGAIN: &str = "a future is not polled after it is ready";
+
+        let mut kind = self.project().kind;
+        loop {
+            let next = match kind.as_mut().project() {
+                Projected::Inner { future } => return future.poll(cx),
+                Projected::Refused { response } => {
+                    return Poll::Ready(Ok(response.take().expect(POLLED_AGAIN)));
+                }
+                Projected::Waiting { waiting } => {
+                    ready!(waiting.as_mut().expect(POLLED_AGAIN).refresh.as_mut().poll(cx));
+                    let Waiting { mut service, mut request, .. } = *waiting.take().expect(POLLED_AGAIN);
+                    match service.admit(&mut request) {
+                        Ok(()) => Kind::Inner { future: service.inner.call(request) },
+                        Err(refusal) => {
+                            Kind::Refused { response: Some(service.layer.answer.answer(refusal)) }
+                        }
+                    }
+                }
+            };
+            kind.set(next);
         }
     }
 }

@@ -1,0 +1,497 @@
+//! The keys of a running gatepass: fetched from its well-known addresses, and kept fresh.
+//!
+//! One task does all the fetching, on schedule and when a token names a key that is not held, so that there is never more
+//! than one fetch at a time and everybody who needs its outcome waits for the same one. Keys are published before they
+//! sign, so that the schedule alone has them in time; the fetch for an unknown key is for rotations out of turn.
+
+use std::{collections::HashSet, fmt, net::IpAddr, sync::Arc, time::Duration};
+
+use http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{AGE, CACHE_CONTROL, ETAG, IF_NONE_MATCH},
+};
+use reqwest::{Client, Url};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::token::{
+    InvalidKeySet, KeyId, KeyPairFormat, Party, PublicKey, Verifier, read_jwks, read_paserks,
+};
+
+/// The bounds of `Cache-Control: max-age`, and what holds without one.
+const MIN_AGE: Duration = Duration::from_secs(5);
+const MAX_AGE: Duration = Duration::from_secs(60 * 60);
+const DEFAULT_AGE: Duration = Duration::from_secs(60);
+
+/// The pause after a fetch that failed; it doubles with each in a row, up to the second.
+const MIN_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+
+/// From the beginning of one fetch to that of another that a token asks for, at least.
+const ON_DEMAND_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a request waits for the keys, and how many may wait at once: past that, they are refused at once.
+const MAX_WAIT: Duration = Duration::from_secs(3);
+const MAX_WAITING: usize = 1_000;
+
+/// For each of the two documents.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
+
+/// Connections are kept for the second document, not until the next fetch: by then whoever is between may have
+/// forgotten them.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The public keys of a running gatepass, for [`BearerLayer::new`](super::BearerLayer::new).
+///
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use axum::{Extension, Router, routing::get};
+/// use gatepass::{bearer::{BearerLayer, RemoteKeys}, token::{Claims, Party}};
+///
+/// # async fn app() -> Result<Router, Box<dyn std::error::Error>> {
+/// async fn hello(Extension(claims): Extension<Arc<Claims>>) -> String {
+///     format!("hello {}", claims.username)
+/// }
+///
+/// let issuer = "https://auth.example.com";
+/// let keys = RemoteKeys::connect(issuer, Party { issuer: issuer.into(), audience: "gatepass".into() }).await?;
+///
+/// let app: Router = Router::new().route("/hello", get(hello)).layer(BearerLayer::new(keys));
+/// # Ok(app)
+/// # }
+/// ```
+///
+/// A task fetches the documents again when their `max-age` is over (5 s to 1 h; 60 s when they have none), until the last
+/// clone of this is dropped. When a fetch fails, the keys that are held stay, however long, and it is tried again after
+/// 5 s, later after up to 60 s; each failure is logged as a warning. A fetch is all or nothing: both documents, whole, and
+/// one key at least.
+///
+/// A token of an unknown key makes its request wait for a fetch, 3 s at most, and be checked again. There is one such
+/// fetch for all that wait, and none within 10 s of the beginning of the last, for whatever reason that was: until then,
+/// and when 1000 wait already, tokens of unknown keys are refused at once. Tokens of known keys never wait.
+#[derive(Clone)]
+pub struct RemoteKeys(Arc<Shared>);
+
+struct Shared {
+    verifier: Arc<Verifier>,
+    base: Arc<str>,
+    fetches: Arc<watch::Sender<Fetches>>,
+    places: Arc<Semaphore>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// How many fetches there have been. One is going on, or about to, when more were begun than ended.
+#[derive(Debug)]
+struct Fetches {
+    begun: u64,
+    ended: u64,
+    last_began: Instant,
+}
+
+impl Fetches {
+    fn is_on(&self) -> bool {
+        self.begun > self.ended
+    }
+
+    fn begin(&mut self, now: Instant) {
+        self.begun += 1;
+        self.last_began = now;
+    }
+}
+
+impl RemoteKeys {
+    /// Fetches the keys from `/.well-known/jwks.json` and `/.well-known/paserk.json` under `base`, and follows them from
+    /// then on. They check tokens that are by `party.issuer`, for `party.audience`; `base` is most often the issuer, and
+    /// may be another address of it.
+    ///
+    /// `base` is `https`, or `http` to this very machine. Certificates are checked as the operating system does
+    /// (`SSL_CERT_FILE` and `SSL_CERT_DIR` on Linux); `HTTPS_PROXY` and `NO_PROXY` are followed, redirects are not.
+    ///
+    /// # Errors
+    ///
+    /// When `base` is no such address, or the first fetch fails: a service without keys could only refuse everybody.
+    /// Whoever starts before gatepass does may call again.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with time and I/O.
+    pub async fn connect(base: &str, party: Party) -> Result<Self, RemoteError> {
+        let began = Instant::now();
+        let mut remote = Remote::new(base)?;
+        let fetched = remote.fetch().await?;
+        let ids = ids(&fetched.keys);
+        let verifier = Arc::new(Verifier::new(fetched.keys, party));
+        let fetches = Arc::new(watch::Sender::new(Fetches { begun: 1, ended: 1, last_began: began }));
+        let base = remote.base.clone();
+        let follower = Follower { remote, ids, verifier: verifier.clone(), fetches: fetches.clone() };
+        let task = tokio::spawn(follower.run(began + fetched.fresh_for));
+        let places = Arc::new(Semaphore::new(MAX_WAITING));
+        Ok(Self(Arc::new(Shared { verifier, base, fetches, places, task })))
+    }
+
+    /// What checks tokens with the keys that are held at the moment. It stays the same when they change.
+    pub fn verifier(&self) -> &Arc<Verifier> {
+        &self.0.verifier
+    }
+
+    /// What to wait for when a token names a key that is not held: the fetch that is going on, or a new one. `None` when
+    /// it is too early for one, or too many wait already.
+    pub(super) fn refresh(&self) -> Option<impl Future<Output = ()> + Send + 'static> {
+        // Nobody fetches any more when the runtime is gone that `connect` was called on.
+        if self.0.task.is_finished() {
+            return None;
+        }
+        let place = self.0.places.clone().try_acquire_owned().ok()?;
+        let now = Instant::now();
+        let mut fetches = self.0.fetches.subscribe();
+        let mut awaited = None;
+        self.0.fetches.send_if_modified(|fetches| {
+            let begins = !fetches.is_on() && now >= fetches.last_began + ON_DEMAND_INTERVAL;
+            if begins {
+                fetches.begin(now);
+            }
+            awaited = fetches.is_on().then_some(fetches.begun);
+            begins
+        });
+        let awaited = awaited?;
+        Some(async move {
+            let _place = place;
+            // Whatever came of it, the token is checked again.
+            let _ = timeout(MAX_WAIT, fetches.wait_for(|fetches| fetches.ended >= awaited)).await;
+        })
+    }
+}
+
+impl fmt::Debug for RemoteKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteKeys").field("base", &self.0.base).field("verifier", &self.0.verifier).finish()
+    }
+}
+
+/// The task that keeps a verifier's keys fresh.
+struct Follower {
+    remote: Remote,
+    /// The keys that the verifier has.
+    ids: HashSet<(KeyId, KeyPairFormat)>,
+    verifier: Arc<Verifier>,
+    fetches: Arc<watch::Sender<Fetches>>,
+}
+
+impl Follower {
+    async fn run(mut self, mut next: Instant) {
+        let mut asked = self.fetches.subscribe();
+        let mut failures = 0;
+        loop {
+            // Early when a token asks for it. The sender is in our own hands, so that waiting does not fail.
+            let _ = timeout_at(next, asked.wait_for(Fetches::is_on)).await;
+            let began = Instant::now();
+            self.fetches.send_if_modified(|fetches| {
+                let begins = !fetches.is_on();
+                if begins {
+                    fetches.begin(began);
+                }
+                begins
+            });
+            next = match self.remote.fetch().await {
+                Ok(fetched) => {
+                    failures = 0;
+                    self.take(fetched.keys);
+                    began + fetched.fresh_for
+                }
+                Err(error) => {
+                    failures += 1;
+                    let pause = pause(failures);
+                    let error: &(dyn std::error::Error + 'static) = &error;
+                    tracing::warn!(
+                        error,
+                        failures,
+                        retry_in_s = pause.as_secs(),
+                        "gatepass's keys could not be fetched; those that are held stay"
+                    );
+                    Instant::now() + pause
+                }
+            };
+            self.fetches.send_modify(|fetches| fetches.ended = fetches.begun);
+        }
+    }
+
+    /// Hands the keys to the verifier, if they are others: it forgets all tokens that it has checked.
+    fn take(&mut self, keys: Vec<PublicKey>) {
+        let ids = ids(&keys);
+        if ids != self.ids {
+            tracing::info!(keys = ids.len(), "gatepass's keys have changed");
+            self.verifier.set_keys(keys);
+            self.ids = ids;
+        }
+    }
+}
+
+fn ids(keys: &[PublicKey]) -> HashSet<(KeyId, KeyPairFormat)> {
+    keys.iter().map(|key| (key.id().clone(), key.format())).collect()
+}
+
+/// How long to wait after so many failures in a row.
+fn pause(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(8);
+    MAX_PAUSE.min(MIN_PAUSE * 2_u32.pow(doublings))
+}
+
+/// A gatepass to fetch keys from.
+struct Remote {
+    client: Client,
+    base: Arc<str>,
+    documents: [Document; 2],
+}
+
+/// One of the documents, and what was last in it.
+struct Document {
+    url: Url,
+    read: fn(&[u8]) -> Result<Vec<PublicKey>, InvalidKeySet>,
+    held: Option<Held>,
+}
+
+#[derive(Clone)]
+struct Held {
+    keys: Vec<PublicKey>,
+    etag: Option<HeaderValue>,
+}
+
+struct Fetched {
+    keys: Vec<PublicKey>,
+    fresh_for: Duration,
+}
+
+impl Remote {
+    fn new(base: &str) -> Result<Self, RemoteError> {
+        let base = Url::parse(base).ok().filter(is_acceptable).ok_or(RemoteError::Address)?;
+        let base = base.as_str().trim_end_matches('/');
+        let document = |name, read| {
+            let url = Url::parse(&format!("{base}/.well-known/{name}")).map_err(|_| RemoteError::Address)?;
+            Ok(Document { url, read, held: None })
+        };
+        let documents = [document("jwks.json", read_jwks as _)?, document("paserk.json", read_paserks as _)?];
+        Ok(Self { client: client(&documents[0].url)?, base: base.into(), documents })
+    }
+
+    /// Both documents, or neither, so that no key is lost in between when a service moves from one format to another.
+    async fn fetch(&mut self) -> Result<Fetched, RemoteError> {
+        let mut fresh_for = MAX_AGE;
+        let mut held = Vec::new();
+        for document in &self.documents {
+            let (now_held, document_fresh_for) = document.fetch(&self.client).await?;
+            fresh_for = fresh_for.min(document_fresh_for);
+            held.push(now_held);
+        }
+        let keys: Vec<_> = held.iter().flat_map(|held| held.keys.iter().cloned()).collect();
+        if keys.is_empty() {
+            return Err(RemoteError::NoKeys(self.base.to_string()));
+        }
+        for (document, held) in self.documents.iter_mut().zip(held) {
+            document.held = Some(held);
+        }
+        Ok(Fetched { keys, fresh_for })
+    }
+}
+
+impl Document {
+    /// What is in it now, and how long that is fresh.
+    async fn fetch(&self, client: &Client) -> Result<(Held, Duration), RemoteError> {
+        let failed = |reason| RemoteError::Document { url: self.url.to_string(), reason };
+        let transport = |error: reqwest::Error| failed(DocumentError::Transport(error.without_url().into()));
+        let mut request = client.get(self.url.clone());
+        let etag = self.held.as_ref().and_then(|held| held.etag.as_ref());
+        if let Some(etag) = etag {
+            request = request.header(IF_NONE_MATCH, etag);
+        }
+        let mut response = request.send().await.map_err(transport)?;
+        let fresh_for = fresh_for(response.headers());
+        let held = match (response.status(), &self.held) {
+            (StatusCode::OK, _) => {
+                let mut body = Vec::new();
+                while let Some(chunk) = response.chunk().await.map_err(transport)? {
+                    if body.len() + chunk.len() > MAX_DOCUMENT_BYTES {
+                        return Err(failed(DocumentError::TooLong));
+                    }
+                    body.extend_from_slice(&chunk);
+                }
+                let keys = (self.read)(&body).map_err(|error| failed(error.into()))?;
+                Held { keys, etag: response.headers().get(ETAG).cloned() }
+            }
+            (StatusCode::NOT_MODIFIED, Some(held)) if etag.is_some() => held.clone(),
+            (status, _) => return Err(failed(DocumentError::Status(status))),
+        };
+        Ok((held, fresh_for))
+    }
+}
+
+fn client(url: &Url) -> Result<Client, RemoteError> {
+    let mut builder = Client::builder()
+        .user_agent(concat!("gatepass/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(REQUEST_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT);
+    if url.scheme() == "http" {
+        // What is unencrypted stays on this machine, and needs no certificates.
+        builder = builder.no_proxy().tls_certs_only([]);
+    }
+    builder.build().map_err(|error| RemoteError::Client(error.into()))
+}
+
+/// Whether keys from there are from whom they seem to be.
+fn is_acceptable(base: &Url) -> bool {
+    let host = base.host_str().unwrap_or_default();
+    let is_encrypted = base.scheme() == "https";
+    (is_encrypted || base.scheme() == "http" && is_loopback(host))
+        && base.username().is_empty()
+        && base.password().is_none()
+        && base.query().is_none()
+        && base.fragment().is_none()
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+/// How long a document is fresh: its `max-age` less its age in caches on the way (RFC 9111, section 4.2), within bounds.
+fn fresh_for(headers: &HeaderMap) -> Duration {
+    let directives = headers.get_all(CACHE_CONTROL).iter().filter_map(|field| field.to_str().ok());
+    let max_age = directives.flat_map(|field| field.split(',')).find_map(|directive| {
+        let (name, seconds) = directive.trim().split_once('=')?;
+        if !name.eq_ignore_ascii_case("max-age") {
+            return None;
+        }
+        // One that is too large for us is large.
+        let seconds = seconds.trim_matches('"');
+        let is_number = !seconds.is_empty() && seconds.bytes().all(|byte| byte.is_ascii_digit());
+        is_number.then(|| Duration::from_secs(seconds.parse().unwrap_or(u64::MAX)))
+    });
+    let age = headers.get(AGE).and_then(|field| field.to_str().ok()?.parse().ok()).unwrap_or_default();
+    let fresh_for = max_age.map_or(DEFAULT_AGE, |max_age| max_age.saturating_sub(Duration::from_secs(age)));
+    fresh_for.clamp(MIN_AGE, MAX_AGE)
+}
+
+/// Why the keys of a gatepass could not be fetched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemoteError {
+    /// Nothing that keys are fetched from.
+    #[error(
+        "not an address to fetch keys from: expected https://…, or http:// to this machine, without user, query or #"
+    )]
+    Address,
+    /// The HTTP client could not be made; most often, the system has no certificates.
+    #[error("the HTTP client for gatepass's keys could not be made")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// One of the documents could not be had.
+    #[error("{url} could not be fetched")]
+    Document {
+        /// Where it should be.
+        url: String,
+        /// What came instead.
+        #[source]
+        reason: DocumentError,
+    },
+    /// Both documents are fine, and there is no key in them that is of use here.
+    #[error("{0} publishes no keys for the formats known here")]
+    NoKeys(String),
+}
+
+/// Why a document with keys could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DocumentError {
+    /// No answer, or not all of it, in time.
+    #[error("no whole answer")]
+    Transport(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Another status than 200, or than 304 where we have it already. Redirects are not followed.
+    #[error("answered with {0}")]
+    Status(StatusCode),
+    /// Longer than 256 KiB.
+    #[error("longer than 256 KiB")]
+    TooLong,
+    /// Not the document that it should be.
+    #[error(transparent)]
+    Unreadable(#[from] InvalidKeySet),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_come_encrypted_or_from_this_machine() {
+        for (base, is_fine) in [
+            ("https://auth.example.com", true),
+            ("https://auth.example.com:8443/login/", true),
+            ("http://localhost:8080", true),
+            ("http://127.0.0.1:8080", true),
+            ("http://127.8.8.8", true),
+            ("http://[::1]:8080", true),
+            ("http://auth.example.com", false),
+            ("http://10.0.0.1", false),
+            ("http://[::2]", false),
+            ("http://localhost.example.com", false),
+            ("http://127.0.0.1.example.com", false),
+            ("http://localhost@example.com", false),
+            ("https://me:secret@auth.example.com", false),
+            ("https://auth.example.com?a=b", false),
+            ("https://auth.example.com#a", false),
+            ("ftp://localhost", false),
+            ("file:///etc/passwd", false),
+            ("gatepass", false),
+            ("", false),
+        ] {
+            assert_eq!(Url::parse(base).is_ok_and(|base| is_acceptable(&base)), is_fine, "{base}");
+        }
+        let remote = Remote::new("http://localhost:8080/login/").unwrap();
+        assert_eq!(
+            remote.documents.map(|document| document.url.to_string()),
+            ["jwks", "paserk"].map(|name| format!("http://localhost:8080/login/.well-known/{name}.json"))
+        );
+    }
+
+    #[test]
+    fn freshness_is_that_of_the_answer_within_bounds() {
+        for (cache_control, age, expected) in [
+            ("public, max-age=300", None, 300),
+            ("Max-Age=\"300\"", None, 300),
+            ("public, max-age=300", Some("100"), 200),
+            ("max-age=300", Some("400"), 5),
+            ("max-age=300", Some("x"), 300),
+            ("max-age=0", None, 5),
+            ("max-age=86400", None, 3600),
+            ("max-age=99999999999999999999999", None, 3600),
+            ("s-maxage=300", None, 60),
+            ("max-age=-1", None, 60),
+            ("max-age=", None, 60),
+            ("", None, 60),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static(cache_control));
+            if let Some(age) = age {
+                headers.insert(AGE, HeaderValue::from_static(age));
+            }
+            assert_eq!(fresh_for(&headers).as_secs(), expected, "{cache_control} {age:?}");
+        }
+        assert_eq!(fresh_for(&HeaderMap::new()), DEFAULT_AGE);
+    }
+
+    #[test]
+    fn pauses_grow_up_to_a_bound() {
+        assert_eq!(
+            [1, 2, 3, 4, 5, u32::MAX].map(|failures| pause(failures).as_secs()),
+            [5, 10, 20, 40, 60, 60]
+        );
+    }
+}

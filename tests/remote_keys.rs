@@ -1,0 +1,571 @@
+//! A service that follows the keys of a running gatepass: it takes tokens of new keys at once and none of retired ones,
+//! asks no more often than it may, whatever tokens it is sent, and keeps its keys through every failure of gatepass.
+
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    hash::{DefaultHasher, Hash, Hasher},
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    Extension, Router,
+    body::Body,
+    extract::{Path, State},
+    http::{HeaderMap, Request, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use gatepass::{
+    bearer::{BearerLayer, DocumentError, RemoteError, RemoteKeys},
+    clock::Clock,
+    token::{
+        Claims, Issuer, KeyPair, KeyPairFormat, KeyStatus, Lifetime, Party, SignatureAlgorithm, Subject,
+        jwks, paserks,
+    },
+};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+    task::{JoinHandle, JoinSet},
+    time,
+};
+use tower::{Layer, Service as _, ServiceExt};
+use uuid::Uuid;
+
+use crate::app::START;
+
+const FORMATS: [KeyPairFormat; 3] = [
+    KeyPairFormat::V4Public,
+    KeyPairFormat::Jwt(SignatureAlgorithm::EdDsa),
+    KeyPairFormat::Jwt(SignatureAlgorithm::Es256),
+];
+/// Longer than any test: nothing is fetched on schedule.
+const LONG: &str = "public, max-age=3600";
+
+/// What a gatepass answers at its two addresses; without this, it publishes its keys.
+#[derive(Clone)]
+struct Wrong {
+    status: StatusCode,
+    location: Option<&'static str>,
+    body: String,
+}
+
+fn wrong(status: StatusCode, body: impl Into<String>) -> Wrong {
+    Wrong { status, location: None, body: body.into() }
+}
+
+struct Published {
+    keys: Mutex<Vec<Arc<KeyPair>>>,
+    cache_control: Mutex<&'static str>,
+    wrong: Mutex<Option<Wrong>>,
+    /// While it is true, nobody gets an answer.
+    is_hanging: watch::Sender<bool>,
+    /// How often the first document was asked for.
+    fetches: watch::Sender<usize>,
+    not_modified: AtomicUsize,
+}
+
+/// The published side of a gatepass, on a port of its own.
+struct Gatepass {
+    published: Arc<Published>,
+    address: SocketAddr,
+    running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Gatepass {
+    async fn start(keys: &[&Arc<KeyPair>]) -> Self {
+        let published = Published {
+            keys: Mutex::default(),
+            cache_control: Mutex::new(LONG),
+            wrong: Mutex::default(),
+            is_hanging: watch::Sender::new(false),
+            fetches: watch::Sender::new(0),
+            not_modified: AtomicUsize::new(0),
+        };
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut gatepass = Self { published: Arc::new(published), address, running: None };
+        gatepass.publish(keys);
+        gatepass.run().await;
+        gatepass
+    }
+
+    async fn run(&mut self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.address = listener.local_addr().unwrap();
+        let router =
+            Router::new().route("/.well-known/{document}", get(document)).with_state(self.published.clone());
+        let (stop, stopped) = oneshot::channel();
+        let server = axum::serve(listener, router).with_graceful_shutdown(async { stopped.await.unwrap() });
+        self.running = Some((stop, tokio::spawn(async { server.await.unwrap() })));
+    }
+
+    /// From now on connections are refused.
+    async fn stop(&mut self) {
+        let (stop, server) = self.running.take().unwrap();
+        stop.send(()).unwrap();
+        server.await.unwrap();
+    }
+
+    fn publish(&self, keys: &[&Arc<KeyPair>]) {
+        *self.published.keys.lock().unwrap() = keys.iter().map(|key| Arc::clone(key)).collect();
+    }
+
+    fn cache_control(&self, value: &'static str) {
+        *self.published.cache_control.lock().unwrap() = value;
+    }
+
+    fn wrong(&self, wrong: impl Into<Option<Wrong>>) {
+        *self.published.wrong.lock().unwrap() = wrong.into();
+    }
+
+    fn hang(&self, hangs: bool) {
+        self.published.is_hanging.send_replace(hangs);
+    }
+
+    fn fetches(&self) -> usize {
+        *self.published.fetches.borrow()
+    }
+
+    async fn fetched(&self, times: usize) {
+        self.published.fetches.subscribe().wait_for(|fetches| *fetches >= times).await.unwrap();
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    async fn connect(&self) -> Result<RemoteKeys, RemoteError> {
+        RemoteKeys::connect(&self.url(), party()).await
+    }
+
+    /// Another service that follows its keys.
+    async fn service(&self) -> Service {
+        let keys = self.connect().await.unwrap();
+        let hello = async |Extension(claims): Extension<Arc<Claims>>| claims.username.clone();
+        let layer = BearerLayer::new(keys).with_clock(Clock::fixed(START));
+        Service(Router::new().route("/hello", get(hello)).layer(layer))
+    }
+}
+
+async fn document(
+    State(published): State<Arc<Published>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    if name == "jwks.json" {
+        published.fetches.send_modify(|fetches| *fetches += 1);
+    }
+    published.is_hanging.subscribe().wait_for(|hangs| !hangs).await.unwrap();
+    if let Some(wrong) = published.wrong.lock().unwrap().clone() {
+        let location = wrong.location.map(|location| [(header::LOCATION, location)]);
+        return (wrong.status, location, wrong.body).into_response();
+    }
+    let keys = published.keys.lock().unwrap().clone();
+    let keys = keys.iter().map(|key| key.public_key());
+    let body = match &*name {
+        "jwks.json" => jwks(keys),
+        "paserk.json" => paserks(keys.map(|key| (key, KeyStatus::Active))),
+        _ => return StatusCode::NOT_FOUND.into_response(),
+    };
+    let mut hasher = DefaultHasher::new();
+    body.hash(&mut hasher);
+    let etag = format!("\"{:x}\"", hasher.finish());
+    let fields = [
+        (header::CACHE_CONTROL, (*published.cache_control.lock().unwrap()).to_owned()),
+        (header::ETAG, etag),
+    ];
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|etag| *etag == fields[1].1) {
+        published.not_modified.fetch_add(1, Ordering::SeqCst);
+        return (StatusCode::NOT_MODIFIED, fields).into_response();
+    }
+    (fields, body).into_response()
+}
+
+#[derive(Clone)]
+struct Service(Router);
+
+impl Service {
+    async fn ask(&self, token: &str) -> StatusCode {
+        let request = Request::get("/hello").header(header::AUTHORIZATION, format!("Bearer {token}"));
+        self.0.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap().status()
+    }
+
+    async fn accepts(&self, key: &Arc<KeyPair>) -> bool {
+        match self.ask(&token(key)).await {
+            StatusCode::OK => true,
+            StatusCode::UNAUTHORIZED => false,
+            status => panic!("{status}"),
+        }
+    }
+}
+
+fn party() -> Party {
+    Party { issuer: "https://auth.example.com".into(), audience: "gatepass".into() }
+}
+
+fn key(format: KeyPairFormat) -> Arc<KeyPair> {
+    Arc::new(KeyPair::generate(format).unwrap())
+}
+
+fn any_key() -> Arc<KeyPair> {
+    key(KeyPairFormat::V4Public)
+}
+
+/// Another one each time.
+fn token(key: &Arc<KeyPair>) -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let subject = Subject {
+        user_id: Uuid::from_u128(1),
+        session_id: Uuid::from_u128(2),
+        username: "alice".into(),
+        roles: vec![],
+    };
+    let token_id = Uuid::from_u128(COUNT.fetch_add(1, Ordering::SeqCst) as u128);
+    let lifetime = Lifetime { now: START, expires_at: START + Duration::from_secs(900) };
+    Issuer::new(key.clone(), party()).issue(subject, token_id, lifetime).unwrap().expose().to_owned()
+}
+
+/// Moves tokio's clock. It stands still for no longer than that: standing, it would jump over every wait for the network.
+async fn later(seconds: u64) {
+    time::pause();
+    time::advance(Duration::from_secs(seconds)).await;
+    time::resume();
+}
+
+/// Waits for what another task is about to do.
+async fn until(condition: impl AsyncFn() -> bool) {
+    let holds = async {
+        while !condition().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    time::timeout(Duration::from_secs(30), holds).await.unwrap();
+}
+
+#[tokio::test]
+async fn tokens_of_published_keys_pass_without_another_fetch() {
+    let keys = FORMATS.map(key);
+    let gatepass = Gatepass::start(&keys.each_ref()).await;
+    let service = gatepass.service().await;
+    later(20).await;
+    for key in &keys {
+        for _ in 0..10 {
+            assert!(service.accepts(key).await, "{key:?}");
+        }
+    }
+    // Nor do tokens that are refused for another reason than their key.
+    let forged = token(&keys[0]).replacen("v4.public.", "v4.public.AAAA", 1);
+    assert_eq!(service.ask(&forged).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(service.ask("abc").await, StatusCode::UNAUTHORIZED);
+    assert_eq!(gatepass.fetches(), 1);
+}
+
+#[tokio::test]
+async fn a_new_key_costs_one_fetch_for_all_requests_that_need_it() {
+    for format in FORMATS {
+        let (old, new) = (key(format), key(format));
+        let gatepass = Gatepass::start(&[&old]).await;
+        let service = gatepass.service().await;
+        gatepass.publish(&[&old, &new]);
+        later(10).await;
+
+        let requests: JoinSet<_> = (0..50)
+            .map(|_| {
+                let (service, new) = (service.clone(), new.clone());
+                async move { service.accepts(&new).await }
+            })
+            .collect();
+        assert_eq!(requests.join_all().await, [true; 50], "{format:?}");
+        assert!(service.accepts(&old).await);
+        assert_eq!(gatepass.fetches(), 2, "{format:?}");
+    }
+}
+
+/// Answers those alone who have asked whether it is ready; that holds for one call, and not for a clone.
+#[derive(Default)]
+struct Strict {
+    is_ready: bool,
+}
+
+impl Clone for Strict {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl tower::Service<Request<Body>> for Strict {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Ready<Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.is_ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        assert!(std::mem::take(&mut self.is_ready), "called before it was ready");
+        assert!(request.extensions().get::<Arc<Claims>>().is_some());
+        ready(Ok(StatusCode::OK.into_response()))
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_waited_for_keys_calls_a_service_that_is_ready() {
+    let (old, new) = (any_key(), any_key());
+    let gatepass = Gatepass::start(&[&old]).await;
+    let layer = BearerLayer::new(gatepass.connect().await.unwrap()).with_clock(Clock::fixed(START));
+    let mut service = layer.layer(Strict::default());
+    gatepass.publish(&[&new]);
+    later(10).await;
+    for _ in 0..3 {
+        let request = Request::get("/").header(header::AUTHORIZATION, format!("Bearer {}", token(&new)));
+        let request = request.body(Body::empty()).unwrap();
+        let response = service.ready().await.unwrap().call(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+    }
+    assert_eq!(gatepass.fetches(), 2);
+}
+
+#[tokio::test]
+async fn a_flood_of_made_up_keys_is_one_fetch_in_ten_seconds() {
+    let old = any_key();
+    let gatepass = Gatepass::start(&[&old]).await;
+    let service = gatepass.service().await;
+    let made_up: Vec<_> = (0..20).map(|i| token(&key(FORMATS[i % 3]))).collect();
+    let flood = async || {
+        for token in made_up.iter().cycle().take(200) {
+            assert_eq!(service.ask(token).await, StatusCode::UNAUTHORIZED);
+        }
+    };
+    // `connect` fetched just now.
+    flood().await;
+    assert_eq!(gatepass.fetches(), 1);
+    for fetches in 2..5 {
+        later(10).await;
+        flood().await;
+        assert_eq!(gatepass.fetches(), fetches);
+    }
+    // Refused at once, whatever gatepass does.
+    gatepass.hang(true);
+    flood().await;
+    assert!(service.accepts(&old).await);
+
+    // The same rate when fetches fail.
+    gatepass.hang(false);
+    gatepass.wrong(wrong(StatusCode::SERVICE_UNAVAILABLE, "later"));
+    later(5).await;
+    flood().await;
+    assert_eq!(gatepass.fetches(), 4);
+    later(5).await;
+    flood().await;
+    assert_eq!(gatepass.fetches(), 5);
+}
+
+#[tokio::test]
+async fn while_gatepass_hangs_only_so_many_wait_and_not_for_long() {
+    let old = any_key();
+    let gatepass = Gatepass::start(&[&old]).await;
+    let service = gatepass.service().await;
+    gatepass.hang(true);
+    later(10).await;
+
+    let unknown = token(&any_key());
+    let mut requests: JoinSet<_> = (0..1_050)
+        .map(|_| {
+            let (service, unknown) = (service.clone(), unknown.clone());
+            async move { service.ask(&unknown).await }
+        })
+        .collect();
+    for _ in 0..50 {
+        assert_eq!(requests.join_next().await.unwrap().unwrap(), StatusCode::UNAUTHORIZED);
+    }
+    gatepass.fetched(2).await;
+    assert!(requests.try_join_next().is_none(), "more than 50 were refused at once");
+    assert!(service.accepts(&old).await, "a known key does not wait");
+
+    later(3).await;
+    assert_eq!(requests.join_all().await, [StatusCode::UNAUTHORIZED; 1_000]);
+    assert_eq!(gatepass.fetches(), 2);
+    assert!(service.accepts(&old).await);
+}
+
+#[tokio::test]
+async fn while_gatepass_is_down_its_keys_stay_and_afterwards_new_ones_come_by_themselves() {
+    let (old, new) = (any_key(), any_key());
+    let mut gatepass = Gatepass::start(&[&old]).await;
+    let service = gatepass.service().await;
+    gatepass.stop().await;
+    gatepass.publish(&[&new]);
+    for _ in 0..20 {
+        later(120).await;
+        assert!(!service.accepts(&new).await);
+        assert!(service.accepts(&old).await);
+    }
+    gatepass.run().await;
+    // No longer than the longest pause between two attempts.
+    later(60).await;
+    gatepass.fetched(2).await;
+    until(async || service.accepts(&new).await).await;
+    assert!(!service.accepts(&old).await);
+    assert_eq!(gatepass.fetches(), 2);
+}
+
+#[tokio::test]
+async fn a_retired_key_is_refused_after_the_next_fetch() {
+    for format in FORMATS {
+        let (old, new) = (key(format), key(format));
+        let gatepass = Gatepass::start(&[&old, &new]).await;
+        gatepass.cache_control("max-age=60");
+        let service = gatepass.service().await;
+        let remembered = token(&old);
+        assert_eq!(service.ask(&remembered).await, StatusCode::OK);
+
+        gatepass.publish(&[&new]);
+        assert_eq!(service.ask(&remembered).await, StatusCode::OK);
+        later(60).await;
+        until(async || service.ask(&remembered).await == StatusCode::UNAUTHORIZED).await;
+        assert!(!service.accepts(&old).await);
+        assert!(service.accepts(&new).await);
+        assert_eq!(gatepass.fetches(), 2, "{format:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_moves_with_gatepass_from_one_format_to_another() {
+    let [paseto, jwt, _] = FORMATS.map(key);
+    let gatepass = Gatepass::start(&[&paseto]).await;
+    let service = gatepass.service().await;
+    gatepass.publish(&[&jwt]);
+    later(10).await;
+    assert!(service.accepts(&jwt).await);
+    assert!(!service.accepts(&paseto).await);
+}
+
+/// All that a gatepass should not answer.
+fn wrongs() -> Vec<Wrong> {
+    let keys = paserks([(any_key().public_key(), KeyStatus::Active)]);
+    vec![
+        wrong(StatusCode::OK, "<!doctype html><title>Welcome to nginx!</title>"),
+        wrong(StatusCode::OK, ""),
+        wrong(StatusCode::OK, "{}"),
+        wrong(StatusCode::OK, r#"{"keys":[]}"#),
+        wrong(StatusCode::OK, r#"{"keys":[{"kty":"oct","k":"AAAA","kid":"x"},{"paserk":"k4.local.x"}]}"#),
+        wrong(StatusCode::OK, keys.clone() + &" ".repeat(256 * 1024)),
+        wrong(StatusCode::SERVICE_UNAVAILABLE, keys.clone()),
+        wrong(StatusCode::NO_CONTENT, ""),
+        Wrong { location: Some("/elsewhere"), ..wrong(StatusCode::FOUND, keys) },
+    ]
+}
+
+#[tokio::test]
+async fn a_wrong_answer_wipes_no_keys() {
+    let (old, new) = (any_key(), any_key());
+    let gatepass = Gatepass::start(&[&old]).await;
+    let service = gatepass.service().await;
+    for (fetches, wrong) in (2..).zip(wrongs()) {
+        let name = format!("{} {:.40}", wrong.status, wrong.body);
+        gatepass.wrong(wrong);
+        later(10).await;
+        // It waits for the fetch, which may be one of the attempts after the last failure.
+        assert!(!service.accepts(&new).await, "{name}");
+        assert!(service.accepts(&old).await, "{name}");
+        assert!(gatepass.fetches() >= fetches, "{name}");
+    }
+    gatepass.wrong(None);
+    gatepass.publish(&[&new]);
+    later(10).await;
+    until(async || service.accepts(&new).await).await;
+    assert!(!service.accepts(&old).await);
+}
+
+#[tokio::test]
+async fn what_has_not_changed_is_not_sent_again() {
+    let (old, new) = (any_key(), any_key());
+    let gatepass = Gatepass::start(&[&old]).await;
+    let service = gatepass.service().await;
+    let not_modified = || gatepass.published.not_modified.load(Ordering::SeqCst);
+    assert_eq!(not_modified(), 0);
+    for fetches in 2..5 {
+        later(10).await;
+        assert!(!service.accepts(&new).await);
+        assert!(service.accepts(&old).await);
+        assert_eq!((gatepass.fetches(), not_modified()), (fetches, 2 * (fetches - 1)));
+    }
+    // Its keys are PASERKs: the other document is the same as ever.
+    gatepass.publish(&[&old, &new]);
+    later(10).await;
+    assert!(service.accepts(&new).await);
+    assert!(service.accepts(&old).await);
+    assert_eq!((gatepass.fetches(), not_modified()), (5, 7));
+}
+
+#[tokio::test]
+async fn keys_are_fetched_again_when_their_max_age_is_over_and_not_before() {
+    let old = any_key();
+    let gatepass = Gatepass::start(&[&old]).await;
+    gatepass.cache_control("public, max-age=300");
+    let service = gatepass.service().await;
+    for fetches in 1..4 {
+        later(290).await;
+        // A fetch that had been begun would have arrived with or before this.
+        let ours = reqwest::Client::builder().no_proxy().build().unwrap();
+        ours.get(format!("{}/.well-known/paserk.json", gatepass.url())).send().await.unwrap();
+        assert!(service.accepts(&old).await);
+        assert_eq!(gatepass.fetches(), fetches);
+        later(10).await;
+        gatepass.fetched(fetches + 1).await;
+        // The fetch is over when the one that an unknown key would like is refused, or has joined it.
+        assert!(!service.accepts(&any_key()).await);
+        assert_eq!(gatepass.fetches(), fetches + 1);
+    }
+}
+
+#[tokio::test]
+async fn without_keys_there_is_no_start() {
+    let mut gatepass = Gatepass::start(&[&any_key()]).await;
+    for wrong in wrongs() {
+        let name = format!("{} {:.40}", wrong.status, wrong.body);
+        let is_fine = wrong.status == StatusCode::OK;
+        gatepass.wrong(wrong);
+        match gatepass.connect().await.unwrap_err() {
+            RemoteError::NoKeys(base) => assert!(is_fine && gatepass.url() == base, "{name}"),
+            RemoteError::Document { url, reason } => {
+                assert_eq!(url, format!("{}/.well-known/jwks.json", gatepass.url()));
+                assert_eq!(matches!(reason, DocumentError::Status(_)), !is_fine, "{name}: {reason}");
+            }
+            error => panic!("{name}: {error}"),
+        }
+    }
+    gatepass.stop().await;
+    let error = gatepass.connect().await.unwrap_err();
+    assert!(matches!(error, RemoteError::Document { reason: DocumentError::Transport(_), .. }), "{error}");
+    // Nobody between here and there may change the keys.
+    let error = RemoteKeys::connect("http://auth.example.com", party()).await.unwrap_err();
+    assert!(matches!(error, RemoteError::Address), "{error}");
+}
+
+#[tokio::test]
+async fn fetching_ends_with_the_last_service_that_needs_it() {
+    let gatepass = Gatepass::start(&[&any_key()]).await;
+    gatepass.cache_control("max-age=60");
+    let service = gatepass.service().await;
+    let clone = service.clone();
+    drop(service);
+    later(60).await;
+    gatepass.fetched(2).await;
+    drop(clone);
+    for _ in 0..5 {
+        later(60).await;
+        let ours = reqwest::Client::builder().no_proxy().build().unwrap();
+        ours.get(format!("{}/.well-known/paserk.json", gatepass.url())).send().await.unwrap();
+    }
+    assert_eq!(gatepass.fetches(), 2);
+}
