@@ -22,9 +22,17 @@ test: ## Run all tests, against a throw-away Postgres
 	python=$$(scripts/other-libraries) && export GATEPASS_TEST_PYTHON="$$python" && \
 	scripts/with-postgres cargo test --locked --all-features $(ARGS)
 
+# How long each target runs.
+FUZZ_SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: ## Fuzz the verifier of each format, FUZZ_SECONDS each
+	FUZZ_SECONDS='$(FUZZ_SECONDS)' scripts/fuzz
+
 .PHONY: fmt
 fmt: ## Format the code
 	cargo fmt
+	cargo fmt --manifest-path fuzz/Cargo.toml
 
 .PHONY: lint
 lint: lint-fmt lint-clippy lint-docs lint-shell ## Check format, clippy, documentation and shell scripts
@@ -32,6 +40,7 @@ lint: lint-fmt lint-clippy lint-docs lint-shell ## Check format, clippy, documen
 .PHONY: lint-fmt
 lint-fmt:
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 
 # The second and third lines: other services build the verifier without the server, with and without a client.
 .PHONY: lint-clippy

@@ -12,6 +12,9 @@ mod bad_input;
 mod binary;
 mod command_line;
 mod embedded_default;
+mod forge;
+mod forgeries;
+mod fuzzing;
 mod login;
 mod logs;
 mod manners;
@@ -21,4 +24,5 @@ mod process;
 mod readme;
 #[cfg(feature = "remote")]
 mod remote_keys;
+mod token_properties;
 mod users;

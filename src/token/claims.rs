@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::json;
+
 /// Who makes tokens and whom they are for: claims `iss` and `aud`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Party {
@@ -118,7 +120,7 @@ impl Unchecked {
         json: &[u8],
         time: fn(T) -> OffsetDateTime,
     ) -> Result<Self, InvalidClaims> {
-        let wire: Wire<'static, T> = serde_json::from_slice(json).map_err(|_| InvalidClaims)?;
+        let wire: Wire<'static, T> = json::object(json).ok_or(InvalidClaims)?;
         Ok(Self(Wire {
             iss: wire.iss,
             sub: wire.sub,

@@ -30,6 +30,7 @@ use zeroize::Zeroizing;
 use super::{
     error::{IssueError, Rejection},
     format::SignatureAlgorithm,
+    json,
     jwk::{self, Jwk, Material},
     key::{InvalidKey, KeyId, SymmetricKey},
 };
@@ -331,7 +332,7 @@ impl<'t> Signed<'t> {
     }
 
     fn header(&self) -> Result<Header<'_>, Rejection> {
-        serde_json::from_slice(&self.header).map_err(|_| Rejection::Malformed)
+        json::object(&self.header).ok_or(Rejection::Malformed)
     }
 
     /// The key id that the header names. Its only use is to look among the configured keys.

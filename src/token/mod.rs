@@ -37,6 +37,7 @@ mod claims;
 mod error;
 mod format;
 mod issuer;
+mod json;
 mod jwk;
 mod jwt;
 mod key;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{error::Rejection, key::KeyId};
+use super::{error::Rejection, json, key::KeyId};
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -16,5 +16,5 @@ pub(super) fn write(id: &KeyId) -> Vec<u8> {
 
 /// The key id that a footer names. Nobody has vouched for it: its only use is to look among the configured keys.
 pub(super) fn kid(footer: &[u8]) -> Result<&str, Rejection> {
-    serde_json::from_slice::<Footer<'_>>(footer).map(|footer| footer.kid).map_err(|_| Rejection::Malformed)
+    json::object::<Footer<'_>>(footer).map(|footer| footer.kid).ok_or(Rejection::Malformed)
 }

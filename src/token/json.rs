@@ -1,0 +1,27 @@
+//! The reading of JSON in tokens.
+
+use serde::Deserialize;
+
+/// Reads an object. By itself serde takes an array of a struct's values for the struct, too.
+pub(super) fn object<'j, T: Deserialize<'j>>(json: &'j [u8]) -> Option<T> {
+    if json.trim_ascii_start().first() == Some(&b'{') { serde_json::from_slice(json).ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_array_of_its_values_is_no_object() {
+        #[derive(Deserialize)]
+        struct Footer<'a> {
+            kid: &'a str,
+        }
+        let kid = |json: &'static str| object::<Footer<'_>>(json.as_bytes()).map(|footer| footer.kid);
+        assert_eq!(kid(r#"{"kid":"x"}"#), Some("x"));
+        assert_eq!(kid(" \t\r\n{\"kid\":\"x\"} "), Some("x"));
+        for json in ["", r#"["x"]"#, r#" ["x"]"#, r#""x""#, "null", r#"{"kid":"x"}{}"#] {
+            assert_eq!(kid(json), None, "{json}");
+        }
+    }
+}
