@@ -15,6 +15,7 @@ mod embedded_default;
 mod forge;
 mod forgeries;
 mod fuzzing;
+mod key_commands;
 mod login;
 mod logs;
 mod manners;

@@ -1,10 +1,22 @@
 //! `gatepass key`: the keys that tokens are made with.
 
-use secrecy::ExposeSecret;
-use serde_json::json;
+use std::path::PathBuf;
 
-use super::{Failure, print, print_json};
-use crate::{random, token::SymmetricKey};
+use secrecy::ExposeSecret;
+use serde::Serialize;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Failure, print, print_json, seconds, setup};
+use crate::{
+    clock::Clock,
+    config::Settings,
+    keys::{self, Error, Keys, Policy},
+    random,
+    store::PgPool,
+    token::{Format, Hs256Key, KeyId, KeyStatus, SharedFormat, SigningKey, SymmetricKey, ring::RingKey},
+};
 
 /// Look after the keys that tokens are made with.
 #[derive(Debug, clap::Subcommand)]
@@ -15,17 +27,380 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List the keys by name, and what each does; never the keys themselves
+    ///
+    /// Shared keys come from the configuration: `active` makes tokens, `accepted` only checks them. Key pairs are in
+    /// the database: `next` is published and will sign, `active` signs, `retiring` only verifies what it has signed,
+    /// `gone` verifies nothing.
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the key that HS256 tokens are checked with
+    ///
+    /// It is derived from TOKEN_SYMMETRIC_KEY. WHO HAS IT CAN MAKE TOKENS for any user, as well as check them: give it
+    /// only to services that you trust as much as gatepass.
+    Show {
+        /// The key for HS256: base64url as `k` in a JWK has it, or with --json the JWK
+        #[arg(long, required = true)]
+        jwt_hs256: bool,
+        /// As JWK (RFC 7517)
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have the next key sign from now on
+    ///
+    /// The one before verifies until the last of its tokens has expired: no token is refused. The service does this by
+    /// itself every KEY_ROTATION_INTERVAL. A next key that was published only just now is waited for, at most a minute,
+    /// until nobody has a cached document without it.
+    Rotate {
+        /// Print the keys as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a key out of the ring, whatever it does now
+    ///
+    /// Without --now an active key hands over to the next one as with `rotate`, and the tokens that it has signed stay
+    /// good until they expire.
+    Retire {
+        /// The key's name, as `gatepass key list` shows it
+        // A thumbprint may begin with a hyphen.
+        #[arg(allow_hyphen_values = true)]
+        id: String,
+        /// For a key that was LEAKED: its tokens are refused everywhere within a second, and users renew theirs or log
+        /// in again
+        #[arg(long)]
+        now: bool,
+        /// Print the key as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Wrap the private keys in the database under TOKEN_SYMMETRIC_KEY
+    ///
+    /// For those that are still wrapped under a former root key, which has to be among TOKEN_SYMMETRIC_KEYS_ACCEPTED.
+    /// After this it may be removed there, once its own tokens have expired. The service does the same when it starts.
+    Rewrap {
+        /// Print the names of the keys as JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
-pub(super) fn run(command: &Command) -> Result<(), Failure> {
+pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
+    if let Command::Generate { json } = command {
+        return generate(json);
+    }
+    let settings = setup::begin(config_file)?;
+    let root = setup::symmetric_key(&settings)?;
+    let policy = setup::key_policy(&settings, &root);
     match command {
-        Command::Generate { json } => {
-            let key = SymmetricKey::from_bytes(random::bytes(&mut random::system()));
-            let paserk = key.to_paserk();
-            if *json {
-                return print_json(&json!({ "kid": key.id().as_str(), "key": paserk.expose_secret() }));
+        Command::Generate { json } => generate(json),
+        Command::List { json } => list(&settings, &policy, json).await,
+        Command::Show { jwt_hs256: _, json } => show(&policy, json),
+        Command::Rotate { json } => {
+            // Before a database is asked for, which such a service may not have.
+            if matches!(policy.format, Format::Shared(_)) {
+                return Err(Error::Shared(policy.format).into());
             }
-            print(&format!("{}\n", paserk.expose_secret()))
+            setup::on_database(&settings, async |db| rotate(&policy, db, json).await).await
+        }
+        Command::Retire { id, now, json } => {
+            if let Some((format, _, _)) = shared(&policy).into_iter().find(|(_, kid, _)| kid.as_str() == id) {
+                return Err(Error::Shared(format.into()).into());
+            }
+            setup::on_database(&settings, async |db| retire(&policy, db, &id, now, json).await).await
+        }
+        Command::Rewrap { json } => {
+            setup::on_database(&settings, async |db| rewrap(policy, db, json).await).await
         }
     }
+}
+
+fn generate(json: bool) -> Result<(), Failure> {
+    let key = SymmetricKey::from_bytes(random::bytes(&mut random::system()));
+    let paserk = key.to_paserk();
+    if json {
+        return print_json(&json!({ "kid": key.id().as_str(), "key": paserk.expose_secret() }));
+    }
+    print(&format!("{}\n", paserk.expose_secret()))
+}
+
+fn show(policy: &Policy, json: bool) -> Result<(), Failure> {
+    let hs256 = Format::from(SharedFormat::Hs256);
+    if !policy.formats().contains(&hs256) {
+        eprintln!(
+            "note: this service does not make or accept {hs256} tokens: that is TOKEN_FORMAT=jwt with \
+             JWT_ALGORITHM=HS256, or {hs256} in TOKEN_FORMAT_ACCEPTED"
+        );
+    }
+    let jwk = Hs256Key::new(&policy.root).to_jwk();
+    if json {
+        return print(&format!("{}\n", *jwk));
+    }
+    let jwk: Value = serde_json::from_str(&jwk)?;
+    print(&format!("{}\n", jwk["k"].as_str().ok_or("the key has no `k`")?))
+}
+
+/// One line of the list.
+#[derive(Debug, Serialize)]
+struct Entry {
+    kid: String,
+    format: &'static str,
+    status: &'static str,
+    /// Where the key is kept.
+    source: &'static str,
+    #[serde(with = "time::serde::rfc3339::option")]
+    published_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    activated_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    retired_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    verifies_until: Option<OffsetDateTime>,
+    wrapped_by: Option<String>,
+    /// What somebody should know about it.
+    note: Option<String>,
+}
+
+impl Entry {
+    fn shared(format: SharedFormat, kid: &KeyId, status: &'static str) -> Self {
+        Self {
+            kid: kid.to_string(),
+            format: Format::from(format).name(),
+            status,
+            source: "configuration",
+            published_at: None,
+            activated_at: None,
+            retired_at: None,
+            verifies_until: None,
+            wrapped_by: None,
+            note: None,
+        }
+    }
+
+    fn stored(policy: &Policy, key: &RingKey, root: Option<&KeyId>, now: OffsetDateTime) -> Self {
+        let format = key.public.format();
+        let status = key.status(now);
+        let mut notes: Vec<&str> = Vec::new();
+        match root {
+            Some(root) if *root == policy.root.id() => {}
+            Some(root) if policy.roots_accepted.iter().any(|accepted| accepted.id() == *root) => {
+                notes
+                    .push("wrapped under a root key of TOKEN_SYMMETRIC_KEYS_ACCEPTED: `gatepass key rewrap`");
+            }
+            Some(_) => notes.push("wrapped under a root key that is not in the configuration"),
+            None => {}
+        }
+        if status.is_some() && !policy.formats().contains(&format.into()) {
+            notes.push("its format is neither TOKEN_FORMAT nor accepted");
+        } else if status == Some(KeyStatus::Active) && policy.format != format.into() {
+            notes.push("of an accepted format: signs nothing");
+        }
+        Self {
+            kid: key.id().to_string(),
+            format: format.name(),
+            status: status_name(status),
+            source: "database",
+            published_at: Some(key.published_at),
+            activated_at: key.activated_at,
+            retired_at: key.retired_at,
+            verifies_until: key.verifies_until,
+            wrapped_by: root.map(KeyId::to_string),
+            note: (!notes.is_empty()).then(|| notes.join("; ")),
+        }
+    }
+
+    fn cells(&self) -> [String; 9] {
+        let time = |at: Option<OffsetDateTime>| at.map_or_else(|| "-".to_owned(), seconds);
+        let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        [
+            self.kid.clone(),
+            self.format.to_owned(),
+            self.status.to_owned(),
+            time(self.published_at),
+            time(self.activated_at),
+            time(self.retired_at),
+            time(self.verifies_until),
+            text(&self.wrapped_by),
+            text(&self.note),
+        ]
+    }
+}
+
+fn status_name(status: Option<KeyStatus>) -> &'static str {
+    match status {
+        Some(KeyStatus::Next) => "next",
+        Some(KeyStatus::Active) => "active",
+        Some(KeyStatus::Retiring) => "retiring",
+        None => "gone",
+    }
+}
+
+/// The keys that the configuration holds, that of new tokens first.
+fn shared(policy: &Policy) -> Vec<(SharedFormat, KeyId, &'static str)> {
+    let mut keys = Vec::new();
+    for format in policy.formats() {
+        let Format::Shared(shared) = format else { continue };
+        for (i, root) in std::iter::once(&policy.root).chain(&policy.roots_accepted).enumerate() {
+            let status = if i == 0 && format == policy.format { "active" } else { "accepted" };
+            keys.push((shared, SigningKey::shared(shared, root).id(), status));
+        }
+    }
+    keys
+}
+
+async fn list(settings: &Settings, policy: &Policy, json: bool) -> Result<(), Failure> {
+    let shared = shared(policy);
+    let mut entries: Vec<_> =
+        shared.iter().map(|(format, kid, status)| Entry::shared(*format, kid, status)).collect();
+    if policy.key_pair_formats().next().is_some() {
+        let stored = setup::on_database(settings, async |db| Ok(keys::list(db).await?)).await?;
+        let now = Clock::system().now();
+        entries.extend(stored.iter().map(|(key, root)| Entry::stored(policy, key, root.as_ref(), now)));
+    }
+    if json {
+        return print_json(&entries);
+    }
+    const TITLES: [&str; 9] = [
+        "KID",
+        "FORMAT",
+        "STATUS",
+        "PUBLISHED",
+        "ACTIVATED",
+        "RETIRED",
+        "VERIFIES UNTIL",
+        "WRAPPED BY",
+        "NOTE",
+    ];
+    print(&table(TITLES, entries.iter().map(Entry::cells).collect()))
+}
+
+/// Columns as wide as what is in them.
+fn table<const N: usize>(titles: [&str; N], rows: Vec<[String; N]>) -> String {
+    let rows: Vec<_> = std::iter::once(titles.map(str::to_owned)).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Waits until a next key may sign.
+async fn wait(policy: &Policy, until: OffsetDateTime) -> Result<(), Failure> {
+    let cached_for = policy.schedule.cached_for();
+    let published = until - cached_for;
+    let rest = until - Clock::system().now();
+    // It cannot have been published later than now, by a clock that is right.
+    if rest > cached_for + std::time::Duration::from_secs(5) {
+        let message = format!(
+            "the next key was published at {}, says the database, which is still to come: set this machine's clock",
+            seconds(published)
+        );
+        return Err(message.into());
+    }
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let rest = rest.try_into().unwrap_or(std::time::Duration::ZERO);
+    eprintln!(
+        "the next key was published only at {}; published documents may be cached until {}: waiting {} s (Ctrl-C: \
+         nothing has changed)",
+        seconds(published),
+        seconds(until),
+        rest.as_secs() + 1
+    );
+    tokio::select! {
+        () = tokio::time::sleep(rest) => Ok(()),
+        _ = interrupt.recv() => Err("called off: nothing has changed".into()),
+    }
+}
+
+/// The stored keys with what each does.
+async fn stored(policy: &Policy, db: &PgPool) -> Result<Vec<Entry>, Failure> {
+    let now = Clock::system().now();
+    let keys = keys::list(db).await?;
+    Ok(keys.iter().map(|(key, root)| Entry::stored(policy, key, root.as_ref(), now)).collect())
+}
+
+/// The key of `format` that does this.
+fn with<'e>(keys: &'e [Entry], format: &str, status: &str) -> Option<&'e Entry> {
+    keys.iter().find(|key| key.format == format && key.status == status)
+}
+
+async fn rotate(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure> {
+    let clock = Clock::system();
+    let format = policy.format.name();
+    let ring = Keys::open(policy.clone(), db.clone(), clock.now()).await?;
+    let kid = |keys: &[Entry], status| with(keys, format, status).map(|key| key.kid.clone());
+    let before = kid(&stored(policy, db).await?, "active");
+    loop {
+        match ring.rotate(clock.now()).await {
+            Ok(()) => break,
+            Err(Error::TooEarly(at)) => {
+                // The service may rotate meanwhile, and once is enough.
+                if kid(&stored(policy, db).await?, "active") != before {
+                    break;
+                }
+                wait(policy, at).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let after = stored(policy, db).await?;
+    let (active, next) = (kid(&after, "active"), kid(&after, "next"));
+    if json {
+        return print_json(&json!({ "format": format, "active": active, "next": next, "retired": before }));
+    }
+    let name = |kid: Option<String>| kid.unwrap_or_else(|| "-".to_owned());
+    let until = before.as_ref().and_then(|kid| after.iter().find(|key| key.kid == *kid)?.verifies_until);
+    let until = until.map(|at| format!(" (verifies until {})", seconds(at))).unwrap_or_default();
+    print(&format!(
+        "signs now    {}\nbefore       {}{until}\npublished    {}, which is next\n",
+        name(active),
+        name(before),
+        name(next)
+    ))
+}
+
+async fn retire(policy: &Policy, db: &PgPool, id: &str, at_once: bool, json: bool) -> Result<(), Failure> {
+    let clock = Clock::system();
+    while let Err(error) = keys::retire(policy, db, id, at_once, clock.now()).await {
+        match error {
+            Error::TooEarly(at) => wait(policy, at).await?,
+            error => return Err(error.into()),
+        }
+    }
+    let keys = stored(policy, db).await?;
+    let key = keys.iter().find(|key| key.kid == id).ok_or_else(|| Error::NoSuchKey(id.to_owned()))?;
+    if json {
+        return print_json(key);
+    }
+    let what = match (key.status, key.verifies_until) {
+        ("retiring", Some(until)) => format!("signs no more; its tokens are good until {}", seconds(until)),
+        _ => "is gone: every replica refuses its tokens within a second".to_owned(),
+    };
+    let active = with(&keys, key.format, "active").map_or("-", |key| &key.kid);
+    print(&format!("{id} {what}\n{active} signs {} now\n", key.format))
+}
+
+async fn rewrap(policy: Policy, db: &PgPool, json: bool) -> Result<(), Failure> {
+    let root = policy.root.id();
+    let foreign =
+        keys::list(db).await?.into_iter().filter(|(_, by)| by.as_ref().is_some_and(|by| *by != root));
+    let foreign: Vec<_> = foreign.map(|(key, _)| key.id().clone()).collect();
+    // Opening wraps anew already, unless all formats are shared.
+    Keys::open(policy, db.clone(), Clock::system().now()).await?.rewrap().await?;
+    let after = keys::list(db).await?;
+    let done = after.iter().filter(|(key, by)| foreign.contains(key.id()) && by.as_ref() == Some(&root));
+    let done: Vec<_> = done.map(|(key, _)| key.id().to_string()).collect();
+    if json {
+        return print_json(&json!({ "root": root.as_str(), "rewrapped": done }));
+    }
+    if done.is_empty() {
+        return print("nothing to do\n");
+    }
+    print(&done.iter().map(|kid| format!("wrapped {kid} anew\n")).collect::<String>())
 }

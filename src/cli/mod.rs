@@ -4,12 +4,14 @@
 
 mod config;
 mod development_key;
+mod doctor;
 mod health;
 mod key;
 mod migrate;
 mod password_input;
 pub mod serve;
 mod setup;
+mod token;
 mod user;
 
 use std::{error::Error, path::PathBuf, process::ExitCode};
@@ -27,7 +29,8 @@ type Failure = Box<dyn Error + Send + Sync>;
     max_term_width = 100,
     after_help = "\
 Start:    gatepass serve          (in development it brings a Postgres of its own)
-Settings: gatepass config         (all of them, and where each comes from)"
+Settings: gatepass config         (all of them, and where each comes from)
+Trouble:  gatepass doctor         (what is wrong, and what to do about it)"
 )]
 struct Cli {
     /// Read settings from FILE instead of ./app.env; the environment stays above it
@@ -52,6 +55,13 @@ enum Command {
     /// Look after the keys that tokens are made with
     #[command(subcommand)]
     Key(key::Command),
+    /// Look into tokens
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Check settings, database and keys, and say what to do
+    ///
+    /// One line for each finding. Exit code 0: nothing keeps the service from working; 1: a problem. Nothing is changed.
+    Doctor(doctor::Args),
     /// Print the OpenAPI document
     Openapi,
     /// Ask a running service whether it is alive; for container health checks
@@ -78,7 +88,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Config(args) => config::run(config_file, &args),
         Command::Migrate(command) => migrate::run(config_file, command).await,
         Command::User(command) => user::run(config_file, command).await,
-        Command::Key(command) => key::run(&command),
+        Command::Key(command) => key::run(config_file, command).await,
+        Command::Token(command) => token::run(config_file, command).await,
+        Command::Doctor(args) => doctor::run(config_file, &args).await,
         Command::Openapi => print(&crate::http::document()),
         Command::Health(args) => health::run(config_file, &args).await,
     }

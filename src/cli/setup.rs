@@ -24,6 +24,8 @@ const HASH_DEADLINE: Duration = Duration::from_secs(10);
 const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait for connections to be given back at the end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a database may take to answer somebody who only wants to know whether it does.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 const DATABASE_POLL: Duration = Duration::from_millis(250);
 
 /// The settings of this process.
@@ -81,6 +83,17 @@ impl Database {
     /// A pool for the service.
     pub(super) fn pool(&self, max_connections: u32) -> PgPool {
         self.source.pool(max_connections)
+    }
+
+    /// A connection of the service's role, or with `migration` of the one that may change the schema: at once or not at all.
+    pub(super) async fn connection(&self, migration: bool) -> Result<PgConnection, Failure> {
+        let source = if migration { &self.migration_source } else { &self.source };
+        let error = match tokio::time::timeout(CONNECT_PATIENCE, source.connect()).await {
+            Ok(Ok(conn)) => return Ok(conn),
+            Ok(Err(error)) => error,
+            Err(_) => sqlx::Error::PoolTimedOut,
+        };
+        Err(Unreachable { place: source.place(), hint: hint(&error), source: error }.into())
     }
 
     /// A connection of the role that may change the schema. A database that is just coming up is waited for.
@@ -161,6 +174,11 @@ fn state_dir() -> Result<PathBuf, Failure> {
     Ok(env::current_dir()?.join(STATE_DIR))
 }
 
+/// Whether development has a Postgres of its own here already, running or not.
+pub(super) fn has_own_database() -> bool {
+    state_dir().is_ok_and(|state| state.join("postgres").exists())
+}
+
 /// The key that tokens are made with. In development, when the settings have none, one is made once and kept.
 pub(super) fn symmetric_key(settings: &Settings) -> Result<SymmetricKey, Failure> {
     match &settings.token_symmetric_key {
@@ -194,6 +212,28 @@ pub(super) fn public_url(settings: &Settings) -> String {
     } else {
         format!("http://localhost:{}", settings.http_server_address.port())
     }
+}
+
+/// Does `work` on the migrated database, of which a Postgres of our own may have to be started for it.
+pub(super) async fn on_database<T>(
+    settings: &Settings,
+    work: impl AsyncFnOnce(&PgPool) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let database = Database::open(settings).await?;
+    // A developer's own database may be new; any other is migrated by those whose task it is.
+    let is_own = settings.environment == Environment::Development && database.embedded().is_some();
+    let done = match database.migrate(is_own).await {
+        Ok(()) => {
+            let db = database.pool(1);
+            let done = work(&db).await;
+            close(&db).await;
+            done
+        }
+        Err(error) => Err(error),
+    };
+    let closed = database.close().await;
+    let done = done?;
+    closed.map(|()| done)
 }
 
 /// What the settings say about keys, with `key` as the root of them.

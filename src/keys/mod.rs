@@ -60,7 +60,7 @@ pub struct Policy {
 
 impl Policy {
     /// Every format whose tokens are accepted, that of new ones first, none twice.
-    fn formats(&self) -> Vec<Format> {
+    pub fn formats(&self) -> Vec<Format> {
         let mut formats = vec![self.format];
         for format in &self.formats_accepted {
             if !formats.contains(format) {
@@ -70,7 +70,8 @@ impl Policy {
         formats
     }
 
-    fn key_pair_formats(&self) -> impl Iterator<Item = KeyPairFormat> {
+    /// Those whose keys are a ring in the database.
+    pub fn key_pair_formats(&self) -> impl Iterator<Item = KeyPairFormat> {
         self.formats().into_iter().filter_map(|format| match format {
             Format::KeyPair(format) => Some(format),
             Format::Shared(_) => None,
@@ -444,6 +445,38 @@ pub async fn list(db: &PgPool) -> Result<Vec<(RingKey, Option<KeyId>)>, Error> {
     let rows = signing_keys::all(&mut conn).await?;
     let roots: Vec<_> = rows.iter().map(|row| row.wrapped_by.clone().map(KeyId::from_stored)).collect();
     Ok(ring_keys(rows)?.into_iter().zip(roots).collect())
+}
+
+/// What checks tokens as the service does at `now`, for a look from outside: makes no ring, opens no private key. A `db`
+/// is needed where there are key pairs.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn verifier(policy: &Policy, db: Option<&PgPool>, now: OffsetDateTime) -> Result<Verifier, Error> {
+    let mut ring = Ring::default();
+    if let Some(db) = db {
+        let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
+        ring.keys = ring_keys(signing_keys::live(&mut conn, now).await?)?;
+        ring.keys.retain(|key| policy.key_pair_formats().any(|format| format == key.public.format()));
+    }
+    Ok(Verifier::new(verifying_keys(policy, &ring, now), policy.party.clone()))
+}
+
+/// What is wrong with the stored private keys: those that no root key opens. Changes nothing.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn unopenable(policy: &Policy, db: &PgPool) -> Result<Vec<Error>, Error> {
+    let wrapping: Vec<_> = policy.roots().map(WrappingKey::new).collect();
+    let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
+    let mut errors = Vec::new();
+    for row in signing_keys::all(&mut conn).await? {
+        let Some((wrapped, root)) = signing_keys::wrapped(&mut conn, &row.id).await? else { continue };
+        errors.extend(unwrap(&wrapping, format(&row)?, &row.id, &wrapped, &root).err());
+    }
+    Ok(errors)
 }
 
 /// Makes the rings that are missing, and sees to it that all of them open.

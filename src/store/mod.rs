@@ -16,6 +16,7 @@ use sqlx::{
     ConnectOptions, Connection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use time::OffsetDateTime;
 use tracing::log::LevelFilter;
 
 pub use sqlx::{PgConnection, PgPool};
@@ -71,6 +72,15 @@ pub fn may_pass(error: &sqlx::Error) -> bool {
         | sqlx::Error::WorkerCrashed => true,
         _ => false,
     }
+}
+
+/// What the database's clock says.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn now(conn: &mut PgConnection) -> Result<OffsetDateTime, Error> {
+    Ok(sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(conn).await?)
 }
 
 /// A database URL that cannot be read. Which part, the error does not say: it might be a part of the password.

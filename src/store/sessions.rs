@@ -62,3 +62,35 @@ pub async fn insert(conn: &mut PgConnection, new: &NewSession<'_>) -> Result<boo
     .await?;
     Ok(done.rows_affected() == 1)
 }
+
+/// How a session stands, with its user.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Whose it is.
+    pub user_id: Uuid,
+    /// The user's name at present.
+    pub username: String,
+    /// Whether the user is locked out.
+    pub disabled: bool,
+    /// How often it has been renewed.
+    pub refresh_generation: i32,
+    /// When it ends unless renewed before.
+    pub refresh_expires_at: OffsetDateTime,
+    /// When it ends in any case.
+    pub expires_at: OffsetDateTime,
+}
+
+/// How the session stands; `None` when there is none.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn state(conn: &mut PgConnection, id: Uuid) -> Result<Option<State>, Error> {
+    let state = sqlx::query_as!(
+        State,
+        "SELECT user_id, username, disabled, refresh_generation, refresh_expires_at, sessions.expires_at
+         FROM sessions JOIN users ON users.id = user_id WHERE sessions.id = $1",
+        id,
+    );
+    Ok(state.fetch_optional(conn).await?)
+}

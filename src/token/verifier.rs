@@ -284,7 +284,8 @@ pub struct Inspection {
 }
 
 /// One of the checks of a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Check {
     /// Not longer than [`MAX_TOKEN_BYTES`].
@@ -314,6 +315,22 @@ pub enum Check {
 }
 
 impl Check {
+    /// Every check, in the order in which they are made.
+    pub const ALL: [Self; 12] = [
+        Self::Size,
+        Self::Shape,
+        Self::Key,
+        Self::Signature,
+        Self::Json,
+        Self::Use,
+        Self::Type,
+        Self::Issuer,
+        Self::Audience,
+        Self::Beginning,
+        Self::End,
+        Self::Ids,
+    ];
+
     /// Those that come before the claims can be looked at.
     const OPENING: [Self; 5] = [Self::Size, Self::Shape, Self::Key, Self::Signature, Self::Json];
 

@@ -1,0 +1,333 @@
+//! `gatepass doctor`: what is wrong, and what to do about it.
+//!
+//! A check looks at one thing and adds what it finds; it never stops the others. Nothing is changed. A further check is
+//! one more function that gives [`Finding`]s, called from [`examine`] or, when it needs the database, from [`on_database`].
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use serde_json::json;
+use time::{Duration, OffsetDateTime};
+
+use super::{Failure, print, print_json, seconds, setup};
+use crate::{
+    clock::Clock,
+    config::{ConfigErrors, Settings},
+    keys::{self, Policy},
+    store::{self, PgConnection, PgPool, migrations},
+    token::{
+        KeyId, KeyStatus,
+        ring::{self, RingKey},
+    },
+};
+
+/// How far this machine's clock and the database's may be apart.
+const CLOCK_TOLERANCE: Duration = Duration::SECOND;
+/// How long after its time a rotation may be late.
+const ROTATION_GRACE: Duration = Duration::DAY;
+/// A key whose last tokens expire within this time is told of.
+const SOON: Duration = Duration::HOUR;
+/// What NIST SP 800-57 demands of signatures today.
+const SECURITY_BITS: u32 = 112;
+
+/// Check settings, database and keys, and say what to do.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    Ok,
+    /// Good to know.
+    Note,
+    /// Works, and will not always.
+    Warning,
+    /// Does not work.
+    Problem,
+}
+
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Problem => "problem",
+        }
+    }
+}
+
+/// What one check found.
+#[derive(Debug, Serialize)]
+struct Finding {
+    area: &'static str,
+    level: Level,
+    message: String,
+    /// What to do about it.
+    advice: Option<String>,
+}
+
+impl Finding {
+    fn new(area: &'static str, level: Level, message: impl Into<String>) -> Self {
+        Self { area, level, message: message.into(), advice: None }
+    }
+
+    fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+}
+
+pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(), Failure> {
+    crate::telemetry::init(crate::telemetry::LogFormat::Pretty, "error")?;
+    let findings = examine(config_file).await;
+    let problems = findings.iter().filter(|finding| finding.level == Level::Problem).count();
+    if args.json {
+        print_json(&json!({ "ok": problems == 0, "findings": findings }))?;
+    } else {
+        print(&findings.iter().map(line).collect::<String>())?;
+    }
+    match problems {
+        0 => Ok(()),
+        1 => Err("there is a problem".into()),
+        many => Err(format!("there are {many} problems").into()),
+    }
+}
+
+fn line(finding: &Finding) -> String {
+    let Finding { area, level, message, advice } = finding;
+    let advice = advice.as_ref().map(|advice| format!(" -> {advice}")).unwrap_or_default();
+    format!("{:<7}  {area:<8}  {message}{advice}\n", level.name())
+}
+
+async fn examine(config_file: Option<PathBuf>) -> Vec<Finding> {
+    let (settings, mut findings) = settings(config_file);
+    let Some(settings) = settings else { return findings };
+    match setup::symmetric_key(&settings) {
+        Ok(root) => {
+            let policy = setup::key_policy(&settings, &root);
+            findings.extend(rotations_under_way(&settings));
+            findings.extend(database(&settings, &policy).await);
+        }
+        Err(error) => findings.push(failed("settings", &*error)),
+    }
+    findings
+}
+
+/// Something failed, with all that is behind it.
+fn failed(area: &'static str, error: &(dyn std::error::Error + 'static)) -> Finding {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        message = format!("{message}: {error}");
+        source = error.source();
+    }
+    Finding::new(area, Level::Problem, message.replace('\n', " "))
+}
+
+fn settings(config_file: Option<PathBuf>) -> (Option<Settings>, Vec<Finding>) {
+    match setup::load(config_file) {
+        Ok(loaded) if loaded.warnings.is_empty() => {
+            (Some(loaded.settings), vec![Finding::new("settings", Level::Ok, "nothing wrong with them")])
+        }
+        Ok(loaded) => {
+            let warnings = loaded.warnings.into_iter();
+            let findings = warnings.map(|warning| Finding::new("settings", Level::Warning, warning));
+            (Some(loaded.settings), findings.collect())
+        }
+        Err(error) => match error.downcast_ref::<ConfigErrors>() {
+            Some(ConfigErrors(problems)) => {
+                let problems = problems.iter();
+                let findings =
+                    problems.map(|problem| Finding::new("settings", Level::Problem, problem.to_string()));
+                (None, findings.collect())
+            }
+            None => (None, vec![failed("settings", &*error)]),
+        },
+    }
+}
+
+/// What was begun and has to be brought to an end.
+fn rotations_under_way(settings: &Settings) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if !settings.token_symmetric_keys_accepted.is_empty() {
+        let note = "TOKEN_SYMMETRIC_KEYS_ACCEPTED is set: the rotation of the root key is not finished";
+        findings.push(Finding::new("keys", Level::Note, note).advise(
+            "when every replica has the new key and the tokens of the former one have expired, empty it",
+        ));
+    }
+    if !settings.token_format_accepted.is_empty() {
+        let note = "TOKEN_FORMAT_ACCEPTED is set: tokens of further formats are accepted";
+        let advice = "when the tokens of the former format have expired, empty it";
+        findings.push(Finding::new("keys", Level::Note, note).advise(advice));
+    }
+    findings
+}
+
+async fn database(settings: &Settings, policy: &Policy) -> Vec<Finding> {
+    if settings.db_source.is_none() && !setup::has_own_database() {
+        let note = "there is none yet: `gatepass serve` makes one of its own, since DB_SOURCE is not set";
+        return vec![Finding::new("database", Level::Note, note)];
+    }
+    let database = match setup::Database::open(settings).await {
+        Ok(database) => database,
+        Err(error) => return vec![failed("database", &*error)],
+    };
+    let mut findings = on_database(&database, settings, policy).await;
+    if let Err(error) = database.close().await {
+        findings.push(failed("database", &*error));
+    }
+    findings
+}
+
+async fn on_database(database: &setup::Database, settings: &Settings, policy: &Policy) -> Vec<Finding> {
+    let begun = std::time::Instant::now();
+    let mut conn = match database.connection(false).await {
+        Ok(conn) => conn,
+        Err(error) => return vec![failed("database", &*error)],
+    };
+    let connected = begun.elapsed();
+    let mut findings = Vec::new();
+    match clock(&mut conn).await {
+        Ok((latency, finding)) => {
+            let message = format!(
+                "{} is there: connected in {} ms, answers in {} ms",
+                database.place(),
+                connected.as_millis(),
+                latency.whole_milliseconds()
+            );
+            findings.push(Finding::new("database", Level::Ok, message));
+            findings.push(finding);
+        }
+        Err(error) => findings.push(failed("database", &error)),
+    }
+    match schema(database).await {
+        Ok(()) => findings.push(Finding::new("schema", Level::Ok, "current")),
+        Err(error) => {
+            let mut finding = failed("schema", &*error);
+            if settings.migrate_on_start
+                && matches!(error.downcast_ref(), Some(migrations::Error::Pending(_)))
+            {
+                finding = Finding::new("schema", Level::Note, "migrations are waiting")
+                    .advise("`gatepass serve` applies them when it starts, since MIGRATE_ON_START is true");
+            }
+            findings.push(finding);
+            return findings;
+        }
+    }
+    if policy.key_pair_formats().next().is_some() {
+        let db = database.pool(1);
+        let found = ring(policy, &db).await;
+        setup::close(&db).await;
+        findings.extend(found.unwrap_or_else(|error| vec![failed("keys", &error)]));
+    } else {
+        findings.push(Finding::new("keys", Level::Ok, "shared, from the configuration"));
+    }
+    findings
+}
+
+async fn schema(database: &setup::Database) -> Result<(), Failure> {
+    Ok(migrations::check(&mut database.connection(true).await?).await?)
+}
+
+/// How long the database takes to answer, and what is with its clock.
+async fn clock(conn: &mut PgConnection) -> Result<(Duration, Finding), store::Error> {
+    let clock = Clock::system();
+    let before = clock.now();
+    let there = store::now(conn).await?;
+    let latency = clock.now() - before;
+    // It was asked at some time between the two.
+    let half: Duration = latency / 2;
+    let ahead: Duration = there - (before + half);
+    let apart = (ahead.abs() - half).max(Duration::ZERO);
+    let finding = if apart > CLOCK_TOLERANCE {
+        let which = if ahead.is_positive() { "behind" } else { "ahead of" };
+        let message =
+            format!("this machine's is {:.1} s {which} the database's", ahead.abs().as_seconds_f64());
+        Finding::new("clock", Level::Warning, message)
+            .advise("have NTP set both: tokens are refused by a clock that is wrong by 30 s")
+    } else {
+        Finding::new("clock", Level::Ok, "the database agrees to within a second")
+    };
+    Ok((latency, finding))
+}
+
+async fn ring(policy: &Policy, db: &PgPool) -> Result<Vec<Finding>, keys::Error> {
+    let now = Clock::system().now();
+    let mut findings: Vec<_> =
+        keys::unopenable(policy, db).await?.iter().map(|error| failed("keys", error)).collect();
+    let stored = keys::list(db).await?;
+    findings.extend(heads(policy, &stored, now));
+    for (key, root) in &stored {
+        findings.extend(single(policy, key, root.as_ref(), now));
+    }
+    if findings.iter().all(|finding| finding.level == Level::Ok || finding.level == Level::Note) {
+        findings.insert(0, Finding::new("keys", Level::Ok, "every key opens"));
+    }
+    Ok(findings)
+}
+
+/// Whether each format has the keys that it needs.
+fn heads(policy: &Policy, stored: &[(RingKey, Option<KeyId>)], now: OffsetDateTime) -> Vec<Finding> {
+    let keys: Vec<_> = stored.iter().map(|(key, _)| key.clone()).collect();
+    let mut findings = Vec::new();
+    for format in policy.key_pair_formats() {
+        let has =
+            |status| keys.iter().any(|key| key.public.format() == format && key.status(now) == Some(status));
+        if !has(KeyStatus::Active) && !has(KeyStatus::Next) {
+            let note = format!("there are none for {format} yet");
+            findings.push(Finding::new("keys", Level::Note, note).advise("`gatepass serve` makes them"));
+        } else if !has(KeyStatus::Next) || !has(KeyStatus::Active) {
+            let which = if has(KeyStatus::Active) { "next" } else { "active" };
+            findings.push(
+                Finding::new("keys", Level::Problem, format!("the ring of {format} has no {which} key"))
+                    .advise("start the service again: it makes the one that is missing"),
+            );
+        }
+        let Some((active, _)) = ring::heads(&keys, format, now) else { continue };
+        let since = active.activated_at.unwrap_or(active.published_at);
+        // Only the format of new tokens is rotated.
+        if policy.format == format.into() && now > since + policy.schedule.interval + ROTATION_GRACE {
+            let message = format!(
+                "{} is old: it signs since {}, longer than KEY_ROTATION_INTERVAL and a day",
+                active.id(),
+                seconds(since)
+            );
+            findings.push(
+                Finding::new("keys", Level::Warning, message)
+                    .advise("a running service replaces it; without one, `gatepass key rotate`"),
+            );
+        }
+    }
+    findings
+}
+
+fn single(policy: &Policy, key: &RingKey, root: Option<&KeyId>, now: OffsetDateTime) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let id = key.id();
+    let Some(status) = key.status(now) else { return findings };
+    let accepted = |root: &&KeyId| policy.roots_accepted.iter().any(|accepted| accepted.id() == **root);
+    if root.is_some_and(|root| *root != policy.root.id()) && root.as_ref().is_some_and(accepted) {
+        let message = format!("{id} is wrapped under a root key of TOKEN_SYMMETRIC_KEYS_ACCEPTED");
+        findings.push(
+            Finding::new("keys", Level::Warning, message)
+                .advise("run `gatepass key rewrap` before you remove the former key"),
+        );
+    }
+    if key.public.security_bits() < SECURITY_BITS {
+        let message = format!("{id} is weak: {} bits of security", key.public.security_bits());
+        findings.push(Finding::new("keys", Level::Note, message).advise("choose another JWT_ALGORITHM"));
+    }
+    if let (KeyStatus::Retiring, Some(until)) = (status, key.verifies_until)
+        && until < now + SOON
+    {
+        let message = format!("{id} is about to go: it verifies until {}", seconds(until));
+        findings.push(Finding::new("keys", Level::Note, message));
+    }
+    findings
+}

@@ -1,0 +1,492 @@
+//! `gatepass token`: for people who want to know what is with a token.
+
+use std::{
+    fmt::Write,
+    io::{self, IsTerminal, Read},
+    path::PathBuf,
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde_json::{Map, Value, json};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use uuid::Uuid;
+
+use super::{Failure, print, print_json, seconds, setup};
+use crate::{
+    clock::Clock,
+    config::Settings,
+    keys,
+    store::{
+        migrations,
+        sessions::{self, State},
+    },
+    token::{Check, Claims, Inspection, MAX_TOKEN_BYTES, Verifier, refresh::Presented},
+};
+
+/// More than any token, and any answer with tokens in it.
+const MAX_INPUT: u64 = 64 * 1024;
+
+/// Look into tokens.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Say what a token holds, and whether and why it is refused here
+    ///
+    /// Makes every check that the service makes, in its order. Exit code 0: the token is good; 1: it is refused. Nothing is
+    /// printed that would let somebody else use the token. What no key vouches for is marked as unverified: anybody can
+    /// write that.
+    Inspect {
+        /// The token, or `-` to read it from standard input, where no other user of the machine sees it
+        #[arg(allow_hyphen_values = true)]
+        token: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
+    let Command::Inspect { token, json } = command;
+    let settings = setup::begin(config_file)?;
+    let input = if token == "-" { from_stdin()? } else { token };
+    let token = bare(&input);
+    if token.starts_with("gpr_") {
+        return refresh_token(&settings, token, json).await;
+    }
+    let now = Clock::system().now();
+    let mut inspection = verifier(&settings, now).await?.inspect(token, now);
+    if inspection.payload.is_none() && inspection.claims.is_none() {
+        (inspection.kid, inspection.payload) =
+            (inspection.kid.or_else(|| foreign_kid(token)), payload(token));
+    }
+    let session = match session_id(&inspection) {
+        Some(id) => session(&settings, id).await,
+        None => Session::Unasked("the token names none"),
+    };
+    let report = Report { inspection, format: format(token), hint: hint(token), session, now };
+    if json {
+        print_json(&report.to_json())?;
+    } else {
+        print(&report.to_text(io::stdout().is_terminal()))?;
+    }
+    match report.refusal() {
+        None => Ok(()),
+        Some(why) => Err(format!("refused: {why}").into()),
+    }
+}
+
+fn from_stdin() -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().take(MAX_INPUT).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The token without what comes along when it is copied out of a header, a shell or JSON.
+fn bare(input: &str) -> &str {
+    let quotes = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | ',');
+    let text = input.trim_matches(quotes);
+    let without = |text: &'_ str, prefix: &str| {
+        text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    };
+    let text = if without(text, "authorization:") { text["authorization:".len()..].trim() } else { text };
+    let text = if without(text, "bearer ") { &text["bearer ".len()..] } else { text };
+    text.trim_matches(quotes)
+}
+
+/// The checks as the service makes them. A ring that cannot be read is told at once, not waited for.
+async fn verifier(settings: &Settings, now: OffsetDateTime) -> Result<Verifier, Failure> {
+    let root = setup::symmetric_key(settings)?;
+    let policy = setup::key_policy(settings, &root);
+    if policy.key_pair_formats().next().is_none() {
+        return Ok(keys::verifier(&policy, None, now).await?);
+    }
+    let database = setup::Database::open(settings).await?;
+    let verifier = async {
+        if database.embedded().is_some() {
+            database.migrate(true).await?;
+        } else {
+            migrations::check(&mut database.connection(true).await?).await?;
+        }
+        drop(database.connection(false).await?);
+        let db = database.pool(1);
+        let verifier = keys::verifier(&policy, Some(&db), now).await;
+        setup::close(&db).await;
+        Ok::<_, Failure>(verifier?)
+    };
+    let verifier = verifier.await;
+    let closed = database.close().await;
+    let verifier = verifier?;
+    closed.map(|()| verifier)
+}
+
+/// What the database says about a session.
+enum Session {
+    Found(State),
+    Missing,
+    /// And why.
+    Unasked(&'static str),
+    Unknown(String),
+}
+
+async fn session(settings: &Settings, id: Uuid) -> Session {
+    if settings.db_source.is_none() {
+        return Session::Unasked("DB_SOURCE is not set");
+    }
+    let state = async {
+        let database = setup::Database::open(settings).await?;
+        let mut conn = database.connection(false).await?;
+        Ok::<_, Failure>(sessions::state(&mut conn, id).await?)
+    };
+    match state.await {
+        Ok(Some(state)) => Session::Found(state),
+        Ok(None) => Session::Missing,
+        Err(error) => Session::Unknown(error.to_string()),
+    }
+}
+
+impl Session {
+    /// `live`, `expired`, `ended`, or `unknown`.
+    fn name(&self, now: OffsetDateTime) -> &'static str {
+        match self {
+            Self::Found(state) if now >= state.expires_at.min(state.refresh_expires_at) => "expired",
+            Self::Found(_) => "live",
+            Self::Missing => "ended",
+            Self::Unasked(_) | Self::Unknown(_) => "unknown",
+        }
+    }
+
+    fn describe(&self, now: OffsetDateTime) -> String {
+        match self {
+            Self::Found(state) => {
+                let user = if state.disabled { "DISABLED" } else { "enabled" };
+                let ends = state.expires_at.min(state.refresh_expires_at);
+                let ends = if now < ends {
+                    format!("ends {} unless renewed", relative(ends, now))
+                } else {
+                    format!("EXPIRED {}", relative(ends, now))
+                };
+                format!("{ends}; user {} is {user}", plain(&state.username))
+            }
+            Self::Missing => "ENDED, or never was: not in the database".to_owned(),
+            Self::Unasked(why) => format!("not asked for: {why}"),
+            Self::Unknown(why) => format!("not known: {why}"),
+        }
+    }
+
+    fn to_json(&self, id: Option<Uuid>, now: OffsetDateTime) -> Value {
+        let (state, why) = match self {
+            Self::Found(state) => (Some(state), None),
+            Self::Missing => (None, None),
+            Self::Unasked(why) => (None, Some(*why)),
+            Self::Unknown(why) => (None, Some(why.as_str())),
+        };
+        json!({
+            "id": id,
+            "state": self.name(now),
+            "why_unknown": why,
+            "user_id": state.map(|state| state.user_id),
+            "user_disabled": state.map(|state| state.disabled),
+            "refresh_generation": state.map(|state| state.refresh_generation),
+            "expires_at": state.map(|state| seconds(state.expires_at.min(state.refresh_expires_at))),
+        })
+    }
+}
+
+async fn refresh_token(settings: &Settings, token: &str, json: bool) -> Result<(), Failure> {
+    let now = Clock::system().now();
+    let Some(Presented { session_id, generation, .. }) = Presented::parse(token) else {
+        let length = token.chars().count();
+        let hint =
+            format!("begins as a refresh token does and is none: {length} characters of 74; was it cut?");
+        if json {
+            print_json(&json!({ "accepted": false, "kind": "unknown", "hint": hint }))?;
+        }
+        return Err(hint.into());
+    };
+    let session = session(settings, session_id).await;
+    if json {
+        print_json(&json!({
+            "accepted": false,
+            "kind": "refresh",
+            "generation": generation,
+            "session": session.to_json(Some(session_id), now),
+        }))?;
+    } else {
+        let present = match &session {
+            Session::Found(state) => format!(" (the session is at {})", state.refresh_generation),
+            _ => String::new(),
+        };
+        print(&format!(
+            "a refresh token, unverified: it renews a session and opens no door\n\nsession     {session_id}\ngeneration  \
+             {generation}{present}\nstate       {}\n",
+            session.describe(now)
+        ))?;
+    }
+    Err("refused: this is a refresh token, not an access token".into())
+}
+
+/// What can be told of something that is no token here, by its looks.
+fn hint(token: &str) -> Option<&'static str> {
+    let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| token.starts_with(prefix));
+    if token.is_empty() {
+        Some("there is nothing: was a variable of the shell not set?")
+    } else if token.len() > MAX_TOKEN_BYTES {
+        Some("this is longer than any token: is it a file, or a whole answer?")
+    } else if begins(&["k4.local.", "k4.secret.", "k4.seal.", "-----BEGIN"]) {
+        Some("this is a KEY and no token: replace it if anybody else may have seen it")
+    } else if begins(&["k4."]) {
+        Some("this is a key, or its name, and no token")
+    } else if begins(&["{", "["]) {
+        Some("this is JSON: give the value of `access_token` alone")
+    } else if begins(&["v1.", "v2.", "v3."]) {
+        Some("this is a PASETO of a version that gatepass does not make: of another service")
+    } else if token.chars().any(char::is_whitespace) {
+        Some("there are spaces or line ends within: was it copied from a terminal that broke the line?")
+    } else if Uuid::try_parse(token).is_ok() {
+        Some("this is a UUID: the name of a user, a session or a token, and no token")
+    } else if !token.contains('.') {
+        Some("a token has full stops in it, and this has none: was it cut?")
+    } else if header(token).is_some_and(|header| header.get("enc").is_some()) {
+        Some("this is an encrypted JWT (JWE), which gatepass does not make: of another service")
+    } else if header(token)
+        .is_some_and(|header| header.keys().any(|name| !["typ", "alg", "kid"].contains(&&**name)))
+    {
+        Some("this JWT's header has more in it than gatepass's: of another service")
+    } else if header(token).is_some_and(|header| !header.contains_key("kid")) {
+        Some("this JWT names no key, and gatepass's do: of another service")
+    } else {
+        None
+    }
+}
+
+/// The header of a JWT, strict or not, for a look at whose it may be.
+fn header(token: &str) -> Option<Map<String, Value>> {
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?).ok()
+}
+
+/// The key that a JWT of another service names.
+fn foreign_kid(token: &str) -> Option<String> {
+    Some(header(token)?.get("kid")?.as_str()?.to_owned())
+}
+
+/// What a JWT of another service says.
+fn payload(token: &str) -> Option<String> {
+    header(token)?;
+    String::from_utf8(URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?).ok()
+}
+
+/// The format that the token says it is of.
+fn format(token: &str) -> Option<String> {
+    for prefix in ["v4.local", "v4.public", "v3.local", "v3.public", "v2.local", "v2.public", "v1.local"] {
+        if token.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')) {
+            return Some(prefix.to_owned());
+        }
+    }
+    Some(format!("jwt:{}", plain(header(token)?.get("alg")?.as_str()?)))
+}
+
+/// The session that the token names, verified or not.
+fn session_id(inspection: &Inspection) -> Option<Uuid> {
+    let verified = inspection.claims.as_ref().map(|claims| claims.session_id);
+    verified.or_else(|| {
+        let payload: Value = serde_json::from_str(inspection.payload.as_deref()?).ok()?;
+        Uuid::try_parse(payload.get("sid")?.as_str()?).ok()
+    })
+}
+
+struct Report {
+    inspection: Inspection,
+    format: Option<String>,
+    hint: Option<&'static str>,
+    session: Session,
+    now: OffsetDateTime,
+}
+
+impl Report {
+    /// What the first check that failed found.
+    fn refusal(&self) -> Option<String> {
+        self.inspection
+            .findings
+            .iter()
+            .find_map(|(_, found)| found.err())
+            .map(|rejection| rejection.to_string())
+    }
+
+    fn found(&self, check: Check) -> Option<Result<(), String>> {
+        let found = self.inspection.findings.iter().find(|(at, _)| *at == check);
+        found.map(|(_, found)| found.map_err(|rejection| rejection.to_string()))
+    }
+
+    fn is_verified(&self) -> bool {
+        self.found(Check::Signature) == Some(Ok(()))
+    }
+
+    /// The claims by name; those that no key vouches for only where they can be read without one.
+    fn claims(&self) -> Option<Map<String, Value>> {
+        match &self.inspection.claims {
+            Some(claims) => Some(object(claims)),
+            None => serde_json::from_str(self.inspection.payload.as_deref()?).ok(),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let checks = Check::ALL.map(|check| {
+            let found = self.found(check);
+            json!({
+                "check": check,
+                "ok": found.as_ref().map(Result::is_ok),
+                "reason": found.and_then(Result::err),
+            })
+        });
+        json!({
+            "accepted": self.refusal().is_none(),
+            "kind": if self.format.is_some() { "access" } else { "unknown" },
+            "format": self.format,
+            "kid": self.inspection.kid,
+            "checks": checks,
+            "verified": self.is_verified(),
+            "claims": self.claims(),
+            "session": self.session.to_json(session_id(&self.inspection), self.now),
+            "hint": self.hint,
+        })
+    }
+
+    fn to_text(&self, is_terminal: bool) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let mut line = |left: &str, right: &str| _ = writeln!(text, "{left:<10}  {right}");
+        line("format", self.format.as_deref().unwrap_or("none that is known here"));
+        line("kid", &self.inspection.kid.as_deref().map_or_else(|| "-".to_owned(), plain));
+        if let Some(hint) = self.hint {
+            line("hint", hint);
+        }
+        let (good, bad) = if is_terminal { ("✓ ", "✗ ") } else { ("", "") };
+        let blank = if is_terminal { "  " } else { "" };
+        text.push('\n');
+        for check in Check::ALL {
+            let found = match self.found(check) {
+                Some(Ok(())) => format!("{good}ok"),
+                Some(Err(why)) => format!("{bad}FAILED: {why}"),
+                None => format!("{blank}not reached"),
+            };
+            _ = writeln!(text, "{:<42}  {found}", check.describe());
+        }
+        match self.claims() {
+            Some(claims) => {
+                let title =
+                    if self.is_verified() { "claims" } else { "claims, UNVERIFIED: anybody can write these" };
+                _ = writeln!(text, "\n{title}");
+                for (name, value) in &claims {
+                    let shown = match value {
+                        Value::String(value) => plain(value),
+                        other => plain(&other.to_string()),
+                    };
+                    let time = instant(name, value).map(|at| format!("  ({})", relative(at, self.now)));
+                    _ = writeln!(text, "  {:<10}  {shown}{}", plain(name), time.unwrap_or_default());
+                }
+            }
+            None if self.format.as_deref() == Some("v4.local") => {
+                text.push_str("\nclaims: encrypted, and no key here opens them\n");
+            }
+            None => text.push_str("\nclaims: none that can be read\n"),
+        }
+        _ = writeln!(text, "\nsession   {}", self.session.describe(self.now));
+        text
+    }
+}
+
+fn object(claims: &Claims) -> Map<String, Value> {
+    let Claims {
+        issuer,
+        user_id,
+        audience,
+        issued_at,
+        not_before,
+        expires_at,
+        token_id,
+        session_id,
+        username,
+        roles,
+    } = claims;
+    let time = |at: &OffsetDateTime| Value::from(seconds(*at));
+    [
+        ("iss", issuer.as_str().into()),
+        ("sub", user_id.to_string().into()),
+        ("aud", audience.as_str().into()),
+        ("iat", time(issued_at)),
+        ("nbf", time(not_before)),
+        ("exp", time(expires_at)),
+        ("jti", token_id.to_string().into()),
+        ("sid", session_id.to_string().into()),
+        ("username", username.as_str().into()),
+        ("roles", roles.as_slice().into()),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value))
+    .collect()
+}
+
+/// The time in a claim that holds one, as PASETO or as JWT has it.
+fn instant(name: &str, value: &Value) -> Option<OffsetDateTime> {
+    if !["exp", "nbf", "iat"].contains(&name) {
+        return None;
+    }
+    match value {
+        Value::String(text) => OffsetDateTime::parse(text, &Rfc3339).ok(),
+        other => OffsetDateTime::from_unix_timestamp(other.as_i64()?).ok(),
+    }
+}
+
+/// `3 min ago`, `in 2 h`.
+fn relative(at: OffsetDateTime, now: OffsetDateTime) -> String {
+    let seconds = (at - now).whole_seconds();
+    let amount = match seconds.unsigned_abs() {
+        s @ 0..120 => format!("{s} s"),
+        s @ 120..7200 => format!("{} min", s / 60),
+        s @ 7200..172_800 => format!("{} h", s / 3600),
+        s => format!("{} days", s / 86_400),
+    };
+    if at > now { format!("in {amount}") } else { format!("{amount} ago") }
+}
+
+/// Without signs that would tell a terminal what to do, or turn the line around.
+fn plain(text: &str) -> String {
+    let is_odd = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
+    text.chars().map(|c| if is_odd(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn what_was_copied_along_is_taken_off() {
+        for input in
+            ["v4.x", " v4.x\r\n", "\"v4.x\",", "Bearer v4.x", "authorization: bearer  v4.x", "'v4.x'"]
+        {
+            assert_eq!(bare(input), "v4.x", "{input:?}");
+        }
+        for input in ["", " ", "Ä", "bearer", "é".repeat(9).as_str(), "authorizatioñ: x"] {
+            assert_eq!(bare(input), input.trim(), "{input:?}");
+        }
+    }
+
+    #[test]
+    fn times_are_told_in_the_unit_that_fits() {
+        let now = datetime!(2026-01-02 03:04:05 UTC);
+        let at = |seconds| relative(now + time::Duration::seconds(seconds), now);
+        assert_eq!(
+            [at(-1), at(180), at(-7200), at(864_000)],
+            ["1 s ago", "in 3 min", "2 h ago", "in 10 days"]
+        );
+    }
+
+    #[test]
+    fn nothing_reaches_the_terminal_as_a_command() {
+        assert_eq!(plain("a\u{1b}[2J\nb\u{202e}é"), "a\\u{1b}[2J\\u{a}b\\u{202e}é");
+    }
+}
