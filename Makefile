@@ -29,6 +29,11 @@ FUZZ_SECONDS ?= 60
 fuzz: ## Fuzz the verifier of each format, FUZZ_SECONDS each
 	FUZZ_SECONDS='$(FUZZ_SECONDS)' scripts/fuzz
 
+.PHONY: drill
+drill: ## Replace keys under load, for about two minutes: no request may be refused
+	GATEPASS_DRILL=full scripts/with-postgres cargo test --locked --all-features --test gatepass rotation_drill \
+	  -- --nocapture
+
 .PHONY: fmt
 fmt: ## Format the code
 	cargo fmt

@@ -10,6 +10,7 @@
 
 use std::{
     env,
+    error::Error,
     net::SocketAddr,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
@@ -84,18 +85,21 @@ impl App {
 
     /// A replica after its key was changed.
     pub async fn replica_with_key(&self, key: &str, more: &[(&str, &str)]) -> Self {
+        self.try_replica(key, self.clock.clone(), more).await.unwrap()
+    }
+
+    /// A replica with a key and a clock of its own, or why it does not start.
+    pub async fn try_replica(
+        &self,
+        key: &str,
+        clock: Clock,
+        more: &[(&str, &str)],
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let db = Source::new(&self.database_url.clone().into()).unwrap().pool(8);
         let key: SymmetricKey = key.parse().unwrap();
-        let app = serve::app(&settings(more), &key, db.clone(), self.clock.clone(), Limits::default())
-            .await
-            .unwrap();
-        Self {
-            clock: self.clock.clone(),
-            db,
-            database_url: self.database_url.clone(),
-            router: http::router(app.clone()),
-            app,
-        }
+        let app = serve::app(&settings(more), &key, db.clone(), clock.clone(), Limits::default()).await?;
+        let database_url = self.database_url.clone();
+        Ok(Self { clock, db, database_url, router: http::router(app.clone()), app })
     }
 
     /// Registers `username`, makes them an administrator and logs them in.

@@ -16,6 +16,7 @@ mod forge;
 mod forgeries;
 mod fuzzing;
 mod key_commands;
+mod keys;
 mod login;
 mod logs;
 mod manners;
@@ -25,5 +26,6 @@ mod process;
 mod readme;
 #[cfg(feature = "remote")]
 mod remote_keys;
+mod rotation_drill;
 mod token_properties;
 mod users;

@@ -228,6 +228,18 @@ fn good_row(table: &str) -> Vec<(&'static str, &'static str)> {
             ("refresh_expires_at", "'2026-01-03 03:04:05Z'"),
             ("expires_at", "'2026-02-01 03:04:05Z'"),
         ],
+        "signing_keys" => vec![
+            ("id", "repeat('k', 43)"),
+            ("format", "'v4.public'"),
+            ("public_key", "'k4.public.…'"),
+            ("wrapped_key", "decode('01', 'hex')"),
+            ("wrapped_by", "'k4.lid.' || repeat('a', 44)"),
+            ("token_seconds", "900"),
+            ("published_at", now),
+            ("activated_at", now),
+            ("retired_at", "NULL"),
+            ("verifies_until", "NULL"),
+        ],
         _ => unreachable!(),
     }
 }
@@ -293,6 +305,16 @@ async fn the_tables_take_what_is_right() {
         ("sessions", "client_ip", "NULL"),
         ("sessions", "client_ip", "'2001:db8::1'"),
         ("sessions", "refresh_expires_at", "'2026-02-01 03:04:05Z'"),
+        ("signing_keys", "id", "repeat('k', 64)"),
+        ("signing_keys", "id", "'k4.pid.' || repeat('-', 22) || repeat('_', 22)"),
+        ("signing_keys", "format", "'jwt:EdDSA'"),
+        ("signing_keys", "format", "'jwt:ES256'"),
+        ("signing_keys", "format", "'jwt:RS256'"),
+        ("signing_keys", "format", "'jwt:PS256'"),
+        ("signing_keys", "public_key", "repeat('x', 4096)"),
+        ("signing_keys", "wrapped_key", "decode(repeat('00', 8192), 'hex')"),
+        ("signing_keys", "token_seconds", "1"),
+        ("signing_keys", "activated_at", "NULL"),
     ] {
         assert_eq!(
             attempt(&mut conn, &insert(table, &[(column, value)])).await,
@@ -306,6 +328,7 @@ async fn the_tables_take_what_is_right() {
 async fn every_rule_bites_whoever_writes_by_hand() {
     let mut conn = with_alice().await;
     let v4 = "'6f1c7c1e-7a5c-4f3e-9d0a-3f2a1b4c5d6e'";
+    let now = "'2026-01-02 03:04:05Z'";
     let cases: &[(&str, &str, &str, &str)] = &[
         ("users", "id", v4, "users_id_uuidv7"),
         ("users", "id", "'01940000-0000-7000-8000-000000000001'", "users_pkey"),
@@ -364,6 +387,39 @@ async fn every_rule_bites_whoever_writes_by_hand() {
         ("sessions", "refresh_expires_at", "'2026-02-01 03:04:06Z'", "sessions_times_ordered"),
         ("sessions", "refresh_expires_at", "'2026-01-02 03:04:05Z'", "sessions_times_ordered"),
         ("sessions", "expires_at", "'2026-01-02 03:04:05Z'", "sessions_times_ordered"),
+        ("signing_keys", "id", "repeat('k', 42)", "signing_keys_id_shape"),
+        ("signing_keys", "id", "repeat('k', 65)", "signing_keys_id_shape"),
+        ("signing_keys", "id", "repeat('k', 43) || '='", "signing_keys_id_shape"),
+        ("signing_keys", "id", r"repeat('k', 43) || E'\n'", "signing_keys_id_shape"),
+        ("signing_keys", "format", "''", "signing_keys_format_known"),
+        ("signing_keys", "format", "'v4.local'", "signing_keys_format_known"),
+        ("signing_keys", "format", "'jwt:HS256'", "signing_keys_format_known"),
+        ("signing_keys", "format", "'jwt:none'", "signing_keys_format_known"),
+        ("signing_keys", "format", "'jwt:es256'", "signing_keys_format_known"),
+        ("signing_keys", "public_key", "''", "signing_keys_public_key_length"),
+        ("signing_keys", "public_key", "repeat('x', 4097)", "signing_keys_public_key_length"),
+        ("signing_keys", "wrapped_key", "''", "signing_keys_wrapped_key_length"),
+        (
+            "signing_keys",
+            "wrapped_key",
+            "decode(repeat('00', 8193), 'hex')",
+            "signing_keys_wrapped_key_length",
+        ),
+        ("signing_keys", "wrapped_by", "''", "signing_keys_wrapped_by_shape"),
+        ("signing_keys", "wrapped_by", "'k4.lid.' || repeat('a', 43)", "signing_keys_wrapped_by_shape"),
+        ("signing_keys", "wrapped_by", "'k4.pid.' || repeat('a', 44)", "signing_keys_wrapped_by_shape"),
+        (
+            "signing_keys",
+            "wrapped_by",
+            r"'k4.lid.' || repeat('a', 44) || E'\n'",
+            "signing_keys_wrapped_by_shape",
+        ),
+        ("signing_keys", "token_seconds", "0", "signing_keys_token_seconds_positive"),
+        ("signing_keys", "token_seconds", "-1", "signing_keys_token_seconds_positive"),
+        // Without its private part it cannot sign, and neither half of that part is of use alone.
+        ("signing_keys", "wrapped_key", "NULL", "signing_keys_private_until_retired"),
+        ("signing_keys", "wrapped_by", "NULL", "signing_keys_private_until_retired"),
+        ("signing_keys", "verifies_until", now, "signing_keys_verifies_after_retirement"),
     ];
     let mut missed = Vec::new();
     for (table, column, value, constraint) in cases {
@@ -391,13 +447,61 @@ async fn every_rule_bites_whoever_writes_by_hand() {
         assert_eq!(refused, Err(constraint.to_owned()), "{change}");
     }
     // Nor can anything be left out but what may be.
-    for (table, optional) in
-        [("users", &["full_name", "password_hash"][..]), ("sessions", &["user_agent", "client_ip"])]
-    {
+    for (table, optional) in [
+        ("users", &["full_name", "password_hash"][..]),
+        ("sessions", &["user_agent", "client_ip"]),
+        ("signing_keys", &["wrapped_key", "wrapped_by", "activated_at", "retired_at", "verifies_until"]),
+    ] {
         for (column, _) in good_row(table).iter().filter(|(column, _)| !optional.contains(column)) {
             let refused = attempt(&mut conn, &insert(table, &[(column, "NULL")])).await.unwrap_err();
             assert!(refused.contains("null value") || refused.contains("not_null"), "{column}: {refused}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_retired_signing_key_has_an_end_and_nothing_private() {
+    let mut conn = connect(&database().await).await;
+    let (now, later, before) = ("'2026-01-02 03:04:05Z'", "'2026-01-02 03:04:06Z'", "'2026-01-02 03:04:04Z'");
+    let gone = [("wrapped_key", "NULL"), ("wrapped_by", "NULL"), ("retired_at", now)];
+    let with = |more: &[(&'static str, &'static str)]| [&gone[..], more].concat();
+    for (row, expected) in [
+        (with(&[("verifies_until", later)]), "ok"),
+        // At once; also before it ever signed.
+        (with(&[("verifies_until", now)]), "ok"),
+        (with(&[("verifies_until", now), ("activated_at", "NULL")]), "ok"),
+        (with(&[]), "signing_keys_verifies_after_retirement"),
+        (with(&[("verifies_until", before)]), "signing_keys_verifies_after_retirement"),
+        (
+            vec![("wrapped_key", "NULL"), ("retired_at", now), ("verifies_until", now)],
+            "signing_keys_private_until_retired",
+        ),
+        (
+            vec![("wrapped_by", "NULL"), ("retired_at", now), ("verifies_until", now)],
+            "signing_keys_private_until_retired",
+        ),
+        (vec![("retired_at", now), ("verifies_until", now)], "signing_keys_private_until_retired"),
+    ] {
+        let got = attempt(&mut conn, &insert("signing_keys", &row)).await;
+        assert_eq!(got.err().as_deref().unwrap_or("ok"), expected, "{row:?}");
+    }
+}
+
+#[tokio::test]
+async fn of_each_format_one_signing_key_signs_and_one_is_next() {
+    let mut conn = connect(&database().await).await;
+    let next = [("id", "repeat('n', 43)"), ("activated_at", "NULL")];
+    for row in [insert("signing_keys", &[]), insert("signing_keys", &next)] {
+        sqlx::raw_sql(AssertSqlSafe(row)).execute(&mut conn).await.unwrap();
+    }
+    for (row, expected) in [
+        (vec![], "signing_keys_pkey"),
+        (vec![("id", "repeat('o', 43)")], "signing_keys_active_key"),
+        (vec![("id", "repeat('o', 43)"), ("activated_at", "NULL")], "signing_keys_next_key"),
+        (vec![("id", "repeat('o', 43)"), ("format", "'jwt:EdDSA'")], "ok"),
+    ] {
+        let got = attempt(&mut conn, &insert("signing_keys", &row)).await;
+        assert_eq!(got.err().as_deref().unwrap_or("ok"), expected, "{row:?}");
     }
 }
 

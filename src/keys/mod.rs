@@ -1,6 +1,6 @@
 //! The keys of this service, on every replica: shared ones from the configuration, key pairs from Postgres.
 //!
-//! A format with published keys has a ring of them in the table `signing_keys`, whose life [`token::ring`](ring) tells.
+//! A format with published keys has a ring of them in the table `signing_keys`, whose life [`token::ring`] tells.
 //! [`Keys::open`] makes the ring when there is none; of many replicas that start together, one does. [`Keys::follow`]
 //! reads it twice a second, so that what one replica or the command line does, every other one does within a second:
 //! sign with another key, refuse those of a leaked one. It is also what rotates the keys when their time has come,
@@ -198,7 +198,11 @@ impl Keys {
             Some(_) => {
                 let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
                 prepare(&mut conn, &policy, &wrapping, now).await?;
-                read(&mut conn, &policy, &wrapping, &Ring::default(), now).await?.unwrap_or_default()
+                match read(&mut conn, &policy, &wrapping, &Ring::default(), now).await? {
+                    Some((_, Some(unopened))) => return Err(unopened),
+                    Some((ring, None)) => ring,
+                    None => Ring::default(),
+                }
             }
         };
         let issuer = Issuer::new(signing_key(&policy, &ring, now)?, policy.party.clone());
@@ -267,15 +271,14 @@ impl Keys {
         let _reading = inner.reading.lock().await;
         let mut conn = self.conn().await?;
         let ring = read(&mut conn, &inner.policy, &inner.wrapping, &inner.ring.load(), now).await?;
-        let Some(ring) = ring else { return Ok(()) };
+        let Some((ring, unopened)) = ring else { return Ok(()) };
         // First, whatever is with the private keys: a retired key is refused, and a new one accepted before it signs.
         if ring.statuses != inner.ring.load().statuses {
             inner.verifier.set_keys(verifying_keys(&inner.policy, &ring, now));
         }
-        let signing_key = signing_key(&inner.policy, &ring, now);
+        let signing = signing_key(&inner.policy, &ring, now).map(|key| inner.issuer.set_key(key));
         inner.ring.store(Arc::new(ring));
-        inner.issuer.set_key(signing_key?);
-        Ok(())
+        unopened.map_or(signing, Err)
     }
 
     /// Keeps the keys up to date for as long as it is polled.
@@ -416,7 +419,7 @@ pub async fn retire(
             None => return Err(Error::NoSuchKey(id.to_owned())),
         };
         if is_done {
-            tracing::warn!(key = id, at_once, "signing key retired");
+            tracing::info!(key = id, at_once, "signing key retired");
             return Ok(());
         }
     }
@@ -534,15 +537,15 @@ async fn rewrap(
     Ok(done)
 }
 
-/// The ring of the formats in force; `None` when nothing has changed since `before`. A private key that does not open is
-/// left out: tokens are checked without it.
+/// The ring of the formats in force; `None` when nothing has changed since `before`. With it comes the error of a private
+/// key that does not open: which tokens are good does not depend on that.
 async fn read(
     conn: &mut PoolConnection,
     policy: &Policy,
     wrapping: &[WrappingKey],
     before: &Ring,
     now: OffsetDateTime,
-) -> Result<Option<Ring>, Error> {
+) -> Result<Option<(Ring, Option<Error>)>, Error> {
     let rows = signing_keys::live(conn, now).await?;
     let mut keys = ring_keys(rows)?;
     keys.retain(|key| policy.key_pair_formats().any(|format| format == key.public.format()));
@@ -553,6 +556,7 @@ async fn read(
         return Ok(None);
     }
     let mut pairs = HashMap::new();
+    let mut unopened = None;
     for key in keys.iter().filter(signs) {
         let id = key.id();
         if let Some(pair) = before.pairs.get(id) {
@@ -560,7 +564,7 @@ async fn read(
         } else if let Some((wrapped, root)) = signing_keys::wrapped(conn, id.as_str()).await? {
             match unwrap(wrapping, key.public.format(), id.as_str(), &wrapped, &root) {
                 Ok(pair) => drop(pairs.insert(id.clone(), Arc::new(pair))),
-                Err(error) => tracing::debug!(error = describe(&error), "a private key is left out"),
+                Err(error) => drop(unopened.get_or_insert(error)),
             }
         }
     }
@@ -569,7 +573,7 @@ async fn read(
         jwks: token::jwks(keys.iter().filter(|key| status(key).is_some()).map(|key| &key.public)),
         paserks: token::paserks(keys.iter().filter_map(|key| Some((&key.public, status(key)?)))),
     });
-    Ok(Some(Ring { keys, pairs, statuses, published }))
+    Ok(Some((Ring { keys, pairs, statuses, published }, unopened)))
 }
 
 fn ring_keys(rows: Vec<Row>) -> Result<Vec<RingKey>, Error> {

@@ -22,6 +22,8 @@ use super::{KeyId, KeyPairFormat, KeyStatus, PublicKey};
 
 /// How long published keys may be cached, when rotation is not more frequent than that.
 const CACHED_FOR: Duration = Duration::from_secs(60);
+/// How long a replica may go on publishing what it knew, after another one has made a key.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
 
 /// A key pair's public half and its times.
 #[derive(Clone, Debug)]
@@ -69,12 +71,14 @@ impl Schedule {
     }
 
     /// From when on the next key may sign: when nobody has a cached document any more that lacks it. `next` was published
-    /// together with the whole ring when it is as old as `active`, and then no document ever lacked it.
+    /// together with the whole ring when it is as old as an `active` that has signed from the first, and then no document
+    /// ever lacked it. Exactly as old: one that looks older was made by a clock that is behind.
     pub fn ready_at(self, active: &RingKey, next: &RingKey) -> OffsetDateTime {
-        if next.published_at <= active.published_at {
+        let first = active.published_at;
+        if active.activated_at == Some(first) && next.published_at == first {
             next.published_at
         } else {
-            next.published_at + self.cached_for()
+            next.published_at + HEARD_WITHIN + self.cached_for()
         }
     }
 
@@ -143,11 +147,15 @@ mod tests {
         let next = |published: i64| key([Some(published), None, None, None]);
         assert!(!schedule.is_due(&active(-9), &next(-9), NOW));
         assert!(schedule.is_due(&active(-10), &next(-10), NOW));
-        assert!(schedule.is_due(&active(-10), &next(-1), NOW));
+        assert!(schedule.is_due(&active(-10), &next(-2), NOW));
+        assert!(!schedule.is_due(&active(-10), &next(-1), NOW));
         assert!(!schedule.is_due(&active(-10), &next(0), NOW));
         // Published with the ring itself.
         let first = key([Some(0), Some(0), None, None]);
         assert_eq!(schedule.ready_at(&first, &next(0)), NOW);
+        // Made by somebody whose clock is behind, when they activated the one before it.
+        let active = key([Some(0), Some(-5), None, None]);
+        assert_eq!(schedule.ready_at(&active, &next(-5)), NOW - time::Duration::seconds(4 * 60 - 1));
     }
 
     #[test]
