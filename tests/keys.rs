@@ -594,6 +594,16 @@ async fn a_replica_that_missed_a_rollout_still_hears_of_a_leaked_key() {
     app.state().keys().refresh(app.clock.now()).await.unwrap_err();
     is_refused(&app, &alice).await;
     passes(&app, &ahead.login("alice").await).await;
+
+    // Now a key signs that it cannot open. Rather than with one that may be refused, it makes no tokens, and says so.
+    app.clock.advance(Duration::minutes(2));
+    rotate(&ahead).await;
+    app.state().keys().refresh(app.clock.now()).await.unwrap_err();
+    let body = serde_json::json!({ "username": "alice", "password": crate::app::PASSWORD });
+    app.post("/users/login").json(&body).send().await.expect_problem(500, "internal_error");
+    let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
+    assert_eq!(not_ready["reasons"], serde_json::json!(["keys: the one that signs does not open"]));
+    passes(&app, &ahead.login("alice").await).await;
 }
 
 /// Whether the refresh token of a login is still good for its session.

@@ -131,6 +131,9 @@ pub enum Unready {
     /// This migration was applied from another text.
     #[error("schema: migration {0:06} differs")]
     Changed(i64),
+    /// No tokens can be made.
+    #[error("keys: the one that signs does not open")]
+    NoKey,
 }
 
 /// What somebody who registers says of themselves, unchecked.
@@ -158,12 +161,15 @@ impl Accounts {
         Self { db, passwords, issuer, refresh_key, policy }
     }
 
-    /// Whether the database answers and has the schema that the use cases need.
+    /// Whether there is a key to make tokens with, and the database answers and has the schema that the use cases need.
     ///
     /// # Errors
     ///
     /// Why not.
     pub async fn ready(&self) -> Result<(), Unready> {
+        if !self.issuer.has_key() {
+            return Err(Unready::NoKey);
+        }
         let mut conn = self.conn().await.map_err(|error| Unready::Database(error.into()))?;
         match migrations::check(&mut conn).await {
             // A newer schema is what a rolling update looks like to the release before: it goes on serving.

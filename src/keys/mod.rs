@@ -251,7 +251,7 @@ impl Keys {
     /// # Errors
     ///
     /// When the database fails; then everything stays as it is. Or when a private key does not open: then tokens are
-    /// checked with the ring as it was read, and made with the key that made them before.
+    /// checked with the ring as it was read, and none are made if it is the key that signs.
     pub async fn refresh(&self, now: OffsetDateTime) -> Result<(), Error> {
         if !self.has_ring() {
             return Ok(());
@@ -276,7 +276,10 @@ impl Keys {
         if ring.statuses != inner.ring.load().statuses {
             inner.verifier.set_keys(verifying_keys(&inner.policy, &ring, now));
         }
-        let signing = signing_key(&inner.policy, &ring, now).map(|key| inner.issuer.set_key(key));
+        let signing = signing_key(&inner.policy, &ring, now)
+            .map(|key| inner.issuer.set_key(key))
+            // The key before may be one that was leaked; nobody would take its tokens.
+            .inspect_err(|_| inner.issuer.withhold());
         inner.ring.store(Arc::new(ring));
         unopened.map_or(signing, Err)
     }

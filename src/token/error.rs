@@ -4,9 +4,9 @@
 use super::MAX_TOKEN_BYTES;
 use super::claims::InvalidClaims;
 
-/// The system had no randomness to give.
+/// There is no key to make a token with, or the system had no randomness to give.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("no token could be made: the system gave no randomness")]
+#[error("no token could be made: there is no key that opens, or no randomness")]
 pub struct IssueError;
 
 /// Why a token was refused. For logs and metrics; a client hears only whether it is expired or invalid.

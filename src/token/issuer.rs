@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use secrecy::{ExposeSecret, SecretString};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -78,8 +78,8 @@ impl From<Arc<KeyPair>> for SigningKey {
 /// Makes the access tokens of one issuer for one audience.
 pub struct Issuer {
     party: Party,
-    /// With its name, which is a hash.
-    key: ArcSwap<(SigningKey, KeyId)>,
+    /// With its name, which is a hash. `None`: there is no key to make tokens with at the moment.
+    key: ArcSwapOption<(SigningKey, KeyId)>,
 }
 
 impl Issuer {
@@ -87,7 +87,7 @@ impl Issuer {
     pub fn new(key: impl Into<SigningKey>, party: Party) -> Self {
         let key = key.into();
         let id = key.id();
-        Self { party, key: ArcSwap::from_pointee((key, id)) }
+        Self { party, key: ArcSwapOption::from_pointee((key, id)) }
     }
 
     /// Who makes the tokens, and for whom.
@@ -99,7 +99,17 @@ impl Issuer {
     pub fn set_key(&self, key: impl Into<SigningKey>) {
         let key = key.into();
         let id = key.id();
-        self.key.store(Arc::new((key, id)));
+        self.key.store(Some(Arc::new((key, id))));
+    }
+
+    /// From now on no tokens are made, until there is a key again.
+    pub fn withhold(&self) {
+        self.key.store(None);
+    }
+
+    /// Whether there is a key to make tokens with.
+    pub fn has_key(&self) -> bool {
+        self.key.load().is_some()
     }
 
     /// Makes a token for `subject`. Times are cut to whole seconds, so that the answer to a login and the token say the
@@ -107,7 +117,7 @@ impl Issuer {
     ///
     /// # Errors
     ///
-    /// Only when the system has no randomness, or a signature cannot be made.
+    /// When there is no key at the moment; or the system has no randomness, or a signature cannot be made.
     pub fn issue(
         &self,
         subject: Subject,
@@ -128,7 +138,8 @@ impl Issuer {
             username: subject.username,
             roles: subject.roles,
         };
-        let (key, id) = &**self.key.load();
+        let held = self.key.load();
+        let (key, id) = held.as_deref().ok_or(IssueError)?;
         let token = match key {
             SigningKey::V4Local(key) => paseto_local::encrypt(key, id, &claims.to_paseto_json())?,
             SigningKey::Hs256(key) => jwt::sign_hs256(key, &claims.to_jwt_json()),
@@ -140,7 +151,10 @@ impl Issuer {
 
 impl fmt::Debug for Issuer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Issuer").field("party", &self.party).field("key", &self.key.load().1).finish()
+        f.debug_struct("Issuer")
+            .field("party", &self.party)
+            .field("key", &self.key.load().as_ref().map(|key| &key.1))
+            .finish()
     }
 }
 
