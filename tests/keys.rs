@@ -113,6 +113,7 @@ fn policy(key: &str, more: &[Setting]) -> Policy {
         party: Party { issuer: settings.token_issuer.clone(), audience: settings.token_audience.clone() },
         schedule: Schedule { interval: settings.key_rotation_interval },
         token_life: settings.access_token_duration,
+        max_staleness: settings.revocation_max_staleness,
     }
 }
 
@@ -599,10 +600,10 @@ async fn a_replica_that_missed_a_rollout_still_hears_of_a_leaked_key() {
     app.clock.advance(Duration::minutes(2));
     rotate(&ahead).await;
     app.state().keys().refresh(app.clock.now()).await.unwrap_err();
-    let body = serde_json::json!({ "username": "alice", "password": crate::app::PASSWORD });
+    let body = json!({ "username": "alice", "password": PASSWORD });
     app.post("/users/login").json(&body).send().await.expect_problem(500, "internal_error");
     let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
-    assert_eq!(not_ready["reasons"], serde_json::json!(["keys: the one that signs does not open"]));
+    assert_eq!(not_ready["reasons"], json!(["keys: the one that signs does not open"]));
     passes(&app, &ahead.login("alice").await).await;
 }
 
@@ -812,6 +813,18 @@ async fn the_metadata_says_where_everything_is() {
             })
         );
     }
+}
+
+#[tokio::test]
+async fn a_replica_that_has_not_read_its_keys_for_long_is_not_ready() {
+    let app = App::with(&tokens_of("v4.public")).await;
+    app.clock.advance(Duration::seconds(60));
+    app.get("/readyz").send().await.expect(200);
+    app.clock.advance(Duration::seconds(1));
+    let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
+    assert_eq!(not_ready["reasons"], json!(["keys: not read for 61 s"]));
+    app.state().keys().refresh(app.clock.now()).await.unwrap();
+    app.get("/readyz").send().await.expect(200);
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ use tokio::{
 use tower::{Layer, Service as _, ServiceExt};
 use uuid::Uuid;
 
-use crate::app::START;
+use crate::app::{App, START};
 
 const FORMATS: [KeyPairFormat; 3] = [
     KeyPairFormat::V4Public,
@@ -269,6 +269,27 @@ async fn tokens_of_published_keys_pass_without_another_fetch() {
     assert_eq!(service.ask(&forged).await, StatusCode::UNAUTHORIZED);
     assert_eq!(service.ask("abc").await, StatusCode::UNAUTHORIZED);
     assert_eq!(gatepass.fetches(), 1);
+}
+
+#[tokio::test]
+async fn tokens_of_a_real_gatepass_pass() {
+    let party = Party { issuer: "gatepass".into(), audience: "gatepass".into() };
+    for format in
+        [&[("TOKEN_FORMAT", "v4.public")][..], &[("TOKEN_FORMAT", "jwt"), ("JWT_ALGORITHM", "PS256")]]
+    {
+        let app = App::with(format).await;
+        app.register("alice").await;
+        let login = app.login("alice").await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let service = app.router.clone().into_make_service_with_connect_info::<SocketAddr>();
+        let gatepass = tokio::spawn(async move { axum::serve(listener, service).await });
+
+        let keys = RemoteKeys::connect(&base, party.clone()).await.unwrap();
+        let claims = keys.verifier().verify(login["access_token"].as_str().unwrap(), START).unwrap();
+        assert_eq!(claims.session_id.to_string(), login["session_id"].as_str().unwrap());
+        gatepass.abort();
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use crate::{
     config::Settings,
     keys::{self, Error, Keys, Policy},
     random,
-    store::PgPool,
+    store::{self, PgPool},
     token::{Format, Hs256Key, KeyId, KeyStatus, SharedFormat, SigningKey, SymmetricKey, ring::RingKey},
 };
 
@@ -229,12 +229,7 @@ impl Entry {
 }
 
 fn status_name(status: Option<KeyStatus>) -> &'static str {
-    match status {
-        Some(KeyStatus::Next) => "next",
-        Some(KeyStatus::Active) => "active",
-        Some(KeyStatus::Retiring) => "retiring",
-        None => "gone",
-    }
+    status.map_or("gone", KeyStatus::name)
 }
 
 /// The keys that the configuration holds, that of new tokens first.
@@ -291,10 +286,10 @@ fn table<const N: usize>(titles: [&str; N], rows: Vec<[String; N]>) -> String {
 }
 
 /// Waits until a next key may sign.
-async fn wait(policy: &Policy, until: OffsetDateTime) -> Result<(), Failure> {
+async fn wait(policy: &Policy, until: OffsetDateTime, now: OffsetDateTime) -> Result<(), Failure> {
     let cached_for = policy.schedule.cached_for();
     let published = until - cached_for;
-    let rest = until - Clock::system().now();
+    let rest = until - now;
     // It cannot have been published later than now, by a clock that is right.
     if rest > cached_for + std::time::Duration::from_secs(5) {
         let message = format!(
@@ -318,9 +313,15 @@ async fn wait(policy: &Policy, until: OffsetDateTime) -> Result<(), Failure> {
     }
 }
 
+/// What the database's clock says. Times in the ring are everybody's; this may be run on anybody's machine.
+async fn time_of(db: &PgPool) -> Result<OffsetDateTime, Failure> {
+    let mut conn = db.acquire().await?;
+    Ok(store::now(&mut conn).await?)
+}
+
 /// The stored keys with what each does.
 async fn stored(policy: &Policy, db: &PgPool) -> Result<Vec<Entry>, Failure> {
-    let now = Clock::system().now();
+    let now = time_of(db).await?;
     let keys = keys::list(db).await?;
     Ok(keys.iter().map(|(key, root)| Entry::stored(policy, key, root.as_ref(), now)).collect())
 }
@@ -331,20 +332,20 @@ fn with<'e>(keys: &'e [Entry], format: &str, status: &str) -> Option<&'e Entry> 
 }
 
 async fn rotate(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure> {
-    let clock = Clock::system();
     let format = policy.format.name();
-    let ring = Keys::open(policy.clone(), db.clone(), clock.now()).await?;
+    let ring = Keys::open(policy.clone(), db.clone(), time_of(db).await?).await?;
     let kid = |keys: &[Entry], status| with(keys, format, status).map(|key| key.kid.clone());
     let before = kid(&stored(policy, db).await?, "active");
     loop {
-        match ring.rotate(clock.now()).await {
+        let now = time_of(db).await?;
+        match ring.rotate(now).await {
             Ok(()) => break,
             Err(Error::TooEarly(at)) => {
                 // The service may rotate meanwhile, and once is enough.
                 if kid(&stored(policy, db).await?, "active") != before {
                     break;
                 }
-                wait(policy, at).await?;
+                wait(policy, at, now).await?;
             }
             Err(error) => return Err(error.into()),
         }
@@ -366,11 +367,12 @@ async fn rotate(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure>
 }
 
 async fn retire(policy: &Policy, db: &PgPool, id: &str, at_once: bool, json: bool) -> Result<(), Failure> {
-    let clock = Clock::system();
-    while let Err(error) = keys::retire(policy, db, id, at_once, clock.now()).await {
-        match error {
-            Error::TooEarly(at) => wait(policy, at).await?,
-            error => return Err(error.into()),
+    loop {
+        let now = time_of(db).await?;
+        match keys::retire(policy, db, id, at_once, now).await {
+            Ok(()) => break,
+            Err(Error::TooEarly(at)) => wait(policy, at, now).await?,
+            Err(error) => return Err(error.into()),
         }
     }
     let keys = stored(policy, db).await?;
@@ -392,7 +394,7 @@ async fn rewrap(policy: Policy, db: &PgPool, json: bool) -> Result<(), Failure> 
         keys::list(db).await?.into_iter().filter(|(_, by)| by.as_ref().is_some_and(|by| *by != root));
     let foreign: Vec<_> = foreign.map(|(key, _)| key.id().clone()).collect();
     // Opening wraps anew already, unless all formats are shared.
-    Keys::open(policy, db.clone(), Clock::system().now()).await?.rewrap().await?;
+    Keys::open(policy, db.clone(), time_of(db).await?).await?.rewrap().await?;
     let after = keys::list(db).await?;
     let done = after.iter().filter(|(key, by)| foreign.contains(key.id()) && by.as_ref() == Some(&root));
     let done: Vec<_> = done.map(|(key, _)| key.id().to_string()).collect();

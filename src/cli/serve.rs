@@ -71,13 +71,15 @@ async fn serve(
     }
 
     let keys = app.keys().clone();
-    let following = tokio::spawn(async move { keys.follow(&Clock::system()).await });
+    let mut following = tokio::spawn(async move { keys.follow(&Clock::system()).await });
     let (stop, stopped) = oneshot::channel();
     let stopped = async { stopped.await.unwrap_or_default() };
     let router = http::router(app.clone());
     let mut serving = pin!(http::server::serve(listener, router, Limits::default(), stopped));
     let all_finished = tokio::select! {
         finished = &mut serving => finished,
+        // It never ends by itself. Without it a leaked key would stay good here, so a supervisor had better start again.
+        _ = &mut following => return Err("the signing keys are not followed any more, by a fault".into()),
         name = signals.next() => {
             tracing::info!("{name}: finishing what is in flight; once more cuts it off");
             app.stop();

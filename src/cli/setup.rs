@@ -246,6 +246,7 @@ pub(super) fn key_policy(settings: &Settings, key: &SymmetricKey) -> keys::Polic
         party: party(settings),
         schedule: Schedule { interval: settings.key_rotation_interval },
         token_life: settings.access_token_duration,
+        max_staleness: settings.revocation_max_staleness,
     }
 }
 

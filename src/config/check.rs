@@ -83,7 +83,9 @@ fn strong(key: &SymmetricKey, name: &str, settings: &Settings, reader: &mut Read
 
 /// Who verifies with published keys finds them by the issuer (RFC 8414), so it has to be an address.
 fn issuer(settings: &Settings, reader: &mut Reader) {
-    let is_published = matches!(settings.format(), Format::KeyPair(_));
+    // The accepted ones too: to change the issuer later is to refuse every token of the former one.
+    let is_published = settings.formats_accepted().into_iter().chain([settings.format()]);
+    let is_published = is_published.into_iter().any(|format| matches!(format, Format::KeyPair(_)));
     let is_url = parse::url(&settings.token_issuer).is_ok_and(|url| !url.contains('?'));
     if is_published && !is_url && settings.environment == Environment::Production {
         let message =
@@ -104,6 +106,16 @@ fn durations(settings: &Settings, reader: &mut Reader) {
     };
     within_session("ACCESS_TOKEN_DURATION", settings.access_token_duration);
     within_session("REFRESH_TOKEN_DURATION", settings.refresh_token_duration);
+
+    const ROTATION: &str = "KEY_ROTATION_INTERVAL";
+    let is_wish = reader.is_given(ROTATION) && reader.is_sound(&[ROTATION, "ACCESS_TOKEN_DURATION"]);
+    if is_wish && settings.key_rotation_interval < settings.access_token_duration {
+        let message = format!(
+            "shorter than {}: several retired keys are published at any time",
+            reader.describe("ACCESS_TOKEN_DURATION")
+        );
+        reader.warning(ROTATION, &message);
+    }
 }
 
 /// OWASP's choices for Argon2id, as memory in KiB and passes: at least one of them has to be reached.

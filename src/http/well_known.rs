@@ -68,9 +68,9 @@ pub(super) struct Metadata {
     /// Where the public keys for PASETOs are.
     #[schema(example = "https://auth.example.com/.well-known/paserk.json")]
     paserks_uri: String,
-    /// None: a login is no OAuth flow.
+    /// None: a login is no OAuth flow. RFC 8414 requires the member.
     response_types_supported: [&'static str; 0],
-    /// None: a login is no OAuth grant.
+    /// None: a login is no OAuth grant. Left out, it would mean two that there are not.
     grant_types_supported: [&'static str; 0],
     /// Where the API is described.
     #[schema(example = "https://auth.example.com/docs")]

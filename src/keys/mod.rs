@@ -10,11 +10,21 @@
 //! `TOKEN_SYMMETRIC_KEYS_ACCEPTED` for a while, and whoever starts with the new one wraps anew what the old one wrapped.
 //! A ring that does not open under any of them stops the start: to make another would refuse every token there is.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
-use tokio::sync::Mutex;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 
 use crate::{
     clock::Clock,
@@ -33,6 +43,10 @@ use crate::{
 const POLL: Duration = Duration::from_millis(500);
 /// How long one reading may take before it counts as failed.
 const POLL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a rotation or a new wrapping may take: an RSA key is part of it, on a machine that may be busy.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(20);
+/// How long to leave a rotation that failed.
+const ROTATION_REST: Duration = Duration::from_secs(60);
 /// How often what another root key has wrapped is looked for after the start: a replica that was still on the former
 /// configuration may have added to the ring meanwhile.
 const REWRAP_EVERY: Duration = Duration::from_secs(3600);
@@ -56,6 +70,8 @@ pub struct Policy {
     pub schedule: Schedule,
     /// How long a token lives at most.
     pub token_life: Duration,
+    /// How long this replica may serve without having read the ring.
+    pub max_staleness: Duration,
 }
 
 impl Policy {
@@ -78,6 +94,10 @@ impl Policy {
         })
     }
 
+    fn token_seconds(&self) -> i32 {
+        i32::try_from(self.token_life.as_secs()).unwrap_or(i32::MAX).max(1)
+    }
+
     fn roots(&self) -> impl Iterator<Item = &SymmetricKey> {
         std::iter::once(&self.root).chain(&self.roots_accepted)
     }
@@ -90,7 +110,8 @@ pub enum Error {
     #[error(
         "the signing key {id} is wrapped under the root key {root}, which is neither TOKEN_SYMMETRIC_KEY nor among \
          TOKEN_SYMMETRIC_KEYS_ACCEPTED. If the root key was replaced, put the former one there; if it is lost, \
-         `gatepass key retire {id} --now` makes a new key in place of this one, and its tokens are refused"
+         `gatepass key retire ID --now` for the next key and then for the active one makes new keys, and every token \
+         of the former ones is refused"
     )]
     ForeignRoot {
         /// The signing key.
@@ -155,6 +176,8 @@ struct Inner {
     issuer: Arc<Issuer>,
     verifier: Arc<Verifier>,
     ring: ArcSwap<Ring>,
+    /// When the ring was read last, in microseconds since 1970.
+    heard_at: AtomicI64,
     /// Held while the ring is read and put in force, so that an older reading never comes after a newer one.
     reading: Mutex<()>,
 }
@@ -198,11 +221,7 @@ impl Keys {
             Some(_) => {
                 let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
                 prepare(&mut conn, &policy, &wrapping, now).await?;
-                match read(&mut conn, &policy, &wrapping, &Ring::default(), now).await? {
-                    Some((_, Some(unopened))) => return Err(unopened),
-                    Some((ring, None)) => ring,
-                    None => Ring::default(),
-                }
+                first_reading(&mut conn, &policy, &wrapping, now).await?
             }
         };
         let issuer = Issuer::new(signing_key(&policy, &ring, now)?, policy.party.clone());
@@ -214,6 +233,7 @@ impl Keys {
             issuer: Arc::new(issuer),
             verifier: Arc::new(verifier),
             ring: ArcSwap::from_pointee(ring),
+            heard_at: micros(now).into(),
             reading: Mutex::new(()),
         })))
     }
@@ -238,6 +258,14 @@ impl Keys {
         self.0.policy.schedule.cached_for()
     }
 
+    /// How long the ring has not been read, when that is longer than it may be: a key that was retired meanwhile is still
+    /// accepted here.
+    pub fn staleness(&self, now: OffsetDateTime) -> Option<Duration> {
+        let silent = micros(now).saturating_sub(self.0.heard_at.load(Ordering::Relaxed));
+        let silent = Duration::from_micros(u64::try_from(silent).unwrap_or(0));
+        (self.has_ring() && silent > self.0.policy.max_staleness).then_some(silent)
+    }
+
     fn has_ring(&self) -> bool {
         self.0.policy.key_pair_formats().next().is_some()
     }
@@ -257,6 +285,10 @@ impl Keys {
             return Ok(());
         }
         self.read(now).await?;
+        self.rotate_when_due(now).await
+    }
+
+    async fn rotate_when_due(&self, now: OffsetDateTime) -> Result<(), Error> {
         let Format::KeyPair(format) = self.0.policy.format else { return Ok(()) };
         let is_due = ring::heads(&self.0.ring.load().keys, format, now)
             .is_some_and(|(active, next)| self.0.policy.schedule.is_due(active, next, now));
@@ -271,6 +303,7 @@ impl Keys {
         let _reading = inner.reading.lock().await;
         let mut conn = self.conn().await?;
         let ring = read(&mut conn, &inner.policy, &inner.wrapping, &inner.ring.load(), now).await?;
+        inner.heard_at.store(micros(now), Ordering::Relaxed);
         let Some((ring, unopened)) = ring else { return Ok(()) };
         // First, whatever is with the private keys: a retired key is refused, and a new one accepted before it signs.
         if ring.statuses != inner.ring.load().statuses {
@@ -285,6 +318,8 @@ impl Keys {
     }
 
     /// Keeps the keys up to date for as long as it is polled.
+    ///
+    /// Nothing in here waits for ever: whatever hangs, the next retirement has to be heard of.
     pub async fn follow(&self, clock: &Clock) {
         if !self.has_ring() {
             return std::future::pending().await;
@@ -292,14 +327,11 @@ impl Keys {
         let mut ticks = tokio::time::interval(POLL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut was_heard = true;
-        let mut rewrapped = tokio::time::Instant::now();
+        let mut rotation_rests_until = Instant::now();
+        let mut rewrapped = Instant::now();
         loop {
             ticks.tick().await;
-            let heard = match tokio::time::timeout(POLL_PATIENCE, self.refresh(clock.now())).await {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(describe(&error)),
-                Err(_) => Err("no answer in time".to_owned()),
-            };
+            let heard = within(POLL_PATIENCE, self.read(clock.now())).await;
             // Once when it begins and once when it ends, not twice a second.
             match &heard {
                 Err(error) if was_heard => tracing::error!(error, "the signing keys cannot be read"),
@@ -307,10 +339,18 @@ impl Keys {
                 _ => {}
             }
             was_heard = heard.is_ok();
+            if was_heard
+                && rotation_rests_until <= Instant::now()
+                && let Err(error) = within(CHANGE_PATIENCE, self.refresh(clock.now())).await
+            {
+                // Each attempt makes a key, which is not for twice a second.
+                rotation_rests_until = Instant::now() + ROTATION_REST;
+                tracing::error!(error, "the signing keys could not be rotated");
+            }
             if rewrapped.elapsed() >= REWRAP_EVERY {
-                rewrapped = tokio::time::Instant::now();
-                if let Err(error) = self.rewrap().await {
-                    tracing::warn!(error = describe(&error), "signing keys could not be wrapped anew");
+                rewrapped = Instant::now();
+                if let Err(error) = within(CHANGE_PATIENCE, self.rewrap()).await {
+                    tracing::warn!(error, "signing keys could not be wrapped anew");
                 }
             }
         }
@@ -362,7 +402,7 @@ impl Keys {
         let Some((active, next)) = ring::heads(&ring.keys, format, now) else {
             return Err(Error::NoRing(format));
         };
-        let new = Made::new(format, self.wrapping()).await?;
+        let new = Made::new(format, self.wrapping(), &self.0.policy).await?;
         let mut conn = self.conn().await?;
         let (active, next) = (active.id(), next.id());
         let is_done =
@@ -398,13 +438,14 @@ pub async fn retire(
     let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
     let wrapping = WrappingKey::new(&policy.root);
     for _ in 0..MAX_RACES {
-        let keys = ring_keys(signing_keys::live(&mut conn, now).await?)?;
+        // All of them: by a clock that is ahead, one that others still accept may look gone.
+        let keys = ring_keys(signing_keys::all(&mut conn).await?)?;
         let key = keys.iter().find(|key| key.id().as_str() == id);
         let key = key.ok_or_else(|| Error::NoSuchKey(id.to_owned()))?;
         let format = key.public.format();
         let is_done = match key.status(now) {
             Some(KeyStatus::Next) => {
-                let new = Made::new(format, &wrapping).await?;
+                let new = Made::new(format, &wrapping, policy).await?;
                 signing_keys::replace_next(&mut conn, id, &new.row(), now).await?
             }
             Some(KeyStatus::Active) => {
@@ -414,11 +455,12 @@ pub async fn retire(
                 if !at_once && now < ready_at {
                     return Err(Error::TooEarly(ready_at));
                 }
-                let new = Made::new(format, &wrapping).await?;
+                let new = Made::new(format, &wrapping, policy).await?;
                 signing_keys::rotate(&mut conn, id, next.id().as_str(), &new.row(), at_once, now).await?
             }
             Some(KeyStatus::Retiring) if at_once => signing_keys::end(&mut conn, id).await?,
             Some(KeyStatus::Retiring) => true,
+            None if at_once && signing_keys::end(&mut conn, id).await? => true,
             None => return Err(Error::NoSuchKey(id.to_owned())),
         };
         if is_done {
@@ -492,19 +534,19 @@ async fn prepare(
     wrapping: &[WrappingKey],
     now: OffsetDateTime,
 ) -> Result<(), Error> {
-    let seconds = i32::try_from(policy.token_life.as_secs()).unwrap_or(i32::MAX).max(1);
     let keys = ring_keys(signing_keys::live(conn, now).await?)?;
     for format in policy.key_pair_formats() {
         if ring::heads(&keys, format, now).is_some() {
             continue;
         }
-        let (active, next) = (Made::new(format, &wrapping[0]).await?, Made::new(format, &wrapping[0]).await?);
-        if signing_keys::found(conn, format.name(), &active.row(), &next.row(), seconds, now).await? {
+        let active = Made::new(format, &wrapping[0], policy).await?;
+        let next = Made::new(format, &wrapping[0], policy).await?;
+        if signing_keys::found(conn, format.name(), &active.row(), &next.row(), now).await? {
             tracing::info!(%format, active = active.id(), next = next.id(), "signing keys made");
         }
     }
     let formats: Vec<_> = policy.key_pair_formats().map(|format| format.name().to_owned()).collect();
-    signing_keys::note_token_life(conn, &formats, seconds).await?;
+    signing_keys::note_token_life(conn, &formats, policy.token_seconds()).await?;
     rewrap(conn, policy, wrapping).await?;
     Ok(())
 }
@@ -540,6 +582,24 @@ async fn rewrap(
     Ok(done)
 }
 
+/// The ring at the start, every key of it opened.
+async fn first_reading(
+    conn: &mut PoolConnection,
+    policy: &Policy,
+    wrapping: &[WrappingKey],
+    now: OffsetDateTime,
+) -> Result<Ring, Error> {
+    for _ in 0..MAX_RACES {
+        match read(conn, policy, wrapping, &Ring::default(), now).await? {
+            Some((_, Some(unopened))) => return Err(unopened),
+            Some((ring, None)) if signing_key(policy, &ring, now).is_ok() => return Ok(ring),
+            // Rotated while it was read.
+            _ => {}
+        }
+    }
+    Err(Error::Contended)
+}
+
 /// The ring of the formats in force; `None` when nothing has changed since `before`. With it comes the error of a private
 /// key that does not open: which tokens are good does not depend on that.
 async fn read(
@@ -549,9 +609,10 @@ async fn read(
     before: &Ring,
     now: OffsetDateTime,
 ) -> Result<Option<(Ring, Option<Error>)>, Error> {
-    let rows = signing_keys::live(conn, now).await?;
-    let mut keys = ring_keys(rows)?;
-    keys.retain(|key| policy.key_pair_formats().any(|format| format == key.public.format()));
+    let mut rows = signing_keys::live(conn, now).await?;
+    // First: a row of another format, which a later version may have made, is none of our business.
+    rows.retain(|row| policy.key_pair_formats().any(|format| format.name() == row.format));
+    let keys = ring_keys(rows)?;
     let statuses: Vec<_> = keys.iter().filter_map(|key| Some((key.id().clone(), key.status(now)?))).collect();
     let signs = |key: &&RingKey| matches!(key.status(now), Some(KeyStatus::Next | KeyStatus::Active));
     let is_whole = keys.iter().filter(signs).all(|key| before.pairs.contains_key(key.id()));
@@ -648,17 +709,24 @@ struct Made {
     public_key: String,
     wrapped: Vec<u8>,
     root: KeyId,
+    token_seconds: i32,
 }
 
 impl Made {
-    async fn new(format: KeyPairFormat, wrapping: &WrappingKey) -> Result<Self, Error> {
+    async fn new(format: KeyPairFormat, wrapping: &WrappingKey, policy: &Policy) -> Result<Self, Error> {
         // An RSA key takes long enough to keep other requests waiting.
         let pair = tokio::task::spawn_blocking(move || KeyPair::generate(format))
             .await
             .unwrap_or(Err(InvalidKey::Private))
             .map_err(Error::Generate)?;
         let wrapped = wrapping.wrap(&pair).map_err(Error::Generate)?;
-        Ok(Self { public_key: pair.public_key().to_string(), wrapped, root: wrapping.root().clone(), pair })
+        Ok(Self {
+            public_key: pair.public_key().to_string(),
+            wrapped,
+            root: wrapping.root().clone(),
+            token_seconds: policy.token_seconds(),
+            pair,
+        })
     }
 
     fn id(&self) -> &str {
@@ -671,7 +739,20 @@ impl Made {
             public_key: &self.public_key,
             wrapped_key: &self.wrapped,
             wrapped_by: self.root.as_str(),
+            token_seconds: self.token_seconds,
         }
+    }
+}
+
+fn micros(at: OffsetDateTime) -> i64 {
+    i64::try_from(at.unix_timestamp_nanos() / 1_000).unwrap_or(i64::MAX)
+}
+
+/// What comes of `work`, when it comes in time; else why not, on one line.
+async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
+    match timeout(patience, work).await {
+        Ok(done) => done.map_err(|error| describe(&error)),
+        Err(_) => Err("no answer in time".to_owned()),
     }
 }
 

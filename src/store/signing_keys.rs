@@ -44,6 +44,8 @@ pub struct NewKey<'a> {
     pub wrapped_key: &'a [u8],
     /// Name of the root key that it is wrapped under.
     pub wrapped_by: &'a str,
+    /// How long a token lives at most, as far as its maker knows, in seconds.
+    pub token_seconds: i32,
 }
 
 /// The keys that are not gone at `now`, oldest first.
@@ -99,7 +101,6 @@ pub async fn found(
     format: &str,
     active: &NewKey<'_>,
     next: &NewKey<'_>,
-    token_seconds: i32,
     now: OffsetDateTime,
 ) -> Result<bool, Error> {
     let done = sqlx::query!(
@@ -116,7 +117,7 @@ pub async fn found(
         next.wrapped_key,
         next.wrapped_by,
         format,
-        token_seconds,
+        active.token_seconds,
         now,
     )
     .execute(conn)
@@ -157,7 +158,7 @@ pub async fn rotate(
              RETURNING id
          )
          INSERT INTO signing_keys (id, format, public_key, wrapped_key, wrapped_by, token_seconds, published_at)
-         SELECT $3, format, $4, $5, $6, token_seconds, $7::timestamptz FROM retired
+         SELECT $3, format, $4, $5, $6, greatest(token_seconds, $10), $7::timestamptz FROM retired
          WHERE (SELECT count(*) FROM activated) = 1",
         active,
         next,
@@ -168,6 +169,7 @@ pub async fn rotate(
         now,
         at_once,
         f64::from(GRACE_SECONDS),
+        new.token_seconds,
     )
     .execute(conn)
     .await?;
@@ -193,13 +195,14 @@ pub async fn replace_next(
              RETURNING format, token_seconds
          )
          INSERT INTO signing_keys (id, format, public_key, wrapped_key, wrapped_by, token_seconds, published_at)
-         SELECT $2, format, $3, $4, $5, token_seconds, $6 FROM retired",
+         SELECT $2, format, $3, $4, $5, greatest(token_seconds, $7), $6 FROM retired",
         next,
         new.id,
         new.public_key,
         new.wrapped_key,
         new.wrapped_by,
         now,
+        new.token_seconds,
     )
     .execute(conn)
     .await?;

@@ -118,7 +118,7 @@ impl Trusted {
     }
 }
 
-/// The key of this name. A name is a hash of its key, so that there is one at most.
+/// The key of this name. A name is a hash of its key, and a key has one format: there is one at most.
 fn find<'k, K>(keys: &'k [(KeyId, K)], kid: &str) -> Result<&'k K, Rejection> {
     keys.iter().find(|(id, _)| id.as_str() == kid).map(|(_, key)| key).ok_or(Rejection::UnknownKey)
 }
