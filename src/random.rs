@@ -21,6 +21,21 @@ pub fn bytes<const N: usize>(rng: &mut impl CryptoRng) -> [u8; N] {
     bytes
 }
 
+/// The id of an access token that belongs to a session's `generation`: a UUIDv7 whose `rand_a` (RFC 9562, section 5.7)
+/// is the generation's last 12 bits. So a token tells which renewal it came with, and no claim has to.
+pub fn token_id(now: OffsetDateTime, generation: u32, rng: &mut impl CryptoRng) -> Uuid {
+    let mut random: [u8; 10] = bytes(rng);
+    let [.., high, low] = generation.to_be_bytes();
+    random[..2].copy_from_slice(&[high & 0xf, low]);
+    uuid::Builder::from_unix_timestamp_millis(millis(now), &random).into_uuid()
+}
+
+/// The last 12 bits of the generation that an access token's id was made for.
+pub fn generation_of(token_id: Uuid) -> u16 {
+    let [_, _, _, _, _, _, high, low, ..] = *token_id.as_bytes();
+    u16::from_be_bytes([high & 0xf, low])
+}
+
 /// A UUIDv7 (RFC 9562, section 5.7): the millisecond of `now`, then 74 random bits.
 ///
 /// ```
@@ -31,6 +46,23 @@ pub fn bytes<const N: usize>(rng: &mut impl CryptoRng) -> [u8; N] {
 /// assert_eq!(id.get_version_num(), 7);
 /// ```
 pub fn uuid_v7(now: OffsetDateTime, rng: &mut impl CryptoRng) -> Uuid {
-    let millis = u64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
-    uuid::Builder::from_unix_timestamp_millis(millis, &bytes(rng)).into_uuid()
+    uuid::Builder::from_unix_timestamp_millis(millis(now), &bytes(rng)).into_uuid()
+}
+
+fn millis(at: OffsetDateTime) -> u64 {
+    u64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tokens_id_tells_the_generation_that_it_was_made_for() {
+        for generation in [0, 1, 255, 256, 4095, 4096, 4097, u32::MAX] {
+            let id = token_id(OffsetDateTime::UNIX_EPOCH, generation, &mut system());
+            assert_eq!(id.get_version_num(), 7);
+            assert_eq!(u32::from(generation_of(id)), generation & 0xfff);
+        }
+    }
 }

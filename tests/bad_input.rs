@@ -242,7 +242,11 @@ async fn every_bad_body_on_every_route_that_takes_json() {
                     // Nothing is demanded of a password but that nobody guesses it.
                     operation.assert_declared(&answer);
                 } else {
-                    let refused = [invalid[0], (401, "invalid_credentials")];
+                    let code = match name.as_str() {
+                        "refresh_token" => "invalid_refresh_token",
+                        _ => "invalid_credentials",
+                    };
+                    let refused = [invalid[0], (401, code)];
                     operation.check(&format!("{name}: a NUL"), answer, &refused);
                 }
             }

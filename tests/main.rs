@@ -26,6 +26,7 @@ mod process;
 mod readme;
 #[cfg(feature = "remote")]
 mod remote_keys;
+mod renewal;
 mod rotation_drill;
 mod token_properties;
 mod users;

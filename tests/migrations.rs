@@ -225,6 +225,10 @@ fn good_row(table: &str) -> Vec<(&'static str, &'static str)> {
             ("client_ip", "'192.0.2.1'"),
             ("created_at", now),
             ("last_used_at", now),
+            ("renewed_at", now),
+            ("is_confirmed", "false"),
+            ("ended_at", now),
+            ("end_reason", "'logout'"),
             ("refresh_expires_at", "'2026-01-03 03:04:05Z'"),
             ("expires_at", "'2026-02-01 03:04:05Z'"),
         ],
@@ -387,6 +391,9 @@ async fn every_rule_bites_whoever_writes_by_hand() {
         ("sessions", "refresh_expires_at", "'2026-02-01 03:04:06Z'", "sessions_times_ordered"),
         ("sessions", "refresh_expires_at", "'2026-01-02 03:04:05Z'", "sessions_times_ordered"),
         ("sessions", "expires_at", "'2026-01-02 03:04:05Z'", "sessions_times_ordered"),
+        ("sessions", "end_reason", "'boredom'", "sessions_end_reason_known"),
+        ("sessions", "end_reason", "NULL", "sessions_end_has_reason"),
+        ("sessions", "ended_at", "NULL", "sessions_end_has_reason"),
         ("signing_keys", "id", "repeat('k', 42)", "signing_keys_id_shape"),
         ("signing_keys", "id", "repeat('k', 65)", "signing_keys_id_shape"),
         ("signing_keys", "id", "repeat('k', 43) || '='", "signing_keys_id_shape"),
@@ -449,7 +456,7 @@ async fn every_rule_bites_whoever_writes_by_hand() {
     // Nor can anything be left out but what may be.
     for (table, optional) in [
         ("users", &["full_name", "password_hash"][..]),
-        ("sessions", &["user_agent", "client_ip"]),
+        ("sessions", &["user_agent", "client_ip", "ended_at", "end_reason"]),
         ("signing_keys", &["wrapped_key", "wrapped_by", "activated_at", "retired_at", "verifies_until"]),
     ] {
         for (column, _) in good_row(table).iter().filter(|(column, _)| !optional.contains(column)) {

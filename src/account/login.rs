@@ -122,12 +122,12 @@ impl Accounts {
             roles: user.roles.clone(),
         };
         let lifetime = Lifetime { now, expires_at: access_expires_at };
-        let access_token = self.issuer.issue(subject, random::uuid_v7(now, rng), lifetime)?;
+        let access_token = self.issuer.issue(subject, random::token_id(now, 0, rng), lifetime)?;
         tracing::info!(user_id = %user.id, %session_id, "logged in");
         Ok(Login {
             session_id,
             access_token,
-            refresh_token: self.refresh_key.token(session_id, 0, &refresh_salt),
+            refresh_token: self.refresh_keys.token(session_id, 0, &refresh_salt),
             refresh_token_expires_at: refresh_expires_at,
             user,
         })

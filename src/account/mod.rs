@@ -3,8 +3,10 @@
 //!
 //! Whoever calls passes the time and the randomness in.
 
+mod activity;
 mod fields;
 mod login;
+mod renewal;
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,8 +15,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 pub use self::{
+    activity::Activity,
     fields::{Email, FieldError, FullName, Roles, Username},
     login::{Caller, Login},
+    renewal::Renewed,
 };
 pub use crate::store::users::User;
 use crate::{
@@ -24,7 +28,7 @@ use crate::{
         self, PgPool, PoolConnection, Unique, migrations,
         users::{self, Name, NewUser, ProfileChange},
     },
-    token::{IssueError, Issuer, refresh::RefreshKey},
+    token::{IssueError, Issuer, refresh::RefreshKeys},
 };
 
 /// The role whose holders administer users.
@@ -43,6 +47,8 @@ pub struct Policy {
     pub refresh_token_duration: Duration,
     /// How long a session lives at most.
     pub session_duration: Duration,
+    /// How long the refresh token just replaced may be presented again, whatever has been seen since.
+    pub refresh_reuse_interval: Duration,
 }
 
 /// The use cases, over one database.
@@ -51,7 +57,7 @@ pub struct Accounts {
     db: PgPool,
     passwords: password::Pool,
     issuer: Arc<Issuer>,
-    refresh_key: RefreshKey,
+    refresh_keys: RefreshKeys,
     policy: Policy,
 }
 
@@ -73,9 +79,24 @@ pub enum Error {
     /// Unknown user, wrong password or disabled user: told apart nowhere.
     #[error("the credentials are not right")]
     InvalidCredentials,
-    /// The user that the session belongs to is disabled or gone.
+    /// The user that the bearer token's session belongs to is disabled or gone.
     #[error("the session has ended")]
     SessionRevoked,
+    /// The session whose refresh token it is was ended.
+    #[error("the session was ended")]
+    SessionEnded,
+    /// Not a refresh token of ours, or of a session that has been forgotten.
+    #[error("the refresh token is not valid")]
+    InvalidRefreshToken,
+    /// A refresh token that was used before; the session has ended with it.
+    #[error("the refresh token was used before")]
+    RefreshTokenReused,
+    /// The session was not renewed in time, or has lasted as long as a session may.
+    #[error("the session has expired")]
+    SessionExpired,
+    /// Others have been changing the same row all the time.
+    #[error("the session was changed by others, again and again")]
+    Contended,
     /// There is no such user.
     #[error("there is no such user")]
     NoSuchUser,
@@ -155,10 +176,10 @@ impl Accounts {
         db: PgPool,
         passwords: password::Pool,
         issuer: Arc<Issuer>,
-        refresh_key: RefreshKey,
+        refresh_keys: RefreshKeys,
         policy: Policy,
     ) -> Self {
-        Self { db, passwords, issuer, refresh_key, policy }
+        Self { db, passwords, issuer, refresh_keys, policy }
     }
 
     /// Whether there is a key to make tokens with, and the database answers and has the schema that the use cases need.

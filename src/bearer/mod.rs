@@ -1,7 +1,8 @@
 //! The way from `Authorization: Bearer …` (RFC 6750) to [`Claims`]: a tower layer for gatepass's own routes and for any
 //! other service on tower.
 //!
-//! A request whose token passes goes on with `Arc<Claims>` among its extensions. Any other is answered here, and never
+//! A request whose token passes goes on with `Arc<Claims>` among its extensions, and with [`Sighting::First`] when this
+//! process has not seen the token before. Any other is answered here, and never
 //! reaches the service behind.
 //!
 //! ```
@@ -54,7 +55,7 @@ pub use self::{
 };
 use crate::{
     clock::Clock,
-    token::{Claims, Rejection, Verifier},
+    token::{Claims, Rejection, Sighting, Verifier},
 };
 
 /// Puts [`BearerService`] around a service.
@@ -184,7 +185,7 @@ impl Refusal {
     }
 }
 
-/// The claims of the request's bearer token.
+/// The claims of the request's bearer token, and whether it has been seen before.
 ///
 /// # Errors
 ///
@@ -193,8 +194,8 @@ pub fn authenticate(
     headers: &HeaderMap,
     verifier: &Verifier,
     now: OffsetDateTime,
-) -> Result<Arc<Claims>, Refusal> {
-    Ok(verifier.verify(bearer_token(headers)?, now)?)
+) -> Result<(Arc<Claims>, Sighting), Refusal> {
+    Ok(verifier.sight(bearer_token(headers)?, now)?)
 }
 
 /// The token of `Authorization: Bearer TOKEN`; the scheme's case does not matter (RFC 9110, section 11.1).

@@ -11,7 +11,7 @@ use http::{Request, Response};
 use tower_service::Service;
 
 use super::{Answer, BearerLayer, Refusal, authenticate, source::Refresh};
-use crate::token::Rejection;
+use crate::token::{Rejection, Sighting};
 
 /// Lets a request through to `S` with its claims, or answers it by `R`.
 ///
@@ -29,8 +29,13 @@ impl<S, R> BearerService<S, R> {
 
     /// Puts the claims of the request's token among its extensions.
     fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Refusal> {
-        let claims = authenticate(request.headers(), self.layer.source.verifier(), self.layer.clock.now())?;
+        let verifier = self.layer.source.verifier();
+        let (claims, sighting) = authenticate(request.headers(), verifier, self.layer.clock.now())?;
         request.extensions_mut().insert(claims);
+        // Only then: most tokens have been seen, and an extension costs an allocation.
+        if sighting == Sighting::First {
+            request.extensions_mut().insert(sighting);
+        }
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{Failure, setup};
 use crate::{
+    account::Activity,
     clock::Clock,
     config::{self, Environment, Loaded, Settings},
     http::{self, App, Limits, Parts},
@@ -70,8 +71,11 @@ async fn serve(
         welcome(address, database);
     }
 
-    let keys = app.keys().clone();
-    let mut following = tokio::spawn(async move { keys.follow(&Clock::system()).await });
+    let (keys, activity) = (app.keys().clone(), app.activity().clone());
+    let clock = Clock::system();
+    let mut following = tokio::spawn(async move {
+        tokio::join!(keys.follow(&clock), activity.keep_writing());
+    });
     let (stop, stopped) = oneshot::channel();
     let stopped = async { stopped.await.unwrap_or_default() };
     let router = http::router(app.clone());
@@ -79,7 +83,7 @@ async fn serve(
     let all_finished = tokio::select! {
         finished = &mut serving => finished,
         // It never ends by itself. Without it a leaked key would stay good here, so a supervisor had better start again.
-        _ = &mut following => return Err("the signing keys are not followed any more, by a fault".into()),
+        _ = &mut following => return Err("what runs beside the requests has ended, by a fault".into()),
         name = signals.next() => {
             tracing::info!("{name}: finishing what is in flight; once more cuts it off");
             app.stop();
@@ -95,6 +99,9 @@ async fn serve(
         tracing::warn!("requests in flight were cut off");
     }
     following.abort();
+    if let Err(error) = app.activity().flush().await {
+        tracing::warn!(%error, "the last sightings of sessions could not be written");
+    }
     setup::close(&db).await;
     tracing::info!("stopped");
     Ok(())
@@ -118,10 +125,11 @@ pub async fn app(
     limits: Limits,
 ) -> Result<App, Failure> {
     let keys = Keys::open(setup::key_policy(settings, key), db.clone(), clock.now()).await?;
-    let accounts = setup::accounts(settings, key, keys.issuer(), db, settings.password_hash_threads)?;
+    let accounts = setup::accounts(settings, key, keys.issuer(), db.clone(), settings.password_hash_threads)?;
     Ok(App::new(Parts {
         accounts,
         keys,
+        activity: Activity::new(db),
         public_url: setup::public_url(settings),
         clock,
         trusted_proxies: settings.trusted_proxies.clone(),

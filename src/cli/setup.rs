@@ -13,7 +13,7 @@ use crate::{
     password::{Params, Pool, PoolSettings, Rules},
     store::{self, PgConnection, PgPool, migrations},
     telemetry,
-    token::{Issuer, Party, SymmetricKey, refresh::RefreshKey, ring::Schedule},
+    token::{Issuer, Party, SymmetricKey, refresh::RefreshKeys, ring::Schedule},
 };
 
 /// Where development keeps what it makes for itself, in the working directory.
@@ -268,12 +268,14 @@ pub(super) fn accounts(
         },
         deadline: HASH_DEADLINE,
     })?;
+    let refresh_keys = RefreshKeys::new(key, &settings.token_symmetric_keys_accepted);
     let policy = Policy {
         registration_open: settings.registration == Registration::Open,
         password_rules: Rules { min_length: settings.password_min_length },
         access_token_duration: settings.access_token_duration,
         refresh_token_duration: settings.refresh_token_duration,
         session_duration: settings.session_duration,
+        refresh_reuse_interval: settings.refresh_reuse_interval,
     };
-    Ok(Accounts::new(db, passwords, issuer, RefreshKey::new(key), policy))
+    Ok(Accounts::new(db, passwords, issuer, refresh_keys, policy))
 }

@@ -16,10 +16,7 @@ use crate::{
     clock::Clock,
     config::Settings,
     keys,
-    store::{
-        migrations,
-        sessions::{self, State},
-    },
+    store::{migrations, sessions},
     token::{Check, Claims, Inspection, MAX_TOKEN_BYTES, Verifier, refresh::Presented},
 };
 
@@ -120,7 +117,7 @@ async fn verifier(settings: &Settings, now: OffsetDateTime) -> Result<Verifier, 
 
 /// What the database says about a session.
 enum Session {
-    Found(State),
+    Found(Box<sessions::Session>),
     Missing,
     /// And why.
     Unasked(&'static str),
@@ -134,10 +131,10 @@ async fn session(settings: &Settings, id: Uuid) -> Session {
     let state = async {
         let database = setup::Database::open(settings).await?;
         let mut conn = database.connection(false).await?;
-        Ok::<_, Failure>(sessions::state(&mut conn, id).await?)
+        Ok::<_, Failure>(sessions::by_id(&mut conn, id).await?)
     };
     match state.await {
-        Ok(Some(state)) => Session::Found(state),
+        Ok(Some(state)) => Session::Found(state.into()),
         Ok(None) => Session::Missing,
         Err(error) => Session::Unknown(error.to_string()),
     }
@@ -147,6 +144,7 @@ impl Session {
     /// `live`, `expired`, `ended`, or `unknown`.
     fn name(&self, now: OffsetDateTime) -> &'static str {
         match self {
+            Self::Found(state) if state.end_reason.is_some() => "ended",
             Self::Found(state) if now >= state.expires_at.min(state.refresh_expires_at) => "expired",
             Self::Found(_) => "live",
             Self::Missing => "ended",
@@ -159,7 +157,9 @@ impl Session {
             Self::Found(state) => {
                 let user = if state.disabled { "DISABLED" } else { "enabled" };
                 let ends = state.expires_at.min(state.refresh_expires_at);
-                let ends = if now < ends {
+                let ends = if state.end_reason.is_some() {
+                    "ENDED".to_owned()
+                } else if now < ends {
                     format!("ends {} unless renewed", relative(ends, now))
                 } else {
                     format!("EXPIRED {}", relative(ends, now))

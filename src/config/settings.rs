@@ -329,7 +329,6 @@ pub static SETTINGS: &[Setting] = &[
         name: "REFRESH_REUSE_INTERVAL",
         about: "How long the refresh token just replaced may be presented again.",
         default: DefaultValue::Text("10s"),
-        support: NO_EFFECT,
         ..TOKENS
     },
     Setting {

@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,6 +25,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{Instrument, info_span};
 
 use super::{App, Problem, request_id::RequestId};
+use crate::token::{Claims, Sighting};
 
 /// One line for each request: id, method, route, status, latency, and the problem's code. Never a header, a query or a
 /// body: those hold secrets and personal data.
@@ -133,4 +135,13 @@ pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_default();
     Problem::fault(Panicked(text)).into_response()
+}
+
+/// Notes that a token has been used for the first time here.
+pub(super) async fn note_activity(State(app): State<App>, request: Request, next: Next) -> Response<Body> {
+    let extensions = request.extensions();
+    if let (Some(Sighting::First), Some(claims)) = (extensions.get(), extensions.get::<Arc<Claims>>()) {
+        app.activity().note(claims, app.clock().now());
+    }
+    next.run(request).await
 }

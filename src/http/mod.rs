@@ -11,6 +11,7 @@ mod openapi;
 mod problem;
 mod request_id;
 pub mod server;
+mod tokens;
 mod users;
 mod well_known;
 
@@ -32,7 +33,13 @@ pub use self::{
     client_address::client_address, openapi::document, problem::Problem, request_id::RequestId,
     users::UserBody,
 };
-use crate::{account::Accounts, bearer::BearerLayer, bearer::Refusal, clock::Clock, keys::Keys};
+use crate::{
+    account::{Accounts, Activity},
+    bearer::BearerLayer,
+    bearer::Refusal,
+    clock::Clock,
+    keys::Keys,
+};
 
 /// The largest request body, in bytes: 64 KiB.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -79,6 +86,8 @@ pub struct Parts {
     pub accounts: Accounts,
     /// The keys that access tokens are made and checked with.
     pub keys: Keys,
+    /// What is seen of sessions.
+    pub activity: Activity,
     /// Where clients find the service, as `scheme://host[:port]` and a path that may be empty.
     pub public_url: String,
     /// Where time comes from.
@@ -107,6 +116,11 @@ impl App {
     /// The keys that access tokens are made and checked with.
     pub fn keys(&self) -> &Keys {
         &self.0.keys
+    }
+
+    /// What is seen of sessions.
+    pub fn activity(&self) -> &Activity {
+        &self.0.activity
     }
 
     fn public_url(&self) -> &str {
@@ -139,6 +153,7 @@ fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::frame())
         .routes(routes!(users::register))
         .routes(routes!(users::log_in))
+        .routes(routes!(tokens::renew))
         .routes(routes!(well_known::jwks))
         .routes(routes!(well_known::paserks))
         .routes(routes!(well_known::metadata))
@@ -176,6 +191,12 @@ pub fn router(app: App) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), layers::time_out))
         // No body is read beyond this, declared or not.
         .layer(RequestBodyLimitLayer::new(MAX_BODY_BYTES));
+
+    let bearer = ServiceBuilder::new()
+        // Claims, or a refusal.
+        .layer(bearer)
+        // After it: only what was accepted is noted.
+        .layer(middleware::from_fn_with_state(app.clone(), layers::note_activity));
 
     let (router, _) = routes().merge(bearer_routes().route_layer(bearer)).split_for_parts();
     router

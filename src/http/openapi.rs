@@ -36,6 +36,7 @@ use crate::{
     tags(
         (name = "users", description = "Registration, login, and one's own profile"),
         (name = "admin", description = "Users, for those who have the role `admin`"),
+        (name = "tokens", description = "For holders of tokens"),
         (name = "keys", description = "Public keys, for services that check tokens by themselves"),
         (name = "health", description = "For load balancers and orchestrators"),
         (name = "docs", description = "This description"),
@@ -151,6 +152,9 @@ fn samples() -> Vec<Problem> {
         Refusal::Token(Rejection::Expired).into(),
         account::Error::SessionRevoked.into(),
         account::Error::InvalidCredentials.into(),
+        account::Error::InvalidRefreshToken.into(),
+        account::Error::RefreshTokenReused.into(),
+        account::Error::SessionExpired.into(),
         account::Error::RegistrationClosed.into(),
         account::Error::UsernameTaken.into(),
         account::Error::EmailTaken.into(),

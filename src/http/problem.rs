@@ -217,6 +217,24 @@ impl From<account::Error> for Problem {
                         ),
                     )
             }
+            E::InvalidRefreshToken => Self::new(
+                StatusCode::UNAUTHORIZED,
+                "invalid_refresh_token",
+                "The refresh token is not valid here.",
+            ),
+            E::RefreshTokenReused => Self::new(
+                StatusCode::UNAUTHORIZED,
+                "refresh_token_reused",
+                "The refresh token was used before, so its session has been ended; log in again.",
+            ),
+            E::SessionEnded => {
+                Self::new(StatusCode::UNAUTHORIZED, "session_revoked", "The session was ended; log in again.")
+            }
+            E::SessionExpired => Self::new(
+                StatusCode::UNAUTHORIZED,
+                "session_expired",
+                "The session has expired; log in again.",
+            ),
             E::NoSuchUser => Self::not_found(),
             E::Overloaded { retry_after } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -225,7 +243,7 @@ impl From<account::Error> for Problem {
             )
             .retry_after(retry_after),
             E::Unavailable(_) => Self::database_unavailable().caused_by(error),
-            E::Store(_) | E::Issue(_) | E::Hasher => Self::fault(error),
+            E::Store(_) | E::Issue(_) | E::Hasher | E::Contended => Self::fault(error),
         }
     }
 }

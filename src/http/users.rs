@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{App, Problem, json::Json};
+use super::{App, Problem, json::Json, tokens::Tokens};
 use crate::{
     account::{Caller, Registration, User},
     password::Password,
@@ -134,29 +134,8 @@ pub(super) struct LoginRequest {
 /// A session just begun, and its tokens.
 #[derive(Serialize, ToSchema)]
 pub(super) struct LoginResponse {
-    /// The session.
-    #[schema(example = "019aa3f0-6c1d-7d2a-8b40-51c2d3e4f506")]
-    session_id: Uuid,
-    /// For `Authorization: Bearer`.
-    #[schema(example = "v4.local.2a9jQ…")]
-    access_token: String,
-    /// When the access token ends.
-    #[schema(example = "2026-01-02T03:19:05Z")]
-    #[serde(with = "time::serde::rfc3339")]
-    access_token_expires_at: OffsetDateTime,
-    /// For renewal; keep it as safe as a password.
-    #[schema(example = "gpr_AZqj8F…")]
-    refresh_token: String,
-    /// When the refresh token ends unless it is used before.
-    #[schema(example = "2026-01-03T03:04:05Z")]
-    #[serde(with = "time::serde::rfc3339")]
-    refresh_token_expires_at: OffsetDateTime,
-    /// Always `Bearer` (RFC 6750).
-    #[schema(example = "Bearer")]
-    token_type: &'static str,
-    /// Seconds until the access token ends (RFC 6749).
-    #[schema(example = 900)]
-    expires_in: i64,
+    #[serde(flatten)]
+    tokens: Tokens,
     /// Who logged in.
     user: UserBody,
 }
@@ -178,16 +157,13 @@ pub(super) async fn log_in(
     let password = Password::new(body.password.expose_secret());
     let now = app.clock().now();
     let login = app.accounts().login(&body.username, &password, &caller, now, &mut random::system()).await?;
-    Ok(axum::Json(LoginResponse {
-        session_id: login.session_id,
-        access_token: login.access_token.expose().to_owned(),
-        access_token_expires_at: login.access_token.expires_at,
-        refresh_token: login.refresh_token.expose().to_owned(),
-        refresh_token_expires_at: login.refresh_token_expires_at,
-        token_type: "Bearer",
-        expires_in: (login.access_token.expires_at - login.access_token.issued_at).whole_seconds(),
-        user: login.user.into(),
-    }))
+    let tokens = Tokens::new(
+        login.session_id,
+        &login.access_token,
+        &login.refresh_token,
+        login.refresh_token_expires_at,
+    );
+    Ok(axum::Json(LoginResponse { tokens, user: login.user.into() }))
 }
 
 /// The user whose token it is.

@@ -44,8 +44,8 @@ pub async fn insert(conn: &mut PgConnection, new: &NewSession<'_>) -> Result<boo
     let done = sqlx::query!(
         "INSERT INTO sessions
              (id, user_id, refresh_generation, refresh_salt, user_agent, client_ip,
-              created_at, last_used_at, refresh_expires_at, expires_at)
-         SELECT $1, users.id, 0, $4, $5, $6, $7, $7, $8, $9
+              created_at, renewed_at, is_confirmed, last_used_at, refresh_expires_at, expires_at)
+         SELECT $1, users.id, 0, $4, $5, $6, $7, $7, false, $7, $8, $9
          FROM users WHERE users.id = $2 AND users.password_changed_at = $3 AND NOT users.disabled
          FOR SHARE",
         new.id,
@@ -63,34 +63,179 @@ pub async fn insert(conn: &mut PgConnection, new: &NewSession<'_>) -> Result<boo
     Ok(done.rows_affected() == 1)
 }
 
-/// How a session stands, with its user.
-#[derive(Clone, Debug)]
-pub struct State {
+/// Why a session was ended before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum EndReason {
+    /// Its user logged out.
+    Logout,
+    /// Its user or an administrator ended it.
+    Revoked,
+    /// The password was changed.
+    PasswordChanged,
+    /// The user was disabled.
+    UserDisabled,
+    /// A refresh token was presented again that had been used before.
+    RefreshTokenReused,
+}
+
+/// A session and its user.
+#[derive(Debug)]
+pub struct Session {
+    /// The session.
+    pub id: Uuid,
     /// Whose it is.
     pub user_id: Uuid,
-    /// The user's name at present.
+    /// The user's name now.
     pub username: String,
+    /// The user's roles now.
+    pub roles: Vec<String>,
     /// Whether the user is locked out.
     pub disabled: bool,
     /// How often it has been renewed.
     pub refresh_generation: i32,
+    /// Goes into the MAC of its refresh tokens.
+    pub refresh_salt: [u8; 32],
+    /// When the present generation began.
+    pub renewed_at: OffsetDateTime,
+    /// Whether something of the present generation has been seen.
+    pub is_confirmed: bool,
+    /// Where it was used last.
+    pub client_ip: Option<ipnet::IpNet>,
     /// When it ends unless renewed before.
     pub refresh_expires_at: OffsetDateTime,
     /// When it ends in any case.
     pub expires_at: OffsetDateTime,
+    /// Why it has ended.
+    pub end_reason: Option<EndReason>,
 }
 
-/// How the session stands; `None` when there is none.
+/// The session of this id, also when it has ended.
 ///
 /// # Errors
 ///
 /// When the database fails.
-pub async fn state(conn: &mut PgConnection, id: Uuid) -> Result<Option<State>, Error> {
-    let state = sqlx::query_as!(
-        State,
-        "SELECT user_id, username, disabled, refresh_generation, refresh_expires_at, sessions.expires_at
-         FROM sessions JOIN users ON users.id = user_id WHERE sessions.id = $1",
+pub async fn by_id(conn: &mut PgConnection, id: Uuid) -> Result<Option<Session>, Error> {
+    let row = sqlx::query_as!(
+        Session,
+        r#"SELECT sessions.id, user_id, username, roles, disabled, refresh_generation,
+                  refresh_salt AS "refresh_salt: [u8; 32]", renewed_at, is_confirmed, client_ip, refresh_expires_at,
+                  expires_at, end_reason AS "end_reason: EndReason"
+           FROM sessions JOIN users ON users.id = user_id WHERE sessions.id = $1"#,
         id,
     );
-    Ok(state.fetch_optional(conn).await?)
+    Ok(row.fetch_optional(conn).await?)
+}
+
+/// A session to be renewed.
+#[derive(Debug)]
+pub struct Renewal<'a> {
+    /// The session.
+    pub id: Uuid,
+    /// The generation that it leaves.
+    pub generation: i32,
+    /// Who renews.
+    pub user_agent: Option<&'a str>,
+    /// From where.
+    pub client_ip: Option<IpAddr>,
+    /// When it ends unless renewed before.
+    pub refresh_expires_at: OffsetDateTime,
+    /// When that is.
+    pub now: OffsetDateTime,
+}
+
+/// Moves a session to its next generation. `false` when it is not in the one that it was thought to be in, has ended, or
+/// its user is locked out.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn rotate(conn: &mut PgConnection, renewal: &Renewal<'_>) -> Result<bool, Error> {
+    let done = sqlx::query!(
+        "UPDATE sessions
+         SET refresh_generation = refresh_generation + 1, renewed_at = $3, last_used_at = $3, is_confirmed = false,
+             refresh_expires_at = $4, user_agent = $5, client_ip = $6
+         FROM users
+         WHERE sessions.id = $1 AND refresh_generation = $2 AND ended_at IS NULL
+             AND users.id = user_id AND NOT disabled",
+        renewal.id,
+        renewal.generation,
+        renewal.now,
+        renewal.refresh_expires_at,
+        renewal.user_agent,
+        renewal.client_ip.map(ipnet::IpNet::from),
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Ends a session that is in `generation`. `false` when it has moved on, or has ended before.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn end(
+    conn: &mut PgConnection,
+    id: Uuid,
+    generation: i32,
+    reason: EndReason,
+    now: OffsetDateTime,
+) -> Result<bool, Error> {
+    let done = sqlx::query!(
+        "UPDATE sessions SET ended_at = $3, end_reason = $4
+         WHERE id = $1 AND refresh_generation = $2 AND ended_at IS NULL",
+        id,
+        generation,
+        now,
+        reason as EndReason,
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// A token of a session was used.
+#[derive(Clone, Copy, Debug)]
+pub struct Sighting {
+    /// The session.
+    pub session_id: Uuid,
+    /// The last 12 bits of the generation that the token came with.
+    pub generation: u16,
+    /// When.
+    pub at: OffsetDateTime,
+}
+
+/// Notes that sessions are used, and confirms the generation that was seen where that is still the present one. The rows
+/// are locked in the order of the sightings; of a session there may be one at most.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn note_sightings(conn: &mut PgConnection, sightings: &[Sighting]) -> Result<(), Error> {
+    let ids: Vec<_> = sightings.iter().map(|sighting| sighting.session_id).collect();
+    let generations: Vec<_> = sightings.iter().map(|sighting| i32::from(sighting.generation)).collect();
+    let times: Vec<_> = sightings.iter().map(|sighting| sighting.at).collect();
+    sqlx::query!(
+        r#"WITH seen AS (
+             SELECT sessions.id, sighting.generation, sighting.at
+             FROM unnest($1::uuid[], $2::int[], $3::timestamptz[]) AS sighting (id, generation, at)
+             JOIN sessions ON sessions.id = sighting.id
+             WHERE ended_at IS NULL
+                 AND (last_used_at < sighting.at
+                     OR NOT is_confirmed AND refresh_generation & 4095 = sighting.generation)
+             ORDER BY sessions.id
+             FOR UPDATE OF sessions
+         )
+         UPDATE sessions
+         SET last_used_at = greatest(last_used_at, seen.at),
+             is_confirmed = is_confirmed OR refresh_generation & 4095 = seen.generation
+         FROM seen WHERE sessions.id = seen.id"#,
+        &ids,
+        &generations,
+        &times,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }

@@ -62,7 +62,7 @@ pub use jwt::Hs256Key;
 pub use key::{InvalidKey, KeyId, SymmetricKey};
 pub use key_pair::{KeyPair, PublicKey};
 pub use published::{InvalidKeySet, KeyStatus, jwks, paserks, read_jwks, read_paserks};
-pub use verifier::{Check, Inspection, Verifier, VerifyingKey};
+pub use verifier::{Check, Inspection, Sighting, Verifier, VerifyingKey};
 pub use wrap::WrappingKey;
 
 /// No token longer than this many bytes is looked at: 8 KiB.

@@ -51,6 +51,30 @@ impl RefreshKey {
     }
 }
 
+/// The key that refresh tokens are made with, and those that others were made with which are still good.
+#[derive(Clone, Debug)]
+pub struct RefreshKeys {
+    present: RefreshKey,
+    accepted: Vec<RefreshKey>,
+}
+
+impl RefreshKeys {
+    /// The keys under `root` and under former or coming roots.
+    pub fn new<'r>(root: &SymmetricKey, accepted: impl IntoIterator<Item = &'r SymmetricKey>) -> Self {
+        Self { present: RefreshKey::new(root), accepted: accepted.into_iter().map(RefreshKey::new).collect() }
+    }
+
+    /// See [`RefreshKey::token`].
+    pub fn token(&self, session_id: Uuid, generation: u32, salt: &Salt) -> RefreshToken {
+        self.present.token(session_id, generation, salt)
+    }
+
+    /// Whether `presented` was made with one of the keys. In constant time for each.
+    pub fn is_authentic(&self, presented: &Presented, salt: &Salt) -> bool {
+        std::iter::once(&self.present).chain(&self.accepted).any(|key| key.is_authentic(presented, salt))
+    }
+}
+
 impl fmt::Debug for RefreshKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("RefreshKey(…)")

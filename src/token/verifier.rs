@@ -87,6 +87,15 @@ pub struct Verifier {
     trusted: ArcSwap<Trusted>,
 }
 
+/// Whether this verifier has accepted a token before, as far as it remembers: its memory is bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sighting {
+    /// Not that it knows.
+    First,
+    /// Yes.
+    Again,
+}
+
 /// The keys by the shape of the tokens that they check, and what they have checked so far.
 struct Trusted {
     local: Vec<(KeyId, SymmetricKey)>,
@@ -176,6 +185,15 @@ impl Verifier {
     ///
     /// The first check that failed.
     pub fn verify(&self, token: &str, now: OffsetDateTime) -> Result<Arc<Claims>, Rejection> {
+        self.sight(token, now).map(|(claims, _)| claims)
+    }
+
+    /// As [`verify`](Self::verify), and whether the token has been seen before.
+    ///
+    /// # Errors
+    ///
+    /// The first check that failed.
+    pub fn sight(&self, token: &str, now: OffsetDateTime) -> Result<(Arc<Claims>, Sighting), Rejection> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(Rejection::TooLong);
         }
@@ -184,7 +202,7 @@ impl Verifier {
         if let Some(claims) = trusted.verified.get(&digest) {
             has_begun([claims.not_before, claims.issued_at], now)?;
             has_not_ended(claims.expires_at, now)?;
-            return Ok(claims);
+            return Ok((claims, Sighting::Again));
         }
         let opened = open(&trusted, token)?;
         for (_, check) in CLAIM_CHECKS {
@@ -192,7 +210,7 @@ impl Verifier {
         }
         let claims = Arc::new(opened.claims.into_claims().ok_or(Rejection::InvalidSubject)?);
         trusted.verified.insert(digest, claims.clone(), now);
-        Ok(claims)
+        Ok((claims, Sighting::First))
     }
 
     /// What each check of [`verify`](Self::verify) finds, for people who want to know why a token is refused.

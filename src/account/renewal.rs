@@ -1,0 +1,289 @@
+//! Renewal: from a refresh token to its successor and a fresh access token.
+//!
+//! ```text
+//!   presented        the session's row                                      outcome
+//!   generation g     generation g                                           Rotate: the row goes to g + 1
+//!   generation g-1   renewed no longer than the reuse interval ago          Repeat: the token of g again
+//!   generation g-1   g unconfirmed: nothing that belongs to it was seen     Repeat
+//!   generation g-1   g confirmed, and the interval over                     Reused: the session ends
+//!   any older one                                                           Reused
+//!   any              ended, idle for too long, or over                      Ended, and why
+//! ```
+//!
+//! A refresh token is a MAC over session, generation and the row's salt, so that the successor can be given again
+//! without being stored, by any replica, to any number of callers in parallel. All of them hold the same token; a session
+//! never forks.
+//!
+//! # What a thief gains
+//!
+//! Who has stolen a token and shows it second is found out: the owner has moved on and confirmed the next generation by
+//! using it, so that the stolen one is a reuse and ends the session for both. Who shows it first moves the session on, and
+//! the owner's next renewal is the reuse. The window in which both hold the same token is the reuse interval, or the time
+//! until the owner uses what they were given; in it nobody has more than the one session that was stolen, and the next
+//! renewal but one tells.
+//!
+//! Compared with others: Hydra's grace period lets the old token make a sibling, a second chain that lives on beside the
+//! first and is never noticed; here there is one chain. Supabase takes the parent of the active token at any time, so that
+//! a thief with the last token but one stays as long as the owner does; here it is good only while the owner can not have
+//! received the answer. Auth0 takes the previous token within a leeway of seconds, and logs out a phone that lost the
+//! answer before it slept; here the night does not count, use does.
+
+use std::time::Duration;
+
+use rand_core::CryptoRng;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Accounts, Caller, Error, random};
+use crate::{
+    store::sessions::{self, EndReason, Session},
+    token::{
+        AccessToken, Lifetime, Subject,
+        refresh::{Presented, RefreshToken},
+    },
+};
+
+/// How often a renewal may find that another was faster before something else must be wrong.
+const MAX_RACES: usize = 8;
+
+/// What a renewal gives back.
+#[derive(Debug)]
+pub struct Renewed {
+    /// The session's id.
+    pub session_id: Uuid,
+    /// For requests.
+    pub access_token: AccessToken,
+    /// For the next renewal.
+    pub refresh_token: RefreshToken,
+    /// When the refresh token ends unless it is used before.
+    pub refresh_token_expires_at: OffsetDateTime,
+}
+
+/// What becomes of a session whose refresh token is presented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The session goes to the next generation.
+    Rotate,
+    /// The present generation's token is given again.
+    Repeat,
+    /// The token was used before, and its successor too: the session ends.
+    Reused,
+    /// The session has ended before.
+    Ended(End),
+}
+
+/// Why a session is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It lay idle for too long, or is too old.
+    Expired,
+    /// Somebody ended it.
+    Revoked,
+    /// A replay ended it.
+    Reused,
+}
+
+/// What the decision needs to know of a session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct State {
+    pub(super) generation: u32,
+    pub(super) renewed_at: OffsetDateTime,
+    pub(super) is_confirmed: bool,
+    pub(super) refresh_expires_at: OffsetDateTime,
+    pub(super) ended: Option<EndReason>,
+    pub(super) is_user_disabled: bool,
+}
+
+/// Decides what an authentic token of `presented` generation does to a session at `now`.
+pub(super) fn decide(
+    presented: u32,
+    session: &State,
+    reuse_interval: Duration,
+    now: OffsetDateTime,
+) -> Outcome {
+    match session.ended {
+        Some(EndReason::RefreshTokenReused) => return Outcome::Ended(End::Reused),
+        Some(_) => return Outcome::Ended(End::Revoked),
+        None if session.is_user_disabled => return Outcome::Ended(End::Revoked),
+        None if now >= session.refresh_expires_at => return Outcome::Ended(End::Expired),
+        None => {}
+    }
+    // A clock behind that of the replica that renewed sees a renewal in the future, which is no long time ago.
+    let is_recent = now < session.renewed_at + reuse_interval;
+    match session.generation.checked_sub(presented) {
+        Some(0) => Outcome::Rotate,
+        Some(1) if is_recent || !session.is_confirmed => Outcome::Repeat,
+        // A generation that is yet to come is authentic only by a key or a database from another time.
+        Some(_) | None => Outcome::Reused,
+    }
+}
+
+impl Accounts {
+    /// Renews a session.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidRefreshToken`], [`Error::RefreshTokenReused`], [`Error::SessionEnded`],
+    /// [`Error::SessionExpired`].
+    pub async fn renew(
+        &self,
+        refresh_token: &str,
+        caller: &Caller,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Renewed, Error> {
+        let presented = Presented::parse(refresh_token).ok_or(Error::InvalidRefreshToken)?;
+        let id = presented.session_id;
+        let mut conn = self.conn().await?;
+        for _ in 0..MAX_RACES {
+            let row = sessions::by_id(&mut conn, id).await?.ok_or(Error::InvalidRefreshToken)?;
+            // Before anything is said of the session: only who holds one of its tokens learns what has become of it.
+            if !self.refresh_keys.is_authentic(&presented, &row.refresh_salt) {
+                return Err(Error::InvalidRefreshToken);
+            }
+            let state = state(&row);
+            match decide(presented.generation, &state, self.policy.refresh_reuse_interval, now) {
+                Outcome::Rotate => {
+                    let begun = now.truncate_to_second();
+                    let refresh_expires_at = (begun + self.policy.refresh_token_duration).min(row.expires_at);
+                    let renewal = sessions::Renewal {
+                        id,
+                        generation: row.refresh_generation,
+                        user_agent: caller.user_agent.as_deref(),
+                        client_ip: caller.ip,
+                        refresh_expires_at,
+                        now,
+                    };
+                    if sessions::rotate(&mut conn, &renewal).await? {
+                        tracing::debug!(session_id = %id, "session renewed");
+                        return self.renewed(row, state.generation + 1, refresh_expires_at, now, rng);
+                    }
+                }
+                Outcome::Repeat => {
+                    let refresh_expires_at = row.refresh_expires_at;
+                    return self.renewed(row, state.generation, refresh_expires_at, now, rng);
+                }
+                Outcome::Reused => {
+                    let reason = EndReason::RefreshTokenReused;
+                    if sessions::end(&mut conn, id, row.refresh_generation, reason, now).await? {
+                        tracing::warn!(
+                            session_id = %id,
+                            user_id = %row.user_id,
+                            presented = presented.generation,
+                            present = row.refresh_generation,
+                            client_ip = caller.ip.map(tracing::field::display),
+                            last_client_ip = row.client_ip.map(|ip| tracing::field::display(ip.addr())),
+                            "a refresh token was used again: session ended"
+                        );
+                        return Err(Error::RefreshTokenReused);
+                    }
+                }
+                Outcome::Ended(End::Expired) => return Err(Error::SessionExpired),
+                Outcome::Ended(End::Revoked) => return Err(Error::SessionEnded),
+                Outcome::Ended(End::Reused) => return Err(Error::RefreshTokenReused),
+            }
+            // Somebody has changed the session since it was read: look again.
+        }
+        Err(Error::Contended)
+    }
+
+    fn renewed(
+        &self,
+        row: Session,
+        generation: u32,
+        refresh_token_expires_at: OffsetDateTime,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Renewed, Error> {
+        let begun = now.truncate_to_second();
+        let expires_at = (begun + self.policy.access_token_duration).min(row.expires_at);
+        let subject =
+            Subject { user_id: row.user_id, session_id: row.id, username: row.username, roles: row.roles };
+        let token_id = random::token_id(now, generation, rng);
+        let access_token = self.issuer.issue(subject, token_id, Lifetime { now, expires_at })?;
+        let refresh_token = self.refresh_keys.token(row.id, generation, &row.refresh_salt);
+        Ok(Renewed { session_id: row.id, access_token, refresh_token, refresh_token_expires_at })
+    }
+}
+
+fn state(row: &Session) -> State {
+    State {
+        generation: row.refresh_generation.cast_unsigned(),
+        renewed_at: row.renewed_at,
+        is_confirmed: row.is_confirmed,
+        refresh_expires_at: row.refresh_expires_at.min(row.expires_at),
+        ended: row.end_reason,
+        is_user_disabled: row.disabled,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-01-02 03:04:05 UTC);
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    fn session(renewed_seconds_ago: i64, is_confirmed: bool) -> State {
+        State {
+            generation: 7,
+            renewed_at: NOW - time::Duration::seconds(renewed_seconds_ago),
+            is_confirmed,
+            refresh_expires_at: NOW + time::Duration::hours(1),
+            ended: None,
+            is_user_disabled: false,
+        }
+    }
+
+    #[test]
+    fn the_outcome_for_every_generation_in_every_state_at_every_time() {
+        use Outcome::{Repeat, Reused, Rotate};
+        // Renewed so many seconds ago (a clock behind: in the future), and then for generation 5, 6, 7 and 8.
+        for (ago, is_confirmed, expected) in [
+            (-3600, false, [Reused, Repeat, Rotate, Reused]),
+            (-3600, true, [Reused, Repeat, Rotate, Reused]),
+            (0, false, [Reused, Repeat, Rotate, Reused]),
+            (0, true, [Reused, Repeat, Rotate, Reused]),
+            (9, true, [Reused, Repeat, Rotate, Reused]),
+            (10, true, [Reused, Reused, Rotate, Reused]),
+            (10, false, [Reused, Repeat, Rotate, Reused]),
+            (80_000, false, [Reused, Repeat, Rotate, Reused]),
+            (80_000, true, [Reused, Reused, Rotate, Reused]),
+        ] {
+            let session = session(ago, is_confirmed);
+            let outcomes = [5, 6, 7, 8].map(|presented| decide(presented, &session, INTERVAL, NOW));
+            assert_eq!(outcomes, expected, "renewed {ago} s ago, confirmed: {is_confirmed}");
+        }
+    }
+
+    #[test]
+    fn a_session_that_is_over_says_so_whatever_is_presented() {
+        use Outcome::Ended;
+        let open = session(5, true);
+        let hour = time::Duration::hours(1);
+        let reasons =
+            [EndReason::Logout, EndReason::Revoked, EndReason::PasswordChanged, EndReason::UserDisabled];
+        for presented in 0..9 {
+            let outcome = |session: State, now| decide(presented, &session, INTERVAL, now);
+            for ended in reasons {
+                let session = State { ended: Some(ended), ..open };
+                assert_eq!(outcome(session, NOW), Ended(End::Revoked));
+                assert_eq!(outcome(session, NOW + hour * 9), Ended(End::Revoked));
+            }
+            let reused = State { ended: Some(EndReason::RefreshTokenReused), ..open };
+            assert_eq!(outcome(reused, NOW), Ended(End::Reused));
+            assert_eq!(outcome(State { is_user_disabled: true, ..open }, NOW), Ended(End::Revoked));
+            assert_eq!(outcome(open, NOW + hour), Ended(End::Expired));
+            assert_ne!(outcome(open, NOW + hour - Duration::from_secs(1)), Ended(End::Expired));
+        }
+    }
+
+    #[test]
+    fn the_first_generation_has_none_before_it() {
+        let first = State { generation: 0, ..session(0, false) };
+        assert_eq!(decide(0, &first, INTERVAL, NOW), Outcome::Rotate);
+        assert_eq!(decide(1, &first, INTERVAL, NOW), Outcome::Reused);
+    }
+}

@@ -1,0 +1,267 @@
+//! A session is renewed by whoever holds its present refresh token; an answer that got lost costs nobody their session;
+//! a token that somebody copied ends it; and a session that is over says why.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use time::Duration;
+
+use crate::app::{Answer, App, KEY};
+
+const OTHER_KEY: &str = "k4.local.cHFyc3R1dnd4eXp7fH1-f4CBgoOEhYaHiImKi4yNjo8";
+
+async fn renew(app: &App, tokens: &Value) -> Answer {
+    let body = json!({ "refresh_token": tokens["refresh_token"] });
+    app.post("/tokens/renew_access").json(&body).send().await
+}
+
+async fn me(app: &App, tokens: &Value) -> u16 {
+    app.get("/users/me").bearer(tokens).send().await.status.as_u16()
+}
+
+/// Uses what the last renewal gave, on a replica that then writes what it has seen.
+async fn confirm(app: &App, tokens: &Value) {
+    assert_eq!(me(app, tokens).await, 200);
+    app.state().activity().flush().await.unwrap();
+}
+
+async fn alice() -> (App, Value) {
+    let app = App::new().await;
+    app.register("alice").await;
+    let login = app.login("alice").await;
+    (app, login)
+}
+
+#[tokio::test]
+async fn a_renewal_gives_new_tokens_of_the_same_session() {
+    let (app, login) = alice().await;
+    app.clock.advance(Duration::minutes(14));
+    let answer = renew(&app, &login).await;
+    assert_eq!(answer.header("cache-control"), "no-store");
+    let renewed = answer.expect(200);
+
+    let names: Vec<_> = renewed.as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = [
+        "access_token",
+        "access_token_expires_at",
+        "expires_in",
+        "refresh_token",
+        "refresh_token_expires_at",
+        "session_id",
+        "token_type",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(renewed["session_id"], login["session_id"]);
+    assert_eq!(renewed["token_type"], "Bearer");
+    assert_eq!(renewed["access_token_expires_at"], "2026-01-02T03:33:05Z");
+    assert_eq!(renewed["refresh_token_expires_at"], "2026-01-03T03:18:05Z");
+    assert_ne!(renewed["refresh_token"], login["refresh_token"]);
+    assert_ne!(renewed["access_token"], login["access_token"]);
+
+    // The former access token is good until it expires; a renewal ends nothing.
+    assert_eq!(me(&app, &login).await, 200);
+    app.clock.advance(Duration::minutes(2));
+    assert_eq!(me(&app, &login).await, 401);
+    assert_eq!(me(&app, &renewed).await, 200);
+}
+
+#[tokio::test]
+async fn roles_and_name_of_a_renewed_token_are_those_of_now() {
+    let (app, login) = alice().await;
+    app.sql("UPDATE users SET roles = '{admin}' WHERE id = $1::uuid", &login["user"]["id"]).await;
+    let renewed = renew(&app, &login).await.expect(200);
+    let path = format!("/admin/users/{}", login["user"]["id"].as_str().unwrap());
+    app.get(&path).bearer(&renewed).send().await.expect(200);
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_given_again_within_seconds_and_the_morning_after() {
+    let (app, login) = alice().await;
+    let lost = renew(&app, &login).await.expect(200);
+    let again = renew(&app, &login).await.expect(200);
+    assert_eq!(again["refresh_token"], lost["refresh_token"]);
+
+    // Nothing of the answer has been used: the phone slept.
+    app.clock.advance(Duration::hours(9));
+    let morning = renew(&app, &login).await.expect(200);
+    assert_eq!(morning["refresh_token"], lost["refresh_token"]);
+    assert_eq!(me(&app, &morning).await, 200);
+    // It is not renewed by that: the next renewal is.
+    assert_eq!(morning["refresh_token_expires_at"], lost["refresh_token_expires_at"]);
+    renew(&app, &morning).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_second_tab_gets_the_same_successor_though_the_first_has_used_it() {
+    let (app, login) = alice().await;
+    let first = renew(&app, &login).await.expect(200);
+    confirm(&app, &first).await;
+    app.clock.advance(Duration::seconds(9));
+    let second = renew(&app, &login).await.expect(200);
+    assert_eq!(second["refresh_token"], first["refresh_token"]);
+}
+
+#[tokio::test]
+async fn a_copied_token_ends_the_session_for_both() {
+    let (app, login) = alice().await;
+    let renewed = renew(&app, &login).await.expect(200);
+    confirm(&app, &renewed).await;
+    app.clock.advance(Duration::seconds(10));
+    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
+    // The owner hears the same, and nothing is left to renew.
+    renew(&app, &renewed).await.expect_problem(401, "refresh_token_reused");
+    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
+}
+
+#[tokio::test]
+async fn use_of_the_former_access_token_confirms_nothing() {
+    let (app, login) = alice().await;
+    let lost = renew(&app, &login).await.expect(200);
+    confirm(&app, &login).await;
+    app.clock.advance(Duration::minutes(5));
+    let again = renew(&app, &login).await.expect(200);
+    assert_eq!(again["refresh_token"], lost["refresh_token"]);
+}
+
+#[tokio::test]
+async fn a_use_on_another_replica_confirms_as_well() {
+    let (app, login) = alice().await;
+    let other = app.replica(&[]).await;
+    let renewed = renew(&app, &login).await.expect(200);
+    confirm(&other, &renewed).await;
+    app.clock.advance(Duration::minutes(5));
+    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
+}
+
+#[tokio::test]
+async fn use_is_written_once_for_each_token() {
+    let (app, login) = alice().await;
+    confirm(&app, &login).await;
+    let version = async || -> (String, time::OffsetDateTime) {
+        sqlx::query_as("SELECT xmin::text, last_used_at FROM sessions").fetch_one(&app.db).await.unwrap()
+    };
+    let first = version().await;
+    app.clock.advance(Duration::minutes(3));
+    for _ in 0..10 {
+        confirm(&app, &login).await;
+    }
+    assert_eq!(version().await, first);
+    let renewed = renew(&app, &login).await.expect(200);
+    app.clock.advance(Duration::minutes(1));
+    confirm(&app, &renewed).await;
+    assert_eq!(version().await.1, app.clock.now());
+}
+
+#[tokio::test]
+async fn a_token_of_two_renewals_ago_is_a_copy_however_recent() {
+    let (app, login) = alice().await;
+    let second = renew(&app, &login).await.expect(200);
+    let third = renew(&app, &second).await.expect(200);
+    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
+    renew(&app, &third).await.expect_problem(401, "refresh_token_reused");
+}
+
+#[tokio::test]
+async fn a_session_that_is_over_says_why() {
+    let (app, login) = alice().await;
+    app.sql("UPDATE users SET disabled = true WHERE id = $1::uuid", &login["user"]["id"]).await;
+    renew(&app, &login).await.expect_problem(401, "session_revoked");
+    app.sql("UPDATE users SET disabled = false WHERE id = $1::uuid", &login["user"]["id"]).await;
+    renew(&app, &login).await.expect(200);
+
+    for reason in ["logout", "revoked", "password_changed", "user_disabled"] {
+        let login = app.login("alice").await;
+        let id: uuid::Uuid = login["session_id"].as_str().unwrap().parse().unwrap();
+        sqlx::query("UPDATE sessions SET ended_at = now(), end_reason = $2 WHERE id = $1")
+            .bind(id)
+            .bind(reason)
+            .execute(&app.db)
+            .await
+            .unwrap();
+        renew(&app, &login).await.expect_problem(401, "session_revoked");
+    }
+
+    let idle = app.login("alice").await;
+    app.clock.advance(Duration::hours(24));
+    renew(&app, &idle).await.expect_problem(401, "session_expired");
+}
+
+#[tokio::test]
+async fn a_session_ends_however_busy_it_is() {
+    let app = App::with(&[("SESSION_DURATION", "2h"), ("REFRESH_TOKEN_DURATION", "1h")]).await;
+    app.register("alice").await;
+    let mut tokens = app.login("alice").await;
+    for _ in 0..3 {
+        app.clock.advance(Duration::minutes(39));
+        tokens = renew(&app, &tokens).await.expect(200);
+    }
+    // 117 minutes in, neither token outlives the session.
+    assert_eq!(tokens["access_token_expires_at"], "2026-01-02T05:04:05Z");
+    assert_eq!(tokens["refresh_token_expires_at"], "2026-01-02T05:04:05Z");
+    app.clock.advance(Duration::minutes(3));
+    assert_eq!(me(&app, &tokens).await, 401);
+    renew(&app, &tokens).await.expect_problem(401, "session_expired");
+}
+
+#[tokio::test]
+async fn what_is_no_refresh_token_of_a_session_is_refused_and_changes_nothing() {
+    let (app, login) = alice().await;
+    let good = login["refresh_token"].as_str().unwrap();
+    let other = app.replica_with_key(OTHER_KEY, &[]).await;
+    let mut guesses = vec![
+        String::new(),
+        "gpr_".to_owned(),
+        login["access_token"].as_str().unwrap().to_owned(),
+        good.to_uppercase(),
+        format!("{good}="),
+        format!(" {good}"),
+        good[..good.len() - 1].to_owned(),
+    ];
+    for i in [5, 20, 28, 30, 40, good.len() - 2] {
+        let mut altered = good.to_owned().into_bytes();
+        altered[i] = if altered[i] == b'A' { b'B' } else { b'A' };
+        guesses.push(String::from_utf8(altered).unwrap());
+    }
+    for guess in guesses {
+        renew(&app, &json!({ "refresh_token": guess })).await.expect_problem(401, "invalid_refresh_token");
+    }
+    renew(&other, &login).await.expect_problem(401, "invalid_refresh_token");
+    renew(&app, &login).await.expect(200);
+}
+
+#[tokio::test]
+async fn another_root_key_ends_no_session_while_the_former_is_accepted() {
+    let (app, login) = alice().await;
+    let moved = app.replica_with_key(OTHER_KEY, &[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", KEY)]).await;
+    let still = app.replica_with_key(KEY, &[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", OTHER_KEY)]).await;
+    let one = renew(&moved, &login).await.expect(200);
+    let two = renew(&still, &one).await.expect(200);
+    // The same successor by another key is another text, and just as good.
+    let again = renew(&moved, &one).await.expect(200);
+    assert_ne!(again["refresh_token"], two["refresh_token"]);
+    let three = renew(&moved, &two).await.expect(200);
+    let done = app.replica_with_key(OTHER_KEY, &[]).await;
+    renew(&done, &three).await.expect(200);
+}
+
+#[tokio::test]
+async fn many_who_renew_at_once_on_two_replicas_hold_the_same_token_and_all_go_on() {
+    let (app, mut tokens) = alice().await;
+    let replicas = [Arc::new(app.replica(&[]).await), Arc::new(app.replica(&[]).await)];
+    for _ in 0..20 {
+        let renewals = (0..64).map(|i| {
+            let (app, tokens) = (replicas[i % 2].clone(), tokens.clone());
+            tokio::spawn(async move { renew(&app, &tokens).await.expect(200) })
+        });
+        let mut answers = Vec::new();
+        for renewal in renewals.collect::<Vec<_>>() {
+            answers.push(renewal.await.unwrap());
+        }
+        assert!(answers.iter().all(|answer| answer["refresh_token"] == answers[0]["refresh_token"]));
+        assert_eq!(me(&app, &answers[63]).await, 200);
+        tokens = answers.swap_remove(17);
+    }
+    let generation: i32 =
+        sqlx::query_scalar("SELECT refresh_generation FROM sessions").fetch_one(&app.db).await.unwrap();
+    assert_eq!(generation, 20);
+}
