@@ -1,9 +1,12 @@
 //! Where time comes from. Everything below the edge takes `now: OffsetDateTime` as a parameter; only the edge (the HTTP
 //! handlers, the command line, the bearer layer) asks a [`Clock`]. Tests move the clock instead of waiting.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
 use time::{Duration, OffsetDateTime};
@@ -25,9 +28,20 @@ pub struct Clock(Source);
 enum Source {
     #[default]
     System,
-    /// Microseconds since the Unix epoch, shared by every clone.
-    Fixed(Arc<AtomicI64>),
+    Fixed(Arc<Hands>),
 }
+
+/// Of a fixed clock, shared by every clone.
+#[derive(Debug)]
+struct Hands {
+    /// Microseconds since the Unix epoch.
+    wall: AtomicI64,
+    /// Microseconds that have gone by.
+    elapsed: AtomicU64,
+}
+
+/// What [`Clock::elapsed`] counts from.
+static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl Clock {
     /// The machine's clock, in UTC.
@@ -37,7 +51,7 @@ impl Clock {
 
     /// A clock that stands at `start` until [`advance`](Self::advance) moves it; every clone of it moves along.
     pub fn fixed(start: OffsetDateTime) -> Self {
-        Self(Source::Fixed(Arc::new(AtomicI64::new(micros(start)))))
+        Self(Source::Fixed(Arc::new(Hands { wall: micros(start).into(), elapsed: AtomicU64::new(0) })))
     }
 
     /// The time now, in UTC and whole microseconds, which is what Postgres keeps.
@@ -45,7 +59,7 @@ impl Clock {
         let micros = match &self.0 {
             #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
             Source::System => micros(OffsetDateTime::now_utc()),
-            Source::Fixed(micros) => micros.load(Ordering::SeqCst),
+            Source::Fixed(hands) => hands.wall.load(Ordering::SeqCst),
         };
         // Outside the years -9999..=9999 only a broken machine clock can lead, and then the epoch makes every token
         // fail rather than pass.
@@ -53,11 +67,29 @@ impl Clock {
             .unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
-    /// Moves a fixed clock by `by`, which may be negative. The machine's clock is not ours to move: nothing happens.
+    /// How much time has gone by since some moment of this process. Nobody sets this one: it tells how long ago something
+    /// was, and only goes forward.
+    pub fn elapsed(&self) -> std::time::Duration {
+        match &self.0 {
+            Source::System => BEGINNING.elapsed(),
+            Source::Fixed(hands) => std::time::Duration::from_micros(hands.elapsed.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// Lets time go by on a fixed clock. The machine's clock is not ours to move: nothing happens.
     pub fn advance(&self, by: Duration) {
-        if let Source::Fixed(micros) = &self.0 {
+        self.set(by);
+        if let Source::Fixed(hands) = &self.0 {
+            let by = u64::try_from(by.whole_microseconds()).unwrap_or(0);
+            hands.elapsed.fetch_add(by, Ordering::SeqCst);
+        }
+    }
+
+    /// Sets a fixed clock `by` so much forward, or backward, without time going by.
+    pub fn set(&self, by: Duration) {
+        if let Source::Fixed(hands) = &self.0 {
             let by = i64::try_from(by.whole_microseconds()).unwrap_or(i64::MAX);
-            micros.fetch_add(by, Ordering::SeqCst);
+            hands.wall.fetch_add(by, Ordering::SeqCst);
         }
     }
 }

@@ -47,6 +47,8 @@ pub mod password;
 #[cfg(feature = "server")]
 pub mod random;
 #[cfg(feature = "server")]
+pub mod revocation;
+#[cfg(feature = "server")]
 pub mod store;
 #[cfg(feature = "server")]
 pub mod telemetry;

@@ -23,7 +23,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header},
 };
 use gatepass::{
-    cli::serve,
+    cli::serve::{self, Pools},
     clock::Clock,
     config::{self, Settings, Sources},
     http::{self, Limits},
@@ -74,7 +74,9 @@ impl App {
         let clock = Clock::fixed(START);
         let key: SymmetricKey = KEY.parse().unwrap();
         let db = Source::new(&database_url.clone().into()).unwrap().pool(8);
-        let app = serve::app(&settings, &key, db.clone(), clock.clone(), limits).await.unwrap();
+        let pools = Pools { requests: db.clone(), background: db.clone() };
+        let app = serve::app(&settings, &key, pools, clock.clone(), limits).await.unwrap();
+        app.feed().hear().await.unwrap();
         Self { clock, db, database_url, router: http::router(app.clone()), app }
     }
 
@@ -97,7 +99,9 @@ impl App {
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let db = Source::new(&self.database_url.clone().into()).unwrap().pool(8);
         let key: SymmetricKey = key.parse().unwrap();
-        let app = serve::app(&settings(more), &key, db.clone(), clock.clone(), Limits::default()).await?;
+        let pools = Pools { requests: db.clone(), background: db.clone() };
+        let app = serve::app(&settings(more), &key, pools, clock.clone(), Limits::default()).await?;
+        app.feed().hear().await?;
         let database_url = self.database_url.clone();
         Ok(Self { clock, db, database_url, router: http::router(app.clone()), app })
     }
@@ -161,6 +165,8 @@ pub fn settings(more: &[(&str, &str)]) -> Settings {
         ("ARGON2_ITERATIONS", "1"),
         ("ARGON2_PARALLELISM", "1"),
         ("PASSWORD_HASH_THREADS", "2"),
+        // Nothing goes on beside requests in a test but what the test does, and its clock leaps.
+        ("REVOCATION_MAX_STALENESS", "365d"),
     ];
     environment.extend_from_slice(more);
     // No app.env lies there.

@@ -274,7 +274,7 @@ async fn the_running_service_hears_of_it() {
         (&"live".into(), &false.into())
     );
     let checks = report["checks"].as_array().unwrap();
-    assert_eq!(checks.len(), 12);
+    assert_eq!(checks.len(), 13);
     assert_eq!(checks[0], json!({"check": "size", "ok": true, "reason": null}));
 
     let (code, refresh) = desk.inspect(text(&login["refresh_token"])).await;
@@ -284,17 +284,30 @@ async fn the_running_service_hears_of_it() {
     let (code, cut) = desk.inspect(&text(&login["refresh_token"])[..50]).await;
     assert_eq!((code, &cut["kind"]), (Some(1), &"unknown".into()));
 
+    desk.run(&["user", "set-role", "alice", "support"]).await.expect(0);
+    let (code, report) = desk.inspect(token).await;
+    assert_eq!((code, &report["checks"][12]["ok"]), (Some(1), &false.into()));
+    until("the token is outdated", async || {
+        service.get_as(token, "/users/me").await.1["code"] == "token_outdated"
+    })
+    .await;
     desk.run(&["user", "disable", "alice"]).await.expect(0);
-    let shown = desk.run(&["token", "inspect", token]).await.expect(0).stdout;
-    assert!(shown.contains("user alice is DISABLED") && !shown.contains(token), "{shown}");
-    desk.sql("UPDATE sessions SET created_at = created_at - interval '99 days', refresh_expires_at = now()")
-        .await;
-    assert_eq!(desk.inspect(token).await.1["session"]["state"], "expired");
+    let (code, report) = desk.inspect(token).await;
+    assert_eq!((code, &report["session"]["state"]), (Some(1), &"ended".into()));
+    until("its session has ended", async || {
+        service.get_as(token, "/users/me").await.1["code"] == "session_revoked"
+    })
+    .await;
     desk.sql("DELETE FROM sessions").await;
     assert_eq!(desk.inspect(token).await.1["session"]["state"], "ended");
     desk.run(&["user", "enable", "alice"]).await.expect(0);
 
+    let login = service.post("/users/login", &alice).await.1;
+    let token = text(&login["access_token"]);
     assert_eq!(service.get_as(token, "/users/me").await.0, 200);
+    desk.sql("UPDATE sessions SET created_at = created_at - interval '99 days', refresh_expires_at = now()")
+        .await;
+    assert_eq!(desk.inspect(token).await.1["session"]["state"], "expired");
     let kid = desk.kid("active").await;
     desk.run(&["key", "retire", "--now", &kid]).await.expect(0);
     until("the token is refused", async || service.get_as(token, "/users/me").await.0 == 401).await;

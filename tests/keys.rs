@@ -817,10 +817,13 @@ async fn the_metadata_says_where_everything_is() {
 
 #[tokio::test]
 async fn a_replica_that_has_not_read_its_keys_for_long_is_not_ready() {
-    let app = App::with(&tokens_of("v4.public")).await;
+    let mut settings = tokens_of("v4.public");
+    settings.push(("REVOCATION_MAX_STALENESS", "60s"));
+    let app = App::with(&settings).await;
     app.clock.advance(Duration::seconds(60));
     app.get("/readyz").send().await.expect(200);
     app.clock.advance(Duration::seconds(1));
+    app.state().feed().hear().await.unwrap();
     let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
     assert_eq!(not_ready["reasons"], json!(["keys: not read for 61 s"]));
     app.state().keys().refresh(app.clock.now()).await.unwrap();

@@ -167,7 +167,7 @@ async fn a_session_that_is_over_says_why() {
     app.sql("UPDATE users SET disabled = true WHERE id = $1::uuid", &login["user"]["id"]).await;
     renew(&app, &login).await.expect_problem(401, "session_revoked");
     app.sql("UPDATE users SET disabled = false WHERE id = $1::uuid", &login["user"]["id"]).await;
-    renew(&app, &login).await.expect(200);
+    renew(&app, &login).await.expect_problem(401, "session_revoked");
 
     for reason in ["logout", "revoked", "password_changed", "user_disabled"] {
         let login = app.login("alice").await;

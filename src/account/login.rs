@@ -111,10 +111,12 @@ impl Accounts {
             now,
             refresh_expires_at,
             expires_at,
+            access_expires_at,
         };
-        if !sessions::insert(&mut *self.conn().await?, &session).await? {
-            return Err(Error::InvalidCredentials);
-        }
+        // With the name and the roles of this moment: those that were read before the hash may have changed.
+        let owner =
+            sessions::insert(&mut *self.conn().await?, &session).await?.ok_or(Error::InvalidCredentials)?;
+        let user = User { username: owner.username, roles: owner.roles, ..user };
         let subject = Subject {
             user_id: user.id,
             session_id,

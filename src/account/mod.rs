@@ -4,8 +4,11 @@
 //! Whoever calls passes the time and the randomness in.
 
 mod activity;
+mod clean_up;
+mod ending;
 mod fields;
 mod login;
+mod own;
 mod renewal;
 
 use std::{sync::Arc, time::Duration};
@@ -16,16 +19,20 @@ use uuid::Uuid;
 
 pub use self::{
     activity::Activity,
+    clean_up::{CleanUp, Cleaned},
     fields::{Email, FieldError, FullName, Roles, Username},
     login::{Caller, Login},
     renewal::Renewed,
 };
+pub use crate::store::sessions::Overview;
 pub use crate::store::users::User;
 use crate::{
     password::{self, Password, PoolError},
     random,
+    revocation::Feed,
     store::{
         self, PgPool, PoolConnection, Unique, migrations,
+        sessions::Which,
         users::{self, Name, NewUser, ProfileChange},
     },
     token::{IssueError, Issuer, refresh::RefreshKeys},
@@ -58,6 +65,7 @@ pub struct Accounts {
     passwords: password::Pool,
     issuer: Arc<Issuer>,
     refresh_keys: RefreshKeys,
+    feed: Option<Feed>,
     policy: Policy,
 }
 
@@ -100,6 +108,9 @@ pub enum Error {
     /// There is no such user.
     #[error("there is no such user")]
     NoSuchUser,
+    /// The user has no such session, or it is over.
+    #[error("there is no such session")]
+    NoSuchSession,
     /// More password hashes are wanted than the machine can do.
     #[error("too many passwords to hash at once")]
     Overloaded {
@@ -126,7 +137,7 @@ impl From<store::Error> for Error {
             store::Error::Taken(Unique::Username) => Self::UsernameTaken,
             store::Error::Taken(Unique::Email) => Self::EmailTaken,
             store::Error::Unavailable(cause) => Self::Unavailable(cause),
-            store::Error::Failed(cause) => Self::Store(cause),
+            store::Error::Conflict(cause) | store::Error::Failed(cause) => Self::Store(cause),
         }
     }
 }
@@ -171,15 +182,16 @@ pub struct Registration<'a> {
 }
 
 impl Accounts {
-    /// The use cases over `db`.
+    /// The use cases over `db`. With a `feed`, what is revoked here is refused here when the use case returns.
     pub fn new(
         db: PgPool,
         passwords: password::Pool,
         issuer: Arc<Issuer>,
         refresh_keys: RefreshKeys,
+        feed: Option<Feed>,
         policy: Policy,
     ) -> Self {
-        Self { db, passwords, issuer, refresh_keys, policy }
+        Self { db, passwords, issuer, refresh_keys, feed, policy }
     }
 
     /// Whether there is a key to make tokens with, and the database answers and has the schema that the use cases need.
@@ -203,7 +215,11 @@ impl Accounts {
 
     /// A connection. Whatever keeps one from being had, it is the database that is not there.
     async fn conn(&self) -> Result<PoolConnection, Error> {
-        self.db.acquire().await.map_err(Error::Unavailable)
+        Ok(self.db_conn().await?)
+    }
+
+    async fn db_conn(&self) -> Result<PoolConnection, store::Error> {
+        self.db.acquire().await.map_err(store::Error::Unavailable)
     }
 
     /// Somebody registers themselves.
@@ -279,7 +295,7 @@ impl Accounts {
     ///
     /// [`Error::SessionRevoked`] when the user has been disabled or deleted since the token was issued.
     pub async fn profile(&self, user_id: Uuid) -> Result<User, Error> {
-        users::by_id(&mut *self.conn().await?, user_id)
+        users::by_name(&mut *self.conn().await?, Name::Id(user_id))
             .await?
             .filter(|user| !user.disabled)
             .ok_or(Error::SessionRevoked)
@@ -324,15 +340,10 @@ impl Accounts {
     ///
     /// [`Error::NoSuchUser`].
     pub async fn find(&self, name: &str) -> Result<User, Error> {
-        let mut conn = self.conn().await?;
         // With hyphens alone: without, it might be somebody's username.
-        let id = name.parse::<uuid::fmt::Hyphenated>().ok();
-        let found = match (id, login::name(name)) {
-            (Some(id), _) => users::by_id(&mut conn, id.into_uuid()).await?,
-            (None, Some(name)) => users::by_name(&mut conn, name).await?,
-            (None, None) => None,
-        };
-        found.ok_or(Error::NoSuchUser)
+        let id = name.parse::<uuid::fmt::Hyphenated>().ok().map(|id| Name::Id(id.into_uuid()));
+        let name = id.or_else(|| login::name(name)).ok_or(Error::NoSuchUser)?;
+        users::by_name(&mut *self.conn().await?, name).await?.ok_or(Error::NoSuchUser)
     }
 
     /// The user of this id, for administrators.
@@ -341,7 +352,7 @@ impl Accounts {
     ///
     /// [`Error::NoSuchUser`].
     pub async fn by_id(&self, id: Uuid) -> Result<User, Error> {
-        users::by_id(&mut *self.conn().await?, id).await?.ok_or(Error::NoSuchUser)
+        users::by_name(&mut *self.conn().await?, Name::Id(id)).await?.ok_or(Error::NoSuchUser)
     }
 
     /// At most `limit` users by age, oldest first, after the user `after`.
@@ -353,7 +364,7 @@ impl Accounts {
         Ok(users::page(&mut *self.conn().await?, after, i64::from(limit)).await?)
     }
 
-    /// An administrator sets a user's password.
+    /// An administrator sets a user's password, which ends the user's sessions.
     ///
     /// # Errors
     ///
@@ -365,48 +376,48 @@ impl Accounts {
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<(), Error> {
-        let own = [&*user.username, &*user.email, user.full_name.as_deref().unwrap_or_default()];
-        self.check_password("password", password, &own).map_err(|error| Error::Invalid(vec![error]))?;
-        let hash = self.passwords.hash(password, random::bytes(rng)).await?;
-        let found = users::set_password(&mut *self.conn().await?, user.id, &hash, now).await?;
-        if !found {
+        let hash = self.hash_new("password", password, user, rng).await?;
+        if !self.replace_password(user.id, &hash, None, Which::All, now).await? {
             return Err(Error::NoSuchUser);
         }
         tracing::info!(user_id = %user.id, "password set");
         Ok(())
     }
 
-    /// An administrator sets a user's roles.
+    /// An administrator sets a user's roles. Access tokens with others are refused from now on.
     ///
     /// # Errors
     ///
     /// [`Error::NoSuchUser`].
     pub async fn set_roles(&self, id: Uuid, roles: &Roles, now: OffsetDateTime) -> Result<User, Error> {
-        let mut conn = self.conn().await?;
-        let user = users::set_roles(&mut conn, id, roles.as_slice(), now).await?.ok_or(Error::NoSuchUser)?;
+        let user = users::set_roles(&mut *self.conn().await?, id, roles.as_slice(), now).await?;
+        let user = user.ok_or(Error::NoSuchUser)?;
+        self.tell_revocations().await;
         tracing::info!(user_id = %id, roles = ?user.roles, "roles set");
         Ok(user)
     }
 
-    /// An administrator locks a user out, or lets them in again.
+    /// An administrator locks a user out, which ends the user's sessions, or lets them in again.
     ///
     /// # Errors
     ///
     /// [`Error::NoSuchUser`].
     pub async fn set_disabled(&self, id: Uuid, disabled: bool, now: OffsetDateTime) -> Result<User, Error> {
-        let mut conn = self.conn().await?;
-        let user = users::set_disabled(&mut conn, id, disabled, now).await?.ok_or(Error::NoSuchUser)?;
+        let disable =
+            || async move { users::set_disabled(&mut *self.db_conn().await?, id, disabled, now).await };
+        let user = store::retrying(disable).await?.ok_or(Error::NoSuchUser)?;
+        self.tell_revocations().await;
         tracing::info!(user_id = %id, disabled, "user changed");
         Ok(user)
     }
 
-    /// An administrator deletes a user.
+    /// An administrator deletes a user, sessions and all.
     ///
     /// # Errors
     ///
     /// [`Error::NoSuchUser`].
-    pub async fn delete(&self, id: Uuid) -> Result<(), Error> {
-        if !users::delete(&mut *self.conn().await?, id).await? {
+    pub async fn delete(&self, id: Uuid, now: OffsetDateTime) -> Result<(), Error> {
+        if !self.remove(id, None, now).await? {
             return Err(Error::NoSuchUser);
         }
         tracing::info!(user_id = %id, "user deleted");

@@ -36,7 +36,7 @@ use uuid::Uuid;
 
 use super::{Accounts, Caller, Error, random};
 use crate::{
-    store::sessions::{self, EndReason, Session},
+    store::sessions::{self, EndReason, Session, Which},
     token::{
         AccessToken, Lifetime, Subject,
         refresh::{Presented, RefreshToken},
@@ -152,6 +152,7 @@ impl Accounts {
                         user_agent: caller.user_agent.as_deref(),
                         client_ip: caller.ip,
                         refresh_expires_at,
+                        access_expires_at: self.access_expires_at(&row, now),
                         now,
                     };
                     if sessions::rotate(&mut conn, &renewal).await? {
@@ -160,12 +161,21 @@ impl Accounts {
                     }
                 }
                 Outcome::Repeat => {
-                    let refresh_expires_at = row.refresh_expires_at;
-                    return self.renewed(row, state.generation, refresh_expires_at, now, rng);
+                    let access_expires_at = self.access_expires_at(&row, now);
+                    // Whoever ends the session revokes what the row says that it has been given.
+                    if access_expires_at <= row.access_expires_at
+                        || sessions::extend_access(&mut conn, id, row.refresh_generation, access_expires_at)
+                            .await?
+                    {
+                        let refresh_expires_at = row.refresh_expires_at;
+                        return self.renewed(row, state.generation, refresh_expires_at, now, rng);
+                    }
                 }
                 Outcome::Reused => {
+                    let which = Which::OneAt(id, row.refresh_generation);
                     let reason = EndReason::RefreshTokenReused;
-                    if sessions::end(&mut conn, id, row.refresh_generation, reason, now).await? {
+                    if sessions::end(&mut conn, row.user_id, which, reason, now).await? > 0 {
+                        drop(conn);
                         tracing::warn!(
                             session_id = %id,
                             user_id = %row.user_id,
@@ -175,6 +185,7 @@ impl Accounts {
                             last_client_ip = row.client_ip.map(|ip| tracing::field::display(ip.addr())),
                             "a refresh token was used again: session ended"
                         );
+                        self.tell_revocations().await;
                         return Err(Error::RefreshTokenReused);
                     }
                 }
@@ -187,6 +198,11 @@ impl Accounts {
         Err(Error::Contended)
     }
 
+    /// When an access token ends that is made at `now`: never after its session.
+    fn access_expires_at(&self, row: &Session, now: OffsetDateTime) -> OffsetDateTime {
+        (now.truncate_to_second() + self.policy.access_token_duration).min(row.expires_at)
+    }
+
     fn renewed(
         &self,
         row: Session,
@@ -195,8 +211,7 @@ impl Accounts {
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<Renewed, Error> {
-        let begun = now.truncate_to_second();
-        let expires_at = (begun + self.policy.access_token_duration).min(row.expires_at);
+        let expires_at = self.access_expires_at(&row, now);
         let subject =
             Subject { user_id: row.user_id, session_id: row.id, username: row.username, roles: row.roles };
         let token_id = random::token_id(now, generation, rng);

@@ -42,8 +42,8 @@ mod source;
 use std::sync::Arc;
 
 use http::{
-    HeaderMap, HeaderValue, Response, StatusCode,
-    header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use time::OffsetDateTime;
 
@@ -55,13 +55,14 @@ pub use self::{
 };
 use crate::{
     clock::Clock,
-    token::{Claims, Rejection, Sighting, Verifier},
+    token::{Claims, Rejection, Revocations, Sighting, Verifier},
 };
 
 /// Puts [`BearerService`] around a service.
 #[derive(Clone, Debug)]
 pub struct BearerLayer<R = DefaultAnswer> {
     source: Source,
+    revocations: Option<Arc<Revocations>>,
     clock: Clock,
     answer: R,
 }
@@ -70,11 +71,18 @@ impl BearerLayer {
     /// A layer that accepts what a [`Verifier`] or, with the feature `remote`, `RemoteKeys` accept, by the machine's
     /// clock, and answers the rest with [`DefaultAnswer`].
     pub fn new(source: impl Into<Source>) -> Self {
-        Self { source: source.into(), clock: Clock::system(), answer: DefaultAnswer }
+        Self { source: source.into(), revocations: None, clock: Clock::system(), answer: DefaultAnswer }
     }
 }
 
 impl<R> BearerLayer<R> {
+    /// Also refuses what `revocations` say. Without them a token is good until it expires, whatever becomes of its
+    /// session.
+    #[must_use]
+    pub fn with_revocations(self, revocations: Arc<Revocations>) -> Self {
+        Self { revocations: Some(revocations), ..self }
+    }
+
     /// Takes the time from `clock`.
     #[must_use]
     pub fn with_clock(self, clock: Clock) -> Self {
@@ -84,7 +92,7 @@ impl<R> BearerLayer<R> {
     /// Answers refused requests with `answer`, for services that have an error format of their own.
     #[must_use]
     pub fn with_answer<A>(self, answer: A) -> BearerLayer<A> {
-        BearerLayer { source: self.source, clock: self.clock, answer }
+        BearerLayer { source: self.source, revocations: self.revocations, clock: self.clock, answer }
     }
 }
 
@@ -98,7 +106,7 @@ impl<S, R: Clone> tower_layer::Layer<S> for BearerLayer<R> {
 
 /// Makes the response to a request without an acceptable token. Every closure from [`Refusal`] to a response is one.
 pub trait Answer<B> {
-    /// The response; its header fields should include [`Refusal::challenge`].
+    /// The response; its header fields should include [`Refusal::headers`].
     fn answer(&self, refusal: Refusal) -> Response<B>;
 }
 
@@ -125,7 +133,9 @@ impl<B: From<String>> Answer<B> for DefaultAnswer {
         let mut response = Response::new(B::from(body.to_string()));
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        headers.insert(WWW_AUTHENTICATE, refusal.challenge());
+        for (name, value) in refusal.headers() {
+            headers.insert(name, value);
+        }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
@@ -148,40 +158,68 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The status to answer with.
+    /// The status to answer with: 401, but 503 while it is not known what has been revoked.
     pub fn status(&self) -> StatusCode {
-        StatusCode::UNAUTHORIZED
+        match self {
+            Self::Token(Rejection::RevocationsUnknown) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Missing | Self::Unreadable | Self::Token(_) => StatusCode::UNAUTHORIZED,
+        }
     }
 
-    /// The stable word for it: `missing_token`, `invalid_token` or `token_expired`.
+    /// The stable word for it: `missing_token`, `invalid_token`, `token_expired`, `session_revoked`, `token_outdated` or
+    /// `revocations_stale`.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Missing => "missing_token",
             Self::Token(Rejection::Expired) => "token_expired",
+            Self::Token(Rejection::SessionEnded) => "session_revoked",
+            Self::Token(Rejection::RolesChanged) => "token_outdated",
+            Self::Token(Rejection::RevocationsUnknown) => "revocations_stale",
             Self::Unreadable | Self::Token(_) => "invalid_token",
         }
     }
 
-    /// A sentence for the person who reads the answer. Which check failed is for the log alone.
+    /// A sentence for the person who reads the answer. Which check failed is for the log alone, but for what the token's
+    /// holder may know.
     pub fn detail(&self) -> &'static str {
         match self {
             Self::Missing => "This needs the header `Authorization: Bearer <access token>`.",
             Self::Token(Rejection::Expired) => "The access token has expired.",
+            Self::Token(Rejection::SessionEnded) => "The session has ended; log in again.",
+            Self::Token(Rejection::RolesChanged) => {
+                "The user's roles have changed since the access token was made; renew it."
+            }
+            Self::Token(Rejection::RevocationsUnknown) => {
+                "At the moment it is not known which sessions have ended, so no access token is accepted."
+            }
             Self::Unreadable | Self::Token(_) => "The access token is not valid here.",
         }
     }
 
-    /// The value of `WWW-Authenticate` (RFC 6750, section 3): bare when there was no token at all.
-    pub fn challenge(&self) -> HeaderValue {
-        HeaderValue::from_static(match self {
-            Self::Missing => "Bearer",
-            Self::Token(Rejection::Expired) => {
-                r#"Bearer error="invalid_token", error_description="The access token has expired""#
-            }
-            Self::Unreadable | Self::Token(_) => {
-                r#"Bearer error="invalid_token", error_description="The access token is not valid here""#
-            }
-        })
+    /// The header fields to answer with: `WWW-Authenticate` (RFC 6750, section 3), which is bare when there was no token at
+    /// all; with 503 `Retry-After`.
+    pub fn headers(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
+        let (name, value) = match self {
+            Self::Missing => (WWW_AUTHENTICATE, "Bearer"),
+            Self::Token(Rejection::Expired) => (
+                WWW_AUTHENTICATE,
+                r#"Bearer error="invalid_token", error_description="The access token has expired""#,
+            ),
+            Self::Token(Rejection::SessionEnded) => (
+                WWW_AUTHENTICATE,
+                r#"Bearer error="invalid_token", error_description="The session has ended""#,
+            ),
+            Self::Token(Rejection::RolesChanged) => (
+                WWW_AUTHENTICATE,
+                r#"Bearer error="invalid_token", error_description="The roles have changed; renew the token""#,
+            ),
+            Self::Token(Rejection::RevocationsUnknown) => (RETRY_AFTER, "1"),
+            Self::Unreadable | Self::Token(_) => (
+                WWW_AUTHENTICATE,
+                r#"Bearer error="invalid_token", error_description="The access token is not valid here""#,
+            ),
+        };
+        std::iter::once((name, HeaderValue::from_static(value)))
     }
 }
 
@@ -189,7 +227,8 @@ impl Refusal {
 ///
 /// # Errors
 ///
-/// When there is none, more than one, or one that `verifier` refuses at `now`.
+/// When there is none, more than one, or one that `verifier` refuses at `now`. What has been revoked since the token was
+/// made, [`Revocations::check`] says.
 pub fn authenticate(
     headers: &HeaderMap,
     verifier: &Verifier,

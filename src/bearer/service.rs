@@ -31,6 +31,9 @@ impl<S, R> BearerService<S, R> {
     fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Refusal> {
         let verifier = self.layer.source.verifier();
         let (claims, sighting) = authenticate(request.headers(), verifier, self.layer.clock.now())?;
+        if let Some(revocations) = &self.layer.revocations {
+            revocations.check(&claims, self.layer.clock.elapsed())?;
+        }
         request.extensions_mut().insert(claims);
         // Only then: most tokens have been seen, and an extension costs an allocation.
         if sighting == Sighting::First {

@@ -15,15 +15,19 @@ use tokio::{
 
 use super::{Failure, setup};
 use crate::{
-    account::Activity,
+    account::{Activity, CleanUp},
     clock::Clock,
     config::{self, Environment, Loaded, Settings},
     http::{self, App, Limits, Parts},
     keys::Keys,
+    revocation::Feed,
     store::PgPool,
     telemetry,
     token::SymmetricKey,
 };
+
+/// Connections for what goes on beside requests: one that listens, one that reads what was revoked, one for the rest.
+const BACKGROUND_CONNECTIONS: u32 = 3;
 
 pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     let Loaded { settings, warnings, .. } = setup::load(config_file)?;
@@ -64,17 +68,31 @@ async fn serve(
     if let Err(error) = db.acquire().await {
         return Err(database.unusable(error));
     }
-    let app = app(settings, key, db.clone(), Clock::system(), Limits::default()).await?;
+    let background = database.pool(BACKGROUND_CONNECTIONS);
+    let clock = Clock::system();
+    let app = app(
+        settings,
+        key,
+        Pools { requests: db.clone(), background: background.clone() },
+        clock.clone(),
+        Limits::default(),
+    )
+    .await?;
+    app.feed().hear().await?;
     let address = listener.local_addr()?;
     tracing::info!(%address, database = database.place(), version = env!("CARGO_PKG_VERSION"), "serving");
     if settings.environment == Environment::Development {
         welcome(address, database);
     }
 
-    let (keys, activity) = (app.keys().clone(), app.activity().clone());
-    let clock = Clock::system();
+    let beside = app.clone();
     let mut following = tokio::spawn(async move {
-        tokio::join!(keys.follow(&clock), activity.keep_writing());
+        tokio::join!(
+            beside.feed().follow(),
+            beside.keys().follow(&clock),
+            beside.activity().keep_writing(),
+            beside.clean_up().keep_clean(&clock),
+        );
     });
     let (stop, stopped) = oneshot::channel();
     let stopped = async { stopped.await.unwrap_or_default() };
@@ -102,6 +120,7 @@ async fn serve(
     if let Err(error) = app.activity().flush().await {
         tracing::warn!(%error, "the last sightings of sessions could not be written");
     }
+    setup::close(&background).await;
     setup::close(&db).await;
     tracing::info!("stopped");
     Ok(())
@@ -112,7 +131,16 @@ fn called_off(signal: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The service as `settings` want it, over `db`.
+/// Connections to the database.
+#[derive(Clone, Debug)]
+pub struct Pools {
+    /// For requests.
+    pub requests: PgPool,
+    /// For what goes on beside them, so that no flood of requests keeps it waiting.
+    pub background: PgPool,
+}
+
+/// The service as `settings` want it, over the database of `pools`.
 ///
 /// # Errors
 ///
@@ -120,16 +148,21 @@ fn called_off(signal: &str) -> Result<(), Failure> {
 pub async fn app(
     settings: &Settings,
     key: &SymmetricKey,
-    db: PgPool,
+    pools: Pools,
     clock: Clock,
     limits: Limits,
 ) -> Result<App, Failure> {
-    let keys = Keys::open(setup::key_policy(settings, key), db.clone(), clock.now()).await?;
-    let accounts = setup::accounts(settings, key, keys.issuer(), db.clone(), settings.password_hash_threads)?;
+    let Pools { requests, background } = pools;
+    let keys = Keys::open(setup::key_policy(settings, key), background.clone(), clock.now()).await?;
+    let feed = Feed::new(background.clone(), clock.clone(), settings.revocation_max_staleness);
+    let threads = settings.password_hash_threads;
+    let accounts = setup::accounts(settings, key, keys.issuer(), requests, Some(feed.clone()), threads)?;
     Ok(App::new(Parts {
         accounts,
         keys,
-        activity: Activity::new(db),
+        feed,
+        activity: Activity::new(background.clone()),
+        clean_up: CleanUp::new(background, settings.session_retention),
         public_url: setup::public_url(settings),
         clock,
         trusted_proxies: settings.trusted_proxies.clone(),

@@ -11,6 +11,7 @@ use crate::{
     embedded::Embedded,
     keys,
     password::{Params, Pool, PoolSettings, Rules},
+    revocation::Feed,
     store::{self, PgConnection, PgPool, migrations},
     telemetry,
     token::{Issuer, Party, SymmetricKey, refresh::RefreshKeys, ring::Schedule},
@@ -256,6 +257,7 @@ pub(super) fn accounts(
     key: &SymmetricKey,
     issuer: Arc<Issuer>,
     db: PgPool,
+    feed: Option<Feed>,
     threads: usize,
 ) -> Result<Accounts, Failure> {
     let passwords = Pool::new(PoolSettings {
@@ -277,5 +279,5 @@ pub(super) fn accounts(
         session_duration: settings.session_duration,
         refresh_reuse_interval: settings.refresh_reuse_interval,
     };
-    Ok(Accounts::new(db, passwords, issuer, refresh_keys, policy))
+    Ok(Accounts::new(db, passwords, issuer, refresh_keys, feed, policy))
 }

@@ -17,7 +17,7 @@ use crate::{
     config::Settings,
     keys,
     store::{migrations, sessions},
-    token::{Check, Claims, Inspection, MAX_TOKEN_BYTES, Verifier, refresh::Presented},
+    token::{Check, Claims, Inspection, MAX_TOKEN_BYTES, Rejection, Verifier, refresh::Presented},
 };
 
 /// More than any token, and any answer with tokens in it.
@@ -59,6 +59,11 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
         Some(id) => session(&settings, id).await,
         None => Session::Unasked("the token names none"),
     };
+    if let Some(claims) = &inspection.claims
+        && let Some(found) = session.revokes(claims)
+    {
+        inspection.findings.push((Check::Revocation, found));
+    }
     let report = Report { inspection, format: format(token), hint: hint(token), session, now };
     if json {
         print_json(&report.to_json())?;
@@ -141,6 +146,19 @@ async fn session(settings: &Settings, id: Uuid) -> Session {
 }
 
 impl Session {
+    /// Whether a token with these claims is refused although it has not expired; `None` when nobody has said.
+    fn revokes(&self, claims: &Claims) -> Option<Result<(), Rejection>> {
+        match self {
+            Self::Found(state) if state.end_reason.is_some() || state.disabled => {
+                Some(Err(Rejection::SessionEnded))
+            }
+            Self::Found(state) if state.roles != claims.roles => Some(Err(Rejection::RolesChanged)),
+            Self::Found(_) => Some(Ok(())),
+            Self::Missing => Some(Err(Rejection::SessionEnded)),
+            Self::Unasked(_) | Self::Unknown(_) => None,
+        }
+    }
+
     /// `live`, `expired`, `ended`, or `unknown`.
     fn name(&self, now: OffsetDateTime) -> &'static str {
         match self {

@@ -61,7 +61,7 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Set a user's password; asks for it
+    /// Set a user's password, which ends their sessions; asks for it
     SetPassword {
         /// Username, e-mail address or id
         user: String,
@@ -79,13 +79,18 @@ pub(super) enum Command {
         #[arg(long, conflicts_with = "roles")]
         none: bool,
     },
-    /// Lock a user out
+    /// Lock a user out, which ends their sessions
     Disable {
         /// Username, e-mail address or id
         user: String,
     },
     /// Let a user in again
     Enable {
+        /// Username, e-mail address or id
+        user: String,
+    },
+    /// Log a user out everywhere; within a second no access token of theirs is accepted
+    RevokeSessions {
         /// Username, e-mail address or id
         user: String,
     },
@@ -124,7 +129,7 @@ async fn on(
     let db = database.pool(1);
     // No command makes tokens, so that any key will do.
     let issuer = Arc::new(Issuer::new(key.clone(), setup::party(settings)));
-    let accounts = setup::accounts(settings, &key, issuer, db.clone(), 1)?;
+    let accounts = setup::accounts(settings, &key, issuer, db.clone(), None, 1)?;
     let done = execute(&accounts, command, password).await;
     setup::close(&db).await;
     done.map_err(explain)
@@ -173,12 +178,17 @@ async fn execute(accounts: &Accounts, command: Command, password: Option<&Passwo
             let user = accounts.set_disabled(accounts.find(&user).await?.id, false, now).await?;
             print(&format!("{} is enabled\n", user.username))
         }
+        Command::RevokeSessions { user } => {
+            let user = accounts.find(&user).await?;
+            let ended = accounts.revoke_sessions(user.id, None, now).await?;
+            print(&format!("{} session(s) of {} ended\n", ended, user.username))
+        }
         Command::Delete { user, yes } => {
             let user = accounts.find(&user).await?;
             if !yes && io::stdin().is_terminal() && !confirmed(&user)? {
                 return print("nothing deleted\n");
             }
-            accounts.delete(user.id).await?;
+            accounts.delete(user.id, now).await?;
             print(&format!("{} is deleted\n", user.username))
         }
     }

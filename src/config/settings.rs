@@ -341,7 +341,12 @@ pub static SETTINGS: &[Setting] = &[
         name: "REVOCATION_MAX_STALENESS",
         about: "How long a replica serves without hearing of ended sessions before it refuses all bearer tokens.",
         default: DefaultValue::Text("60s"),
-        support: NO_EFFECT,
+        ..TOKENS
+    },
+    Setting {
+        name: "SESSION_RETENTION",
+        about: "How long sessions are kept in the database after their last refresh token has expired.",
+        default: DefaultValue::Text("7d"),
         ..TOKENS
     },
     Setting {

@@ -142,6 +142,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
         ("REFRESH_REUSE_INTERVAL", "500ms"),
         ("KEY_ROTATION_INTERVAL", "30 d"),
         ("REVOCATION_MAX_STALENESS", "-60s"),
+        ("SESSION_RETENTION", "forever"),
         ("REGISTRATION", "invite"),
         ("ARGON2_MEMORY_KIB", "19 MiB"),
         ("ARGON2_ITERATIONS", "65"),
@@ -168,7 +169,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
     assert_eq!(list.lines().count(), 1 + bad.len(), "{list}");
     assert!(!list.contains("hunter2"), "{list}");
     insta::assert_snapshot!(list, @r##"
-    the configuration has 41 problems:
+    the configuration has 42 problems:
       ENVIRONMENT (environment): "prod": expected development or production, for example development
       LOG_FORMAT (environment): "xml": expected json or pretty, for example json
       RUST_LOG (environment): "gatepass=loud": expected levels (error, warn, info, debug, trace) by module, for example info
@@ -197,6 +198,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
       REFRESH_REUSE_INTERVAL (environment): "500ms": expected a time as numbers with the units s, m, h or d, for example 10s
       KEY_ROTATION_INTERVAL (environment): "30 d": expected a time as numbers with the units s, m, h or d, for example 30d
       REVOCATION_MAX_STALENESS (environment): "-60s": expected a time as numbers with the units s, m, h or d, for example 60s
+      SESSION_RETENTION (environment): "forever": expected a time as numbers with the units s, m, h or d, for example 7d
       REGISTRATION (environment): "invite": expected open or closed, for example open
       ARGON2_MEMORY_KIB (environment): "19 MiB": expected a whole number from 8 to 1048576, for example 19456
       ARGON2_ITERATIONS (environment): "65": expected a whole number from 1 to 64, for example 2

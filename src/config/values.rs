@@ -56,6 +56,8 @@ pub struct Settings {
     pub refresh_reuse_interval: Duration,
     pub key_rotation_interval: Duration,
     pub revocation_max_staleness: Duration,
+    /// `SESSION_RETENTION`
+    pub session_retention: Duration,
 
     pub registration: Registration,
     pub argon2: Argon2Cost,
@@ -127,6 +129,7 @@ impl Settings {
             refresh_reuse_interval: from.value("REFRESH_REUSE_INTERVAL", duration),
             key_rotation_interval: from.value("KEY_ROTATION_INTERVAL", duration),
             revocation_max_staleness: from.value("REVOCATION_MAX_STALENESS", duration),
+            session_retention: from.value("SESSION_RETENTION", duration),
 
             registration: from.value("REGISTRATION", word),
             argon2: Argon2Cost {

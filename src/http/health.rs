@@ -28,7 +28,7 @@ pub(super) async fn alive() -> axum::Json<Health> {
     axum::Json(Health { status: "ok" })
 }
 
-/// Whether the service can serve: database reachable, schema current, keys loaded, not about to stop.
+/// Whether the service can serve: database reachable, schema current, keys and revocations read, not about to stop.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
     responses(
@@ -46,6 +46,12 @@ pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, 
     }
     if let Some(silent) = app.keys().staleness(app.clock().now()) {
         reasons.push(format!("keys: not read for {} s", silent.as_secs()));
+    }
+    if let Some(silent) = app.feed().staleness() {
+        reasons.push(match silent {
+            Duration::MAX => "revocations: not read yet".to_owned(),
+            silent => format!("revocations: not read for {} s", silent.as_secs()),
+        });
     }
     if reasons.is_empty() {
         Ok(axum::Json(Health { status: "ready" }))

@@ -11,6 +11,7 @@ mod openapi;
 mod problem;
 mod request_id;
 pub mod server;
+mod sessions;
 mod tokens;
 mod users;
 mod well_known;
@@ -34,11 +35,11 @@ pub use self::{
     users::UserBody,
 };
 use crate::{
-    account::{Accounts, Activity},
-    bearer::BearerLayer,
-    bearer::Refusal,
+    account::{Accounts, Activity, CleanUp},
+    bearer::{BearerLayer, Refusal},
     clock::Clock,
     keys::Keys,
+    revocation::Feed,
 };
 
 /// The largest request body, in bytes: 64 KiB.
@@ -88,6 +89,10 @@ pub struct Parts {
     pub keys: Keys,
     /// What is seen of sessions.
     pub activity: Activity,
+    /// What was revoked.
+    pub feed: Feed,
+    /// Deletes what has had its time.
+    pub clean_up: CleanUp,
     /// Where clients find the service, as `scheme://host[:port]` and a path that may be empty.
     pub public_url: String,
     /// Where time comes from.
@@ -121,6 +126,16 @@ impl App {
     /// What is seen of sessions.
     pub fn activity(&self) -> &Activity {
         &self.0.activity
+    }
+
+    /// What was revoked.
+    pub fn feed(&self) -> &Feed {
+        &self.0.feed
+    }
+
+    /// Deletes what has had its time.
+    pub fn clean_up(&self) -> &CleanUp {
+        &self.0.clean_up
     }
 
     fn public_url(&self) -> &str {
@@ -165,13 +180,24 @@ fn routes() -> OpenApiRouter<App> {
 
 /// The routes that take a bearer token.
 fn bearer_routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(users::me, users::update_me)).routes(routes!(admin::user))
+    OpenApiRouter::new()
+        .routes(routes!(users::log_out))
+        .routes(routes!(users::me, users::update_me))
+        .routes(routes!(users::change_password))
+        .routes(routes!(users::delete_me))
+        .routes(routes!(sessions::list, sessions::end_others))
+        .routes(routes!(sessions::end))
+        .routes(routes!(admin::user))
+        .routes(routes!(admin::end_sessions))
 }
 
 /// The whole service.
 pub fn router(app: App) -> Router {
     let refuse = |refusal: Refusal| axum::response::IntoResponse::into_response(Problem::from(refusal));
-    let bearer = BearerLayer::new(app.0.keys.verifier()).with_clock(app.clock().clone()).with_answer(refuse);
+    let bearer = BearerLayer::new(app.0.keys.verifier())
+        .with_revocations(app.feed().revocations().clone())
+        .with_clock(app.clock().clone())
+        .with_answer(refuse);
 
     // From the outside in: a request passes them from top to bottom, its response from bottom to top.
     let layers = ServiceBuilder::new()

@@ -92,8 +92,12 @@ pub fn document() -> String {
 fn complete(operation: &mut Operation) {
     let mut common =
         vec![("500", "`internal_error`: a fault of the service; the log has it under the request's id.")];
-    let touches_database = operation.request_body.is_some() || operation.security.is_some();
-    if touches_database {
+    if operation.security.is_some() {
+        common.push((
+            "503",
+            "`database_unavailable`, `revocations_stale`, `overloaded` or `timeout`: try again after `Retry-After`.",
+        ));
+    } else if operation.request_body.is_some() {
         common.push((
             "503",
             "`database_unavailable`, `overloaded` or `timeout`: try again after `Retry-After`.",
@@ -109,7 +113,7 @@ fn complete(operation: &mut Operation) {
         ]);
     }
     if operation.security.is_some() {
-        common.push(("401", "`missing_token`, `invalid_token`, `token_expired` or `session_revoked`."));
+        common.push(("401", "`missing_token`, `invalid_token`, `token_expired`, `session_revoked` or `token_outdated`: the roles have changed, renew."));
     }
     let responses = &mut operation.responses.responses;
     for (status, description) in common {
@@ -150,7 +154,9 @@ fn samples() -> Vec<Problem> {
         Refusal::Missing.into(),
         Refusal::Unreadable.into(),
         Refusal::Token(Rejection::Expired).into(),
-        account::Error::SessionRevoked.into(),
+        Refusal::Token(Rejection::SessionEnded).into(),
+        Refusal::Token(Rejection::RolesChanged).into(),
+        Refusal::Token(Rejection::RevocationsUnknown).into(),
         account::Error::InvalidCredentials.into(),
         account::Error::InvalidRefreshToken.into(),
         account::Error::RefreshTokenReused.into(),

@@ -11,7 +11,7 @@ use axum::{
     extract::Request,
     http::{
         HeaderName, HeaderValue, Response, StatusCode,
-        header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+        header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
     },
     middleware::Next,
     response::IntoResponse,
@@ -23,6 +23,7 @@ use super::request_id::RequestId;
 use crate::{
     account::{self, FieldError},
     bearer::Refusal,
+    token::Rejection,
 };
 
 /// An error as the client gets it, and what the log needs besides.
@@ -183,9 +184,10 @@ impl Problem {
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
-        Self::new(refusal.status(), refusal.code(), refusal.detail())
-            .header(WWW_AUTHENTICATE, refusal.challenge())
-            .caused_by(refusal)
+        let mut problem = Self::new(refusal.status(), refusal.code(), refusal.detail());
+        problem.0.headers.extend(refusal.headers());
+        // A server fault has its log line where the fault is; this one is only what follows.
+        if refusal.status().is_server_error() { problem } else { problem.caused_by(refusal) }
     }
 }
 
@@ -208,15 +210,7 @@ impl From<account::Error> for Problem {
                 "invalid_credentials",
                 "The username or the password is not right.",
             ),
-            E::SessionRevoked => {
-                Self::new(StatusCode::UNAUTHORIZED, "session_revoked", "The session has ended; log in again.")
-                    .header(
-                        WWW_AUTHENTICATE,
-                        HeaderValue::from_static(
-                            r#"Bearer error="invalid_token", error_description="The session has ended""#,
-                        ),
-                    )
-            }
+            E::SessionRevoked => Refusal::from(Rejection::SessionEnded).into(),
             E::InvalidRefreshToken => Self::new(
                 StatusCode::UNAUTHORIZED,
                 "invalid_refresh_token",
@@ -235,7 +229,7 @@ impl From<account::Error> for Problem {
                 "session_expired",
                 "The session has expired; log in again.",
             ),
-            E::NoSuchUser => Self::not_found(),
+            E::NoSuchUser | E::NoSuchSession => Self::not_found(),
             E::Overloaded { retry_after } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "overloaded",

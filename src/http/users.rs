@@ -224,3 +224,78 @@ pub(super) async fn update_me(
         .await?;
     Ok(axum::Json(UserBody::from(user)))
 }
+
+/// Log out: end the session that asks.
+#[utoipa::path(
+    post, path = "/users/logout", tag = "users", security(("bearer" = [])),
+    responses((status = 204, description = "The session has ended, and its tokens are refused.")),
+)]
+pub(super) async fn log_out(
+    State(app): State<App>,
+    Extension(claims): Extension<Arc<Claims>>,
+) -> Result<StatusCode, Problem> {
+    app.accounts().log_out(claims.user_id, claims.session_id, app.clock().now()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The present password and the one to come.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ChangePasswordRequest {
+    /// The present password.
+    #[schema(value_type = String, format = Password, example = "secret-horse-battery-9")]
+    current_password: SecretString,
+    /// Any characters; refused when common or made of the user's own data.
+    #[schema(value_type = String, format = Password, example = "another-horse-battery-10", min_length = 8, max_length = 256)]
+    new_password: SecretString,
+}
+
+/// Change one's own password: every other session of the user ends.
+#[utoipa::path(
+    put, path = "/users/me/password", tag = "users", security(("bearer" = [])),
+    request_body = ChangePasswordRequest,
+    responses(
+        (status = 204, description = "The password is the new one."),
+        (status = 401, description = "`invalid_credentials`: that is not the present password; or `missing_token`, `invalid_token`, `token_expired`, `session_revoked`, `token_outdated`."),
+    ),
+)]
+pub(super) async fn change_password(
+    State(app): State<App>,
+    Extension(claims): Extension<Arc<Claims>>,
+    Json(body): Json<ChangePasswordRequest>,
+) -> Result<StatusCode, Problem> {
+    let current = Password::new(body.current_password.expose_secret());
+    let new = Password::new(body.new_password.expose_secret());
+    let (user, session) = (claims.user_id, claims.session_id);
+    let now = app.clock().now();
+    app.accounts().change_password(user, session, &current, &new, now, &mut random::system()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The password, once more.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DeleteMeRequest {
+    /// The present password.
+    #[schema(value_type = String, format = Password, example = "secret-horse-battery-9")]
+    password: SecretString,
+}
+
+/// Delete one's own account, sessions and all, for good.
+#[utoipa::path(
+    post, path = "/users/me/delete", tag = "users", security(("bearer" = [])),
+    request_body = DeleteMeRequest,
+    responses(
+        (status = 204, description = "The user is gone."),
+        (status = 401, description = "`invalid_credentials`: that is not the password; or `missing_token`, `invalid_token`, `token_expired`, `session_revoked`, `token_outdated`."),
+    ),
+)]
+pub(super) async fn delete_me(
+    State(app): State<App>,
+    Extension(claims): Extension<Arc<Claims>>,
+    Json(body): Json<DeleteMeRequest>,
+) -> Result<StatusCode, Problem> {
+    let password = Password::new(body.password.expose_secret());
+    app.accounts().delete_own(claims.user_id, &password, app.clock().now()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,10 +1,19 @@
 //! Postgres: the only room that knows SQL. One file for each table, functions over a connection, every query checked
 //! against the migrated schema at compile time.
 //!
-//! Constraint names are turned into meaning in one place, [`Error`]. Every transaction here is a single statement at
-//! `READ COMMITTED`: what has to hold together is said in that statement's `WHERE`, never read first and written after.
+//! Constraint names are turned into meaning in one place, [`Error`].
+//!
+//! Every transaction runs at `READ COMMITTED`, and nearly every one is a single statement: what has to hold together is
+//! said in its `WHERE`, never read first and written after. A statement that finds its row locked waits, and then looks at
+//! what the other left; a snapshot for the whole transaction would make an error of that. The two that are more than one
+//! statement (`users::set_password`, `users::delete`) change the user first and the user's sessions second, and a login
+//! locks the user too, so that no session begins between the two unseen.
+//!
+//! Rows of one table are locked in the order of their ids. Deadlocks then take a statement by hand that does otherwise;
+//! whoever has to give way tries again ([`retrying`]).
 
 pub mod migrations;
+pub mod revocations;
 pub mod sessions;
 pub mod signing_keys;
 pub mod users;
@@ -33,9 +42,19 @@ pub enum Error {
     /// The database cannot be reached or has no connection free: the same call may succeed later.
     #[error("the database cannot be reached")]
     Unavailable(#[source] sqlx::Error),
+    /// Somebody else was changing the same rows, and one of us had to give way: the same call may succeed at once.
+    #[error("others were changing the same rows")]
+    Conflict(#[source] sqlx::Error),
     /// A fault of ours or of the schema.
     #[error("the database refused a statement")]
     Failed(#[source] sqlx::Error),
+}
+
+impl Error {
+    /// Whoever waited for the database waits no longer.
+    pub fn timeout() -> Self {
+        Self::Unavailable(sqlx::Error::PoolTimedOut)
+    }
 }
 
 /// What is unique, by the constraint that holds it.
@@ -52,10 +71,38 @@ impl From<sqlx::Error> for Error {
         match error.as_database_error().and_then(|error| error.constraint()) {
             Some("users_username_key") => Self::Taken(Unique::Username),
             Some("users_email_key") => Self::Taken(Unique::Email),
+            _ if is_conflict(&error) => Self::Conflict(error),
             _ if may_pass(&error) => Self::Unavailable(error),
             _ => Self::Failed(error),
         }
     }
+}
+
+/// Serialization failure or deadlock.
+fn is_conflict(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("40001" | "40P01"))
+}
+
+/// How often a conflict is tried again.
+const MAX_CONFLICTS: usize = 4;
+
+/// Does `work` again when others were changing the same rows, a few times.
+///
+/// # Errors
+///
+/// Those of `work`.
+pub async fn retrying<T, W>(mut work: impl FnMut() -> W) -> Result<T, Error>
+where
+    W: Future<Output = Result<T, Error>>,
+{
+    for _ in 0..MAX_CONFLICTS {
+        match work().await {
+            Err(Error::Conflict(error)) => tracing::debug!(%error, "trying again"),
+            done => return done,
+        }
+    }
+    work().await
 }
 
 /// Whether the same call may succeed later: the database is not there, not up yet, going down, or full.

@@ -29,10 +29,21 @@ pub struct NewSession<'a> {
     pub refresh_expires_at: OffsetDateTime,
     /// When it ends in any case.
     pub expires_at: OffsetDateTime,
+    /// When its first access token ends.
+    pub access_expires_at: OffsetDateTime,
 }
 
-/// Begins a session, in generation 0. `false`, and no session, when the user has been disabled or deleted or has another
-/// password since it was checked.
+/// What a token says of its session's user.
+#[derive(Debug)]
+pub struct Owner {
+    /// The user's name.
+    pub username: String,
+    /// The user's roles.
+    pub roles: Vec<String>,
+}
+
+/// Begins a session, in generation 0, for a user as they are at that moment. `None`, and no session, when the user has
+/// been disabled or deleted or has another password since it was checked.
 ///
 /// That race is settled here, in one statement: `FOR SHARE` waits for whoever is changing the user and looks again at
 /// what they left, and whoever comes later finds the session. Who ends a user's sessions has to change the user first.
@@ -40,14 +51,19 @@ pub struct NewSession<'a> {
 /// # Errors
 ///
 /// When the database fails.
-pub async fn insert(conn: &mut PgConnection, new: &NewSession<'_>) -> Result<bool, Error> {
-    let done = sqlx::query!(
-        "INSERT INTO sessions
-             (id, user_id, refresh_generation, refresh_salt, user_agent, client_ip,
-              created_at, renewed_at, is_confirmed, last_used_at, refresh_expires_at, expires_at)
-         SELECT $1, users.id, 0, $4, $5, $6, $7, $7, false, $7, $8, $9
-         FROM users WHERE users.id = $2 AND users.password_changed_at = $3 AND NOT users.disabled
-         FOR SHARE",
+pub async fn insert(conn: &mut PgConnection, new: &NewSession<'_>) -> Result<Option<Owner>, Error> {
+    let owner = sqlx::query_as!(
+        Owner,
+        r#"WITH owner AS (
+             SELECT id, username, roles FROM users WHERE id = $2 AND password_changed_at = $3 AND NOT disabled
+             FOR SHARE
+         ), begun AS (
+             INSERT INTO sessions
+                 (id, user_id, refresh_generation, refresh_salt, user_agent, client_ip, created_at, renewed_at,
+                  is_confirmed, last_used_at, refresh_expires_at, expires_at, access_expires_at)
+             SELECT $1, owner.id, 0, $4, $5, $6, $7, $7, false, $7, $8, $9, $10 FROM owner
+         )
+         SELECT username AS "username!", roles AS "roles!" FROM owner"#,
         new.id,
         new.user_id,
         new.password_changed_at,
@@ -57,10 +73,9 @@ pub async fn insert(conn: &mut PgConnection, new: &NewSession<'_>) -> Result<boo
         new.now,
         new.refresh_expires_at,
         new.expires_at,
-    )
-    .execute(conn)
-    .await?;
-    Ok(done.rows_affected() == 1)
+        new.access_expires_at,
+    );
+    Ok(owner.fetch_optional(conn).await?)
 }
 
 /// Why a session was ended before its time.
@@ -106,6 +121,8 @@ pub struct Session {
     pub refresh_expires_at: OffsetDateTime,
     /// When it ends in any case.
     pub expires_at: OffsetDateTime,
+    /// When the last of its access tokens ends.
+    pub access_expires_at: OffsetDateTime,
     /// Why it has ended.
     pub end_reason: Option<EndReason>,
 }
@@ -120,7 +137,7 @@ pub async fn by_id(conn: &mut PgConnection, id: Uuid) -> Result<Option<Session>,
         Session,
         r#"SELECT sessions.id, user_id, username, roles, disabled, refresh_generation,
                   refresh_salt AS "refresh_salt: [u8; 32]", renewed_at, is_confirmed, client_ip, refresh_expires_at,
-                  expires_at, end_reason AS "end_reason: EndReason"
+                  expires_at, access_expires_at, end_reason AS "end_reason: EndReason"
            FROM sessions JOIN users ON users.id = user_id WHERE sessions.id = $1"#,
         id,
     );
@@ -140,6 +157,8 @@ pub struct Renewal<'a> {
     pub client_ip: Option<IpAddr>,
     /// When it ends unless renewed before.
     pub refresh_expires_at: OffsetDateTime,
+    /// When the access token ends that it is given.
+    pub access_expires_at: OffsetDateTime,
     /// When that is.
     pub now: OffsetDateTime,
 }
@@ -154,7 +173,8 @@ pub async fn rotate(conn: &mut PgConnection, renewal: &Renewal<'_>) -> Result<bo
     let done = sqlx::query!(
         "UPDATE sessions
          SET refresh_generation = refresh_generation + 1, renewed_at = $3, last_used_at = $3, is_confirmed = false,
-             refresh_expires_at = $4, user_agent = $5, client_ip = $6
+             refresh_expires_at = $4, user_agent = $5, client_ip = $6,
+             access_expires_at = greatest(access_expires_at, $7)
          FROM users
          WHERE sessions.id = $1 AND refresh_generation = $2 AND ended_at IS NULL
              AND users.id = user_id AND NOT disabled",
@@ -164,36 +184,174 @@ pub async fn rotate(conn: &mut PgConnection, renewal: &Renewal<'_>) -> Result<bo
         renewal.refresh_expires_at,
         renewal.user_agent,
         renewal.client_ip.map(ipnet::IpNet::from),
+        renewal.access_expires_at,
     )
     .execute(conn)
     .await?;
     Ok(done.rows_affected() == 1)
 }
 
-/// Ends a session that is in `generation`. `false` when it has moved on, or has ended before.
+/// Notes until when the access token is good that a session is given once more. `false` when it is not in `generation`,
+/// or has ended.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn extend_access(
+    conn: &mut PgConnection,
+    id: Uuid,
+    generation: i32,
+    access_expires_at: OffsetDateTime,
+) -> Result<bool, Error> {
+    let done = sqlx::query!(
+        "UPDATE sessions SET access_expires_at = greatest(access_expires_at, $3)
+         WHERE id = $1 AND refresh_generation = $2 AND ended_at IS NULL",
+        id,
+        generation,
+        access_expires_at,
+    );
+    Ok(done.execute(conn).await?.rows_affected() == 1)
+}
+
+/// Which of a user's sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Every one.
+    All,
+    /// Every one but this.
+    AllBut(Uuid),
+    /// This one.
+    One(Uuid),
+    /// This one, if it is in this generation.
+    OneAt(Uuid, i32),
+}
+
+/// Ends sessions of a user that go on at `now`; how many those were. Whoever ends a session does it here, but for a user
+/// who is disabled: that ends theirs by a trigger. A trigger also tells every replica.
+///
+/// The rows are locked in the order of their ids, as by everybody else who locks several.
 ///
 /// # Errors
 ///
 /// When the database fails.
 pub async fn end(
     conn: &mut PgConnection,
-    id: Uuid,
-    generation: i32,
+    user_id: Uuid,
+    which: Which,
     reason: EndReason,
     now: OffsetDateTime,
-) -> Result<bool, Error> {
+) -> Result<u64, Error> {
+    let (one, generation, but) = match which {
+        Which::All => (None, None, None),
+        Which::AllBut(id) => (None, None, Some(id)),
+        Which::One(id) => (Some(id), None, None),
+        Which::OneAt(id, generation) => (Some(id), Some(generation), None),
+    };
     let done = sqlx::query!(
-        "UPDATE sessions SET ended_at = $3, end_reason = $4
-         WHERE id = $1 AND refresh_generation = $2 AND ended_at IS NULL",
-        id,
-        generation,
+        "WITH ending AS (
+             SELECT id FROM sessions
+             WHERE user_id = $1 AND ended_at IS NULL AND greatest(refresh_expires_at, access_expires_at) > $2
+                 AND ($3::uuid IS NULL OR id = $3) AND ($4::int IS NULL OR refresh_generation = $4)
+                 AND ($5::uuid IS NULL OR id <> $5)
+             ORDER BY id
+             FOR UPDATE
+         )
+         UPDATE sessions SET ended_at = $2, end_reason = $6 FROM ending WHERE sessions.id = ending.id",
+        user_id,
         now,
+        one,
+        generation,
+        but,
         reason as EndReason,
-    )
-    .execute(conn)
-    .await?;
-    Ok(done.rows_affected() == 1)
+    );
+    Ok(done.execute(conn).await?.rows_affected())
 }
+
+/// A session as its owner sees it.
+#[derive(Clone, Debug)]
+pub struct Overview {
+    /// The session.
+    pub id: Uuid,
+    /// When its user logged in.
+    pub created_at: OffsetDateTime,
+    /// When it was last seen.
+    pub last_used_at: OffsetDateTime,
+    /// When it ends in any case.
+    pub expires_at: OffsetDateTime,
+    /// What the client called itself at the login or the last renewal.
+    pub user_agent: Option<String>,
+    /// Where that came from.
+    pub client_ip: Option<ipnet::IpNet>,
+}
+
+/// At most `limit` sessions of a user that go on at `now`, those used last first.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn of_user(
+    conn: &mut PgConnection,
+    user_id: Uuid,
+    now: OffsetDateTime,
+    limit: i64,
+) -> Result<Vec<Overview>, Error> {
+    let rows = sqlx::query_as!(
+        Overview,
+        "SELECT id, created_at, last_used_at, expires_at, user_agent, client_ip FROM sessions
+         WHERE user_id = $1 AND ended_at IS NULL AND refresh_expires_at > $2
+         ORDER BY last_used_at DESC, id DESC LIMIT $3",
+        user_id,
+        now,
+        limit,
+    );
+    Ok(rows.fetch_all(conn).await?)
+}
+
+/// How far a clean-up has come.
+#[derive(Debug)]
+pub struct CleanUp {
+    /// The last session that it has looked at.
+    pub last: Uuid,
+    /// How many it has deleted.
+    pub deleted: i64,
+}
+
+/// Looks at `limit` sessions after `after`, in the order of their ids, and deletes those whose last refresh token
+/// expired before `before`; `None` when there are no more, or another replica is at it.
+///
+/// Goes by the primary key: an index on the time of expiry would have to be written at each renewal.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn clean_up(
+    conn: &mut PgConnection,
+    after: Uuid,
+    before: OffsetDateTime,
+    limit: i64,
+) -> Result<Option<CleanUp>, Error> {
+    let done = sqlx::query_as!(
+        CleanUp,
+        r#"WITH looked_at AS MATERIALIZED (
+             SELECT id, greatest(refresh_expires_at, access_expires_at) AS dead_at FROM sessions
+             WHERE (SELECT pg_try_advisory_xact_lock($4)) AND id > $1
+             ORDER BY id LIMIT $3
+         ), deleted AS (
+             DELETE FROM sessions USING looked_at
+             WHERE sessions.id = looked_at.id AND looked_at.dead_at < $2 AND sessions.refresh_expires_at < $2
+             RETURNING sessions.id
+         )
+         SELECT id AS "last!", (SELECT count(*) FROM deleted) AS "deleted!" FROM looked_at ORDER BY id DESC LIMIT 1"#,
+        after,
+        before,
+        limit,
+        CLEAN_UP_LOCK,
+    );
+    Ok(done.fetch_optional(conn).await?)
+}
+
+/// The advisory lock of the replica that deletes: "sessions" in ASCII.
+const CLEAN_UP_LOCK: i64 = i64::from_be_bytes(*b"sessions");
 
 /// A token of a session was used.
 #[derive(Clone, Copy, Debug)]

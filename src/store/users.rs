@@ -1,10 +1,13 @@
 //! Table `users`.
 
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::Error;
+use super::{
+    Error,
+    sessions::{self, EndReason, Which},
+};
 use crate::password::HashedPassword;
 
 /// A user as everyone may see them who may see them at all: all but the password's hash.
@@ -87,22 +90,15 @@ pub async fn insert(conn: &mut PgConnection, new: &NewUser<'_>) -> Result<User, 
     Ok(user)
 }
 
-/// How a user is named at a login or on the command line.
+/// How a user is named: in a token, at a login, on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Name<'a> {
+    /// By id.
+    Id(Uuid),
     /// By username.
     Username(&'a str),
     /// By e-mail address.
     Email(&'a str),
-}
-
-/// The user of this id.
-///
-/// # Errors
-///
-/// When the database fails.
-pub async fn by_id(conn: &mut PgConnection, id: Uuid) -> Result<Option<User>, Error> {
-    Ok(select_user!("WHERE id = $1", id).fetch_optional(conn).await?)
 }
 
 /// The user of this name, whatever its case.
@@ -112,6 +108,7 @@ pub async fn by_id(conn: &mut PgConnection, id: Uuid) -> Result<Option<User>, Er
 /// When the database fails.
 pub async fn by_name(conn: &mut PgConnection, name: Name<'_>) -> Result<Option<User>, Error> {
     let user = match name {
+        Name::Id(id) => select_user!("WHERE id = $1", id).fetch_optional(conn).await,
         Name::Username(name) => {
             select_user!(r#"WHERE username_key = lower($1::text COLLATE "C")"#, name)
                 .fetch_optional(conn)
@@ -178,6 +175,7 @@ pub async fn credentials(conn: &mut PgConnection, name: Name<'_>) -> Result<Opti
         };
     }
     let row = match name {
+        Name::Id(id) => select!("id = $1", id),
         Name::Username(name) => select!(r#"username_key = lower($1::text COLLATE "C")"#, name),
         Name::Email(name) => select!(r#"email_key = lower(normalize($1::text) COLLATE "und-x-icu")"#, name),
     };
@@ -238,7 +236,8 @@ pub async fn update_profile(
     Ok(user)
 }
 
-/// Sets the password; `false` when there is no such user.
+/// Sets the password and ends sessions, in one transaction; `false`, and nothing has changed, when there is no such user,
+/// or their password is no longer the one that was set at `changed_at`.
 ///
 /// # Errors
 ///
@@ -247,17 +246,28 @@ pub async fn set_password(
     conn: &mut PgConnection,
     id: Uuid,
     hash: &HashedPassword,
+    changed_at: Option<OffsetDateTime>,
+    end: Which,
     now: OffsetDateTime,
 ) -> Result<bool, Error> {
+    let mut transaction = conn.begin().await?;
+    // The user first: a login that has checked the former password waits here, and then finds another.
     let done = sqlx::query!(
-        "UPDATE users SET password_hash = $2, password_changed_at = $3, updated_at = $3 WHERE id = $1",
+        "UPDATE users SET password_hash = $2, password_changed_at = $4, updated_at = $4
+         WHERE id = $1 AND ($3::timestamptz IS NULL OR password_changed_at = $3)",
         id,
         hash.as_str(),
+        changed_at,
         now,
     )
-    .execute(conn)
+    .execute(&mut *transaction)
     .await?;
-    Ok(done.rows_affected() == 1)
+    if done.rows_affected() != 1 {
+        return Ok(false);
+    }
+    sessions::end(&mut transaction, id, end, EndReason::PasswordChanged, now).await?;
+    transaction.commit().await?;
+    Ok(true)
 }
 
 /// Replaces a hash by a better one of the same password, unless the password has changed meanwhile.
@@ -330,12 +340,30 @@ pub async fn set_disabled(
     Ok(user)
 }
 
-/// Deletes a user, sessions and all; `false` when there is no such user.
+/// Deletes a user, sessions and all, in one transaction; `false`, and nothing has changed, when there is no such user, or
+/// their password is no longer the one that was set at `changed_at`.
 ///
 /// # Errors
 ///
 /// When the database fails.
-pub async fn delete(conn: &mut PgConnection, id: Uuid) -> Result<bool, Error> {
-    let done = sqlx::query!("DELETE FROM users WHERE id = $1", id).execute(conn).await?;
-    Ok(done.rows_affected() == 1)
+pub async fn delete(
+    conn: &mut PgConnection,
+    id: Uuid,
+    changed_at: Option<OffsetDateTime>,
+    now: OffsetDateTime,
+) -> Result<bool, Error> {
+    let mut transaction = conn.begin().await?;
+    // The user first, as whoever else changes user and sessions together.
+    let found = sqlx::query!(
+        r#"SELECT id FROM users WHERE id = $1 AND ($2::timestamptz IS NULL OR password_changed_at = $2) FOR UPDATE"#,
+        id,
+        changed_at,
+    );
+    if found.fetch_optional(&mut *transaction).await?.is_none() {
+        return Ok(false);
+    }
+    sessions::end(&mut transaction, id, Which::All, EndReason::Revoked, now).await?;
+    sqlx::query!("DELETE FROM users WHERE id = $1", id).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(true)
 }

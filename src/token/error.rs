@@ -52,4 +52,13 @@ pub enum Rejection {
     /// `sub`, `sid` or `jti` is no UUID.
     #[error("the token's subject, session or id is no UUID")]
     InvalidSubject,
+    /// Good but for this: its session has ended.
+    #[error("the token's session has ended")]
+    SessionEnded,
+    /// Good but for this: its user has other roles since.
+    #[error("the user's roles have changed since the token was made")]
+    RolesChanged,
+    /// Nothing is wrong with it, but nobody has said for a while what was revoked.
+    #[error("what has been revoked is not known at the moment")]
+    RevocationsUnknown,
 }

@@ -48,6 +48,7 @@ mod paseto_public;
 mod published;
 #[cfg(feature = "server")]
 pub mod refresh;
+mod revocations;
 pub mod ring;
 #[cfg(test)]
 mod vectors;
@@ -62,6 +63,7 @@ pub use jwt::Hs256Key;
 pub use key::{InvalidKey, KeyId, SymmetricKey};
 pub use key_pair::{KeyPair, PublicKey};
 pub use published::{InvalidKeySet, KeyStatus, jwks, paserks, read_jwks, read_paserks};
+pub use revocations::{RevocationCount, Revocations};
 pub use verifier::{Check, Inspection, Sighting, Verifier, VerifyingKey};
 pub use wrap::WrappingKey;
 

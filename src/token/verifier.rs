@@ -330,11 +330,13 @@ pub enum Check {
     End,
     /// `sub`, `sid` and `jti`
     Ids,
+    /// The session goes on, and the user has the token's roles.
+    Revocation,
 }
 
 impl Check {
     /// Every check, in the order in which they are made.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Size,
         Self::Shape,
         Self::Key,
@@ -347,6 +349,7 @@ impl Check {
         Self::Beginning,
         Self::End,
         Self::Ids,
+        Self::Revocation,
     ];
 
     /// Those that come before the claims can be looked at.
@@ -367,6 +370,9 @@ impl Check {
             Rejection::NotYetValid => Self::Beginning,
             Rejection::Expired => Self::End,
             Rejection::InvalidSubject => Self::Ids,
+            Rejection::SessionEnded | Rejection::RolesChanged | Rejection::RevocationsUnknown => {
+                Self::Revocation
+            }
         }
     }
 
@@ -385,6 +391,7 @@ impl Check {
             Self::Beginning => "nbf, iat",
             Self::End => "exp",
             Self::Ids => "sub, sid, jti",
+            Self::Revocation => "session and roles as they are now",
         }
     }
 }

@@ -1,0 +1,85 @@
+//! Rows that nobody needs any more are deleted: in small batches, by one replica at a time, at the start and then each
+//! hour.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::time::{MissedTickBehavior, interval};
+use uuid::Uuid;
+
+use crate::{
+    clock::Clock,
+    store::{self, PgPool, revocations, sessions},
+};
+
+const INTERVAL: Duration = Duration::from_secs(3600);
+/// How many rows one statement looks at. Each is a transaction of its own, so that its locks are soon gone.
+const BATCH: i64 = 1000;
+/// How long a revocation is kept after the last token that it is about has expired: a replica whose clock was wrong reads
+/// it again once the clock is right.
+const REVOCATION_RETENTION: time::Duration = time::Duration::DAY;
+
+/// Deletes what has had its time.
+#[derive(Clone, Debug)]
+pub struct CleanUp {
+    db: PgPool,
+    session_retention: Duration,
+}
+
+/// What a clean-up has deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// Sessions.
+    pub sessions: u64,
+    /// Revocations.
+    pub revocations: u64,
+}
+
+impl CleanUp {
+    /// Of `db`. Sessions are kept for `session_retention` after their last token has expired: so long, a refresh token is
+    /// told what has become of its session.
+    pub fn new(db: PgPool, session_retention: Duration) -> Self {
+        Self { db, session_retention }
+    }
+
+    /// Deletes once. Where another replica is at it, leaves it to that.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails; what was deleted until then is.
+    pub async fn run(&self, now: OffsetDateTime) -> Result<Cleaned, store::Error> {
+        let mut cleaned = Cleaned::default();
+        let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
+        let before = now - self.session_retention;
+        let mut after = Uuid::nil();
+        while let Some(batch) = sessions::clean_up(&mut conn, after, before, BATCH).await? {
+            cleaned.sessions += batch.deleted.cast_unsigned();
+            after = batch.last;
+        }
+        loop {
+            match revocations::delete_expired(&mut conn, now - REVOCATION_RETENTION, BATCH).await? {
+                0 => return Ok(cleaned),
+                deleted => cleaned.revocations += deleted,
+            }
+        }
+    }
+
+    /// Deletes now and then each hour, for as long as it is polled.
+    pub async fn keep_clean(&self, clock: &Clock) {
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match self.run(clock.now()).await {
+                Ok(Cleaned { sessions: 0, revocations: 0 }) => {}
+                Ok(Cleaned { sessions, revocations }) => {
+                    tracing::info!(sessions, revocations, "deleted what has had its time");
+                }
+                Err(error) => {
+                    let error: &(dyn std::error::Error + 'static) = &error;
+                    tracing::warn!(error, "sessions and revocations could not be cleaned up");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! How sessions end before their time: by their user, by an administrator, and what follows from it.
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Accounts, Error, Overview};
+use crate::store::{
+    self,
+    sessions::{self, EndReason, Which},
+};
+
+/// How many sessions of a user are shown.
+const MAX_SHOWN: i64 = 1000;
+
+impl Accounts {
+    /// The sessions of a user that go on, those used last first; of very many, the first thousand.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn sessions(&self, user_id: Uuid, now: OffsetDateTime) -> Result<Vec<Overview>, Error> {
+        Ok(sessions::of_user(&mut *self.conn().await?, user_id, now, MAX_SHOWN).await?)
+    }
+
+    /// A user logs out. A session that is over stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn log_out(&self, user_id: Uuid, session_id: Uuid, now: OffsetDateTime) -> Result<(), Error> {
+        self.end_sessions(user_id, Which::One(session_id), EndReason::Logout, now).await?;
+        Ok(())
+    }
+
+    /// Ends one session of a user.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchSession`] when it is not the user's, or over.
+    pub async fn revoke_session(
+        &self,
+        user_id: Uuid,
+        session_id: Uuid,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
+        match self.end_sessions(user_id, Which::One(session_id), EndReason::Revoked, now).await? {
+            0 => Err(Error::NoSuchSession),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the sessions of a user, all or all but `keep`; how many those were.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn revoke_sessions(
+        &self,
+        user_id: Uuid,
+        keep: Option<Uuid>,
+        now: OffsetDateTime,
+    ) -> Result<u64, Error> {
+        self.end_sessions(user_id, keep.map_or(Which::All, Which::AllBut), EndReason::Revoked, now).await
+    }
+
+    async fn end_sessions(
+        &self,
+        user_id: Uuid,
+        which: Which,
+        reason: EndReason,
+        now: OffsetDateTime,
+    ) -> Result<u64, Error> {
+        let end =
+            || async move { sessions::end(&mut *self.db_conn().await?, user_id, which, reason, now).await };
+        let ended = store::retrying(end).await?;
+        if ended > 0 {
+            self.tell_revocations().await;
+            tracing::info!(%user_id, ?which, ?reason, ended, "sessions ended");
+        }
+        Ok(ended)
+    }
+
+    /// Has this replica refuse what has just been revoked. It is committed, and the others hear of it by themselves; so
+    /// does this one, should the database be gone in this very moment.
+    pub(super) async fn tell_revocations(&self) {
+        if let Some(feed) = &self.feed
+            && let Err(error) = feed.hear().await
+        {
+            let error: &(dyn std::error::Error + 'static) = &error;
+            tracing::warn!(error, "what was revoked could not be read back at once");
+        }
+    }
+}

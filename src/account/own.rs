@@ -1,0 +1,124 @@
+//! What users do to their account with their password: change it, delete all of it. And what both come down to, also when
+//! an administrator does it.
+
+use rand_core::CryptoRng;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Accounts, Error, User, random};
+use crate::{
+    password::{self, HashedPassword, Password, Verdict},
+    store::{
+        self,
+        sessions::Which,
+        users::{self, Name},
+    },
+};
+
+impl Accounts {
+    /// A user changes their password; all their sessions end but `session_id`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidCredentials`] when `current` is not the password; [`Error::Invalid`] when the new one breaks a rule;
+    /// [`Error::SessionRevoked`] when the user has been disabled or deleted.
+    pub async fn change_password(
+        &self,
+        user_id: Uuid,
+        session_id: Uuid,
+        current: &Password,
+        new: &Password,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<(), Error> {
+        let user = self.confirm(user_id, current).await?;
+        let hash = self.hash_new("new_password", new, &user, rng).await?;
+        let which = Which::AllBut(session_id);
+        if !self.replace_password(user_id, &hash, Some(user.password_changed_at), which, now).await? {
+            return Err(Error::InvalidCredentials);
+        }
+        tracing::info!(%user_id, %session_id, "password changed");
+        Ok(())
+    }
+
+    /// A user deletes their account, sessions and all.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidCredentials`] when `password` is not the user's; [`Error::SessionRevoked`] when the user has been
+    /// disabled or deleted.
+    pub async fn delete_own(
+        &self,
+        user_id: Uuid,
+        password: &Password,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
+        let user = self.confirm(user_id, password).await?;
+        if !self.remove(user_id, Some(user.password_changed_at), now).await? {
+            return Err(Error::InvalidCredentials);
+        }
+        tracing::info!(%user_id, "user deleted by themselves");
+        Ok(())
+    }
+
+    /// The user, who has shown once more that they know the password.
+    async fn confirm(&self, user_id: Uuid, password: &Password) -> Result<User, Error> {
+        let found = users::credentials(&mut *self.conn().await?, Name::Id(user_id)).await?;
+        let credentials = found.filter(|found| !found.user.disabled).ok_or(Error::SessionRevoked)?;
+        if password.length() > password::MAX_LENGTH {
+            return Err(Error::InvalidCredentials);
+        }
+        match self.passwords.verify(password, credentials.password_hash.as_ref()).await? {
+            Verdict::Match { .. } => Ok(credentials.user),
+            Verdict::NoMatch => Err(Error::InvalidCredentials),
+            Verdict::Unreadable(reason) => {
+                tracing::error!(%user_id, %reason, "the stored password hash cannot be read");
+                Err(Error::InvalidCredentials)
+            }
+        }
+    }
+
+    /// The hash of a user's new password, which stands in the request's `field`.
+    pub(super) async fn hash_new(
+        &self,
+        field: &str,
+        password: &Password,
+        user: &User,
+        rng: &mut impl CryptoRng,
+    ) -> Result<HashedPassword, Error> {
+        let own = [&*user.username, &*user.email, user.full_name.as_deref().unwrap_or_default()];
+        self.check_password(field, password, &own).map_err(|error| Error::Invalid(vec![error]))?;
+        Ok(self.passwords.hash(password, random::bytes(rng)).await?)
+    }
+
+    /// Sets a password, if it is still the one of `changed_at`, and ends sessions; `false` when it is not, or there is no
+    /// such user.
+    pub(super) async fn replace_password(
+        &self,
+        id: Uuid,
+        hash: &HashedPassword,
+        changed_at: Option<OffsetDateTime>,
+        end: Which,
+        now: OffsetDateTime,
+    ) -> Result<bool, Error> {
+        let set = || async move {
+            users::set_password(&mut *self.db_conn().await?, id, hash, changed_at, end, now).await
+        };
+        let is_done = store::retrying(set).await?;
+        self.tell_revocations().await;
+        Ok(is_done)
+    }
+
+    /// Deletes a user, if their password is still the one of `changed_at`; `false` when it is not, or there is no such user.
+    pub(super) async fn remove(
+        &self,
+        id: Uuid,
+        changed_at: Option<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) -> Result<bool, Error> {
+        let delete = || async move { users::delete(&mut *self.db_conn().await?, id, changed_at, now).await };
+        let is_done = store::retrying(delete).await?;
+        self.tell_revocations().await;
+        Ok(is_done)
+    }
+}

@@ -1,0 +1,139 @@
+//! Table `revocations`: what was revoked, read by every replica in the order in which it was committed.
+//!
+//! The rows are written by triggers, so that a change made by hand is there too. Readers must not miss a row that a slow
+//! transaction commits late, behind others with higher numbers. So they do not go by numbers: they keep the snapshot that
+//! their last reading began with, and ask for the rows of all transactions that had not committed in it. A snapshot is
+//! worth nothing to another server, which may have lost the last transactions of the one before; a [`Position`] also
+//! holds when the server was started, which no two have in common.
+
+use sqlx::{PgConnection, postgres::PgListener};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Error, PgPool};
+
+/// What the triggers notify.
+const CHANNEL: &str = "gatepass_revocations";
+
+/// A connection of its own that hears when there are new rows.
+#[derive(Debug)]
+pub struct Listener(PgListener);
+
+/// Begins to listen, with a connection of `db`.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn listen(db: &PgPool) -> Result<Listener, Error> {
+    let mut listener = PgListener::connect_with(db).await?;
+    listener.eager_reconnect(false);
+    listener.listen(CHANNEL).await?;
+    Ok(Listener(listener))
+}
+
+impl Listener {
+    /// Waits for new rows.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is lost, and what it would have told with it.
+    pub async fn notified(&mut self) -> Result<(), Error> {
+        match self.0.try_recv().await? {
+            Some(_) => Ok(()),
+            None => Err(Error::Unavailable(sqlx::Error::WorkerCrashed)),
+        }
+    }
+}
+
+/// How far a reader has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// `pg_snapshot`, as text: which transactions had committed.
+    pub snapshot: String,
+    /// The server in which that means something, by the time at which it was started.
+    pub server_started_at: OffsetDateTime,
+}
+
+/// Where the end is now: what commits from here on is not yet behind it.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn position(conn: &mut PgConnection) -> Result<Position, Error> {
+    let position = sqlx::query_as!(
+        Position,
+        r#"SELECT pg_current_snapshot()::text AS "snapshot!", pg_postmaster_start_time() AS "server_started_at!""#,
+    );
+    Ok(position.fetch_one(conn).await?)
+}
+
+/// A row.
+#[derive(Clone, Debug)]
+pub struct Revocation {
+    /// Its transaction, as text.
+    pub xid: String,
+    /// Rises with each row.
+    pub id: i64,
+    /// The session that has ended, or
+    pub session_id: Option<Uuid>,
+    /// the user whose roles have changed, and
+    pub user_id: Option<Uuid>,
+    /// their roles since.
+    pub roles: Option<Vec<String>>,
+    /// When the last access token that this is about ends.
+    pub expires_at: OffsetDateTime,
+}
+
+/// At most `limit` rows that were not committed at `since`, and are about tokens that are alive at `now`, after the row
+/// `after` in the order of the primary key. Some may be there twice in two readings.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn page(
+    conn: &mut PgConnection,
+    since: Option<&Position>,
+    after: Option<&Revocation>,
+    now: OffsetDateTime,
+    limit: i64,
+) -> Result<Vec<Revocation>, Error> {
+    // Before the first transaction: nothing had committed.
+    let since = since.map_or("1:1:", |position| &position.snapshot);
+    let rows = sqlx::query_as!(
+        Revocation,
+        r#"SELECT xid::text AS "xid!", id, session_id, user_id, roles, expires_at
+           FROM revocations
+           WHERE (xid, id) > (coalesce($2::text::xid8, pg_snapshot_xmin($1::text::pg_snapshot)), $3)
+               AND NOT pg_visible_in_snapshot(xid, $1::text::pg_snapshot)
+               AND expires_at > $4
+           ORDER BY xid, id
+           LIMIT $5"#,
+        since,
+        after.map(|row| &*row.xid),
+        after.map_or(0, |row| row.id),
+        now,
+        limit,
+    );
+    Ok(rows.fetch_all(conn).await?)
+}
+
+/// Deletes at most `limit` rows that are about tokens which expired before `before`; how many it were. 0 also when somebody
+/// else is at it.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn delete_expired(
+    conn: &mut PgConnection,
+    before: OffsetDateTime,
+    limit: i64,
+) -> Result<u64, Error> {
+    let done = sqlx::query!(
+        "DELETE FROM revocations WHERE (xid, id) IN (
+             SELECT xid, id FROM revocations WHERE expires_at < $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+         )",
+        before,
+        limit,
+    );
+    Ok(done.execute(conn).await?.rows_affected())
+}
