@@ -22,11 +22,14 @@ use axum::{
     extract::ConnectInfo,
     http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header},
 };
+use base64::{Engine, engine::general_purpose::STANDARD};
 use gatepass::{
+    account::Clients,
     cli::serve::{self, Pools},
     clock::Clock,
     config::{self, Settings, Sources},
     http::{self, Limits},
+    random,
     store::{PgPool, Source, migrations},
     token::SymmetricKey,
 };
@@ -137,6 +140,13 @@ impl App {
     pub async fn login(&self, username: &str) -> Value {
         let body = json!({ "username": username, "password": PASSWORD });
         self.post("/users/login").json(&body).send().await.expect(200)
+    }
+
+    /// Makes an introspection client; its `client_id` and `client_secret`.
+    pub async fn client(&self, name: &str) -> (String, String) {
+        let clients = Clients::new(self.db.clone());
+        let (client, secret) = clients.create(name, self.clock.now(), &mut random::system()).await.unwrap();
+        (client.id.to_string(), secret.expose().to_owned())
     }
 
     pub fn get(&self, path: &str) -> Story {
@@ -250,6 +260,16 @@ impl Story {
 
     pub fn json(self, body: &Value) -> Self {
         self.header("content-type", "application/json").body(body.to_string())
+    }
+
+    /// With the credentials of a client.
+    pub fn client(self, (id, secret): &(String, String)) -> Self {
+        self.header("authorization", format!("Basic {}", STANDARD.encode(format!("{id}:{secret}"))))
+    }
+
+    pub fn form(self, parameters: &[(&str, &str)]) -> Self {
+        let body = serde_urlencoded::to_string(parameters).unwrap();
+        self.header("content-type", "application/x-www-form-urlencoded").body(body)
     }
 
     pub fn body(mut self, body: impl Into<Body>) -> Self {

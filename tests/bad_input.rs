@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use axum::http::Method;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use gatepass::token::{Issuer, Lifetime, Party, Subject, SymmetricKey};
 use proptest::{
     prelude::*,
@@ -16,6 +17,7 @@ use uuid::Uuid;
 use crate::app::{Answer, App, KEY, PASSWORD, START, Story};
 
 const METHODS: [&str; 7] = ["get", "head", "post", "put", "patch", "delete", "trace"];
+const FORM: &str = "application/x-www-form-urlencoded";
 const NOBODY: &str = "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e";
 
 /// One operation of the OpenAPI document.
@@ -25,6 +27,8 @@ struct Operation {
     declared: Value,
     /// The schema of its JSON body.
     body: Option<Map<String, Value>>,
+    /// The schema of its form.
+    form: Option<Map<String, Value>>,
 }
 
 /// Every operation that is documented, which is every one that is served.
@@ -34,26 +38,37 @@ fn operations() -> Vec<Operation> {
     for (path, item) in document["paths"].as_object().unwrap() {
         for method in METHODS {
             let Some(declared) = item.get(method) else { continue };
-            let schema = &declared["requestBody"]["content"]["application/json"]["schema"];
-            let schema = match schema["$ref"].as_str() {
-                Some(reference) => document.pointer(reference.strip_prefix('#').unwrap()).unwrap(),
-                None => schema,
+            let schema = |media_type: &str| {
+                let schema = &declared["requestBody"]["content"][media_type]["schema"];
+                let schema = match schema["$ref"].as_str() {
+                    Some(reference) => document.pointer(reference.strip_prefix('#').unwrap()).unwrap(),
+                    None => schema,
+                };
+                schema.as_object().cloned()
             };
             operations.push(Operation {
                 path: path.clone(),
                 method: method.to_uppercase().parse().unwrap(),
                 declared: declared.clone(),
-                body: schema.as_object().cloned(),
+                body: schema("application/json"),
+                form: schema(FORM),
             });
         }
     }
-    assert!(operations.len() >= 9, "{}", operations.len());
+    assert!(operations.len() >= 15, "{}", operations.len());
     operations
 }
 
 impl Operation {
-    fn is_secured(&self) -> bool {
-        self.declared.get("security").is_some()
+    /// Whether it takes credentials of this scheme.
+    fn takes(&self, scheme: &str) -> bool {
+        let requirements = self.declared["security"].as_array();
+        requirements.into_iter().flatten().any(|requirement| requirement.get(scheme).is_some())
+    }
+
+    /// Whether it may be asked without credentials.
+    fn is_open(&self) -> bool {
+        self.declared["security"].as_array().is_none_or(|requirements| requirements.contains(&json!({})))
     }
 
     /// The address, with `id` for every parameter in it.
@@ -68,12 +83,24 @@ impl Operation {
     }
 
     fn properties(&self) -> impl Iterator<Item = (&String, &Value)> {
-        self.body.iter().flat_map(|schema| schema["properties"].as_object().unwrap())
+        self.body.iter().chain(&self.form).flat_map(|schema| schema["properties"].as_object().unwrap())
     }
 
     fn required(&self) -> impl Iterator<Item = &str> {
-        let required = self.body.iter().flat_map(|schema| schema.get("required")).flat_map(Value::as_array);
+        let required = self
+            .body
+            .iter()
+            .chain(&self.form)
+            .flat_map(|schema| schema.get("required"))
+            .flat_map(Value::as_array);
         required.flatten().map(|name| name.as_str().unwrap())
+    }
+
+    /// A form that is good, made of the document's examples, with other parameters behind it.
+    fn example_form(&self, more: &str) -> String {
+        let parameters =
+            self.example().into_iter().map(|(name, value)| (name, value.as_str().unwrap().to_owned()));
+        format!("{}{more}", serde_urlencoded::to_string(parameters.collect::<Vec<_>>()).unwrap())
     }
 
     /// A body that is good, made of the document's examples.
@@ -309,6 +336,100 @@ async fn every_bad_body_on_every_route_that_takes_json() {
 }
 
 #[tokio::test]
+async fn every_bad_body_on_every_route_that_takes_a_form() {
+    let invalid = [(400, "invalid_request")];
+    let app = App::new().await;
+    let client = app.client("orders").await;
+    let operations: Vec<_> = operations().into_iter().filter(|operation| operation.form.is_some()).collect();
+    assert!(operations.len() >= 2);
+    for operation in &operations {
+        let request = || operation.request(&app).client(&client);
+        let send = async |body: Vec<u8>| request().header("content-type", FORM).body(body).send().await;
+        let good = |answer: Answer| {
+            assert_eq!(answer.status.as_u16(), 200, "{} {}", operation.path, answer.body);
+            operation.assert_declared(&answer);
+        };
+
+        for name in operation.required() {
+            for body in ["", "&", "=", "x", "{}", &json!({ name: "x" }).to_string(), "\0", "%00=x"] {
+                let problem = operation.check(body, send(body.into()).await, &invalid);
+                assert!(problem["detail"].as_str().unwrap().contains(name), "{problem}");
+            }
+            for body in [
+                format!("{}=x", name.to_uppercase()),
+                format!("{name}[]=x"),
+                format!("%20{name}=x"),
+                format!("x={name}%3Dx"),
+            ] {
+                operation.check(&body, send(body.clone().into()).await, &invalid);
+            }
+        }
+        for (name, _) in operation.properties() {
+            for more in [
+                format!("&{name}=x"),
+                format!("&{name}"),
+                format!("&%{:02x}{}=", name.as_bytes()[0], &name[1..]),
+            ] {
+                let problem =
+                    operation.check(&more, send(operation.example_form(&more).into()).await, &invalid);
+                assert!(problem["detail"].as_str().unwrap().contains(&**name), "{problem}");
+            }
+        }
+        for more in ["%", "%4", "%zz", "%%41", "%u0041", "&%", "&x=%g0", "%\u{e4}\u{e4}"] {
+            operation.check(more, send(operation.example_form(more).into()).await, &invalid);
+        }
+        // What nobody knows is passed over, and what is no UTF-8 is in no token.
+        for more in
+            ["", "&", "&x=1&x=2", "&client_id=x&client_secret=y", "&=", "&%00=%00", "%ff", "&\u{fffd}"]
+        {
+            good(send(operation.example_form(more).into()).await);
+        }
+        good(send([operation.example_form("").as_bytes(), b"\xff\xc3\x28\0"].concat()).await);
+
+        let padded = |length: usize| {
+            let mut body = operation.example_form("&x=").into_bytes();
+            body.resize(length, b'a');
+            body
+        };
+        let large = 64 * 1024 + 1;
+        for length in [large, 2 * large] {
+            operation.check("a stream", send(padded(length)).await, &[(413, "body_too_large")]);
+            let declared =
+                request().header("content-type", FORM).header("content-length", length.to_string());
+            operation.check(
+                "declared",
+                declared.body(padded(length)).send().await,
+                &[(413, "body_too_large")],
+            );
+        }
+        good(send(padded(large - 1)).await);
+        // As many parameters as there can be.
+        good(send(operation.example_form(&"&x".repeat(30_000)).into()).await);
+
+        let unsupported = [(415, "unsupported_media_type")];
+        let form = operation.example_form("");
+        operation.check("no media type", request().body(form.clone()).send().await, &unsupported);
+        for kind in [
+            "",
+            "application/json",
+            "text/plain",
+            "application/x-www-form-urlencode",
+            "application/x-www-form-urlencoded-not",
+            "multipart/form-data; boundary=x",
+            "*/*",
+        ] {
+            let answer = request().header("content-type", kind).body(form.clone()).send().await;
+            let problem = operation.check(kind, answer, &unsupported);
+            assert!(problem["detail"].as_str().unwrap().contains(FORM), "{problem}");
+        }
+        for kind in ["application/x-www-form-urlencoded; charset=UTF-8", "APPLICATION/X-WWW-FORM-URLENCODED"]
+        {
+            good(request().header("content-type", kind).body(form.clone()).send().await);
+        }
+    }
+}
+
+#[tokio::test]
 async fn every_other_method_is_refused_with_those_that_are_taken() {
     let app = App::new().await;
     let operations = operations();
@@ -474,7 +595,7 @@ async fn no_token_that_is_not_ours_opens_a_secured_route() {
         one(issue(KEY, "gatepass", "gatepass", Duration::hours(1))),
     ];
 
-    let secured: Vec<_> = operations().into_iter().filter(Operation::is_secured).collect();
+    let secured: Vec<_> = operations().into_iter().filter(|operation| operation.takes("bearer")).collect();
     assert!(secured.len() >= 3);
     let send = async |operation: &Operation, fields: &[Vec<u8>]| {
         let mut request = operation.request(&app);
@@ -519,6 +640,105 @@ async fn no_token_that_is_not_ours_opens_a_secured_route() {
     for operation in &secured {
         operation.check("too late", send(operation, &one(ours.clone())).await, &[(401, "token_expired")]);
     }
+}
+
+#[tokio::test]
+async fn no_credentials_that_are_not_a_clients_open_a_route_for_clients() {
+    let app = App::new().await;
+    let alice = app.login_admin("alice").await;
+    let (id, secret) = app.client("orders").await;
+    let (other_id, other_secret) = app.client("billing").await;
+    let basic = |id: &str, secret: &str| format!("Basic {}", STANDARD.encode(format!("{id}:{secret}")));
+    let ours = basic(&id, &secret);
+    let mut altered = secret.clone().into_bytes();
+    altered[10] = if altered[10] == b'A' { b'B' } else { b'A' };
+    let altered = String::from_utf8(altered).unwrap();
+
+    let one = |text: String| vec![text.into_bytes()];
+    // Not of a client at all: who may come without any is let in with these as well.
+    let foreign: Vec<Vec<Vec<u8>>> = vec![
+        vec![],
+        one(String::new()),
+        one(ours.replace("Basic ", "")),
+        one(ours.replace("Basic ", "Bearer ")),
+        one(format!("Bearer {secret}")),
+        one(format!("Bearer {}", alice["access_token"].as_str().unwrap())),
+        vec![b"Digest username=\"orders\"".to_vec()],
+        vec![b"\xff".to_vec()],
+    ];
+    let wrong: Vec<Vec<Vec<u8>>> = vec![
+        one("Basic".into()),
+        one("Basic ".into()),
+        one("Basic Og==".into()),
+        one("Basic not/base64".into()),
+        one("Basic ====".into()),
+        one(format!("{ours}=")),
+        one(format!("{ours} {ours}")),
+        one(format!("{ours}, {ours}")),
+        one(format!("Basic {id}:{secret}")),
+        one(format!("Basic {}", STANDARD.encode(&id))),
+        vec![[b"Basic ", STANDARD.encode([id.as_bytes(), b":\xff\xfe"].concat()).as_bytes()].concat()],
+        vec![b"Basic \xff\xfe".to_vec()],
+        one(basic("", "")),
+        one(basic(&id, "")),
+        one(basic("", &secret)),
+        one(basic(&secret, &id)),
+        one(basic(NOBODY, &secret)),
+        one(basic("00000000-0000-0000-0000-000000000000", &secret)),
+        one(basic("orders", &secret)),
+        one(basic("alice", PASSWORD)),
+        one(basic(&id, &other_secret)),
+        one(basic(&other_id, &secret)),
+        one(basic(&id, &altered)),
+        one(basic(&id, &secret[..secret.len() - 1])),
+        one(basic(&id, &format!("{secret}A"))),
+        one(basic(&id, &format!("{secret}\0"))),
+        one(basic(&id, &format!(" {secret}"))),
+        one(basic(&format!("{id} "), &secret)),
+        one(basic(&id.replace('-', ""), &secret)),
+        one(basic(&format!("{id}\0"), &secret)),
+        one(basic(&id, &secret.to_uppercase())),
+        one(basic(&id, alice["access_token"].as_str().unwrap())),
+        one(basic(&id, &"a".repeat(8 * 1024))),
+        vec![ours.clone().into(), ours.clone().into()],
+        vec![ours.clone().into(), b"Bearer abc".to_vec()],
+    ];
+
+    let operations: Vec<_> = operations().into_iter().filter(|operation| operation.takes("client")).collect();
+    assert!(operations.len() >= 2);
+    let mut seen = BTreeSet::new();
+    for operation in &operations {
+        let send = async |fields: &[Vec<u8>]| {
+            let mut request = operation.request(&app);
+            for field in fields {
+                request = request.header("authorization", &field[..]);
+            }
+            request.header("content-type", FORM).body(operation.example_form("")).send().await
+        };
+        for (fields, is_foreign) in
+            foreign.iter().map(|fields| (fields, true)).chain(wrong.iter().map(|fields| (fields, false)))
+        {
+            let what: Vec<_> = fields.iter().map(|field| String::from_utf8_lossy(field)).collect();
+            let answer = send(fields).await;
+            if is_foreign && operation.is_open() {
+                assert_eq!(answer.status.as_u16(), 200, "{what:?}");
+                continue;
+            }
+            assert_eq!(answer.header("www-authenticate"), r#"Basic realm="gatepass""#, "{what:?}");
+            let mut problem = operation.check(&what.join("\n"), answer, &[(401, "invalid_client")]);
+            problem["request_id"] = Value::Null;
+            seen.insert(problem.to_string());
+        }
+        // It is the credentials that are wrong above, not the request.
+        for good in [ours.clone(), ours.replace("Basic", "bASIC"), ours.replace("Basic", "Basic  ")] {
+            assert_eq!(send(&one(good.clone())).await.status.as_u16(), 200, "{good}");
+        }
+        // Not in the form, where OAuth has them too.
+        let form = format!("{}&client_id={id}&client_secret={secret}", operation.example_form(""));
+        let answer = operation.request(&app).header("content-type", FORM).body(form).send().await;
+        assert_eq!(answer.status.as_u16(), if operation.is_open() { 200 } else { 401 });
+    }
+    assert_eq!(seen.len(), 1, "one answer for all: {seen:?}");
 }
 
 #[tokio::test]

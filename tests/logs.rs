@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, process::Stdio, time::Duration};
 
 use axum::{body::Body, http::Request};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -100,6 +101,8 @@ struct Step {
     path: String,
     route: &'static str,
     token: Option<String>,
+    client: Option<(String, String)>,
+    media_type: &'static str,
     body: Option<String>,
     status: u16,
 }
@@ -109,16 +112,37 @@ fn step(method: &'static str, path: &str, status: u16) -> Step {
         "/users" => "/users",
         "/users/login" => "/users/login",
         "/users/me" => "/users/me",
+        "/tokens/introspect" => "/tokens/introspect",
+        "/tokens/revoke" => "/tokens/revoke",
         "/healthz" => "/healthz",
         admin if admin.starts_with("/admin/users/") => "/admin/users/{id}",
         _ => "-",
     };
-    Step { id: String::new(), method, path: path.into(), route, token: None, body: None, status }
+    Step {
+        id: String::new(),
+        method,
+        path: path.into(),
+        route,
+        token: None,
+        client: None,
+        media_type: "application/json",
+        body: None,
+        status,
+    }
 }
 
 impl Step {
     fn json(self, body: &Value) -> Self {
         Self { body: Some(body.to_string()), ..self }
+    }
+
+    fn form(self, token: &str) -> Self {
+        let media_type = "application/x-www-form-urlencoded";
+        Self { media_type, body: Some(format!("token={token}")), ..self }
+    }
+
+    fn client(self, id: &str, secret: &str) -> Self {
+        Self { client: Some((id.into(), secret.into())), ..self }
     }
 
     fn text(self, body: &str) -> Self {
@@ -145,13 +169,17 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
         if let Some(token) = &step.token {
             request = request.bearer_auth(token);
         }
+        if let Some((id, secret)) = &step.client {
+            request = request.basic_auth(id, Some(secret));
+        }
         if let Some(body) = &step.body {
-            request = request.header("content-type", "application/json").body(body.clone());
+            request = request.header("content-type", step.media_type).body(body.clone());
         }
         let response = request.send().await.unwrap();
         assert_eq!(response.status().as_u16(), step.status, "{} {}", step.method, step.path);
         told.push(step);
-        response.json().await.unwrap()
+        let body = response.bytes().await.unwrap();
+        if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() }
     };
 
     let alice = json!({
@@ -204,6 +232,19 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
     ] {
         tell(step("POST", "/users/login", status).text(&body)).await;
     }
+    // What is asked about tokens, by a client, by one that is none, and not as it should be.
+    let (id, secret) = app.client("orders").await;
+    for token in [access, refresh, PASSWORD] {
+        tell(step("POST", "/tokens/introspect", 200).client(&id, &secret).form(token)).await;
+        tell(step("POST", "/tokens/introspect", 401).client(&id, WRONG_PASSWORD).form(token)).await;
+        tell(step("POST", "/tokens/introspect", 401).client(&secret, &id).form(token)).await;
+        let twice = format!("{token}&token={token}");
+        tell(step("POST", "/tokens/introspect", 400).client(&id, &secret).form(&twice)).await;
+        tell(step("POST", "/tokens/introspect", 400).client(&id, &secret).form(&format!("{token}%"))).await;
+        tell(step("POST", "/tokens/introspect", 415).client(&id, &secret).text(token)).await;
+        tell(step("POST", "/tokens/revoke", 401).client(&id, WRONG_PASSWORD).form(token)).await;
+    }
+    tell(step("POST", "/tokens/revoke", 200).form(refresh)).await;
     tell(step("GET", "/healthz", 200)).await;
     tell(step("DELETE", "/users/me", 405).token(access)).await;
 
@@ -272,6 +313,10 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
         second["access_token"].as_str().unwrap(),
         second["refresh_token"].as_str().unwrap(),
         &hash,
+        &secret,
+        &secret[4..20],
+        &STANDARD.encode(format!("{id}:{secret}")),
+        &STANDARD.encode(format!("{secret}:{id}")),
     ]
     .map(String::from)
     .into();

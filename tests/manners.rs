@@ -245,6 +245,7 @@ async fn connections_that_the_database_cut_off_are_not_noticed_by_anybody() {
 async fn without_its_database_the_service_says_so_and_comes_back_with_it() {
     let app = App::new().await;
     let root = app.login_admin("root").await;
+    let client = app.client("orders").await;
     app.get("/readyz").send().await.expect(200);
 
     let name = database_name(&app);
@@ -265,6 +266,10 @@ async fn without_its_database_the_service_says_so_and_comes_back_with_it() {
         app.get("/users/me").bearer(&root),
         app.patch("/users/me").bearer(&root).json(&json!({"full_name": "Root"})),
         app.get("/admin/users/019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e").bearer(&root),
+        app.post("/tokens/introspect").client(&client).form(&[("token", "x")]),
+        app.post("/tokens/revoke").client(&client).form(&[("token", "x")]),
+        app.post("/tokens/revoke").form(&[("token", root["access_token"].as_str().unwrap())]),
+        app.post("/tokens/revoke").form(&[("token", root["refresh_token"].as_str().unwrap())]),
     ] {
         let answer = story.send().await;
         assert_eq!(answer.header("retry-after"), "1", "{}", answer.body);

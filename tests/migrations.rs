@@ -251,6 +251,12 @@ fn good_row(table: &str) -> Vec<(&'static str, &'static str)> {
             ("retired_at", "NULL"),
             ("verifies_until", "NULL"),
         ],
+        "clients" => vec![
+            ("id", "'01940000-0000-7000-8000-000000000022'"),
+            ("name", "'orders'"),
+            ("secret_hash", "decode(repeat('00', 32), 'hex')"),
+            ("created_at", now),
+        ],
         _ => unreachable!(),
     }
 }
@@ -327,6 +333,9 @@ async fn the_tables_take_what_is_right() {
         ("signing_keys", "wrapped_key", "decode(repeat('00', 8192), 'hex')"),
         ("signing_keys", "token_seconds", "1"),
         ("signing_keys", "activated_at", "NULL"),
+        ("clients", "name", "'7'"),
+        ("clients", "name", "'Orders.api_v2-eu'"),
+        ("clients", "name", "repeat('x', 32)"),
     ] {
         assert_eq!(
             attempt(&mut conn, &insert(table, &[(column, value)])).await,
@@ -438,6 +447,17 @@ async fn every_rule_bites_whoever_writes_by_hand() {
         ("signing_keys", "wrapped_key", "NULL", "signing_keys_private_until_retired"),
         ("signing_keys", "wrapped_by", "NULL", "signing_keys_private_until_retired"),
         ("signing_keys", "verifies_until", now, "signing_keys_verifies_after_retirement"),
+        ("clients", "id", v4, "clients_id_uuidv7"),
+        ("clients", "name", "''", "clients_name_shape"),
+        ("clients", "name", "repeat('x', 33)", "clients_name_shape"),
+        ("clients", "name", "'01940000-0000-7000-8000-000000000022'", "clients_name_shape"),
+        ("clients", "name", "'-orders'", "clients_name_shape"),
+        ("clients", "name", "'orders api'", "clients_name_shape"),
+        ("clients", "name", "'örders'", "clients_name_shape"),
+        ("clients", "name", r"E'orders\n'", "clients_name_shape"),
+        ("clients", "secret_hash", "decode(repeat('00', 31), 'hex')", "clients_secret_hash_length"),
+        ("clients", "secret_hash", "decode(repeat('00', 33), 'hex')", "clients_secret_hash_length"),
+        ("clients", "secret_hash", "''", "clients_secret_hash_length"),
     ];
     let mut missed = Vec::new();
     for (table, column, value, constraint) in cases {
@@ -469,6 +489,7 @@ async fn every_rule_bites_whoever_writes_by_hand() {
         ("users", &["full_name", "password_hash"][..]),
         ("sessions", &["user_agent", "client_ip", "ended_at", "end_reason"]),
         ("signing_keys", &["wrapped_key", "wrapped_by", "activated_at", "retired_at", "verifies_until"]),
+        ("clients", &[]),
     ] {
         for (column, _) in good_row(table).iter().filter(|(column, _)| !optional.contains(column)) {
             let refused = attempt(&mut conn, &insert(table, &[(column, "NULL")])).await.unwrap_err();
@@ -519,6 +540,22 @@ async fn of_each_format_one_signing_key_signs_and_one_is_next() {
         (vec![("id", "repeat('o', 43)"), ("format", "'jwt:EdDSA'")], "ok"),
     ] {
         let got = attempt(&mut conn, &insert("signing_keys", &row)).await;
+        assert_eq!(got.err().as_deref().unwrap_or("ok"), expected, "{row:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_has_an_id_and_a_name_to_itself() {
+    let mut conn = connect(&database().await).await;
+    sqlx::raw_sql(AssertSqlSafe(insert("clients", &[]))).execute(&mut conn).await.unwrap();
+    let other_id = ("id", "'01940000-0000-7000-8000-000000000023'");
+    for (row, expected) in [
+        (vec![("name", "'billing'")], "clients_pkey"),
+        (vec![other_id], "clients_name_key"),
+        (vec![other_id, ("name", "'billing'")], "ok"),
+        (vec![other_id, ("name", "'Orders'")], "ok"),
+    ] {
+        let got = attempt(&mut conn, &insert("clients", &row)).await;
         assert_eq!(got.err().as_deref().unwrap_or("ok"), expected, "{row:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! README.md tells the truth: its session runs as it is written and is answered as it shows, its example is the one that
 //! compiles, and its table of settings is the code's.
 
-use std::{env, fs, process::Stdio};
+use std::{env, fs, path::Path, process::Stdio};
 
 use serde_json::Value;
 use tokio::{
@@ -67,12 +67,17 @@ async fn the_session_runs_as_it_is_written() {
     const NEXT: &str = "--- next ---";
 
     let readme = readme();
-    let session = between(&readme, "<!-- session -->\n```console\n", "```\n<!-- /session -->");
-    let steps = steps(session);
-    assert!(steps.iter().filter(|step| step.shows.is_some()).count() >= 5, "{steps:#?}");
+    // In the order in which they stand there, the later ones go on from the earlier.
+    let sessions = readme.split("<!-- session -->\n```console\n").skip(1);
+    let sessions = sessions.map(|rest| rest.split_once("```\n<!-- /session -->").unwrap().0);
+    let steps: Vec<_> = sessions.flat_map(steps).collect();
+    assert!(steps.iter().filter(|step| step.shows.is_some()).count() >= 8, "{steps:#?}");
 
     let directory = tempfile::tempdir().unwrap();
-    let (_service, address) = serve(directory.path()).await;
+    let database_url = app::database().await;
+    let (_service, address) = serve(directory.path(), &database_url).await;
+    let binaries = Path::new(env!("CARGO_BIN_EXE_gatepass")).parent().unwrap();
+    let path = format!("{}:{}", binaries.display(), env::var("PATH").unwrap());
     // One shell for all, as for a reader, so that variables and files stay.
     let mut script = String::new();
     for step in &steps {
@@ -82,6 +87,8 @@ async fn the_session_runs_as_it_is_written() {
         .args(["-eu", "-o", "pipefail", "-c", &script])
         .current_dir(&directory)
         .env("NO_PROXY", "*")
+        .env("PATH", path)
+        .env("DB_SOURCE", database_url)
         .stderr(Stdio::inherit())
         .output()
         .await
@@ -108,14 +115,14 @@ async fn the_session_runs_as_it_is_written() {
 }
 
 /// Starts the service on a free port; where it listens.
-async fn serve(directory: &std::path::Path) -> (Child, String) {
+async fn serve(directory: &Path, database_url: &str) -> (Child, String) {
     let mut service = Command::new(env!("CARGO_BIN_EXE_gatepass"))
         .arg("serve")
         .current_dir(directory)
         .env_clear()
         .env("RUST_LOG", "error")
         .env("HTTP_SERVER_ADDRESS", "127.0.0.1:0")
-        .env("DB_SOURCE", app::database().await)
+        .env("DB_SOURCE", database_url)
         .env("TOKEN_SYMMETRIC_KEY", KEY)
         .stdout(Stdio::piped())
         .kill_on_drop(true)
@@ -182,8 +189,10 @@ fn constant(json: &Value) -> Value {
     match json {
         Value::Object(members) => {
             let differs = |name: &str| {
-                ["id", "request_id", "session_id", "access_token", "refresh_token"].contains(&name)
-                    || name.ends_with("_at")
+                let ids = ["id", "request_id", "session_id", "sub", "sid", "jti"];
+                let times = ["iat", "nbf", "exp"];
+                let tokens = ["access_token", "refresh_token"];
+                [&ids[..], &times, &tokens].concat().contains(&name) || name.ends_with("_at")
             };
             let member = |(name, value): (&String, &Value)| {
                 (name.clone(), if differs(name) { Value::from("…") } else { constant(value) })

@@ -4,9 +4,12 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Accounts, Error, Overview};
-use crate::store::{
-    self,
-    sessions::{self, EndReason, Which},
+use crate::{
+    store::{
+        self,
+        sessions::{self, EndReason, Which},
+    },
+    token::refresh::Presented,
 };
 
 /// How many sessions of a user are shown.
@@ -47,6 +50,18 @@ impl Accounts {
             0 => Err(Error::NoSuchSession),
             _ => Ok(()),
         }
+    }
+
+    /// The user and the session that an authentic refresh token is of, whatever its generation.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn session_of(&self, refresh_token: &str) -> Result<Option<(Uuid, Uuid)>, Error> {
+        let Some(presented) = Presented::parse(refresh_token) else { return Ok(None) };
+        let row = sessions::by_id(&mut *self.conn().await?, presented.session_id).await?;
+        let row = row.filter(|row| self.refresh_keys.is_authentic(&presented, &row.refresh_salt));
+        Ok(row.map(|row| (row.user_id, row.id)))
     }
 
     /// Ends the sessions of a user, all or all but `keep`; how many those were.

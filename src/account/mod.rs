@@ -5,6 +5,7 @@
 
 mod activity;
 mod clean_up;
+mod clients;
 mod ending;
 mod fields;
 mod login;
@@ -20,6 +21,7 @@ use uuid::Uuid;
 pub use self::{
     activity::Activity,
     clean_up::{CleanUp, Cleaned},
+    clients::{Client, Clients},
     fields::{Email, FieldError, FullName, Roles, Username},
     login::{Caller, Login},
     renewal::Renewed,
@@ -111,6 +113,15 @@ pub enum Error {
     /// The user has no such session, or it is over.
     #[error("there is no such session")]
     NoSuchSession,
+    /// Another client has this name.
+    #[error("the client's name is taken")]
+    ClientNameTaken,
+    /// There is no such client.
+    #[error("there is no such client")]
+    NoSuchClient,
+    /// Unknown client or wrong secret: told apart nowhere.
+    #[error("the client's credentials are not right")]
+    InvalidClient,
     /// More password hashes are wanted than the machine can do.
     #[error("too many passwords to hash at once")]
     Overloaded {
@@ -136,6 +147,7 @@ impl From<store::Error> for Error {
         match error {
             store::Error::Taken(Unique::Username) => Self::UsernameTaken,
             store::Error::Taken(Unique::Email) => Self::EmailTaken,
+            store::Error::Taken(Unique::ClientName) => Self::ClientNameTaken,
             store::Error::Unavailable(cause) => Self::Unavailable(cause),
             store::Error::Conflict(cause) | store::Error::Failed(cause) => Self::Store(cause),
         }

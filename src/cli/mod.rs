@@ -2,6 +2,7 @@
 //!
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong use.
 
+mod client;
 mod config;
 mod development_key;
 mod doctor;
@@ -18,6 +19,8 @@ use std::{error::Error, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::account::{self, FieldError};
 
 /// What a subcommand fails with: printed with everything behind it.
 type Failure = Box<dyn Error + Send + Sync>;
@@ -52,6 +55,9 @@ enum Command {
     /// Look after users
     #[command(subcommand)]
     User(user::Command),
+    /// Look after the services that may ask about tokens
+    #[command(subcommand)]
+    Client(client::Command),
     /// Look after the keys that tokens are made with
     #[command(subcommand)]
     Key(key::Command),
@@ -88,6 +94,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Config(args) => config::run(config_file, &args),
         Command::Migrate(command) => migrate::run(config_file, command).await,
         Command::User(command) => user::run(config_file, command).await,
+        Command::Client(command) => client::run(config_file, command).await,
         Command::Key(command) => key::run(config_file, command).await,
         Command::Token(command) => token::run(config_file, command).await,
         Command::Doctor(args) => doctor::run(config_file, &args).await,
@@ -114,6 +121,17 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
 /// A time for people: RFC 3339, to the second.
 fn seconds(at: OffsetDateTime) -> String {
     at.truncate_to_second().format(&Rfc3339).unwrap_or_default()
+}
+
+/// Lists what is wrong with each field.
+fn explain(failure: Failure) -> Failure {
+    match failure.downcast_ref::<account::Error>() {
+        Some(account::Error::Invalid(errors)) => {
+            let line = |error: &FieldError| format!("{} {}", error.field, error.message);
+            errors.iter().map(line).collect::<Vec<_>>().join("; ").into()
+        }
+        _ => failure,
+    }
 }
 
 fn fail(error: &(dyn Error + 'static)) -> ExitCode {

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{Failure, setup};
 use crate::{
-    account::{Activity, CleanUp},
+    account::{Activity, CleanUp, Clients},
     clock::Clock,
     config::{self, Environment, Loaded, Settings},
     http::{self, App, Limits, Parts},
@@ -156,9 +156,11 @@ pub async fn app(
     let keys = Keys::open(setup::key_policy(settings, key), background.clone(), clock.now()).await?;
     let feed = Feed::new(background.clone(), clock.clone(), settings.revocation_max_staleness);
     let threads = settings.password_hash_threads;
-    let accounts = setup::accounts(settings, key, keys.issuer(), requests, Some(feed.clone()), threads)?;
+    let accounts =
+        setup::accounts(settings, key, keys.issuer(), requests.clone(), Some(feed.clone()), threads)?;
     Ok(App::new(Parts {
         accounts,
+        clients: Clients::new(requests),
         keys,
         feed,
         activity: Activity::new(background.clone()),

@@ -8,9 +8,9 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{Failure, password_input::PasswordArgs, print, print_json, seconds, setup};
+use super::{Failure, explain, password_input::PasswordArgs, print, print_json, seconds, setup};
 use crate::{
-    account::{self, Accounts, FieldError, Registration, Roles, User},
+    account::{self, Accounts, Registration, Roles, User},
     clock::Clock,
     config::{Environment, Settings},
     http::UserBody,
@@ -233,15 +233,4 @@ fn table(users: &[User]) -> String {
 
 fn list(roles: &[String]) -> String {
     if roles.is_empty() { "-".to_owned() } else { roles.join(" ") }
-}
-
-/// Lists what is wrong with each field.
-fn explain(failure: Failure) -> Failure {
-    match failure.downcast_ref::<account::Error>() {
-        Some(account::Error::Invalid(errors)) => {
-            let line = |error: &FieldError| format!("{} {}", error.field, error.message);
-            errors.iter().map(line).collect::<Vec<_>>().join("; ").into()
-        }
-        _ => failure,
-    }
 }

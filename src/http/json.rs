@@ -2,14 +2,16 @@
 
 use axum::{
     extract::{FromRequest, Request},
-    http::{HeaderMap, header::CONTENT_TYPE},
+    http::HeaderMap,
 };
-use http_body_util::{BodyExt, LengthLimitError};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::error::Category;
 
-use super::{App, Problem};
+use super::{App, Problem, body};
 use crate::account::FieldError;
+
+/// The media type of JSON.
+pub(super) const MEDIA_TYPE: &str = "application/json";
 
 /// A request's body, read from JSON.
 ///
@@ -22,28 +24,17 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
         if !is_json(request.headers()) {
-            return Err(Problem::unsupported_media_type());
+            return Err(Problem::unsupported_media_type(MEDIA_TYPE));
         }
-        let body = tokio::time::timeout(app.limits().body_read, request.into_body().collect())
-            .await
-            .map_err(|_| Problem::request_timeout())?
-            .map_err(|error| match std::error::Error::source(&error) {
-                Some(source) if source.is::<LengthLimitError>() => Problem::too_large(),
-                _ => Problem::malformed("The request's body did not arrive whole."),
-            })?
-            .to_bytes();
+        let body = body::read(request, app, Problem::malformed).await?;
         parse(&body).map(Self)
     }
 }
 
 /// `application/json` or a `+json` type, whatever its parameters.
 fn is_json(headers: &HeaderMap) -> bool {
-    let essence = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
-    essence.is_some_and(|essence| {
-        essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+    body::media_type(headers).is_some_and(|essence| {
+        essence == MEDIA_TYPE || (essence.starts_with("application/") && essence.ends_with("+json"))
     })
 }
 
@@ -96,7 +87,7 @@ fn explain(path: String, error: &serde_json::Error) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
+    use axum::http::{HeaderValue, header::CONTENT_TYPE};
 
     use super::*;
 

@@ -2,8 +2,11 @@
 //! top to bottom.
 
 mod admin;
+mod body;
 mod client_address;
+mod client_auth;
 mod docs;
+mod form;
 mod health;
 mod json;
 mod layers;
@@ -35,7 +38,7 @@ pub use self::{
     users::UserBody,
 };
 use crate::{
-    account::{Accounts, Activity, CleanUp},
+    account::{Accounts, Activity, CleanUp, Clients},
     bearer::{BearerLayer, Refusal},
     clock::Clock,
     keys::Keys,
@@ -85,6 +88,8 @@ pub struct App(Arc<Parts>);
 pub struct Parts {
     /// The use cases.
     pub accounts: Accounts,
+    /// Who may ask about tokens.
+    pub clients: Clients,
     /// The keys that access tokens are made and checked with.
     pub keys: Keys,
     /// What is seen of sessions.
@@ -146,6 +151,10 @@ impl App {
         &self.0.accounts
     }
 
+    fn clients(&self) -> &Clients {
+        &self.0.clients
+    }
+
     fn clock(&self) -> &Clock {
         &self.0.clock
     }
@@ -169,6 +178,8 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(users::register))
         .routes(routes!(users::log_in))
         .routes(routes!(tokens::renew))
+        .routes(routes!(tokens::introspect))
+        .routes(routes!(tokens::revoke))
         .routes(routes!(well_known::jwks))
         .routes(routes!(well_known::paserks))
         .routes(routes!(well_known::metadata))

@@ -14,7 +14,7 @@ use utoipa::{
     },
 };
 
-use super::{Problem, RequestId, problem::ProblemDocument};
+use super::{Problem, RequestId, form, json, problem::ProblemDocument};
 use crate::{
     account::{self, FieldError},
     bearer::Refusal,
@@ -32,11 +32,11 @@ use crate::{
     ),
     servers((url = "/", description = "This server")),
     components(schemas(ProblemDocument<'static>)),
-    modifiers(&Bearer),
+    modifiers(&Schemes),
     tags(
         (name = "users", description = "Registration, login, and one's own profile"),
         (name = "admin", description = "Users, for those who have the role `admin`"),
-        (name = "tokens", description = "For holders of tokens"),
+        (name = "tokens", description = "For holders of tokens, and for services that ask about them"),
         (name = "keys", description = "Public keys, for services that check tokens by themselves"),
         (name = "health", description = "For load balancers and orchestrators"),
         (name = "docs", description = "This description"),
@@ -44,19 +44,22 @@ use crate::{
 )]
 struct Frame;
 
-struct Bearer;
+struct Schemes;
 
-impl Modify for Bearer {
+impl Modify for Schemes {
     fn modify(&self, openapi: &mut openapi::OpenApi) {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
             .bearer_format("PASETO or JWT")
             .description(Some("The `access_token` of a login."))
             .build();
-        openapi
-            .components
-            .get_or_insert_default()
-            .add_security_scheme("bearer", SecurityScheme::Http(scheme));
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme("bearer", SecurityScheme::Http(scheme));
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Basic)
+            .description(Some("The `client_id` and `client_secret` that `gatepass client create` printed."))
+            .build();
+        components.add_security_scheme("client", SecurityScheme::Http(scheme));
     }
 }
 
@@ -103,18 +106,40 @@ fn complete(operation: &mut Operation) {
             "`database_unavailable`, `overloaded` or `timeout`: try again after `Retry-After`.",
         ));
     }
+    let takes_form = matches!(
+        &operation.request_body, Some(RefOr::T(body)) if body.content.contains_key(form::MEDIA_TYPE)
+    );
     if operation.request_body.is_some() {
         common.extend([
-            ("400", "`malformed_json`: the body is no JSON, or did not arrive whole."),
             ("408", "`request_timeout`: the body did not arrive in time."),
             ("413", "`body_too_large`: more than 64 KiB."),
-            ("415", "`unsupported_media_type`: not `application/json`."),
-            ("422", "`validation_failed`: `errors` says what is wrong with each field."),
         ]);
+        if takes_form {
+            common.extend([
+                (
+                    "400",
+                    "`invalid_request`: the body is no form, lacks a parameter, or has one more than once.",
+                ),
+                ("415", "`unsupported_media_type`: not `application/x-www-form-urlencoded`."),
+            ]);
+        } else {
+            common.extend([
+                ("400", "`malformed_json`: the body is no JSON, or did not arrive whole."),
+                ("415", "`unsupported_media_type`: not `application/json`."),
+                ("422", "`validation_failed`: `errors` says what is wrong with each field."),
+            ]);
+        }
     }
-    if operation.security.is_some() {
+    let challenge = if takes(operation, "client") {
+        common.push(("401", "`invalid_client`: no credentials of a client, or wrong ones."));
+        Some("RFC 7617.")
+    } else if takes(operation, "bearer") {
         common.push(("401", "`missing_token`, `invalid_token`, `token_expired`, `session_revoked` or `token_outdated`: the roles have changed, renew."));
-    }
+        Some("RFC 6750.")
+    } else {
+        None
+    };
+    let media_type = if takes_form { form::MEDIA_TYPE } else { json::MEDIA_TYPE };
     let responses = &mut operation.responses.responses;
     for (status, description) in common {
         let absent = || RefOr::T(ResponseBuilder::new().description(description).build());
@@ -123,32 +148,39 @@ fn complete(operation: &mut Operation) {
     for (status, response) in responses {
         let RefOr::T(response) = response else { continue };
         header(response, "x-request-id", "The request's id, as the log has it.");
-        match status.as_str() {
-            "401" if operation.security.is_some() => header(response, "WWW-Authenticate", "RFC 6750."),
-            "503" => header(response, "Retry-After", "Seconds to wait."),
+        match (status.as_str(), challenge) {
+            ("401", Some(challenge)) => header(response, "WWW-Authenticate", challenge),
+            ("503", _) => header(response, "Retry-After", "Seconds to wait."),
             _ => {}
         }
         if status.as_str() >= "400" {
             let content = ContentBuilder::new()
                 .schema(Some(Ref::from_schema_name(ProblemDocument::name())))
-                .examples_from_iter(examples(&response.description))
+                .examples_from_iter(examples(&response.description, media_type))
                 .build();
             response.content.entry("application/problem+json".to_owned()).or_insert(RefOr::T(content));
         }
     }
 }
 
-/// A true example for each code that `description` names.
-fn examples(description: &str) -> impl Iterator<Item = (String, RefOr<Example>)> {
+/// Whether `operation` takes the credentials of this scheme.
+fn takes(operation: &Operation, scheme: &str) -> bool {
+    operation.security.iter().flatten().any(|requirement| {
+        serde_json::to_value(requirement).is_ok_and(|requirement| requirement.get(scheme).is_some())
+    })
+}
+
+/// A true example for each code that `description` names, on a route that takes this media type.
+fn examples(description: &str, media_type: &str) -> impl Iterator<Item = (String, RefOr<Example>)> {
     let codes: Vec<&str> = description.split('`').skip(1).step_by(2).collect();
-    samples().into_iter().filter(move |sample| codes.contains(&sample.code())).map(|sample| {
+    samples(media_type).into_iter().filter(move |sample| codes.contains(&sample.code())).map(|sample| {
         let document = serde_json::to_value(sample.document(&RequestId::sample())).ok();
         (sample.code().to_owned(), RefOr::T(ExampleBuilder::new().value(document).build()))
     })
 }
 
 /// Every problem that a route can answer, made the way the routes make it.
-fn samples() -> Vec<Problem> {
+fn samples(media_type: &str) -> Vec<Problem> {
     let faulty = FieldError::new("username", "too_short", "needs 3 to 64 characters");
     vec![
         Refusal::Missing.into(),
@@ -161,6 +193,7 @@ fn samples() -> Vec<Problem> {
         account::Error::InvalidRefreshToken.into(),
         account::Error::RefreshTokenReused.into(),
         account::Error::SessionExpired.into(),
+        account::Error::InvalidClient.into(),
         account::Error::RegistrationClosed.into(),
         account::Error::UsernameTaken.into(),
         account::Error::EmailTaken.into(),
@@ -170,9 +203,10 @@ fn samples() -> Vec<Problem> {
         Problem::forbidden(account::ADMIN_ROLE),
         Problem::not_found(),
         Problem::malformed("The body is not JSON: fault at line 1, column 12."),
+        Problem::invalid_request("The form is not what this route takes: missing field `token`."),
         Problem::request_timeout(),
         Problem::too_large(),
-        Problem::unsupported_media_type(),
+        Problem::unsupported_media_type(media_type),
         Problem::invalid(vec![faulty]),
         Problem::not_ready(vec!["database: not reachable".to_owned()]),
         Problem::timeout(),

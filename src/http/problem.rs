@@ -11,7 +11,7 @@ use axum::{
     extract::Request,
     http::{
         HeaderName, HeaderValue, Response, StatusCode,
-        header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
+        header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     middleware::Next,
     response::IntoResponse,
@@ -90,12 +90,17 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "malformed_json", detail)
     }
 
-    /// 415.
-    pub fn unsupported_media_type() -> Self {
+    /// 400, with what is wrong with the form (RFC 6749, section 5.2).
+    pub fn invalid_request(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
+    }
+
+    /// 415, with the media type that the route takes.
+    pub fn unsupported_media_type(expected: &str) -> Self {
         Self::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "unsupported_media_type",
-            "This route takes `Content-Type: application/json`.",
+            format!("This route takes `Content-Type: {expected}`."),
         )
     }
 
@@ -199,6 +204,9 @@ impl From<account::Error> for Problem {
             E::UsernameTaken => {
                 Self::new(StatusCode::CONFLICT, "username_taken", "Another user has this username.")
             }
+            E::ClientNameTaken => {
+                Self::new(StatusCode::CONFLICT, "client_name_taken", "Another client has this name.")
+            }
             E::EmailTaken => Self::new(StatusCode::CONFLICT, "email_taken", "Another user has this address."),
             E::RegistrationClosed => Self::new(
                 StatusCode::FORBIDDEN,
@@ -229,7 +237,13 @@ impl From<account::Error> for Problem {
                 "session_expired",
                 "The session has expired; log in again.",
             ),
-            E::NoSuchUser | E::NoSuchSession => Self::not_found(),
+            E::InvalidClient => Self::new(
+                StatusCode::UNAUTHORIZED,
+                "invalid_client",
+                "This needs the `client_id` and `client_secret` of a client, as HTTP Basic.",
+            )
+            .header(WWW_AUTHENTICATE, HeaderValue::from_static(r#"Basic realm="gatepass""#)),
+            E::NoSuchUser | E::NoSuchSession | E::NoSuchClient => Self::not_found(),
             E::Overloaded { retry_after } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "overloaded",

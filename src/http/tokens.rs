@@ -1,17 +1,23 @@
-//! `/tokens`: what holders of tokens do with them.
+//! `/tokens`: what holders of tokens do with them, and what clients may ask about them.
 
-use axum::extract::State;
+use std::sync::Arc;
+
+use axum::{extract::State, http::StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use utoipa::ToSchema;
+use utoipa::{
+    ToSchema,
+    openapi::{Object, ObjectBuilder, schema::Type},
+};
 use uuid::Uuid;
 
-use super::{App, Problem, json::Json};
+use super::{App, Problem, client_auth::AuthenticatedClient, form::Form, json::Json};
 use crate::{
-    account::Caller,
+    account::{self, Caller},
+    bearer::Refusal,
     random,
-    token::{AccessToken, refresh::RefreshToken},
+    token::{AccessToken, Claims, Rejection, Sighting, refresh::RefreshToken},
 };
 
 /// A session's tokens.
@@ -99,4 +105,160 @@ pub(super) async fn renew(
         &renewed.refresh_token,
         renewed.refresh_token_expires_at,
     )))
+}
+
+/// A token to be looked at (RFC 7662, section 2.1) or to be ended (RFC 7009, section 2.1).
+#[derive(Deserialize, ToSchema)]
+pub(super) struct TokenRequest {
+    /// The token.
+    #[schema(value_type = String, example = "v4.local.2a9jQ…")]
+    token: SecretString,
+    /// What the client takes the token for. Not needed: a token tells by itself what it is.
+    #[schema(example = "access_token")]
+    #[expect(dead_code, reason = "clients send it, and nothing depends on it")]
+    token_type_hint: Option<String>,
+}
+
+/// What there is to say of a token (RFC 7662, section 2.2).
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum Introspection {
+    Active(Box<ActiveToken>),
+    Inactive(InactiveToken),
+}
+
+/// Whatever is no access token that this service accepts now.
+#[derive(Serialize, ToSchema)]
+pub(super) struct InactiveToken {
+    #[schema(schema_with = always::<false>)]
+    active: bool,
+}
+
+/// An access token that this service accepts now.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ActiveToken {
+    #[schema(schema_with = always::<true>)]
+    active: bool,
+    /// The user's id.
+    #[schema(example = "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e")]
+    sub: Uuid,
+    /// The user's name.
+    #[schema(example = "alice")]
+    username: String,
+    /// The user's roles, separated by blanks; empty where there are none.
+    #[schema(example = "admin support")]
+    scope: String,
+    /// The session.
+    #[schema(example = "019aa3f0-6c1d-7d2a-8b40-51c2d3e4f506")]
+    sid: Uuid,
+    /// The token's own id.
+    #[schema(example = "019aa3f0-6c1d-7000-9c3f-0d1e2f3a4b5c")]
+    jti: Uuid,
+    /// Who issued it.
+    #[schema(example = "https://auth.example.com")]
+    iss: String,
+    /// Whom it is for.
+    #[schema(example = "gatepass")]
+    aud: String,
+    /// When it was issued, in seconds since 1970.
+    #[schema(example = 1_767_323_045)]
+    iat: i64,
+    /// From when on it is good, in seconds since 1970.
+    #[schema(example = 1_767_323_045)]
+    nbf: i64,
+    /// When it ends, in seconds since 1970.
+    #[schema(example = 1_767_323_945)]
+    exp: i64,
+    /// Always `Bearer` (RFC 6750).
+    #[schema(example = "Bearer")]
+    token_type: &'static str,
+}
+
+/// A member that has the same value in every document.
+fn always<const VALUE: bool>() -> Object {
+    ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([VALUE])).build()
+}
+
+impl From<&Claims> for ActiveToken {
+    fn from(claims: &Claims) -> Self {
+        Self {
+            active: true,
+            sub: claims.user_id,
+            username: claims.username.clone(),
+            scope: claims.roles.join(" "),
+            sid: claims.session_id,
+            jti: claims.token_id,
+            iss: claims.issuer.clone(),
+            aud: claims.audience.clone(),
+            iat: claims.issued_at.unix_timestamp(),
+            nbf: claims.not_before.unix_timestamp(),
+            exp: claims.expires_at.unix_timestamp(),
+            token_type: "Bearer",
+        }
+    }
+}
+
+/// Ask what a token says (RFC 7662).
+///
+/// For services that do not check access tokens by themselves. Whatever is no access token that this service accepts now
+/// is not active, and why, nobody hears; a refresh token is never active here, as only this service takes it.
+#[utoipa::path(
+    post, path = "/tokens/introspect", tag = "tokens", security(("client" = [])),
+    request_body(content = TokenRequest, content_type = "application/x-www-form-urlencoded"),
+    responses((status = 200, description = "Whether the token is active, and what it says.", body = Introspection)),
+)]
+pub(super) async fn introspect(
+    State(app): State<App>,
+    _client: AuthenticatedClient,
+    Form(body): Form<TokenRequest>,
+) -> Result<axum::Json<Introspection>, Problem> {
+    let claims = accepted(&app, body.token.expose_secret(), app.clock().now())?;
+    Ok(axum::Json(match claims {
+        Some(claims) => Introspection::Active(Box::new(ActiveToken::from(&*claims))),
+        None => Introspection::Inactive(InactiveToken { active: false }),
+    }))
+}
+
+/// End the session of a token (RFC 7009).
+///
+/// Who holds an access token or a refresh token of a session may end it, with or without the credentials of a client. The
+/// answer is the same for a token that is of no session, or not of one that goes on.
+#[utoipa::path(
+    post, path = "/tokens/revoke", tag = "tokens", security((), ("client" = [])),
+    request_body(content = TokenRequest, content_type = "application/x-www-form-urlencoded"),
+    responses((status = 200, description = "No session goes on that this token is of.")),
+)]
+pub(super) async fn revoke(
+    State(app): State<App>,
+    _client: Option<AuthenticatedClient>,
+    Form(body): Form<TokenRequest>,
+) -> Result<StatusCode, Problem> {
+    let (token, now) = (body.token.expose_secret(), app.clock().now());
+    // Whatever has been revoked already: the token is of the session.
+    let session = match app.keys().verifier().verify(token, now) {
+        Ok(claims) => Some((claims.user_id, claims.session_id)),
+        Err(_) => app.accounts().session_of(token).await?,
+    };
+    if let Some((user_id, session_id)) = session {
+        match app.accounts().revoke_session(user_id, session_id, now).await {
+            Ok(()) | Err(account::Error::NoSuchSession) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(StatusCode::OK)
+}
+
+/// The claims of an access token that this service accepts now; `None` for anything else.
+fn accepted(app: &App, token: &str, now: OffsetDateTime) -> Result<Option<Arc<Claims>>, Problem> {
+    let Ok((claims, sighting)) = app.keys().verifier().sight(token, now) else { return Ok(None) };
+    match app.feed().revocations().check(&claims, app.clock().elapsed()) {
+        Ok(()) => {}
+        Err(unknown @ Rejection::RevocationsUnknown) => return Err(Refusal::Token(unknown).into()),
+        Err(_) => return Ok(None),
+    }
+    // Whoever introspects it has got it from its holder; the bearer layer will not see it for the first time.
+    if sighting == Sighting::First {
+        app.activity().note(&claims, now);
+    }
+    Ok(Some(claims))
 }

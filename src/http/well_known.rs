@@ -68,6 +68,18 @@ pub(super) struct Metadata {
     /// Where the public keys for PASETOs are.
     #[schema(example = "https://auth.example.com/.well-known/paserk.json")]
     paserks_uri: String,
+    /// Where clients ask about tokens (RFC 7662).
+    #[schema(example = "https://auth.example.com/tokens/introspect")]
+    introspection_endpoint: String,
+    /// How they say who they are.
+    #[schema(example = json!(["client_secret_basic"]))]
+    introspection_endpoint_auth_methods_supported: [&'static str; 1],
+    /// Where sessions are ended by their tokens (RFC 7009).
+    #[schema(example = "https://auth.example.com/tokens/revoke")]
+    revocation_endpoint: String,
+    /// `none`: to hold the token is enough.
+    #[schema(example = json!(["none", "client_secret_basic"]))]
+    revocation_endpoint_auth_methods_supported: [&'static str; 2],
     /// None: a login is no OAuth flow. RFC 8414 requires the member.
     response_types_supported: [&'static str; 0],
     /// None: a login is no OAuth grant. Left out, it would mean two that there are not.
@@ -117,6 +129,10 @@ pub(super) async fn metadata(State(app): State<App>, headers: HeaderMap) -> Resp
         issuer: app.keys().issuer().party().issuer.clone(),
         jwks_uri: format!("{here}{JWKS}"),
         paserks_uri: format!("{here}{PASERKS}"),
+        introspection_endpoint: format!("{here}/tokens/introspect"),
+        introspection_endpoint_auth_methods_supported: ["client_secret_basic"],
+        revocation_endpoint: format!("{here}/tokens/revoke"),
+        revocation_endpoint_auth_methods_supported: ["none", "client_secret_basic"],
         response_types_supported: [],
         grant_types_supported: [],
         service_documentation: format!("{here}/docs"),

@@ -12,6 +12,7 @@
 //! Rows of one table are locked in the order of their ids. Deadlocks then take a statement by hand that does otherwise;
 //! whoever has to give way tries again ([`retrying`]).
 
+pub mod clients;
 pub mod migrations;
 pub mod revocations;
 pub mod sessions;
@@ -64,6 +65,8 @@ pub enum Unique {
     Username,
     /// `users_email_key`
     Email,
+    /// `clients_name_key`
+    ClientName,
 }
 
 impl From<sqlx::Error> for Error {
@@ -71,6 +74,7 @@ impl From<sqlx::Error> for Error {
         match error.as_database_error().and_then(|error| error.constraint()) {
             Some("users_username_key") => Self::Taken(Unique::Username),
             Some("users_email_key") => Self::Taken(Unique::Email),
+            Some("clients_name_key") => Self::Taken(Unique::ClientName),
             _ if is_conflict(&error) => Self::Conflict(error),
             _ if may_pass(&error) => Self::Unavailable(error),
             _ => Self::Failed(error),

@@ -34,6 +34,8 @@
 
 mod cache;
 mod claims;
+#[cfg(feature = "server")]
+pub mod client_secret;
 mod error;
 mod format;
 mod issuer;

@@ -1,0 +1,124 @@
+//! Introspection clients: services that may ask what a token says. Operators make them and take them away.
+
+use rand_core::CryptoRng;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Error, FieldError, random};
+pub use crate::store::clients::Client;
+use crate::{
+    store::{PgPool, PoolConnection, clients},
+    token::client_secret::{self, ClientSecret},
+};
+
+/// 1 to 32 of `a-z A-Z 0-9 _ . -`, a letter or digit first; never the text of an id, which is longer.
+fn check_name(name: &str) -> Result<(), FieldError> {
+    let refuse = |code, message| Err(FieldError::new("name", code, message));
+    match name.chars().count() {
+        0 => refuse("too_short", "needs 1 to 32 characters"),
+        33.. => refuse("too_long", "needs 1 to 32 characters"),
+        _ if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) =>
+        {
+            refuse(
+                "invalid_characters",
+                "needs a letter or digit first, then a-z, A-Z, 0-9, `_`, `.` and `-`",
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The introspection clients, over one database.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    db: PgPool,
+}
+
+impl Clients {
+    /// The clients in `db`.
+    pub fn new(db: PgPool) -> Self {
+        Self { db }
+    }
+
+    async fn conn(&self) -> Result<PoolConnection, Error> {
+        self.db.acquire().await.map_err(Error::Unavailable)
+    }
+
+    /// Makes a client. Its secret is known here and now, and never again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`], [`Error::ClientNameTaken`].
+    pub async fn create(
+        &self,
+        name: &str,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<(Client, ClientSecret), Error> {
+        check_name(name).map_err(|error| Error::Invalid(vec![error]))?;
+        let secret = ClientSecret::from_bytes(random::bytes(rng));
+        let client = Client { id: random::uuid_v7(now, rng), name: name.to_owned(), created_at: now };
+        clients::insert(&mut *self.conn().await?, &client, &secret.hash()).await?;
+        tracing::info!(client_id = %client.id, "client created");
+        Ok((client, secret))
+    }
+
+    /// All clients, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn list(&self) -> Result<Vec<Client>, Error> {
+        Ok(clients::all(&mut *self.conn().await?).await?)
+    }
+
+    /// Deletes the client of this id or name; its next request is refused, on every replica.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchClient`].
+    pub async fn delete(&self, id_or_name: &str) -> Result<Client, Error> {
+        let id = id_or_name.parse::<uuid::fmt::Hyphenated>().ok().map(Uuid::from);
+        let client = clients::delete(&mut *self.conn().await?, id, id_or_name).await?;
+        let client = client.ok_or(Error::NoSuchClient)?;
+        tracing::info!(client_id = %client.id, "client deleted");
+        Ok(client)
+    }
+
+    /// Whether `secret` is that of the client `id`. Read anew each time, so that a deleted client is nobody at once; one
+    /// look-up by primary key and one SHA-256, also for a client that there is not.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidClient`], the same for an unknown client and a wrong secret.
+    pub async fn authenticate(&self, id: Uuid, secret: &str) -> Result<(), Error> {
+        let stored = clients::secret_hash(&mut *self.conn().await?, id).await?;
+        if client_secret::is_secret(secret, stored.as_ref()) { Ok(()) } else { Err(Error::InvalidClient) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for name in ["a", "7", "orders", "Orders.api_v2-eu", &"x".repeat(32)] {
+            assert_eq!(check_name(name), Ok(()), "{name}");
+        }
+        for (name, code) in [
+            ("", "too_short"),
+            (&*"x".repeat(33), "too_long"),
+            ("019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e", "too_long"),
+            ("-orders", "invalid_characters"),
+            (".orders", "invalid_characters"),
+            ("orders api", "invalid_characters"),
+            ("orders:api", "invalid_characters"),
+            ("örders", "invalid_characters"),
+            ("orders\n", "invalid_characters"),
+        ] {
+            assert_eq!(check_name(name).unwrap_err().code, code, "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! `gatepass client`: services that may ask about tokens.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
+
+use super::{Failure, explain, print, print_json, seconds, setup};
+use crate::{
+    account::{Client, Clients},
+    clock::Clock,
+    random,
+};
+
+/// Look after introspection clients: services that ask gatepass about tokens, with an id and a secret.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Make a client and print its id and secret, this once
+    Create {
+        /// What to call it: 1 to 32 of a-z A-Z 0-9 _ . -
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List clients, oldest first; never their secrets
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete a client: its next request is refused
+    Delete {
+        /// Id or name
+        client: String,
+    },
+}
+
+pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
+    let settings = setup::begin(config_file)?;
+    setup::on_database(&settings, async |db| execute(&Clients::new(db.clone()), command).await).await
+}
+
+async fn execute(clients: &Clients, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Create { name, json } => {
+            let now = Clock::system().now();
+            let created = clients.create(&name, now, &mut random::system()).await;
+            let (client, secret) = created.map_err(|error| explain(error.into()))?;
+            if json {
+                return print_json(&json!({ "client_id": client.id, "client_secret": secret.expose() }));
+            }
+            print(&format!("client_id      {}\nclient_secret  {}\n", client.id, secret.expose()))?;
+            eprintln!("note: the secret is shown this once; only its hash is kept");
+            Ok(())
+        }
+        Command::List { json } => {
+            let clients = clients.list().await?;
+            if json {
+                return print_json(&clients.iter().map(entry).collect::<Result<Vec<_>, _>>()?);
+            }
+            print(&table(&clients))
+        }
+        Command::Delete { client } => {
+            let client = clients.delete(&client).await?;
+            print(&format!("{} is deleted\n", client.name))
+        }
+    }
+}
+
+fn entry(client: &Client) -> Result<Value, time::error::Format> {
+    let created_at = client.created_at.format(&Rfc3339)?;
+    Ok(json!({ "client_id": client.id, "name": client.name, "created_at": created_at }))
+}
+
+fn table(clients: &[Client]) -> String {
+    let mut text = format!("{:<36}  {:<32}  CREATED\n", "ID", "NAME");
+    for Client { id, name, created_at } in clients {
+        text.push_str(&format!("{id}  {name:<32}  {}\n", seconds(*created_at)));
+    }
+    text
+}

@@ -1,0 +1,74 @@
+//! Table `clients`.
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::Error;
+
+/// An introspection client: all but its secret's hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// UUIDv7; the `client_id`.
+    pub id: Uuid,
+    /// What operators call it.
+    pub name: String,
+    /// When it was made.
+    pub created_at: OffsetDateTime,
+}
+
+/// Makes a client.
+///
+/// # Errors
+///
+/// [`Error::Taken`] when the name is another's.
+pub async fn insert(conn: &mut PgConnection, new: &Client, secret_hash: &[u8; 32]) -> Result<(), Error> {
+    sqlx::query!(
+        "INSERT INTO clients (id, name, secret_hash, created_at) VALUES ($1, $2, $3, $4)",
+        new.id,
+        new.name,
+        &secret_hash[..],
+        new.created_at,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// The SHA-256 of the secret of the client of this id.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn secret_hash(conn: &mut PgConnection, id: Uuid) -> Result<Option<[u8; 32]>, Error> {
+    let hash = sqlx::query_scalar!(
+        r#"SELECT secret_hash AS "secret_hash: [u8; 32]" FROM clients WHERE id = $1"#,
+        id,
+    );
+    Ok(hash.fetch_optional(conn).await?)
+}
+
+/// All clients, oldest first.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn all(conn: &mut PgConnection) -> Result<Vec<Client>, Error> {
+    let clients = sqlx::query_as!(Client, "SELECT id, name, created_at FROM clients ORDER BY id");
+    Ok(clients.fetch_all(conn).await?)
+}
+
+/// Deletes the client of this id or name, of which there is one at most, as no name is an id; `None` when there is none.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn delete(conn: &mut PgConnection, id: Option<Uuid>, name: &str) -> Result<Option<Client>, Error> {
+    let deleted = sqlx::query_as!(
+        Client,
+        "DELETE FROM clients WHERE id = $1 OR name = $2 RETURNING id, name, created_at",
+        id,
+        name,
+    );
+    Ok(deleted.fetch_optional(conn).await?)
+}
