@@ -20,6 +20,7 @@ run: ## Build and start the service, with a Postgres of its own under .gatepass/
 .PHONY: test
 test: ## Run all tests, against a throw-away Postgres
 	python=$$(scripts/other-libraries) && export GATEPASS_TEST_PYTHON="$$python" && \
+	envoy=$$(scripts/test-envoy) && export GATEPASS_TEST_ENVOY="$$envoy" && \
 	scripts/with-postgres cargo test --locked --all-features $(ARGS)
 
 # How long each target runs.

@@ -434,7 +434,8 @@ async fn every_other_method_is_refused_with_those_that_are_taken() {
     let app = App::new().await;
     let operations = operations();
     let paths: BTreeSet<_> = operations.iter().map(|operation| &operation.path).collect();
-    for path in paths {
+    // Forward auth takes any method; tests/forward_auth.rs has them.
+    for path in paths.into_iter().filter(|path| !path.starts_with("/auth/verify")) {
         let mut allowed = BTreeSet::new();
         for operation in operations.iter().filter(|operation| operation.path == *path) {
             allowed.insert(operation.method.as_str());
@@ -746,7 +747,7 @@ async fn an_id_that_is_none_names_nobody() {
     let app = App::new().await;
     let admin = app.login_admin("root").await;
     let operations = operations();
-    let mut with_id = operations.iter().filter(|operation| operation.path.contains('{')).peekable();
+    let mut with_id = operations.iter().filter(|operation| operation.path.contains("{id}")).peekable();
     assert!(with_id.peek().is_some());
     for operation in with_id {
         for id in [

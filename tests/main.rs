@@ -15,6 +15,7 @@ mod command_line;
 mod embedded_default;
 mod forge;
 mod forgeries;
+mod forward_auth;
 mod fuzzing;
 mod key_commands;
 mod keys;

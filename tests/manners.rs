@@ -192,6 +192,10 @@ async fn only_pages_of_the_allowed_origins_may_call() {
 
     let document: Value = serde_json::from_str(&gatepass::http::document()).unwrap();
     for (path, item) in document["paths"].as_object().unwrap() {
+        // A preflight there is somebody else's; tests/forward_auth.rs has it.
+        if path.starts_with("/auth/verify") {
+            continue;
+        }
         let methods =
             ["get", "post", "put", "patch", "delete"].into_iter().filter(|method| item.get(method).is_some());
         for method in methods.map(str::to_uppercase) {

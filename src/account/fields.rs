@@ -129,7 +129,7 @@ impl Roles {
         let errors: Vec<_> = names
             .iter()
             .enumerate()
-            .filter(|(_, name)| !is_role(name.as_ref()))
+            .filter(|(_, name)| !Self::is_name(name.as_ref()))
             .map(|(i, _)| {
                 let message = "needs a-z first, then at most 63 of a-z, 0-9, `_`, `.`, `:` and `-`";
                 FieldError::new(format!("roles[{i}]"), "invalid_role", message)
@@ -147,16 +147,17 @@ impl Roles {
         Ok(Self(roles))
     }
 
+    /// Whether a role may be called that.
+    pub fn is_name(text: &str) -> bool {
+        text.len() <= 64
+            && text.starts_with(|c: char| c.is_ascii_lowercase())
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.:-".contains(&b))
+    }
+
     /// The names.
     pub fn as_slice(&self) -> &[String] {
         &self.0
     }
-}
-
-fn is_role(name: &str) -> bool {
-    name.len() <= 64
-        && name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.:-".contains(&b))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod client_address;
 mod client_auth;
 mod docs;
 mod form;
+mod forward_auth;
 mod health;
 mod json;
 mod layers;
@@ -27,11 +28,14 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, middleware};
+use axum::{Router, middleware, routing::any};
 use ipnet::IpNet;
 use tower::ServiceBuilder;
 use tower_http::{catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer};
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouter},
+    routes,
+};
 
 pub use self::{
     client_address::client_address, openapi::document, problem::Problem, request_id::RequestId,
@@ -202,6 +206,17 @@ fn bearer_routes() -> OpenApiRouter<App> {
         .routes(routes!(admin::end_sessions))
 }
 
+/// The routes that proxies ask. OpenAPI has no word for "any method": the document shows `GET`, the router takes all.
+fn forward_auth_routes() -> OpenApiRouter<App> {
+    let (schemas, paths, _): UtoipaMethodRouter<App> = routes!(forward_auth::verify);
+    let (schemas_below, paths_below, _): UtoipaMethodRouter<App> = routes!(forward_auth::verify_below);
+    OpenApiRouter::new()
+        .routes((schemas, paths, any(forward_auth::verify)))
+        .routes((schemas_below, paths_below, any(forward_auth::verify_below)))
+        // With nothing below.
+        .route("/auth/verify/", any(forward_auth::verify_below))
+}
+
 /// The whole service.
 pub fn router(app: App) -> Router {
     let refuse = |refusal: Refusal| axum::response::IntoResponse::into_response(Problem::from(refusal));
@@ -211,23 +226,24 @@ pub fn router(app: App) -> Router {
         .with_answer(refuse);
 
     // From the outside in: a request passes them from top to bottom, its response from bottom to top.
-    let layers = ServiceBuilder::new()
+    let outer = ServiceBuilder::new()
         // First, so that everything below has an id to log and to answer with.
         .layer(middleware::from_fn_with_state(app.clone(), request_id::assign))
         // One line in the log for each request, whatever becomes of it below.
         .layer(middleware::from_fn(layers::log))
         // Outside of CORS and of problems, so that those have the header fields too.
-        .layer(middleware::map_response(layers::security_headers))
-        // Outside of problems: a page of an allowed origin may read what went wrong.
-        .layer(middleware::from_fn_with_state(layers::cors_rules(&app.0.allowed_origins), layers::cors))
+        .layer(middleware::map_response(layers::security_headers));
+    // Outside of problems: a page of an allowed origin may read what went wrong.
+    let cors = middleware::from_fn_with_state(layers::cors_rules(&app.0.allowed_origins), layers::cors);
+    let inner = ServiceBuilder::new()
         // Writes the document of every error from below, whoever made it.
         .layer(middleware::from_fn(problem::render))
         // A panic in a handler is a 500 for that request and nothing more.
         .layer(CatchPanicLayer::custom(layers::panicked))
         // A handler that hangs gives its connection and its place back.
-        .layer(middleware::from_fn_with_state(app.clone(), layers::time_out))
-        // No body is read beyond this, declared or not.
-        .layer(RequestBodyLimitLayer::new(MAX_BODY_BYTES));
+        .layer(middleware::from_fn_with_state(app.clone(), layers::time_out));
+    // No body is read beyond this, declared or not.
+    let limit = RequestBodyLimitLayer::new(MAX_BODY_BYTES);
 
     let bearer = ServiceBuilder::new()
         // Claims, or a refusal.
@@ -235,11 +251,18 @@ pub fn router(app: App) -> Router {
         // After it: only what was accepted is noted.
         .layer(middleware::from_fn_with_state(app.clone(), layers::note_activity));
 
+    // What a proxy asks is about a request to somebody else: no preflight of it is ours to answer, and how large its body
+    // may be is not for us to say.
+    let (forward_auth, _) = forward_auth_routes().route_layer(bearer.clone()).split_for_parts();
+    let forward_auth = forward_auth.layer(inner.clone());
+
     let (router, _) = routes().merge(bearer_routes().route_layer(bearer)).split_for_parts();
     router
         .merge(docs::assets())
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
-        .layer(layers)
+        .layer(ServiceBuilder::new().layer(cors).layer(inner).layer(limit))
+        .merge(forward_auth)
+        .layer(outer)
         .with_state(app)
 }

@@ -1,6 +1,6 @@
 //! The OpenAPI document: the routes describe themselves, and what all of them share is added here once.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use utoipa::{
     Modify, OpenApi, ToSchema,
@@ -36,7 +36,9 @@ use crate::{
     tags(
         (name = "users", description = "Registration, login, and one's own profile"),
         (name = "admin", description = "Users, for those who have the role `admin`"),
+        (name = "sessions", description = "Where a user is logged in, and the end of it"),
         (name = "tokens", description = "For holders of tokens, and for services that ask about them"),
+        (name = "forward auth", description = "For proxies, which ask whether a request may pass"),
         (name = "keys", description = "Public keys, for services that check tokens by themselves"),
         (name = "health", description = "For load balancers and orchestrators"),
         (name = "docs", description = "This description"),
@@ -70,7 +72,11 @@ pub(super) fn frame() -> openapi::OpenApi {
 
 /// The whole document as JSON, as it is served and as it is kept in `docs/openapi.json`.
 pub fn document() -> String {
-    let mut openapi = super::routes().merge(super::bearer_routes()).into_openapi();
+    let mut openapi =
+        super::routes().merge(super::bearer_routes()).merge(super::forward_auth_routes()).into_openapi();
+    // OpenAPI has no parameter that takes more than one segment; axum's has a star.
+    let paths = mem::take(&mut openapi.paths.paths);
+    openapi.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     for item in openapi.paths.paths.values_mut() {
         let operations = [
             &mut item.get,

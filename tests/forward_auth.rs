@@ -1,0 +1,567 @@
+//! Forward auth: a proxy that asks `/auth/verify` lets through whom it should and nobody else, whatever the client sends.
+//! First the route by itself, over the router and on a socket; then the real nginx and the real Envoy, with the
+//! configurations that `docs/forward-auth.md` has, in front of an application.
+//!
+//! nginx is looked for on `PATH` and where Debian has it, Envoy where `GATEPASS_TEST_ENVOY` says; `make test` sets that
+//! (`scripts/test-envoy`). Without one of them its tests fail in CI, and elsewhere say that they have not run.
+
+use std::{
+    env, fs,
+    io::{self, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, Request, State},
+    http::{HeaderMap, Method, StatusCode},
+};
+use gatepass::http::{Limits, server};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Frame;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UnixStream},
+    process::{Child, Command},
+    sync::oneshot,
+    task::JoinHandle,
+    time::timeout,
+};
+
+use crate::{
+    app::{Answer, App, START},
+    process::until,
+};
+
+const IDENTITY: [&str; 5] =
+    ["x-auth-subject", "x-auth-user", "x-auth-roles", "x-auth-session", "x-auth-expires"];
+
+/// Longer than anything here takes, unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Two users with roles and one without.
+struct Users {
+    alice: Value,
+    editor: Value,
+    admin: Value,
+}
+
+impl Users {
+    async fn new(app: &App) -> Self {
+        app.register("alice").await;
+        let editor = app.register("editor").await;
+        app.sql("UPDATE users SET roles = '{billing:read,editor}' WHERE id = $1::uuid", &editor["id"]).await;
+        Self {
+            alice: app.login("alice").await,
+            editor: app.login("editor").await,
+            admin: app.login_admin("root").await,
+        }
+    }
+}
+
+#[track_caller]
+fn assert_passes(answer: &Answer, login: &Value) {
+    assert_eq!(answer.status.as_u16(), 200, "{}", answer.body);
+    assert_eq!(answer.body, "");
+    for name in ["set-cookie", "location", "content-type", "access-control-allow-origin", "vary"] {
+        assert!(!answer.headers.contains_key(name), "{answer:?}");
+    }
+    assert_eq!(answer.header("cache-control"), "no-store");
+    assert_identity(&answer.headers, login);
+}
+
+/// That all five fields are there, each once, and tell who logged in at [`START`].
+#[track_caller]
+fn assert_identity(headers: &HeaderMap, login: &Value) {
+    let roles: Vec<_> =
+        login["user"]["roles"].as_array().unwrap().iter().map(|role| role.as_str().unwrap()).collect();
+    let expires = (START.unix_timestamp() + 15 * 60).to_string();
+    let expected = [
+        login["user"]["id"].as_str().unwrap(),
+        login["user"]["username"].as_str().unwrap(),
+        &roles.join(","),
+        login["session_id"].as_str().unwrap(),
+        &expires,
+    ];
+    for (name, expected) in IDENTITY.into_iter().zip(expected) {
+        let values: Vec<_> = headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
+        // Some proxies leave a field out whose value is empty.
+        assert!(values == [expected] || (values.is_empty() && expected.is_empty()), "{name}: {headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn any_method_with_a_good_token_passes_and_without_one_does_not() {
+    let app = App::with(&[("ALLOWED_ORIGINS", "https://app.example")]).await;
+    let users = Users::new(&app).await;
+    let addresses = ["/auth/verify", "/auth/verify/", "/auth/verify/a", "/auth/verify//a/../b%2F%00?x=%ff&y"];
+    for method in [
+        "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get",
+        "X-!",
+    ] {
+        let method: Method = method.parse().unwrap();
+        for address in addresses {
+            // As a preflight, of a page that may call gatepass itself.
+            let request = || {
+                app.request(method.clone(), address)
+                    .header("origin", "https://app.example")
+                    .header("access-control-request-method", "POST")
+                    .header("cookie", "session=1")
+            };
+            assert_passes(&request().bearer(&users.alice).send().await, &users.alice);
+
+            let answer = request().send().await;
+            assert_eq!(answer.header("www-authenticate"), "Bearer", "{method} {address}");
+            assert_eq!(answer.header("access-control-allow-origin"), "");
+            assert_eq!(answer.status.as_u16(), 401, "{method} {address}");
+            if method == Method::HEAD {
+                continue;
+            }
+            answer.expect_problem(401, "missing_token");
+            let answer = request().token("garbage").send().await;
+            assert!(answer.header("www-authenticate").contains("invalid_token"), "{method} {address}");
+            answer.expect_problem(401, "invalid_token");
+        }
+    }
+    for other in ["/auth", "/auth/", "/auth/verifyx", "/auth/verify%2Fa"] {
+        app.get(other).bearer(&users.alice).send().await.expect_problem(404, "not_found");
+    }
+    app.clock.advance(time::Duration::minutes(15));
+    let late = app.get("/auth/verify").bearer(&users.alice).send().await;
+    late.expect_problem(401, "token_expired");
+}
+
+#[tokio::test]
+async fn one_of_the_roles_is_needed() {
+    let app = App::new().await;
+    let Users { alice, editor, admin } = Users::new(&app).await;
+    // Who passes, of alice, editor and admin.
+    for (demand, passing) in [
+        ("?role=admin", [false, false, true]),
+        ("?role=editor", [false, true, false]),
+        ("?role=admin&role=editor", [false, true, true]),
+        ("?role=billing%3Aread", [false, true, false]),
+        ("?role=nobody", [false; 3]),
+        ("?role=", [false; 3]),
+        ("?role=*", [false; 3]),
+        ("?role=admin,editor", [false; 3]),
+        ("?page=2", [true; 3]),
+        // Operator's and client's in one.
+        ("?role=admin&page=2", [false; 3]),
+        ("?role=admin&uri=/x?role=editor", [false; 3]),
+        ("?role=admin/x&role=editor", [false; 3]),
+    ] {
+        for address in [format!("/auth/verify{demand}"), format!("/auth/verify/x/role=admin{demand}")] {
+            for (login, passes) in [&alice, &editor, &admin].into_iter().zip(passing) {
+                let answer = app.post(&address).bearer(login).send().await;
+                if passes {
+                    assert_passes(&answer, login);
+                } else {
+                    assert!(IDENTITY.iter().all(|name| answer.header(name).is_empty()), "{address}");
+                    answer.expect_problem(403, "forbidden");
+                }
+            }
+            app.get(&address).send().await.expect_problem(401, "missing_token");
+        }
+    }
+    // Said by the path, the client's part has no say.
+    for (address, passing) in [
+        ("/auth/verify/role=admin", [false, false, true]),
+        ("/auth/verify/role=admin/", [false, false, true]),
+        ("/auth/verify/role=admin//x?role=editor", [false, false, true]),
+        ("/auth/verify/role=admin//role=editor/", [false, false, true]),
+        ("/auth/verify/role=admin//../role=*/", [false, false, true]),
+        ("/auth/verify/role=admin&role=editor//x", [false, true, true]),
+        ("/auth/verify/role=*//x?role=admin", [true; 3]),
+        ("/auth/verify/role=//x", [false; 3]),
+        ("/auth/verify/role=admin*//x", [false; 3]),
+    ] {
+        for (login, passes) in [&alice, &editor, &admin].into_iter().zip(passing) {
+            let answer = app.get(address).bearer(login).send().await;
+            assert_eq!(answer.status.as_u16(), if passes { 200 } else { 403 }, "{address}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_client_claims_to_be_is_not_repeated() {
+    let app = App::new().await;
+    let Users { alice, .. } = Users::new(&app).await;
+    let mut request = app.get("/auth/verify").bearer(&alice);
+    for name in IDENTITY {
+        request = request.header(name, "admin");
+    }
+    assert_passes(&request.header("x-auth-anything", "admin").send().await, &alice);
+    let refused = app.get("/auth/verify").header("x-auth-user", "admin").send().await;
+    assert!(IDENTITY.iter().all(|name| refused.header(name).is_empty()), "{refused:?}");
+}
+
+#[tokio::test]
+async fn no_body_is_asked_for_whatever_its_size() {
+    let app = App::new().await;
+    let Users { alice, .. } = Users::new(&app).await;
+    let unreadable =
+        || Body::new(Full::<Bytes>::from("x").map_frame(|_| -> Frame<Bytes> { panic!("the body was read") }));
+    for address in ["/auth/verify", "/auth/verify/x"] {
+        let request = || app.post(address).bearer(&alice).body(unreadable());
+        assert_passes(&request().send().await, &alice);
+        for length in ["1048576", "18446744073709551615", "-1", "many"] {
+            assert_passes(&request().header("content-length", length).send().await, &alice);
+        }
+    }
+}
+
+#[tokio::test]
+async fn on_a_connection_no_body_holds_the_answer_up() {
+    let app = App::new().await;
+    let Users { alice, .. } = Users::new(&app).await;
+    let gatepass = Served::new(&app).await;
+    let token = alice["access_token"].as_str().unwrap();
+    let head = |more: &str| {
+        format!("POST /auth/verify HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n{more}\r\n")
+    };
+    // Declared and never sent.
+    for more in ["Content-Length: 1048576\r\n", "Transfer-Encoding: chunked\r\n"] {
+        let mut stream = TcpStream::connect(gatepass.address).await.unwrap();
+        stream.write_all(head(more).as_bytes()).await.unwrap();
+        let answer = read_head(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{more}: {answer}");
+    }
+    // Who asks whether to send it is not told to.
+    let mut stream = TcpStream::connect(gatepass.address).await.unwrap();
+    let more = "Content-Length: 1048576\r\nExpect: 100-continue\r\n";
+    stream.write_all(head(more).as_bytes()).await.unwrap();
+    let answer = read_head(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    // After a small one, or none, the next request has the same connection.
+    let mut stream = TcpStream::connect(gatepass.address).await.unwrap();
+    for (more, body) in [("Content-Length: 4\r\n", "body"), ("Content-Length: 0\r\n", ""), ("", "")] {
+        stream.write_all(format!("{}{body}", head(more)).as_bytes()).await.unwrap();
+        let answer = read_head(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("connection: close"), "{answer}");
+    }
+    // A large one that is sent all the same costs the connection, not the answer.
+    let mut stream = TcpStream::connect(gatepass.address).await.unwrap();
+    stream.write_all(head("Content-Length: 1048576\r\n").as_bytes()).await.unwrap();
+    stream.write_all(&vec![b'x'; 1 << 20]).await.unwrap();
+    assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 200 "));
+    gatepass.stop().await;
+}
+
+/// The head of an answer without a body.
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let byte = timeout(PATIENCE, stream.read_u8()).await.expect("hangs");
+        answer.push(byte.unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&answer))));
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+/// gatepass on a socket.
+struct Served {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    done: JoinHandle<bool>,
+}
+
+impl Served {
+    async fn new(app: &App) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let done = tokio::spawn(server::serve(listener, app.router.clone(), Limits::default(), async {
+            stopped.await.ok();
+        }));
+        Self { address, stop, done }
+    }
+
+    async fn stop(self) {
+        self.stop.send(()).unwrap();
+        timeout(PATIENCE, self.done).await.unwrap().unwrap();
+    }
+}
+
+/// The application behind the proxy, which answers with the body it got, and keeps what arrived.
+struct Application {
+    address: SocketAddr,
+    arrived: Arc<Mutex<Vec<(Method, String, HeaderMap)>>>,
+}
+
+impl Application {
+    async fn new() -> Self {
+        type Arrived = Arc<Mutex<Vec<(Method, String, HeaderMap)>>>;
+        let arrived = Arrived::default();
+        let echo = async |State(arrived): State<Arrived>, request: Request| {
+            let (parts, body) = request.into_parts();
+            arrived.lock().unwrap().push((parts.method, parts.uri.to_string(), parts.headers));
+            body
+        };
+        let router =
+            Router::new().fallback(echo).layer(DefaultBodyLimit::disable()).with_state(arrived.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async { axum::serve(listener, router).await });
+        Self { address, arrived }
+    }
+
+    /// What has arrived since the last time.
+    fn take(&self) -> Vec<(Method, String, HeaderMap)> {
+        std::mem::take(&mut *self.arrived.lock().unwrap())
+    }
+}
+
+/// Everything that a proxy is to do, asked of one that listens on the socket at `socket`.
+async fn story(socket: &Path, app: &App, gatepass: Served, application: &Application) {
+    let Users { alice, editor, admin } = Users::new(app).await;
+    let client = reqwest::Client::builder().unix_socket(socket).build().unwrap();
+    let request = |method: Method, path: &str| client.request(method, format!("http://app.example{path}"));
+    let bearer = |request: reqwest::RequestBuilder, login: &Value| {
+        request.bearer_auth(login["access_token"].as_str().unwrap())
+    };
+
+    // Without a token nothing arrives, and the client is told how to ask.
+    for path in ["/", "/x?role=admin", "/admin/", "/_gatepass", "/auth/verify"] {
+        for method in [Method::GET, Method::POST, Method::DELETE, Method::OPTIONS] {
+            let answer = request(method.clone(), path)
+                .header("origin", "https://app.example")
+                .header("access-control-request-method", "POST")
+                .send()
+                .await
+                .unwrap();
+            if path == "/_gatepass" && answer.status() == 404 {
+                continue; // nginx's own, which nobody but nginx may ask
+            }
+            assert_eq!(answer.status().as_u16(), 401, "{method} {path}");
+            assert_eq!(answer.headers()["www-authenticate"], "Bearer", "{method} {path}");
+        }
+    }
+    let answer = request(Method::GET, "/").bearer_auth("garbage").send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 401);
+    assert!(answer.headers()["www-authenticate"].to_str().unwrap().contains("invalid_token"));
+    assert!(application.take().is_empty());
+
+    // With one everything arrives, and says who it is; not who the client says it is.
+    let body = vec![b'x'; 1_000_000];
+    for login in [&alice, &editor, &admin] {
+        for (method, path) in [
+            (Method::GET, "/"),
+            (Method::POST, "/x/y?role=admin&page=2"),
+            (Method::DELETE, "/x%20y"),
+            (Method::OPTIONS, "/role=admin/x"),
+        ] {
+            let mut request = bearer(request(method.clone(), path), login);
+            for name in IDENTITY {
+                request = request.header(name, "admin").header(name, "root").header(name.to_uppercase(), "x");
+            }
+            let answer = request.body(body.clone()).send().await.unwrap();
+            assert_eq!(answer.status().as_u16(), 200, "{method} {path}");
+            assert_eq!(answer.bytes().await.unwrap(), Bytes::from(body.clone()));
+            let [(arrived, at, headers)] = &application.take()[..] else { panic!("not one") };
+            assert_eq!((arrived, &**at), (&method, path));
+            assert_identity(headers, login);
+            assert!(!headers.contains_key("authorization"), "{headers:?}");
+        }
+    }
+
+    // Roles, and a client who would like to say which.
+    for (login, status) in [(&alice, 403), (&editor, 403), (&admin, 200)] {
+        for path in ["/admin/", "/admin/x?role=editor", "/admin/role=*/?role=*", "/admin/?&role=editor"] {
+            let answer = bearer(request(Method::POST, path), login).body("body").send().await.unwrap();
+            assert_eq!(answer.status().as_u16(), status, "{path}");
+        }
+    }
+    for (_, path, headers) in application.take() {
+        assert!(path.starts_with("/admin/"), "{path}");
+        assert_identity(&headers, &admin);
+    }
+
+    // However the path is written.
+    for path in ["//admin/", "/admin//x", "/%61dmin/", "/x/../admin/", "/./admin/x", "/x/%2e%2e/admin/"] {
+        for (login, passes) in [(&alice, false), (&admin, true)] {
+            let status = raw(socket, login, path, "").await;
+            assert_eq!(status, if passes { 200 } else { 403 }, "{path}");
+        }
+    }
+    application.take();
+
+    // Fields that the client writes with underscores, or declares to be for the proxy alone.
+    for more in ["X_Auth_User: root\r\n", "Connection: x-auth-subject, X-Auth-Roles\r\n"] {
+        let status = raw(socket, &editor, "/", more).await;
+        let arrived = application.take();
+        assert_eq!(status == 200, arrived.len() == 1, "{more}: {status}");
+        for (_, _, headers) in arrived {
+            assert_identity(&headers, &editor);
+            assert!(!headers.contains_key("x_auth_user"), "{headers:?}");
+        }
+    }
+
+    // A WebSocket's handshake is a request like any other.
+    let handshake = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n";
+    assert_eq!(raw(socket, &alice, "/admin/", handshake).await, 403);
+    assert_eq!(raw(socket, &alice, "/", handshake).await, 200);
+    let [(_, _, headers)] = &application.take()[..] else { panic!("not one") };
+    assert_eq!(headers["upgrade"], "websocket");
+    assert_identity(headers, &alice);
+
+    // Where nobody is asked, nobody is anybody.
+    let mut open = bearer(request(Method::GET, "/public/"), &alice);
+    for name in IDENTITY {
+        open = open.header(name, "admin");
+    }
+    assert_eq!(open.send().await.unwrap().status().as_u16(), 200);
+    let [(_, _, headers)] = &application.take()[..] else { panic!("not one") };
+    assert!(IDENTITY.iter().all(|name| !headers.contains_key(*name)), "{headers:?}");
+
+    // Nobody there to ask, or somebody who cannot tell: nobody gets in.
+    let address = gatepass.address;
+    gatepass.stop().await;
+    let closed = async |why: &str| {
+        for path in ["/", "/admin/"] {
+            let answer = bearer(request(Method::GET, path), &admin).send().await.unwrap();
+            assert_eq!(answer.status().as_u16(), 503, "{why}: {path}");
+        }
+        assert!(application.take().is_empty());
+    };
+    closed("gone").await;
+    let listener = TcpListener::bind(address).await.unwrap();
+    let at_a_loss = Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE);
+    tokio::spawn(async { axum::serve(listener, at_a_loss).await });
+    closed("at a loss").await;
+    // What nobody is asked about goes on.
+    assert_eq!(request(Method::GET, "/public/").send().await.unwrap().status().as_u16(), 200);
+}
+
+/// The status of a `GET` whose path and header fields are sent as they are.
+async fn raw(socket: &Path, login: &Value, path: &str, more: &str) -> u16 {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    let token = login["access_token"].as_str().unwrap();
+    let head =
+        format!("GET {path} HTTP/1.1\r\nHost: app.example\r\nAuthorization: Bearer {token}\r\n{more}\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let head = read_head(&mut stream).await;
+    head.strip_prefix("HTTP/1.1 ")
+        .and_then(|rest| rest.get(..3)?.parse().ok())
+        .unwrap_or_else(|| panic!("{head}"))
+}
+
+/// The block of this language that `docs/forward-auth.md` has below this heading.
+fn documented(heading: &str, language: &str) -> String {
+    let page = include_str!("../docs/forward-auth.md");
+    let (_, section) = page.split_once(&format!("\n## {heading}\n")).unwrap();
+    let (_, block) = section.split_once(&format!("```{language}\n")).unwrap();
+    block.split_once("```").unwrap().0.to_owned()
+}
+
+/// Puts `to` in the place of every `from`, of which there is one at least.
+fn replace(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "no {from:?} in:\n{text}");
+    text.replace(from, to)
+}
+
+/// Says that a proxy has not been tested, where that is no failure.
+fn not_tested(name: &str, why: &str) {
+    assert!(env::var_os("CI").is_none(), "{name}: {why}");
+    // Not by a macro: those are captured while a test passes.
+    let _ = writeln!(io::stderr(), "\nNOT tested: forward auth by {name}. {why}.");
+}
+
+/// Starts a proxy and waits until it takes connections on `socket`.
+async fn start(command: &mut Command, socket: &Path, log: &Path) -> Child {
+    let log_file = fs::File::create(log).unwrap();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(log_file.try_clone().unwrap())
+        .stderr(log_file)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    until("the proxy listens", async || {
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none(), "{ended:?}: {}", fs::read_to_string(log).unwrap());
+        UnixStream::connect(socket).await.is_ok()
+    })
+    .await;
+    child
+}
+
+#[tokio::test]
+async fn behind_nginx() {
+    let paths = env::var_os("PATH").unwrap_or_default();
+    let places = env::split_paths(&paths).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
+    let Some(nginx) = places.map(|dir: PathBuf| dir.join("nginx")).find(|file| file.is_file()) else {
+        return not_tested("nginx", "It is not installed (Debian: `apt-get install nginx-light`)");
+    };
+    let app = App::new().await;
+    let gatepass = Served::new(&app).await;
+    let application = Application::new().await;
+    let dir = TempDir::with_prefix("gatepass-nginx-").unwrap();
+    let path = dir.path().to_str().unwrap();
+
+    let mut site = documented("nginx", "nginx");
+    site = replace(&site, "gatepass:8080", &gatepass.address.to_string());
+    site = replace(&site, "app:3000", &application.address.to_string());
+    site = replace(&site, "listen 80;", &format!("listen unix:{path}/socket;"));
+    let config = format!(
+        "daemon off; master_process off; pid {path}/pid; error_log {path}/error.log warn;
+         events {{}}
+         http {{
+             access_log off;
+             client_body_temp_path {path}/body; proxy_temp_path {path}/proxy; fastcgi_temp_path {path}/fastcgi;
+             uwsgi_temp_path {path}/uwsgi; scgi_temp_path {path}/scgi;
+             {site}
+         }}"
+    );
+    let file = dir.path().join("nginx.conf");
+    fs::write(&file, config).unwrap();
+    let socket = dir.path().join("socket");
+    let mut command = Command::new(nginx);
+    command.arg("-p").arg(dir.path()).arg("-e").arg(dir.path().join("error.log")).arg("-c").arg(file);
+    let _running = start(&mut command, &socket, &dir.path().join("log")).await;
+    story(&socket, &app, gatepass, &application).await;
+}
+
+#[tokio::test]
+async fn behind_envoy() {
+    for is_prefix in [false, true] {
+        let Some(envoy) = env::var_os("GATEPASS_TEST_ENVOY").filter(|path| !path.is_empty()) else {
+            return not_tested("Envoy", "GATEPASS_TEST_ENVOY names no Envoy; `make test` sets it");
+        };
+        let app = App::new().await;
+        let gatepass = Served::new(&app).await;
+        let application = Application::new().await;
+        let dir = TempDir::with_prefix("gatepass-envoy-").unwrap();
+        let path = dir.path().to_str().unwrap();
+
+        let mut config = documented("Envoy", "yaml");
+        for (name, port, address) in
+            [("gatepass", 8080, gatepass.address), ("app", 3000, application.address)]
+        {
+            let to = format!("address: 127.0.0.1, port_value: {}", address.port());
+            config = replace(&config, &format!("address: {name}, port_value: {port}"), &to);
+        }
+        let listen = "{ socket_address: { address: 0.0.0.0, port_value: 80 } }";
+        config = replace(&config, listen, &format!("{{ pipe: {{ path: {path}/socket }} }}"));
+        if is_prefix {
+            let prefix = "path_prefix: /auth/verify/role=admin/";
+            config = replace(&config, "path_override: /auth/verify?role=admin", prefix);
+            config = replace(&config, "path_override: /auth/verify\n", "path_prefix: /auth/verify/role=*/\n");
+        }
+        let file = dir.path().join("envoy.yaml");
+        fs::write(&file, config).unwrap();
+        let socket = dir.path().join("socket");
+        let mut command = Command::new(envoy);
+        command
+            .args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "-c"])
+            .arg(file);
+        let _running = start(&mut command, &socket, &dir.path().join("log")).await;
+        story(&socket, &app, gatepass, &application).await;
+    }
+}
