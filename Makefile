@@ -30,6 +30,10 @@ FUZZ_SECONDS ?= 60
 fuzz: ## Fuzz the verifier of each format, FUZZ_SECONDS each
 	FUZZ_SECONDS='$(FUZZ_SECONDS)' scripts/fuzz
 
+.PHONY: bench-password
+bench-password: ## Measure password hashes, by who computes them, and what they cost others; about a minute
+	cargo run --release --locked --manifest-path benches/Cargo.toml --bin password
+
 .PHONY: drill
 drill: ## Replace keys under load, for about two minutes: no request may be refused
 	GATEPASS_DRILL=full scripts/with-postgres cargo test --locked --all-features --test gatepass rotation_drill \
@@ -39,6 +43,7 @@ drill: ## Replace keys under load, for about two minutes: no request may be refu
 fmt: ## Format the code
 	cargo fmt
 	cargo fmt --manifest-path fuzz/Cargo.toml
+	cargo fmt --manifest-path benches/Cargo.toml
 
 .PHONY: lint
 lint: lint-fmt lint-clippy lint-docs lint-shell ## Check format, clippy, documentation and shell scripts
@@ -47,6 +52,7 @@ lint: lint-fmt lint-clippy lint-docs lint-shell ## Check format, clippy, documen
 lint-fmt:
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	cargo fmt --check --manifest-path benches/Cargo.toml
 
 # The second and third lines: other services build the verifier without the server, with and without a client.
 .PHONY: lint-clippy

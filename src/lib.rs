@@ -1,8 +1,8 @@
 //! Token authentication for teams with a few services and a Postgres.
 //!
 //! The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store}`,
-//! `http → {keys → {token, store}, bearer → token}`; never upward. Two take a type from below, so that a secret never travels as text:
-//! `store → password` and `config → token`.
+//! `http → {keys → {token, store}, bearer → token}`; never upward. Some take a type from below, so that a secret never
+//! travels as text: `store → password` and `config → {password, token}`.
 //!
 //! | room | what happens there |
 //! |---|---|

@@ -24,11 +24,13 @@ mod logs;
 mod manners;
 mod migrations;
 mod other_libraries;
+mod passwords;
 mod process;
 mod readme;
 #[cfg(feature = "remote")]
 mod remote_keys;
 mod renewal;
 mod rotation_drill;
+mod storm;
 mod token_properties;
 mod users;

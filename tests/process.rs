@@ -305,6 +305,10 @@ impl Process {
         (answer.status().as_u16(), answer.json().await.unwrap())
     }
 
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid, signal).unwrap();
     }

@@ -1,8 +1,8 @@
 //! A login: from a name and a password to a session and its tokens.
 //!
 //! A user that does not exist, a wrong password and a disabled user take the same way: one look-up, one password hash,
-//! one answer. The hash of a user who does not exist has the present cost; where the operator has just changed that,
-//! those who have not logged in since still cost the former.
+//! one answer. Where the operator has raised the cost of a hash, those who have not logged in since cost the same to
+//! within a tenth; where it was lowered, they cost what they did.
 
 use std::net::IpAddr;
 

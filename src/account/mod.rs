@@ -281,7 +281,7 @@ impl Accounts {
             email.as_ref().map_or("", Email::as_str),
             full_name.as_ref().map_or("", FullName::as_str),
         ];
-        self.check_password("password", registration.password, &own).map_err(&mut note).ok();
+        self.check_password("password", registration.password, &own).await?.map_err(&mut note).ok();
         let (Some(username), Some(email), []) = (username, email, &invalid[..]) else {
             return Err(Error::Invalid(invalid));
         };
@@ -436,8 +436,13 @@ impl Accounts {
         Ok(())
     }
 
-    fn check_password(&self, field: &str, password: &Password, own: &[&str]) -> Result<(), FieldError> {
-        password::check(password, &self.policy.password_rules, own)
-            .map_err(|refusal| FieldError::new(field, refusal.code(), refusal.message()))
+    async fn check_password(
+        &self,
+        field: &str,
+        password: &Password,
+        own: &[&str],
+    ) -> Result<Result<(), FieldError>, Error> {
+        let checked = self.passwords.check(password, &self.policy.password_rules, own).await?;
+        Ok(checked.map_err(|refusal| FieldError::new(field, refusal.code(), refusal.message())))
     }
 }

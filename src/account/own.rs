@@ -87,7 +87,7 @@ impl Accounts {
         rng: &mut impl CryptoRng,
     ) -> Result<HashedPassword, Error> {
         let own = [&*user.username, &*user.email, user.full_name.as_deref().unwrap_or_default()];
-        self.check_password(field, password, &own).map_err(|error| Error::Invalid(vec![error]))?;
+        self.check_password(field, password, &own).await?.map_err(|error| Error::Invalid(vec![error]))?;
         Ok(self.passwords.hash(password, random::bytes(rng)).await?)
     }
 

@@ -14,6 +14,7 @@ use crate::{
     clock::Clock,
     config::{ConfigErrors, Settings},
     keys::{self, Policy},
+    password::{self, Params},
     store::{self, PgConnection, PgPool, migrations},
     token::{
         KeyId, KeyStatus,
@@ -30,9 +31,16 @@ const SOON: Duration = Duration::HOUR;
 /// What NIST SP 800-57 demands of signatures from 2031 on; 112 bits do until then.
 const SECURITY_BITS: u32 = 128;
 
-/// Check settings, database and keys, and say what to do.
+/// Check settings, passwords, database and keys, and say what to do.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// How long a password hash may take on this machine, for the parameters that are recommended
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 50,
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    hash_time: u32,
+    /// How much memory a password hash may take, in MiB; when not given, what it takes now
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(7..=1024))]
+    hash_memory: Option<u32>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -85,7 +93,7 @@ impl Finding {
 
 pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(), Failure> {
     crate::telemetry::init(crate::telemetry::LogFormat::Pretty, "error")?;
-    let findings = examine(config_file).await;
+    let findings = examine(config_file, args).await;
     let problems = findings.iter().filter(|finding| finding.level == Level::Problem).count();
     if args.json {
         print_json(&json!({ "ok": problems == 0, "findings": findings }))?;
@@ -105,9 +113,10 @@ fn line(finding: &Finding) -> String {
     format!("{:<7}  {area:<8}  {message}{advice}\n", level.name())
 }
 
-async fn examine(config_file: Option<PathBuf>) -> Vec<Finding> {
+async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
     let (settings, mut findings) = settings(config_file);
     let Some(settings) = settings else { return findings };
+    findings.extend(passwords(&settings, args).await);
     match setup::symmetric_key(&settings) {
         Ok(root) => {
             let policy = setup::key_policy(&settings, &root);
@@ -150,6 +159,56 @@ fn settings(config_file: Option<PathBuf>) -> (Option<Settings>, Vec<Finding>) {
             None => (None, vec![failed("settings", &*error)]),
         },
     }
+}
+
+/// What a password hash costs here, and what it should.
+async fn passwords(settings: &Settings, args: &Args) -> Vec<Finding> {
+    const AREA: &str = "password";
+
+    let mut findings = Vec::new();
+    let params = setup::params(settings);
+    let target = std::time::Duration::from_millis(args.hash_time.into());
+    let memory_kib = args.hash_memory.map_or(params.memory_kib, |mib| mib * 1024);
+    let (took, choice) = match recommend(params, target, memory_kib).await {
+        Ok(measured) => measured,
+        Err(error) => return vec![failed(AREA, &*error)],
+    };
+    let threads = settings.password_hash_threads;
+    let message = format!(
+        "a hash takes {} ms ({params}); {threads} at a time, in {} MiB altogether",
+        took.as_millis(),
+        threads as u64 * u64::from(params.memory_kib) / 1024
+    );
+    let wish = format!("{} ms and {} MiB", args.hash_time, memory_kib / 1024);
+    let finding = Finding::new(AREA, Level::Ok, message);
+    findings.push(if choice == params {
+        finding
+    } else {
+        let Params { memory_kib, iterations, parallelism } = choice;
+        finding.advise(format!(
+            "for {wish}: ARGON2_MEMORY_KIB={memory_kib} ARGON2_ITERATIONS={iterations} \
+             ARGON2_PARALLELISM={parallelism} (OWASP's minimum at least)"
+        ))
+    });
+    let peppers = settings.password_pepper.count();
+    if peppers > 1 {
+        let note = format!("PASSWORD_PEPPER holds {peppers}: a rotation is not finished");
+        findings.push(Finding::new(AREA, Level::Note, note).advise(
+            "keep the older ones until no stored hash names them: who has such a hash cannot log in without",
+        ));
+    }
+    findings
+}
+
+/// How long a hash takes now, and the parameters that come nearest to the target from below, in that much memory.
+async fn recommend(
+    params: Params,
+    target: std::time::Duration,
+    memory_kib: u32,
+) -> Result<(std::time::Duration, Params), Failure> {
+    let now = password::measure(params).await?;
+    let pass = password::measure(Params { memory_kib, iterations: 1, parallelism: 1 }).await?;
+    Ok((now, password::recommend(pass, memory_kib, target)))
 }
 
 /// What was begun and has to be brought to an end.

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use super::{Failure, development_key};
 use crate::{
     account::{Accounts, Policy},
-    config::{self, Environment, Loaded, Registration, Settings, Sources},
+    config::{self, Argon2Cost, Environment, Loaded, Registration, Settings, Sources},
     embedded::Embedded,
     keys,
     password::{Params, Pool, PoolSettings, Rules},
@@ -251,6 +251,12 @@ pub(super) fn key_policy(settings: &Settings, key: &SymmetricKey) -> keys::Polic
     }
 }
 
+/// What a password hash costs.
+pub(super) fn params(settings: &Settings) -> Params {
+    let Argon2Cost { memory_kib, iterations, parallelism } = settings.argon2;
+    Params { memory_kib, iterations, parallelism }
+}
+
 /// The use cases over `db`, with `threads` threads for passwords.
 pub(super) fn accounts(
     settings: &Settings,
@@ -263,17 +269,17 @@ pub(super) fn accounts(
     let passwords = Pool::new(PoolSettings {
         threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
         queue: settings.password_hash_queue,
-        params: Params {
-            memory_kib: settings.argon2.memory_kib,
-            iterations: settings.argon2.iterations,
-            parallelism: settings.argon2.parallelism,
-        },
+        params: params(settings),
+        peppers: settings.password_pepper.clone(),
         deadline: HASH_DEADLINE,
     })?;
     let refresh_keys = RefreshKeys::new(key, &settings.token_symmetric_keys_accepted);
     let policy = Policy {
         registration_open: settings.registration == Registration::Open,
-        password_rules: Rules { min_length: settings.password_min_length },
+        password_rules: Rules {
+            min_length: settings.password_min_length,
+            breached: settings.password_breached_file.clone(),
+        },
         access_token_duration: settings.access_token_duration,
         refresh_token_duration: settings.refresh_token_duration,
         session_duration: settings.session_duration,

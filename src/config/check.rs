@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use super::{
     entropy::weakness,
-    parse::{self, KEY_ADVICE},
+    parse::{self, KEY_ADVICE, PEPPER_ADVICE},
     reader::Reader,
     settings::EXAMPLE_KEY,
     values::{Argon2Cost, Environment, Settings},
 };
-use crate::token::{Format, SymmetricKey};
+use crate::{
+    password::OWASP_MINIMUM,
+    token::{Format, SymmetricKey},
+};
 
 /// Checks the settings against one another. What is wrong goes to the reader.
 pub(super) fn check(settings: &Settings, reader: &mut Reader) {
@@ -21,6 +24,7 @@ pub(super) fn check(settings: &Settings, reader: &mut Reader) {
     issuer(settings, reader);
     durations(settings, reader);
     argon2(settings, reader);
+    pepper(settings, reader);
 }
 
 /// Refuses in production, warns in development.
@@ -118,9 +122,14 @@ fn durations(settings: &Settings, reader: &mut Reader) {
     }
 }
 
-/// OWASP's choices for Argon2id, as memory in KiB and passes: at least one of them has to be reached.
-/// <https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html#argon2id>
-const OWASP: &[(u32, u32)] = &[(47_104, 1), (19_456, 2), (12_288, 3), (9_216, 4), (7_168, 5)];
+fn pepper(settings: &Settings, reader: &mut Reader) {
+    // The first 32 bytes are enough of a secret, and there are no fewer.
+    let start = |secret: &[u8]| secret.first_chunk().and_then(weakness);
+    if let Some(weakness) = settings.password_pepper.secrets().find_map(start) {
+        let message = format!("a pepper {}; {PEPPER_ADVICE}", weakness.describe());
+        is_unsafe(settings, reader, "PASSWORD_PEPPER", &message);
+    }
+}
 
 /// The most memory in KiB times passes: what the password pool takes.
 const MAX_WORK_KIB: u64 = 4 << 20;
@@ -141,12 +150,12 @@ fn argon2(settings: &Settings, reader: &mut Reader) {
     } else if u64::from(memory_kib) * u64::from(iterations) > MAX_WORK_KIB {
         let message = format!("times {} is more than one login may cost", reader.describe(ITERATIONS));
         reader.problem(MEMORY, message);
-    } else if !OWASP.iter().any(|&(memory, passes)| memory_kib >= memory && iterations >= passes) {
+    } else if !OWASP_MINIMUM.iter().any(|&(memory, passes)| memory_kib >= memory && iterations >= passes) {
         let message = format!(
             "{} with {} is below OWASP's minimum; take {}",
             reader.describe(MEMORY),
             reader.describe(ITERATIONS),
-            OWASP.iter().map(|(m, t)| format!("{m} with {t}")).collect::<Vec<_>>().join(", ")
+            OWASP_MINIMUM.iter().map(|(m, t)| format!("{m} with {t}")).collect::<Vec<_>>().join(", ")
         );
         is_unsafe(settings, reader, MEMORY, &message);
     }

@@ -5,15 +5,18 @@ use std::{
     fmt::Display,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
 };
 
 use http::{Uri, uri::Authority};
 use ipnet::IpNet;
-use secrecy::SecretString;
 
-use crate::token::SymmetricKey;
+use crate::{
+    password::{Peppers, breached::BreachedFile},
+    token::SymmetricKey,
+};
 
 /// A value that is one of a few words.
 pub(super) trait Word: Copy + 'static {
@@ -65,11 +68,6 @@ pub(super) fn name(text: &str) -> Result<String, String> {
     if is_name { Ok(text.into()) } else { Err("expected 1 to 255 characters without blanks".into()) }
 }
 
-/// Any text, kept secret.
-pub(super) fn secret(text: &str) -> Result<SecretString, String> {
-    Ok(text.into())
-}
-
 /// The path of a file. Whether it can be read is found out by who reads it.
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     Ok(text.into())
@@ -81,6 +79,19 @@ pub(super) const KEY_ADVICE: &str = "make one with `gatepass key generate`";
 /// A key, as PASERK or 32 bytes of text.
 pub(super) fn symmetric_key(text: &str) -> Result<SymmetricKey, String> {
     text.parse().map_err(|error: <SymmetricKey as FromStr>::Err| format!("{error}; {KEY_ADVICE}"))
+}
+
+/// What to do about a pepper that is no good.
+pub(super) const PEPPER_ADVICE: &str = "make one with `openssl rand -base64 32`";
+
+/// Peppers, the newest first.
+pub(super) fn peppers(text: &str) -> Result<Peppers, String> {
+    text.parse().map_err(|error: <Peppers as FromStr>::Err| format!("{error}; {PEPPER_ADVICE}"))
+}
+
+/// The path of a file of breached passwords, which is opened.
+pub(super) fn breached_file(text: &str) -> Result<Arc<BreachedFile>, String> {
+    BreachedFile::open(Path::new(text)).map(Arc::new).map_err(|error| error.to_string())
 }
 
 /// An IP address with a port.

@@ -393,10 +393,15 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "PASSWORD_PEPPER",
-        about: "Secret mixed into every password hash and kept out of the database.",
-        example: Some("a-long-random-text"),
+        about: "Secrets in every password hash and not in the database: `NAME:BASE64`, newest first (docs/passwords.md).",
+        example: Some("1:cGVwcGVyIG9uZSBpcyB0aGVzZSAzMiBieXRlcyBvZiA"),
         secret: true,
-        support: WOULD_MISLEAD,
+        ..PASSWORDS
+    },
+    Setting {
+        name: "PASSWORD_BREACHED_FILE",
+        about: "File of passwords seen in breaches, refused as new ones: sorted SHA-1 in hexadecimal, or its first digits.",
+        example: Some("/var/lib/gatepass/pwned-passwords.txt"),
         ..PASSWORDS
     },
     Setting {

@@ -150,6 +150,8 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
         ("PASSWORD_HASH_THREADS", "0"),
         ("PASSWORD_HASH_QUEUE", "many"),
         ("PASSWORD_MIN_LENGTH", "7"),
+        ("PASSWORD_PEPPER", "hunter2"),
+        ("PASSWORD_BREACHED_FILE", "/nonexistent/breached"),
         ("LOGIN_ATTEMPTS_PER_ACCOUNT", "10"),
         ("LOGIN_ATTEMPTS_PER_IP", "0/15m"),
         ("LEGACY_LOGIN_URL", "http://old.example.com"),
@@ -158,7 +160,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
         ("AWS_ENDPOINT_URL", "moto"),
     ];
     // These take any text.
-    let any = ["TLS_CERT_FILE", "TLS_KEY_FILE", "PASSWORD_PEPPER"];
+    let any = ["TLS_CERT_FILE", "TLS_KEY_FILE"];
     assert_eq!(bad.len() + any.len(), SETTINGS.len(), "a new setting needs its line here");
 
     let errors = load_environment(bad).unwrap_err();
@@ -169,7 +171,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
     assert_eq!(list.lines().count(), 1 + bad.len(), "{list}");
     assert!(!list.contains("hunter2"), "{list}");
     insta::assert_snapshot!(list, @r##"
-    the configuration has 42 problems:
+    the configuration has 44 problems:
       ENVIRONMENT (environment): "prod": expected development or production, for example development
       LOG_FORMAT (environment): "xml": expected json or pretty, for example json
       RUST_LOG (environment): "gatepass=loud": expected levels (error, warn, info, debug, trace) by module, for example info
@@ -206,6 +208,8 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
       PASSWORD_HASH_THREADS (environment): "0": expected a whole number from 1 to 1024
       PASSWORD_HASH_QUEUE (environment): "many": expected a whole number from 1 to 100000, for example 128
       PASSWORD_MIN_LENGTH (environment): "7": expected a whole number from 8 to 64, for example 8
+      PASSWORD_PEPPER (environment): expected NAME:BASE64, the newest or `none` first, separated by commas; make one with `openssl rand -base64 32`
+      PASSWORD_BREACHED_FILE (environment): "/nonexistent/breached": the file of breached passwords cannot be read: No such file or directory (os error 2), for example /var/lib/gatepass/pwned-passwords.txt
       LOGIN_ATTEMPTS_PER_ACCOUNT (environment): "10": expected a number, a slash and a time, for example 10/15m
       LOGIN_ATTEMPTS_PER_IP (environment): "0/15m": expected a whole number of at least 1 before the slash, for example 100/15m
       LEGACY_LOGIN_URL (environment): "http://old.example.com": expected an https URL without user and password, for example https://old.example.com/login
@@ -554,6 +558,8 @@ fn the_example_loads_as_it_is_and_every_line_of_it_once_uncommented() {
     let unsupported = |setting: &&Setting| {
         setting.support == Support::NotYet(Why::WouldMislead) && setting.default == DefaultValue::Unset
     };
+    // The one that names a file which is read, and is on no machine of ours.
+    let all = all.replace("\nPASSWORD_BREACHED_FILE=", "\n# PASSWORD_BREACHED_FILE=");
     let expected: Vec<_> = SETTINGS.iter().filter(unsupported).map(|setting| setting.name).collect();
     let problems = load_both(&all, &[]).err().map(|errors| errors.0).unwrap_or_default();
     assert!(
@@ -562,4 +568,24 @@ fn the_example_loads_as_it_is_and_every_line_of_it_once_uncommented() {
     );
     let named: Vec<_> = problems.iter().map(|problem| problem.key.as_deref().unwrap()).collect();
     assert_eq!(named, expected);
+}
+
+#[test]
+fn peppers() {
+    let random = "RO1qnPi9qxt2iBVWLtBI7ODWHOmx5QBmCy0l1C0gp6s=";
+    let zeros = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let pepper = format!("2:{random},1:{random}");
+    let loaded = load_environment(&[("PASSWORD_PEPPER", &*pepper)]).unwrap();
+    assert_eq!((loaded.settings.password_pepper.count(), loaded.warnings.len()), (2, 0));
+    assert!(!format!("{loaded:?}").contains("RO1q"), "{loaded:?}");
+
+    let weak = format!("2:{random},1:{zeros}");
+    let loaded = load_environment(&[("PASSWORD_PEPPER", &*weak)]).unwrap();
+    assert!(loaded.warnings.iter().any(|warning| warning.contains("a pepper repeats itself")), "{loaded:?}");
+
+    // Half of a line is no pepper, and no message shows what it is.
+    for text in [random.to_owned(), format!("1:{}", &random[..20]), format!("2:{random},2:{random}")] {
+        let errors = load_environment(&[("PASSWORD_PEPPER", &*text)]).unwrap_err().to_string();
+        assert!(errors.contains("PASSWORD_PEPPER (environment)") && !errors.contains("RO1q"), "{errors}");
+    }
 }

@@ -1,6 +1,6 @@
 //! The settings as typed values: what the rest of the service is given.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use secrecy::SecretString;
@@ -11,7 +11,10 @@ use super::{
     parse::{self, Word, list, number, word},
     reader::Reader,
 };
-use crate::token::{Format, KeyPairFormat, SharedFormat, SignatureAlgorithm, SymmetricKey};
+use crate::{
+    password::{Peppers, breached::BreachedFile},
+    token::{Format, KeyPairFormat, SharedFormat, SignatureAlgorithm, SymmetricKey},
+};
 
 /// Every setting, checked. Secrets print nothing, so that `Debug` is safe to use.
 ///
@@ -65,7 +68,8 @@ pub struct Settings {
     pub password_hash_queue: usize,
     /// In characters.
     pub password_min_length: usize,
-    pub password_pepper: Option<SecretString>,
+    pub password_pepper: Peppers,
+    pub password_breached_file: Option<Arc<BreachedFile>>,
     pub login_attempts_per_account: Rate,
     pub login_attempts_per_ip: Rate,
     pub legacy_login_url: Option<String>,
@@ -140,7 +144,8 @@ impl Settings {
             password_hash_threads: from.value("PASSWORD_HASH_THREADS", number(1..=1024)),
             password_hash_queue: from.value("PASSWORD_HASH_QUEUE", number(1..=100_000)),
             password_min_length: from.value("PASSWORD_MIN_LENGTH", number(8..=64)),
-            password_pepper: from.optional("PASSWORD_PEPPER", parse::secret),
+            password_pepper: from.optional("PASSWORD_PEPPER", parse::peppers).unwrap_or_default(),
+            password_breached_file: from.optional("PASSWORD_BREACHED_FILE", parse::breached_file),
             login_attempts_per_account: from.value("LOGIN_ATTEMPTS_PER_ACCOUNT", rate),
             login_attempts_per_ip: from.value("LOGIN_ATTEMPTS_PER_IP", rate),
             legacy_login_url: from.optional("LEGACY_LOGIN_URL", parse::https_url),

@@ -6,15 +6,19 @@
 //! The way of a password:
 //!
 //! 1. `http` makes a [`Password`] of the text in the request: normalised, wiped when dropped, never printed.
-//! 2. A *new* one is held against the [`rules`].
+//! 2. A *new* one is held against the [`rules`], by [`Pool::check`].
 //! 3. [`Pool::hash`] waits for its turn on one of a few threads of their own and gives back a [`HashedPassword`], the
 //!    text that `store` keeps.
 //! 4. At login, [`Pool::verify`] does the same work whether or not there is such a user, and gives a [`Verdict`].
 //!
-//! Argon2id runs on the [`Pool`]'s threads alone; everything else here takes a millisecond or two at worst, and may
-//! run on an async thread.
+//! Argon2id and the rules run on the [`Pool`]'s threads alone. What is left for an async thread is to make a
+//! [`Password`], which takes a tenth of a millisecond at worst, however long the text is.
 
 mod argon;
+pub mod breached;
+mod measure;
+mod memory;
+mod pepper;
 mod pool;
 pub mod rules;
 
@@ -24,8 +28,10 @@ use secrecy::{ExposeSecret, SecretString};
 use unicode_normalization::UnicodeNormalization;
 
 pub use argon::{Params, ParamsError, Unreadable, Verdict};
+pub use measure::{OWASP_MINIMUM, measure, recommend};
+pub use pepper::{PepperError, Peppers};
 pub use pool::{Pool, PoolError, PoolSettings, StartError};
-pub use rules::{MAX_LENGTH, Refusal, Rules, check};
+pub use rules::{MAX_LENGTH, Refusal, Rules};
 
 /// A password in the clear, as long as it must be: wiped from memory when dropped, redacted by `Debug`.
 ///
@@ -43,8 +49,12 @@ pub use rules::{MAX_LENGTH, Refusal, Rules, check};
 pub struct Password(SecretString);
 
 impl Password {
-    /// Takes what somebody typed.
+    /// Takes what somebody typed. What is too long for a password whatever becomes of it is not normalised, which takes
+    /// longest when the text is longest: there is nothing to do with it but to refuse it, by its [length](Self::length).
     pub fn new(typed: &str) -> Self {
+        if typed.chars().nth(MAX_TYPED).is_some() {
+            return Self(typed.into());
+        }
         // Counted first, so that the text is written once into memory of its final size: a string that grows leaves
         // copies of the password behind in memory that nobody wipes.
         let mut text = String::with_capacity(typed.nfkc().map(char::len_utf8).sum());
@@ -67,6 +77,12 @@ impl fmt::Debug for Password {
         f.write_str("Password([redacted])")
     }
 }
+
+/// The most characters, before normalisation, of what may be a password after it.
+///
+/// Normalisation makes a text shorter where it puts characters together, never more than four into one: the canonical
+/// decomposition of a character has at most four (UAX 15 section 9, table of expansion factors).
+const MAX_TYPED: usize = 4 * MAX_LENGTH;
 
 /// A hashed password as the store keeps it: a PHC string, `$argon2id$v=19$m=…,t=…,p=…$salt$hash`.
 ///
@@ -120,6 +136,19 @@ mod tests {
         let table = [("", 0), ("abc", 3), ("\u{fb01}", 2), ("e\u{301}", 1), ("😀😀", 2), ("\u{fdfa}", 18)];
         for (text, length) in table {
             assert_eq!(Password::new(text).length(), length, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn no_text_that_may_be_a_password_is_too_long_to_normalise() {
+        // One of the characters that take the most: four into one.
+        let typed = "\u{3b1}\u{313}\u{300}\u{345}";
+        let password = Password::new(&typed.repeat(MAX_LENGTH));
+        assert_eq!((typed.chars().count(), password.length()), (4, MAX_LENGTH));
+        assert!(Password::new(&typed.repeat(MAX_LENGTH + 1)).length() > MAX_LENGTH);
+        // No character takes more.
+        for c in '\0'..=char::MAX {
+            assert!(c.nfd().count() <= 4, "{c:?}");
         }
     }
 

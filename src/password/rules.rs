@@ -3,14 +3,27 @@
 //! Length, and that nobody guesses it soon: no rules about capitals, digits and signs, which make passwords harder to
 //! remember and no harder to guess. Only *new* passwords are held against these; a login takes whatever was accepted
 //! once.
+//!
+//! Two lists of the commonest passwords are in the binary, and every password on either is refused:
+//!
+//! - zxcvbn's 30 000 (its crate, MIT licence), beside its words of English, film and television, and names. Most of what
+//!   people make of one of these is refused with it.
+//! - Django 5.2's 20 000, collected by Royce Williams from breaches (BSD licence, in `common/LICENSE`): the 8 354 of at
+//!   least eight characters, since no shorter one is ever accepted. It has what zxcvbn takes for random.
+
+use std::sync::Arc;
 
 use unicode_normalization::UnicodeNormalization;
+use zeroize::Zeroizing;
 use zxcvbn::{
     matching::{Match, patterns::MatchPattern},
     zxcvbn,
 };
 
-use super::Password;
+use super::{
+    Password,
+    breached::{BreachedFile, BreachedFileError},
+};
 
 /// The most characters that a password may have, after normalisation.
 pub const MAX_LENGTH: usize = 256;
@@ -23,6 +36,9 @@ pub const MAX_LENGTH: usize = 256;
 /// throttled to ten attempts in 15 minutes it lasts for centuries; against stolen hashes it buys the time to notice.
 const ENOUGH_GUESSES: u64 = 100_000_000;
 
+/// Django's list: one a line, in lower case, normalised.
+const COMMON: &str = include_str!("common/passwords.txt");
+
 /// How many characters zxcvbn sees at most, and how much work it may have with them; see [`affordable_start`].
 const JUDGED_LENGTH: usize = 40;
 const JUDGED_WORK: usize = 6_000;
@@ -31,10 +47,12 @@ const JUDGED_WORK: usize = 6_000;
 const MIN_OWN_LENGTH: usize = 4;
 
 /// What the operator may set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Rules {
     /// The fewest Unicode characters that a password may have, after normalisation (`PASSWORD_MIN_LENGTH`).
     pub min_length: usize,
+    /// Passwords that have been seen in breaches (`PASSWORD_BREACHED_FILE`).
+    pub breached: Option<Arc<BreachedFile>>,
 }
 
 /// Why a password was refused. `Display` goes on where "the password" begins a sentence.
@@ -58,6 +76,9 @@ pub enum Refusal {
     /// It is made of patterns that attackers try: words, names, dates, repetitions, rows of keys.
     #[error("is easy to guess; add a few unrelated words, or use a password manager")]
     Guessable,
+    /// It has been seen in a breach.
+    #[error("has appeared in a data breach, so attackers try it; use another one")]
+    Breached,
     /// It is made of the user's own name or address.
     #[error("is made of your own name or address; use something that has nothing to do with you")]
     OwnData,
@@ -71,6 +92,7 @@ impl Refusal {
             Self::TooLong { .. } => "too_long",
             Self::Common => "too_common",
             Self::Guessable => "too_guessable",
+            Self::Breached => "breached",
             Self::OwnData => "contains_own_data",
         }
     }
@@ -84,28 +106,49 @@ impl Refusal {
 /// Whether this may become the password of the user whose `own` data these are: username, e-mail address, full name,
 /// in any order; what is missing is left out or empty.
 ///
-/// Takes a millisecond or two at worst, whatever the password is.
+/// Takes a millisecond or two at worst, whatever the password is, and reads from the file of breached passwords where
+/// there is one: not for async threads.
 ///
 /// # Errors
 ///
-/// The first reason that applies.
+/// When that file cannot be read. Within, the first reason that applies.
 ///
 /// ```
 /// use gatepass::password::{Password, rules::{Refusal, Rules, check}};
 ///
-/// let rules = Rules { min_length: 8 };
+/// let rules = Rules { min_length: 8, breached: None };
 /// let own = ["ada", "ada@example.org", "Ada Lovelace"];
-/// assert_eq!(check(&Password::new("a quiet river at noon"), &rules, &own), Ok(()));
-/// assert_eq!(check(&Password::new("lovelace1815"), &rules, &own), Err(Refusal::OwnData));
-/// assert_eq!(check(&Password::new("qwertyuiop"), &rules, &own), Err(Refusal::Common));
+/// assert_eq!(check(&Password::new("a quiet river at noon"), &rules, &own)?, Ok(()));
+/// assert_eq!(check(&Password::new("lovelace1815"), &rules, &own)?, Err(Refusal::OwnData));
+/// assert_eq!(check(&Password::new("qwertyuiop"), &rules, &own)?, Err(Refusal::Common));
+/// # Ok::<(), gatepass::password::breached::BreachedFileError>(())
 /// ```
-pub fn check(password: &Password, rules: &Rules, own: &[&str]) -> Result<(), Refusal> {
+pub fn check(
+    password: &Password,
+    rules: &Rules,
+    own: &[&str],
+) -> Result<Result<(), Refusal>, BreachedFileError> {
+    if let Err(refusal) = check_by_itself(password, rules.min_length, own) {
+        return Ok(Err(refusal));
+    }
+    match &rules.breached {
+        Some(file) if file.contains(password)? => Ok(Err(Refusal::Breached)),
+        _ => Ok(Ok(())),
+    }
+}
+
+fn check_by_itself(password: &Password, min_length: usize, own: &[&str]) -> Result<(), Refusal> {
     let length = password.length();
-    if length < rules.min_length {
-        return Err(Refusal::TooShort { min: rules.min_length });
+    if length < min_length {
+        return Err(Refusal::TooShort { min: min_length });
     }
     if length > MAX_LENGTH {
         return Err(Refusal::TooLong { max: MAX_LENGTH });
+    }
+    // It is short enough to be gone through, which takes some hundredth of a millisecond.
+    let lower = Zeroizing::new(password.expose().to_lowercase());
+    if COMMON.lines().any(|common| common == *lower) {
+        return Err(Refusal::Common);
     }
     let own = own_parts(own);
     if is_mostly(password.expose(), &own) {
@@ -198,10 +241,8 @@ mod tests {
 
     use super::*;
 
-    const RULES: Rules = Rules { min_length: 8 };
-
     fn refusal(password: &str, own: &[&str]) -> Option<Refusal> {
-        check(&Password::new(password), &RULES, own).err()
+        check_by_itself(&Password::new(password), 8, own).err()
     }
 
     #[test]
@@ -223,9 +264,8 @@ mod tests {
         for (password, expected) in table {
             assert_eq!(refusal(&password, &[]), expected, "{password:?}");
         }
-        let rules = Rules { min_length: 15 };
         let password = Password::new("fourteen signs");
-        assert_eq!(check(&password, &rules, &[]), Err(Refusal::TooShort { min: 15 }));
+        assert_eq!(check_by_itself(&password, 15, &[]), Err(Refusal::TooShort { min: 15 }));
     }
 
     #[test]
@@ -244,8 +284,8 @@ mod tests {
             assert_eq!(refusal(password, &[]), Some(Refusal::Common), "{password}");
         }
         let guessable = [
-            "letmein123",
-            "Password1!",
+            "letmein456",
+            "Passw0rd77!",
             "P@ssw0rd123",
             "Summer2024!",
             "aaaaaaaaaaaa",
@@ -283,6 +323,75 @@ mod tests {
     }
 
     #[test]
+    fn the_embedded_list() {
+        assert_eq!(COMMON.lines().count(), 8354);
+        for common in COMMON.lines() {
+            assert!(common.chars().count() >= 8, "{common}");
+            assert_eq!(Password::new(&common.to_lowercase()).expose(), common);
+        }
+        for common in ["telechargement", "Megaparol12345", "FQRG7CS493", "password"] {
+            assert_eq!(refusal(common, &[]), Some(Refusal::Common), "{common}");
+        }
+    }
+
+    /// From all over zxcvbn's list of passwords; the last is its last of eight characters.
+    #[test]
+    fn zxcvbns_whole_list_is_refused() {
+        let listed = [
+            "password",
+            "starfish",
+            "eastwood",
+            "screamer",
+            "natedogg",
+            "homebrew",
+            "bignasty",
+            "dragon88",
+            "bocephus",
+            "ferrari2",
+            "iqzzt580",
+            "sprewell",
+            "lovehurts",
+            "timewarp",
+            "cjxb2014",
+            "7ertu3ds",
+            "8928190a",
+            "shockers",
+            "msconfig",
+            "moonrake",
+            "tdfyutkbjy",
+            "hammer11",
+            "borracho",
+            "thesims3",
+            "11234567",
+        ];
+        for password in listed {
+            assert!(
+                matches!(refusal(password, &[]), Some(Refusal::Common | Refusal::Guessable)),
+                "{password}"
+            );
+        }
+    }
+
+    #[test]
+    fn breached_ones() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // "a quiet river at noon"
+        std::fs::write(file.path(), "C6AA921350C3E0C23659F615F7EDEA09A0480653:3\n").unwrap();
+        let rules = |breached| Rules { min_length: 8, breached };
+        let breached = rules(Some(Arc::new(BreachedFile::open(file.path()).unwrap())));
+        let table = [
+            ("a quiet river at noon", &breached, Err(Refusal::Breached)),
+            ("a quiet river at dusk", &breached, Ok(())),
+            ("a quiet river at noon", &rules(None), Ok(())),
+            // What needs no file is said first.
+            ("password", &breached, Err(Refusal::Common)),
+        ];
+        for (password, rules, expected) in table {
+            assert_eq!(check(&Password::new(password), rules, &[]).unwrap(), expected, "{password}");
+        }
+    }
+
+    #[test]
     fn own_data() {
         let own = ["wonder.land", "alice_l@example-mail.org", "Álice Pleasance Liddell", ""];
         let table = [
@@ -316,6 +425,7 @@ mod tests {
             (Refusal::TooLong { max: 256 }, "too_long", "at most 256 characters"),
             (Refusal::Common, "too_common", "most common"),
             (Refusal::Guessable, "too_guessable", "easy to guess"),
+            (Refusal::Breached, "breached", "data breach"),
             (Refusal::OwnData, "contains_own_data", "your own name"),
         ];
         for (refusal, code, message) in table {

@@ -1,0 +1,134 @@
+//! A login storm, many times what the password pool can do, on a real process: whoever is not served is told so at once
+//! and when to come again, nobody waits for long, memory stays where it was, and bearer checks hardly notice.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use reqwest::StatusCode;
+use serde_json::json;
+
+use crate::{
+    app::{App, KEY, PASSWORD},
+    process::{Home, Process},
+};
+
+/// How many try to log in at the same time; two are served and four may wait.
+const CALLERS: usize = 60;
+/// How many bearer checks are measured, in peace and in the storm.
+const CHECKS: usize = 500;
+
+const SETTINGS: &[(&str, &str)] = &[
+    ("TOKEN_SYMMETRIC_KEY", KEY),
+    ("ARGON2_MEMORY_KIB", "19456"),
+    ("ARGON2_ITERATIONS", "2"),
+    ("PASSWORD_HASH_THREADS", "2"),
+    ("PASSWORD_HASH_QUEUE", "4"),
+    // It is the pool that is tested.
+    ("LOGIN_ATTEMPTS_PER_ACCOUNT", "1000000/15m"),
+    ("LOGIN_ATTEMPTS_PER_IP", "1000000/15m"),
+];
+
+/// What one attempt came to.
+struct Attempt {
+    status: StatusCode,
+    retry_after: Option<u64>,
+    took: Duration,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_logins_is_refused_in_order_and_hurts_nobody_else() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let home = Home::new();
+    let service = home.serve(&[SETTINGS, &[("DB_SOURCE", &app.database_url)]].concat()).await;
+    let (status, login) =
+        service.post("/users/login", &json!({"username": "alice", "password": PASSWORD})).await;
+    assert_eq!(status, 200, "{login}");
+    let token = login["access_token"].as_str().unwrap();
+
+    checks(&service, token).await;
+    let idle = checks(&service, token).await;
+    let memory = peak_memory(&service);
+
+    let is_over = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|number| tokio::spawn(insist(service.url("/users/login"), number, Arc::clone(&is_over))))
+        .collect();
+    let storm = checks(&service, token).await;
+    is_over.store(true, Ordering::Relaxed);
+    let mut attempts = Vec::new();
+    for caller in callers {
+        attempts.extend(caller.await.unwrap());
+    }
+
+    let count = |status| attempts.iter().filter(|attempt| attempt.status == status).count();
+    let (served, refused) = (count(StatusCode::UNAUTHORIZED), count(StatusCode::SERVICE_UNAVAILABLE));
+    assert_eq!(served + refused, attempts.len(), "nothing but 401 and 503");
+    assert!(served > 0 && refused > served, "{served} served, {refused} refused: no storm");
+    for attempt in &attempts {
+        let is_refused = attempt.status == StatusCode::SERVICE_UNAVAILABLE;
+        assert_eq!(attempt.retry_after.is_some_and(|seconds| (1..=10).contains(&seconds)), is_refused);
+    }
+    // Six hashes at most are before it, each of which takes a hundredth of this.
+    let longest = attempts.iter().map(|attempt| attempt.took).max().unwrap();
+    assert!(longest < Duration::from_secs(10), "{longest:?}");
+    if let (Some(before), Some(after)) = (memory, peak_memory(&service)) {
+        // Connections and requests of sixty callers; a hash in memory of its own would be 19 MiB each.
+        assert!(after < before + 40 * 1024, "{before} KiB before, {after} KiB after");
+    }
+    let ratio = storm.as_secs_f64() / idle.as_secs_f64();
+    println!(
+        "{served} served, {refused} refused, longest {longest:?}; bearer checks {idle:?}, then {storm:?}: {ratio:.1}"
+    );
+    assert!(ratio < 5.0, "bearer checks take {storm:?} in a storm, {idle:?} without");
+}
+
+/// Tries to log in again and again, as somebody does who does not heed `Retry-After`.
+async fn insist(url: String, number: usize, is_over: Arc<AtomicBool>) -> Vec<Attempt> {
+    let client = reqwest::Client::new();
+    let mut attempts = Vec::new();
+    while !is_over.load(Ordering::Relaxed) {
+        // One in three names a user there is.
+        let username = if number.is_multiple_of(3) { "alice" } else { "nobody" };
+        let body = json!({"username": username, "password": "wrong-horse-battery-9"});
+        let start = Instant::now();
+        let answer = client.post(&url).json(&body).send().await.unwrap();
+        attempts.push(Attempt {
+            status: answer.status(),
+            retry_after: answer
+                .headers()
+                .get("retry-after")
+                .map(|value| value.to_str().unwrap().parse().unwrap()),
+            took: start.elapsed(),
+        });
+        // Not so fast that it is the callers who take the cores.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    attempts
+}
+
+/// The median time of a bearer check.
+async fn checks(service: &Process, token: &str) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..CHECKS {
+        let start = Instant::now();
+        let (status, body) = service.get_as(token, "/users/me").await;
+        times.push(start.elapsed());
+        assert_eq!(status, 200, "{body}");
+    }
+    times.sort();
+    times[CHECKS / 2]
+}
+
+/// The most memory that the process has had, in KiB; only Linux tells.
+fn peak_memory(service: &Process) -> Option<u64> {
+    let path = format!("/proc/{}/status", service.pid().as_raw_nonzero());
+    let status = std::fs::read_to_string(path).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
+}
