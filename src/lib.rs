@@ -9,6 +9,7 @@
 //! | [`token`] | what tokens say, how they are made and checked; pure |
 //! | [`bearer`] | the tower layer from `Authorization: Bearer` to claims, for us and for other services |
 //! | [`keys`] | the keys of this service: from the configuration and from Postgres, on every replica |
+//! | [`revocation`] | the feed of ended sessions: from Postgres into memory, on every replica |
 //! | [`password`] | the rules, the hash, and the pool that bounds what hashing may cost |
 //! | [`store`] | the only room with SQL: one file for each table, and the migrations |
 //! | [`account`] | the use cases: register, log in, … |
@@ -17,6 +18,7 @@
 //! | [`embedded`] | a Postgres of our own, for development |
 //! | [`cli`] | the command line: one file for each subcommand |
 //! | [`telemetry`] | logs |
+//! | [`metrics`] | what is counted, for Prometheus |
 //! | [`clock`], [`random`] | where time and randomness come in, at the edge only |
 //!
 //! The way of one login: `http::users` reads the body and the caller's address → `account::login` reads the user
@@ -42,6 +44,8 @@ pub mod embedded;
 pub mod http;
 #[cfg(feature = "server")]
 pub mod keys;
+#[cfg(feature = "server")]
+pub mod metrics;
 #[cfg(feature = "server")]
 pub mod password;
 #[cfg(feature = "server")]

@@ -121,6 +121,14 @@ impl App {
         sqlx::query(statement).bind(id.as_str().unwrap()).execute(&self.db).await.unwrap();
     }
 
+    /// What operators get to see of the counts.
+    pub async fn scrape(&self) -> String {
+        let request = Request::get("/metrics").body(Body::empty()).unwrap();
+        let response = http::ops_router(self.app.clone()).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    }
+
     /// The state behind the router, as `serve` has it.
     pub fn state(&self) -> &http::App {
         &self.app

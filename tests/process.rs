@@ -139,7 +139,7 @@ impl Home {
 
     /// As [`serve`](Self::serve), only just started.
     pub fn start(&self, environment: &[(&str, &str)]) -> Process {
-        let any_port = [("HTTP_SERVER_ADDRESS", "127.0.0.1:0")];
+        let any_port = [("HTTP_SERVER_ADDRESS", "127.0.0.1:0"), ("OPS_SERVER_ADDRESS", "127.0.0.1:0")];
         self.gatepass(&["serve"]).envs(&any_port).envs(&QUICK).envs(environment).start()
     }
 

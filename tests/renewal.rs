@@ -162,6 +162,29 @@ async fn a_token_of_two_renewals_ago_is_a_copy_however_recent() {
 }
 
 #[tokio::test]
+async fn operators_see_how_renewals_went() {
+    let (app, login) = alice().await;
+    let second = renew(&app, &login).await.expect(200);
+    renew(&app, &login).await.expect(200);
+    renew(&app, &second).await.expect(200);
+    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
+    renew(&app, &second).await.expect_problem(401, "refresh_token_reused");
+    let counts = app.scrape().await;
+    for line in [
+        r#"gatepass_renewals_total{outcome="rotated"} 2"#,
+        r#"gatepass_renewals_total{outcome="repeated"} 1"#,
+        r#"gatepass_renewals_total{outcome="reused"} 1"#,
+        r#"gatepass_renewals_total{outcome="ended"} 1"#,
+        r#"gatepass_logins_total{outcome="succeeded"} 1"#,
+        r#"gatepass_http_requests_total{method="POST",route="/tokens/renew_access",status="401"} 2"#,
+        r#"gatepass_revocations{kind="session"} 1"#,
+        "gatepass_revocation_silence_seconds 0.0",
+    ] {
+        assert!(counts.lines().any(|found| found == line), "{line}\n{counts}");
+    }
+}
+
+#[tokio::test]
 async fn a_session_that_is_over_says_why() {
     let (app, login) = alice().await;
     app.sql("UPDATE users SET disabled = true WHERE id = $1::uuid", &login["user"]["id"]).await;

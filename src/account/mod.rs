@@ -29,6 +29,7 @@ pub use self::{
 pub use crate::store::sessions::Overview;
 pub use crate::store::users::User;
 use crate::{
+    metrics::Metrics,
     password::{self, Password, PoolError},
     random,
     revocation::Feed,
@@ -68,6 +69,7 @@ pub struct Accounts {
     issuer: Arc<Issuer>,
     refresh_keys: RefreshKeys,
     feed: Option<Feed>,
+    metrics: Metrics,
     policy: Policy,
 }
 
@@ -201,9 +203,10 @@ impl Accounts {
         issuer: Arc<Issuer>,
         refresh_keys: RefreshKeys,
         feed: Option<Feed>,
+        metrics: Metrics,
         policy: Policy,
     ) -> Self {
-        Self { db, passwords, issuer, refresh_keys, feed, policy }
+        Self { db, passwords, issuer, refresh_keys, feed, metrics, policy }
     }
 
     /// Whether there is a key to make tokens with, and the database answers and has the schema that the use cases need.

@@ -36,6 +36,7 @@ use uuid::Uuid;
 
 use super::{Accounts, Caller, Error, random};
 use crate::{
+    metrics::RenewalOutcome,
     store::sessions::{self, EndReason, Session, Which},
     token::{
         AccessToken, Lifetime, Subject,
@@ -132,15 +133,22 @@ impl Accounts {
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<Renewed, Error> {
-        let presented = Presented::parse(refresh_token).ok_or(Error::InvalidRefreshToken)?;
+        let ended = |outcome, error| {
+            self.metrics.renewal(outcome);
+            Err(error)
+        };
+        let Some(presented) = Presented::parse(refresh_token) else {
+            return ended(RenewalOutcome::Invalid, Error::InvalidRefreshToken);
+        };
         let id = presented.session_id;
         let mut conn = self.conn().await?;
         for _ in 0..MAX_RACES {
-            let row = sessions::by_id(&mut conn, id).await?.ok_or(Error::InvalidRefreshToken)?;
             // Before anything is said of the session: only who holds one of its tokens learns what has become of it.
-            if !self.refresh_keys.is_authentic(&presented, &row.refresh_salt) {
-                return Err(Error::InvalidRefreshToken);
-            }
+            let row = sessions::by_id(&mut conn, id).await?;
+            let row = row.filter(|row| self.refresh_keys.is_authentic(&presented, &row.refresh_salt));
+            let Some(row) = row else {
+                return ended(RenewalOutcome::Invalid, Error::InvalidRefreshToken);
+            };
             let state = state(&row);
             match decide(presented.generation, &state, self.policy.refresh_reuse_interval, now) {
                 Outcome::Rotate => {
@@ -157,6 +165,7 @@ impl Accounts {
                     };
                     if sessions::rotate(&mut conn, &renewal).await? {
                         tracing::debug!(session_id = %id, "session renewed");
+                        self.metrics.renewal(RenewalOutcome::Rotated);
                         return self.renewed(row, state.generation + 1, refresh_expires_at, now, rng);
                     }
                 }
@@ -167,6 +176,7 @@ impl Accounts {
                         || sessions::extend_access(&mut conn, id, row.refresh_generation, access_expires_at)
                             .await?
                     {
+                        self.metrics.renewal(RenewalOutcome::Repeated);
                         let refresh_expires_at = row.refresh_expires_at;
                         return self.renewed(row, state.generation, refresh_expires_at, now, rng);
                     }
@@ -186,12 +196,16 @@ impl Accounts {
                             "a refresh token was used again: session ended"
                         );
                         self.tell_revocations().await;
-                        return Err(Error::RefreshTokenReused);
+                        return ended(RenewalOutcome::Reused, Error::RefreshTokenReused);
                     }
                 }
-                Outcome::Ended(End::Expired) => return Err(Error::SessionExpired),
-                Outcome::Ended(End::Revoked) => return Err(Error::SessionEnded),
-                Outcome::Ended(End::Reused) => return Err(Error::RefreshTokenReused),
+                Outcome::Ended(End::Expired) => {
+                    return ended(RenewalOutcome::Expired, Error::SessionExpired);
+                }
+                Outcome::Ended(End::Revoked) => return ended(RenewalOutcome::Ended, Error::SessionEnded),
+                Outcome::Ended(End::Reused) => {
+                    return ended(RenewalOutcome::Ended, Error::RefreshTokenReused);
+                }
             }
             // Somebody has changed the session since it was read: look again.
         }

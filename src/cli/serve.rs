@@ -1,6 +1,7 @@
 //! `gatepass serve`: from settings to a service that answers, and down again in order.
 
 use std::{
+    future::pending,
     io::{self, IsTerminal},
     net::SocketAddr,
     path::PathBuf,
@@ -20,6 +21,7 @@ use crate::{
     config::{self, Environment, Loaded, Settings},
     http::{self, App, Limits, Parts},
     keys::Keys,
+    metrics::Metrics,
     revocation::Feed,
     store::PgPool,
     telemetry,
@@ -28,6 +30,8 @@ use crate::{
 
 /// Connections for what goes on beside requests: one that listens, one that reads what was revoked, one for the rest.
 const BACKGROUND_CONNECTIONS: u32 = 3;
+/// How many operators' connections may be open.
+const OPS_CONNECTIONS: usize = 64;
 
 pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     let Loaded { settings, warnings, .. } = setup::load(config_file)?;
@@ -43,13 +47,29 @@ pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
         .await
         .map_err(|error| format!("HTTP_SERVER_ADDRESS={address}: cannot listen there: {error}"))?;
 
+    let ops = ops_listener(&settings).await?;
+
     let key = setup::symmetric_key(&settings)?;
     let database = tokio::select! {
         database = setup::Database::open(&settings) => database?,
         name = signals.next() => return called_off(name),
     };
-    let served = serve(&settings, &key, &database, listener, &mut signals).await;
+    let served = serve(&settings, &key, &database, listener, ops, &mut signals).await;
     served.and(database.close().await)
+}
+
+/// Where operators are answered. A port that is taken is a fault, but not for a developer who runs two of these, or has a
+/// Prometheus there.
+async fn ops_listener(settings: &Settings) -> Result<Option<TcpListener>, Failure> {
+    let address = settings.ops_server_address;
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if settings.environment == Environment::Development => {
+            tracing::warn!("OPS_SERVER_ADDRESS={address}: cannot listen there: {error}; no metrics");
+            Ok(None)
+        }
+        Err(error) => Err(format!("OPS_SERVER_ADDRESS={address}: cannot listen there: {error}").into()),
+    }
 }
 
 async fn serve(
@@ -57,6 +77,7 @@ async fn serve(
     key: &SymmetricKey,
     database: &setup::Database,
     listener: TcpListener,
+    ops: Option<TcpListener>,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
     tokio::select! {
@@ -87,7 +108,14 @@ async fn serve(
 
     let beside = app.clone();
     let mut following = tokio::spawn(async move {
+        let operators = async {
+            if let Some(ops) = ops {
+                let limits = Limits { connections: OPS_CONNECTIONS, ..Limits::default() };
+                http::server::serve(ops, http::ops_router(beside.clone()), limits, pending()).await;
+            }
+        };
         tokio::join!(
+            operators,
             beside.feed().follow(),
             beside.keys().follow(&clock),
             beside.activity().keep_writing(),
@@ -155,9 +183,17 @@ pub async fn app(
     let Pools { requests, background } = pools;
     let keys = Keys::open(setup::key_policy(settings, key), background.clone(), clock.now()).await?;
     let feed = Feed::new(background.clone(), clock.clone(), settings.revocation_max_staleness);
+    let metrics = Metrics::new();
     let threads = settings.password_hash_threads;
-    let accounts =
-        setup::accounts(settings, key, keys.issuer(), requests.clone(), Some(feed.clone()), threads)?;
+    let accounts = setup::accounts(
+        settings,
+        key,
+        keys.issuer(),
+        requests.clone(),
+        Some(feed.clone()),
+        metrics.clone(),
+        threads,
+    )?;
     Ok(App::new(Parts {
         accounts,
         clients: Clients::new(requests),
@@ -165,6 +201,7 @@ pub async fn app(
         feed,
         activity: Activity::new(background.clone()),
         clean_up: CleanUp::new(background, settings.session_retention),
+        metrics,
         public_url: setup::public_url(settings),
         clock,
         trusted_proxies: settings.trusted_proxies.clone(),

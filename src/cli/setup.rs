@@ -10,6 +10,7 @@ use crate::{
     config::{self, Argon2Cost, Environment, Loaded, Registration, Settings, Sources},
     embedded::Embedded,
     keys,
+    metrics::Metrics,
     password::{Params, Pool, PoolSettings, Rules},
     revocation::Feed,
     store::{self, PgConnection, PgPool, migrations},
@@ -264,6 +265,7 @@ pub(super) fn accounts(
     issuer: Arc<Issuer>,
     db: PgPool,
     feed: Option<Feed>,
+    metrics: Metrics,
     threads: usize,
 ) -> Result<Accounts, Failure> {
     let passwords = Pool::new(PoolSettings {
@@ -285,5 +287,5 @@ pub(super) fn accounts(
         session_duration: settings.session_duration,
         refresh_reuse_interval: settings.refresh_reuse_interval,
     };
-    Ok(Accounts::new(db, passwords, issuer, refresh_keys, feed, policy))
+    Ok(Accounts::new(db, passwords, issuer, refresh_keys, feed, metrics, policy))
 }

@@ -14,6 +14,7 @@ use crate::{
     clock::Clock,
     config::{Environment, Settings},
     http::UserBody,
+    metrics::Metrics,
     password::Password,
     random,
     token::Issuer,
@@ -129,7 +130,7 @@ async fn on(
     let db = database.pool(1);
     // No command makes tokens, so that any key will do.
     let issuer = Arc::new(Issuer::new(key.clone(), setup::party(settings)));
-    let accounts = setup::accounts(settings, &key, issuer, db.clone(), None, 1)?;
+    let accounts = setup::accounts(settings, &key, issuer, db.clone(), None, Metrics::new(), 1)?;
     let done = execute(&accounts, command, password).await;
     setup::close(&db).await;
     done.map_err(explain)

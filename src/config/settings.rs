@@ -234,7 +234,6 @@ pub static SETTINGS: &[Setting] = &[
         name: "OPS_SERVER_ADDRESS",
         about: "IP address and port for metrics, kept apart from the public one.",
         default: DefaultValue::Text("127.0.0.1:9090"),
-        support: NO_EFFECT,
         ..HTTP
     },
     Setting {

@@ -25,15 +25,19 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{Instrument, info_span};
 
 use super::{App, Problem, request_id::RequestId};
-use crate::token::{Claims, Sighting};
+use crate::{
+    metrics::Metrics,
+    token::{Claims, Sighting},
+};
 
-/// One line for each request: id, method, route, status, latency, and the problem's code. Never a header, a query or a
+/// One line for each request, and one more in the counts: id, method, route, status, latency, and the problem's code. Never a header, a query or a
 /// body: those hold secrets and personal data.
-pub(super) async fn log(request: Request, next: Next) -> Response<Body> {
+pub(super) async fn log(State(app): State<App>, request: Request, next: Next) -> Response<Body> {
     let id = request.extensions().get::<RequestId>().cloned().unwrap_or_default();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let mut line = Line { id, method, route, began: Instant::now(), is_written: false };
+    let metrics = app.metrics().clone();
+    let mut line = Line { id, method, route, began: Instant::now(), metrics, is_written: false };
 
     let span =
         info_span!("request", request_id = line.id.as_str(), method = %line.method, route = line.route());
@@ -49,6 +53,7 @@ struct Line {
     method: Method,
     route: Option<MatchedPath>,
     began: Instant,
+    metrics: Metrics,
     is_written: bool,
 }
 
@@ -62,8 +67,24 @@ impl Line {
         self.is_written = true;
         let (id, method, route) = (self.id.as_str(), &self.method, self.route());
         // To the microsecond.
-        let latency_ms = (self.began.elapsed().as_secs_f64() * 1e6).round() / 1e3;
+        let latency = self.began.elapsed();
+        self.metrics.request(known(method), route, status, latency);
+        let latency_ms = (latency.as_secs_f64() * 1e6).round() / 1e3;
         tracing::info!(request_id = id, %method, route, status, latency_ms, code, "answered");
+    }
+}
+
+/// The method, of those that have a name: any other is the client's own invention.
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
     }
 }
 

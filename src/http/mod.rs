@@ -12,6 +12,7 @@ mod health;
 mod json;
 mod layers;
 mod openapi;
+mod ops;
 mod problem;
 mod request_id;
 pub mod server;
@@ -38,14 +39,15 @@ use utoipa_axum::{
 };
 
 pub use self::{
-    client_address::client_address, openapi::document, problem::Problem, request_id::RequestId,
-    users::UserBody,
+    client_address::client_address, openapi::document, ops::router as ops_router, problem::Problem,
+    request_id::RequestId, users::UserBody,
 };
 use crate::{
     account::{Accounts, Activity, CleanUp, Clients},
     bearer::{BearerLayer, Refusal},
     clock::Clock,
     keys::Keys,
+    metrics::Metrics,
     revocation::Feed,
 };
 
@@ -102,6 +104,8 @@ pub struct Parts {
     pub feed: Feed,
     /// Deletes what has had its time.
     pub clean_up: CleanUp,
+    /// What is counted.
+    pub metrics: Metrics,
     /// Where clients find the service, as `scheme://host[:port]` and a path that may be empty.
     pub public_url: String,
     /// Where time comes from.
@@ -145,6 +149,10 @@ impl App {
     /// Deletes what has had its time.
     pub fn clean_up(&self) -> &CleanUp {
         &self.0.clean_up
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.0.metrics
     }
 
     fn public_url(&self) -> &str {
@@ -230,7 +238,7 @@ pub fn router(app: App) -> Router {
         // First, so that everything below has an id to log and to answer with.
         .layer(middleware::from_fn_with_state(app.clone(), request_id::assign))
         // One line in the log for each request, whatever becomes of it below.
-        .layer(middleware::from_fn(layers::log))
+        .layer(middleware::from_fn_with_state(app.clone(), layers::log))
         // Outside of CORS and of problems, so that those have the header fields too.
         .layer(middleware::map_response(layers::security_headers));
     // Outside of problems: a page of an allowed origin may read what went wrong.

@@ -16,7 +16,8 @@ use uuid::Uuid;
 
 use super::{App, Problem, json::Json, tokens::Tokens};
 use crate::{
-    account::{Caller, Registration, User},
+    account::{self, Caller, Registration, User},
+    metrics::LoginOutcome,
     password::Password,
     random,
     token::Claims,
@@ -156,7 +157,15 @@ pub(super) async fn log_in(
 ) -> Result<axum::Json<LoginResponse>, Problem> {
     let password = Password::new(body.password.expose_secret());
     let now = app.clock().now();
-    let login = app.accounts().login(&body.username, &password, &caller, now, &mut random::system()).await?;
+    let login = app.accounts().login(&body.username, &password, &caller, now, &mut random::system()).await;
+    match &login {
+        Ok(_) => app.metrics().login(LoginOutcome::Succeeded),
+        Err(account::Error::InvalidCredentials) => app.metrics().login(LoginOutcome::Refused),
+        Err(account::Error::Overloaded { .. }) => app.metrics().login(LoginOutcome::Overloaded),
+        // Faults are counted with the requests.
+        Err(_) => {}
+    }
+    let login = login?;
     let tokens = Tokens::new(
         login.session_id,
         &login.access_token,

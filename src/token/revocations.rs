@@ -116,15 +116,17 @@ impl Revocations {
         self.heard_at.fetch_max(millis(at).saturating_add(1), Ordering::AcqRel);
     }
 
-    /// For how long nothing has been heard at `at`, when that is longer than it may be.
-    pub fn staleness(&self, at: Duration) -> Option<Duration> {
+    /// For how long nothing has been heard at `at`; [`Duration::MAX`]: never yet.
+    pub fn silence(&self, at: Duration) -> Duration {
         match self.heard_at.load(Ordering::Acquire).checked_sub(1) {
-            Some(heard_at) => {
-                let silence = Duration::from_millis(millis(at).saturating_sub(heard_at));
-                (silence > self.max_silence).then_some(silence)
-            }
-            None => Some(Duration::MAX),
+            Some(heard_at) => Duration::from_millis(millis(at).saturating_sub(heard_at)),
+            None => Duration::MAX,
         }
+    }
+
+    /// The [`silence`](Self::silence), when it is longer than it may be.
+    pub fn staleness(&self, at: Duration) -> Option<Duration> {
+        Some(self.silence(at)).filter(|silence| *silence > self.max_silence)
     }
 
     /// Whether a token with these claims may be accepted at `at`, by the clock of [`heard`](Self::heard).
