@@ -10,6 +10,7 @@
 mod app;
 mod bad_input;
 mod binary;
+mod clean_up;
 mod clients;
 mod command_line;
 mod embedded_default;

@@ -39,7 +39,7 @@ use crate::{
 
 /// How often the feed is read without being notified. Twice within the second that a revocation may take.
 const POLL: Duration = Duration::from_millis(500);
-/// How long one reading, or the wait for a connection that listens, may take before it counts as failed.
+/// How long one step of a reading may take before it counts as failed. A whole one has as many as there are pages.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to leave a connection that listens alone after it was lost.
 const LISTEN_REST: Duration = Duration::from_secs(1);
@@ -128,8 +128,8 @@ impl Feed {
         // A clock that was set, or a machine that slept: what was passed over or forgotten as expired may not be.
         let offset = now - began_at;
         let was_set = reading.clock_offset.is_some_and(|known| (offset - known).abs() > CLOCK_TOLERANCE);
-        let mut conn = db.acquire().await.map_err(store::Error::Unavailable)?;
-        let position = revocations::position(&mut conn).await?;
+        let mut conn = within(async { db.acquire().await.map_err(store::Error::Unavailable) }).await?;
+        let position = within(revocations::position(&mut conn)).await?;
         let since = reading
             .since
             .as_ref()
@@ -137,7 +137,7 @@ impl Feed {
         let mut last = None;
         let mut is_news = false;
         loop {
-            let page = revocations::page(&mut conn, since, last.as_ref(), now, PAGE).await?;
+            let page = within(revocations::page(&mut conn, since, last.as_ref(), now, PAGE)).await?;
             let is_last = page.len() < usize::try_from(PAGE).unwrap_or(usize::MAX);
             is_news |= !page.is_empty();
             last = page.last().cloned();
@@ -170,8 +170,7 @@ impl Feed {
                     // The sender lives as long as this does.
                     _ = notified.changed() => {}
                 }
-                let heard =
-                    timeout(PATIENCE, self.hear()).await.unwrap_or_else(|_| Err(store::Error::timeout()));
+                let heard = self.hear().await;
                 // Once when it begins and once when it ends, not twice a second.
                 match &heard {
                     Err(error) if was_heard => {
@@ -208,6 +207,11 @@ impl Feed {
             sleep(LISTEN_REST).await;
         }
     }
+}
+
+/// What comes of `step`, when it comes in time: a connection that hangs must not keep the next revocation from being heard.
+async fn within<T>(step: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
+    timeout(PATIENCE, step).await.unwrap_or_else(|_| Err(store::Error::timeout()))
 }
 
 fn take(revocations: &Revocations, row: Revocation) {

@@ -1,0 +1,109 @@
+//! Rows that have had their time are deleted, and no others: in small batches, by one replica at a time.
+
+use serde_json::json;
+use sqlx::PgConnection;
+use time::Duration;
+
+use crate::app::App;
+
+async fn count(app: &App, table: &'static str) -> i64 {
+    let sql = match table {
+        "sessions" => "SELECT count(*) FROM sessions",
+        _ => "SELECT count(*) FROM revocations",
+    };
+    sqlx::query_scalar(sql).fetch_one(&app.db).await.unwrap()
+}
+
+async fn clean_up(app: &App) -> (u64, u64) {
+    let cleaned = app.state().clean_up().run(app.clock.now()).await.unwrap();
+    (cleaned.sessions, cleaned.revocations)
+}
+
+#[tokio::test]
+async fn sessions_go_when_their_last_refresh_token_has_been_dead_for_as_long_as_they_are_kept() {
+    let app = App::with(&[("SESSION_RETENTION", "2d")]).await;
+    app.register("alice").await;
+    let idle = app.login("alice").await;
+    app.clock.advance(Duration::hours(12));
+    let busy = app.login("alice").await;
+    let ended = app.login("alice").await;
+    app.post("/users/logout").bearer(&ended).send().await.expect(204);
+    let renew = |login: &serde_json::Value| {
+        app.post("/tokens/renew_access").json(&json!({"refresh_token": login["refresh_token"]}))
+    };
+
+    // 24 hours for the refresh token, and two days.
+    app.clock.advance(Duration::hours(59));
+    assert_eq!(clean_up(&app).await.0, 0);
+    renew(&idle).send().await.expect_problem(401, "session_expired");
+    renew(&ended).send().await.expect_problem(401, "session_revoked");
+    app.clock.advance(Duration::hours(1) + Duration::seconds(1));
+    assert_eq!(clean_up(&app).await.0, 1);
+    renew(&idle).send().await.expect_problem(401, "invalid_refresh_token");
+    renew(&busy).send().await.expect_problem(401, "session_expired");
+    app.clock.advance(Duration::hours(12));
+    assert_eq!(clean_up(&app).await.0, 2);
+    assert_eq!(count(&app, "sessions").await, 0);
+    assert_eq!(clean_up(&app).await.0, 0);
+}
+
+#[tokio::test]
+async fn revocations_go_a_day_after_the_tokens_that_they_are_about() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let login = app.login("alice").await;
+    app.post("/users/logout").bearer(&login).send().await.expect(204);
+    app.clock.advance(Duration::minutes(15) + Duration::hours(24) - Duration::seconds(1));
+    assert_eq!(clean_up(&app).await, (0, 0));
+    app.clock.advance(Duration::seconds(1));
+    assert_eq!(clean_up(&app).await, (0, 1));
+    assert_eq!(count(&app, "revocations").await, 0);
+}
+
+#[tokio::test]
+async fn many_rows_go_in_many_batches_and_tell_no_replica_anything() {
+    let app = App::new().await;
+    let user = app.register("alice").await;
+    let insert = "INSERT INTO sessions (id, user_id, refresh_generation, refresh_salt, created_at, renewed_at,
+                      is_confirmed, last_used_at, refresh_expires_at, expires_at, access_expires_at)
+                  SELECT ('01940000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, $1::uuid, 0,
+                      decode(repeat('00', 32), 'hex'), t, t, false, t, t + '1 day', t + '30 days', t + '15 minutes'
+                  FROM generate_series(1, 5000) AS n,
+                      LATERAL (SELECT timestamptz '2025-12-01 00:00Z' + n * interval '10 minutes' AS t) AS times";
+    app.sql(insert, &user["id"]).await;
+    // One every ten minutes, some of them still kept.
+    let dead: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM sessions WHERE refresh_expires_at < timestamptz '2026-01-02 03:04:05.678901Z' - '7 days'::interval",
+    )
+    .fetch_one(&app.db)
+    .await
+    .unwrap();
+    assert!((2000..4000).contains(&dead), "{dead}");
+    assert_eq!(clean_up(&app).await, (dead.cast_unsigned(), 0));
+    assert_eq!(count(&app, "sessions").await, 5000 - dead);
+    assert_eq!(count(&app, "revocations").await, 0);
+}
+
+#[tokio::test]
+async fn one_replica_at_a_time_deletes_and_waits_for_nobody() {
+    let app = App::new().await;
+    app.register("alice").await;
+    app.login("alice").await;
+    app.clock.advance(Duration::days(9));
+
+    // Another replica in the middle of a batch.
+    let mut other = app.db.begin().await.unwrap();
+    let conn: &mut PgConnection = &mut other;
+    let lock = i64::from_be_bytes(*b"sessions");
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(lock).execute(conn).await.unwrap();
+    assert_eq!(clean_up(&app).await.0, 0);
+    other.commit().await.unwrap();
+    assert_eq!(clean_up(&app).await.0, 1);
+
+    // Both at once.
+    app.login("alice").await;
+    let replica = app.replica(&[]).await;
+    app.clock.advance(Duration::days(9));
+    let (one, two) = tokio::join!(clean_up(&app), clean_up(&replica));
+    assert_eq!(one.0 + two.0, 1);
+}
