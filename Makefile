@@ -46,7 +46,7 @@ fmt: ## Format the code
 	cargo fmt --manifest-path benches/Cargo.toml
 
 .PHONY: lint
-lint: lint-fmt lint-clippy lint-docs lint-shell ## Check format, clippy, documentation and shell scripts
+lint: lint-fmt lint-clippy lint-docs lint-migrations lint-shell ## Check format, clippy, documentation, migrations and shell scripts
 
 .PHONY: lint-fmt
 lint-fmt:
@@ -64,6 +64,10 @@ lint-clippy:
 .PHONY: lint-docs
 lint-docs:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items --all-features
+
+.PHONY: lint-migrations
+lint-migrations:
+	scripts/lint-migrations
 
 .PHONY: lint-shell
 lint-shell:

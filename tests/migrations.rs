@@ -118,16 +118,10 @@ async fn to_undo_as_many_as_a_number_can_be_undoes_all() {
 #[tokio::test]
 async fn eight_at_once_apply_each_migration_once() {
     let url = empty_database().await;
-    let tasks: Vec<_> = (0..8)
-        .map(|_| {
-            let url = url.clone();
-            tokio::spawn(async move { migrations::up(&mut connect(&url).await, None).await })
-        })
-        .collect();
-    let mut applied = Vec::new();
-    for task in tasks {
-        applied.extend(task.await.unwrap().unwrap().iter().map(|status| status.version));
-    }
+    let up = async || migrations::up(&mut connect(&url).await, None).await.unwrap();
+    let (a, b, c, d, e, f, g, h) = tokio::join!(up(), up(), up(), up(), up(), up(), up(), up());
+    let mut applied: Vec<_> =
+        [a, b, c, d, e, f, g, h].iter().flatten().map(|status| status.version).collect();
     applied.sort_unstable();
     let all = files(".up.sql").len() as i64;
     assert_eq!(applied, (1..=all).collect::<Vec<_>>());
@@ -558,6 +552,30 @@ async fn a_client_has_an_id_and_a_name_to_itself() {
         let got = attempt(&mut conn, &insert("clients", &row)).await;
         assert_eq!(got.err().as_deref().unwrap_or("ok"), expected, "{row:?}");
     }
+}
+
+/// Somebody reads a table for long, a migration wants to change it, and readers come after that: they do not wait until
+/// the migration has had its turn.
+#[tokio::test]
+async fn a_migration_that_waits_for_a_table_lets_others_through() {
+    let url = database().await;
+    let (mut reader, mut other, mut migrating) =
+        (connect(&url).await, connect(&url).await, connect(&url).await);
+    let mut long = reader.begin().await.unwrap();
+    sqlx::query("SELECT FROM sessions").execute(&mut *long).await.unwrap();
+    let readers = async {
+        let waiting = "SELECT count(*)::text FROM pg_stat_activity
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        while rows(&mut other, waiting).await == ["0"] {
+            tokio::task::yield_now().await;
+        }
+        // Queues behind the migration, and gets through when that gives up for now.
+        rows(&mut other, "SELECT count(*)::text FROM sessions").await;
+        long.commit().await.unwrap();
+    };
+    let (undone, ()) = tokio::join!(migrations::down(&mut migrating, usize::MAX), readers);
+    assert!(!undone.unwrap().is_empty());
+    assert_eq!(rows(&mut migrating, "SHOW lock_timeout").await, ["0"]);
 }
 
 #[tokio::test]

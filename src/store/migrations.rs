@@ -15,6 +15,12 @@ const LOCK_POLL: Duration = Duration::from_millis(100);
 /// How long a replica waits for another that migrates before it gives up.
 const LOCK_PATIENCE: Duration = Duration::from_secs(300);
 
+/// How long a migration waits for a lock. While it waits, everybody else who wants the table queues up behind it.
+const LOCK_TIMEOUT: &str = "2s";
+/// How often a migration that did not get its locks is tried again, after a rest in which the others get through.
+const LOCK_ATTEMPTS: u32 = 30;
+const LOCK_REST: Duration = Duration::from_secs(1);
+
 /// Why the schema is not what it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -130,7 +136,8 @@ pub async fn check(conn: &mut PgConnection) -> Result<(), Error> {
     }
 }
 
-/// Applies the next `limit` migrations that wait, or all, each in a transaction of its own. Any number of processes may
+/// Applies the next `limit` migrations that wait, or all, each in a transaction of its own, unless its first line is
+/// `-- no-transaction`. Any number of processes may
 /// call it at once: one migrates, the others wait for it and find nothing left to do. Gives back what it applied.
 ///
 /// # Errors
@@ -145,7 +152,7 @@ pub async fn up(conn: &mut PgConnection, limit: Option<usize>) -> Result<Vec<Sta
         else {
             return Ok(Vec::new());
         };
-        MIGRATOR.run_direct(Some(target), conn, false).await?;
+        politely(conn, Way::Up, target).await?;
         let after = status(conn).await?;
         Ok(changed(&before, after))
     })
@@ -168,7 +175,7 @@ pub async fn down(conn: &mut PgConnection, count: usize) -> Result<Vec<Status>, 
         // The last that stays; 0, before the first, when none does.
         let stay = applied.len().saturating_sub(count);
         let target = applied[..stay].last().copied().unwrap_or(0);
-        MIGRATOR.undo(&mut *conn, target).await?;
+        politely(conn, Way::Down, target).await?;
         let after = status(conn).await?;
         Ok(changed(&before, after))
     })
@@ -216,6 +223,48 @@ async fn locked<T>(
         tracing::warn!(%error, "the migration lock could not be released");
     }
     result
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    Up,
+    Down,
+}
+
+/// Migrates to `target` so that nobody waits long because of it: a migration that does not get a lock soon is rolled back,
+/// lets the others through, and is tried again.
+async fn politely(conn: &mut PgConnection, way: Way, target: i64) -> Result<(), Error> {
+    set_lock_timeout(conn, LOCK_TIMEOUT).await?;
+    let mut attempt = 1;
+    let done = loop {
+        let run = match way {
+            Way::Up => MIGRATOR.run_direct(Some(target), &mut *conn, false).await,
+            Way::Down => MIGRATOR.undo(&mut *conn, target).await,
+        };
+        match run {
+            Err(error) if is_locked_out(&error) && attempt < LOCK_ATTEMPTS => {
+                tracing::info!(attempt, "a migration waits for others to let go of a table");
+                attempt += 1;
+                tokio::time::sleep(LOCK_REST).await;
+            }
+            done => break done,
+        }
+    };
+    set_lock_timeout(conn, "0").await?;
+    Ok(done?)
+}
+
+async fn set_lock_timeout(conn: &mut PgConnection, timeout: &str) -> Result<(), sqlx::Error> {
+    sqlx::query_scalar!("SELECT set_config('lock_timeout', $1, false)", timeout).fetch_one(conn).await?;
+    Ok(())
+}
+
+fn is_locked_out(error: &MigrateError) -> bool {
+    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else {
+        return false;
+    };
+    // lock_not_available
+    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("55P03")
 }
 
 #[derive(sqlx::FromRow)]
