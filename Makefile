@@ -10,7 +10,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: ## Build and start the service, with a Postgres of its own under .gatepass/
@@ -76,7 +76,7 @@ lint-shell:
 	else echo 'shellcheck is not installed: the shell scripts were NOT checked'; fi
 
 .PHONY: generated
-generated: sqlx openapi app-env ## Regenerate all files that are made from the code
+generated: sqlx openapi app-env db_docs ## Regenerate all files that are made from the code
 
 .PHONY: sqlx
 sqlx: ## Regenerate .sqlx, from the queries and the migrations
@@ -87,6 +87,10 @@ openapi: ## Regenerate docs/openapi.json
 	@mkdir -p docs target
 	cargo run --locked -- openapi > target/openapi.json
 	mv target/openapi.json docs/openapi.json
+
+.PHONY: db_docs
+db_docs: ## Regenerate docs/schema.dbml and its picture, from the migrations
+	scripts/db-docs
 
 .PHONY: app-env
 app-env: ## Regenerate app.env.example
