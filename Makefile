@@ -35,9 +35,9 @@ bench-password: ## Measure password hashes, by who computes them, and what they 
 	cargo run --release --locked --manifest-path benches/Cargo.toml --bin password
 
 .PHONY: drill
-drill: ## Replace keys under load, for about two minutes: no request may be refused
-	GATEPASS_DRILL=full scripts/with-postgres cargo test --locked --all-features --test gatepass rotation_drill \
-	  -- --nocapture
+drill: ## Replace keys under load and race for sessions, for some minutes: the long forms of some tests
+	GATEPASS_DRILL=full scripts/with-postgres cargo test --locked --all-features --test gatepass \
+	  -- --nocapture --test-threads=1 rotation_drill:: session_model:: session_races::
 
 .PHONY: fmt
 fmt: ## Format the code

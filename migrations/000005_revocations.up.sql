@@ -23,6 +23,7 @@ CREATE TABLE revocations (
 );
 
 CREATE INDEX revocations_expires_at_idx ON revocations (expires_at);
+CREATE INDEX revocations_user_id_idx ON revocations (user_id) WHERE user_id IS NOT NULL;
 
 COMMENT ON TABLE revocations IS 'What every replica has to know of access tokens that are still alive: sessions that have ended, users whose roles have changed.';
 COMMENT ON COLUMN revocations.xid IS 'The transaction that wrote the row: readers ask for those that had not committed when they last looked.';
@@ -32,6 +33,7 @@ COMMENT ON COLUMN revocations.user_id IS 'The user whose roles have changed.';
 COMMENT ON COLUMN revocations.roles IS 'The user''s roles since: tokens with others are outdated.';
 COMMENT ON COLUMN revocations.expires_at IS 'When the last access token that this is about ends.';
 COMMENT ON INDEX revocations_expires_at_idx IS 'What can be forgotten.';
+COMMENT ON INDEX revocations_user_id_idx IS 'What is known of a user whose roles change once more.';
 
 CREATE FUNCTION revoke_session() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -71,12 +73,16 @@ EXECUTE FUNCTION end_sessions_of_disabled_user();
 CREATE FUNCTION outdate_tokens() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     -- A renewal under way may hand out the former roles for one more life of a token; the minute is for its clock.
+    -- Replicas that still know of a change before this one have to hear of this one too, sessions or not: they would hold
+    -- the next login to the roles of then.
     INSERT INTO revocations (user_id, roles, expires_at)
-    SELECT
-        NEW.id, NEW.roles,
-        greatest(max(access_expires_at), now() + max(access_expires_at - renewed_at) + interval '1 minute')
-    FROM sessions WHERE user_id = NEW.id AND ended_at IS NULL
-    HAVING count(*) > 0;
+    SELECT NEW.id, NEW.roles, max(until) FROM (
+        SELECT greatest(max(access_expires_at), now() + max(access_expires_at - renewed_at) + interval '1 minute')
+        FROM sessions WHERE user_id = NEW.id AND ended_at IS NULL
+        UNION ALL
+        SELECT expires_at + interval '1 minute' FROM revocations WHERE user_id = NEW.id
+    ) AS known (until)
+    HAVING max(until) IS NOT NULL;
     IF FOUND THEN
         PERFORM pg_notify('gatepass_revocations', '');
     END IF;

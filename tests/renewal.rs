@@ -161,6 +161,20 @@ async fn a_token_of_two_renewals_ago_is_a_copy_however_recent() {
     renew(&app, &third).await.expect_problem(401, "refresh_token_reused");
 }
 
+/// Whoever keeps the database from us for a while does not make a copied token good again.
+#[tokio::test]
+async fn what_was_seen_while_the_database_was_away_is_written_when_it_is_back() {
+    let (app, login) = alice().await;
+    let renewed = renew(&app, &login).await.expect(200);
+    assert_eq!(me(&app, &renewed).await, 200);
+    sqlx::query("ALTER TABLE sessions RENAME TO away").execute(&app.db).await.unwrap();
+    app.state().activity().flush().await.unwrap_err();
+    sqlx::query("ALTER TABLE away RENAME TO sessions").execute(&app.db).await.unwrap();
+    app.state().activity().flush().await.unwrap();
+    app.clock.advance(Duration::seconds(10));
+    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
+}
+
 #[tokio::test]
 async fn operators_see_how_renewals_went() {
     let (app, login) = alice().await;

@@ -30,6 +30,9 @@ const BATCH: usize = 500;
 /// How many sessions are noted while the database is away; past that, sightings are dropped.
 const MAX_NOTED: usize = 100_000;
 
+/// Of a generation, what a token's id tells: the last 12 bits.
+const GENERATION_MASK: u16 = 0xfff;
+
 /// Sightings of sessions that are not written yet.
 #[derive(Clone, Debug)]
 pub struct Activity {
@@ -43,6 +46,17 @@ struct Seen {
     at: OffsetDateTime,
 }
 
+impl Seen {
+    /// Both in one. Of two generations the younger one is what matters, whichever was seen last: a former access token is
+    /// good until it expires.
+    fn and(self, other: Self) -> Self {
+        let is_younger =
+            other.generation.wrapping_sub(self.generation) & GENERATION_MASK <= GENERATION_MASK / 2;
+        let generation = if is_younger { other.generation } else { self.generation };
+        Self { generation, at: self.at.max(other.at) }
+    }
+}
+
 impl Activity {
     /// Sightings to be written to `db`.
     pub fn new(db: PgPool) -> Self {
@@ -51,15 +65,19 @@ impl Activity {
 
     /// Notes that a token with these claims has been used for the first time here.
     pub fn note(&self, claims: &Claims, now: OffsetDateTime) {
-        let seen = Seen { generation: random::generation_of(claims.token_id), at: now };
+        self.add(claims.session_id, Seen { generation: random::generation_of(claims.token_id), at: now });
+    }
+
+    fn add(&self, session_id: Uuid, seen: Seen) {
         let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
-        if noted.len() < MAX_NOTED || noted.contains_key(&claims.session_id) {
-            // Of two generations the younger one is what matters, and it comes later.
-            noted.insert(claims.session_id, seen);
+        if let Some(known) = noted.get_mut(&session_id) {
+            *known = known.and(seen);
+        } else if noted.len() < MAX_NOTED {
+            noted.insert(session_id, seen);
         }
     }
 
-    /// Writes what was noted. What cannot be written is dropped: the next token tells as much.
+    /// Writes what was noted. What cannot be written stays noted.
     ///
     /// # Errors
     ///
@@ -75,11 +93,21 @@ impl Activity {
             .collect();
         // Always in this order, so that two replicas that write at once do not wait for each other in a circle.
         sightings.sort_unstable_by_key(|sighting| sighting.session_id);
-        let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
-        for batch in sightings.chunks(BATCH) {
-            sessions::note_sightings(&mut conn, batch).await?;
+        let mut left = sightings.as_slice();
+        let written = async {
+            let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
+            while !left.is_empty() {
+                let (batch, rest) = left.split_at(left.len().min(BATCH));
+                sessions::note_sightings(&mut conn, batch).await?;
+                left = rest;
+            }
+            Ok(())
+        };
+        let written = written.await;
+        for Sighting { session_id, generation, at } in left {
+            self.add(*session_id, Seen { generation: *generation, at: *at });
         }
-        Ok(())
+        written
     }
 
     /// Writes once a second, for as long as it is polled.
@@ -90,6 +118,25 @@ impl Activity {
             ticks.tick().await;
             if let Err(error) = self.flush().await {
                 tracing::warn!(%error, "the sightings of sessions could not be written");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_sightings_the_younger_generation_and_the_later_time_count() {
+        let seen = |generation, seconds| {
+            let at = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            Seen { generation, at }
+        };
+        for (former, present) in [(0, 1), (7, 9), (0xffe, 0xfff), (0xfff, 0), (0xf00, 0x10), (5, 5)] {
+            for (one, other) in [(seen(former, 1), seen(present, 2)), (seen(present, 1), seen(former, 2))] {
+                let both = one.and(other);
+                assert_eq!((both.generation, both.at), (present, other.at), "{one:?}, {other:?}");
             }
         }
     }

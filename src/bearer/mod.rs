@@ -223,18 +223,19 @@ impl Refusal {
     }
 }
 
-/// The claims of the request's bearer token, and whether it has been seen before.
+/// The claims of the request's bearer token, and whether it has been accepted before.
 ///
 /// # Errors
 ///
-/// When there is none, more than one, or one that `verifier` refuses at `now`. What has been revoked since the token was
-/// made, [`Revocations::check`] says.
+/// When there is none, more than one, or one that `verifier` refuses at `now`, or `check` after it: what has been revoked
+/// since the token was made, [`Revocations::check`] says.
 pub fn authenticate(
     headers: &HeaderMap,
     verifier: &Verifier,
     now: OffsetDateTime,
+    check: impl FnOnce(&Claims) -> Result<(), Rejection>,
 ) -> Result<(Arc<Claims>, Sighting), Refusal> {
-    Ok(verifier.sight(bearer_token(headers)?, now)?)
+    Ok(verifier.sight(bearer_token(headers)?, now, check)?)
 }
 
 /// The token of `Authorization: Bearer TOKEN`; the scheme's case does not matter (RFC 9110, section 11.1).

@@ -11,7 +11,7 @@ use http::{Request, Response};
 use tower_service::Service;
 
 use super::{Answer, BearerLayer, Refusal, authenticate, source::Refresh};
-use crate::token::{Rejection, Sighting};
+use crate::token::{Claims, Rejection, Sighting};
 
 /// Lets a request through to `S` with its claims, or answers it by `R`.
 ///
@@ -29,11 +29,13 @@ impl<S, R> BearerService<S, R> {
 
     /// Puts the claims of the request's token among its extensions.
     fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Refusal> {
-        let verifier = self.layer.source.verifier();
-        let (claims, sighting) = authenticate(request.headers(), verifier, self.layer.clock.now())?;
-        if let Some(revocations) = &self.layer.revocations {
-            revocations.check(&claims, self.layer.clock.elapsed())?;
-        }
+        let BearerLayer { source, clock, revocations, .. } = &self.layer;
+        let not_revoked = |claims: &Claims| match revocations {
+            Some(revocations) => revocations.check(claims, clock.elapsed()),
+            None => Ok(()),
+        };
+        let (claims, sighting) =
+            authenticate(request.headers(), source.verifier(), clock.now(), not_revoked)?;
         request.extensions_mut().insert(claims);
         // Only then: most tokens have been seen, and an extension costs an allocation.
         if sighting == Sighting::First {

@@ -250,12 +250,12 @@ pub(super) async fn revoke(
 
 /// The claims of an access token that this service accepts now; `None` for anything else.
 fn accepted(app: &App, token: &str, now: OffsetDateTime) -> Result<Option<Arc<Claims>>, Problem> {
-    let Ok((claims, sighting)) = app.keys().verifier().sight(token, now) else { return Ok(None) };
-    match app.feed().revocations().check(&claims, app.clock().elapsed()) {
-        Ok(()) => {}
+    let not_revoked = |claims: &Claims| app.feed().revocations().check(claims, app.clock().elapsed());
+    let (claims, sighting) = match app.keys().verifier().sight(token, now, not_revoked) {
+        Ok(sighted) => sighted,
         Err(unknown @ Rejection::RevocationsUnknown) => return Err(Refusal::Token(unknown).into()),
         Err(_) => return Ok(None),
-    }
+    };
     // Whoever introspects it has got it from its holder; the bearer layer will not see it for the first time.
     if sighting == Sighting::First {
         app.activity().note(&claims, now);

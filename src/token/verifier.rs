@@ -185,15 +185,21 @@ impl Verifier {
     ///
     /// The first check that failed.
     pub fn verify(&self, token: &str, now: OffsetDateTime) -> Result<Arc<Claims>, Rejection> {
-        self.sight(token, now).map(|(claims, _)| claims)
+        self.sight(token, now, |_| Ok(())).map(|(claims, _)| claims)
     }
 
-    /// As [`verify`](Self::verify), and whether the token has been seen before.
+    /// As [`verify`](Self::verify), with one more `check`, and whether the token has been accepted before: one that this
+    /// check refuses has not been.
     ///
     /// # Errors
     ///
     /// The first check that failed.
-    pub fn sight(&self, token: &str, now: OffsetDateTime) -> Result<(Arc<Claims>, Sighting), Rejection> {
+    pub fn sight(
+        &self,
+        token: &str,
+        now: OffsetDateTime,
+        check: impl FnOnce(&Claims) -> Result<(), Rejection>,
+    ) -> Result<(Arc<Claims>, Sighting), Rejection> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(Rejection::TooLong);
         }
@@ -202,13 +208,15 @@ impl Verifier {
         if let Some(claims) = trusted.verified.get(&digest) {
             has_begun([claims.not_before, claims.issued_at], now)?;
             has_not_ended(claims.expires_at, now)?;
+            check(&claims)?;
             return Ok((claims, Sighting::Again));
         }
         let opened = open(&trusted, token)?;
-        for (_, check) in CLAIM_CHECKS {
-            check(&opened, &self.party, now)?;
+        for (_, run) in CLAIM_CHECKS {
+            run(&opened, &self.party, now)?;
         }
         let claims = Arc::new(opened.claims.into_claims().ok_or(Rejection::InvalidSubject)?);
+        check(&claims)?;
         trusted.verified.insert(digest, claims.clone(), now);
         Ok((claims, Sighting::First))
     }
