@@ -39,6 +39,11 @@ drill: ## Replace keys under load and race for sessions, for some minutes: the l
 	GATEPASS_DRILL=full scripts/with-postgres cargo test --locked --all-features --test gatepass \
 	  -- --nocapture --test-threads=1 rotation_drill:: session_model:: session_races::
 
+.PHONY: timing
+timing: ## Compare the times of answers that must not tell users apart, for a few minutes
+	GATEPASS_DRILL=full scripts/with-postgres cargo test --locked --all-features --test gatepass timing \
+	  -- --nocapture --test-threads 1
+
 .PHONY: fmt
 fmt: ## Format the code
 	cargo fmt

@@ -21,9 +21,9 @@
 //! | [`metrics`] | what is counted, for Prometheus |
 //! | [`clock`], [`random`] | where time and randomness come in, at the edge only |
 //!
-//! The way of one login: `http::users` reads the body and the caller's address → `account::login` reads the user
-//! (`store::users`), waits its turn in `password::Pool`, verifies, writes the session (`store::sessions`) and has the
-//! token made (`token::Issuer`) → `http::users` shapes the answer.
+//! The way of one login: `http::users` reads the body and the caller's address → `account::login` asks the throttle
+//! (`account::throttle`), reads the user (`store::users`), waits its turn in `password::Pool`, verifies, writes the session
+//! (`store::sessions`) and has the token made (`token::Issuer`) → `http::users` shapes the answer.
 //!
 //! Cargo features: `server` (default) is the service; `verify` is [`token`] and [`bearer`] alone, for services that check
 //! gatepass's tokens; `remote` is `verify` and the client that fetches the keys from a running gatepass.

@@ -104,6 +104,8 @@ pub enum LoginOutcome {
     Succeeded,
     /// The name or the password was not right, or the user is disabled.
     Refused,
+    /// Too many had failed before.
+    Throttled,
     /// There were more than could be served.
     Overloaded,
 }
@@ -113,6 +115,7 @@ impl LoginOutcome {
         match self {
             Self::Succeeded => "succeeded",
             Self::Refused => "refused",
+            Self::Throttled => "throttled",
             Self::Overloaded => "overloaded",
         }
     }

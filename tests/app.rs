@@ -183,6 +183,9 @@ pub fn settings(more: &[(&str, &str)]) -> Settings {
         ("ARGON2_ITERATIONS", "1"),
         ("ARGON2_PARALLELISM", "1"),
         ("PASSWORD_HASH_THREADS", "2"),
+        // Every request comes from one address.
+        ("LOGIN_ATTEMPTS_PER_ACCOUNT", "100000/15m"),
+        ("LOGIN_ATTEMPTS_PER_IP", "100000/15m"),
         // Nothing goes on beside requests in a test but what the test does, and its clock leaps.
         ("REVOCATION_MAX_STALENESS", "365d"),
     ];

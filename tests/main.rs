@@ -36,5 +36,7 @@ mod rotation_drill;
 mod session_model;
 mod session_races;
 mod storm;
+mod throttle;
+mod timing;
 mod token_properties;
 mod users;

@@ -251,6 +251,9 @@ fn good_row(table: &str) -> Vec<(&'static str, &'static str)> {
             ("secret_hash", "decode(repeat('00', 32), 'hex')"),
             ("created_at", now),
         ],
+        "login_attempts" => {
+            vec![("key", "decode(repeat('00', 16), 'hex')"), ("free_at", now), ("expires_at", now)]
+        }
         _ => unreachable!(),
     }
 }
@@ -330,6 +333,8 @@ async fn the_tables_take_what_is_right() {
         ("clients", "name", "'7'"),
         ("clients", "name", "'Orders.api_v2-eu'"),
         ("clients", "name", "repeat('x', 32)"),
+        ("login_attempts", "free_at", "'2026-01-02 03:04:04Z'"),
+        ("login_attempts", "expires_at", "'2026-04-02 03:04:05Z'"),
     ] {
         assert_eq!(
             attempt(&mut conn, &insert(table, &[(column, value)])).await,
@@ -452,6 +457,11 @@ async fn every_rule_bites_whoever_writes_by_hand() {
         ("clients", "secret_hash", "decode(repeat('00', 31), 'hex')", "clients_secret_hash_length"),
         ("clients", "secret_hash", "decode(repeat('00', 33), 'hex')", "clients_secret_hash_length"),
         ("clients", "secret_hash", "''", "clients_secret_hash_length"),
+        ("login_attempts", "key", "decode(repeat('00', 15), 'hex')", "login_attempts_key_length"),
+        ("login_attempts", "key", "decode(repeat('00', 17), 'hex')", "login_attempts_key_length"),
+        ("login_attempts", "key", "''", "login_attempts_key_length"),
+        ("login_attempts", "free_at", "'2026-01-02 03:04:06Z'", "login_attempts_expires_when_free"),
+        ("login_attempts", "expires_at", "'2026-01-02 03:04:04Z'", "login_attempts_expires_when_free"),
     ];
     let mut missed = Vec::new();
     for (table, column, value, constraint) in cases {
@@ -484,6 +494,7 @@ async fn every_rule_bites_whoever_writes_by_hand() {
         ("sessions", &["user_agent", "client_ip", "ended_at", "end_reason"]),
         ("signing_keys", &["wrapped_key", "wrapped_by", "activated_at", "retired_at", "verifies_until"]),
         ("clients", &[]),
+        ("login_attempts", &[]),
     ] {
         for (column, _) in good_row(table).iter().filter(|(column, _)| !optional.contains(column)) {
             let refused = attempt(&mut conn, &insert(table, &[(column, "NULL")])).await.unwrap_err();

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     clock::Clock,
-    store::{self, PgPool, revocations, sessions},
+    store::{self, PgPool, login_attempts, revocations, sessions},
 };
 
 const INTERVAL: Duration = Duration::from_secs(3600);
@@ -33,6 +33,8 @@ pub struct Cleaned {
     pub sessions: u64,
     /// Revocations.
     pub revocations: u64,
+    /// Failed attempts that count no more, and devices that are known no more.
+    pub login_attempts: u64,
 }
 
 impl CleanUp {
@@ -58,8 +60,14 @@ impl CleanUp {
         }
         loop {
             match revocations::delete_expired(&mut conn, now - REVOCATION_RETENTION, BATCH).await? {
-                0 => return Ok(cleaned),
+                0 => break,
                 deleted => cleaned.revocations += deleted,
+            }
+        }
+        loop {
+            match login_attempts::delete_expired(&mut conn, now, BATCH).await? {
+                0 => return Ok(cleaned),
+                deleted => cleaned.login_attempts += deleted,
             }
         }
     }
@@ -71,13 +79,13 @@ impl CleanUp {
         loop {
             ticks.tick().await;
             match self.run(clock.now()).await {
-                Ok(Cleaned { sessions: 0, revocations: 0 }) => {}
-                Ok(Cleaned { sessions, revocations }) => {
-                    tracing::info!(sessions, revocations, "deleted what has had its time");
+                Ok(Cleaned { sessions: 0, revocations: 0, login_attempts: 0 }) => {}
+                Ok(Cleaned { sessions, revocations, login_attempts }) => {
+                    tracing::info!(sessions, revocations, login_attempts, "deleted what has had its time");
                 }
                 Err(error) => {
                     let error: &(dyn std::error::Error + 'static) = &error;
-                    tracing::warn!(error, "sessions and revocations could not be cleaned up");
+                    tracing::warn!(error, "what has had its time could not be deleted");
                 }
             }
         }

@@ -1,10 +1,15 @@
 //! Introspection clients: services that may ask what a token says. Operators make them and take them away.
 
+use std::net::IpAddr;
+
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Error, FieldError, random};
+use super::{
+    Error, FieldError, random,
+    throttle::{Kind, Throttle},
+};
 pub use crate::store::clients::Client;
 use crate::{
     store::{PgPool, PoolConnection, clients},
@@ -87,14 +92,27 @@ impl Clients {
     }
 
     /// Whether `secret` is that of the client `id`. Read anew each time, so that a deleted client is nobody at once; one
-    /// look-up by primary key and one SHA-256, also for a client that there is not.
+    /// look-up by primary key and one SHA-256, also for a client that there is not. A failure is counted by `throttle`, for
+    /// the address `ip`; never for the client, whom others could then lock out.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidClient`], the same for an unknown client and a wrong secret.
-    pub async fn authenticate(&self, id: Uuid, secret: &str) -> Result<(), Error> {
+    /// [`Error::InvalidClient`], the same for an unknown client and a wrong secret, and [`Error::TooManyAttempts`] in its
+    /// place when there have been many of it.
+    pub async fn authenticate(
+        &self,
+        id: Uuid,
+        secret: &str,
+        throttle: &Throttle,
+        ip: Option<IpAddr>,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
         let stored = clients::secret_hash(&mut *self.conn().await?, id).await?;
-        if client_secret::is_secret(secret, stored.as_ref()) { Ok(()) } else { Err(Error::InvalidClient) }
+        if client_secret::is_secret(secret, stored.as_ref()) {
+            Ok(())
+        } else {
+            Err(throttle.count(Kind::Client, ip, Error::InvalidClient, now).await)
+        }
     }
 }
 

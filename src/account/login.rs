@@ -1,8 +1,9 @@
 //! A login: from a name and a password to a session and its tokens.
 //!
 //! A user that does not exist, a wrong password and a disabled user take the same way: one look-up, one password hash,
-//! one answer. Where the operator has raised the cost of a hash, those who have not logged in since cost the same to
-//! within a tenth; where it was lowered, they cost what they did.
+//! one answer, and before all that one place of the [throttle](super::throttle). Where the operator has raised the cost of
+//! a hash, those who have not logged in since cost the same to within a tenth; where it was lowered, they cost what they
+//! did.
 
 use std::net::IpAddr;
 
@@ -47,8 +48,22 @@ impl Accounts {
     /// # Errors
     ///
     /// [`Error::InvalidCredentials`], the same for an unknown user, a wrong password and a disabled user;
-    /// [`Error::Overloaded`].
+    /// [`Error::TooManyAttempts`], [`Error::Overloaded`].
     pub async fn login(
+        &self,
+        username: &str,
+        password: &Password,
+        caller: &Caller,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Login, Error> {
+        let attempt = self.throttle.admit_login(username, caller.ip, now).await?;
+        let login = self.try_login(username, password, caller, now, rng).await;
+        self.throttle.settle(attempt, login.as_ref().map(|login| &login.user), now).await;
+        login
+    }
+
+    async fn try_login(
         &self,
         username: &str,
         password: &Password,

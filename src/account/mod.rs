@@ -11,13 +11,15 @@ mod fields;
 mod login;
 mod own;
 mod renewal;
+mod throttle;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use self::throttle::Kind;
 pub use self::{
     activity::Activity,
     clean_up::{CleanUp, Cleaned},
@@ -25,6 +27,7 @@ pub use self::{
     fields::{Email, FieldError, FullName, Roles, Username},
     login::{Caller, Login},
     renewal::Renewed,
+    throttle::{KNOWN_FOR, Rate, Throttle},
 };
 pub use crate::store::sessions::Overview;
 pub use crate::store::users::User;
@@ -61,6 +64,27 @@ pub struct Policy {
     pub refresh_reuse_interval: Duration,
 }
 
+/// What the use cases are made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The database.
+    pub db: PgPool,
+    /// What hashes passwords.
+    pub passwords: password::Pool,
+    /// What makes access tokens.
+    pub issuer: Arc<Issuer>,
+    /// What makes refresh tokens.
+    pub refresh_keys: RefreshKeys,
+    /// How often somebody may fail.
+    pub throttle: Throttle,
+    /// With it, what is revoked here is refused here when the use case returns.
+    pub feed: Option<Feed>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What the operator decided.
+    pub policy: Policy,
+}
+
 /// The use cases, over one database.
 #[derive(Clone, Debug)]
 pub struct Accounts {
@@ -68,6 +92,7 @@ pub struct Accounts {
     passwords: password::Pool,
     issuer: Arc<Issuer>,
     refresh_keys: RefreshKeys,
+    throttle: Throttle,
     feed: Option<Feed>,
     metrics: Metrics,
     policy: Policy,
@@ -124,6 +149,12 @@ pub enum Error {
     /// Unknown client or wrong secret: told apart nowhere.
     #[error("the client's credentials are not right")]
     InvalidClient,
+    /// Too many failures, of this account or from this address.
+    #[error("too many attempts")]
+    TooManyAttempts {
+        /// When the next one is let in, and not before.
+        retry_after: Duration,
+    },
     /// More password hashes are wanted than the machine can do.
     #[error("too many passwords to hash at once")]
     Overloaded {
@@ -195,18 +226,24 @@ pub struct Registration<'a> {
     pub password: &'a Password,
 }
 
+/// A [`Registration`] that has passed its check.
+struct Valid<'a> {
+    username: Username,
+    email: Email,
+    full_name: Option<FullName>,
+    password: &'a Password,
+}
+
 impl Accounts {
-    /// The use cases over `db`. With a `feed`, what is revoked here is refused here when the use case returns.
-    pub fn new(
-        db: PgPool,
-        passwords: password::Pool,
-        issuer: Arc<Issuer>,
-        refresh_keys: RefreshKeys,
-        feed: Option<Feed>,
-        metrics: Metrics,
-        policy: Policy,
-    ) -> Self {
-        Self { db, passwords, issuer, refresh_keys, feed, metrics, policy }
+    /// The use cases.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy } = parts;
+        Self { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy }
+    }
+
+    /// How often somebody may fail.
+    pub fn throttle(&self) -> &Throttle {
+        &self.throttle
     }
 
     /// Whether there is a key to make tokens with, and the database answers and has the schema that the use cases need.
@@ -237,21 +274,29 @@ impl Accounts {
         self.db.acquire().await.map_err(store::Error::Unavailable)
     }
 
-    /// Somebody registers themselves.
+    /// Somebody registers themselves, from `ip`.
     ///
     /// # Errors
     ///
-    /// [`Error::RegistrationClosed`], or those of [`create`](Self::create).
+    /// [`Error::RegistrationClosed`], [`Error::TooManyAttempts`], or those of [`create`](Self::create).
     pub async fn register(
         &self,
         registration: &Registration<'_>,
+        ip: Option<IpAddr>,
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<User, Error> {
         if !self.policy.registration_open {
             return Err(Error::RegistrationClosed);
         }
-        self.create(registration, &Roles::default(), now, rng).await
+        let valid = self.check(registration).await?;
+        let attempt = self.throttle.admit_from(Kind::Registration, ip, now).await?;
+        let created = self.insert(&valid, &Roles::default(), now, rng).await;
+        // Each of these tells that somebody has an account; nothing else does.
+        if !matches!(created, Err(Error::UsernameTaken | Error::EmailTaken)) {
+            self.throttle.give_back(attempt).await;
+        }
+        created
     }
 
     /// Makes a user, whether or not registration is open.
@@ -266,6 +311,10 @@ impl Accounts {
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<User, Error> {
+        self.insert(&self.check(registration).await?, roles, now, rng).await
+    }
+
+    async fn check<'a>(&self, registration: &Registration<'a>) -> Result<Valid<'a>, Error> {
         let mut invalid = Vec::new();
         let mut note = |error| invalid.push(error);
         let username = Username::parse(registration.username).map_err(&mut note).ok();
@@ -288,13 +337,22 @@ impl Accounts {
         let (Some(username), Some(email), []) = (username, email, &invalid[..]) else {
             return Err(Error::Invalid(invalid));
         };
+        Ok(Valid { username, email, full_name, password: registration.password })
+    }
 
-        let password_hash = self.passwords.hash(registration.password, random::bytes(rng)).await?;
+    async fn insert(
+        &self,
+        new: &Valid<'_>,
+        roles: &Roles,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<User, Error> {
+        let password_hash = self.passwords.hash(new.password, random::bytes(rng)).await?;
         let user = NewUser {
             id: random::uuid_v7(now, rng),
-            username: username.as_str(),
-            email: email.as_str(),
-            full_name: full_name.as_ref().map(FullName::as_str),
+            username: new.username.as_str(),
+            email: new.email.as_str(),
+            full_name: new.full_name.as_ref().map(FullName::as_str),
             password_hash: &password_hash,
             roles: roles.as_slice(),
             now,

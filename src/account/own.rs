@@ -1,6 +1,8 @@
 //! What users do to their account with their password: change it, delete all of it. And what both come down to, also when
 //! an administrator does it.
 
+use std::net::IpAddr;
+
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -11,7 +13,7 @@ use crate::{
     store::{
         self,
         sessions::Which,
-        users::{self, Name},
+        users::{self, Credentials, Name},
     },
 };
 
@@ -20,18 +22,19 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidCredentials`] when `current` is not the password; [`Error::Invalid`] when the new one breaks a rule;
-    /// [`Error::SessionRevoked`] when the user has been disabled or deleted.
+    /// [`Error::InvalidCredentials`] when `current` is not the password, [`Error::TooManyAttempts`] when that has happened
+    /// too often; [`Error::Invalid`] when the new one breaks a rule; [`Error::SessionRevoked`] when the user has been
+    /// disabled or deleted.
     pub async fn change_password(
         &self,
-        user_id: Uuid,
-        session_id: Uuid,
+        (user_id, session_id): (Uuid, Uuid),
         current: &Password,
         new: &Password,
+        ip: Option<IpAddr>,
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<(), Error> {
-        let user = self.confirm(user_id, current).await?;
+        let user = self.confirm(user_id, current, ip, now).await?;
         let hash = self.hash_new("new_password", new, &user, rng).await?;
         let which = Which::AllBut(session_id);
         if !self.replace_password(user_id, &hash, Some(user.password_changed_at), which, now).await? {
@@ -45,15 +48,16 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidCredentials`] when `password` is not the user's; [`Error::SessionRevoked`] when the user has been
-    /// disabled or deleted.
+    /// [`Error::InvalidCredentials`] when `password` is not the user's, [`Error::TooManyAttempts`] when that has happened
+    /// too often; [`Error::SessionRevoked`] when the user has been disabled or deleted.
     pub async fn delete_own(
         &self,
         user_id: Uuid,
         password: &Password,
+        ip: Option<IpAddr>,
         now: OffsetDateTime,
     ) -> Result<(), Error> {
-        let user = self.confirm(user_id, password).await?;
+        let user = self.confirm(user_id, password, ip, now).await?;
         if !self.remove(user_id, Some(user.password_changed_at), now).await? {
             return Err(Error::InvalidCredentials);
         }
@@ -61,10 +65,24 @@ impl Accounts {
         Ok(())
     }
 
-    /// The user, who has shown once more that they know the password.
-    async fn confirm(&self, user_id: Uuid, password: &Password) -> Result<User, Error> {
+    /// The user, who has shown once more that they know the password. An attempt counts as a login by username: who has
+    /// stolen an access token has no more guesses than others.
+    async fn confirm(
+        &self,
+        user_id: Uuid,
+        password: &Password,
+        ip: Option<IpAddr>,
+        now: OffsetDateTime,
+    ) -> Result<User, Error> {
         let found = users::credentials(&mut *self.conn().await?, Name::Id(user_id)).await?;
         let credentials = found.filter(|found| !found.user.disabled).ok_or(Error::SessionRevoked)?;
+        let attempt = self.throttle.admit_login(&credentials.user.username, ip, now).await?;
+        let user = self.verify(credentials, password).await;
+        self.throttle.settle(attempt, user.as_ref(), now).await;
+        user
+    }
+
+    async fn verify(&self, credentials: Credentials, password: &Password) -> Result<User, Error> {
         if password.length() > password::MAX_LENGTH {
             return Err(Error::InvalidCredentials);
         }
@@ -72,7 +90,7 @@ impl Accounts {
             Verdict::Match { .. } => Ok(credentials.user),
             Verdict::NoMatch => Err(Error::InvalidCredentials),
             Verdict::Unreadable(reason) => {
-                tracing::error!(%user_id, %reason, "the stored password hash cannot be read");
+                tracing::error!(user_id = %credentials.user.id, %reason, "the stored password hash cannot be read");
                 Err(Error::InvalidCredentials)
             }
         }

@@ -34,7 +34,7 @@ use rand_core::CryptoRng;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Accounts, Caller, Error, random};
+use super::{Accounts, Caller, Error, random, throttle::Kind};
 use crate::{
     metrics::RenewalOutcome,
     store::sessions::{self, EndReason, Session, Which},
@@ -124,9 +124,24 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidRefreshToken`], [`Error::RefreshTokenReused`], [`Error::SessionEnded`],
-    /// [`Error::SessionExpired`].
+    /// [`Error::InvalidRefreshToken`], and [`Error::TooManyAttempts`] in its place when there have been many of it;
+    /// [`Error::RefreshTokenReused`], [`Error::SessionEnded`], [`Error::SessionExpired`].
     pub async fn renew(
+        &self,
+        refresh_token: &str,
+        caller: &Caller,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Renewed, Error> {
+        match self.try_renew(refresh_token, caller, now, rng).await {
+            Err(failure @ Error::InvalidRefreshToken) => {
+                Err(self.throttle.count(Kind::Renewal, caller.ip, failure, now).await)
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn try_renew(
         &self,
         refresh_token: &str,
         caller: &Caller,

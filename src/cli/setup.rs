@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::{Failure, development_key};
 use crate::{
-    account::{Accounts, Policy},
+    account::{self, Accounts, Policy, Rate, Throttle},
     config::{self, Argon2Cost, Environment, Loaded, Registration, Settings, Sources},
     embedded::Embedded,
     keys,
@@ -287,5 +287,15 @@ pub(super) fn accounts(
         session_duration: settings.session_duration,
         refresh_reuse_interval: settings.refresh_reuse_interval,
     };
-    Ok(Accounts::new(db, passwords, issuer, refresh_keys, feed, metrics, policy))
+    let throttle = Throttle::new(
+        db.clone(),
+        key,
+        failures(settings.login_attempts_per_account),
+        failures(settings.login_attempts_per_ip),
+    );
+    Ok(Accounts::new(account::Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy }))
+}
+
+fn failures(rate: config::Rate) -> Rate {
+    Rate { count: rate.count, per: rate.per }
 }

@@ -405,16 +405,14 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "LOGIN_ATTEMPTS_PER_ACCOUNT",
-        about: "Failed logins allowed for one account in a time.",
+        about: "Failed logins allowed for one account name in a time (docs/throttling.md).",
         default: DefaultValue::Text("10/15m"),
-        support: NO_EFFECT,
         ..PASSWORDS
     },
     Setting {
         name: "LOGIN_ATTEMPTS_PER_IP",
-        about: "Failed logins allowed from one address in a time.",
+        about: "Failed logins allowed from one address (IPv6: one /64) in a time.",
         default: DefaultValue::Text("100/15m"),
-        support: NO_EFFECT,
         ..PASSWORDS
     },
     Setting {

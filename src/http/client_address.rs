@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use axum::{
     extract::{ConnectInfo, FromRequestParts},
-    http::{HeaderMap, HeaderName, header::USER_AGENT, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, header::USER_AGENT, request::Parts},
 };
 use ipnet::IpNet;
 
@@ -13,23 +13,27 @@ use crate::account::Caller;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
+/// How many elements of `X-Forwarded-For` are looked at: nobody has that many proxies in a row.
+const MAX_PROXIES: usize = 64;
+
 /// The longest `User-Agent` that is kept, in characters.
 const MAX_USER_AGENT: usize = 512;
 
 /// The address that a request came from: `peer`, unless that is in `trusted`; then the rightmost address of all
 /// `X-Forwarded-For` fields together that is not. What stands left of it the client may have made up.
 ///
-/// An element that is no address ends the search: the proxy that wrote it is the last that is known.
+/// An element that is no address, or empty, ends the search: the proxy that wrote it is the last that is known, and what
+/// stands left of it is not its word. So does the 64th.
 pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |ip: IpAddr| trusted.iter().any(|net| net.contains(&ip));
     let mut client = peer.to_canonical();
     if !is_trusted(client) {
         return client;
     }
-    let fields: Vec<&str> =
-        headers.get_all(X_FORWARDED_FOR).iter().map(|field| field.to_str().unwrap_or("?")).collect();
-    for element in fields.iter().rev().flat_map(|field| field.rsplit(',')) {
-        let Some(ip) = parse(element.trim()) else { break };
+    let fields: Vec<&[u8]> = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+    let elements = fields.iter().rev().flat_map(|field| field.rsplit(|byte| *byte == b','));
+    for element in elements.take(MAX_PROXIES) {
+        let Some(ip) = parse(element.trim_ascii()) else { break };
         client = ip;
         if !is_trusted(ip) {
             break;
@@ -38,9 +42,13 @@ pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
     client
 }
 
-/// An address, with or without a port, an IPv6 one with or without brackets; IPv4-mapped IPv6 is IPv4.
-fn parse(text: &str) -> Option<IpAddr> {
-    let text = text.trim_matches('"');
+/// An address, with or without a port, an IPv6 one with or without brackets; IPv4-mapped IPv6 is IPv4. One with a zone is
+/// none: it means nothing on another machine.
+fn parse(element: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(element).ok()?.trim_matches('"');
+    if text.contains('%') {
+        return None;
+    }
     let bracketed = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     text.parse::<IpAddr>()
         .or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip()))
@@ -67,13 +75,14 @@ impl FromRequestParts<App> for Caller {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
-
     use super::*;
 
     #[test]
     fn the_rightmost_address_that_no_trusted_proxy_has() {
         let trusted: Vec<IpNet> = ["10.0.0.0/8", "fd00::/8"].iter().map(|net| net.parse().unwrap()).collect();
+        let ours = vec!["10.0.0.2"; 63].join(",");
+        let (just, too_many) = (format!("198.51.100.1,{ours}"), format!("198.51.100.1,10.0.0.3,{ours}"));
+        let endless = "10.0.0.2,".repeat(7000);
         let cases: &[(&str, &[&str], &str)] = &[
             // The peer is no proxy of ours: its word counts for nothing.
             ("203.0.113.9", &["198.51.100.1"], "203.0.113.9"),
@@ -100,11 +109,32 @@ mod tests {
             ("10.0.0.1", &["198.51.100.1,"], "10.0.0.1"),
             ("10.0.0.1", &[""], "10.0.0.1"),
             ("10.0.0.1", &["999.1.1.1"], "10.0.0.1"),
+            ("10.0.0.1", &["198.51.100.1, , 10.0.0.2"], "10.0.0.2"),
+            ("10.0.0.1", &["198.51.100.1", ""], "10.0.0.1"),
+            ("10.0.0.1", &["198.51.100.1 10.0.0.2"], "10.0.0.1"),
+            ("10.0.0.1", &["198.51.100.1:"], "10.0.0.1"),
+            ("10.0.0.1", &["198.51.100.1:65536"], "10.0.0.1"),
+            ("10.0.0.1", &["[2001:db8::1"], "10.0.0.1"),
+            ("10.0.0.1", &["[198.51.100.1"], "10.0.0.1"),
+            ("10.0.0.1", &["198.51.100.0/24"], "10.0.0.1"),
+            ("10.0.0.1", &["010.051.100.001"], "10.0.0.1"),
+            ("10.0.0.1", &["unix:"], "10.0.0.1"),
+            ("10.0.0.1", &["localhost"], "10.0.0.1"),
+            ("10.0.0.1", &["fe80::1%eth0"], "10.0.0.1"),
+            ("10.0.0.1", &["[fe80::1%5]:80"], "10.0.0.1"),
+            // Garbage that the client wrote, in a line that our proxy went on with.
+            ("10.0.0.1", &["gärbage\t?, 198.51.100.1"], "198.51.100.1"),
+            ("10.0.0.1", &["\"[::ffff:198.51.100.1]:80\""], "198.51.100.1"),
+            ("10.0.0.1", &["[2001:DB8:0::1]:4711"], "2001:db8::1"),
+            // As many proxies as there may be, and more.
+            ("10.0.0.1", &[&just], "198.51.100.1"),
+            ("10.0.0.1", &[&too_many], "10.0.0.3"),
+            ("10.0.0.1", &[&endless, "10.0.0.2"], "10.0.0.2"),
         ];
         for (peer, fields, expected) in cases {
             let mut headers = HeaderMap::new();
             for field in *fields {
-                headers.append(X_FORWARDED_FOR, HeaderValue::from_str(field).unwrap());
+                headers.append(X_FORWARDED_FOR, HeaderValue::from_bytes(field.as_bytes()).unwrap());
             }
             let client = client_address(peer.parse().unwrap(), &headers, &trusted);
             assert_eq!(client, expected.parse::<IpAddr>().unwrap(), "{peer} {fields:?}");

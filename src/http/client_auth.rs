@@ -11,12 +11,12 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::{App, Problem};
-use crate::account::Error;
+use crate::account::{Caller, Error};
 
 /// The request comes from an introspection client: its credentials have been checked.
 ///
 /// 401 `invalid_client` otherwise, whatever is wrong: no credentials, several, unreadable ones, an unknown client, a wrong
-/// secret. As an option, only credentials of a client are looked at: `None` where there are none.
+/// secret. 429 `too_many_attempts` after many wrong ones from one address. As an option, only credentials of a client are looked at: `None` where there are none.
 pub(super) struct AuthenticatedClient;
 
 impl FromRequestParts<App> for AuthenticatedClient {
@@ -24,7 +24,8 @@ impl FromRequestParts<App> for AuthenticatedClient {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let Credentials { id, secret } = credentials(&parts.headers).ok_or(Error::InvalidClient)?;
-        app.clients().authenticate(id, &secret).await?;
+        let Caller { ip, .. } = Caller::from_request_parts(parts, app).await?;
+        app.clients().authenticate(id, &secret, app.accounts().throttle(), ip, app.clock().now()).await?;
         Ok(Self)
     }
 }

@@ -137,7 +137,10 @@ fn complete(operation: &mut Operation) {
         }
     }
     let challenge = if takes(operation, "client") {
-        common.push(("401", "`invalid_client`: no credentials of a client, or wrong ones."));
+        common.extend([
+            ("401", "`invalid_client`: no credentials of a client, or wrong ones."),
+            ("429", "`too_many_attempts`: too many wrong credentials from this address. Try again after `Retry-After`."),
+        ]);
         Some("RFC 7617.")
     } else if takes(operation, "bearer") {
         common.push(("401", "`missing_token`, `invalid_token`, `token_expired`, `session_revoked` or `token_outdated`: the roles have changed, renew."));
@@ -156,7 +159,7 @@ fn complete(operation: &mut Operation) {
         header(response, "x-request-id", "The request's id, as the log has it.");
         match (status.as_str(), challenge) {
             ("401", Some(challenge)) => header(response, "WWW-Authenticate", challenge),
-            ("503", _) => header(response, "Retry-After", "Seconds to wait."),
+            ("429" | "503", _) => header(response, "Retry-After", "Seconds to wait."),
             _ => {}
         }
         if status.as_str() >= "400" {
@@ -203,6 +206,7 @@ fn samples(media_type: &str) -> Vec<Problem> {
         account::Error::RegistrationClosed.into(),
         account::Error::UsernameTaken.into(),
         account::Error::EmailTaken.into(),
+        account::Error::TooManyAttempts { retry_after: Duration::from_secs(90) }.into(),
         account::Error::Overloaded { retry_after: Duration::from_secs(1) }.into(),
         Problem::database_unavailable(),
         account::Error::Hasher.into(),

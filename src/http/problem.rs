@@ -244,6 +244,12 @@ impl From<account::Error> for Problem {
             )
             .header(WWW_AUTHENTICATE, HeaderValue::from_static(r#"Basic realm="gatepass""#)),
             E::NoSuchUser | E::NoSuchSession | E::NoSuchClient => Self::not_found(),
+            E::TooManyAttempts { retry_after } => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_attempts",
+                "Too many attempts have failed; wait as long as `Retry-After` says.",
+            )
+            .retry_after(retry_after),
             E::Overloaded { retry_after } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "overloaded",

@@ -90,6 +90,10 @@ pub(super) struct RenewRequest {
             status = 401,
             description = "`invalid_refresh_token`, `refresh_token_reused`, `session_revoked` or `session_expired`: log in again.",
         ),
+        (
+            status = 429,
+            description = "`too_many_attempts`: too many tokens from this address that are none. Try again after `Retry-After`.",
+        ),
     ),
 )]
 pub(super) async fn renew(

@@ -102,10 +102,12 @@ pub(super) struct RegisterRequest {
         )),
         (status = 403, description = "`registration_closed`: the operator makes the users."),
         (status = 409, description = "`username_taken` or `email_taken`: another user has it."),
+        (status = 429, description = "`too_many_attempts`: too many names that were taken, from this address. Try again after `Retry-After`."),
     ),
 )]
 pub(super) async fn register(
     State(app): State<App>,
+    caller: Caller,
     Json(body): Json<RegisterRequest>,
 ) -> Result<impl IntoResponse, Problem> {
     let password = Password::new(body.password.expose_secret());
@@ -115,7 +117,8 @@ pub(super) async fn register(
         full_name: body.full_name.as_deref(),
         password: &password,
     };
-    let user = app.accounts().register(&registration, app.clock().now(), &mut random::system()).await?;
+    let now = app.clock().now();
+    let user = app.accounts().register(&registration, caller.ip, now, &mut random::system()).await?;
     let location = format!("/admin/users/{}", user.id);
     Ok((StatusCode::CREATED, [(LOCATION, location)], axum::Json(UserBody::from(user))))
 }
@@ -148,6 +151,7 @@ pub(super) struct LoginResponse {
     responses(
         (status = 200, description = "The session's tokens.", body = LoginResponse),
         (status = 401, description = "`invalid_credentials`: unknown user, wrong password or disabled user, told apart nowhere."),
+        (status = 429, description = "`too_many_attempts`: too many failures with this name or from this address, whether or not there is such a user. Try again after `Retry-After`."),
     ),
 )]
 pub(super) async fn log_in(
@@ -161,6 +165,7 @@ pub(super) async fn log_in(
     match &login {
         Ok(_) => app.metrics().login(LoginOutcome::Succeeded),
         Err(account::Error::InvalidCredentials) => app.metrics().login(LoginOutcome::Refused),
+        Err(account::Error::TooManyAttempts { .. }) => app.metrics().login(LoginOutcome::Throttled),
         Err(account::Error::Overloaded { .. }) => app.metrics().login(LoginOutcome::Overloaded),
         // Faults are counted with the requests.
         Err(_) => {}
@@ -266,18 +271,20 @@ pub(super) struct ChangePasswordRequest {
     responses(
         (status = 204, description = "The password is the new one."),
         (status = 401, description = "`invalid_credentials`: that is not the present password; or `missing_token`, `invalid_token`, `token_expired`, `session_revoked`, `token_outdated`."),
+        (status = 429, description = "`too_many_attempts`: it counts as a login. Try again after `Retry-After`."),
     ),
 )]
 pub(super) async fn change_password(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
+    caller: Caller,
     Json(body): Json<ChangePasswordRequest>,
 ) -> Result<StatusCode, Problem> {
     let current = Password::new(body.current_password.expose_secret());
     let new = Password::new(body.new_password.expose_secret());
-    let (user, session) = (claims.user_id, claims.session_id);
+    let session = (claims.user_id, claims.session_id);
     let now = app.clock().now();
-    app.accounts().change_password(user, session, &current, &new, now, &mut random::system()).await?;
+    app.accounts().change_password(session, &current, &new, caller.ip, now, &mut random::system()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -297,14 +304,16 @@ pub(super) struct DeleteMeRequest {
     responses(
         (status = 204, description = "The user is gone."),
         (status = 401, description = "`invalid_credentials`: that is not the password; or `missing_token`, `invalid_token`, `token_expired`, `session_revoked`, `token_outdated`."),
+        (status = 429, description = "`too_many_attempts`: it counts as a login. Try again after `Retry-After`."),
     ),
 )]
 pub(super) async fn delete_me(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
+    caller: Caller,
     Json(body): Json<DeleteMeRequest>,
 ) -> Result<StatusCode, Problem> {
     let password = Password::new(body.password.expose_secret());
-    app.accounts().delete_own(claims.user_id, &password, app.clock().now()).await?;
+    app.accounts().delete_own(claims.user_id, &password, caller.ip, app.clock().now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -13,6 +13,7 @@
 //! whoever has to give way tries again ([`retrying`]).
 
 pub mod clients;
+pub mod login_attempts;
 pub mod migrations;
 pub mod revocations;
 pub mod sessions;

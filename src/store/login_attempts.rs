@@ -1,0 +1,156 @@
+//! Table `login_attempts`: who has failed how often of late, as one time for each key (the generic cell rate algorithm,
+//! ITU-T I.371). Whose key it is, the database cannot tell.
+//!
+//! Rows are locked in the order of their keys.
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, postgres::types::PgInterval};
+use time::OffsetDateTime;
+
+use super::Error;
+
+/// Whose attempts are counted.
+pub type Key = [u8; 16];
+
+/// Of how many places somebody may have how many in which time.
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    /// Whose.
+    pub key: Key,
+    /// In what time one place becomes free.
+    pub spacing: Duration,
+    /// In what time all of them do.
+    pub span: Duration,
+}
+
+/// The account that somebody tries, and the device that they try it from, known or not.
+#[derive(Clone, Copy, Debug)]
+pub struct Device {
+    /// The key of the account, which is that of a bucket.
+    pub account: Key,
+    /// The key of account and device; when that is known, it is used in place of the account's.
+    pub device: Key,
+}
+
+/// What came of an attempt to take places.
+#[derive(Debug)]
+pub struct Taken {
+    /// `None`: one place of each bucket is taken. Else none is, and at that time there will be one of each.
+    pub again_at: Option<OffsetDateTime>,
+    /// Whether the device is known, and its places are what counts.
+    pub is_device_known: bool,
+}
+
+/// Takes one place of each bucket, or none at all.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn take(
+    conn: &mut PgConnection,
+    buckets: &[Bucket],
+    device: Option<Device>,
+    now: OffsetDateTime,
+) -> Result<Taken, Error> {
+    let keys: Vec<_> = buckets.iter().map(|bucket| bucket.key.to_vec()).collect();
+    let spacings: Vec<_> = buckets.iter().map(|bucket| interval(bucket.spacing)).collect();
+    let spans: Vec<_> = buckets.iter().map(|bucket| interval(bucket.span)).collect();
+    let taken = sqlx::query_as!(
+        Taken,
+        r#"SELECT again_at, is_device_known AS "is_device_known!"
+           FROM take_login_attempt($1, $2, $3, $4, $5, $6)"#,
+        now,
+        &keys,
+        &spacings,
+        &spans,
+        device.as_ref().map(|device| &device.account[..]),
+        device.as_ref().map(|device| &device.device[..]),
+    );
+    Ok(taken.fetch_one(conn).await?)
+}
+
+/// Gives one place of each bucket back.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn give_back(conn: &mut PgConnection, buckets: &[Bucket]) -> Result<(), Error> {
+    let keys: Vec<_> = buckets.iter().map(|bucket| bucket.key.to_vec()).collect();
+    let spacings: Vec<_> = buckets.iter().map(|bucket| interval(bucket.spacing)).collect();
+    sqlx::query!(
+        "WITH locked AS MATERIALIZED (
+             SELECT key, spacing FROM login_attempts
+             JOIN unnest($1::bytea[], $2::interval[]) AS bucket (key, spacing) USING (key)
+             ORDER BY key
+             FOR UPDATE OF login_attempts
+         )
+         UPDATE login_attempts SET free_at = free_at - locked.spacing FROM locked WHERE login_attempts.key = locked.key",
+        &keys,
+        &spacings,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Somebody has succeeded: `address` gets one place back, all attempts on `accounts` are forgotten, and `devices` are known
+/// until `known_until`, with no attempts of theirs.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn forgive(
+    conn: &mut PgConnection,
+    address: Option<Bucket>,
+    accounts: &[Key],
+    devices: &[Key],
+    now: OffsetDateTime,
+    known_until: OffsetDateTime,
+) -> Result<(), Error> {
+    let accounts: Vec<_> = accounts.iter().map(|key| key.to_vec()).collect();
+    let devices: Vec<_> = devices.iter().map(|key| key.to_vec()).collect();
+    sqlx::query!(
+        "WITH locked AS MATERIALIZED (
+             SELECT key FROM login_attempts WHERE key = ANY($3::bytea[] || $4::bytea[] || $1::bytea) ORDER BY key FOR UPDATE
+         ), all_locked AS MATERIALIZED (
+             SELECT count(*) FROM locked
+         ), given_back AS (
+             UPDATE login_attempts SET free_at = free_at - $2::interval FROM all_locked WHERE key = $1
+         ), forgotten AS (
+             DELETE FROM login_attempts USING all_locked WHERE key = ANY($3::bytea[])
+         )
+         INSERT INTO login_attempts (key, free_at, expires_at)
+         SELECT device, $5, $6 FROM all_locked, unnest($4::bytea[]) AS device ORDER BY device
+         ON CONFLICT (key) DO UPDATE SET free_at = excluded.free_at, expires_at = excluded.expires_at",
+        address.as_ref().map(|address| &address.key[..]),
+        address.map(|address| interval(address.spacing)),
+        &accounts,
+        &devices,
+        now,
+        known_until,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Deletes at most `limit` rows that nobody needs at `now`; how many it were. 0 also when somebody else is at it.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn delete_expired(conn: &mut PgConnection, now: OffsetDateTime, limit: i64) -> Result<u64, Error> {
+    let done = sqlx::query!(
+        "DELETE FROM login_attempts WHERE key IN (
+             SELECT key FROM login_attempts WHERE expires_at < $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
+         )",
+        now,
+        limit,
+    );
+    Ok(done.execute(conn).await?.rows_affected())
+}
+
+fn interval(time: Duration) -> PgInterval {
+    PgInterval { months: 0, days: 0, microseconds: i64::try_from(time.as_micros()).unwrap_or(i64::MAX) }
+}

@@ -1,0 +1,511 @@
+//! The throttle: whoever fails too often waits, exactly as long as they are told, whichever replica they ask and whether
+//! or not there is the user that they try; the owner gets in from a device that has logged in before; and what is kept of
+//! it is little and tells no names.
+
+use gatepass::{
+    account::KNOWN_FOR,
+    store::login_attempts::{self, Bucket},
+};
+use serde_json::{Value, json};
+use time::Duration;
+use tokio::task::JoinSet;
+
+use crate::app::{Answer, App, PASSWORD};
+
+const WRONG: &str = "wrong-horse-battery-9";
+
+/// Where the harness sends its requests from.
+const HERE: &str = "192.0.2.1";
+
+async fn log_in_from(app: &App, ip: &str, username: &str, password: &str) -> Answer {
+    let body = json!({ "username": username, "password": password });
+    app.post("/users/login").header("x-request-id", "one-and-the-same").peer(ip).json(&body).send().await
+}
+
+async fn log_in(app: &App, username: &str, password: &str) -> Answer {
+    log_in_from(app, HERE, username, password).await
+}
+
+/// A refusal that says to wait for so many seconds.
+#[track_caller]
+fn expect_wait(answer: Answer, seconds: u32) {
+    assert_eq!(answer.header("retry-after"), seconds.to_string(), "{}", answer.body);
+    answer.expect_problem(429, "too_many_attempts");
+}
+
+/// Fails until refused; how often that was possible.
+async fn failures_until_refused(app: &App, ip: &str, username: &str) -> usize {
+    let mut failures = 0;
+    loop {
+        let answer = log_in_from(app, ip, username, WRONG).await;
+        if answer.status == 429 {
+            return failures;
+        }
+        answer.expect_problem(401, "invalid_credentials");
+        failures += 1;
+    }
+}
+
+/// With the rates that apply unless somebody sets others.
+async fn app() -> App {
+    App::with(&DEFAULTS).await
+}
+
+const DEFAULTS: [(&str, &str); 2] =
+    [("LOGIN_ATTEMPTS_PER_ACCOUNT", "10/15m"), ("LOGIN_ATTEMPTS_PER_IP", "100/15m")];
+
+#[tokio::test]
+async fn who_waits_as_long_as_they_are_told_gets_in_and_not_a_second_sooner() {
+    let app = app().await;
+    app.register("alice").await;
+    let second = Duration::seconds(1);
+    assert_eq!(failures_until_refused(&app, HERE, "alice").await, 10);
+    // What is refused makes nobody wait longer, and the right password is no exception.
+    for _ in 0..3 {
+        expect_wait(log_in(&app, "alice", WRONG).await, 90);
+        expect_wait(log_in(&app, "alice", PASSWORD).await, 90);
+    }
+    app.clock.advance(second * 0.3);
+    expect_wait(log_in(&app, "alice", PASSWORD).await, 90);
+    app.clock.advance(second * 88.7);
+    expect_wait(log_in(&app, "alice", PASSWORD).await, 1);
+    app.clock.advance(second - Duration::microseconds(1));
+    expect_wait(log_in(&app, "alice", PASSWORD).await, 1);
+    app.clock.advance(Duration::microseconds(1));
+    log_in(&app, "alice", WRONG).await.expect_problem(401, "invalid_credentials");
+    expect_wait(log_in(&app, "alice", PASSWORD).await, 90);
+    app.clock.advance(second * 90);
+    log_in(&app, "alice", PASSWORD).await.expect(200);
+    // All of them again, after a time without any.
+    assert_eq!(failures_until_refused(&app, "192.0.2.2", "alice").await, 10);
+    app.clock.advance(Duration::minutes(15) - second);
+    assert_eq!(failures_until_refused(&app, "192.0.2.2", "alice").await, 9);
+    app.clock.advance(Duration::minutes(15) * 4);
+    assert_eq!(failures_until_refused(&app, "192.0.2.2", "alice").await, 10);
+    // The address: 100 less those 30 and 3 that have had their time.
+    app.clock.advance(Duration::minutes(15));
+    for n in 0..100 {
+        let answer = log_in_from(&app, "192.0.2.3", &format!("user{n}"), WRONG).await;
+        answer.expect_problem(401, "invalid_credentials");
+    }
+    expect_wait(log_in_from(&app, "192.0.2.3", "another", WRONG).await, 9);
+    app.clock.advance(second * 8);
+    expect_wait(log_in_from(&app, "192.0.2.3", "alice", PASSWORD).await, 1);
+    app.clock.advance(second);
+    log_in_from(&app, "192.0.2.3", "alice", PASSWORD).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_name_that_nobody_has_is_refused_like_any_other() {
+    let app = app().await;
+    app.register("alice").await;
+    let bob = app.register("bob").await;
+    app.sql("UPDATE users SET disabled = true WHERE id = $1::uuid", &bob["id"]).await;
+    let carol = app.register("carol").await;
+    app.sql("UPDATE users SET password_hash = NULL WHERE id = $1::uuid", &carol["id"]).await;
+    let long = "x".repeat(1000);
+    // Each as often as there are places, in any case, from addresses all over the world.
+    let names: [&[&str]; 9] = [
+        &["alice", "ALICE", "Alice"],
+        &["alice@example.com", "Alice@EXAMPLE.com"],
+        &["bob"],
+        &["carol"],
+        &["nobody", "NOBODY", "Nobody"],
+        &["nobody@example.com", "Nobody@EXAMPLE.com"],
+        &["\u{e9}lise@example.com", "E\u{301}LISE@example.com"],
+        &["", ""],
+        &[&long, "no\0body"],
+    ];
+    let mut all = Vec::new();
+    for (n, names) in names.iter().enumerate().take(8) {
+        let mut answers = Vec::new();
+        for i in 0..13 {
+            let ip = format!("198.51.{n}.{i}");
+            answers.push(log_in_from(&app, &ip, names[i % names.len()], WRONG).await);
+            app.clock.advance(Duration::seconds(1));
+        }
+        all.push(answers);
+    }
+    for answers in &all {
+        for (one, other) in answers.iter().zip(&all[0]) {
+            assert_eq!((one.status, &one.body, &one.headers), (other.status, &other.body, &other.headers));
+        }
+    }
+    for answer in &all[0][..10] {
+        answer.clone().expect_problem(401, "invalid_credentials");
+    }
+    // Nine seconds have gone by since the first, and each refusal is a second later.
+    for (answer, wait) in all[0][10..].iter().zip([80, 79, 78]) {
+        expect_wait(answer.clone(), wait);
+    }
+    // Those that nobody can have are names, too.
+    for name in names[8] {
+        assert_eq!(failures_until_refused(&app, "203.0.113.1", name).await, 10);
+    }
+}
+
+/// One count for both names would tell that they are one user's.
+#[tokio::test]
+async fn to_be_refused_by_one_name_says_nothing_of_another() {
+    let app = app().await;
+    app.register("alice").await;
+    for name in ["alice", "nobody"] {
+        assert_eq!(failures_until_refused(&app, "198.51.100.1", name).await, 10);
+        let address = format!("{name}@example.com");
+        assert_eq!(failures_until_refused(&app, "198.51.100.2", &address).await, 10);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_attempts_at_once_as_many_get_through_as_there_are_places() {
+    for (per_account, per_ip, admitted) in
+        [("10/15m", "1000/15m", 10), ("1000/15m", "10/15m", 10), ("1/15m", "1/15m", 1), ("7/1h", "5/1h", 5)]
+    {
+        let rates = [("LOGIN_ATTEMPTS_PER_ACCOUNT", per_account), ("LOGIN_ATTEMPTS_PER_IP", per_ip)];
+        let app = App::with(&rates).await;
+        let replicas = [app.replica(&rates).await, app.replica(&rates).await];
+        app.register("alice").await;
+        // From the start, when there is nothing to count on yet; then for the last place, again and again.
+        for expected in [admitted, 1, 1] {
+            let mut crowd = JoinSet::new();
+            for i in 0..64 {
+                let body = json!({ "username": "alice", "password": WRONG });
+                crowd.spawn(replicas[i % 2].post("/users/login").json(&body).send());
+            }
+            let mut through = 0;
+            for answer in crowd.join_all().await {
+                match answer.status.as_u16() {
+                    401 => through += 1,
+                    _ => drop(answer.expect_problem(429, "too_many_attempts")),
+                }
+            }
+            assert_eq!(through, expected, "{per_account} {per_ip}");
+            // Exactly until one more is let in.
+            let wait = log_in(&replicas[0], "alice", WRONG).await;
+            let seconds: i64 = wait.header("retry-after").parse().unwrap();
+            wait.expect_problem(429, "too_many_attempts");
+            app.clock.advance(Duration::seconds(seconds - 1));
+            log_in(&replicas[1], "alice", WRONG).await.expect_problem(429, "too_many_attempts");
+            app.clock.advance(Duration::seconds(1));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_success_forgives_the_account_and_not_the_address() {
+    let app = App::with(&[("LOGIN_ATTEMPTS_PER_ACCOUNT", "3/15m"), ("LOGIN_ATTEMPTS_PER_IP", "5/15m")]).await;
+    app.register("alice").await;
+    for name in ["alice", "alice", "alice@example.com", "alice@example.com"] {
+        log_in(&app, name, WRONG).await.expect_problem(401, "invalid_credentials");
+    }
+    // However often: what succeeds takes no place. Of either name, whichever it was.
+    for _ in 0..20 {
+        log_in(&app, "alice", PASSWORD).await.expect(200);
+    }
+    assert_eq!(failures_until_refused(&app, "192.0.2.2", "alice").await, 3);
+    assert_eq!(failures_until_refused(&app, "192.0.2.3", "ALICE@example.com").await, 3);
+    // Four of five places are taken here.
+    assert_eq!(failures_until_refused(&app, HERE, "nobody").await, 1);
+    let wait = log_in(&app, "alice", PASSWORD).await;
+    expect_wait(wait, 180);
+}
+
+#[tokio::test]
+async fn a_device_that_has_logged_in_before_gets_in_while_others_hammer() {
+    let app = app().await;
+    app.register("alice").await;
+    let home = "2001:db8:1:2::7";
+    log_in_from(&app, home, "Alice", PASSWORD).await.expect(200);
+    for round in 0..3 {
+        for attacker in 0..3 {
+            failures_until_refused(&app, &format!("198.51.100.{attacker}"), "alice").await;
+            failures_until_refused(&app, &format!("198.51.100.{attacker}"), "alice@example.com").await;
+        }
+        // From elsewhere the owner is refused; at home, by any name, from any address of that network, they may even err.
+        log_in_from(&app, "203.0.113.5", "alice", PASSWORD).await.expect_problem(429, "too_many_attempts");
+        log_in_from(&app, "2001:db8:1:3::7", "alice", PASSWORD)
+            .await
+            .expect_problem(429, "too_many_attempts");
+        for _ in 0..9 {
+            log_in_from(&app, home, "alice", WRONG).await.expect_problem(401, "invalid_credentials");
+        }
+        let alice = log_in_from(&app, "2001:db8:1:2:ffff::9", "alice", PASSWORD).await.expect(200);
+        failures_until_refused(&app, "198.51.100.9", "alice").await;
+        log_in_from(&app, home, "alice@example.com", PASSWORD).await.expect(200);
+        // And whoever has a session has no need to log in.
+        let body = json!({ "refresh_token": alice["refresh_token"] });
+        app.post("/tokens/renew_access").peer("203.0.113.5").json(&body).send().await.expect(200);
+        app.clock.advance(KNOWN_FOR - Duration::seconds(1 + round));
+    }
+    // A device has as many places as an account, and no more: an attacker next to the owner is limited, too.
+    failures_until_refused(&app, "198.51.100.1", "alice").await;
+    assert_eq!(failures_until_refused(&app, home, "alice").await, 10);
+    app.clock.advance(Duration::seconds(90));
+    log_in_from(&app, home, "alice", PASSWORD).await.expect(200);
+    // Other users' devices are none of this one.
+    app.register("bob").await;
+    failures_until_refused(&app, "198.51.100.1", "bob").await;
+    log_in_from(&app, home, "bob", PASSWORD).await.expect_problem(429, "too_many_attempts");
+
+    app.clock.advance(KNOWN_FOR);
+    failures_until_refused(&app, "198.51.100.1", "alice").await;
+    log_in_from(&app, home, "alice", PASSWORD).await.expect_problem(429, "too_many_attempts");
+}
+
+#[tokio::test]
+async fn an_address_is_one_customers_and_not_what_a_client_says() {
+    let rates = [("LOGIN_ATTEMPTS_PER_IP", "4/15m"), ("TRUSTED_PROXIES", "10.0.0.0/8")];
+    let app = App::with(&rates).await;
+    let try_from = async |peer: &str, forwarded: Option<&str>, n: usize| {
+        let body = json!({ "username": format!("user{n}"), "password": WRONG });
+        let request = app.post("/users/login").peer(peer).json(&body);
+        let request = match forwarded {
+            Some(forwarded) => request.header("x-forwarded-for", forwarded),
+            None => request,
+        };
+        request.send().await.status.as_u16()
+    };
+    // A customer has a whole /64, and an IPv4 address may come in two forms.
+    for (n, ip) in
+        ["2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:0:8000::", "2001:db8::1"].iter().enumerate()
+    {
+        assert_eq!(try_from(ip, None, n).await, 401);
+    }
+    assert_eq!(try_from("2001:db8::dead:beef", None, 9).await, 429);
+    assert_eq!(try_from("2001:db8:0:1::1", None, 9).await, 401);
+    for (n, ip) in ["192.0.2.7", "::ffff:192.0.2.7", "192.0.2.7", "::ffff:192.0.2.7"].iter().enumerate() {
+        assert_eq!(try_from(ip, None, n).await, 401);
+    }
+    assert_eq!(try_from("192.0.2.7", None, 9).await, 429);
+    assert_eq!(try_from("192.0.2.8", None, 9).await, 401);
+    // Who makes addresses up is who they are.
+    for n in 0..4 {
+        assert_eq!(try_from("198.51.100.1", Some(&format!("203.0.113.{n}")), n).await, 401);
+    }
+    assert_eq!(try_from("198.51.100.1", Some("203.0.113.9"), 9).await, 429);
+    for n in 0..4 {
+        assert_eq!(try_from("10.0.0.1", Some(&format!("203.0.113.{n}, 198.51.100.2")), n).await, 401);
+    }
+    assert_eq!(try_from("10.0.0.2", Some("198.51.100.2"), 9).await, 429);
+    // The next one behind the same proxy is somebody else.
+    assert_eq!(try_from("10.0.0.2", Some("198.51.100.3"), 9).await, 401);
+}
+
+#[tokio::test]
+async fn a_password_once_more_counts_as_a_login() {
+    let app = app().await;
+    app.register("alice").await;
+    let alice = log_in_from(&app, "203.0.113.5", "alice", PASSWORD).await.expect(200);
+    let change = |ip: &str, current: &str, new: &str| {
+        let body = json!({ "current_password": current, "new_password": new });
+        app.request("PUT".parse().unwrap(), "/users/me/password").bearer(&alice).peer(ip).json(&body).send()
+    };
+    let delete = |ip: &str, password: &str| {
+        app.post("/users/me/delete").bearer(&alice).peer(ip).json(&json!({ "password": password })).send()
+    };
+    // A thief of the access token, somewhere else.
+    let thief = "198.51.100.1";
+    for _ in 0..5 {
+        change(thief, WRONG, "another-horse-battery-10").await.expect_problem(401, "invalid_credentials");
+        delete(thief, WRONG).await.expect_problem(401, "invalid_credentials");
+    }
+    expect_wait(change(thief, PASSWORD, "another-horse-battery-10").await, 90);
+    expect_wait(delete(thief, PASSWORD).await, 90);
+    expect_wait(log_in_from(&app, thief, "alice", PASSWORD).await, 90);
+    expect_wait(log_in_from(&app, "198.51.100.2", "ALICE", PASSWORD).await, 90);
+    // The owner, where they logged in. A new password that is refused is no failure, and the right one forgives.
+    let problem = change("203.0.113.5", PASSWORD, "short").await.expect_problem(422, "validation_failed");
+    assert_eq!(problem["errors"][0]["field"], "new_password");
+    assert_eq!(failures_until_refused(&app, thief, "alice").await, 10);
+    change("203.0.113.5", PASSWORD, "another-horse-battery-10").await.expect(204);
+    log_in_from(&app, thief, "alice", "another-horse-battery-10").await.expect(200);
+    delete("203.0.113.5", "another-horse-battery-10").await.expect(204);
+}
+
+#[tokio::test]
+async fn who_asks_for_many_names_that_are_taken_waits() {
+    let rates = [("LOGIN_ATTEMPTS_PER_IP", "4/15m")];
+    let app = App::with(&rates).await;
+    let replica = app.replica(&rates).await;
+    let register = |app: &App, ip: &str, username: &str, email: &str| {
+        let body = json!({ "username": username, "email": email, "password": PASSWORD });
+        app.post("/users").peer(ip).json(&body).send()
+    };
+    // As many as they like, as long as they are new; and what breaks a rule is neither.
+    for n in 0..10 {
+        let name = format!("user{n}");
+        register(&app, HERE, &name, &format!("{name}@example.com")).await.expect(201);
+        register(&app, HERE, "a", &format!("{name}@example.com"))
+            .await
+            .expect_problem(422, "validation_failed");
+    }
+    for n in 0..2 {
+        let answer = register(&app, HERE, &format!("user{n}"), "new@example.com").await;
+        answer.expect_problem(409, "username_taken");
+        let answer = register(&replica, HERE, "new", &format!("user{n}@example.com")).await;
+        answer.expect_problem(409, "email_taken");
+    }
+    for app in [&app, &replica] {
+        expect_wait(register(app, HERE, "user3", "new@example.com").await, 225);
+        expect_wait(register(app, HERE, "new", "new@example.com").await, 225);
+    }
+    // Nobody else does, and nothing else either.
+    register(&app, "192.0.2.2", "user3", "new@example.com").await.expect_problem(409, "username_taken");
+    log_in(&app, "user3", PASSWORD).await.expect(200);
+    app.clock.advance(Duration::seconds(224));
+    expect_wait(register(&app, HERE, "new", "new@example.com").await, 1);
+    app.clock.advance(Duration::seconds(1));
+    register(&app, HERE, "new", "new@example.com").await.expect(201);
+}
+
+#[tokio::test]
+async fn who_renews_with_what_is_no_refresh_token_waits_and_nobody_else() {
+    let rates = [("LOGIN_ATTEMPTS_PER_IP", "4/15m")];
+    let app = App::with(&rates).await;
+    let replica = app.replica(&rates).await;
+    app.register("alice").await;
+    let mut alice = app.login("alice").await;
+    let renew = |app: &App, token: &Value| {
+        app.post("/tokens/renew_access").json(&json!({ "refresh_token": token })).send()
+    };
+    let real = alice["refresh_token"].as_str().unwrap();
+    let last = if real.ends_with('A') { 'E' } else { 'A' };
+    let forged = format!("{}{last}", &real[..real.len() - 1]);
+    for token in [json!("nonsense"), json!(forged), json!(""), json!(alice["access_token"])] {
+        renew(&app, &token).await.expect_problem(401, "invalid_refresh_token");
+    }
+    for app in [&app, &replica] {
+        expect_wait(renew(app, &json!("nonsense")).await, 225);
+        expect_wait(renew(app, &json!(forged)).await, 225);
+        // At the same address.
+        alice = renew(app, &alice["refresh_token"]).await.expect(200);
+    }
+    app.clock.advance(Duration::seconds(225));
+    renew(&app, &json!("nonsense")).await.expect_problem(401, "invalid_refresh_token");
+    log_in(&app, "alice", PASSWORD).await.expect(200);
+}
+
+#[tokio::test]
+async fn who_guesses_at_a_clients_secret_waits_and_the_client_does_not() {
+    let rates = [("LOGIN_ATTEMPTS_PER_IP", "4/15m")];
+    let app = App::with(&rates).await;
+    let replica = app.replica(&rates).await;
+    let orders = app.client("orders").await;
+    let ask = |app: &App, path: &str, client: &(String, String)| {
+        app.post(path).client(client).form(&[("token", "nonsense")]).send()
+    };
+    let wrong = (orders.0.clone(), format!("{}x", orders.1));
+    let nobody = ("019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e".to_owned(), orders.1.clone());
+    for client in [&wrong, &nobody] {
+        for path in ["/tokens/introspect", "/tokens/revoke"] {
+            ask(&app, path, client).await.expect_problem(401, "invalid_client");
+        }
+    }
+    for app in [&app, &replica] {
+        for client in [&wrong, &nobody] {
+            expect_wait(ask(app, "/tokens/introspect", client).await, 225);
+            expect_wait(ask(app, "/tokens/revoke", client).await, 225);
+        }
+        // At the same address, under the same id.
+        ask(app, "/tokens/introspect", &orders).await.expect(200);
+        // That is no guess.
+        let answer = app.post("/tokens/introspect").form(&[("token", "nonsense")]).send().await;
+        answer.expect_problem(401, "invalid_client");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_login_that_was_never_tried_is_no_failure() {
+    let crowded = [
+        ("LOGIN_ATTEMPTS_PER_ACCOUNT", "40/15m"),
+        ("PASSWORD_HASH_THREADS", "1"),
+        ("PASSWORD_HASH_QUEUE", "1"),
+        ("ARGON2_MEMORY_KIB", "19456"),
+    ];
+    let app = App::with(&crowded).await;
+    app.register("alice").await;
+    app.login("alice").await;
+    assert_eq!(failures_until_refused(&app, "198.51.100.1", "alice").await, 40);
+    let mut crowd = JoinSet::new();
+    for n in 0..32 {
+        // Half of them from a device that is known, half with a name that nobody tried.
+        let username = if n % 2 == 0 { "alice" } else { "alice@example.com" };
+        let body = json!({ "username": username, "password": PASSWORD });
+        let peer = if n % 2 == 0 { HERE } else { "192.0.2.2" };
+        crowd.spawn(app.post("/users/login").peer(peer).json(&body).send());
+    }
+    let statuses: Vec<_> = crowd.join_all().await.iter().map(|answer| answer.status.as_u16()).collect();
+    assert!(statuses.contains(&503), "{statuses:?}");
+    assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
+    assert_eq!(failures_until_refused(&app, HERE, "alice").await, 40);
+    assert_eq!(failures_until_refused(&app, "192.0.2.3", "alice@example.com").await, 40);
+}
+
+/// What is given back comes from where it was taken.
+#[tokio::test]
+async fn a_place_that_a_known_device_gives_back_is_none_for_others() {
+    let rates = [("LOGIN_ATTEMPTS_PER_ACCOUNT", "3/15m")];
+    let app = App::with(&rates).await;
+    app.register("alice").await;
+    app.login("alice").await;
+    assert_eq!(failures_until_refused(&app, "198.51.100.1", "alice").await, 3);
+    // From here on the database fails in the middle of each login.
+    sqlx::raw_sql("ALTER TABLE sessions RENAME TO sessions_away").execute(&app.db).await.unwrap();
+    for _ in 0..10 {
+        log_in(&app, "alice", PASSWORD).await.expect_problem(500, "internal_error");
+    }
+    expect_wait(log_in_from(&app, "198.51.100.1", "alice", PASSWORD).await, 300);
+    assert_eq!(failures_until_refused(&app, HERE, "alice").await, 3);
+}
+
+#[tokio::test]
+async fn the_table_tells_no_names_and_gets_rid_of_what_has_had_its_time() {
+    let app = app().await;
+    app.register("alice").await;
+    log_in_from(&app, "198.51.100.77", "alice", PASSWORD).await.expect(200);
+    for name in ["alice", "alice@example.com", "nobody"] {
+        log_in_from(&app, "2001:db8::77", name, WRONG).await.expect_problem(401, "invalid_credentials");
+    }
+    let rows: Vec<String> =
+        sqlx::query_scalar("SELECT encode(key, 'hex') || login_attempts::text FROM login_attempts")
+            .fetch_all(&app.db)
+            .await
+            .unwrap();
+    // One address that registers and two that log in, three names, and of the login two devices.
+    assert_eq!(rows.len(), 8);
+    let user: String =
+        sqlx::query_scalar("SELECT replace(id::text, '-', '') FROM users").fetch_one(&app.db).await.unwrap();
+    let hex = |text: &str| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
+    for clear in ["alice", "nobody", "example", "198.51", "2001:db8"] {
+        let hidden = [clear.to_owned(), hex(clear)];
+        assert!(
+            !rows.iter().any(|row| hidden.iter().any(|hidden| row.contains(hidden))),
+            "{clear}: {rows:#?}"
+        );
+    }
+    for clear in [user.as_str(), "c633644d", "20010db8"] {
+        assert!(!rows.iter().any(|row| row.contains(clear)), "{clear}: {rows:#?}");
+    }
+
+    // Ten thousand names that somebody makes up, each once.
+    let mut conn = app.db.acquire().await.unwrap();
+    for n in 0..10_000_u128 {
+        let spacing = std::time::Duration::from_secs(90);
+        let bucket = Bucket { key: (n << 64).to_be_bytes(), spacing, span: spacing * 10 };
+        let taken = login_attempts::take(&mut conn, &[bucket], None, app.clock.now()).await.unwrap();
+        assert_eq!(taken.again_at, None);
+    }
+    let count = async || -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM login_attempts").fetch_one(&app.db).await.unwrap()
+    };
+    let clean = async || app.state().clean_up().run(app.clock.now()).await.unwrap().login_attempts;
+    assert_eq!(count().await, 10_008);
+    assert_eq!(clean().await, 0);
+    app.clock.advance(Duration::seconds(90));
+    assert_eq!(clean().await, 3, "the addresses; names count to this very moment");
+    app.clock.advance(Duration::microseconds(1));
+    assert_eq!(clean().await, 10_003);
+    assert_eq!(count().await, 2, "what is known of devices stays");
+    app.clock.advance(KNOWN_FOR);
+    assert_eq!(clean().await, 2);
+}
