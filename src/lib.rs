@@ -26,7 +26,7 @@
 //! (`store::sessions`) and has the token made (`token::Issuer`) → `http::users` shapes the answer.
 //!
 //! Cargo features: `server` (default) is the service; `verify` is [`token`] and [`bearer`] alone, for services that check
-//! gatepass's tokens; `remote` is `verify` and the client that fetches the keys from a running gatepass.
+//! gatepass's tokens; `remote` is `verify` and the client that follows the keys and the revocations of a running gatepass.
 
 #[cfg(feature = "server")]
 pub mod account;

@@ -21,10 +21,12 @@ use axum::{
     body::Body,
     extract::ConnectInfo,
     http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header},
+    routing::get,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use gatepass::{
     account::Clients,
+    bearer::BearerLayer,
     cli::serve::{self, Pools},
     clock::Clock,
     config::{self, Settings, Sources},
@@ -155,6 +157,29 @@ impl App {
         let clients = Clients::new(self.db.clone());
         let (client, secret) = clients.create(name, self.clock.now(), &mut random::system()).await.unwrap();
         (client.id.to_string(), secret.expose().to_owned())
+    }
+
+    /// What a service answers to this login's access token that has nothing of this replica but what it knows in memory:
+    /// its keys and its revocations. 200, or the refusal's status and code.
+    pub async fn knock(&self, login: &Value) -> (u16, String) {
+        let answer = self.door(login).send().await;
+        let problem: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+        let code = problem["code"].as_str().unwrap_or_default();
+        (answer.status.as_u16(), code.to_owned())
+    }
+
+    /// The request that [`knock`](Self::knock) makes.
+    pub fn door(&self, login: &Value) -> Story {
+        let layer = BearerLayer::new(self.app.keys().verifier())
+            .with_revocations(self.app.feed().revocations().clone())
+            .with_clock(self.clock.clone());
+        let router = Router::new().route("/", get(async || "")).layer(layer);
+        Story { router, ..self.get("/").bearer(login) }
+    }
+
+    /// Reads what was revoked, as the replica does twice a second.
+    pub async fn hear(&self) {
+        self.app.feed().hear().await.unwrap();
     }
 
     pub fn get(&self, path: &str) -> Story {

@@ -28,10 +28,14 @@ mod migrations;
 mod other_libraries;
 mod passwords;
 mod process;
+mod published_revocations;
 mod readme;
 #[cfg(feature = "remote")]
 mod remote_keys;
+#[cfg(feature = "remote")]
+mod remote_revocations;
 mod renewal;
+mod revocations;
 mod rotation_drill;
 mod session_model;
 mod session_races;

@@ -33,6 +33,9 @@
 //!
 //! With keys that gatepass publishes (`v4.public`, `jwt`), a service has no key of its own to keep: `RemoteKeys` (feature
 //! `remote`) in place of the verifier fetches them, and follows their rotation.
+//!
+//! So far, a token is good until it expires. For a layer that refuses it as soon as its session ends there is, with the same
+//! feature, `follow_revocations`; see [`BearerLayer::with_revocations`].
 
 #[cfg(feature = "remote")]
 mod remote;
@@ -48,7 +51,7 @@ use http::{
 use time::OffsetDateTime;
 
 #[cfg(feature = "remote")]
-pub use self::remote::{DocumentError, RemoteError, RemoteKeys};
+pub use self::remote::{DocumentError, RemoteError, RemoteKeys, follow_revocations};
 pub use self::{
     service::{BearerService, ResponseFuture},
     source::Source,
@@ -76,8 +79,8 @@ impl BearerLayer {
 }
 
 impl<R> BearerLayer<R> {
-    /// Also refuses what `revocations` say. Without them a token is good until it expires, whatever becomes of its
-    /// session.
+    /// Also refuses what `revocations` say; in another service than gatepass, those that `follow_revocations` (feature
+    /// `remote`) gives. Without them a token is good until it expires, whatever becomes of its session.
     #[must_use]
     pub fn with_revocations(self, revocations: Arc<Revocations>) -> Self {
         Self { revocations: Some(revocations), ..self }

@@ -11,7 +11,7 @@ use std::{
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
+    sync::{oneshot, watch},
 };
 
 use super::{Failure, setup};
@@ -22,7 +22,7 @@ use crate::{
     http::{self, App, Limits, Parts},
     keys::Keys,
     metrics::Metrics,
-    revocation::Feed,
+    revocation::{Feed, Publisher},
     store::PgPool,
     telemetry,
     token::SymmetricKey,
@@ -196,8 +196,9 @@ pub async fn app(
     )?;
     Ok(App::new(Parts {
         accounts,
-        clients: Clients::new(requests),
+        clients: Clients::new(requests.clone()),
         keys,
+        publisher: Publisher::new(feed.clone(), requests),
         feed,
         activity: Activity::new(background.clone()),
         clean_up: CleanUp::new(background, settings.session_retention),
@@ -207,7 +208,7 @@ pub async fn app(
         trusted_proxies: settings.trusted_proxies.clone(),
         allowed_origins: settings.allowed_origins.clone(),
         limits,
-        stopping: false.into(),
+        stopping: watch::Sender::new(false),
     }))
 }
 

@@ -15,22 +15,18 @@ mod openapi;
 mod ops;
 mod problem;
 mod request_id;
+mod revocations;
 pub mod server;
 mod sessions;
 mod tokens;
 mod users;
 mod well_known;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{Router, middleware, routing::any};
 use ipnet::IpNet;
+use tokio::sync::watch;
 use tower::ServiceBuilder;
 use tower_http::{catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer};
 use utoipa_axum::{
@@ -48,7 +44,7 @@ use crate::{
     clock::Clock,
     keys::Keys,
     metrics::Metrics,
-    revocation::Feed,
+    revocation::{Feed, Publisher},
 };
 
 /// The largest request body, in bytes: 64 KiB.
@@ -102,6 +98,8 @@ pub struct Parts {
     pub activity: Activity,
     /// What was revoked.
     pub feed: Feed,
+    /// What was revoked, for services that verify by themselves.
+    pub publisher: Publisher,
     /// Deletes what has had its time.
     pub clean_up: CleanUp,
     /// What is counted.
@@ -117,7 +115,7 @@ pub struct Parts {
     /// How long each part of a request may take.
     pub limits: Limits,
     /// Set while the service goes down: not ready any more.
-    pub stopping: AtomicBool,
+    pub stopping: watch::Sender<bool>,
 }
 
 impl App {
@@ -126,9 +124,9 @@ impl App {
         Self(Arc::new(parts))
     }
 
-    /// From now on `/readyz` says no, so that a load balancer sends nothing more.
+    /// From now on `/readyz` says no, so that a load balancer sends nothing more, and nobody is kept waiting.
     pub fn stop(&self) {
-        self.0.stopping.store(true, Ordering::Relaxed);
+        self.0.stopping.send_replace(true);
     }
 
     /// The keys that access tokens are made and checked with.
@@ -180,7 +178,17 @@ impl App {
     }
 
     fn is_stopping(&self) -> bool {
-        self.0.stopping.load(Ordering::Relaxed)
+        *self.0.stopping.borrow()
+    }
+
+    /// Waits until the service goes down.
+    async fn stopped(&self) {
+        // The sender is in our own hands, so that waiting does not fail.
+        let _ = self.0.stopping.subscribe().wait_for(|stopping| *stopping).await;
+    }
+
+    fn publisher(&self) -> &Publisher {
+        &self.0.publisher
     }
 }
 
@@ -192,6 +200,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(tokens::renew))
         .routes(routes!(tokens::introspect))
         .routes(routes!(tokens::revoke))
+        .routes(routes!(revocations::list))
         .routes(routes!(well_known::jwks))
         .routes(routes!(well_known::paserks))
         .routes(routes!(well_known::metadata))

@@ -144,6 +144,16 @@ impl Problem {
         .retry_after(Duration::from_secs(1))
     }
 
+    /// 503, too many wait already.
+    pub fn crowded() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "overloaded",
+            "More services wait for revocations than can be served at the moment.",
+        )
+        .retry_after(Duration::from_secs(1))
+    }
+
     /// 503, the handler took too long.
     pub fn timeout() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", "The request took too long and was given up.")

@@ -8,10 +8,14 @@
 //! A request reads memory alone ([`Revocations`]). A replica that cannot read the feed for `REVOCATION_MAX_STALENESS`
 //! refuses every bearer token rather than guess, and takes them again with the next reading.
 //!
+//! Services that verify tokens by themselves get the same rows from a [`Publisher`].
+//!
 //! ```text
 //! UPDATE sessions … ── trigger ──▶ revocations ──▶ Feed::hear ──▶ Revocations ◀── check ── every request
 //!                          └─────── NOTIFY ─────────▲   ▲ twice a second
 //! ```
+
+mod publisher;
 
 use std::{
     convert::Infallible,
@@ -28,18 +32,21 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
+pub use self::publisher::{Cursor, InvalidCursor, Page, PublishError, Publisher};
+pub use crate::store::revocations::Revocation;
 use crate::{
     clock::Clock,
     store::{
         self, PgPool,
-        revocations::{self, Position, Revocation},
+        revocations::{self, Position},
     },
     token::Revocations,
 };
 
 /// How often the feed is read without being notified. Twice within the second that a revocation may take.
 const POLL: Duration = Duration::from_millis(500);
-/// How long one step of a reading may take before it counts as failed. A whole one has as many as there are pages.
+/// How long one statement of a reading, or the wait for its connection, may take before it counts as failed. Not the whole
+/// reading: after a flood that may take longer, and given up it would have to begin anew, for ever.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to leave a connection that listens alone after it was lost.
 const LISTEN_REST: Duration = Duration::from_secs(1);
@@ -104,6 +111,11 @@ impl Feed {
         self.0.news.subscribe()
     }
 
+    /// How many wait for news at the moment.
+    pub fn readers(&self) -> usize {
+        self.0.news.receiver_count()
+    }
+
     /// Reads what has been committed until now. Of many who call at once, one reads for all that came before it began.
     ///
     /// # Errors
@@ -128,8 +140,9 @@ impl Feed {
         // A clock that was set, or a machine that slept: what was passed over or forgotten as expired may not be.
         let offset = now - began_at;
         let was_set = reading.clock_offset.is_some_and(|known| (offset - known).abs() > CLOCK_TOLERANCE);
-        let mut conn = within(async { db.acquire().await.map_err(store::Error::Unavailable) }).await?;
-        let position = within(revocations::position(&mut conn)).await?;
+        let conn = async { db.acquire().await.map_err(store::Error::Unavailable) };
+        let mut conn = patiently(conn).await?;
+        let position = patiently(revocations::position(&mut conn)).await?;
         let since = reading
             .since
             .as_ref()
@@ -137,10 +150,10 @@ impl Feed {
         let mut last = None;
         let mut is_news = false;
         loop {
-            let page = within(revocations::page(&mut conn, since, last.as_ref(), now, PAGE)).await?;
+            let page = patiently(revocations::page(&mut conn, since, last, now, PAGE)).await?;
             let is_last = page.len() < usize::try_from(PAGE).unwrap_or(usize::MAX);
             is_news |= !page.is_empty();
-            last = page.last().cloned();
+            last = page.last().map(Revocation::place);
             for row in page {
                 take(revocations, row);
             }
@@ -209,9 +222,8 @@ impl Feed {
     }
 }
 
-/// What comes of `step`, when it comes in time: a connection that hangs must not keep the next revocation from being heard.
-async fn within<T>(step: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
-    timeout(PATIENCE, step).await.unwrap_or_else(|_| Err(store::Error::timeout()))
+async fn patiently<T>(work: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
+    timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(store::Error::timeout()))
 }
 
 fn take(revocations: &Revocations, row: Revocation) {

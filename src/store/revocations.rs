@@ -6,6 +6,7 @@
 //! worth nothing to another server, which may have lost the last transactions of the one before; a [`Position`] also
 //! holds when the server was started, which no two have in common.
 
+use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, postgres::PgListener};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -46,12 +47,50 @@ impl Listener {
 }
 
 /// How far a reader has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
-    /// `pg_snapshot`, as text: which transactions had committed.
-    pub snapshot: String,
+    /// Which transactions had committed.
+    pub snapshot: Snapshot,
     /// The server in which that means something, by the time at which it was started.
+    #[serde(with = "time::serde::timestamp::microseconds")]
     pub server_started_at: OffsetDateTime,
+}
+
+/// A `pg_snapshot`, as text: `xmin:xmax:xip,xip,…`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
+#[serde(try_from = "String")]
+#[sqlx(transparent)]
+pub struct Snapshot(String);
+
+/// Not the text of a `pg_snapshot`.
+#[derive(Debug, thiserror::Error)]
+#[error("not a snapshot")]
+pub struct InvalidSnapshot;
+
+impl TryFrom<String> for Snapshot {
+    type Error = InvalidSnapshot;
+
+    /// Takes what Postgres takes, so that no text from outside is an error over there.
+    fn try_from(text: String) -> Result<Self, InvalidSnapshot> {
+        let number = |text: &str| {
+            let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse::<u64>().ok().filter(|_| is_number)
+        };
+        let is_valid = || {
+            let mut parts = text.split(':');
+            let (xmin, xmax, running) = (number(parts.next()?)?, number(parts.next()?)?, parts.next()?);
+            let mut least = xmin;
+            for xid in running.split(',').filter(|_| !running.is_empty()) {
+                let xid = number(xid)?;
+                if xid < least || xid >= xmax {
+                    return None;
+                }
+                least = xid;
+            }
+            (xmin > 0 && xmin <= xmax && parts.next().is_none()).then_some(())
+        };
+        if is_valid().is_some() { Ok(Self(text)) } else { Err(InvalidSnapshot) }
+    }
 }
 
 /// Where the end is now: what commits from here on is not yet behind it.
@@ -62,16 +101,25 @@ pub struct Position {
 pub async fn position(conn: &mut PgConnection) -> Result<Position, Error> {
     let position = sqlx::query_as!(
         Position,
-        r#"SELECT pg_current_snapshot()::text AS "snapshot!", pg_postmaster_start_time() AS "server_started_at!""#,
+        r#"SELECT pg_current_snapshot()::text AS "snapshot!: Snapshot", pg_postmaster_start_time() AS "server_started_at!""#,
     );
     Ok(position.fetch_one(conn).await?)
+}
+
+/// Where a row stands in the order in which they are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Its transaction.
+    pub xid: i64,
+    /// Rises with each row.
+    pub id: i64,
 }
 
 /// A row.
 #[derive(Clone, Debug)]
 pub struct Revocation {
-    /// Its transaction, as text.
-    pub xid: String,
+    /// Its transaction.
+    pub xid: i64,
     /// Rises with each row.
     pub id: i64,
     /// The session that has ended, or
@@ -84,7 +132,14 @@ pub struct Revocation {
     pub expires_at: OffsetDateTime,
 }
 
-/// At most `limit` rows that were not committed at `since`, and are about tokens that are alive at `now`, after the row
+impl Revocation {
+    /// Where it stands.
+    pub fn place(&self) -> Place {
+        Place { xid: self.xid, id: self.id }
+    }
+}
+
+/// At most `limit` rows that were not committed at `since`, and are about tokens that are alive at `now`, after the place
 /// `after` in the order of the primary key. Some may be there twice in two readings.
 ///
 /// # Errors
@@ -93,24 +148,24 @@ pub struct Revocation {
 pub async fn page(
     conn: &mut PgConnection,
     since: Option<&Position>,
-    after: Option<&Revocation>,
+    after: Option<Place>,
     now: OffsetDateTime,
     limit: i64,
 ) -> Result<Vec<Revocation>, Error> {
     // Before the first transaction: nothing had committed.
-    let since = since.map_or("1:1:", |position| &position.snapshot);
+    let since = since.map_or("1:1:", |position| &position.snapshot.0);
     let rows = sqlx::query_as!(
         Revocation,
-        r#"SELECT xid::text AS "xid!", id, session_id, user_id, roles, expires_at
+        r#"SELECT xid::text::bigint AS "xid!", id, session_id, user_id, roles, expires_at
            FROM revocations
-           WHERE (xid, id) > (coalesce($2::text::xid8, pg_snapshot_xmin($1::text::pg_snapshot)), $3)
+           WHERE (xid, id) > (coalesce($2::bigint::text::xid8, pg_snapshot_xmin($1::text::pg_snapshot)), $3)
                AND NOT pg_visible_in_snapshot(xid, $1::text::pg_snapshot)
                AND expires_at > $4
            ORDER BY xid, id
            LIMIT $5"#,
         since,
-        after.map(|row| &*row.xid),
-        after.map_or(0, |row| row.id),
+        after.map(|place| place.xid),
+        after.map_or(0, |place| place.id),
         now,
         limit,
     );
@@ -136,4 +191,38 @@ pub async fn delete_expired(
         limit,
     );
     Ok(done.execute(conn).await?.rows_affected())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_are_what_postgres_takes_for_one() {
+        for (text, is_valid) in [
+            ("1:1:", true),
+            ("731:731:", true),
+            ("731:735:731,733", true),
+            ("731:735:731,731,734", true),
+            ("18446744073709551615:18446744073709551615:", true),
+            ("", false),
+            ("731", false),
+            ("731:735", false),
+            ("0:735:", false),
+            ("735:731:", false),
+            ("731:735:730", false),
+            ("731:735:735", false),
+            ("731:735:733,731", false),
+            ("731:735:731,", false),
+            ("731:735:,731", false),
+            ("731:735:731:", false),
+            ("731: 735:", false),
+            ("+731:735:", false),
+            ("-1:735:", false),
+            ("731:735:x", false),
+            ("18446744073709551616:18446744073709551616:", false),
+        ] {
+            assert_eq!(Snapshot::try_from(text.to_owned()).is_ok(), is_valid, "{text}");
+        }
+    }
 }

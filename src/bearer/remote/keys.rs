@@ -4,7 +4,7 @@
 //! than one fetch at a time and everybody who needs its outcome waits for the same one. Keys are published before they
 //! sign, so that the schedule alone has them in time; the fetch for an unknown key is for rotations out of turn.
 
-use std::{collections::HashSet, fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use http::{
     HeaderMap, HeaderValue, StatusCode,
@@ -17,6 +17,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
+use super::{DocumentError, Gatepass, RemoteError, body};
 use crate::token::{
     InvalidKeySet, KeyId, KeyPairFormat, Party, PublicKey, Verifier, read_jwks, read_paserks,
 };
@@ -37,14 +38,9 @@ const MAX_WAIT: Duration = Duration::from_secs(3);
 const MAX_WAITING: usize = 1_000;
 
 /// For each of the two documents.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 
-/// Connections are kept for the second document, not until the next fetch: by then whoever is between may have
-/// forgotten them.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The public keys of a running gatepass, for [`BearerLayer::new`](super::BearerLayer::new).
+/// The public keys of a running gatepass, for [`BearerLayer::new`](crate::bearer::BearerLayer::new).
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -78,7 +74,7 @@ pub struct RemoteKeys(Arc<Shared>);
 
 struct Shared {
     verifier: Arc<Verifier>,
-    base: Arc<str>,
+    base: String,
     fetches: Arc<watch::Sender<Fetches>>,
     places: Arc<Semaphore>,
     task: JoinHandle<()>,
@@ -132,7 +128,7 @@ impl RemoteKeys {
         let ids = ids(&fetched.keys);
         let verifier = Arc::new(Verifier::new(fetched.keys, party));
         let fetches = Arc::new(watch::Sender::new(Fetches { begun: 1, ended: 1, last_began: began }));
-        let base = remote.base.clone();
+        let base = remote.gatepass.base.clone();
         let follower = Follower { remote, ids, verifier: verifier.clone(), fetches: fetches.clone() };
         let task = tokio::spawn(follower.run(began + fetched.fresh_for));
         let places = Arc::new(Semaphore::new(MAX_WAITING));
@@ -146,7 +142,7 @@ impl RemoteKeys {
 
     /// What to wait for when a token names a key that is not held: the fetch that is going on, or a new one. `None` when
     /// it is too early for one, or too many wait already.
-    pub(super) fn refresh(&self) -> Option<impl Future<Output = ()> + Send + 'static> {
+    pub(in crate::bearer) fn refresh(&self) -> Option<impl Future<Output = ()> + Send + 'static> {
         // Nobody fetches any more when the runtime is gone that `connect` was called on.
         if self.0.task.is_finished() {
             return None;
@@ -248,8 +244,7 @@ fn pause(failures: u32) -> Duration {
 
 /// A gatepass to fetch keys from.
 struct Remote {
-    client: Client,
-    base: Arc<str>,
+    gatepass: Gatepass,
     documents: [Document; 2],
 }
 
@@ -273,14 +268,12 @@ struct Fetched {
 
 impl Remote {
     fn new(base: &str) -> Result<Self, RemoteError> {
-        let base = Url::parse(base).ok().filter(is_acceptable).ok_or(RemoteError::Address)?;
-        let base = base.as_str().trim_end_matches('/');
+        let gatepass = Gatepass::new(base)?;
         let document = |name, read| {
-            let url = Url::parse(&format!("{base}/.well-known/{name}")).map_err(|_| RemoteError::Address)?;
-            Ok(Document { url, read, held: None })
+            Ok(Document { url: gatepass.url(&format!("/.well-known/{name}"))?, read, held: None })
         };
         let documents = [document("jwks.json", read_jwks as _)?, document("paserk.json", read_paserks as _)?];
-        Ok(Self { client: client(&documents[0].url)?, base: base.into(), documents })
+        Ok(Self { gatepass, documents })
     }
 
     /// Both documents, or neither, so that no key is lost in between when a service moves from one format to another.
@@ -288,13 +281,13 @@ impl Remote {
         let mut fresh_for = MAX_AGE;
         let mut held = Vec::new();
         for document in &self.documents {
-            let (now_held, document_fresh_for) = document.fetch(&self.client).await?;
+            let (now_held, document_fresh_for) = document.fetch(&self.gatepass.client).await?;
             fresh_for = fresh_for.min(document_fresh_for);
             held.push(now_held);
         }
         let keys: Vec<_> = held.iter().flat_map(|held| held.keys.iter().cloned()).collect();
         if keys.is_empty() {
-            return Err(RemoteError::NoKeys(self.base.to_string()));
+            return Err(RemoteError::NoKeys(self.gatepass.base.clone()));
         }
         for (document, held) in self.documents.iter_mut().zip(held) {
             document.held = Some(held);
@@ -307,60 +300,25 @@ impl Document {
     /// What is in it now, and how long that is fresh.
     async fn fetch(&self, client: &Client) -> Result<(Held, Duration), RemoteError> {
         let failed = |reason| RemoteError::Document { url: self.url.to_string(), reason };
-        let transport = |error: reqwest::Error| failed(DocumentError::Transport(error.without_url().into()));
         let mut request = client.get(self.url.clone());
         let etag = self.held.as_ref().and_then(|held| held.etag.as_ref());
         if let Some(etag) = etag {
             request = request.header(IF_NONE_MATCH, etag);
         }
-        let mut response = request.send().await.map_err(transport)?;
+        let response = request.send().await.map_err(|error| failed(error.into()))?;
         let fresh_for = fresh_for(response.headers());
         let held = match (response.status(), &self.held) {
             (StatusCode::OK, _) => {
-                let mut body = Vec::new();
-                while let Some(chunk) = response.chunk().await.map_err(transport)? {
-                    if body.len() + chunk.len() > MAX_DOCUMENT_BYTES {
-                        return Err(failed(DocumentError::TooLong));
-                    }
-                    body.extend_from_slice(&chunk);
-                }
+                let etag = response.headers().get(ETAG).cloned();
+                let body = body(response, MAX_DOCUMENT_BYTES).await.map_err(failed)?;
                 let keys = (self.read)(&body).map_err(|error| failed(error.into()))?;
-                Held { keys, etag: response.headers().get(ETAG).cloned() }
+                Held { keys, etag }
             }
             (StatusCode::NOT_MODIFIED, Some(held)) if etag.is_some() => held.clone(),
             (status, _) => return Err(failed(DocumentError::Status(status))),
         };
         Ok((held, fresh_for))
     }
-}
-
-fn client(url: &Url) -> Result<Client, RemoteError> {
-    let mut builder = Client::builder()
-        .user_agent(concat!("gatepass/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::none())
-        .timeout(REQUEST_TIMEOUT)
-        .pool_idle_timeout(IDLE_TIMEOUT);
-    if url.scheme() == "http" {
-        // What is unencrypted stays on this machine, and needs no certificates.
-        builder = builder.no_proxy().tls_certs_only([]);
-    }
-    builder.build().map_err(|error| RemoteError::Client(error.into()))
-}
-
-/// Whether keys from there are from whom they seem to be.
-fn is_acceptable(base: &Url) -> bool {
-    let host = base.host_str().unwrap_or_default();
-    let is_encrypted = base.scheme() == "https";
-    (is_encrypted || base.scheme() == "http" && is_loopback(host))
-        && base.username().is_empty()
-        && base.password().is_none()
-        && base.query().is_none()
-        && base.fragment().is_none()
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// How long a document is fresh: its `max-age` less its age in caches on the way (RFC 9111, section 4.2), within bounds.
@@ -381,79 +339,12 @@ fn fresh_for(headers: &HeaderMap) -> Duration {
     fresh_for.clamp(MIN_AGE, MAX_AGE)
 }
 
-/// Why the keys of a gatepass could not be fetched.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RemoteError {
-    /// Nothing that keys are fetched from.
-    #[error(
-        "not an address to fetch keys from: expected https://…, or http:// to this machine, without user, query or #"
-    )]
-    Address,
-    /// The HTTP client could not be made; most often, the system has no certificates.
-    #[error("the HTTP client for gatepass's keys could not be made")]
-    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// One of the documents could not be had.
-    #[error("{url} could not be fetched")]
-    Document {
-        /// Where it should be.
-        url: String,
-        /// What came instead.
-        #[source]
-        reason: DocumentError,
-    },
-    /// Both documents are fine, and there is no key in them that is of use here.
-    #[error("{0} publishes no keys for the formats known here")]
-    NoKeys(String),
-}
-
-/// Why a document with keys could not be had.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DocumentError {
-    /// No answer, or not all of it, in time.
-    #[error("no whole answer")]
-    Transport(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Another status than 200, or than 304 where we have it already. Redirects are not followed.
-    #[error("answered with {0}")]
-    Status(StatusCode),
-    /// Longer than 256 KiB.
-    #[error("longer than 256 KiB")]
-    TooLong,
-    /// Not the document that it should be.
-    #[error(transparent)]
-    Unreadable(#[from] InvalidKeySet),
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn keys_come_encrypted_or_from_this_machine() {
-        for (base, is_fine) in [
-            ("https://auth.example.com", true),
-            ("https://auth.example.com:8443/login/", true),
-            ("http://localhost:8080", true),
-            ("http://127.0.0.1:8080", true),
-            ("http://127.8.8.8", true),
-            ("http://[::1]:8080", true),
-            ("http://auth.example.com", false),
-            ("http://10.0.0.1", false),
-            ("http://[::2]", false),
-            ("http://localhost.example.com", false),
-            ("http://127.0.0.1.example.com", false),
-            ("http://localhost@example.com", false),
-            ("https://me:secret@auth.example.com", false),
-            ("https://auth.example.com?a=b", false),
-            ("https://auth.example.com#a", false),
-            ("ftp://localhost", false),
-            ("file:///etc/passwd", false),
-            ("gatepass", false),
-            ("", false),
-        ] {
-            assert_eq!(Url::parse(base).is_ok_and(|base| is_acceptable(&base)), is_fine, "{base}");
-        }
+    fn both_documents_are_below_the_base() {
         let remote = Remote::new("http://localhost:8080/login/").unwrap();
         assert_eq!(
             remote.documents.map(|document| document.url.to_string()),

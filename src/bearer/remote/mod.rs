@@ -1,0 +1,171 @@
+//! A running gatepass, as another service sees it: its published keys, and what is revoked there.
+
+mod keys;
+mod revocations;
+
+use std::{net::IpAddr, time::Duration};
+
+use http::StatusCode;
+use reqwest::{Client, Response, Url};
+
+pub use self::{keys::RemoteKeys, revocations::follow_revocations};
+use crate::token::InvalidKeySet;
+
+/// Until a document is there.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections are kept for the next of several documents, not until the next fetch: by then whoever is between may have
+/// forgotten them.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where gatepass is, and the way there: `https`, or `http` to this very machine.
+#[derive(Clone)]
+struct Gatepass {
+    base: String,
+    client: Client,
+}
+
+impl Gatepass {
+    fn new(base: &str) -> Result<Self, RemoteError> {
+        let url = Url::parse(base).ok().filter(is_acceptable).ok_or(RemoteError::Address)?;
+        Ok(Self { base: url.as_str().trim_end_matches('/').to_owned(), client: client(&url)? })
+    }
+
+    /// The address of `path`, which begins with a slash.
+    fn url(&self, path: &str) -> Result<Url, RemoteError> {
+        Url::parse(&format!("{}{path}", self.base)).map_err(|_| RemoteError::Address)
+    }
+}
+
+fn client(url: &Url) -> Result<Client, RemoteError> {
+    let mut builder = Client::builder()
+        .user_agent(concat!("gatepass/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(REQUEST_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT);
+    if url.scheme() == "http" {
+        // What is unencrypted stays on this machine, and needs no certificates.
+        builder = builder.no_proxy().tls_certs_only([]);
+    }
+    builder.build().map_err(|error| RemoteError::Client(error.into()))
+}
+
+/// Whether what comes from there is from whom it seems to be.
+fn is_acceptable(base: &Url) -> bool {
+    let host = base.host_str().unwrap_or_default();
+    let is_encrypted = base.scheme() == "https";
+    (is_encrypted || base.scheme() == "http" && is_loopback(host))
+        && base.username().is_empty()
+        && base.password().is_none()
+        && base.query().is_none()
+        && base.fragment().is_none()
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+/// The body, unless it has more than `limit` bytes.
+async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, DocumentError> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > limit {
+            return Err(DocumentError::TooLong { limit });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// Why something could not be had from a gatepass.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemoteError {
+    /// Nothing that is trusted.
+    #[error(
+        "not an address of a gatepass: expected https://…, or http:// to this machine, without user, query or #"
+    )]
+    Address,
+    /// The HTTP client could not be made; most often, the system has no certificates.
+    #[error("the HTTP client for gatepass could not be made")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A document could not be had.
+    #[error("{url} could not be fetched")]
+    Document {
+        /// Where it should be.
+        url: String,
+        /// What came instead.
+        #[source]
+        reason: DocumentError,
+    },
+    /// The documents are fine, and there is no key in them that is of use here.
+    #[error("{0} publishes no keys for the formats known here")]
+    NoKeys(String),
+}
+
+/// Why a document could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DocumentError {
+    /// No answer, or not all of it, in time.
+    #[error("no whole answer")]
+    Transport(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Another status than 200, or than 304 where we have it already. Redirects are not followed.
+    #[error("answered with {0}")]
+    Status(StatusCode),
+    /// Longer than it may be.
+    #[error("longer than {limit} bytes")]
+    TooLong {
+        /// How long it may be.
+        limit: usize,
+    },
+    /// Not the key set that it should be.
+    #[error(transparent)]
+    Unreadable(#[from] InvalidKeySet),
+    /// Not the revocations that it should be.
+    #[error("no revocations")]
+    NoRevocations(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<reqwest::Error> for DocumentError {
+    /// Without the address, which [`RemoteError::Document`] has.
+    fn from(error: reqwest::Error) -> Self {
+        Self::Transport(error.without_url().into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_come_encrypted_or_from_this_machine() {
+        for (base, is_fine) in [
+            ("https://auth.example.com", true),
+            ("https://auth.example.com:8443/login/", true),
+            ("http://localhost:8080", true),
+            ("http://127.0.0.1:8080", true),
+            ("http://127.8.8.8", true),
+            ("http://[::1]:8080", true),
+            ("http://auth.example.com", false),
+            ("http://10.0.0.1", false),
+            ("http://[::2]", false),
+            ("http://localhost.example.com", false),
+            ("http://127.0.0.1.example.com", false),
+            ("http://localhost@example.com", false),
+            ("https://me:secret@auth.example.com", false),
+            ("https://auth.example.com?a=b", false),
+            ("https://auth.example.com#a", false),
+            ("ftp://localhost", false),
+            ("file:///etc/passwd", false),
+            ("gatepass", false),
+            ("", false),
+        ] {
+            assert_eq!(Url::parse(base).is_ok_and(|base| is_acceptable(&base)), is_fine, "{base}");
+        }
+        let gatepass = Gatepass::new("http://localhost:8080/login/").unwrap();
+        let url = gatepass.url("/revocations").unwrap();
+        assert_eq!(url.as_str(), "http://localhost:8080/login/revocations");
+    }
+}

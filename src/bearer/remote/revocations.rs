@@ -1,0 +1,352 @@
+//! What a running gatepass revokes: asked for all the time, and held in memory.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    pin::pin,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use http::{HeaderValue, StatusCode, header::AUTHORIZATION};
+use reqwest::Url;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use time::OffsetDateTime;
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use super::{DocumentError, Gatepass, RemoteError, body};
+use crate::{clock::Clock, token::Revocations};
+
+/// How long gatepass may keep a request waiting for news; less where `max_staleness` is short.
+const MAX_WAIT: Duration = Duration::from_secs(25);
+const MIN_WAIT: Duration = Duration::from_secs(1);
+/// How long the answer may take beyond that.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// 5000 entries, each with as many roles as there can be, take less.
+const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
+
+/// The pause after a request that failed; it doubles with each in a row, up to the second.
+const MIN_PAUSE: Duration = Duration::from_millis(500);
+const MAX_PAUSE: Duration = Duration::from_secs(8);
+/// From one request to the next when there was no news and no waiting for it.
+const IDLE_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often what has expired is forgotten, and how often the clock is looked at.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
+const CLOCK_CHECK: Duration = Duration::from_secs(1);
+/// How far the wall clock may run from the one that only goes forward before it counts as set.
+const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(1);
+
+/// What a running gatepass revokes, for [`BearerLayer::with_revocations`](crate::bearer::BearerLayer::with_revocations):
+/// tokens of a session that has ended are refused within a second, and so are tokens with roles that their user has no
+/// longer.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use axum::{Router, routing::get};
+/// use gatepass::{bearer::{BearerLayer, RemoteKeys, follow_revocations}, token::Party};
+///
+/// # async fn app() -> Result<Router, Box<dyn std::error::Error>> {
+/// let issuer = "https://auth.example.com";
+/// let keys = RemoteKeys::connect(issuer, Party { issuer: issuer.into(), audience: "gatepass".into() }).await?;
+///
+/// // What `gatepass client create orders` printed.
+/// let (id, secret) = (std::env::var("GATEPASS_CLIENT_ID")?.parse()?, std::env::var("GATEPASS_CLIENT_SECRET")?);
+/// let revocations = follow_revocations(issuer, id, secret, Duration::from_secs(60)).await?;
+///
+/// let layer = BearerLayer::new(keys).with_revocations(revocations);
+/// let app: Router = Router::new().route("/hello", get(async || "hello")).layer(layer);
+/// # Ok(app)
+/// # }
+/// ```
+///
+/// It goes with any source of keys, also with a [`Verifier`](crate::token::Verifier) that was given the key.
+///
+/// When this returns, everything is known that was revoked before. From then on a task keeps a request open at gatepass
+/// (`GET /revocations`) that is answered when there is something new. When one fails, what is known stays, and it is tried
+/// again after half a second, later after up to 8 s; each failure is logged as a warning. When nothing was heard for
+/// `max_staleness`, every token is refused, with 503 `revocations_stale`, until gatepass answers again. A minute lets
+/// gatepass restart; below ten seconds a lost answer may be enough. The task ends within half a minute after the last
+/// clone of the `Arc` was dropped.
+///
+/// `base` is as for [`RemoteKeys::connect`](super::RemoteKeys::connect). The time is the machine's.
+///
+/// # Errors
+///
+/// When `base` is no such address, or the first load fails, as it does with the credentials of no client.
+///
+/// # Panics
+///
+/// Outside a tokio runtime with time and I/O.
+pub async fn follow_revocations(
+    base: &str,
+    client_id: Uuid,
+    client_secret: impl Into<SecretString>,
+    max_staleness: Duration,
+) -> Result<Arc<Revocations>, RemoteError> {
+    let gatepass = Gatepass::new(base)?;
+    let clock = Clock::system();
+    let mut follower = Follower {
+        url: gatepass.url("/revocations")?,
+        gatepass,
+        authorization: basic(client_id, &client_secret.into()),
+        since: None,
+        clock,
+    };
+    let clock_offset = follower.clock_offset();
+    let revocations = Arc::new(Revocations::new(max_staleness));
+    follower.hear(&Arc::downgrade(&revocations), Duration::ZERO).await?;
+    // So that an answer that got lost is no reason to refuse anybody.
+    let wait = (max_staleness / 4).clamp(MIN_WAIT, MAX_WAIT);
+    tokio::spawn(follower.run(Arc::downgrade(&revocations), wait, clock_offset));
+    Ok(revocations)
+}
+
+/// RFC 7617. It is shown by no `Debug`.
+fn basic(id: Uuid, secret: &SecretString) -> HeaderValue {
+    let credentials = Zeroizing::new(format!("{id}:{}", secret.expose_secret()));
+    let field = Zeroizing::new(format!("Basic {}", STANDARD.encode(&*credentials)));
+    let mut field = HeaderValue::from_str(&field).expect("base64 is visible ASCII");
+    field.set_sensitive(true);
+    field
+}
+
+/// The task that asks.
+struct Follower {
+    gatepass: Gatepass,
+    url: Url,
+    authorization: HeaderValue,
+    /// Where the next request begins; `None`: at the beginning of all.
+    since: Option<String>,
+    clock: Clock,
+}
+
+/// Whether there was something new.
+#[derive(PartialEq, Eq)]
+enum Heard {
+    News,
+    Nothing,
+}
+
+impl Follower {
+    async fn run(
+        mut self,
+        revocations: Weak<Revocations>,
+        max_wait: Duration,
+        mut clock_offset: OffsetDateTime,
+    ) {
+        let mut failures = 0;
+        let mut forgotten_at = self.clock.elapsed();
+        while revocations.strong_count() > 0 {
+            let began_at = self.clock.elapsed();
+            // After a failure there is no time to wait for news.
+            let wait = if failures == 0 { max_wait } else { Duration::ZERO };
+            match self.hear_unless_clock_is_set(&revocations, wait, clock_offset).await {
+                Some(Ok(heard)) => {
+                    if failures > 0 {
+                        tracing::info!("gatepass's revocations can be read again");
+                    } else if heard == Heard::Nothing && self.clock.elapsed() - began_at < IDLE_PAUSE {
+                        sleep(IDLE_PAUSE).await;
+                    }
+                    failures = 0;
+                }
+                Some(Err(error)) => {
+                    failures += 1;
+                    // No cursor of this gatepass's, whoever it was before.
+                    if let RemoteError::Document { reason: DocumentError::Status(status), .. } = &error
+                        && *status == StatusCode::UNPROCESSABLE_ENTITY
+                    {
+                        self.since = None;
+                    }
+                    let pause = pause(failures, RandomState::new().hash_one(failures));
+                    warn(&error, failures, pause);
+                    sleep(pause).await;
+                }
+                // What was forgotten as expired may not be.
+                None => {
+                    self.since = None;
+                    clock_offset = self.clock_offset();
+                }
+            }
+            if self.clock.elapsed() - forgotten_at >= FORGET_EVERY {
+                forgotten_at = self.clock.elapsed();
+                if let Some(revocations) = revocations.upgrade() {
+                    revocations.forget_expired(self.clock.now());
+                }
+            }
+        }
+    }
+
+    /// What the wall clock says, less what the one says that only goes forward.
+    fn clock_offset(&self) -> OffsetDateTime {
+        self.clock.now() - self.clock.elapsed()
+    }
+
+    /// As [`hear`](Self::hear); `None` when the wall clock was set since it had this offset, or the machine has slept.
+    async fn hear_unless_clock_is_set(
+        &mut self,
+        revocations: &Weak<Revocations>,
+        wait: Duration,
+        clock_offset: OffsetDateTime,
+    ) -> Option<Result<Heard, RemoteError>> {
+        let clock = self.clock.clone();
+        let mut hearing = pin!(self.hear(revocations, wait));
+        loop {
+            let heard = timeout(CLOCK_CHECK, hearing.as_mut()).await;
+            if (clock.now() - clock.elapsed() - clock_offset).abs() > CLOCK_TOLERANCE {
+                return None;
+            }
+            if let Ok(heard) = heard {
+                return Some(heard);
+            }
+        }
+    }
+
+    /// Takes everything that was revoked before this was called; waits so long for more when there is nothing.
+    async fn hear(&mut self, revocations: &Weak<Revocations>, wait: Duration) -> Result<Heard, RemoteError> {
+        let began_at = self.clock.elapsed();
+        let mut heard = Heard::Nothing;
+        let mut wait = wait;
+        loop {
+            let page = self.page(wait).await?;
+            let Some(revocations) = revocations.upgrade() else { return Ok(Heard::Nothing) };
+            if !page.revocations.is_empty() {
+                heard = Heard::News;
+            }
+            for entry in page.revocations {
+                match entry {
+                    Entry::Session { session_id, expires_at } => {
+                        revocations.end_session(session_id, expires_at);
+                    }
+                    Entry::User { user_id, roles, change, expires_at } => {
+                        revocations.change_roles(user_id, roles, change, expires_at);
+                    }
+                }
+            }
+            self.since = Some(page.next);
+            if !page.more {
+                revocations.heard(began_at);
+                return Ok(heard);
+            }
+            wait = Duration::ZERO;
+        }
+    }
+
+    fn address(&self, wait: Duration) -> Url {
+        let mut url = self.url.clone();
+        url.query_pairs_mut()
+            .append_pair("wait", &wait.as_secs().to_string())
+            .extend_pairs(self.since.as_ref().map(|since| ("since", since)));
+        url
+    }
+
+    async fn page(&self, wait: Duration) -> Result<Page, RemoteError> {
+        let failed = |reason| RemoteError::Document { url: self.url.to_string(), reason };
+        let request = self.gatepass.client.get(self.address(wait)).header(AUTHORIZATION, &self.authorization);
+        let response = request.timeout(wait + PATIENCE).send().await.map_err(|error| failed(error.into()))?;
+        if response.status() != StatusCode::OK {
+            return Err(failed(DocumentError::Status(response.status())));
+        }
+        let body = body(response, MAX_ANSWER_BYTES).await.map_err(failed)?;
+        serde_json::from_slice(&body).map_err(|error| failed(DocumentError::NoRevocations(error.into())))
+    }
+}
+
+/// An answer. An entry of a kind that is not known here makes it unreadable: then nothing is accepted, rather than
+/// something that was revoked.
+#[derive(Deserialize)]
+struct Page {
+    revocations: Vec<Entry>,
+    next: String,
+    more: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Entry {
+    Session {
+        session_id: Uuid,
+        #[serde(with = "time::serde::rfc3339")]
+        expires_at: OffsetDateTime,
+    },
+    User {
+        user_id: Uuid,
+        roles: Vec<String>,
+        change: i64,
+        #[serde(with = "time::serde::rfc3339")]
+        expires_at: OffsetDateTime,
+    },
+}
+
+fn warn(error: &(dyn std::error::Error + 'static), failures: u32, pause: Duration) {
+    let retry_in_s = pause.as_secs_f32();
+    tracing::warn!(error, failures, retry_in_s, "gatepass's revocations could not be read");
+}
+
+/// How long to wait after so many failures in a row: half of it for certain, the rest as `random` has it, so that not all
+/// services come back at once.
+fn pause(failures: u32, random: u64) -> Duration {
+    let doublings = failures.saturating_sub(1).min(8);
+    let half = MAX_PAUSE.min(MIN_PAUSE * 2_u32.pow(doublings)) / 2;
+    half + half.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_a_bound_and_differ() {
+        for (failures, most) in [(1, 500), (2, 1_000), (3, 2_000), (4, 4_000), (5, 8_000), (u32::MAX, 8_000)]
+        {
+            assert_eq!(pause(failures, 0).as_millis(), most / 2);
+            assert_eq!(pause(failures, 1 << 63).as_millis(), most * 3 / 4);
+            assert!((most - 1..=most).contains(&pause(failures, u64::MAX).as_millis()));
+        }
+    }
+
+    /// A follower of somebody who never answers.
+    async fn follower(clock: &Clock) -> (Follower, tokio::net::TcpListener) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gatepass = Gatepass::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let url = gatepass.url("/revocations").unwrap();
+        let authorization = basic(Uuid::from_u128(7), &"gps_secret".into());
+        (Follower { gatepass, url, authorization, since: None, clock: clock.clone() }, listener)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_cuts_the_wait_short_and_time_that_goes_by_does_not() {
+        for by in [time::Duration::HOUR, -time::Duration::HOUR] {
+            let clock = Clock::fixed(OffsetDateTime::UNIX_EPOCH + time::Duration::DAY);
+            let (mut follower, _listener) = follower(&clock).await;
+            let offset = follower.clock_offset();
+            let revocations = Arc::new(Revocations::new(MAX_WAIT));
+            let known = Arc::downgrade(&revocations);
+
+            clock.advance(time::Duration::HOUR);
+            let heard = follower.hear_unless_clock_is_set(&known, Duration::ZERO, offset).await;
+            assert!(matches!(heard, Some(Err(_))), "nobody answers");
+
+            let hearing = follower.hear_unless_clock_is_set(&known, MAX_WAIT, offset);
+            let (heard, ()) = tokio::join!(hearing, async {
+                sleep(Duration::from_secs(5)).await;
+                clock.set(by);
+            });
+            assert!(heard.is_none(), "{by}");
+        }
+    }
+
+    #[test]
+    fn the_credentials_are_not_shown() {
+        let field = basic(Uuid::from_u128(7), &"gps_secret".into());
+        assert_eq!(
+            field.to_str().unwrap(),
+            format!("Basic {}", STANDARD.encode("00000000-0000-0000-0000-000000000007:gps_secret"))
+        );
+        assert_eq!(format!("{field:?}"), "Sensitive");
+    }
+}

@@ -1,0 +1,160 @@
+//! `/revocations`: what was revoked, for services that verify access tokens by themselves.
+
+use std::time::Duration;
+
+use axum::extract::{Query, State, rejection::QueryRejection};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::{App, Problem, client_auth::AuthenticatedClient};
+use crate::{
+    account::{self, FieldError},
+    bearer::Refusal,
+    revocation::{Cursor, PublishError, Revocation},
+    token::Rejection,
+};
+
+/// How long a request may wait for news, in seconds: within `Limits::handler`, with time to read the database at the end.
+const MAX_WAIT: u64 = 25;
+
+/// Since when, and for how long.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Since {
+    /// `next` of the answer before. Without it: everything that concerns tokens which may be alive.
+    since: Option<String>,
+    /// How many seconds to wait when there is nothing new: 0 to 25, which is the default.
+    #[param(value_type = Option<u64>, minimum = 0, maximum = 25, example = 25)]
+    wait: Option<String>,
+}
+
+/// What was revoked.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Revocations {
+    /// At most 5000. Some may have been in an answer before.
+    revocations: Vec<RevocationBody>,
+    /// For `since` of the next request, whichever replica that goes to.
+    #[schema(
+        example = "eyJQYXN0Ijp7InNuYXBzaG90IjoiNzMxOjczMToiLCJzZXJ2ZXJfc3RhcnRlZF9hdCI6MTc2NzMyMzA0NTY3ODkwMX19"
+    )]
+    next: String,
+    /// Whether the next request has an answer at once, for this one was cut at its size. As long as it is true, not
+    /// everything is known.
+    #[schema(example = false)]
+    more: bool,
+}
+
+/// One thing that was revoked.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Revocation)]
+#[serde(untagged)]
+pub(super) enum RevocationBody {
+    Session(EndedSession),
+    User(ChangedRoles),
+}
+
+/// A session that has ended: its access tokens are refused as `session_revoked`.
+#[derive(Serialize, ToSchema)]
+pub(super) struct EndedSession {
+    /// The session.
+    #[schema(example = "019aa3f0-6c1d-7d2a-8b40-51c2d3e4f506")]
+    session_id: Uuid,
+    /// When the last of its access tokens expires; nobody has to know of it any more then.
+    #[schema(example = "2026-01-02T03:19:05Z")]
+    #[serde(with = "time::serde::rfc3339")]
+    expires_at: OffsetDateTime,
+}
+
+/// A user whose roles have changed: access tokens that have not just these roles are refused as `token_outdated`.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ChangedRoles {
+    /// The user.
+    #[schema(example = "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e")]
+    user_id: Uuid,
+    /// The user's roles since, sorted.
+    #[schema(example = json!(["admin", "support"]))]
+    roles: Vec<String>,
+    /// Of two changes to one user the one with the higher number is the later, in whatever order they come.
+    #[schema(example = 42)]
+    change: i64,
+    /// When the last access token with other roles expires; nobody has to know of it any more then.
+    #[schema(example = "2026-01-02T03:19:05Z")]
+    #[serde(with = "time::serde::rfc3339")]
+    expires_at: OffsetDateTime,
+}
+
+impl RevocationBody {
+    fn new(row: Revocation) -> Option<Self> {
+        let Revocation { id: change, session_id, user_id, roles, expires_at, .. } = row;
+        let user = || {
+            Some(Self::User(ChangedRoles {
+                user_id: user_id?,
+                roles: roles.unwrap_or_default(),
+                change,
+                expires_at,
+            }))
+        };
+        session_id.map(|session_id| Self::Session(EndedSession { session_id, expires_at })).or_else(user)
+    }
+}
+
+/// Follow what is revoked.
+///
+/// For services that verify access tokens by themselves and yet refuse those of a session that has ended: ask without
+/// `since`, keep what comes until its `expires_at`, and ask again with `next` as `since`, for ever. The answer comes when
+/// there is something new, otherwise when `wait` is over, and holds all that was revoked before the request was sent.
+/// After a failover of the database the answer is everything once more. Who hears nothing any more should soon accept
+/// nothing any more.
+#[utoipa::path(
+    get, path = "/revocations", tag = "tokens", security(("client" = [])),
+    params(Since),
+    responses(
+        (status = 200, description = "What was revoked since then.", body = Revocations),
+        (
+            status = 422,
+            description = "`validation_failed`: `since` is no `next` of an answer, `wait` no number up to 25, or there is something else.",
+        ),
+    ),
+)]
+pub(super) async fn list(
+    State(app): State<App>,
+    _client: AuthenticatedClient,
+    since: Result<Query<Since>, QueryRejection>,
+) -> Result<axum::Json<Revocations>, Problem> {
+    let (cursor, wait) =
+        since.map_err(|_| invalid("query", "takes `since` and `wait`, each once")).and_then(read)?;
+    let page = app.publisher().after(cursor, wait, app.stopped()).await?;
+    Ok(axum::Json(Revocations {
+        revocations: page.rows.into_iter().filter_map(RevocationBody::new).collect(),
+        next: page.next.to_string(),
+        more: page.more,
+    }))
+}
+
+fn read(Query(Since { since, wait }): Query<Since>) -> Result<(Option<Cursor>, Duration), Problem> {
+    let cursor = since.map(|text| text.parse()).transpose();
+    let cursor = cursor.map_err(|_| invalid("since", "is not the `next` of an answer"))?;
+    let seconds = match wait {
+        Some(text) => text.parse().ok().filter(|seconds| *seconds <= MAX_WAIT),
+        None => Some(MAX_WAIT),
+    };
+    let seconds = seconds.ok_or_else(|| invalid("wait", "is a number of seconds from 0 to 25"))?;
+    Ok((cursor, Duration::from_secs(seconds)))
+}
+
+fn invalid(field: &str, message: &'static str) -> Problem {
+    Problem::invalid(vec![FieldError::new(field, "invalid", message)])
+}
+
+impl From<PublishError> for Problem {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Stale => Refusal::Token(Rejection::RevocationsUnknown).into(),
+            PublishError::Crowded => Self::crowded(),
+            PublishError::Store(error) => account::Error::from(error).into(),
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The feed for services that verify tokens by themselves: in pages, each with a cursor that any replica understands.
+
+use std::{str::FromStr, time::Duration};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+use tokio::{pin, sync::Semaphore, time::sleep};
+
+use super::{Feed, Revocation};
+use crate::store::{
+    self, PgPool,
+    revocations::{self, Place, Position},
+};
+
+/// How many rows a page has at most.
+const PAGE: i64 = 5_000;
+/// How many readers there may be at once, and how many of them may ask the database at once: something happening wakes
+/// all of them, and the other connections are for others.
+const MAX_READERS: usize = 1_000;
+const MAX_READING: usize = 4;
+/// For so long after the last token that it is about, a row is still given, to readers whose clock, or here, is wrong.
+const CLOCK_ERROR: time::Duration = time::Duration::HOUR;
+
+/// Gives what was revoked to readers outside.
+///
+/// Each page is read from the database, in which all replicas see the same; the replica's own [`Feed`] only tells when it
+/// is worth looking. Who waits holds no connection.
+#[derive(Debug)]
+pub struct Publisher {
+    feed: Feed,
+    db: PgPool,
+    places: Semaphore,
+    reading: Semaphore,
+}
+
+/// What a reader outside gets.
+#[derive(Debug)]
+pub struct Page {
+    /// Some may have been there before.
+    pub rows: Vec<Revocation>,
+    /// Where the next page begins.
+    pub next: Cursor,
+    /// Whether there is more already, that was revoked before this was asked for.
+    pub more: bool,
+}
+
+/// Why there is no page.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// This replica does not hear what is revoked, so that waiting for it would be in vain.
+    #[error("the revocations are stale")]
+    Stale,
+    /// So many are waiting that nobody else may.
+    #[error("too many readers")]
+    Crowded,
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Publisher {
+    /// Reads from `db` when `feed` has news.
+    pub fn new(feed: Feed, db: PgPool) -> Self {
+        Self { feed, db, places: Semaphore::new(MAX_READERS), reading: Semaphore::new(MAX_READING) }
+    }
+
+    /// What was revoked after `cursor`, at once; without one, or with one of a server that is no more, everything that
+    /// concerns tokens which are alive. Where that is nothing, waits for it: until `wait` is over, or `cut_short`
+    /// resolves. Everything is there, or to come with the next pages, that was committed before this was called.
+    ///
+    /// # Errors
+    ///
+    /// See [`PublishError`].
+    pub async fn after(
+        &self,
+        cursor: Option<Cursor>,
+        wait: Duration,
+        cut_short: impl Future<Output = ()>,
+    ) -> Result<Page, PublishError> {
+        if self.feed.staleness().is_some() {
+            return Err(PublishError::Stale);
+        }
+        let _place = self.places.try_acquire().map_err(|_| PublishError::Crowded)?;
+        // Before the first look: what comes after it is news.
+        let mut news = self.feed.news();
+        let waits = cursor.is_some() && !wait.is_zero();
+        let mut page = self.read(cursor).await?;
+        let over = sleep(wait);
+        pin!(over, cut_short);
+        while waits && page.rows.is_empty() {
+            let is_over = tokio::select! {
+                Ok(()) = news.changed() => false,
+                () = &mut over => true,
+                () = &mut cut_short => true,
+            };
+            // At the end too, so that nothing means that there is nothing now.
+            page = self.read(Some(page.next)).await?;
+            if is_over {
+                break;
+            }
+        }
+        Ok(page)
+    }
+
+    async fn read(&self, cursor: Option<Cursor>) -> Result<Page, store::Error> {
+        let _turn = self.reading.acquire().await.expect("the semaphore is never closed");
+        let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
+        let here = revocations::position(&mut conn).await?;
+        let cursor = cursor.filter(|cursor| cursor.server_started_at() == here.server_started_at);
+        let (since, until, after) = match cursor {
+            None => (None, here, None),
+            Some(Cursor::Past(since)) => (Some(since), here, None),
+            Some(Cursor::Amid { since, until, after }) => (since, until, Some(after)),
+        };
+        let alive_at = self.feed.0.clock.now() - CLOCK_ERROR;
+        let rows = revocations::page(&mut conn, since.as_ref(), after, alive_at, PAGE).await?;
+        let is_full = rows.len() >= usize::try_from(PAGE).unwrap_or(usize::MAX);
+        let next = match rows.last().filter(|_| is_full) {
+            Some(last) => Cursor::Amid { since, until, after: last.place() },
+            None => Cursor::Past(until),
+        };
+        Ok(Page { rows, next, more: is_full })
+    }
+}
+
+/// How far a reader outside has come. As text it means nothing to the reader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cursor {
+    /// All is known that had been committed there.
+    Past(Position),
+    /// Of what was committed between the two, the rows up to `after` are known.
+    Amid {
+        /// Nothing: from the beginning of all.
+        since: Option<Position>,
+        /// Where the next cursor is past.
+        until: Position,
+        /// The last row of the page before.
+        after: Place,
+    },
+}
+
+impl Cursor {
+    fn server_started_at(&self) -> time::OffsetDateTime {
+        match self {
+            Self::Past(position) | Self::Amid { until: position, .. } => position.server_started_at,
+        }
+    }
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let json = serde_json::to_vec(self).map_err(|_| std::fmt::Error)?;
+        f.write_str(&URL_SAFE_NO_PAD.encode(json))
+    }
+}
+
+/// Not a cursor of ours.
+#[derive(Debug, thiserror::Error)]
+#[error("not a cursor")]
+pub struct InvalidCursor;
+
+impl FromStr for Cursor {
+    type Err = InvalidCursor;
+
+    fn from_str(text: &str) -> Result<Self, InvalidCursor> {
+        let json = URL_SAFE_NO_PAD.decode(text).map_err(|_| InvalidCursor)?;
+        let cursor: Self = serde_json::from_slice(&json).map_err(|_| InvalidCursor)?;
+        match &cursor {
+            Self::Amid { after, .. } if after.xid < 0 => Err(InvalidCursor),
+            _ => Ok(cursor),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    fn position(snapshot: &str) -> Position {
+        let server_started_at =
+            OffsetDateTime::UNIX_EPOCH + time::Duration::microseconds(1_767_323_045_678_901);
+        Position { snapshot: snapshot.to_owned().try_into().unwrap(), server_started_at }
+    }
+
+    #[test]
+    fn a_cursor_survives_its_text() {
+        let (since, until) = (position("731:735:733"), position("740:740:"));
+        for cursor in [
+            Cursor::Past(until.clone()),
+            Cursor::Amid { since: None, until: until.clone(), after: Place { xid: 734, id: 1 } },
+            Cursor::Amid { since: Some(since), until, after: Place { xid: 734, id: i64::MAX } },
+        ] {
+            let text = cursor.to_string();
+            assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)), "{text}");
+            assert_eq!(text.parse::<Cursor>().unwrap(), cursor);
+        }
+    }
+
+    #[test]
+    fn what_is_none_is_no_cursor() {
+        let good = Cursor::Past(position("731:735:733")).to_string();
+        let json = String::from_utf8(URL_SAFE_NO_PAD.decode(&good).unwrap()).unwrap();
+        let negative = Cursor::Amid { since: None, until: position("1:1:"), after: Place { xid: -1, id: 1 } };
+        for text in [
+            String::new(),
+            "x".into(),
+            format!("{good}="),
+            good[1..].to_owned(),
+            json.clone(),
+            URL_SAFE_NO_PAD.encode("null"),
+            URL_SAFE_NO_PAD.encode(json.replace("733", "736")),
+            URL_SAFE_NO_PAD.encode(json.replace("Past", "Present")),
+            negative.to_string(),
+        ] {
+            assert!(text.parse::<Cursor>().is_err(), "{text}");
+        }
+    }
+}

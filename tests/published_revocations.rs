@@ -1,0 +1,374 @@
+//! Services that verify by themselves are told what is revoked: everything at first, then what is new as soon as it is,
+//! by whichever replica they ask. Nothing is skipped that commits late or between two pages; a cursor that means nothing
+//! any more gives everything again; and those who wait hold up nobody.
+
+use std::{
+    sync::Arc,
+    time::{Duration as StdDuration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use time::Duration;
+use tokio::{
+    task::JoinHandle,
+    time::{advance, pause, resume, sleep, timeout},
+};
+
+use crate::{
+    app::{Answer, App, PASSWORD},
+    process::{Home, Signal, until},
+};
+
+type Client = (String, String);
+
+/// Longer than anything takes that does not wait.
+const SOON: StdDuration = StdDuration::from_secs(5);
+
+async fn ask(app: &App, client: &Client, query: &str) -> Answer {
+    app.get(&format!("/revocations{query}")).client(client).send().await
+}
+
+/// What was revoked since `feed`, an answer, without waiting.
+async fn since(app: &App, client: &Client, feed: &Value) -> Value {
+    ask(app, client, &format!("?wait=0&since={}", text(&feed["next"]))).await.expect(200)
+}
+
+/// The answer after `feed` that has nothing new: what is committed while one is made, the next has once more.
+async fn end(app: &App, client: &Client, mut feed: Value) -> Value {
+    loop {
+        feed = since(app, client, &feed).await;
+        if feed["revocations"] == json!([]) {
+            return feed;
+        }
+    }
+}
+
+/// What was revoked since `feed`, once there is something.
+fn wait(app: &Arc<App>, client: &Client, feed: &Value) -> JoinHandle<Answer> {
+    let (app, client) = (app.clone(), client.clone());
+    let query = format!("?since={}", text(&feed["next"]));
+    tokio::spawn(async move { ask(&app, &client, &query).await })
+}
+
+/// Until that many wait for news.
+async fn waiting(app: &App, count: usize) {
+    until("they wait", async || app.state().feed().readers() == count).await;
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
+
+fn sessions(feed: &Value) -> Vec<&str> {
+    let entries = feed["revocations"].as_array().unwrap().iter();
+    entries.filter_map(|entry| entry.get("session_id")).map(text).collect()
+}
+
+async fn log_out(app: &App, login: &Value) {
+    app.post("/users/logout").bearer(login).send().await.expect(204);
+}
+
+async fn alice_and_a_client() -> (Arc<App>, Client) {
+    let app = App::new().await;
+    app.register("alice").await;
+    let client = app.client("orders").await;
+    (Arc::new(app), client)
+}
+
+const END: &str = "UPDATE sessions SET ended_at = created_at, end_reason = 'revoked' WHERE id = $1::uuid AND ended_at IS NULL";
+
+#[tokio::test]
+async fn at_first_everything_that_concerns_living_tokens_comes_at_once() {
+    let (app, client) = alice_and_a_client().await;
+    let nothing = ask(&app, &client, "").await;
+    assert_eq!(nothing.header("cache-control"), "no-store");
+    let nothing = nothing.expect(200);
+    assert_eq!(nothing, json!({ "revocations": [], "next": nothing["next"], "more": false }));
+
+    let old = app.login("alice").await;
+    log_out(&app, &old).await;
+    // An hour beyond the last token, for whoever has a wrong clock.
+    app.clock.advance(Duration::minutes(74));
+    let (gone, changed) = (app.login("alice").await, app.login("alice").await);
+    log_out(&app, &gone).await;
+    let set_roles = "UPDATE users SET roles = $2 WHERE id = $1::uuid";
+    for roles in [&["support"][..], &["admin", "support"]] {
+        let user_id = text(&changed["user"]["id"]);
+        sqlx::query(set_roles).bind(user_id).bind(roles).execute(&app.db).await.unwrap();
+    }
+    let all = ask(&app, &client, "").await.expect(200);
+    let entries = all["revocations"].as_array().unwrap();
+    assert_eq!(entries.len(), 4, "{all}");
+    let session = |login: &Value| json!({ "session_id": login["session_id"], "expires_at": login["access_token_expires_at"] });
+    assert_eq!(entries[..2], [session(&old), session(&gone)]);
+    for (entry, roles) in entries[2..].iter().zip([json!(["support"]), json!(["admin", "support"])]) {
+        let (change, expires_at) = (&entry["change"], &entry["expires_at"]);
+        let expected = json!({ "user_id": changed["user"]["id"], "roles": roles, "change": change, "expires_at": expires_at });
+        assert_eq!(*entry, expected);
+        assert!(change.is_i64());
+    }
+    assert!(entries[2]["change"].as_i64() < entries[3]["change"].as_i64(), "{all}");
+
+    app.clock.advance(Duration::minutes(2));
+    assert_eq!(sessions(&ask(&app, &client, "").await.expect(200)), [text(&gone["session_id"])]);
+}
+
+#[tokio::test]
+async fn then_what_is_new_comes_when_it_happens() {
+    let (app, client) = alice_and_a_client().await;
+    let other = Arc::new(app.replica(&[]).await);
+    let mut feed = ask(&app, &client, "").await.expect(200);
+    // Each time from another replica, as a load balancer has it.
+    for (here, there) in [(&app, &other), (&other, &app), (&app, &other)] {
+        feed = end(here, &client, feed).await;
+        let login = app.login("alice").await;
+        let answers = [wait(here, &client, &feed), wait(there, &client, &feed)];
+        waiting(here, 1).await;
+        waiting(there, 1).await;
+        assert!(answers.iter().all(|answer| !answer.is_finished()));
+        let began = Instant::now();
+        log_out(here, &login).await;
+        // As it does when it is notified.
+        there.hear().await;
+        for answer in answers {
+            let answer = timeout(SOON, answer).await.unwrap().unwrap().expect(200);
+            assert_eq!(sessions(&answer), [text(&login["session_id"])]);
+            feed = answer;
+        }
+        println!("from the logout to the answers: {:?}", began.elapsed());
+    }
+    // Who comes late gets it at once.
+    let late = ask(&other, &client, "").await.expect(200);
+    assert_eq!(sessions(&late).len(), 3);
+}
+
+#[tokio::test]
+async fn who_waits_in_vain_gets_an_answer_in_time() {
+    let (app, client) = alice_and_a_client().await;
+    let feed = ask(&app, &client, "").await.expect(200);
+    let answer = wait(&app, &client, &feed);
+    waiting(&app, 1).await;
+    let mut waited = 0;
+    while !answer.is_finished() {
+        pause();
+        advance(StdDuration::from_secs(1)).await;
+        resume();
+        waited += 1;
+        // For whatever it does then.
+        sleep(StdDuration::from_millis(20)).await;
+    }
+    assert!((24..=27).contains(&waited), "{waited}");
+    let answer = answer.await.unwrap().expect(200);
+    assert_eq!(answer["revocations"], json!([]));
+    assert_eq!(since(&app, &client, &answer).await["revocations"], json!([]));
+}
+
+#[tokio::test]
+async fn who_stops_keeps_nobody_waiting() {
+    let (app, client) = alice_and_a_client().await;
+    let feed = ask(&app, &client, "").await.expect(200);
+    let answer = wait(&app, &client, &feed);
+    waiting(&app, 1).await;
+    app.state().stop();
+    let answer = timeout(SOON, answer).await.unwrap().unwrap().expect(200);
+    assert_eq!(answer["revocations"], json!([]));
+    // Nor anybody who comes then.
+    timeout(SOON, wait(&app, &client, &answer)).await.unwrap().unwrap().expect(200);
+}
+
+#[tokio::test]
+async fn a_process_that_is_told_to_stop_answers_who_waits_and_ends() {
+    let app = App::new().await;
+    let (id, secret) = app.client("orders").await;
+    let home = Home::new();
+    let mut service = home.serve(&[("DB_SOURCE", &*app.database_url)]).await;
+    let http = reqwest::Client::new();
+    let ask = |query: &str| {
+        http.get(service.url(&format!("/revocations{query}"))).basic_auth(&id, Some(&secret)).send()
+    };
+    let feed: Value = ask("").await.unwrap().json().await.unwrap();
+    let waiting = tokio::spawn(ask(&format!("?since={}", text(&feed["next"]))));
+    // It is served after this one, which has been on its way for no longer.
+    ask("?wait=0").await.unwrap();
+    let began = Instant::now();
+    service.signal(Signal::TERM);
+    service.logged("stopped").await;
+    assert_eq!(waiting.await.unwrap().unwrap().status().as_u16(), 200);
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    let ended = service.end().await.expect(0);
+    assert!(!ended.stderr.contains("cut off"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn nothing_is_skipped_that_commits_late() {
+    let (app, client) = alice_and_a_client().await;
+    let other = app.replica(&[]).await;
+    let (first, second) = (app.login("alice").await, app.login("alice").await);
+    let feed = ask(&app, &client, "").await.expect(200);
+
+    let mut psql = PgConnection::connect(&app.database_url).await.unwrap();
+    let mut slow = psql.begin().await.unwrap();
+    sqlx::query(END).bind(text(&first["session_id"])).execute(&mut *slow).await.unwrap();
+    log_out(&app, &second).await;
+    let feed = since(&other, &client, &feed).await;
+    assert_eq!(sessions(&feed), [text(&second["session_id"])]);
+    let feed = since(&app, &client, &feed).await;
+    assert_eq!(sessions(&feed), [""; 0]);
+
+    let answer = wait(&app, &client, &feed);
+    waiting(&app, 1).await;
+    slow.commit().await.unwrap();
+    app.hear().await;
+    let answer = timeout(SOON, answer).await.unwrap().unwrap().expect(200);
+    assert_eq!(sessions(&answer), [text(&first["session_id"])]);
+    assert_eq!(sessions(&since(&other, &client, &feed).await), [text(&first["session_id"])]);
+}
+
+#[tokio::test]
+async fn very_many_come_in_pages_and_none_is_lost_between_them() {
+    const FLOOD: &str = "INSERT INTO revocations (session_id, expires_at)
+                         SELECT gen_random_uuid(), created_at + interval '1 hour'
+                         FROM sessions, generate_series(1, 6000) LIMIT 6000";
+    let (app, client) = alice_and_a_client().await;
+    let (early, late) = (app.login("alice").await, app.login("alice").await);
+    let empty = ask(&app, &client, "").await.expect(200);
+    let mut psql = PgConnection::connect(&app.database_url).await.unwrap();
+    let mut slow = psql.begin().await.unwrap();
+    sqlx::query(END).bind(text(&early["session_id"])).execute(&mut *slow).await.unwrap();
+    for _ in 0..2 {
+        sqlx::query(FLOOD).execute(&app.db).await.unwrap();
+    }
+
+    for begin in [ask(&app, &client, "").await.expect(200), since(&app, &client, &empty).await] {
+        let other = app.replica(&[]).await;
+        let mut pages = vec![begin];
+        while pages.last().unwrap()["more"] == true {
+            let last = pages.last().unwrap();
+            // Without waiting, although it may.
+            let next = ask(&other, &client, &format!("?since={}", text(&last["next"]))).await.expect(200);
+            pages.push(next);
+        }
+        let lengths: Vec<_> = pages.iter().map(|page| sessions(page).len()).collect();
+        assert_eq!(lengths, [5_000, 5_000, 2_000]);
+        let all: std::collections::BTreeSet<_> = pages.iter().flat_map(sessions).collect();
+        assert_eq!(all.len(), 12_000);
+    }
+
+    // Of an earlier transaction than all of them, committed after the first page, that is past.
+    let first = ask(&app, &client, "").await.expect(200);
+    slow.commit().await.unwrap();
+    log_out(&app, &late).await;
+    let (mut feed, mut all) = (first.clone(), Vec::new());
+    while feed["more"] == true {
+        feed = since(&app, &client, &feed).await;
+        all.extend(sessions(&feed).into_iter().map(str::to_owned));
+    }
+    let rest = since(&app, &client, &feed).await;
+    all.extend(sessions(&rest).into_iter().map(str::to_owned));
+    for login in [&early, &late] {
+        assert!(all.iter().any(|id| id == text(&login["session_id"])));
+    }
+    assert_eq!(sessions(&since(&app, &client, &rest).await), [""; 0]);
+}
+
+/// The cursor of an answer, with something in it replaced.
+fn altered(feed: &Value, alter: impl FnOnce(String) -> String) -> Value {
+    let json = String::from_utf8(URL_SAFE_NO_PAD.decode(text(&feed["next"])).unwrap()).unwrap();
+    json!({ "next": URL_SAFE_NO_PAD.encode(alter(json)) })
+}
+
+#[tokio::test]
+async fn a_cursor_of_a_server_that_is_no_more_gives_everything_again() {
+    let (app, client) = alice_and_a_client().await;
+    let gone = app.login("alice").await;
+    log_out(&app, &gone).await;
+    let feed = ask(&app, &client, "").await.expect(200);
+    assert_eq!(sessions(&since(&app, &client, &feed).await), [""; 0]);
+    let former = altered(&feed, |json| {
+        let (before, started_at) = json.split_once("\"server_started_at\":").unwrap();
+        format!("{before}\"server_started_at\":1{}", &started_at[1..].replacen(['2', '3', '4'], "5", 1))
+    });
+    assert_ne!(former["next"], feed["next"]);
+    assert_eq!(sessions(&since(&app, &client, &former).await), [text(&gone["session_id"])]);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_question_is_said() {
+    let (app, client) = alice_and_a_client().await;
+    let next = ask(&app, &client, "").await.expect(200)["next"].clone();
+    let next = text(&next);
+    let forged = altered(&json!({ "next": next }), |json| json.replace("snapshot\":\"", "snapshot\":\";"));
+    assert_ne!(forged["next"], next);
+    for (query, field) in [
+        ("?since=", "since"),
+        ("?since=x", "since"),
+        ("?since=0", "since"),
+        ("?since=2026-01-02T03:04:05Z", "since"),
+        (&format!("?since={}", &next[1..]), "since"),
+        (&format!("?since={}", text(&forged["next"])), "since"),
+        (&format!("?since={}", "A".repeat(30_000)), "since"),
+        ("?wait=", "wait"),
+        ("?wait=-1", "wait"),
+        ("?wait=26", "wait"),
+        ("?wait=1.5", "wait"),
+        ("?wait=10s", "wait"),
+        ("?wait=99999999999999999999", "wait"),
+        ("?wait=1&wait=1", "query"),
+        (&format!("?since={next}&since={next}"), "query"),
+        ("?until=x", "query"),
+        ("?%ff=%00", "query"),
+    ] {
+        let problem = ask(&app, &client, query).await.expect_problem(422, "validation_failed");
+        assert_eq!(problem["errors"][0]["field"], field, "{query}: {problem}");
+    }
+    for query in ["?wait=0", "?wait=25", ""] {
+        ask(&app, &client, query).await.expect(200);
+    }
+    // Credentials come first.
+    app.get("/revocations?since=x").send().await.expect_problem(401, "invalid_client");
+    let nobody = (client.0.clone(), format!("{}x", client.1));
+    ask(&app, &nobody, "").await.expect_problem(401, "invalid_client");
+    sqlx::query("DELETE FROM clients").execute(&app.db).await.unwrap();
+    ask(&app, &client, "").await.expect_problem(401, "invalid_client");
+}
+
+#[tokio::test]
+async fn a_thousand_wait_and_hold_up_nobody() {
+    let (app, client) = alice_and_a_client().await;
+    let (gone, feed) = (app.login("alice").await, ask(&app, &client, "").await.expect(200));
+    let answers: Vec<_> = (0..1_000).map(|_| wait(&app, &client, &feed)).collect();
+    waiting(&app, 1_000).await;
+
+    let turned_away = ask(&app, &client, "?wait=0").await;
+    assert_eq!(turned_away.header("retry-after"), "1");
+    turned_away.expect_problem(503, "overloaded");
+    // The pool of eight connections is there for the others.
+    let credentials = json!({ "username": "alice", "password": PASSWORD });
+    for _ in 0..8 {
+        let login = app.post("/users/login").json(&credentials).send();
+        timeout(SOON, login).await.unwrap().expect(200);
+    }
+
+    let began = Instant::now();
+    log_out(&app, &gone).await;
+    for answer in answers {
+        let answer = timeout(SOON, answer).await.unwrap().unwrap().expect(200);
+        assert_eq!(sessions(&answer), [text(&gone["session_id"])]);
+    }
+    println!("a thousand told in {:?}", began.elapsed());
+    ask(&app, &client, "").await.expect(200);
+}
+
+#[tokio::test]
+async fn without_the_database_nobody_is_told_that_there_is_nothing() {
+    let (app, client) = alice_and_a_client().await;
+    let feed = ask(&app, &client, "").await.expect(200);
+    let answer = wait(&app, &client, &feed);
+    waiting(&app, 1).await;
+    app.db.close().await;
+    app.state().stop();
+    let answer = timeout(SOON, answer).await.unwrap().unwrap();
+    answer.expect_problem(503, "database_unavailable");
+}
