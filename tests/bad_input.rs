@@ -35,9 +35,12 @@ struct Operation {
 fn operations() -> Vec<Operation> {
     let document: Value = serde_json::from_str(&gatepass::http::document()).unwrap();
     let mut operations = Vec::new();
+    let mut ids = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for method in METHODS {
             let Some(declared) = item.get(method) else { continue };
+            let id = declared["operationId"].as_str().unwrap();
+            assert!(ids.insert(id.to_owned()), "{id}: two operations have this id");
             let schema = |media_type: &str| {
                 let schema = &declared["requestBody"]["content"][media_type]["schema"];
                 let schema = match schema["$ref"].as_str() {
@@ -80,6 +83,13 @@ impl Operation {
 
     fn request(&self, app: &App) -> Story {
         app.request(self.method.clone(), &self.address(NOBODY))
+    }
+
+    /// The names of the parameters that it takes behind the `?`.
+    fn query_parameters(&self) -> Vec<&str> {
+        let parameters = self.declared["parameters"].as_array().into_iter().flatten();
+        let in_query = parameters.filter(|parameter| parameter["in"] == "query");
+        in_query.map(|parameter| parameter["name"].as_str().unwrap()).collect()
     }
 
     fn properties(&self) -> impl Iterator<Item = (&String, &Value)> {
@@ -430,6 +440,52 @@ async fn every_bad_body_on_every_route_that_takes_a_form() {
 }
 
 #[tokio::test]
+async fn every_bad_query_on_every_route_that_takes_parameters() {
+    let app = App::new().await;
+    let admin = app.login_admin("root").await;
+    let client = app.client("orders").await;
+    let operations = operations();
+    // What proxies ask is the application's query, too; tests/forward_auth.rs has those.
+    let with_query = operations.iter().filter(|operation| {
+        !operation.query_parameters().is_empty() && !operation.path.starts_with("/auth/verify")
+    });
+    let mut seen = 0;
+    for operation in with_query {
+        seen += 1;
+        let send = async |query: &str| {
+            let address = format!("{}?{query}", operation.address(NOBODY));
+            let request = app.request(operation.method.clone(), &address);
+            if operation.takes("client") { request.client(&client) } else { request.bearer(&admin) }
+                .send()
+                .await
+        };
+        let mut cases = vec![("unexpected=1".to_owned(), "unexpected", "unknown_field")];
+        let names = operation.query_parameters();
+        for name in &names {
+            cases.push((format!("{name}=1&{name}=1"), name, "duplicate_field"));
+        }
+        let upper = names[0].to_uppercase();
+        cases.push((format!("{upper}=1"), &upper, "unknown_field"));
+        for (query, field, code) in &cases {
+            let problem = operation.check(query, send(query).await, &[(422, "validation_failed")]);
+            // A value that does not fit may be found before it comes twice.
+            let found = fault(&problem);
+            assert!(found == (field, code) || found == (field, "invalid"), "{query}: {problem}");
+        }
+        for name in names {
+            for value in
+                ["", "%00", "%ff", "%", "%zz", "-1", "null", "[]", "'%20OR%201=1--", &"a".repeat(9000)]
+            {
+                let answer = send(&format!("{name}={value}")).await;
+                operation.assert_declared(&answer);
+                assert!([200, 204, 422].contains(&answer.status.as_u16()), "{name}={value}: {}", answer.body);
+            }
+        }
+    }
+    assert!(seen >= 2, "{seen}");
+}
+
+#[tokio::test]
 async fn every_other_method_is_refused_with_those_that_are_taken() {
     let app = App::new().await;
     let operations = operations();
@@ -502,7 +558,6 @@ async fn what_is_no_route_is_not_found() {
         "/users;a=b",
         "/users%2Fme",
         "/admin",
-        "/admin/users",
         "/admin/users/",
         "/healthz/",
         "/openapi.yaml",

@@ -93,6 +93,7 @@ async fn wrong_use_is_2() {
         (&["migrate", "new", "../up"], "a-z, 0-9 and _"),
         (&["user", "list", "--limit", "0"], "--limit"),
         (&["user", "list", "--after", "alice"], "--after"),
+        (&["user", "list", "--after", "01940000-0000-7000-8000-000000000001", "--query", "a"], "--query"),
         (&["user", "set-role", "alice"], "<ROLES>"),
         (&["user", "set-role", "alice", "admin", "--none"], "--none"),
         (&["config", "--json", "--example"], "--example"),
@@ -123,7 +124,7 @@ async fn a_user_from_creation_to_deletion() {
         "--role",
         "support",
         "--role",
-        "admin",
+        "auditor",
         "--password-stdin",
         "--json",
     ];
@@ -135,7 +136,7 @@ async fn a_user_from_creation_to_deletion() {
             "username": "Alice",
             "email": "Alice@Example.com",
             "full_name": "Alice Liddell",
-            "roles": ["admin", "support"],
+            "roles": ["auditor", "support"],
             "is_email_verified": false,
             "disabled": false,
             "password_changed_at": alice["created_at"],
@@ -147,6 +148,20 @@ async fn a_user_from_creation_to_deletion() {
     assert_eq!(desk.run(&["user", "list", "--json", "--limit", "1"]).await.json(), json!([alice]));
     let after = ["user", "list", "--json", "--after", alice["id"].as_str().unwrap()];
     assert_eq!(desk.run(&after).await.json(), json!([bob]));
+    for (args, expected) in [
+        (&["--query", "ALICE"][..], json!([alice])),
+        (&["--query", "alice@"], json!([alice])),
+        (&["--query", "%"], json!([])),
+        (&["--role", "auditor"], json!([alice])),
+        (&["--role", "admin"], json!([])),
+        (&["--query", "b", "--role", "auditor"], json!([])),
+    ] {
+        assert_eq!(
+            desk.run(&[&["user", "list", "--json"], args].concat()).await.json(),
+            expected,
+            "{args:?}"
+        );
+    }
     let table = desk.run(&["user", "list"]).await.expect(0).stdout;
     assert_eq!(table.lines().count(), 3, "{table}");
     assert!(table.lines().nth(1).unwrap().contains("Alice@Example.com"), "{table}");
@@ -156,7 +171,7 @@ async fn a_user_from_creation_to_deletion() {
         assert_eq!(desk.run(&["user", "show", name, "--json"]).await.json(), alice, "{name}");
     }
     let shown = desk.run(&["user", "show", "alice"]).await.expect(0).stdout;
-    for part in ["Alice Liddell", "admin support", "enabled", "(not verified)"] {
+    for part in ["Alice Liddell", "auditor support", "enabled", "(not verified)"] {
         assert!(shown.contains(part), "{shown}");
     }
 
@@ -224,6 +239,10 @@ async fn what_cannot_be_done_is_told_in_a_line() {
     }
     desk.run(&["user", "set-role", "nobody", "admin"]).await.fails(1, &["there is no such user"]);
     desk.run(&["user", "set-role", "alice", "Admin"]).await.fails(1, &["roles[0]"]);
+    desk.run(&["user", "list", "--role", "Admin"]).await.fails(1, &["role is no name of a role"]);
+    desk.run(&["user", "list", "--query", &"a".repeat(255)])
+        .await
+        .fails(1, &["query may have at most 254 bytes"]);
     let set = ["user", "set-password", "alice", "--password-stdin"];
     desk.run_with(&set, "alice@example.com").await.fails(1, &["password", "your own name or address"]);
     let unchanged = desk.home.serve(&desk.environment()).await;
@@ -231,6 +250,26 @@ async fn what_cannot_be_done_is_told_in_a_line() {
 
     // Nothing was made on the way.
     assert_eq!(desk.run(&["user", "list", "--json"]).await.json().as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_last_administrator_is_told_to_be_followed_by_another_first() {
+    let desk = Desk::new().await;
+    desk.create("root").await;
+    desk.create("alice").await;
+    desk.run(&["user", "set-role", "root", "admin"]).await.expect(0);
+    let takes = [&["disable", "root"][..], &["set-role", "root", "--none"], &["delete", "root", "--yes"]];
+    for take in takes {
+        let hints =
+            ["the last administrator", "give another one the role `admin` first (`gatepass user set-role`)"];
+        desk.run(&[&["user"], take].concat()).await.fails(1, &hints);
+    }
+    assert_eq!(desk.run(&["user", "show", "root", "--json"]).await.json()["roles"], json!(["admin"]));
+    desk.run(&["user", "set-role", "alice", "admin"]).await.expect(0);
+    for take in takes {
+        desk.run(&[&["user"], take].concat()).await.expect(0);
+    }
+    desk.run(&["user", "disable", "alice"]).await.fails(1, &["the last administrator"]);
 }
 
 #[tokio::test]

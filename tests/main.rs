@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "tests look into the database with queries of their own")]
 
+mod admin;
 mod app;
 mod bad_input;
 mod binary;

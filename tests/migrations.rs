@@ -203,7 +203,7 @@ fn good_row(table: &str) -> Vec<(&'static str, &'static str)> {
             ("email", "'bob@example.com'"),
             ("full_name", "'Bob'"),
             ("password_hash", "'$argon2id$…'"),
-            ("roles", "'{admin,billing:read}'"),
+            ("roles", "'{billing:read,support}'"),
             ("is_email_verified", "false"),
             ("disabled", "false"),
             ("password_changed_at", now),

@@ -315,10 +315,10 @@ async fn what_is_wrong_with_the_question_is_said() {
         ("?wait=1.5", "wait"),
         ("?wait=10s", "wait"),
         ("?wait=99999999999999999999", "wait"),
-        ("?wait=1&wait=1", "query"),
-        (&format!("?since={next}&since={next}"), "query"),
-        ("?until=x", "query"),
-        ("?%ff=%00", "query"),
+        ("?wait=1&wait=1", "wait"),
+        (&format!("?since={next}&since={next}"), "since"),
+        ("?until=x", "until"),
+        ("?%ff=%00", "\u{fffd}"),
     ] {
         let problem = ask(&app, &client, query).await.expect_problem(422, "validation_failed");
         assert_eq!(problem["errors"][0]["field"], field, "{query}: {problem}");

@@ -161,7 +161,7 @@ async fn who_logs_out_is_refused_within_a_second() {
         }
         assert_eq!(service.ask(&kept).await, accepted());
 
-        for (roles, refused) in [("{support}", true), ("{admin}", true), ("{}", false)] {
+        for (roles, refused) in [("{support}", true), ("{auditor}", true), ("{}", false)] {
             let set = "UPDATE users SET roles = $2::text[] WHERE id = $1::uuid";
             let user_id = kept["user"]["id"].as_str().unwrap();
             sqlx::query(set).bind(user_id).bind(roles).execute(&app.db).await.unwrap();

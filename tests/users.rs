@@ -117,6 +117,8 @@ async fn a_live_token_of_a_user_who_is_locked_out_or_gone_is_refused() {
         ["UPDATE users SET disabled = true WHERE id = $1::uuid", "DELETE FROM users WHERE id = $1::uuid"]
     {
         let app = App::new().await;
+        // One administrator has to stay.
+        app.login_admin("root").await;
         let alice = app.login_admin("alice").await;
         app.sql(statement, &alice["user"]["id"]).await;
         let own = format!("/admin/users/{}", alice["user"]["id"].as_str().unwrap());
@@ -467,8 +469,8 @@ async fn administrators_look_at_users_and_nobody_else_does() {
     }
 
     // The roles are those of this moment, not those of the login.
-    app.sql("UPDATE users SET roles = '{}' WHERE id = $1::uuid", &root["user"]["id"]).await;
-    app.get(&path).bearer(&root).send().await.expect_problem(403, "forbidden");
     app.sql("UPDATE users SET roles = '{admin}' WHERE id = $1::uuid", &bob["id"]).await;
     app.get(&path).bearer(&login).send().await.expect(200);
+    app.sql("UPDATE users SET roles = '{}' WHERE id = $1::uuid", &root["user"]["id"]).await;
+    app.get(&path).bearer(&root).send().await.expect_problem(403, "forbidden");
 }

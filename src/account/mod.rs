@@ -1,9 +1,10 @@
-//! The use cases: register, log in, look at and change one's own profile, and what an administrator does to users.
+//! The use cases: register, log in, look at and change one's own profile, …; one file for each group of them.
 //! Joins `token`, `password` and `store`; knows no HTTP.
 //!
 //! Whoever calls passes the time and the randomness in.
 
 mod activity;
+mod admin;
 mod clean_up;
 mod clients;
 mod ending;
@@ -22,6 +23,7 @@ use uuid::Uuid;
 use self::throttle::Kind;
 pub use self::{
     activity::Activity,
+    admin::{Page, Position, Search, UserChange},
     clean_up::{CleanUp, Cleaned},
     clients::{Client, Clients},
     fields::{Email, FieldError, FullName, Roles, Username},
@@ -38,8 +40,7 @@ use crate::{
     revocation::Feed,
     store::{
         self, PgPool, PoolConnection, Unique, migrations,
-        sessions::Which,
-        users::{self, Name, NewUser, ProfileChange},
+        users::{self, Change, Name, NewUser, Whom},
     },
     token::{IssueError, Issuer, refresh::RefreshKeys},
 };
@@ -137,6 +138,9 @@ pub enum Error {
     /// There is no such user.
     #[error("there is no such user")]
     NoSuchUser,
+    /// Nobody would be left who administers users.
+    #[error("the user is the last administrator who is not disabled")]
+    LastAdmin,
     /// The user has no such session, or it is over.
     #[error("there is no such session")]
     NoSuchSession,
@@ -181,6 +185,7 @@ impl From<store::Error> for Error {
             store::Error::Taken(Unique::Username) => Self::UsernameTaken,
             store::Error::Taken(Unique::Email) => Self::EmailTaken,
             store::Error::Taken(Unique::ClientName) => Self::ClientNameTaken,
+            store::Error::LastAdmin => Self::LastAdmin,
             store::Error::Unavailable(cause) => Self::Unavailable(cause),
             store::Error::Conflict(cause) | store::Error::Failed(cause) => Self::Store(cause),
         }
@@ -386,115 +391,10 @@ impl Accounts {
         email: Option<&str>,
         now: OffsetDateTime,
     ) -> Result<User, Error> {
-        let mut invalid = Vec::new();
-        let mut note = |error| invalid.push(error);
-        let email = email.map(Email::parse).transpose().map_err(&mut note).ok().flatten();
-        let full_name = full_name
-            .map(|name| name.map(FullName::parse).transpose().map(Option::flatten))
-            .transpose()
-            .map_err(&mut note)
-            .ok()
-            .flatten();
-        if !invalid.is_empty() {
-            return Err(Error::Invalid(invalid));
-        }
-        let change = ProfileChange {
-            full_name: full_name.as_ref().map(|name| name.as_ref().map(FullName::as_str)),
-            email: email.as_ref().map(Email::as_str),
-        };
-        users::update_profile(&mut *self.conn().await?, user_id, &change, now)
+        let change = ProfileChange::parse(full_name, email).map_err(Error::Invalid)?;
+        users::update(&mut *self.conn().await?, Whom::Enabled(user_id), &change.as_change(), now)
             .await?
             .ok_or(Error::SessionRevoked)
-    }
-
-    /// The user of this id, username or address, for administrators.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSuchUser`].
-    pub async fn find(&self, name: &str) -> Result<User, Error> {
-        // With hyphens alone: without, it might be somebody's username.
-        let id = name.parse::<uuid::fmt::Hyphenated>().ok().map(|id| Name::Id(id.into_uuid()));
-        let name = id.or_else(|| login::name(name)).ok_or(Error::NoSuchUser)?;
-        users::by_name(&mut *self.conn().await?, name).await?.ok_or(Error::NoSuchUser)
-    }
-
-    /// The user of this id, for administrators.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSuchUser`].
-    pub async fn by_id(&self, id: Uuid) -> Result<User, Error> {
-        users::by_name(&mut *self.conn().await?, Name::Id(id)).await?.ok_or(Error::NoSuchUser)
-    }
-
-    /// At most `limit` users by age, oldest first, after the user `after`.
-    ///
-    /// # Errors
-    ///
-    /// When the database fails.
-    pub async fn page(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<User>, Error> {
-        Ok(users::page(&mut *self.conn().await?, after, i64::from(limit)).await?)
-    }
-
-    /// An administrator sets a user's password, which ends the user's sessions.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Invalid`] when it breaks a rule, [`Error::NoSuchUser`].
-    pub async fn set_password(
-        &self,
-        user: &User,
-        password: &Password,
-        now: OffsetDateTime,
-        rng: &mut impl CryptoRng,
-    ) -> Result<(), Error> {
-        let hash = self.hash_new("password", password, user, rng).await?;
-        if !self.replace_password(user.id, &hash, None, Which::All, now).await? {
-            return Err(Error::NoSuchUser);
-        }
-        tracing::info!(user_id = %user.id, "password set");
-        Ok(())
-    }
-
-    /// An administrator sets a user's roles. Access tokens with others are refused from now on.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSuchUser`].
-    pub async fn set_roles(&self, id: Uuid, roles: &Roles, now: OffsetDateTime) -> Result<User, Error> {
-        let user = users::set_roles(&mut *self.conn().await?, id, roles.as_slice(), now).await?;
-        let user = user.ok_or(Error::NoSuchUser)?;
-        self.tell_revocations().await;
-        tracing::info!(user_id = %id, roles = ?user.roles, "roles set");
-        Ok(user)
-    }
-
-    /// An administrator locks a user out, which ends the user's sessions, or lets them in again.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSuchUser`].
-    pub async fn set_disabled(&self, id: Uuid, disabled: bool, now: OffsetDateTime) -> Result<User, Error> {
-        let disable =
-            || async move { users::set_disabled(&mut *self.db_conn().await?, id, disabled, now).await };
-        let user = store::retrying(disable).await?.ok_or(Error::NoSuchUser)?;
-        self.tell_revocations().await;
-        tracing::info!(user_id = %id, disabled, "user changed");
-        Ok(user)
-    }
-
-    /// An administrator deletes a user, sessions and all.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSuchUser`].
-    pub async fn delete(&self, id: Uuid, now: OffsetDateTime) -> Result<(), Error> {
-        if !self.remove(id, None, now).await? {
-            return Err(Error::NoSuchUser);
-        }
-        tracing::info!(user_id = %id, "user deleted");
-        Ok(())
     }
 
     async fn check_password(
@@ -505,5 +405,35 @@ impl Accounts {
     ) -> Result<Result<(), FieldError>, Error> {
         let checked = self.passwords.check(password, &self.policy.password_rules, own).await?;
         Ok(checked.map_err(|refusal| FieldError::new(field, refusal.code(), refusal.message())))
+    }
+}
+
+/// What is to be changed of a profile, checked. `None` leaves a field as it is.
+#[derive(Debug, Default)]
+struct ProfileChange {
+    full_name: Option<Option<FullName>>,
+    email: Option<Email>,
+}
+
+impl ProfileChange {
+    fn parse(full_name: Option<Option<&str>>, email: Option<&str>) -> Result<Self, Vec<FieldError>> {
+        let mut invalid = Vec::new();
+        let mut note = |error| invalid.push(error);
+        let email = email.map(Email::parse).transpose().map_err(&mut note).ok().flatten();
+        let full_name = full_name
+            .map(|name| name.map(FullName::parse).transpose().map(Option::flatten))
+            .transpose()
+            .map_err(&mut note)
+            .ok()
+            .flatten();
+        if invalid.is_empty() { Ok(Self { full_name, email }) } else { Err(invalid) }
+    }
+
+    fn as_change(&self) -> Change<'_> {
+        Change {
+            full_name: self.full_name.as_ref().map(|name| name.as_ref().map(FullName::as_str)),
+            email: self.email.as_ref().map(Email::as_str),
+            ..Change::default()
+        }
     }
 }

@@ -49,7 +49,7 @@ impl Accounts {
     /// # Errors
     ///
     /// [`Error::InvalidCredentials`] when `password` is not the user's, [`Error::TooManyAttempts`] when that has happened
-    /// too often; [`Error::SessionRevoked`] when the user has been disabled or deleted.
+    /// too often; [`Error::SessionRevoked`] when the user has been disabled or deleted; [`Error::LastAdmin`].
     pub async fn delete_own(
         &self,
         user_id: Uuid,

@@ -123,13 +123,18 @@ fn seconds(at: OffsetDateTime) -> String {
     at.truncate_to_second().format(&Rfc3339).unwrap_or_default()
 }
 
-/// Lists what is wrong with each field.
+/// Lists what is wrong with each field, or says what to do first.
 fn explain(failure: Failure) -> Failure {
     match failure.downcast_ref::<account::Error>() {
         Some(account::Error::Invalid(errors)) => {
             let line = |error: &FieldError| format!("{} {}", error.field, error.message);
             errors.iter().map(line).collect::<Vec<_>>().join("; ").into()
         }
+        Some(error @ account::Error::LastAdmin) => format!(
+            "{error}: give another one the role `{}` first (`gatepass user set-role`)",
+            account::ADMIN_ROLE
+        )
+        .into(),
         _ => failure,
     }
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Failure, explain, password_input::PasswordArgs, print, print_json, seconds, setup};
 use crate::{
-    account::{self, Accounts, Registration, Roles, User},
+    account::{self, Accounts, Position, Registration, Roles, Search, User, UserChange},
     clock::Clock,
     config::{Environment, Settings},
     http::UserBody,
@@ -42,8 +42,14 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// List users, oldest first
+    /// List users, oldest first; with --query by what it has found
     List {
+        /// Those alone whose username or e-mail address begins with TEXT, whatever its case
+        #[arg(long, value_name = "TEXT", conflicts_with = "after")]
+        query: Option<String>,
+        /// Those alone who have this role
+        #[arg(long)]
+        role: Option<String>,
         /// At most this many
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
@@ -152,8 +158,9 @@ async fn execute(accounts: &Accounts, command: Command, password: Option<&Passwo
             };
             show(accounts.create(&registration, &roles, now, rng).await?, json)
         }
-        Command::List { limit, after, json } => {
-            let users = accounts.page(after, limit).await?;
+        Command::List { query, role, limit, after, json } => {
+            let search = Search { query: query.as_deref(), role: role.as_deref() };
+            let users = accounts.search(&search, after.map(Position::Id).as_ref(), limit).await?.users;
             if json {
                 print_json(&users.into_iter().map(UserBody::from).collect::<Vec<_>>())
             } else {
@@ -167,16 +174,18 @@ async fn execute(accounts: &Accounts, command: Command, password: Option<&Passwo
             print(&format!("password of {} set\n", user.username))
         }
         Command::SetRole { user, roles, none: _ } => {
-            let roles = Roles::parse(&roles).map_err(account::Error::Invalid)?;
-            let user = accounts.set_roles(accounts.find(&user).await?.id, &roles, now).await?;
+            let change = UserChange { roles: Some(&roles), ..UserChange::default() };
+            let user = accounts.update(accounts.find(&user).await?.id, &change, now).await?;
             print(&format!("{} has the roles: {}\n", user.username, list(&user.roles)))
         }
         Command::Disable { user } => {
-            let user = accounts.set_disabled(accounts.find(&user).await?.id, true, now).await?;
+            let change = UserChange { disabled: Some(true), ..UserChange::default() };
+            let user = accounts.update(accounts.find(&user).await?.id, &change, now).await?;
             print(&format!("{} is disabled\n", user.username))
         }
         Command::Enable { user } => {
-            let user = accounts.set_disabled(accounts.find(&user).await?.id, false, now).await?;
+            let change = UserChange { disabled: Some(false), ..UserChange::default() };
+            let user = accounts.update(accounts.find(&user).await?.id, &change, now).await?;
             print(&format!("{} is enabled\n", user.username))
         }
         Command::RevokeSessions { user } => {

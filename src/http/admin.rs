@@ -3,14 +3,145 @@
 use std::sync::Arc;
 
 use axum::{
-    Extension,
-    extract::{Path, State, rejection::PathRejection},
-    http::StatusCode,
+    Extension, RequestPartsExt,
+    extract::{FromRequestParts, Path, State, rejection::PathRejection},
+    http::{StatusCode, request},
 };
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::{App, Problem, UserBody};
-use crate::{account::ADMIN_ROLE, token::Claims};
+use super::{App, Problem, UserBody, json::Json, query::Query, users::present};
+use crate::{
+    account::{ADMIN_ROLE, FieldError, Position, Search, UserChange},
+    token::Claims,
+};
+
+/// How many users a page has when nobody says.
+const PAGE: u32 = 50;
+/// How many it has at most.
+const MAX_PAGE: u32 = 200;
+
+/// The caller is an administrator. Before everything else that a handler takes, so that nobody else learns anything.
+pub(super) struct Administrator;
+
+impl FromRequestParts<App> for Administrator {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, Problem> {
+        let claims = parts.extract::<Extension<Arc<Claims>>>().await;
+        let Extension(claims) = claims.map_err(Problem::fault)?;
+        // The roles of the token are those at login; what the database says now decides.
+        let caller = app.accounts().profile(claims.user_id).await?;
+        if caller.roles.iter().any(|role| role == ADMIN_ROLE) {
+            Ok(Self)
+        } else {
+            Err(Problem::forbidden(ADMIN_ROLE))
+        }
+    }
+}
+
+/// The id in a route's path. What is none names nobody.
+pub(super) struct UserId(Uuid);
+
+impl FromRequestParts<App> for UserId {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut request::Parts, _: &App) -> Result<Self, Problem> {
+        let id: Result<Path<Uuid>, PathRejection> = parts.extract().await;
+        id.map(|Path(id)| Self(id)).map_err(|_| Problem::not_found())
+    }
+}
+
+/// Which users to list.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListParameters {
+    /// What the username or the e-mail address begins with, whatever its case. No character stands for others. The users
+    /// then come by what was found, username or address; without it by age, oldest first.
+    #[param(max_length = 254, example = "ali")]
+    query: Option<String>,
+    /// A role that they have.
+    #[param(example = "admin")]
+    role: Option<String>,
+    /// Where to go on: the `next_cursor` of the page before, with the same `query` and `role`.
+    #[param(example = "AAGao_BbfHw-nQo_KhtMXW4")]
+    cursor: Option<String>,
+    /// How many users at most.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+}
+
+/// Some users.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Users {
+    /// The users.
+    users: Vec<UserBody>,
+    /// Where to go on; `null`: there are no more.
+    #[schema(example = "AAGao_BbfHw-nQo_KhtMXW4")]
+    next_cursor: Option<String>,
+}
+
+/// List users, page by page.
+///
+/// A user who stays as they are is on exactly one page, whoever is added or deleted meanwhile.
+#[utoipa::path(
+    get, path = "/admin/users", tag = "admin", security(("bearer" = [])),
+    params(ListParameters),
+    responses(
+        (status = 200, description = "A page of users.", body = Users),
+        (status = 403, description = "`forbidden`: the caller is no administrator."),
+        (status = 422, description = "`validation_failed`: `errors` says what is wrong with each parameter."),
+    ),
+)]
+pub(super) async fn list_users(
+    _: Administrator,
+    State(app): State<App>,
+    Query(parameters): Query<ListParameters>,
+) -> Result<axum::Json<Users>, Problem> {
+    let mut invalid = Vec::new();
+    let limit = parameters.limit.unwrap_or(PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        invalid.push(FieldError::new("limit", "out_of_range", format!("needs to be from 1 to {MAX_PAGE}")));
+    }
+    let after = parameters.cursor.as_deref().map(read_cursor);
+    if after == Some(None) {
+        invalid.push(FieldError::new("cursor", "invalid", "is none that this route has given"));
+    }
+    if !invalid.is_empty() {
+        return Err(Problem::invalid(invalid));
+    }
+    let search = Search { query: parameters.query.as_deref(), role: parameters.role.as_deref() };
+    let page = app.accounts().search(&search, after.flatten().as_ref(), limit).await?;
+    Ok(axum::Json(Users {
+        users: page.users.into_iter().map(UserBody::from).collect(),
+        next_cursor: page.next.as_ref().map(write_cursor),
+    }))
+}
+
+/// A position as clients get it: base64url of a byte for its kind and its value.
+fn write_cursor(position: &Position) -> String {
+    let bytes = match position {
+        Position::Id(id) => [&[0], &id.as_bytes()[..]].concat(),
+        Position::Key(key) => [&[1], key.as_bytes()].concat(),
+    };
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn read_cursor(text: &str) -> Option<Position> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+    match bytes.split_first()? {
+        (0, id) => Uuid::from_slice(id).ok().map(Position::Id),
+        // Postgres has no text with a NUL in it, so that no key has one.
+        (1, key) => std::str::from_utf8(key)
+            .ok()
+            .filter(|key| !key.contains('\0'))
+            .map(|key| Position::Key(key.to_owned())),
+        _ => None,
+    }
+}
 
 /// Look at a user.
 #[utoipa::path(
@@ -23,12 +154,86 @@ use crate::{account::ADMIN_ROLE, token::Claims};
     ),
 )]
 pub(super) async fn user(
+    _: Administrator,
     State(app): State<App>,
-    Extension(claims): Extension<Arc<Claims>>,
-    id: Result<Path<String>, PathRejection>,
+    UserId(id): UserId,
 ) -> Result<axum::Json<UserBody>, Problem> {
-    let id = administered(&app, &claims, id).await?;
     Ok(axum::Json(app.accounts().by_id(id).await?.into()))
+}
+
+/// What to change of a user. A field that is not there stays as it is.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpdateUserRequest {
+    /// Exactly these: `a-z`, then up to 63 of `a-z 0-9 _ . : -`, at most 32. Access tokens with others are refused, and a
+    /// renewal gives one with these.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Vec<String>, required = false, example = json!(["admin", "billing:read"]), max_items = 32)]
+    roles: Option<Vec<String>>,
+    /// Whether the user is locked out, which ends the user's sessions.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = bool, required = false, example = false)]
+    disabled: Option<bool>,
+    /// For display; `null` takes it away.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(
+        value_type = Option<String>,
+        example = "Alice P. Liddell",
+        max_length = 256,
+        pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+    )]
+    full_name: Option<Option<String>>,
+    /// Another address is unverified until it is shown to be the user's.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = String, required = false, example = "alice@example.org", format = Email, max_length = 254)]
+    email: Option<String>,
+}
+
+/// Change a user: all of it or, when something cannot be, nothing.
+#[utoipa::path(
+    patch, path = "/admin/users/{id}", tag = "admin", security(("bearer" = [])),
+    params(("id" = Uuid, Path, description = "The user's id.")),
+    request_body = UpdateUserRequest,
+    responses(
+        (status = 200, description = "The user as it is now.", body = UserBody),
+        (status = 403, description = "`forbidden`: the caller is no administrator."),
+        (status = 404, description = "`not_found`: there is no such user."),
+        (status = 409, description = "`email_taken`: another user has it; or `last_admin`: nobody else is an administrator, so that this one can be neither disabled nor demoted."),
+    ),
+)]
+pub(super) async fn update_user(
+    _: Administrator,
+    State(app): State<App>,
+    UserId(id): UserId,
+    Json(body): Json<UpdateUserRequest>,
+) -> Result<axum::Json<UserBody>, Problem> {
+    let change = UserChange {
+        full_name: body.full_name.as_ref().map(Option::as_deref),
+        email: body.email.as_deref(),
+        roles: body.roles.as_deref(),
+        disabled: body.disabled,
+    };
+    Ok(axum::Json(app.accounts().update(id, &change, app.clock().now()).await?.into()))
+}
+
+/// Delete a user, sessions and all, for good.
+#[utoipa::path(
+    delete, path = "/admin/users/{id}", tag = "admin", security(("bearer" = [])),
+    params(("id" = Uuid, Path, description = "The user's id.")),
+    responses(
+        (status = 204, description = "The user is gone, and their tokens are refused."),
+        (status = 403, description = "`forbidden`: the caller is no administrator."),
+        (status = 404, description = "`not_found`: there is no such user."),
+        (status = 409, description = "`last_admin`: nobody else is an administrator."),
+    ),
+)]
+pub(super) async fn delete_user(
+    _: Administrator,
+    State(app): State<App>,
+    UserId(id): UserId,
+) -> Result<StatusCode, Problem> {
+    app.accounts().delete(id, app.clock().now()).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Log a user out everywhere.
@@ -42,28 +247,41 @@ pub(super) async fn user(
     ),
 )]
 pub(super) async fn end_sessions(
+    _: Administrator,
     State(app): State<App>,
-    Extension(claims): Extension<Arc<Claims>>,
-    id: Result<Path<String>, PathRejection>,
+    UserId(id): UserId,
 ) -> Result<StatusCode, Problem> {
-    let id = administered(&app, &claims, id).await?;
     let user = app.accounts().by_id(id).await?;
     app.accounts().revoke_sessions(user.id, None, app.clock().now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The user whom an administrator names.
-async fn administered(
-    app: &App,
-    caller: &Claims,
-    id: Result<Path<String>, PathRejection>,
-) -> Result<Uuid, Problem> {
-    // The roles of the token are those at login; what the database says now decides.
-    let caller = app.accounts().profile(caller.user_id).await?;
-    if !caller.roles.iter().any(|role| role == ADMIN_ROLE) {
-        return Err(Problem::forbidden(ADMIN_ROLE));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_comes_back_as_what_it_was() {
+        let id = Uuid::from_u128(0x019a_a3f0_5b7c_7c3e_9d0a_3f2a_1b4c_5d6e);
+        for position in
+            [Position::Id(id), Position::Key("alice".into()), Position::Key("élise@example.com".into())]
+        {
+            assert_eq!(read_cursor(&write_cursor(&position)), Some(position));
+        }
+        assert_eq!(write_cursor(&Position::Id(id)), "AAGao_BbfHw-nQo_KhtMXW4", "the documentation's");
     }
-    // What is no id names nobody.
-    let Path(id) = id.map_err(|_| Problem::not_found())?;
-    Uuid::parse_str(&id).map_err(|_| Problem::not_found())
+
+    #[test]
+    fn what_is_no_cursor_is_none() {
+        let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        for text in
+            ["", "alice", "AAGao_BbfHw-nQo_KhtMXW4=", "%", "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e", "\0", "ä"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain([encode(&[0; 16]), encode(&[0; 18]), encode(&[2; 17]), encode(b"\x01\xff")])
+                .chain([encode(b"\x01a\0b")])
+        {
+            assert_eq!(read_cursor(&text), None, "{text:?}");
+        }
+    }
 }

@@ -14,6 +14,7 @@ mod layers;
 mod openapi;
 mod ops;
 mod problem;
+mod query;
 mod request_id;
 mod revocations;
 pub mod server;
@@ -200,7 +201,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(tokens::renew))
         .routes(routes!(tokens::introspect))
         .routes(routes!(tokens::revoke))
-        .routes(routes!(revocations::list))
+        .routes(routes!(revocations::list_revocations))
         .routes(routes!(well_known::jwks))
         .routes(routes!(well_known::paserks))
         .routes(routes!(well_known::metadata))
@@ -217,9 +218,10 @@ fn bearer_routes() -> OpenApiRouter<App> {
         .routes(routes!(users::me, users::update_me))
         .routes(routes!(users::change_password))
         .routes(routes!(users::delete_me))
-        .routes(routes!(sessions::list, sessions::end_others))
+        .routes(routes!(sessions::list_sessions, sessions::end_others))
         .routes(routes!(sessions::end))
-        .routes(routes!(admin::user))
+        .routes(routes!(admin::list_users))
+        .routes(routes!(admin::user, admin::update_user, admin::delete_user))
         .routes(routes!(admin::end_sessions))
 }
 

@@ -218,6 +218,11 @@ impl From<account::Error> for Problem {
                 Self::new(StatusCode::CONFLICT, "client_name_taken", "Another client has this name.")
             }
             E::EmailTaken => Self::new(StatusCode::CONFLICT, "email_taken", "Another user has this address."),
+            E::LastAdmin => Self::new(
+                StatusCode::CONFLICT,
+                "last_admin",
+                "The last enabled administrator can be neither disabled, demoted nor deleted.",
+            ),
             E::RegistrationClosed => Self::new(
                 StatusCode::FORBIDDEN,
                 "registration_closed",

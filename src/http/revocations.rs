@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use axum::extract::{Query, State, rejection::QueryRejection};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::{App, Problem, client_auth::AuthenticatedClient};
+use super::{App, Problem, client_auth::AuthenticatedClient, query::Query};
 use crate::{
     account::{self, FieldError},
     bearer::Refusal,
@@ -119,13 +119,12 @@ impl RevocationBody {
         ),
     ),
 )]
-pub(super) async fn list(
+pub(super) async fn list_revocations(
     State(app): State<App>,
     _client: AuthenticatedClient,
-    since: Result<Query<Since>, QueryRejection>,
+    Query(since): Query<Since>,
 ) -> Result<axum::Json<Revocations>, Problem> {
-    let (cursor, wait) =
-        since.map_err(|_| invalid("query", "takes `since` and `wait`, each once")).and_then(read)?;
+    let (cursor, wait) = read(since)?;
     let page = app.publisher().after(cursor, wait, app.stopped()).await?;
     Ok(axum::Json(Revocations {
         revocations: page.rows.into_iter().filter_map(RevocationBody::new).collect(),
@@ -134,7 +133,7 @@ pub(super) async fn list(
     }))
 }
 
-fn read(Query(Since { since, wait }): Query<Since>) -> Result<(Option<Cursor>, Duration), Problem> {
+fn read(Since { since, wait }: Since) -> Result<(Option<Cursor>, Duration), Problem> {
     let cursor = since.map(|text| text.parse()).transpose();
     let cursor = cursor.map_err(|_| invalid("since", "is not the `next` of an answer"))?;
     let seconds = match wait {

@@ -4,10 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Extension,
-    extract::{
-        Path, Query, State,
-        rejection::{PathRejection, QueryRejection},
-    },
+    extract::{Path, State, rejection::PathRejection},
     http::StatusCode,
 };
 use serde::{Deserialize, Serialize};
@@ -15,11 +12,8 @@ use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::{App, Problem};
-use crate::{
-    account::{FieldError, Overview},
-    token::Claims,
-};
+use super::{App, Problem, query::Query};
+use crate::{account::Overview, token::Claims};
 
 /// A session as its owner sees it.
 #[derive(Serialize, ToSchema)]
@@ -77,7 +71,7 @@ pub(super) struct Sessions {
     get, path = "/sessions", tag = "sessions", security(("bearer" = [])),
     responses((status = 200, description = "The user's sessions.", body = Sessions)),
 )]
-pub(super) async fn list(
+pub(super) async fn list_sessions(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
 ) -> Result<axum::Json<Sessions>, Problem> {
@@ -127,15 +121,8 @@ pub(super) struct WhichToEnd {
 pub(super) async fn end_others(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
-    which: Result<Query<WhichToEnd>, QueryRejection>,
+    Query(WhichToEnd { all }): Query<WhichToEnd>,
 ) -> Result<StatusCode, Problem> {
-    let Query(WhichToEnd { all }) = which.map_err(|_| {
-        Problem::invalid(vec![FieldError::new(
-            "all",
-            "invalid",
-            "is `true` or `false`, and the only parameter",
-        )])
-    })?;
     let keep = (!all).then_some(claims.session_id);
     app.accounts().revoke_sessions(claims.user_id, keep, app.clock().now()).await?;
     Ok(StatusCode::NO_CONTENT)

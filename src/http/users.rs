@@ -213,7 +213,9 @@ pub(super) struct UpdateMeRequest {
 
 /// Tells a field that is there from one that is not: what is there has to be of the field's type, `null` only where that
 /// takes it.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
@@ -304,6 +306,7 @@ pub(super) struct DeleteMeRequest {
     responses(
         (status = 204, description = "The user is gone."),
         (status = 401, description = "`invalid_credentials`: that is not the password; or `missing_token`, `invalid_token`, `token_expired`, `session_revoked`, `token_outdated`."),
+        (status = 409, description = "`last_admin`: nobody else is an administrator."),
         (status = 429, description = "`too_many_attempts`: it counts as a login. Try again after `Retry-After`."),
     ),
 )]

@@ -5,9 +5,12 @@
 //!
 //! Every transaction runs at `READ COMMITTED`, and nearly every one is a single statement: what has to hold together is
 //! said in its `WHERE`, never read first and written after. A statement that finds its row locked waits, and then looks at
-//! what the other left; a snapshot for the whole transaction would make an error of that. The two that are more than one
-//! statement (`users::set_password`, `users::delete`) change the user first and the user's sessions second, and a login
-//! locks the user too, so that no session begins between the two unseen.
+//! what the other left; a snapshot for the whole transaction would make an error of that. The two that change by more than
+//! one statement (`users::set_password`, `users::delete`) change the user first and the user's sessions second, and a
+//! login locks the user too, so that no session begins between the two unseen.
+//!
+//! That an administrator stays (`users_last_admin`) is a rule about the whole table, and no constraint can say it: a
+//! trigger does, and those who take an administrator away, they alone, go one after the other.
 //!
 //! Rows of one table are locked in the order of their ids. Deadlocks then take a statement by hand that does otherwise;
 //! whoever has to give way tries again ([`retrying`]).
@@ -41,6 +44,9 @@ pub enum Error {
     /// A value that has to be unique stands in another row already.
     #[error("{0:?} is taken")]
     Taken(Unique),
+    /// Nobody would be left who administers users: `users_last_admin`.
+    #[error("the user is the last administrator who is not disabled")]
+    LastAdmin,
     /// The database cannot be reached or has no connection free: the same call may succeed later.
     #[error("the database cannot be reached")]
     Unavailable(#[source] sqlx::Error),
@@ -76,6 +82,7 @@ impl From<sqlx::Error> for Error {
             Some("users_username_key") => Self::Taken(Unique::Username),
             Some("users_email_key") => Self::Taken(Unique::Email),
             Some("clients_name_key") => Self::Taken(Unique::ClientName),
+            Some("users_last_admin") => Self::LastAdmin,
             _ if is_conflict(&error) => Self::Conflict(error),
             _ if may_pass(&error) => Self::Unavailable(error),
             _ => Self::Failed(error),

@@ -1,6 +1,6 @@
 //! Table `users`.
 
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -33,7 +33,8 @@ pub struct User {
     pub created_at: OffsetDateTime,
 }
 
-/// `SELECT` of a whole [`User`], with the rest of the statement and its parameters.
+/// `SELECT` of a whole [`User`], with the rest of the statement and its parameters. Where the key of an address is looked
+/// up, `COLLATE "C"` stands last: the index has that order, and by another one every row would be read.
 macro_rules! select_user {
     ($rest:tt $(, $parameter:expr)*) => {
         sqlx::query_as!(
@@ -115,22 +116,136 @@ pub async fn by_name(conn: &mut PgConnection, name: Name<'_>) -> Result<Option<U
                 .await
         }
         Name::Email(name) => {
-            select_user!(r#"WHERE email_key = lower(normalize($1::text) COLLATE "und-x-icu")"#, name)
-                .fetch_optional(conn)
-                .await
+            select_user!(
+                r#"WHERE email_key = lower(normalize($1::text) COLLATE "und-x-icu") COLLATE "C""#,
+                name
+            )
+            .fetch_optional(conn)
+            .await
         }
     };
     Ok(user?)
 }
 
-/// At most `limit` users by id, which is by age, after the user `after`.
+/// At most `limit` users by id, which is by age, after the user `after`; those alone who have `role`.
+///
+/// Without a role that is the primary key. With one, Postgres knows how many have it: few are found by their role and
+/// sorted, of many the next are found soon in the order of the ids.
 ///
 /// # Errors
 ///
 /// When the database fails.
-pub async fn page(conn: &mut PgConnection, after: Option<Uuid>, limit: i64) -> Result<Vec<User>, Error> {
-    let after = after.unwrap_or(Uuid::nil());
-    Ok(select_user!("WHERE id > $1 ORDER BY id LIMIT $2", after, limit).fetch_all(conn).await?)
+pub async fn page(
+    conn: &mut PgConnection,
+    role: Option<&str>,
+    after: Option<Uuid>,
+    limit: u32,
+) -> Result<Vec<User>, Error> {
+    let mut transaction = begin_planning(conn).await?;
+    let page = select_user!(
+        "WHERE id > $1 AND ($2::text IS NULL OR roles @> ARRAY[$2] AND roles <> '{}') ORDER BY id LIMIT $3",
+        after.unwrap_or(Uuid::nil()),
+        role,
+        i64::from(limit)
+    );
+    let page = page.fetch_all(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(page)
+}
+
+/// A user, and by what a search has found them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The user.
+    pub user: User,
+    /// The username or the address, without regard to case: what the users found are sorted by. No two have the same one,
+    /// since an address has an `@` and a username has none.
+    pub key: String,
+}
+
+/// At most `limit` users whose username or e-mail address begins with `prefix`, whatever its case, in the order of what
+/// was found, after the key `after`; those alone who have `role`. A user of whom both begin so is found by the username.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn search(
+    conn: &mut PgConnection,
+    prefix: &str,
+    role: Option<&str>,
+    after: Option<&str>,
+    limit: u32,
+) -> Result<Vec<Found>, Error> {
+    struct Row {
+        id: Uuid,
+        username: String,
+        email: String,
+        full_name: Option<String>,
+        roles: Vec<String>,
+        is_email_verified: bool,
+        disabled: bool,
+        password_changed_at: OffsetDateTime,
+        created_at: OffsetDateTime,
+        key: String,
+    }
+    macro_rules! select {
+        ($key:tt, $condition:tt $(, $parameter:expr)*) => {
+            sqlx::query_as!(
+                Row,
+                "SELECT id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at,
+                        created_at, " + $key + r#" AS "key!"
+                 FROM users
+                 WHERE ($2::text IS NULL OR "# + $key + " > $2)
+                     AND ($3::text IS NULL OR roles @> ARRAY[$3] AND roles <> '{}')
+                     AND " + $condition + "
+                 ORDER BY " + $key + " LIMIT $4",
+                prefix,
+                after,
+                role,
+                i64::from(limit)
+                $(, $parameter)*
+            )
+        };
+    }
+    let mut transaction = begin_planning(conn).await?;
+    let by_username = select!("username_key", r#"username_key ^@ lower($1 COLLATE "C")"#);
+    let mut rows = by_username.fetch_all(&mut *transaction).await?;
+    // Past the last username of a full page no address is wanted. Without this, an address for each username that begins
+    // so would be read and passed over.
+    let before = if rows.len() < limit as usize { None } else { rows.last().map(|row| row.key.clone()) };
+    let by_email = select!(
+        "email_key",
+        r#"email_key ^@ (lower(normalize($1) COLLATE "und-x-icu") COLLATE "C")
+           AND ($5::text IS NULL OR email_key < $5) AND NOT username_key ^@ lower($1 COLLATE "C")"#,
+        before
+    );
+    rows.extend(by_email.fetch_all(&mut *transaction).await?);
+    transaction.commit().await?;
+    rows.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    rows.truncate(limit as usize);
+    let found = |row: Row| Found {
+        key: row.key,
+        user: User {
+            id: row.id,
+            username: row.username,
+            email: row.email,
+            full_name: row.full_name,
+            roles: row.roles,
+            is_email_verified: row.is_email_verified,
+            disabled: row.disabled,
+            password_changed_at: row.password_changed_at,
+            created_at: row.created_at,
+        },
+    };
+    Ok(rows.into_iter().map(found).collect())
+}
+
+/// Begins a transaction whose statements are planned for the values that they are given, each time: how rare a role or a
+/// prefix is decides which index is the right one, and a plan made for any value would take the wrong one for some.
+async fn begin_planning(conn: &mut PgConnection) -> Result<Transaction<'_, Postgres>, Error> {
+    let mut transaction = conn.begin().await?;
+    sqlx::query!("SET LOCAL plan_cache_mode = force_custom_plan").execute(&mut *transaction).await?;
+    Ok(transaction)
 }
 
 /// What a login is checked against.
@@ -177,7 +292,9 @@ pub async fn credentials(conn: &mut PgConnection, name: Name<'_>) -> Result<Opti
     let row = match name {
         Name::Id(id) => select!("id = $1", id),
         Name::Username(name) => select!(r#"username_key = lower($1::text COLLATE "C")"#, name),
-        Name::Email(name) => select!(r#"email_key = lower(normalize($1::text) COLLATE "und-x-icu")"#, name),
+        Name::Email(name) => {
+            select!(r#"email_key = lower(normalize($1::text) COLLATE "und-x-icu") COLLATE "C""#, name)
+        }
     };
     Ok(row?.map(|row| Credentials {
         password_hash: row.password_hash.map(HashedPassword::from_stored),
@@ -195,40 +312,63 @@ pub async fn credentials(conn: &mut PgConnection, name: Name<'_>) -> Result<Opti
     }))
 }
 
-/// What a user changes of their own profile. `None` leaves a field as it is.
+/// What to change of a user. `None` leaves a field as it is.
 #[derive(Debug, Default)]
-pub struct ProfileChange<'a> {
+pub struct Change<'a> {
     /// `Some(None)` takes the name away.
     pub full_name: Option<Option<&'a str>>,
     /// Another address is unverified until it is shown to be theirs.
     pub email: Option<&'a str>,
+    /// Sorted, none twice.
+    pub roles: Option<&'a [String]>,
+    /// Whether the user is locked out.
+    pub disabled: Option<bool>,
 }
 
-/// Changes the profile of a user who is not disabled; `None` when there is no such user.
+/// Whom to change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whom {
+    /// The user of this id.
+    Any(Uuid),
+    /// The user of this id, unless they are locked out.
+    Enabled(Uuid),
+}
+
+/// Changes a user, all at once; `None` when there is no such user. Triggers end the sessions of a user who is disabled,
+/// and outdate the tokens of one who has other roles.
 ///
 /// # Errors
 ///
-/// [`Error::Taken`] when the address is another's.
-pub async fn update_profile(
+/// [`Error::Taken`] when the address is another's, [`Error::LastAdmin`].
+pub async fn update(
     conn: &mut PgConnection,
-    id: Uuid,
-    change: &ProfileChange<'_>,
+    whom: Whom,
+    change: &Change<'_>,
     now: OffsetDateTime,
 ) -> Result<Option<User>, Error> {
+    let (id, also_disabled) = match whom {
+        Whom::Any(id) => (id, true),
+        Whom::Enabled(id) => (id, false),
+    };
     let user = sqlx::query_as!(
         User,
         r#"UPDATE users
-           SET full_name = CASE WHEN $2 THEN $3 ELSE full_name END,
-               email = coalesce($4, email),
+           SET full_name = CASE WHEN $3 THEN $4 ELSE full_name END,
+               email = coalesce($5, email),
                is_email_verified = is_email_verified
-                   AND coalesce(lower(normalize($4) COLLATE "und-x-icu") = email_key, true),
-               updated_at = $5
-           WHERE id = $1 AND NOT disabled
+                   AND coalesce(lower(normalize($5) COLLATE "und-x-icu") = email_key, true),
+               roles = coalesce($6, roles),
+               disabled = coalesce($7, disabled),
+               updated_at = $8
+           WHERE id = $1 AND ($2 OR NOT disabled)
            RETURNING id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at, created_at"#,
         id,
+        also_disabled,
         change.full_name.is_some(),
         change.full_name.flatten(),
         change.email,
+        change.roles,
+        change.disabled,
         now,
     )
     .fetch_optional(conn)
@@ -292,60 +432,12 @@ pub async fn upgrade_password_hash(
     Ok(done.rows_affected() == 1)
 }
 
-/// Sets the roles, which have to be sorted and none twice; `None` when there is no such user.
-///
-/// # Errors
-///
-/// When the database fails.
-pub async fn set_roles(
-    conn: &mut PgConnection,
-    id: Uuid,
-    roles: &[String],
-    now: OffsetDateTime,
-) -> Result<Option<User>, Error> {
-    let user = sqlx::query_as!(
-        User,
-        "UPDATE users SET roles = $2, updated_at = $3 WHERE id = $1
-         RETURNING id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at, created_at",
-        id,
-        roles,
-        now,
-    )
-    .fetch_optional(conn)
-    .await?;
-    Ok(user)
-}
-
-/// Locks a user out or lets them in again; `None` when there is no such user.
-///
-/// # Errors
-///
-/// When the database fails.
-pub async fn set_disabled(
-    conn: &mut PgConnection,
-    id: Uuid,
-    disabled: bool,
-    now: OffsetDateTime,
-) -> Result<Option<User>, Error> {
-    let user = sqlx::query_as!(
-        User,
-        "UPDATE users SET disabled = $2, updated_at = $3 WHERE id = $1
-         RETURNING id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at, created_at",
-        id,
-        disabled,
-        now,
-    )
-    .fetch_optional(conn)
-    .await?;
-    Ok(user)
-}
-
 /// Deletes a user, sessions and all, in one transaction; `false`, and nothing has changed, when there is no such user, or
 /// their password is no longer the one that was set at `changed_at`.
 ///
 /// # Errors
 ///
-/// When the database fails.
+/// [`Error::LastAdmin`].
 pub async fn delete(
     conn: &mut PgConnection,
     id: Uuid,

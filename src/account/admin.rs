@@ -1,0 +1,209 @@
+//! What administrators do to users, over HTTP and on the command line: find, change, lock out, delete.
+//!
+//! Nobody takes away the last administrator who is not disabled: the database refuses it, whoever tries
+//! ([`Error::LastAdmin`]).
+
+use rand_core::CryptoRng;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Accounts, Email, Error, FieldError, ProfileChange, Roles, User, login};
+use crate::{
+    password::Password,
+    store::{
+        self,
+        sessions::Which,
+        users::{self, Change, Found, Name, Whom},
+    },
+};
+
+/// Which users are looked for; unchecked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Search<'a> {
+    /// What the username or the e-mail address begins with, whatever its case. Blanks around it are cut off; nothing left
+    /// is any user.
+    pub query: Option<&'a str>,
+    /// A role that they have.
+    pub role: Option<&'a str>,
+}
+
+impl Search<'_> {
+    /// The beginning and the role, checked.
+    fn checked(&self) -> Result<(Option<&str>, Option<&str>), Vec<FieldError>> {
+        let mut invalid = Vec::new();
+        let query = self.query.map(str::trim).filter(|query| !query.is_empty());
+        if query.is_some_and(|query| query.len() > Email::MAX_BYTES) {
+            invalid.push(FieldError::new("query", "too_long", "may have at most 254 bytes"));
+        } else if query.is_some_and(|query| query.contains(char::is_control)) {
+            invalid.push(FieldError::new("query", "invalid_characters", "may hold no control characters"));
+        }
+        if self.role.is_some_and(|role| !Roles::is_name(role)) {
+            invalid.push(FieldError::new("role", "invalid_role", "is no name of a role"));
+        }
+        if invalid.is_empty() { Ok((query, self.role)) } else { Err(invalid) }
+    }
+}
+
+/// Where a page ends: after this user the next one begins, also when the user is gone by then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// Without a query users come by id, which is by age.
+    Id(Uuid),
+    /// With one they come by what it has found: username or address, without regard to case.
+    Key(String),
+}
+
+/// Some of the users that were looked for.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The users.
+    pub users: Vec<User>,
+    /// Where to go on; `None`: there are no more.
+    pub next: Option<Position>,
+}
+
+/// What an administrator changes of a user, unchecked. `None` leaves a field as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UserChange<'a> {
+    /// See [`FullName`](super::FullName); `Some(None)` takes the name away.
+    pub full_name: Option<Option<&'a str>>,
+    /// See [`Email`].
+    pub email: Option<&'a str>,
+    /// See [`Roles`]. Access tokens with others are refused from then on.
+    pub roles: Option<&'a [String]>,
+    /// Whether the user is locked out, which ends the user's sessions.
+    pub disabled: Option<bool>,
+}
+
+impl Accounts {
+    /// The user of this id, username or address.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchUser`].
+    pub async fn find(&self, name: &str) -> Result<User, Error> {
+        // With hyphens alone: without, it might be somebody's username.
+        let id = name.parse::<uuid::fmt::Hyphenated>().ok().map(|id| Name::Id(id.into_uuid()));
+        let name = id.or_else(|| login::name(name)).ok_or(Error::NoSuchUser)?;
+        users::by_name(&mut *self.conn().await?, name).await?.ok_or(Error::NoSuchUser)
+    }
+
+    /// The user of this id.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchUser`].
+    pub async fn by_id(&self, id: Uuid) -> Result<User, Error> {
+        users::by_name(&mut *self.conn().await?, Name::Id(id)).await?.ok_or(Error::NoSuchUser)
+    }
+
+    /// At most `limit` of the users who are looked for, after `after`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] about `query`, `role`, or a `cursor` that is of another search.
+    pub async fn search(
+        &self,
+        search: &Search<'_>,
+        after: Option<&Position>,
+        limit: u32,
+    ) -> Result<Page, Error> {
+        let (query, role) = search.checked().map_err(Error::Invalid)?;
+        let foreign = || {
+            let message = "is of another search; begin again without it";
+            Error::Invalid(vec![FieldError::new("cursor", "invalid", message)])
+        };
+        let mut conn = self.conn().await?;
+        // One more than wanted tells whether there are more.
+        let Some(query) = query else {
+            let after = match after {
+                None => None,
+                Some(Position::Id(id)) => Some(*id),
+                Some(Position::Key(_)) => return Err(foreign()),
+            };
+            let mut users = users::page(&mut conn, role, after, limit + 1).await?;
+            let has_more = users.len() > limit as usize;
+            users.truncate(limit as usize);
+            let next = users.last().filter(|_| has_more).map(|user| Position::Id(user.id));
+            return Ok(Page { users, next });
+        };
+        let after = match after {
+            None => None,
+            Some(Position::Key(key)) => Some(&**key),
+            Some(Position::Id(_)) => return Err(foreign()),
+        };
+        let mut found = users::search(&mut conn, query, role, after, limit + 1).await?;
+        let has_more = found.len() > limit as usize;
+        found.truncate(limit as usize);
+        let next = found.last().filter(|_| has_more).map(|found| Position::Key(found.key.clone()));
+        Ok(Page { users: found.into_iter().map(|Found { user, .. }| user).collect(), next })
+    }
+
+    /// Changes a user, all at once. Nothing is changed when anything of it cannot be.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] with every field that breaks a rule, [`Error::EmailTaken`], [`Error::LastAdmin`],
+    /// [`Error::NoSuchUser`].
+    pub async fn update(
+        &self,
+        id: Uuid,
+        change: &UserChange<'_>,
+        now: OffsetDateTime,
+    ) -> Result<User, Error> {
+        let mut invalid = Vec::new();
+        let profile = ProfileChange::parse(change.full_name, change.email);
+        let profile = profile.map_err(|errors| invalid.extend(errors)).unwrap_or_default();
+        let roles = change.roles.map(Roles::parse).transpose();
+        let roles = roles.map_err(|errors| invalid.extend(errors)).unwrap_or_default();
+        if !invalid.is_empty() {
+            return Err(Error::Invalid(invalid));
+        }
+        let change = &Change {
+            roles: roles.as_ref().map(Roles::as_slice),
+            disabled: change.disabled,
+            ..profile.as_change()
+        };
+        let update =
+            || async move { users::update(&mut *self.db_conn().await?, Whom::Any(id), change, now).await };
+        let user = store::retrying(update).await?.ok_or(Error::NoSuchUser)?;
+        if change.roles.is_some() || change.disabled.is_some() {
+            self.tell_revocations().await;
+        }
+        tracing::info!(user_id = %id, roles = ?change.roles, disabled = ?change.disabled, "user changed");
+        Ok(user)
+    }
+
+    /// Sets a user's password, which ends the user's sessions.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when it breaks a rule, [`Error::NoSuchUser`].
+    pub async fn set_password(
+        &self,
+        user: &User,
+        password: &Password,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<(), Error> {
+        let hash = self.hash_new("password", password, user, rng).await?;
+        if !self.replace_password(user.id, &hash, None, Which::All, now).await? {
+            return Err(Error::NoSuchUser);
+        }
+        tracing::info!(user_id = %user.id, "password set");
+        Ok(())
+    }
+
+    /// Deletes a user, sessions and all.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LastAdmin`], [`Error::NoSuchUser`].
+    pub async fn delete(&self, id: Uuid, now: OffsetDateTime) -> Result<(), Error> {
+        if !self.remove(id, None, now).await? {
+            return Err(Error::NoSuchUser);
+        }
+        tracing::info!(user_id = %id, "user deleted");
+        Ok(())
+    }
+}

@@ -1,0 +1,729 @@
+//! Administration of users: lists that stay whole while users come and go, searches that cost the same among a million,
+//! changes that are made all or not at all, and an administrator who is always left, whoever races whom.
+
+use std::{env, fs, path::Path, time::Instant};
+
+use axum::http::Method;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use time::Duration;
+use tokio::{task::JoinSet, time::timeout};
+
+use crate::app::{Answer, App, PASSWORD};
+
+/// Makes users by hand. Their ids and usernames rise with their numbers; every second is a `member`, every thousandth an
+/// `auditor`, and the addresses of every third begin otherwise than the usernames.
+async fn make_users(app: &App, numbers: impl Iterator<Item = i32>) {
+    let make = "
+        INSERT INTO users
+            (id, username, email, roles, is_email_verified, disabled, password_changed_at, created_at, updated_at)
+        SELECT
+            ('01940000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid,
+            'user' || lpad(n::text, 7, '0'),
+            CASE WHEN n % 3 = 0 THEN 'mail' ELSE 'user' END || lpad(n::text, 7, '0') || '@example.com',
+            CASE WHEN n % 1000 = 1 THEN '{auditor}' WHEN n % 2 = 0 THEN '{member}' ELSE '{}' END::text[],
+            false, false, now(), now(), now()
+        FROM unnest($1::int[]) AS n";
+    // A connection without the service's time limit: a million takes a while.
+    let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
+    sqlx::query(make).bind(numbers.collect::<Vec<_>>()).execute(&mut conn).await.unwrap();
+    sqlx::raw_sql("ANALYZE users").execute(&mut conn).await.unwrap();
+}
+
+async fn list(app: &App, login: &Value, query: &str) -> Answer {
+    app.get(&format!("/admin/users{query}")).bearer(login).send().await
+}
+
+async fn patch(app: &App, login: &Value, user: &Value, change: Value) -> Answer {
+    let path = format!("/admin/users/{}", user["id"].as_str().unwrap());
+    app.patch(&path).bearer(login).json(&change).send().await
+}
+
+async fn delete(app: &App, login: &Value, user: &Value) -> Answer {
+    let path = format!("/admin/users/{}", user["id"].as_str().unwrap());
+    app.request(Method::DELETE, &path).bearer(login).send().await
+}
+
+fn usernames(page: &Value) -> Vec<&str> {
+    page["users"].as_array().unwrap().iter().map(|user| user["username"].as_str().unwrap()).collect()
+}
+
+/// How many administrators there are who are not disabled.
+async fn admins(app: &App) -> i64 {
+    let count = "SELECT count(*) FROM users WHERE 'admin' = ANY(roles) AND NOT disabled";
+    sqlx::query_scalar(count).fetch_one(&app.db).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_list_shows_users_as_they_are_oldest_first() {
+    let app = App::new().await;
+    let root = app.login_admin("root").await;
+    app.clock.advance(Duration::seconds(1));
+    let alice = app.register("alice").await;
+    app.clock.advance(Duration::seconds(1));
+    let bob = app.register("bob").await;
+    let answer = list(&app, &root, "").await;
+    assert_eq!(answer.header("cache-control"), "no-store");
+    let all = json!({"users": [root["user"], alice, bob], "next_cursor": null});
+    assert_eq!(answer.expect(200), all);
+    // As many as there are is all of them.
+    assert_eq!(list(&app, &root, "?limit=3").await.expect(200), all);
+    // An empty field of a form asks for nothing.
+    assert_eq!(list(&app, &root, "?query=").await.expect(200), all);
+    assert_eq!(list(&app, &root, "?query=%20").await.expect(200), all);
+    make_users(&app, 1..=300).await;
+    assert_eq!(usernames(&list(&app, &root, "").await.expect(200)).len(), 50);
+    assert_eq!(usernames(&list(&app, &root, "?limit=200").await.expect(200)).len(), 200);
+}
+
+#[tokio::test]
+async fn whoever_stays_is_on_exactly_one_page_while_others_come_and_go() {
+    let number = |name: &str| -> i32 { name.trim_start_matches("user").parse().unwrap() };
+    for (search, finds) in [
+        ("", (|_| true) as fn(i32) -> bool),
+        ("&role=member", |_| true),
+        ("&query=user", |_| true),
+        ("&query=USER0", |_| true),
+        ("&query=user&role=member", |_| true),
+        // By address alone.
+        ("&query=mail", |n| n % 3 == 0),
+        ("&query=mail&role=member", |n| n % 3 == 0),
+    ] {
+        let app = App::new().await;
+        let numbers = (1000..1600).step_by(10);
+        make_users(&app, numbers.clone()).await;
+        let mut stay: Vec<_> = numbers.filter(|n| finds(*n)).collect();
+        let root = app.login_admin("root").await;
+        let mut seen = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let page = list(&app, &root, &format!("?limit=7{search}{cursor}")).await.expect(200);
+            let names = usernames(&page);
+            assert!(names.len() <= 7, "{search}: {names:?}");
+            seen.extend(names.into_iter().filter(|name| *name != "root").map(number));
+            let Some(next) = page["next_cursor"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+
+            // The last of this page, after whom the next one begins, goes; so does one of a later page.
+            let last = *seen.last().unwrap();
+            let later = last + 90;
+            stay.retain(|n| *n != later);
+            let leave = "DELETE FROM users WHERE username = any(ARRAY[$1, $2])";
+            let names = [last, later].map(|n| format!("user{n:07}"));
+            sqlx::query(leave).bind(&names[0]).bind(&names[1]).execute(&app.db).await.unwrap();
+            // One comes before it, one after.
+            make_users(&app, [last - 6, last + 6].into_iter()).await;
+        }
+        assert!(seen.is_sorted_by(|a, b| a < b), "{search}: {seen:?}");
+        let missed: Vec<_> = stay.iter().filter(|n| !seen.contains(n)).collect();
+        assert!(missed.is_empty() && seen.len() >= stay.len(), "{search}: without {missed:?}: {seen:?}");
+        assert!(stay.len() > 15, "{search}: {stay:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_search_finds_what_begins_so_in_name_or_address_and_takes_every_character_as_it_stands() {
+    let app = App::new().await;
+    let root = app.login_admin("root").await;
+    for (username, email) in [
+        ("Alice", "liddell@example.com"),
+        ("alice_b", "ALB@Example.com"),
+        ("al-fred", "%percent@example.com"),
+        ("bob", "alice.b@example.com"),
+        ("b_b", "underscore@example.com"),
+        ("bxb", "Élise@Exämple.com"),
+        ("carol", "o'hara@example.com"),
+        ("...", "*@example.com"),
+    ] {
+        let body = json!({"username": username, "email": email, "password": PASSWORD});
+        app.post("/users").json(&body).send().await.expect(201);
+    }
+    for (query, expected) in [
+        // By what was found: al-fred, alb@…, alice, alice.b@…, alice_b; each user once.
+        ("al", &["al-fred", "Alice", "bob", "alice_b"][..]),
+        ("alb", &["alice_b"]),
+        ("ALICE", &["Alice", "bob", "alice_b"]),
+        ("  alice\t", &["Alice", "bob", "alice_b"]),
+        ("alice_", &["alice_b"]),
+        ("alice.", &["bob"]),
+        ("b_", &["b_b"]),
+        ("b%", &[]),
+        ("%", &["al-fred"]),
+        ("_", &[]),
+        ("\\", &[]),
+        ("b\\_", &[]),
+        ("*", &["..."]),
+        (".", &["..."]),
+        (".*", &[]),
+        ("^", &[]),
+        ("o'h", &["carol"]),
+        ("' OR 1=1 --", &[]),
+        ("élise@exä", &["bxb"]),
+        ("E\u{301}LISE@EXA\u{308}", &["bxb"]),
+        ("elise", &[]),
+        ("LIDDELL@EXAMPLE.COM", &["Alice"]),
+        ("liddell@example.comm", &[]),
+        ("lice", &[]),
+        ("\u{10ffff}", &[]),
+        ("\u{fffd}", &[]),
+        (&"a".repeat(254), &[]),
+    ] {
+        let parameters = serde_urlencoded::to_string([("query", query)]).unwrap();
+        let page = list(&app, &root, &format!("?{parameters}")).await.expect(200);
+        assert_eq!(usernames(&page), expected, "{query:?}");
+        // One by one they are the same.
+        let mut one_by_one = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let page = list(&app, &root, &format!("?{parameters}&limit=1{cursor}")).await.expect(200);
+            one_by_one.extend(usernames(&page).into_iter().map(str::to_owned));
+            let Some(next) = page["next_cursor"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!(one_by_one, expected, "{query:?}");
+    }
+    assert_eq!(usernames(&list(&app, &root, "?role=admin").await.expect(200)), ["root"]);
+    assert_eq!(usernames(&list(&app, &root, "?role=admin&query=RO").await.expect(200)), ["root"]);
+    assert_eq!(usernames(&list(&app, &root, "?role=admin&query=al").await.expect(200)), [""; 0]);
+    for role in ["adm", "administrator", "support"] {
+        assert_eq!(usernames(&list(&app, &root, &format!("?role={role}")).await.expect(200)), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_parameter_that_is_wrong_is_named() {
+    let app = App::new().await;
+    let root = app.login_admin("root").await;
+    make_users(&app, 1..=3).await;
+    let cursor = async |query: &str| {
+        let page = list(&app, &root, query).await.expect(200);
+        page["next_cursor"].as_str().unwrap().to_owned()
+    };
+    let of_all = cursor("?limit=1").await;
+    let of_search = cursor("?limit=1&query=user").await;
+    let long = "a".repeat(255);
+    for (query, faults) in [
+        ("limit=0", &[("limit", "out_of_range")][..]),
+        ("limit=201", &[("limit", "out_of_range")]),
+        ("limit=4294967295", &[("limit", "out_of_range")]),
+        ("limit=4294967296", &[("limit", "invalid")]),
+        ("limit=-1", &[("limit", "invalid")]),
+        ("limit=", &[("limit", "invalid")]),
+        ("limit=1.5", &[("limit", "invalid")]),
+        ("limit=ten", &[("limit", "invalid")]),
+        ("limit=1&limit=1", &[("limit", "duplicate_field")]),
+        ("cursor=", &[("cursor", "invalid")]),
+        ("cursor=alice", &[("cursor", "invalid")]),
+        ("cursor=01940000-0000-7000-8000-000000000001", &[("cursor", "invalid")]),
+        ("cursor=%00", &[("cursor", "invalid")]),
+        ("cursor=x&limit=0", &[("limit", "out_of_range"), ("cursor", "invalid")]),
+        (&format!("cursor={}", &of_all[1..]), &[("cursor", "invalid")]),
+        (&format!("cursor={of_all}&query=user"), &[("cursor", "invalid")]),
+        (&format!("cursor={of_search}"), &[("cursor", "invalid")]),
+        ("query=a%00b", &[("query", "invalid_characters")]),
+        ("query=a%0Ab", &[("query", "invalid_characters")]),
+        (&format!("query={long}"), &[("query", "too_long")]),
+        ("query=a&query=b", &[("query", "duplicate_field")]),
+        ("role=", &[("role", "invalid_role")]),
+        ("role=Admin", &[("role", "invalid_role")]),
+        ("role=a,b", &[("role", "invalid_role")]),
+        ("role=%00", &[("role", "invalid_role")]),
+        (&format!("role={long}&query={long}"), &[("query", "too_long"), ("role", "invalid_role")]),
+        ("name=alice", &[("name", "unknown_field")]),
+        ("offset=10", &[("offset", "unknown_field")]),
+    ] {
+        let problem = list(&app, &root, &format!("?{query}")).await.expect_problem(422, "validation_failed");
+        let errors = problem["errors"].as_array().unwrap().iter();
+        let got: Vec<_> =
+            errors.map(|error| (error["field"].as_str().unwrap(), error["code"].as_str().unwrap())).collect();
+        assert_eq!(got, faults, "{query}");
+    }
+    // Where there is nothing more, nothing more comes.
+    let after_last = list(&app, &root, "?limit=1&query=user0000003").await.expect(200);
+    assert_eq!(after_last["next_cursor"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_change_is_made_all_at_once_or_not_at_all() {
+    let app = App::new().await;
+    let root = app.login_admin("root").await;
+    let alice = app.register("alice").await;
+    app.register("bob").await;
+    app.sql("UPDATE users SET is_email_verified = true WHERE id = $1::uuid", &alice["id"]).await;
+    let mut expected = alice.clone();
+    expected["is_email_verified"] = true.into();
+    let shown = async || list(&app, &root, "?query=alice").await.expect(200)["users"][0].clone();
+
+    for change in [
+        json!({"full_name": "Mallory", "roles": ["support"], "disabled": true, "email": "BOB@example.com"}),
+        json!({"email": "bob@example.com"}),
+    ] {
+        patch(&app, &root, &alice, change).await.expect_problem(409, "email_taken");
+    }
+    let wrong = json!({"full_name": "a\tb", "roles": ["ok", "Bad"], "disabled": true, "email": "nowhere"});
+    let problem = patch(&app, &root, &alice, wrong).await.expect_problem(422, "validation_failed");
+    let fields: Vec<_> = problem["errors"].as_array().unwrap().iter().map(|error| &error["field"]).collect();
+    assert_eq!(fields, ["email", "full_name", "roles[1]"]);
+    for change in
+        [json!({"roles": null}), json!({"disabled": null}), json!({"email": null}), json!({"username": "x"})]
+    {
+        patch(&app, &root, &alice, change).await.expect_problem(422, "validation_failed");
+    }
+    assert_eq!(shown().await, expected, "nothing of all that");
+
+    for (change, fields) in [
+        (json!({}), json!({})),
+        (json!({"roles": ["support", "audit", "audit"]}), json!({"roles": ["audit", "support"]})),
+        (json!({"full_name": " Alice Liddell "}), json!({"full_name": "Alice Liddell"})),
+        (json!({"disabled": true}), json!({"disabled": true})),
+        // Who is locked out is changed all the same.
+        (json!({"full_name": null, "roles": []}), json!({"full_name": null, "roles": []})),
+        (json!({"email": "Alice@Example.com"}), json!({"email": "Alice@Example.com"})),
+        (
+            json!({"full_name": "A", "roles": ["support"], "disabled": false, "email": "alice@example.org"}),
+            json!({
+                "full_name": "A", "roles": ["support"], "disabled": false, "email": "alice@example.org",
+                "is_email_verified": false,
+            }),
+        ),
+    ] {
+        for (field, value) in fields.as_object().unwrap() {
+            expected[field] = value.clone();
+        }
+        let answer = patch(&app, &root, &alice, change.clone()).await;
+        assert_eq!(answer.header("cache-control"), "no-store");
+        assert_eq!(answer.expect(200), expected, "{change}");
+        assert_eq!(shown().await, expected, "{change}");
+    }
+    let login = json!({"username": "alice@example.org", "password": PASSWORD});
+    assert_eq!(app.post("/users/login").json(&login).send().await.expect(200)["user"], expected);
+}
+
+#[tokio::test]
+async fn what_an_administrator_changes_is_in_force_at_once() {
+    let app = App::new().await;
+    let replica = app.replica(&[]).await;
+    let root = app.login_admin("root").await;
+    let user = app.register("alice").await;
+    let alice = app.login("alice").await;
+    let me = async |login: &Value| app.get("/users/me").bearer(login).send().await;
+
+    // Other roles: the token has had its time, the session goes on.
+    patch(&app, &root, &user, json!({"roles": ["support"]})).await.expect(200);
+    me(&alice).await.expect_problem(401, "token_outdated");
+    let renew = json!({"refresh_token": alice["refresh_token"]});
+    let alice = app.post("/tokens/renew_access").json(&renew).send().await.expect(200);
+    assert_eq!(me(&alice).await.expect(200)["roles"], json!(["support"]));
+    // The same ones, or something else, and it has not.
+    patch(&app, &root, &user, json!({"roles": ["support"], "full_name": "Alice", "disabled": false}))
+        .await
+        .expect(200);
+    me(&alice).await.expect(200);
+
+    // Locked out, and let in again: the session stays where it went.
+    patch(&app, &root, &user, json!({"disabled": true})).await.expect(200);
+    me(&alice).await.expect_problem(401, "session_revoked");
+    replica.state().feed().hear().await.unwrap();
+    replica.get("/users/me").bearer(&alice).send().await.expect_problem(401, "session_revoked");
+    let login = json!({"username": "alice", "password": PASSWORD});
+    app.post("/users/login").json(&login).send().await.expect_problem(401, "invalid_credentials");
+    patch(&app, &root, &user, json!({"disabled": false})).await.expect(200);
+    me(&alice).await.expect_problem(401, "session_revoked");
+
+    // Gone.
+    let alice = app.login("alice").await;
+    let answer = delete(&app, &root, &user).await;
+    assert_eq!(answer.body, "");
+    answer.expect(204);
+    me(&alice).await.expect_problem(401, "session_revoked");
+    delete(&app, &root, &user).await.expect_problem(404, "not_found");
+    patch(&app, &root, &user, json!({})).await.expect_problem(404, "not_found");
+    assert_eq!(usernames(&list(&app, &root, "").await.expect(200)), ["root"]);
+    // The name is free again.
+    app.register("alice").await;
+}
+
+/// Every request that administrators make, about the user of this id; what is wrong with some is nobody else's to hear.
+fn requests(app: &App, id: &Value) -> Vec<crate::app::Story> {
+    let user = format!("/admin/users/{}", id.as_str().unwrap());
+    vec![
+        app.get("/admin/users"),
+        app.get("/admin/users?limit=0&nope"),
+        app.get(&user),
+        app.get("/admin/users/nobody"),
+        app.patch(&user).json(&json!({"roles": ["admin"]})),
+        app.patch(&user).json(&json!({"nope": 1})),
+        app.patch(&user).body("{"),
+        app.request(Method::DELETE, &user),
+        app.request(Method::DELETE, &format!("{user}/sessions")),
+    ]
+}
+
+#[tokio::test]
+async fn nobody_else_administers_not_even_who_did_a_moment_ago() {
+    let app = App::new().await;
+    let replica = app.replica(&[]).await;
+    let root = app.login_admin("root").await;
+    let former = app.login_admin("former").await;
+    let alice = app.register("alice").await;
+    patch(&app, &root, &alice, json!({"roles": ["administrator", "support"]})).await.expect(200);
+    let login = app.login("alice").await;
+    for id in [&alice["id"], &root["user"]["id"]] {
+        for request in requests(&app, id) {
+            request.bearer(&login).send().await.expect_problem(403, "forbidden");
+        }
+    }
+
+    list(&replica, &former, "").await.expect(200);
+    patch(&app, &root, &former["user"], json!({"roles": []})).await.expect(200);
+    for request in requests(&app, &alice["id"]) {
+        request.bearer(&former).send().await.expect_problem(401, "token_outdated");
+    }
+    // A replica that has not heard yet takes the token, and asks the database.
+    for request in requests(&replica, &alice["id"]) {
+        request.bearer(&former).send().await.expect_problem(403, "forbidden");
+    }
+    let renew = json!({"refresh_token": former["refresh_token"]});
+    let renewed = app.post("/tokens/renew_access").json(&renew).send().await.expect(200);
+    for request in requests(&app, &alice["id"]) {
+        request.bearer(&renewed).send().await.expect_problem(403, "forbidden");
+    }
+    assert_eq!(usernames(&list(&app, &root, "?query=alice").await.expect(200)), ["alice"]);
+}
+
+#[tokio::test]
+async fn the_last_administrator_stays() {
+    let app = App::new().await;
+    let root = app.login_admin("root").await;
+    let other = app.login_admin("other").await;
+    let alice = app.register("alice").await;
+    // Neither who is locked out nor who is called something like it counts.
+    patch(&app, &root, &other["user"], json!({"disabled": true})).await.expect(200);
+    patch(&app, &root, &alice, json!({"roles": ["administrator", "admin2"]})).await.expect(200);
+
+    let refused = async || {
+        for change in [
+            json!({"roles": []}),
+            json!({"roles": ["support"]}),
+            json!({"disabled": true}),
+            json!({"disabled": true, "roles": ["admin"]}),
+            json!({"full_name": "Root", "email": "new@example.com", "roles": ["administrator"]}),
+        ] {
+            let problem = patch(&app, &root, &root["user"], change).await.expect_problem(409, "last_admin");
+            assert!(problem["detail"].as_str().unwrap().contains("last enabled administrator"), "{problem}");
+        }
+        delete(&app, &root, &root["user"]).await.expect_problem(409, "last_admin");
+        let own = app.post("/users/me/delete").bearer(&root).json(&json!({"password": PASSWORD}));
+        own.send().await.expect_problem(409, "last_admin");
+        // By hand, too.
+        for statement in [
+            "UPDATE users SET disabled = true",
+            "UPDATE users SET roles = '{}' WHERE username = 'root'",
+            "UPDATE users SET roles = array_remove(roles, 'admin'), full_name = 'x'",
+            "DELETE FROM users",
+            "DELETE FROM users WHERE username = 'root'",
+            "WITH gone AS (DELETE FROM users RETURNING 1) SELECT count(*) FROM gone",
+            // In this order it is too late.
+            "DO $$ BEGIN
+                UPDATE users SET disabled = true WHERE username = 'root';
+                UPDATE users SET disabled = false WHERE username = 'other';
+             END $$",
+        ] {
+            let error = sqlx::query(statement).execute(&app.db).await.unwrap_err();
+            let constraint = error.as_database_error().and_then(|error| error.constraint());
+            assert_eq!(constraint, Some("users_last_admin"), "{statement}: {error}");
+        }
+        // Nothing has happened, not even to the sessions.
+        app.get("/users/me").bearer(&root).send().await.expect(200) == root["user"] && admins(&app).await == 1
+    };
+    assert!(refused().await);
+
+    // Whatever leaves them what they are is theirs to do.
+    for change in [
+        json!({"full_name": "Root"}),
+        json!({"disabled": false, "roles": ["admin"]}),
+        json!({"full_name": null}),
+    ] {
+        patch(&app, &root, &root["user"], change).await.expect(200);
+    }
+    // An administrator who is locked out is none, and may go.
+    patch(&app, &root, &other["user"], json!({"roles": ["support"]})).await.expect(200);
+    patch(&app, &root, &other["user"], json!({"roles": ["admin"]})).await.expect(200);
+    delete(&app, &root, &other["user"]).await.expect(204);
+    assert!(refused().await);
+
+    // With another one it is no matter, and then that one is the last.
+    patch(&app, &root, &alice, json!({"roles": ["admin"]})).await.expect(200);
+    let alice = app.login("alice").await;
+    patch(&app, &root, &root["user"], json!({"roles": []})).await.expect(200);
+    list(&app, &root, "").await.expect_problem(401, "token_outdated");
+    patch(&app, &alice, &alice["user"], json!({"disabled": true})).await.expect_problem(409, "last_admin");
+    // Once more by hand: first the new one, then the old.
+    let in_order = "DO $$ BEGIN
+        UPDATE users SET roles = '{admin}' WHERE username = 'root';
+        DELETE FROM users WHERE username = 'alice';
+     END $$";
+    sqlx::raw_sql(in_order).execute(&app.db).await.unwrap();
+    assert_eq!(admins(&app).await, 1);
+}
+
+#[tokio::test]
+async fn where_there_never_was_an_administrator_there_need_be_none() {
+    let app = App::new().await;
+    let alice = app.register("alice").await;
+    app.register("bob").await;
+    app.sql("UPDATE users SET disabled = true WHERE id = $1::uuid", &alice["id"]).await;
+    app.sql("UPDATE users SET roles = '{support}' WHERE id = $1::uuid", &alice["id"]).await;
+    app.sql("DELETE FROM users WHERE id = $1::uuid", &alice["id"]).await;
+    let bob = app.login("bob").await;
+    let own = app.post("/users/me/delete").bearer(&bob).json(&json!({"password": PASSWORD}));
+    own.send().await.expect(204);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_administrators_who_take_each_other_away_at_once_one_is_left() {
+    let app = App::new().await;
+    let replicas = [app.replica(&[]).await, app.replica(&[]).await];
+    let mut refused = 0;
+    for round in 0..12 {
+        let mut crowd = JoinSet::new();
+        let mut logins = Vec::new();
+        for name in ["a", "b", "c", "d"] {
+            logins.push(app.login_admin(&format!("{name}-{round}")).await);
+        }
+        // Of all who were there before, none is an administrator any more.
+        let before = "UPDATE users SET roles = '{}' WHERE username NOT LIKE '%-' || $1::text";
+        sqlx::query(before).bind(round.to_string()).execute(&app.db).await.unwrap();
+        assert_eq!(admins(&app).await, 4);
+        for i in 0..4 {
+            // Each takes the next one away, or themselves, in every way there is.
+            let replica = &replicas[i % 2];
+            let victim = &logins[(i + round % 3) % 4]["user"];
+            let path = format!("/admin/users/{}", victim["id"].as_str().unwrap());
+            let request = match (i + round) % 4 {
+                0 => replica.patch(&path).json(&json!({"roles": ["support"]})),
+                1 => replica.patch(&path).json(&json!({"disabled": true})),
+                2 => replica.request(Method::DELETE, &path),
+                _ => replica.post("/users/me/delete").json(&json!({"password": PASSWORD})),
+            };
+            crowd.spawn(request.bearer(&logins[i]).send());
+        }
+        for answer in crowd.join_all().await {
+            match answer.status.as_u16() {
+                200 | 204 => {}
+                // Who is none any more when it comes to it.
+                401 | 403 | 404 => {}
+                _ => {
+                    answer.expect_problem(409, "last_admin");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(admins(&app).await >= 1, "round {round}");
+    }
+    assert!(refused > 0, "the race was never a close one");
+}
+
+/// Waits until somebody waits for a lock in the app's database.
+async fn somebody_waits(app: &App) {
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&app.db).await.unwrap() == 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn who_takes_an_administrator_away_waits_for_whoever_is_about_to_and_nobody_else_does() {
+    let app = App::new().await;
+    let root = app.login_admin("root").await;
+    app.login_admin("other").await;
+    let alice = app.register("alice").await;
+    let demote_other = "UPDATE users SET roles = '{}' WHERE username = 'other'";
+    for commits in [false, true] {
+        let mut by_hand = app.db.begin().await.unwrap();
+        sqlx::query(demote_other).execute(&mut *by_hand).await.unwrap();
+
+        // Everything else goes on: others' roles, others' ends, the profile of the one administrator who is left.
+        let meanwhile = async {
+            patch(&app, &root, &alice, json!({"roles": ["support"], "disabled": true})).await.expect(200);
+            patch(&app, &root, &alice, json!({"roles": [], "disabled": false})).await.expect(200);
+            patch(&app, &root, &root["user"], json!({"full_name": "Root", "roles": ["admin"]}))
+                .await
+                .expect(200);
+            let bob = app.register("bob").await;
+            delete(&app, &root, &bob).await.expect(204);
+            app.login("root").await;
+        };
+        timeout(std::time::Duration::from_secs(10), meanwhile).await.expect("nobody waits");
+
+        let ends = async {
+            somebody_waits(&app).await;
+            if commits { by_hand.commit().await.unwrap() } else { by_hand.rollback().await.unwrap() }
+        };
+        let (answer, ()) =
+            tokio::join!(patch(&app, &root, &root["user"], json!({"roles": ["admin2"]})), ends);
+        if commits {
+            answer.expect_problem(409, "last_admin");
+        } else {
+            answer.expect(200);
+            app.sql("UPDATE users SET roles = '{admin}' WHERE id = $1::uuid", &root["user"]["id"]).await;
+            app.state().feed().hear().await.unwrap();
+        }
+        assert_eq!(admins(&app).await, if commits { 1 } else { 2 });
+    }
+}
+
+#[tokio::test]
+async fn an_older_snapshot_does_not_take_the_last_administrator_for_the_last_but_one() {
+    for isolation in ["REPEATABLE READ", "SERIALIZABLE"] {
+        for take in [
+            "UPDATE users SET roles = '{}' WHERE username = 'root'",
+            "UPDATE users SET disabled = true WHERE username = 'root'",
+            "DELETE FROM users WHERE username = 'root'",
+        ] {
+            let app = App::new().await;
+            app.login_admin("root").await;
+            let other = app.login_admin("other").await;
+            let mut by_hand = PgConnection::connect(&app.database_url).await.unwrap();
+            let mut transaction = by_hand
+                .begin_with(AssertSqlSafe(format!("BEGIN ISOLATION LEVEL {isolation}")))
+                .await
+                .unwrap();
+            let count = "SELECT count(*) FROM users WHERE 'admin' = ANY(roles)";
+            assert_eq!(sqlx::query_scalar::<_, i64>(count).fetch_one(&mut *transaction).await.unwrap(), 2);
+            delete(&app, &other, &other["user"]).await.expect(204);
+            // It still sees both of them.
+            let error = sqlx::query(take).execute(&mut *transaction).await.unwrap_err();
+            let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+            assert_eq!(code.as_deref(), Some("40001"), "{isolation}: {take}: {error}");
+            transaction.rollback().await.unwrap();
+            assert_eq!(admins(&app).await, 1);
+        }
+    }
+}
+
+/// What a query of the code costs: the plan, and how many pages of the database it looked at.
+async fn explain(conn: &mut PgConnection, query: &str, values: &str) -> (Value, u64) {
+    let sql = format!(
+        "SET plan_cache_mode = force_custom_plan; PREPARE query AS {query};
+         EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE query({values})"
+    );
+    let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut *conn).await.unwrap();
+    sqlx::raw_sql("DEALLOCATE query").execute(&mut *conn).await.unwrap();
+    let plan: Value = sqlx::Row::get(row.last().unwrap(), 0);
+    let plan = plan[0]["Plan"].clone();
+    let pages =
+        ["Shared Hit Blocks", "Shared Read Blocks"].map(|name| plan[name].as_u64().unwrap()).iter().sum();
+    (plan, pages)
+}
+
+/// The kinds of nodes of a plan.
+fn nodes(plan: &Value) -> Vec<String> {
+    let mut kinds = vec![plan["Node Type"].as_str().unwrap().to_owned()];
+    kinds.extend(plan["Plans"].as_array().into_iter().flatten().flat_map(nodes));
+    kinds
+}
+
+/// The queries of the code that hold all of `parts`.
+fn queries(parts: &[&str]) -> Vec<String> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
+    let read =
+        |file: fs::DirEntry| -> Value { serde_json::from_slice(&fs::read(file.path()).unwrap()).unwrap() };
+    let all = fs::read_dir(directory)
+        .unwrap()
+        .map(|file| read(file.unwrap())["query"].as_str().unwrap().to_owned());
+    all.filter(|query| parts.iter().all(|part| query.contains(part))).collect()
+}
+
+#[tokio::test]
+async fn every_search_for_users_goes_by_an_index() {
+    let app = App::new().await;
+    let is_full = env::var_os("GATEPASS_DRILL").is_some_and(|form| form == "full");
+    let count = if is_full { 1_000_000 } else { 30_000 };
+    make_users(&app, 1..=count).await;
+    // An index that nobody has read yet has its last changes beside it, in a list.
+    let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
+    sqlx::raw_sql("VACUUM ANALYZE users").execute(&mut conn).await.unwrap();
+    let nil = "'00000000-0000-0000-0000-000000000000'";
+    let late = format!("'01940000-0000-7000-8000-{:012x}'", count - 100);
+    for (parts, values, number) in [
+        // A login, and whoever names a user.
+        (&["created_at", "FROM users WHERE id = $1"][..], nil.to_owned(), 2),
+        (&["FROM users", "username_key = lower($1"], "'User0000007'".to_owned(), 2),
+        (&["FROM users", "email_key = lower(normalize($1"], "'User0000007@Example.com'".to_owned(), 2),
+        // Lists.
+        (&["FROM users", "ORDER BY id LIMIT $3"], format!("{nil}, NULL, 51"), 1),
+        (&["FROM users", "ORDER BY id LIMIT $3"], format!("{late}, NULL, 51"), 1),
+        (&["FROM users", "ORDER BY id LIMIT $3"], format!("{nil}, 'member', 51"), 1),
+        (&["FROM users", "ORDER BY id LIMIT $3"], format!("{late}, 'member', 51"), 1),
+        (&["FROM users", "ORDER BY id LIMIT $3"], format!("{nil}, 'auditor', 51"), 1),
+        (&["FROM users", "ORDER BY id LIMIT $3"], format!("{nil}, 'nobody', 51"), 1),
+        // Searches.
+        (&["FROM users", "ORDER BY username_key"], "'user', NULL, NULL, 51".to_owned(), 1),
+        (&["FROM users", "ORDER BY username_key"], "'u', 'user0000500', NULL, 51".to_owned(), 1),
+        (&["FROM users", "ORDER BY username_key"], "'USER00029', NULL, 'member', 51".to_owned(), 1),
+        (&["FROM users", "ORDER BY username_key"], "'user', NULL, 'auditor', 51".to_owned(), 1),
+        (&["FROM users", "ORDER BY username_key"], "'zoe', NULL, NULL, 51".to_owned(), 1),
+        (&["FROM users", "ORDER BY email_key"], "'user', NULL, NULL, 51, 'user0000051'".to_owned(), 1),
+        (
+            &["FROM users", "ORDER BY email_key"],
+            "'user', 'user0009000', NULL, 51, 'user0009051'".to_owned(),
+            1,
+        ),
+        (&["FROM users", "ORDER BY email_key"], "'user', NULL, 'member', 51, 'user0000102'".to_owned(), 1),
+        (&["FROM users", "ORDER BY email_key"], "'MAIL', NULL, NULL, 51, NULL".to_owned(), 1),
+        (
+            &["FROM users", "ORDER BY email_key"],
+            "'mail', 'mail0009000@example.com', 'member', 51, NULL".to_owned(),
+            1,
+        ),
+        (&["FROM users", "ORDER BY email_key"], "'zoe', NULL, NULL, 51, NULL".to_owned(), 1),
+    ] {
+        let found = queries(parts);
+        assert_eq!(found.len(), number, "{parts:?}: {found:#?}");
+        for query in found {
+            let (plan, pages) = explain(&mut conn, &query, &values).await;
+            let nodes = nodes(&plan);
+            if is_full {
+                println!("{values}: {pages} pages, {} ms: {nodes:?}", plan["Actual Total Time"]);
+            }
+            assert!(nodes.iter().any(|kind| kind.contains("Index")), "{query}\n{values}: {plan:#}");
+            assert!(!nodes.iter().any(|kind| kind.contains("Seq Scan")), "{query}\n{values}: {plan:#}");
+            // The whole table has that many and more for each thousand users.
+            assert!(pages < 20 + count as u64 / 100, "{query}\n{values}: {pages} pages: {plan:#}");
+        }
+    }
+
+    let root = app.login_admin("root").await;
+    for query in [
+        "",
+        "?limit=200",
+        "?role=member",
+        "?role=auditor",
+        "?role=admin",
+        "?role=nobody",
+        "?query=u",
+        "?query=user",
+        "?query=mail",
+        "?query=user00099",
+        "?query=m&role=member",
+        "?query=user&role=auditor",
+        "?query=zoe",
+    ] {
+        let mut path = query.to_owned();
+        for page in 1..=3 {
+            let began = Instant::now();
+            let answer = list(&app, &root, &path).await.expect(200);
+            if is_full {
+                println!(
+                    "{query} page {page}: {} users in {:.1?}",
+                    usernames(&answer).len(),
+                    began.elapsed()
+                );
+            }
+            let Some(next) = answer["next_cursor"].as_str() else { break };
+            path = format!("{query}{}cursor={next}", if query.is_empty() { "?" } else { "&" });
+        }
+    }
+}
