@@ -20,7 +20,8 @@ run: ## Build and start the service, with a Postgres of its own under .gatepass/
 .PHONY: test
 test: ## Run all tests, against a throw-away Postgres
 	python=$$(scripts/other-libraries) && export GATEPASS_TEST_PYTHON="$$python" && \
-	envoy=$$(scripts/test-envoy) && export GATEPASS_TEST_ENVOY="$$envoy" && \
+	envoy=$$(scripts/test-proxy envoy) && export GATEPASS_TEST_ENVOY="$$envoy" && \
+	traefik=$$(scripts/test-proxy traefik) && export GATEPASS_TEST_TRAEFIK="$$traefik" && \
 	scripts/with-postgres cargo test --locked --all-features $(ARGS)
 
 # How long each target runs.
@@ -37,7 +38,7 @@ bench-password: ## Measure password hashes, by who computes them, and what they 
 .PHONY: drill
 drill: ## Replace keys under load and race for sessions, for some minutes: the long forms of some tests
 	GATEPASS_DRILL=full scripts/with-postgres cargo test --locked --all-features --test gatepass \
-	  -- --nocapture --test-threads=1 rotation_drill:: session_model:: session_races:: million every_search_for_users
+	  -- --nocapture --test-threads=1 rotation_drill:: session_model:: session_races:: million every_search_for_users storm::
 
 .PHONY: timing
 timing: ## Compare the times of answers that must not tell users apart, for a few minutes

@@ -54,6 +54,19 @@ CREATE TRIGGER sessions_deleted AFTER DELETE ON sessions
 FOR EACH ROW WHEN (OLD.ended_at IS NULL AND OLD.access_expires_at > now() - interval '1 minute')
 EXECUTE FUNCTION revoke_session();
 
+CREATE FUNCTION revoke_all_sessions() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO revocations (session_id, expires_at) SELECT id, access_expires_at FROM sessions WHERE ended_at IS NULL;
+    PERFORM pg_notify('gatepass_revocations', '');
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION revoke_all_sessions() IS 'Tells every replica that all sessions are over.';
+
+CREATE TRIGGER sessions_truncated BEFORE TRUNCATE ON sessions
+EXECUTE FUNCTION revoke_all_sessions();
+
 CREATE FUNCTION end_sessions_of_disabled_user() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     at CONSTANT timestamptz := CASE WHEN NEW.updated_at > OLD.updated_at THEN NEW.updated_at ELSE now() END;

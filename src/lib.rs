@@ -1,7 +1,7 @@
 //! Token authentication for teams with a few services and a Postgres.
 //!
-//! The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store}`,
-//! `http → {keys → {token, store}, bearer → token}`; never upward. Some take a type from below, so that a secret never
+//! The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store, revocation}`,
+//! `revocation → {token, store}`, `http → {keys → {token, store}, bearer → token}`; never upward. Some take a type from below, so that a secret never
 //! travels as text: `store → password` and `config → {password, token}`.
 //!
 //! | room | what happens there |

@@ -79,7 +79,7 @@ impl App {
         let clock = Clock::fixed(START);
         let key: SymmetricKey = KEY.parse().unwrap();
         let db = Source::new(&database_url.clone().into()).unwrap().pool(8);
-        let pools = Pools { requests: db.clone(), background: db.clone() };
+        let pools = Pools { requests: db.clone(), background: db.clone(), feed: db.clone() };
         let app = serve::app(&settings, &key, pools, clock.clone(), limits).await.unwrap();
         app.feed().hear().await.unwrap();
         Self { clock, db, database_url, router: http::router(app.clone()), app }
@@ -104,7 +104,7 @@ impl App {
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let db = Source::new(&self.database_url.clone().into()).unwrap().pool(8);
         let key: SymmetricKey = key.parse().unwrap();
-        let pools = Pools { requests: db.clone(), background: db.clone() };
+        let pools = Pools { requests: db.clone(), background: db.clone(), feed: db.clone() };
         let app = serve::app(&settings(more), &key, pools, clock.clone(), Limits::default()).await?;
         app.feed().hear().await?;
         let database_url = self.database_url.clone();

@@ -1,14 +1,18 @@
 //! Forward auth: a proxy that asks `/auth/verify` lets through whom it should and nobody else, whatever the client sends.
-//! First the route by itself, over the router and on a socket; then the real nginx and the real Envoy, with the
-//! configurations that `docs/forward-auth.md` has, in front of an application.
+//! First the route by itself, over the router and on a socket; then the real nginx, Traefik and Envoy, with
+//! the configurations that `docs/forward-auth.md` has, in front of an application.
 //!
-//! nginx is looked for on `PATH` and where Debian has it, Envoy where `GATEPASS_TEST_ENVOY` says; `make test` sets that
-//! (`scripts/test-envoy`). Without one of them its tests fail in CI, and elsewhere say that they have not run.
+//! nginx is looked for on `PATH` and where Debian has it, Traefik and Envoy where `GATEPASS_TEST_TRAEFIK` and
+//! `GATEPASS_TEST_ENVOY` say; `make test` sets those (`scripts/test-proxy`). Without one of them its test fails in CI, and
+//! elsewhere says that it has not run.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     io::{self, Write},
-    net::SocketAddr,
+    net::{self, SocketAddr},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex},
@@ -27,8 +31,8 @@ use hyper::body::Frame;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UnixStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     process::{Child, Command},
     sync::oneshot,
     task::JoinHandle,
@@ -301,6 +305,8 @@ impl Application {
         let arrived = Arrived::default();
         let echo = async |State(arrived): State<Arrived>, request: Request| {
             let (parts, body) = request.into_parts();
+            // All of it before the answer begins: Traefik does not pass both on at once.
+            let body = body.collect().await.unwrap().to_bytes();
             arrived.lock().unwrap().push((parts.method, parts.uri.to_string(), parts.headers));
             body
         };
@@ -318,10 +324,13 @@ impl Application {
     }
 }
 
-/// Everything that a proxy is to do, asked of one that listens on the socket at `socket`.
-async fn story(socket: &Path, app: &App, gatepass: Served, application: &Application) {
+/// Everything that a proxy is to do, asked of one that listens on the socket at `socket` and says `gone` when gatepass
+/// does not answer.
+async fn story(socket: &Path, app: &App, gatepass: Served, application: &Application, gone: u16) {
     let Users { alice, editor, admin } = Users::new(app).await;
     let client = reqwest::Client::builder().unix_socket(socket).build().unwrap();
+    // What came to see whether the proxy runs.
+    application.take();
     let request = |method: Method, path: &str| client.request(method, format!("http://app.example{path}"));
     let bearer = |request: reqwest::RequestBuilder, login: &Value| {
         request.bearer_auth(login["access_token"].as_str().unwrap())
@@ -392,14 +401,24 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
     }
     application.take();
 
-    // Fields that the client writes with underscores, or declares to be for the proxy alone.
-    for more in ["X_Auth_User: root\r\n", "Connection: x-auth-subject, X-Auth-Roles\r\n"] {
-        let status = raw(socket, &editor, "/", more).await;
-        let arrived = application.take();
-        assert_eq!(status == 200, arrived.len() == 1, "{more}: {status}");
-        for (_, _, headers) in arrived {
-            assert_identity(&headers, &editor);
-            assert!(!headers.contains_key("x_auth_user"), "{headers:?}");
+    // Fields whose names some applications read as ours, or that the client declares to be for the proxy alone.
+    for more in [
+        "X_Auth_User: root\r\n",
+        "X-Auth_User: root\r\n",
+        "X.Auth.User: root\r\n",
+        "X-Auth~User: root\r\n",
+        "Connection: x-auth-subject, X-Auth-Roles\r\n",
+    ] {
+        for (path, is_open) in [("/", false), ("/public/", true)] {
+            let status = raw(socket, &editor, path, more).await;
+            let arrived = application.take();
+            assert_eq!(status == 200, arrived.len() == 1, "{more}: {status}");
+            for (_, _, headers) in arrived {
+                if !is_open {
+                    assert_identity(&headers, &editor);
+                }
+                assert!(headers.values().all(|value| value != "root"), "{headers:?}");
+            }
         }
     }
 
@@ -423,18 +442,18 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
     // Nobody there to ask, or somebody who cannot tell: nobody gets in.
     let address = gatepass.address;
     gatepass.stop().await;
-    let closed = async |why: &str| {
+    let closed = async |status: u16| {
         for path in ["/", "/admin/"] {
             let answer = bearer(request(Method::GET, path), &admin).send().await.unwrap();
-            assert_eq!(answer.status().as_u16(), 503, "{why}: {path}");
+            assert_eq!(answer.status().as_u16(), status, "{path}");
         }
         assert!(application.take().is_empty());
     };
-    closed("gone").await;
+    closed(gone).await;
     let listener = TcpListener::bind(address).await.unwrap();
     let at_a_loss = Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE);
     tokio::spawn(async { axum::serve(listener, at_a_loss).await });
-    closed("at a loss").await;
+    closed(503).await;
     // What nobody is asked about goes on.
     assert_eq!(request(Method::GET, "/public/").send().await.unwrap().status().as_u16(), 200);
 }
@@ -452,12 +471,11 @@ async fn raw(socket: &Path, login: &Value, path: &str, more: &str) -> u16 {
         .unwrap_or_else(|| panic!("{head}"))
 }
 
-/// The block of this language that `docs/forward-auth.md` has below this heading.
-fn documented(heading: &str, language: &str) -> String {
+/// The block of `docs/forward-auth.md` that is in this language and begins with this.
+fn documented(language: &str, beginning: &str) -> String {
     let page = include_str!("../docs/forward-auth.md");
-    let (_, section) = page.split_once(&format!("\n## {heading}\n")).unwrap();
-    let (_, block) = section.split_once(&format!("```{language}\n")).unwrap();
-    block.split_once("```").unwrap().0.to_owned()
+    let (_, rest) = page.split_once(&format!("\n```{language}\n{beginning}\n")).unwrap();
+    format!("{beginning}\n{}", rest.split_once("```").unwrap().0)
 }
 
 /// Puts `to` in the place of every `from`, of which there is one at least.
@@ -473,20 +491,27 @@ fn not_tested(name: &str, why: &str) {
     let _ = writeln!(io::stderr(), "\nNOT tested: forward auth by {name}. {why}.");
 }
 
-/// Starts a proxy and waits until it takes connections on `socket`.
-async fn start(command: &mut Command, socket: &Path, log: &Path) -> Child {
+/// The program that a variable names, which `make test` sets.
+fn named_by(variable: &str) -> Option<OsString> {
+    env::var_os(variable).filter(|path| !path.is_empty())
+}
+
+/// Starts a proxy and waits until who comes by `socket` reaches the application where nobody is asked.
+async fn start(command: &mut Command, stdin: Stdio, socket: &Path, log: &Path) -> Child {
+    let client = reqwest::Client::builder().unix_socket(socket).build().unwrap();
     let log_file = fs::File::create(log).unwrap();
     let mut child = command
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(log_file.try_clone().unwrap())
         .stderr(log_file)
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    until("the proxy listens", async || {
+    until("the proxy serves", async || {
         let ended = child.try_wait().unwrap();
         assert!(ended.is_none(), "{ended:?}: {}", fs::read_to_string(log).unwrap());
-        UnixStream::connect(socket).await.is_ok()
+        let answer = client.get("http://app.example/public/").send().await;
+        answer.is_ok_and(|answer| answer.status() == 200)
     })
     .await;
     child
@@ -505,7 +530,7 @@ async fn behind_nginx() {
     let dir = TempDir::with_prefix("gatepass-nginx-").unwrap();
     let path = dir.path().to_str().unwrap();
 
-    let mut site = documented("nginx", "nginx");
+    let mut site = documented("nginx", "upstream gatepass {");
     site = replace(&site, "gatepass:8080", &gatepass.address.to_string());
     site = replace(&site, "app:3000", &application.address.to_string());
     site = replace(&site, "listen 80;", &format!("listen unix:{path}/socket;"));
@@ -524,14 +549,62 @@ async fn behind_nginx() {
     let socket = dir.path().join("socket");
     let mut command = Command::new(nginx);
     command.arg("-p").arg(dir.path()).arg("-e").arg(dir.path().join("error.log")).arg("-c").arg(file);
-    let _running = start(&mut command, &socket, &dir.path().join("log")).await;
-    story(&socket, &app, gatepass, &application).await;
+    let _running = start(&mut command, Stdio::null(), &socket, &dir.path().join("log")).await;
+    story(&socket, &app, gatepass, &application, 503).await;
+}
+
+#[tokio::test]
+async fn behind_traefik() {
+    let Some(traefik) = named_by("GATEPASS_TEST_TRAEFIK") else {
+        return not_tested("Traefik", "GATEPASS_TEST_TRAEFIK names no Traefik; `make test` sets it");
+    };
+    let app = App::new().await;
+    let gatepass = Served::new(&app).await;
+    let application = Application::new().await;
+    let dir = TempDir::with_prefix("gatepass-traefik-").unwrap();
+    let path = dir.path().to_str().unwrap();
+
+    let mut entry = documented("yaml", "entryPoints:");
+    entry = replace(&entry, "/etc/traefik", path);
+    entry.push_str("global: { checkNewVersion: false }\n");
+    let file = dir.path().join("traefik.yaml");
+    fs::write(&file, entry).unwrap();
+    let mut routes = documented("yaml", "http:");
+    routes = replace(&routes, "gatepass:8080", &gatepass.address.to_string());
+    routes = replace(&routes, "app:3000", &application.address.to_string());
+    routes = replace(&routes, "app.example.com", "app.example");
+    fs::write(dir.path().join("app.yaml"), routes).unwrap();
+
+    // Traefik listens on no Unix socket. It takes a TCP one as systemd would pass it on: as the file 3 of a process whose
+    // id is in the environment.
+    let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = dir.path().join("socket");
+    pass_on(&socket, listener.local_addr().unwrap());
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"LISTEN_PID=$$ exec "$0" --configFile="$1" 3<&0"#]).arg(traefik).arg(file);
+    command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "web");
+    let listener = OwnedFd::from(listener).into();
+    let _running = start(&mut command, listener, &socket, &dir.path().join("log")).await;
+    story(&socket, &app, gatepass, &application, 500).await;
+}
+
+/// Has whoever comes to the socket at `socket` reach `address`.
+fn pass_on(socket: &Path, address: SocketAddr) {
+    let listener = UnixListener::bind(socket).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut proxy = TcpStream::connect(address).await?;
+                copy_bidirectional(&mut client, &mut proxy).await
+            });
+        }
+    });
 }
 
 #[tokio::test]
 async fn behind_envoy() {
     for is_prefix in [false, true] {
-        let Some(envoy) = env::var_os("GATEPASS_TEST_ENVOY").filter(|path| !path.is_empty()) else {
+        let Some(envoy) = named_by("GATEPASS_TEST_ENVOY") else {
             return not_tested("Envoy", "GATEPASS_TEST_ENVOY names no Envoy; `make test` sets it");
         };
         let app = App::new().await;
@@ -540,7 +613,7 @@ async fn behind_envoy() {
         let dir = TempDir::with_prefix("gatepass-envoy-").unwrap();
         let path = dir.path().to_str().unwrap();
 
-        let mut config = documented("Envoy", "yaml");
+        let mut config = documented("yaml", "static_resources:");
         for (name, port, address) in
             [("gatepass", 8080, gatepass.address), ("app", 3000, application.address)]
         {
@@ -561,7 +634,7 @@ async fn behind_envoy() {
         command
             .args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "-c"])
             .arg(file);
-        let _running = start(&mut command, &socket, &dir.path().join("log")).await;
-        story(&socket, &app, gatepass, &application).await;
+        let _running = start(&mut command, Stdio::null(), &socket, &dir.path().join("log")).await;
+        story(&socket, &app, gatepass, &application, 503).await;
     }
 }

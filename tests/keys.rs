@@ -9,7 +9,7 @@ use gatepass::{
     clock::Clock,
     keys::{self, Error, Policy},
     random,
-    store::signing_keys,
+    store::{Cause, signing_keys},
     token::{
         Issuer, KeyPair, KeyStatus, Lifetime, Party, SigningKey, Subject, SymmetricKey, WrappingKey,
         refresh::{Presented, RefreshKey},
@@ -114,6 +114,7 @@ fn policy(key: &str, more: &[Setting]) -> Policy {
         schedule: Schedule { interval: settings.key_rotation_interval },
         token_life: settings.access_token_duration,
         max_staleness: settings.revocation_max_staleness,
+        cause: Cause::default(),
     }
 }
 

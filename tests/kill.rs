@@ -75,6 +75,7 @@ impl Fleet {
         let answer = tokio::spawn(request.send());
         until("the replica waits for the row", async || self.is_waiting(statement).await).await;
         replica.signal(Signal::STOP);
+        until("it has stopped", async || replica.is_stopped()).await;
         hold.rollback().await.unwrap();
         until("Postgres has committed", is_done).await;
         let ended = replica.stop(Signal::KILL).await;

@@ -19,6 +19,7 @@ mod forge;
 mod forgeries;
 mod forward_auth;
 mod fuzzing;
+mod history;
 mod key_commands;
 mod keys;
 mod kill;

@@ -149,7 +149,7 @@ async fn every_table_and_column_says_what_it_is() {
         LEFT JOIN pg_description AS about
             ON about.classoid = 'pg_class'::regclass AND about.objoid = class.oid AND about.objsubid = attnum
         WHERE class.relnamespace = 'public'::regnamespace AND class.relkind IN ('r', 'p', 'v', 'm')
-            AND class.relname <> '_sqlx_migrations' AND coalesce(length(trim(about.description)), 0) = 0";
+            AND class.relname <> '_sqlx_migrations' AND NOT class.relispartition AND coalesce(length(trim(about.description)), 0) = 0";
     assert_eq!(rows(&mut conn, silent).await, [""; 0]);
     let tables = "SELECT count(*)::text FROM pg_class
         WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname <> '_sqlx_migrations'";
@@ -168,7 +168,8 @@ async fn every_constraint_was_given_its_name() {
     // NOT NULL is a constraint with a made-up name from Postgres 18 on; nothing can break it that needs a name.
     let constraints = "SELECT conrelid::regclass || ' ' || conname FROM pg_constraint
         WHERE connamespace = 'public'::regnamespace AND conrelid <> 0 AND contype <> 'n'
-            AND conrelid <> '_sqlx_migrations'::regclass";
+            AND conrelid <> '_sqlx_migrations'::regclass
+            AND NOT (SELECT relispartition FROM pg_class WHERE oid = conrelid)";
     for constraint in rows(&mut conn, constraints).await {
         let (table, name) = constraint.split_once(' ').unwrap();
         let given = words.windows(2).any(|pair| pair == ["CONSTRAINT", name]);
@@ -254,6 +255,26 @@ fn good_row(table: &str) -> Vec<(&'static str, &'static str)> {
         "login_attempts" => {
             vec![("key", "decode(repeat('00', 16), 'hex')"), ("free_at", now), ("expires_at", now)]
         }
+        "history" => vec![
+            ("table_name", "'users'"),
+            ("operation", "'UPDATE'"),
+            ("row_id", "'01940000-0000-7000-8000-000000000001'"),
+            ("user_id", "'01940000-0000-7000-8000-000000000001'"),
+            ("changed_data", "'{}'"),
+            ("personal_hash", "decode(repeat('00', 32), 'hex')"),
+            ("changed_at", now),
+            ("actor", "'service'"),
+            ("request_id", "'a'"),
+            ("database_user", "'postgres'"),
+        ],
+        "history_seals" => vec![
+            ("number", "1"),
+            ("ids", "'{[1,3),[4,5)}'"),
+            ("row_hashes", "decode(repeat('00', 96), 'hex')"),
+            ("rows_hash", "decode(repeat('00', 32), 'hex')"),
+            ("hash", "decode(repeat('00', 32), 'hex')"),
+            ("sealed_at", now),
+        ],
         _ => unreachable!(),
     }
 }
@@ -335,6 +356,10 @@ async fn the_tables_take_what_is_right() {
         ("clients", "name", "repeat('x', 32)"),
         ("login_attempts", "free_at", "'2026-01-02 03:04:04Z'"),
         ("login_attempts", "expires_at", "'2026-04-02 03:04:05Z'"),
+        ("history", "operation", "'TRUNCATE'"),
+        ("history", "operation", "'DROP'"),
+        ("history", "changed_at", "'1999-01-02 03:04:05Z'"),
+        ("history_seals", "row_hashes", "NULL"),
     ] {
         assert_eq!(
             attempt(&mut conn, &insert(table, &[(column, value)])).await,
@@ -462,6 +487,13 @@ async fn every_rule_bites_whoever_writes_by_hand() {
         ("login_attempts", "key", "''", "login_attempts_key_length"),
         ("login_attempts", "free_at", "'2026-01-02 03:04:06Z'", "login_attempts_expires_when_free"),
         ("login_attempts", "expires_at", "'2026-01-02 03:04:04Z'", "login_attempts_expires_when_free"),
+        ("history", "operation", "'SELECT'", "history_operation_known"),
+        ("history", "personal_hash", "decode(repeat('00', 31), 'hex')", "history_personal_hash_length"),
+        ("history_seals", "number", "0", "history_seals_number_positive"),
+        ("history_seals", "ids", "'{}'", "history_seals_ids_not_empty"),
+        ("history_seals", "row_hashes", "decode(repeat('00', 33), 'hex')", "history_seals_row_hashes_length"),
+        ("history_seals", "rows_hash", "decode(repeat('00', 31), 'hex')", "history_seals_rows_hash_length"),
+        ("history_seals", "hash", "decode(repeat('00', 33), 'hex')", "history_seals_hash_length"),
     ];
     let mut missed = Vec::new();
     for (table, column, value, constraint) in cases {
@@ -495,6 +527,8 @@ async fn every_rule_bites_whoever_writes_by_hand() {
         ("signing_keys", &["wrapped_key", "wrapped_by", "activated_at", "retired_at", "verifies_until"]),
         ("clients", &[]),
         ("login_attempts", &[]),
+        ("history", &["row_id", "user_id", "personal_hash", "actor", "request_id"]),
+        ("history_seals", &["row_hashes"]),
     ] {
         for (column, _) in good_row(table).iter().filter(|(column, _)| !optional.contains(column)) {
             let refused = attempt(&mut conn, &insert(table, &[(column, "NULL")])).await.unwrap_err();

@@ -320,6 +320,15 @@ impl Process {
         line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
     }
 
+    /// Whether a `SIGSTOP` has reached every thread. Only Linux tells; elsewhere it is taken for granted.
+    pub fn is_stopped(&self) -> bool {
+        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid.as_raw_pid())) else { return true };
+        threads.flatten().all(|thread| {
+            let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("State:\tT"))
+        })
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid, signal).unwrap();
     }

@@ -381,6 +381,16 @@ async fn roles_that_are_set_and_set_back_leave_the_token_good() {
     assert_eq!(app.knock(&alice).await, accepted());
 }
 
+#[tokio::test]
+async fn sessions_that_are_truncated_by_hand_are_over() {
+    let app = present().await;
+    app.register("alice").await;
+    let alice = app.login("alice").await;
+    sqlx::query("TRUNCATE sessions").execute(&app.db).await.unwrap();
+    app.hear().await;
+    assert_eq!(app.knock(&alice).await, refused("session_revoked"));
+}
+
 const END: &str = "UPDATE sessions SET ended_at = now(), end_reason = 'revoked' WHERE id = $1::uuid";
 
 #[tokio::test]

@@ -1,7 +1,10 @@
 //! Users: their own profile, who may register, what a login tells and what it leaves behind, and what administrators
 //! see.
 
-use gatepass::store::sessions::{self, NewSession};
+use gatepass::store::{
+    Cause,
+    sessions::{self, NewSession},
+};
 use serde_json::{Value, json};
 use sqlx::Row;
 use time::{Duration, OffsetDateTime};
@@ -405,7 +408,10 @@ async fn no_session_begins_for_a_user_who_changed_while_the_password_was_checked
             expires_at: START + Duration::hours(1),
             access_expires_at: START + Duration::minutes(15),
         };
-        sessions::insert(&mut app.db.acquire().await.unwrap(), &session).await.unwrap().is_some()
+        sessions::insert(&mut app.db.acquire().await.unwrap(), &session, &Cause::default())
+            .await
+            .unwrap()
+            .is_some()
     };
     assert!(begin(1).await);
 

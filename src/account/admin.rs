@@ -164,8 +164,9 @@ impl Accounts {
             disabled: change.disabled,
             ..profile.as_change()
         };
-        let update =
-            || async move { users::update(&mut *self.db_conn().await?, Whom::Any(id), change, now).await };
+        let update = || async move {
+            users::update(&mut *self.db_conn().await?, Whom::Any(id), change, now, &self.cause).await
+        };
         let user = store::retrying(update).await?.ok_or(Error::NoSuchUser)?;
         if change.roles.is_some() || change.disabled.is_some() {
             self.tell_revocations().await;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     clock::Clock,
-    store::{self, PgPool, login_attempts, revocations, sessions},
+    store::{self, Cause, PgPool, login_attempts, revocations, sessions},
 };
 
 const INTERVAL: Duration = Duration::from_secs(3600);
@@ -54,7 +54,8 @@ impl CleanUp {
         let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
         let before = now - self.session_retention;
         let mut after = Uuid::nil();
-        while let Some(batch) = sessions::clean_up(&mut conn, after, before, BATCH).await? {
+        while let Some(batch) = sessions::clean_up(&mut conn, after, before, BATCH, &Cause::service()).await?
+        {
             cleaned.sessions += batch.deleted.cast_unsigned();
             after = batch.last;
         }

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    Error, FieldError, random,
+    Cause, Error, FieldError, random,
     throttle::{Kind, Throttle},
 };
 pub use crate::store::clients::Client;
@@ -38,12 +38,19 @@ fn check_name(name: &str) -> Result<(), FieldError> {
 #[derive(Clone, Debug)]
 pub struct Clients {
     db: PgPool,
+    cause: Cause,
 }
 
 impl Clients {
     /// The clients in `db`.
     pub fn new(db: PgPool) -> Self {
-        Self { db }
+        Self { db, cause: Cause::default() }
+    }
+
+    /// The same in somebody's name: the history says that they did it.
+    #[must_use]
+    pub fn caused_by(self, cause: Cause) -> Self {
+        Self { cause, ..self }
     }
 
     async fn conn(&self) -> Result<PoolConnection, Error> {
@@ -64,7 +71,7 @@ impl Clients {
         check_name(name).map_err(|error| Error::Invalid(vec![error]))?;
         let secret = ClientSecret::from_bytes(random::bytes(rng));
         let client = Client { id: random::uuid_v7(now, rng), name: name.to_owned(), created_at: now };
-        clients::insert(&mut *self.conn().await?, &client, &secret.hash()).await?;
+        clients::insert(&mut *self.conn().await?, &client, &secret.hash(), &self.cause).await?;
         tracing::info!(client_id = %client.id, "client created");
         Ok((client, secret))
     }
@@ -85,7 +92,7 @@ impl Clients {
     /// [`Error::NoSuchClient`].
     pub async fn delete(&self, id_or_name: &str) -> Result<Client, Error> {
         let id = id_or_name.parse::<uuid::fmt::Hyphenated>().ok().map(Uuid::from);
-        let client = clients::delete(&mut *self.conn().await?, id, id_or_name).await?;
+        let client = clients::delete(&mut *self.conn().await?, id, id_or_name, &self.cause).await?;
         let client = client.ok_or(Error::NoSuchClient)?;
         tracing::info!(client_id = %client.id, "client deleted");
         Ok(client)

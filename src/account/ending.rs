@@ -85,8 +85,17 @@ impl Accounts {
         reason: EndReason,
         now: OffsetDateTime,
     ) -> Result<u64, Error> {
-        let end =
-            || async move { sessions::end(&mut *self.db_conn().await?, user_id, which, reason, now).await };
+        let end = || async move {
+            sessions::end(
+                &mut *self.db_conn().await?,
+                user_id,
+                which,
+                reason,
+                now,
+                &self.cause.or_user(user_id),
+            )
+            .await
+        };
         let ended = store::retrying(end).await?;
         if ended > 0 {
             self.tell_revocations().await;

@@ -11,7 +11,7 @@ use rand_core::CryptoRng;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Accounts, Email, Error, Name, User, Username, random, users};
+use super::{Accounts, Actor, Email, Error, Name, User, Username, random, users};
 use crate::{
     password::{self, HashedPassword, Password, Verdict},
     store::sessions::{self, NewSession},
@@ -129,8 +129,9 @@ impl Accounts {
             access_expires_at,
         };
         // With the name and the roles of this moment: those that were read before the hash may have changed.
-        let owner =
-            sessions::insert(&mut *self.conn().await?, &session).await?.ok_or(Error::InvalidCredentials)?;
+        let owner = sessions::insert(&mut *self.conn().await?, &session, &self.cause.or_user(user.id))
+            .await?
+            .ok_or(Error::InvalidCredentials)?;
         let user = User { username: owner.username, roles: owner.roles, ..user };
         let subject = Subject {
             user_id: user.id,
@@ -160,7 +161,14 @@ impl Accounts {
     ) {
         let upgrade = async {
             let new = self.passwords.hash(password, random::bytes(rng)).await?;
-            users::upgrade_password_hash(&mut *self.conn().await?, id, old, &new).await?;
+            users::upgrade_password_hash(
+                &mut *self.conn().await?,
+                id,
+                old,
+                &new,
+                &self.cause.by(&Actor::Service),
+            )
+            .await?;
             Ok::<_, Error>(())
         };
         if let Err(error) = upgrade.await {

@@ -9,9 +9,11 @@ mod clean_up;
 mod clients;
 mod ending;
 mod fields;
+mod history;
 mod login;
 mod own;
 mod renewal;
+mod seals;
 mod throttle;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -27,12 +29,14 @@ pub use self::{
     clean_up::{CleanUp, Cleaned},
     clients::{Client, Clients},
     fields::{Email, FieldError, FullName, Roles, Username},
+    history::{Entry, History, HistoryPage, Wanted},
     login::{Caller, Login},
     renewal::Renewed,
+    seals::{Head, Problem, Verification},
     throttle::{KNOWN_FOR, Rate, Throttle},
 };
-pub use crate::store::sessions::Overview;
 pub use crate::store::users::User;
+pub use crate::store::{Actor, Cause, sessions::Overview};
 use crate::{
     metrics::Metrics,
     password::{self, Password, PoolError},
@@ -97,6 +101,7 @@ pub struct Accounts {
     feed: Option<Feed>,
     metrics: Metrics,
     policy: Policy,
+    cause: Cause,
 }
 
 /// Why a use case did not come off.
@@ -243,12 +248,19 @@ impl Accounts {
     /// The use cases.
     pub fn new(parts: Parts) -> Self {
         let Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy } = parts;
-        Self { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy }
+        let cause = Cause::default();
+        Self { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy, cause }
     }
 
     /// How often somebody may fail.
     pub fn throttle(&self) -> &Throttle {
         &self.throttle
+    }
+
+    /// The same use cases in somebody's name: the history says that they did it.
+    #[must_use]
+    pub fn caused_by(&self, cause: Cause) -> Self {
+        Self { cause, ..self.clone() }
     }
 
     /// Whether there is a key to make tokens with, and the database answers and has the schema that the use cases need.
@@ -362,7 +374,7 @@ impl Accounts {
             roles: roles.as_slice(),
             now,
         };
-        let user = users::insert(&mut *self.conn().await?, &user).await?;
+        let user = users::insert(&mut *self.conn().await?, &user, &self.cause.or_user(user.id)).await?;
         tracing::info!(user_id = %user.id, "user created");
         Ok(user)
     }
@@ -392,7 +404,7 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<User, Error> {
         let change = ProfileChange::parse(full_name, email).map_err(Error::Invalid)?;
-        users::update(&mut *self.conn().await?, Whom::Enabled(user_id), &change.as_change(), now)
+        users::update(&mut *self.conn().await?, Whom::Enabled(user_id), &change.as_change(), now, &self.cause)
             .await?
             .ok_or(Error::SessionRevoked)
     }

@@ -120,7 +120,8 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<bool, Error> {
         let set = || async move {
-            users::set_password(&mut *self.db_conn().await?, id, hash, changed_at, end, now).await
+            users::set_password(&mut *self.db_conn().await?, id, hash, changed_at, end, now, &self.cause)
+                .await
         };
         let is_done = store::retrying(set).await?;
         self.tell_revocations().await;
@@ -134,7 +135,9 @@ impl Accounts {
         changed_at: Option<OffsetDateTime>,
         now: OffsetDateTime,
     ) -> Result<bool, Error> {
-        let delete = || async move { users::delete(&mut *self.db_conn().await?, id, changed_at, now).await };
+        let delete = || async move {
+            users::delete(&mut *self.db_conn().await?, id, changed_at, now, &self.cause).await
+        };
         let is_done = store::retrying(delete).await?;
         self.tell_revocations().await;
         Ok(is_done)

@@ -34,7 +34,7 @@ use rand_core::CryptoRng;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Accounts, Caller, Error, random, throttle::Kind};
+use super::{Accounts, Actor, Caller, Error, random, throttle::Kind};
 use crate::{
     metrics::RenewalOutcome,
     store::sessions::{self, EndReason, Session, Which},
@@ -199,7 +199,17 @@ impl Accounts {
                 Outcome::Reused => {
                     let which = Which::OneAt(id, row.refresh_generation);
                     let reason = EndReason::RefreshTokenReused;
-                    if sessions::end(&mut conn, row.user_id, which, reason, now).await? > 0 {
+                    if sessions::end(
+                        &mut conn,
+                        row.user_id,
+                        which,
+                        reason,
+                        now,
+                        &self.cause.by(&Actor::Service),
+                    )
+                    .await?
+                        > 0
+                    {
                         drop(conn);
                         tracing::warn!(
                             session_id = %id,

@@ -10,7 +10,7 @@
 //! | login, change of password, deletion | account name, and address | forgives the account, gives the address its place back |
 //! | registration (failure: a name that is taken) | address | gives its place back |
 //! | renewal (failure: no refresh token of ours) | address | never asks |
-//! | introspection, revocation (failure: wrong client secret) | address | never asks |
+//! | introspection, revocation, the feed (failure: wrong client secret) | address | never asks |
 //!
 //! The last two take nothing beforehand: their secrets have 256 bits, and no number of guesses comes near. A good one is
 //! good however much the others at its address have failed, and costs no statement. Each of the four has places of its

@@ -10,6 +10,7 @@ use crate::{
     account::{Client, Clients},
     clock::Clock,
     random,
+    store::PgPool,
 };
 
 /// Look after introspection clients: services that ask gatepass about tokens, with an id and a secret.
@@ -38,7 +39,8 @@ pub(super) enum Command {
 
 pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
     let settings = setup::begin(config_file)?;
-    setup::on_database(&settings, async |db| execute(&Clients::new(db.clone()), command).await).await
+    let clients = |db: &PgPool| Clients::new(db.clone()).caused_by(setup::operator());
+    setup::on_database(&settings, async |db| execute(&clients(db), command).await).await
 }
 
 async fn execute(clients: &Clients, command: Command) -> Result<(), Failure> {

@@ -119,7 +119,7 @@ async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
     findings.extend(passwords(&settings, args).await);
     match setup::symmetric_key(&settings) {
         Ok(root) => {
-            let policy = setup::key_policy(&settings, &root);
+            let policy = setup::key_policy(&settings, &root, setup::operator());
             findings.extend(rotations_under_way(&settings));
             findings.extend(database(&settings, &policy).await);
         }

@@ -93,7 +93,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
     }
     let settings = setup::begin(config_file)?;
     let root = setup::symmetric_key(&settings)?;
-    let policy = setup::key_policy(&settings, &root);
+    let policy = setup::key_policy(&settings, &root, setup::operator());
     match command {
         Command::Generate { json } => generate(json),
         Command::List { json } => list(&settings, &policy, json).await,

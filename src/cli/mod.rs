@@ -7,6 +7,7 @@ mod config;
 mod development_key;
 mod doctor;
 mod health;
+mod history;
 mod key;
 mod migrate;
 mod password_input;
@@ -61,6 +62,8 @@ enum Command {
     /// Look after the keys that tokens are made with
     #[command(subcommand)]
     Key(key::Command),
+    /// Show what was changed, by whom; seal that, and see whether it was tampered with
+    History(history::Args),
     /// Look into tokens
     #[command(subcommand)]
     Token(token::Command),
@@ -96,6 +99,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::User(command) => user::run(config_file, command).await,
         Command::Client(command) => client::run(config_file, command).await,
         Command::Key(command) => key::run(config_file, command).await,
+        Command::History(args) => history::run(config_file, args).await,
         Command::Token(command) => token::run(config_file, command).await,
         Command::Doctor(args) => doctor::run(config_file, &args).await,
         Command::Openapi => print(&crate::http::document()),

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{Failure, setup};
 use crate::{
-    account::{Activity, CleanUp, Clients},
+    account::{Activity, Cause, CleanUp, Clients, History},
     clock::Clock,
     config::{self, Environment, Loaded, Settings},
     http::{self, App, Limits, Parts},
@@ -28,7 +28,11 @@ use crate::{
     token::SymmetricKey,
 };
 
-/// Connections for what goes on beside requests: one that listens, one that reads what was revoked, one for the rest.
+/// Connections for the feed of revocations: one that listens, one that reads. Nobody else has them, so that nothing keeps
+/// a revocation waiting.
+const FEED_CONNECTIONS: u32 = 2;
+/// Connections for what else goes on beside requests: the clean-up and the history may hold one each for long, keys and
+/// sightings take turns with a third.
 const BACKGROUND_CONNECTIONS: u32 = 3;
 /// How many operators' connections may be open.
 const OPS_CONNECTIONS: usize = 64;
@@ -89,16 +93,13 @@ async fn serve(
     if let Err(error) = db.acquire().await {
         return Err(database.unusable(error));
     }
-    let background = database.pool(BACKGROUND_CONNECTIONS);
+    let pools = Pools {
+        requests: db.clone(),
+        background: database.pool(BACKGROUND_CONNECTIONS),
+        feed: database.pool(FEED_CONNECTIONS),
+    };
     let clock = Clock::system();
-    let app = app(
-        settings,
-        key,
-        Pools { requests: db.clone(), background: background.clone() },
-        clock.clone(),
-        Limits::default(),
-    )
-    .await?;
+    let app = app(settings, key, pools.clone(), clock.clone(), Limits::default()).await?;
     app.feed().hear().await?;
     let address = listener.local_addr()?;
     tracing::info!(%address, database = database.place(), version = env!("CARGO_PKG_VERSION"), "serving");
@@ -120,6 +121,7 @@ async fn serve(
             beside.keys().follow(&clock),
             beside.activity().keep_writing(),
             beside.clean_up().keep_clean(&clock),
+            beside.history().keep(&clock),
         );
     });
     let (stop, stopped) = oneshot::channel();
@@ -148,8 +150,9 @@ async fn serve(
     if let Err(error) = app.activity().flush().await {
         tracing::warn!(%error, "the last sightings of sessions could not be written");
     }
-    setup::close(&background).await;
-    setup::close(&db).await;
+    for pool in [&pools.feed, &pools.background, &pools.requests] {
+        setup::close(pool).await;
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -166,6 +169,8 @@ pub struct Pools {
     pub requests: PgPool,
     /// For what goes on beside them, so that no flood of requests keeps it waiting.
     pub background: PgPool,
+    /// For the feed of revocations.
+    pub feed: PgPool,
 }
 
 /// The service as `settings` want it, over the database of `pools`.
@@ -180,9 +185,11 @@ pub async fn app(
     clock: Clock,
     limits: Limits,
 ) -> Result<App, Failure> {
-    let Pools { requests, background } = pools;
-    let keys = Keys::open(setup::key_policy(settings, key), background.clone(), clock.now()).await?;
-    let feed = Feed::new(background.clone(), clock.clone(), settings.revocation_max_staleness);
+    let Pools { requests, background, feed } = pools;
+    let keys =
+        Keys::open(setup::key_policy(settings, key, Cause::service()), background.clone(), clock.now())
+            .await?;
+    let feed = Feed::new(feed, clock.clone(), settings.revocation_max_staleness);
     let metrics = Metrics::new();
     let threads = settings.password_hash_threads;
     let accounts = setup::accounts(
@@ -198,10 +205,11 @@ pub async fn app(
         accounts,
         clients: Clients::new(requests.clone()),
         keys,
-        publisher: Publisher::new(feed.clone(), requests),
+        publisher: Publisher::new(feed.clone(), requests.clone()),
         feed,
         activity: Activity::new(background.clone()),
-        clean_up: CleanUp::new(background, settings.session_retention),
+        clean_up: CleanUp::new(background.clone(), settings.session_retention),
+        history: History::new(requests, background, settings.history_retention),
         metrics,
         public_url: setup::public_url(settings),
         clock,

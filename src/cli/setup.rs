@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::{Failure, development_key};
 use crate::{
-    account::{self, Accounts, Policy, Rate, Throttle},
+    account::{self, Accounts, Actor, Cause, Policy, Rate, Throttle},
     config::{self, Argon2Cost, Environment, Loaded, Registration, Settings, Sources},
     embedded::Embedded,
     keys,
@@ -200,6 +200,15 @@ pub(super) async fn close(db: &PgPool) {
     }
 }
 
+/// Whoever is at the command line, for the history.
+pub(super) fn operator() -> Cause {
+    let uid = rustix::process::geteuid();
+    // Only a name: who may do what, the database and the file system decide.
+    let name =
+        env::var("SUDO_USER").or_else(|_| env::var("USER")).unwrap_or_else(|_| uid.as_raw().to_string());
+    Cause::new(Some(&Actor::CommandLine(name)), None)
+}
+
 /// Who makes tokens and whom they are for.
 pub(super) fn party(settings: &Settings) -> Party {
     Party { issuer: settings.token_issuer.clone(), audience: settings.token_audience.clone() }
@@ -238,8 +247,8 @@ pub(super) async fn on_database<T>(
     closed.map(|()| done)
 }
 
-/// What the settings say about keys, with `key` as the root of them.
-pub(super) fn key_policy(settings: &Settings, key: &SymmetricKey) -> keys::Policy {
+/// What the settings say about keys, with `key` as the root of them. `cause` changes them.
+pub(super) fn key_policy(settings: &Settings, key: &SymmetricKey, cause: Cause) -> keys::Policy {
     keys::Policy {
         format: settings.format(),
         formats_accepted: settings.formats_accepted(),
@@ -249,6 +258,7 @@ pub(super) fn key_policy(settings: &Settings, key: &SymmetricKey) -> keys::Polic
         schedule: Schedule { interval: settings.key_rotation_interval },
         token_life: settings.access_token_duration,
         max_staleness: settings.revocation_max_staleness,
+        cause,
     }
 }
 

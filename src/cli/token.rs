@@ -97,7 +97,7 @@ fn bare(input: &str) -> &str {
 /// The checks as the service makes them. A ring that cannot be read is told at once, not waited for.
 async fn verifier(settings: &Settings, now: OffsetDateTime) -> Result<Verifier, Failure> {
     let root = setup::symmetric_key(settings)?;
-    let policy = setup::key_policy(settings, &root);
+    let policy = setup::key_policy(settings, &root, setup::operator());
     if policy.key_pair_formats().next().is_none() {
         return Ok(keys::verifier(&policy, None, now).await?);
     }

@@ -137,7 +137,7 @@ async fn on(
     // No command makes tokens, so that any key will do.
     let issuer = Arc::new(Issuer::new(key.clone(), setup::party(settings)));
     let accounts = setup::accounts(settings, &key, issuer, db.clone(), None, Metrics::new(), 1)?;
-    let done = execute(&accounts, command, password).await;
+    let done = execute(&accounts.caused_by(setup::operator()), command, password).await;
     setup::close(&db).await;
     done.map_err(explain)
 }

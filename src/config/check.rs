@@ -23,6 +23,7 @@ pub(super) fn check(settings: &Settings, reader: &mut Reader) {
     symmetric_key(settings, reader);
     issuer(settings, reader);
     durations(settings, reader);
+    history(settings, reader);
     argon2(settings, reader);
     pepper(settings, reader);
 }
@@ -45,6 +46,15 @@ fn database(settings: &Settings, reader: &mut Reader) {
     } else if settings.migration_db_source.is_some() {
         // Without DB_SOURCE development uses a Postgres of its own, while the migrations would go somewhere else.
         reader.problem("MIGRATION_DB_SOURCE", "DB_SOURCE is not set; set both, or neither");
+    }
+}
+
+/// The database holds to this too: whoever has the service's password may not make the last month unseen.
+fn history(settings: &Settings, reader: &mut Reader) {
+    const MINIMUM: Duration = Duration::from_secs(30 * 24 * 3600);
+
+    if settings.history_retention.is_some_and(|retention| retention < MINIMUM) {
+        reader.problem("HISTORY_RETENTION", "needs at least 30d");
     }
 }
 

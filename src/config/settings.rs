@@ -219,9 +219,8 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "HISTORY_RETENTION",
-        about: "How long the history of changes is kept; for ever when not set.",
+        about: "How long the history of changes is kept, in whole months and at least 30d; for ever when not set.",
         example: Some("365d"),
-        support: NO_EFFECT,
         ..DATABASE
     },
     Setting {

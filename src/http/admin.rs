@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{App, Problem, UserBody, json::Json, query::Query, users::present};
 use crate::{
-    account::{ADMIN_ROLE, FieldError, Position, Search, UserChange},
+    account::{ADMIN_ROLE, Cause, FieldError, Position, Search, UserChange},
     token::Claims,
 };
 
@@ -204,6 +204,7 @@ pub(super) struct UpdateUserRequest {
 pub(super) async fn update_user(
     _: Administrator,
     State(app): State<App>,
+    cause: Cause,
     UserId(id): UserId,
     Json(body): Json<UpdateUserRequest>,
 ) -> Result<axum::Json<UserBody>, Problem> {
@@ -213,7 +214,8 @@ pub(super) async fn update_user(
         roles: body.roles.as_deref(),
         disabled: body.disabled,
     };
-    Ok(axum::Json(app.accounts().update(id, &change, app.clock().now()).await?.into()))
+    let accounts = app.accounts().caused_by(cause);
+    Ok(axum::Json(accounts.update(id, &change, app.clock().now()).await?.into()))
 }
 
 /// Delete a user, sessions and all, for good.
@@ -230,9 +232,10 @@ pub(super) async fn update_user(
 pub(super) async fn delete_user(
     _: Administrator,
     State(app): State<App>,
+    cause: Cause,
     UserId(id): UserId,
 ) -> Result<StatusCode, Problem> {
-    app.accounts().delete(id, app.clock().now()).await?;
+    app.accounts().caused_by(cause).delete(id, app.clock().now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -249,10 +252,11 @@ pub(super) async fn delete_user(
 pub(super) async fn end_sessions(
     _: Administrator,
     State(app): State<App>,
+    cause: Cause,
     UserId(id): UserId,
 ) -> Result<StatusCode, Problem> {
     let user = app.accounts().by_id(id).await?;
-    app.accounts().revoke_sessions(user.id, None, app.clock().now()).await?;
+    app.accounts().caused_by(cause).revoke_sessions(user.id, None, app.clock().now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

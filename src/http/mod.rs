@@ -3,12 +3,14 @@
 
 mod admin;
 mod body;
+mod cause;
 mod client_address;
 mod client_auth;
 mod docs;
 mod form;
 mod forward_auth;
 mod health;
+mod history;
 mod json;
 mod layers;
 mod openapi;
@@ -36,11 +38,11 @@ use utoipa_axum::{
 };
 
 pub use self::{
-    client_address::client_address, openapi::document, ops::router as ops_router, problem::Problem,
-    request_id::RequestId, users::UserBody,
+    client_address::client_address, history::ChangeBody, openapi::document, ops::router as ops_router,
+    problem::Problem, request_id::RequestId, users::UserBody,
 };
 use crate::{
-    account::{Accounts, Activity, CleanUp, Clients},
+    account::{Accounts, Activity, CleanUp, Clients, History},
     bearer::{BearerLayer, Refusal},
     clock::Clock,
     keys::Keys,
@@ -103,6 +105,8 @@ pub struct Parts {
     pub publisher: Publisher,
     /// Deletes what has had its time.
     pub clean_up: CleanUp,
+    /// What was changed, by whom.
+    pub history: History,
     /// What is counted.
     pub metrics: Metrics,
     /// Where clients find the service, as `scheme://host[:port]` and a path that may be empty.
@@ -148,6 +152,11 @@ impl App {
     /// Deletes what has had its time.
     pub fn clean_up(&self) -> &CleanUp {
         &self.0.clean_up
+    }
+
+    /// What was changed, by whom.
+    pub fn history(&self) -> &History {
+        &self.0.history
     }
 
     fn metrics(&self) -> &Metrics {
@@ -218,11 +227,13 @@ fn bearer_routes() -> OpenApiRouter<App> {
         .routes(routes!(users::me, users::update_me))
         .routes(routes!(users::change_password))
         .routes(routes!(users::delete_me))
+        .routes(routes!(history::own_history))
         .routes(routes!(sessions::list_sessions, sessions::end_others))
         .routes(routes!(sessions::end))
         .routes(routes!(admin::list_users))
         .routes(routes!(admin::user, admin::update_user, admin::delete_user))
         .routes(routes!(admin::end_sessions))
+        .routes(routes!(history::whole_history))
 }
 
 /// The routes that proxies ask. OpenAPI has no word for "any method": the document shows `GET`, the router takes all.

@@ -13,7 +13,10 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{App, Problem, query::Query};
-use crate::{account::Overview, token::Claims};
+use crate::{
+    account::{Cause, Overview},
+    token::Claims,
+};
 
 /// A session as its owner sees it.
 #[derive(Serialize, ToSchema)]
@@ -92,10 +95,11 @@ pub(super) async fn list_sessions(
 pub(super) async fn end(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
+    cause: Cause,
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<StatusCode, Problem> {
     let Path(id) = id.map_err(|_| Problem::not_found())?;
-    app.accounts().revoke_session(claims.user_id, id, app.clock().now()).await?;
+    app.accounts().caused_by(cause).revoke_session(claims.user_id, id, app.clock().now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -121,9 +125,10 @@ pub(super) struct WhichToEnd {
 pub(super) async fn end_others(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
+    cause: Cause,
     Query(WhichToEnd { all }): Query<WhichToEnd>,
 ) -> Result<StatusCode, Problem> {
     let keep = (!all).then_some(claims.session_id);
-    app.accounts().revoke_sessions(claims.user_id, keep, app.clock().now()).await?;
+    app.accounts().caused_by(cause).revoke_sessions(claims.user_id, keep, app.clock().now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{App, Problem, client_auth::AuthenticatedClient, form::Form, json::Json};
 use crate::{
-    account::{self, Caller},
+    account::{self, Caller, Cause},
     bearer::Refusal,
     random,
     token::{AccessToken, Claims, Rejection, Sighting, refresh::RefreshToken},
@@ -99,10 +99,12 @@ pub(super) struct RenewRequest {
 pub(super) async fn renew(
     State(app): State<App>,
     caller: Caller,
+    cause: Cause,
     Json(body): Json<RenewRequest>,
 ) -> Result<axum::Json<Tokens>, Problem> {
     let token = body.refresh_token.expose_secret();
-    let renewed = app.accounts().renew(token, &caller, app.clock().now(), &mut random::system()).await?;
+    let accounts = app.accounts().caused_by(cause);
+    let renewed = accounts.renew(token, &caller, app.clock().now(), &mut random::system()).await?;
     Ok(axum::Json(Tokens::new(
         renewed.session_id,
         &renewed.access_token,
@@ -235,6 +237,7 @@ pub(super) async fn introspect(
 pub(super) async fn revoke(
     State(app): State<App>,
     _client: Option<AuthenticatedClient>,
+    cause: Cause,
     Form(body): Form<TokenRequest>,
 ) -> Result<StatusCode, Problem> {
     let (token, now) = (body.token.expose_secret(), app.clock().now());
@@ -244,7 +247,7 @@ pub(super) async fn revoke(
         Err(_) => app.accounts().session_of(token).await?,
     };
     if let Some((user_id, session_id)) = session {
-        match app.accounts().revoke_session(user_id, session_id, now).await {
+        match app.accounts().caused_by(cause).revoke_session(user_id, session_id, now).await {
             Ok(()) | Err(account::Error::NoSuchSession) => {}
             Err(error) => return Err(error.into()),
         }

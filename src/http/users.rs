@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{App, Problem, json::Json, tokens::Tokens};
 use crate::{
-    account::{self, Caller, Registration, User},
+    account::{self, Caller, Cause, Registration, User},
     metrics::LoginOutcome,
     password::Password,
     random,
@@ -108,6 +108,7 @@ pub(super) struct RegisterRequest {
 pub(super) async fn register(
     State(app): State<App>,
     caller: Caller,
+    cause: Cause,
     Json(body): Json<RegisterRequest>,
 ) -> Result<impl IntoResponse, Problem> {
     let password = Password::new(body.password.expose_secret());
@@ -117,8 +118,8 @@ pub(super) async fn register(
         full_name: body.full_name.as_deref(),
         password: &password,
     };
-    let now = app.clock().now();
-    let user = app.accounts().register(&registration, caller.ip, now, &mut random::system()).await?;
+    let (accounts, now) = (app.accounts().caused_by(cause), app.clock().now());
+    let user = accounts.register(&registration, caller.ip, now, &mut random::system()).await?;
     let location = format!("/admin/users/{}", user.id);
     Ok((StatusCode::CREATED, [(LOCATION, location)], axum::Json(UserBody::from(user))))
 }
@@ -157,11 +158,13 @@ pub(super) struct LoginResponse {
 pub(super) async fn log_in(
     State(app): State<App>,
     caller: Caller,
+    cause: Cause,
     Json(body): Json<LoginRequest>,
 ) -> Result<axum::Json<LoginResponse>, Problem> {
     let password = Password::new(body.password.expose_secret());
     let now = app.clock().now();
-    let login = app.accounts().login(&body.username, &password, &caller, now, &mut random::system()).await;
+    let accounts = app.accounts().caused_by(cause);
+    let login = accounts.login(&body.username, &password, &caller, now, &mut random::system()).await;
     match &login {
         Ok(_) => app.metrics().login(LoginOutcome::Succeeded),
         Err(account::Error::InvalidCredentials) => app.metrics().login(LoginOutcome::Refused),
@@ -231,11 +234,13 @@ pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 pub(super) async fn update_me(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
+    cause: Cause,
     Json(body): Json<UpdateMeRequest>,
 ) -> Result<axum::Json<UserBody>, Problem> {
     let full_name = body.full_name.as_ref().map(Option::as_deref);
     let user = app
         .accounts()
+        .caused_by(cause)
         .update_profile(claims.user_id, full_name, body.email.as_deref(), app.clock().now())
         .await?;
     Ok(axum::Json(UserBody::from(user)))
@@ -249,8 +254,9 @@ pub(super) async fn update_me(
 pub(super) async fn log_out(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
+    cause: Cause,
 ) -> Result<StatusCode, Problem> {
-    app.accounts().log_out(claims.user_id, claims.session_id, app.clock().now()).await?;
+    app.accounts().caused_by(cause).log_out(claims.user_id, claims.session_id, app.clock().now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -280,13 +286,15 @@ pub(super) async fn change_password(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
     caller: Caller,
+    cause: Cause,
     Json(body): Json<ChangePasswordRequest>,
 ) -> Result<StatusCode, Problem> {
     let current = Password::new(body.current_password.expose_secret());
     let new = Password::new(body.new_password.expose_secret());
     let session = (claims.user_id, claims.session_id);
     let now = app.clock().now();
-    app.accounts().change_password(session, &current, &new, caller.ip, now, &mut random::system()).await?;
+    let accounts = app.accounts().caused_by(cause);
+    accounts.change_password(session, &current, &new, caller.ip, now, &mut random::system()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -314,9 +322,11 @@ pub(super) async fn delete_me(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
     caller: Caller,
+    cause: Cause,
     Json(body): Json<DeleteMeRequest>,
 ) -> Result<StatusCode, Problem> {
     let password = Password::new(body.password.expose_secret());
-    app.accounts().delete_own(claims.user_id, &password, caller.ip, app.clock().now()).await?;
+    let accounts = app.accounts().caused_by(cause);
+    accounts.delete_own(claims.user_id, &password, caller.ip, app.clock().now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

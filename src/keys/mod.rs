@@ -29,7 +29,7 @@ use tokio::{
 use crate::{
     clock::Clock,
     store::{
-        self, PgPool, PoolConnection,
+        self, Cause, PgPool, PoolConnection,
         signing_keys::{self, NewKey, SigningKey as Row},
     },
     token::{
@@ -72,6 +72,8 @@ pub struct Policy {
     pub token_life: Duration,
     /// How long this replica may serve without having read the ring.
     pub max_staleness: Duration,
+    /// Who changes the ring, for the history.
+    pub cause: Cause,
 }
 
 impl Policy {
@@ -405,8 +407,16 @@ impl Keys {
         let new = Made::new(format, self.wrapping(), &self.0.policy).await?;
         let mut conn = self.conn().await?;
         let (active, next) = (active.id(), next.id());
-        let is_done =
-            signing_keys::rotate(&mut conn, active.as_str(), next.as_str(), &new.row(), false, now).await?;
+        let is_done = signing_keys::rotate(
+            &mut conn,
+            active.as_str(),
+            next.as_str(),
+            &new.row(),
+            false,
+            now,
+            &self.0.policy.cause,
+        )
+        .await?;
         if is_done {
             tracing::info!(from = %active, to = %next, %format, "signing key rotated");
         }
@@ -446,7 +456,7 @@ pub async fn retire(
         let is_done = match key.status(now) {
             Some(KeyStatus::Next) => {
                 let new = Made::new(format, &wrapping, policy).await?;
-                signing_keys::replace_next(&mut conn, id, &new.row(), now).await?
+                signing_keys::replace_next(&mut conn, id, &new.row(), now, &policy.cause).await?
             }
             Some(KeyStatus::Active) => {
                 let (active, next) = ring::heads(&keys, format, now).ok_or(Error::NoRing(format))?;
@@ -456,11 +466,20 @@ pub async fn retire(
                     return Err(Error::TooEarly(ready_at));
                 }
                 let new = Made::new(format, &wrapping, policy).await?;
-                signing_keys::rotate(&mut conn, id, next.id().as_str(), &new.row(), at_once, now).await?
+                signing_keys::rotate(
+                    &mut conn,
+                    id,
+                    next.id().as_str(),
+                    &new.row(),
+                    at_once,
+                    now,
+                    &policy.cause,
+                )
+                .await?
             }
-            Some(KeyStatus::Retiring) if at_once => signing_keys::end(&mut conn, id).await?,
+            Some(KeyStatus::Retiring) if at_once => signing_keys::end(&mut conn, id, &policy.cause).await?,
             Some(KeyStatus::Retiring) => true,
-            None if at_once && signing_keys::end(&mut conn, id).await? => true,
+            None if at_once && signing_keys::end(&mut conn, id, &policy.cause).await? => true,
             None => return Err(Error::NoSuchKey(id.to_owned())),
         };
         if is_done {
@@ -541,12 +560,12 @@ async fn prepare(
         }
         let active = Made::new(format, &wrapping[0], policy).await?;
         let next = Made::new(format, &wrapping[0], policy).await?;
-        if signing_keys::found(conn, format.name(), &active.row(), &next.row(), now).await? {
+        if signing_keys::found(conn, format.name(), &active.row(), &next.row(), now, &policy.cause).await? {
             tracing::info!(%format, active = active.id(), next = next.id(), "signing keys made");
         }
     }
     let formats: Vec<_> = policy.key_pair_formats().map(|format| format.name().to_owned()).collect();
-    signing_keys::note_token_life(conn, &formats, policy.token_seconds()).await?;
+    signing_keys::note_token_life(conn, &formats, policy.token_seconds(), &policy.cause).await?;
     rewrap(conn, policy, wrapping).await?;
     Ok(())
 }
@@ -574,7 +593,9 @@ async fn rewrap(
             Err(error) => return Err(error),
         };
         let wrapped = present.wrap(&pair).map_err(Error::Generate)?;
-        if signing_keys::rewrap(conn, &row.id, &root, &wrapped, present.root().as_str()).await? {
+        if signing_keys::rewrap(conn, &row.id, &root, &wrapped, present.root().as_str(), &policy.cause)
+            .await?
+        {
             tracing::info!(key = row.id, from = root, to = %present.root(), "signing key wrapped anew");
             done.push(pair.id().clone());
         }

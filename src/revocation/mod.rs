@@ -147,6 +147,10 @@ impl Feed {
             .since
             .as_ref()
             .filter(|since| !was_set && since.server_started_at == position.server_started_at);
+        // Another server: it may have lost the last changes of roles, and give their numbers again.
+        if reading.since.as_ref().is_some_and(|since| since.server_started_at != position.server_started_at) {
+            revocations.forget_roles();
+        }
         let mut last = None;
         let mut is_news = false;
         loop {

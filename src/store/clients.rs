@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::Error;
+use super::{Cause, Error};
 
 /// An introspection client: all but its secret's hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,13 +22,21 @@ pub struct Client {
 /// # Errors
 ///
 /// [`Error::Taken`] when the name is another's.
-pub async fn insert(conn: &mut PgConnection, new: &Client, secret_hash: &[u8; 32]) -> Result<(), Error> {
+pub async fn insert(
+    conn: &mut PgConnection,
+    new: &Client,
+    secret_hash: &[u8; 32],
+    cause: &Cause,
+) -> Result<(), Error> {
     sqlx::query!(
-        "INSERT INTO clients (id, name, secret_hash, created_at) VALUES ($1, $2, $3, $4)",
+        "INSERT INTO clients (id, name, secret_hash, created_at) SELECT $1, $2, $3, $4
+         WHERE (SELECT caused_by($5, $6))",
         new.id,
         new.name,
         &secret_hash[..],
         new.created_at,
+        cause.actor(),
+        cause.request_id(),
     )
     .execute(conn)
     .await?;
@@ -63,12 +71,20 @@ pub async fn all(conn: &mut PgConnection) -> Result<Vec<Client>, Error> {
 /// # Errors
 ///
 /// When the database fails.
-pub async fn delete(conn: &mut PgConnection, id: Option<Uuid>, name: &str) -> Result<Option<Client>, Error> {
+pub async fn delete(
+    conn: &mut PgConnection,
+    id: Option<Uuid>,
+    name: &str,
+    cause: &Cause,
+) -> Result<Option<Client>, Error> {
     let deleted = sqlx::query_as!(
         Client,
-        "DELETE FROM clients WHERE id = $1 OR name = $2 RETURNING id, name, created_at",
+        "DELETE FROM clients WHERE (id = $1 OR name = $2) AND (SELECT caused_by($3, $4))
+         RETURNING id, name, created_at",
         id,
         name,
+        cause.actor(),
+        cause.request_id(),
     );
     Ok(deleted.fetch_optional(conn).await?)
 }

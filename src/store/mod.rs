@@ -7,7 +7,9 @@
 //! said in its `WHERE`, never read first and written after. A statement that finds its row locked waits, and then looks at
 //! what the other left; a snapshot for the whole transaction would make an error of that. The two that change by more than
 //! one statement (`users::set_password`, `users::delete`) change the user first and the user's sessions second, and a
-//! login locks the user too, so that no session begins between the two unseen.
+//! login locks the user too, so that no session begins between the two unseen. Those that seal the history or give up a
+//! part of it take an advisory lock first. Only `history::inspect`, which reads all of it, wants a single snapshot, and
+//! says so.
 //!
 //! That an administrator stays (`users_last_admin`) is a rule about the whole table, and no constraint can say it: a
 //! trigger does, and those who take an administrator away, they alone, go one after the other.
@@ -16,6 +18,7 @@
 //! whoever has to give way tries again ([`retrying`]).
 
 pub mod clients;
+pub mod history;
 pub mod login_attempts;
 pub mod migrations;
 pub mod revocations;
@@ -33,6 +36,7 @@ use sqlx::{
 use time::OffsetDateTime;
 use tracing::log::LevelFilter;
 
+pub use self::history::{Actor, Cause};
 pub use sqlx::{PgConnection, PgPool};
 
 /// A connection of a pool, given back when dropped.

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::Error;
+use super::{Cause, Error};
 
 /// A session to be begun.
 #[derive(Debug)]
@@ -51,7 +51,11 @@ pub struct Owner {
 /// # Errors
 ///
 /// When the database fails.
-pub async fn insert(conn: &mut PgConnection, new: &NewSession<'_>) -> Result<Option<Owner>, Error> {
+pub async fn insert(
+    conn: &mut PgConnection,
+    new: &NewSession<'_>,
+    cause: &Cause,
+) -> Result<Option<Owner>, Error> {
     let owner = sqlx::query_as!(
         Owner,
         r#"WITH owner AS (
@@ -62,6 +66,7 @@ pub async fn insert(conn: &mut PgConnection, new: &NewSession<'_>) -> Result<Opt
                  (id, user_id, refresh_generation, refresh_salt, user_agent, client_ip, created_at, renewed_at,
                   is_confirmed, last_used_at, refresh_expires_at, expires_at, access_expires_at)
              SELECT $1, owner.id, 0, $4, $5, $6, $7, $7, false, $7, $8, $9, $10 FROM owner
+             WHERE (SELECT caused_by($11, $12))
          )
          SELECT username AS "username!", roles AS "roles!" FROM owner"#,
         new.id,
@@ -74,6 +79,8 @@ pub async fn insert(conn: &mut PgConnection, new: &NewSession<'_>) -> Result<Opt
         new.refresh_expires_at,
         new.expires_at,
         new.access_expires_at,
+        cause.actor(),
+        cause.request_id(),
     );
     Ok(owner.fetch_optional(conn).await?)
 }
@@ -240,6 +247,7 @@ pub async fn end(
     which: Which,
     reason: EndReason,
     now: OffsetDateTime,
+    cause: &Cause,
 ) -> Result<u64, Error> {
     let (one, generation, but) = match which {
         Which::All => (None, None, None),
@@ -256,13 +264,16 @@ pub async fn end(
              ORDER BY id
              FOR UPDATE
          )
-         UPDATE sessions SET ended_at = $2, end_reason = $6 FROM ending WHERE sessions.id = ending.id",
+         UPDATE sessions SET ended_at = $2, end_reason = $6 FROM ending
+         WHERE sessions.id = ending.id AND (SELECT caused_by($7, $8))",
         user_id,
         now,
         one,
         generation,
         but,
         reason as EndReason,
+        cause.actor(),
+        cause.request_id(),
     );
     Ok(done.execute(conn).await?.rows_affected())
 }
@@ -329,6 +340,7 @@ pub async fn clean_up(
     after: Uuid,
     before: OffsetDateTime,
     limit: i64,
+    cause: &Cause,
 ) -> Result<Option<CleanUp>, Error> {
     let done = sqlx::query_as!(
         CleanUp,
@@ -339,6 +351,7 @@ pub async fn clean_up(
          ), deleted AS (
              DELETE FROM sessions USING looked_at
              WHERE sessions.id = looked_at.id AND looked_at.dead_at < $2 AND sessions.refresh_expires_at < $2
+                 AND (SELECT caused_by($5, $6))
              RETURNING sessions.id
          )
          SELECT id AS "last!", (SELECT count(*) FROM deleted) AS "deleted!" FROM looked_at ORDER BY id DESC LIMIT 1"#,
@@ -346,6 +359,8 @@ pub async fn clean_up(
         before,
         limit,
         CLEAN_UP_LOCK,
+        cause.actor(),
+        cause.request_id(),
     );
     Ok(done.fetch_optional(conn).await?)
 }

@@ -6,7 +6,7 @@
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::Error;
+use super::{Cause, Error};
 
 /// How much longer than its tokens a retired key verifies, in seconds: for what a replica signs with it that has not
 /// heard yet.
@@ -102,11 +102,15 @@ pub async fn found(
     active: &NewKey<'_>,
     next: &NewKey<'_>,
     now: OffsetDateTime,
+    cause: &Cause,
 ) -> Result<bool, Error> {
     let done = sqlx::query!(
         "INSERT INTO signing_keys
              (id, format, public_key, wrapped_key, wrapped_by, token_seconds, published_at, activated_at)
-         VALUES ($1, $9, $2, $3, $4, $10, $11, $11), ($5, $9, $6, $7, $8, $10, $11, NULL)
+         SELECT * FROM (
+             VALUES ($1, $9, $2, $3::bytea, $4, $10::int, $11::timestamptz, $11::timestamptz),
+                 ($5, $9, $6, $7, $8, $10, $11, NULL)
+         ) AS new WHERE (SELECT caused_by($12, $13))
          ON CONFLICT DO NOTHING",
         active.id,
         active.public_key,
@@ -119,6 +123,8 @@ pub async fn found(
         format,
         active.token_seconds,
         now,
+        cause.actor(),
+        cause.request_id(),
     )
     .execute(conn)
     .await?;
@@ -138,6 +144,7 @@ pub async fn rotate(
     new: &NewKey<'_>,
     at_once: bool,
     now: OffsetDateTime,
+    cause: &Cause,
 ) -> Result<bool, Error> {
     let done = sqlx::query!(
         "WITH heads AS (
@@ -150,7 +157,7 @@ pub async fn rotate(
              SET retired_at = $7::timestamptz, wrapped_key = NULL, wrapped_by = NULL,
                  verifies_until = CASE WHEN $8::boolean THEN $7::timestamptz
                                        ELSE $7::timestamptz + make_interval(secs => token_seconds + $9::float8) END
-             WHERE id = $1 AND (SELECT count(*) FROM heads) = 2
+             WHERE id = $1 AND (SELECT count(*) FROM heads) = 2 AND (SELECT caused_by($11, $12))
              RETURNING format, token_seconds
          ), activated AS (
              UPDATE signing_keys SET activated_at = $7::timestamptz
@@ -170,6 +177,8 @@ pub async fn rotate(
         at_once,
         f64::from(GRACE_SECONDS),
         new.token_seconds,
+        cause.actor(),
+        cause.request_id(),
     )
     .execute(conn)
     .await?;
@@ -186,12 +195,13 @@ pub async fn replace_next(
     next: &str,
     new: &NewKey<'_>,
     now: OffsetDateTime,
+    cause: &Cause,
 ) -> Result<bool, Error> {
     let done = sqlx::query!(
         "WITH retired AS (
              UPDATE signing_keys
              SET retired_at = $6::timestamptz, verifies_until = $6, wrapped_key = NULL, wrapped_by = NULL
-             WHERE id = $1 AND activated_at IS NULL AND retired_at IS NULL
+             WHERE id = $1 AND activated_at IS NULL AND retired_at IS NULL AND (SELECT caused_by($8, $9))
              RETURNING format, token_seconds
          )
          INSERT INTO signing_keys (id, format, public_key, wrapped_key, wrapped_by, token_seconds, published_at)
@@ -203,6 +213,8 @@ pub async fn replace_next(
         new.wrapped_by,
         now,
         new.token_seconds,
+        cause.actor(),
+        cause.request_id(),
     )
     .execute(conn)
     .await?;
@@ -214,10 +226,13 @@ pub async fn replace_next(
 /// # Errors
 ///
 /// When the database fails.
-pub async fn end(conn: &mut PgConnection, id: &str) -> Result<bool, Error> {
+pub async fn end(conn: &mut PgConnection, id: &str, cause: &Cause) -> Result<bool, Error> {
     let done = sqlx::query!(
-        "UPDATE signing_keys SET verifies_until = retired_at WHERE id = $1 AND verifies_until > retired_at",
+        "UPDATE signing_keys SET verifies_until = retired_at
+         WHERE id = $1 AND verifies_until > retired_at AND (SELECT caused_by($2, $3))",
         id,
+        cause.actor(),
+        cause.request_id(),
     )
     .execute(conn)
     .await?;
@@ -233,12 +248,16 @@ pub async fn note_token_life(
     conn: &mut PgConnection,
     formats: &[String],
     token_seconds: i32,
+    cause: &Cause,
 ) -> Result<(), Error> {
     sqlx::query!(
         "UPDATE signing_keys SET token_seconds = $2
-         WHERE format = ANY ($1) AND retired_at IS NULL AND token_seconds < $2",
+         WHERE format = ANY ($1) AND retired_at IS NULL AND token_seconds < $2
+             AND (SELECT caused_by($3, $4))",
         formats,
         token_seconds,
+        cause.actor(),
+        cause.request_id(),
     )
     .execute(conn)
     .await?;
@@ -256,13 +275,17 @@ pub async fn rewrap(
     old_root: &str,
     wrapped_key: &[u8],
     new_root: &str,
+    cause: &Cause,
 ) -> Result<bool, Error> {
     let done = sqlx::query!(
-        "UPDATE signing_keys SET wrapped_key = $3, wrapped_by = $4 WHERE id = $1 AND wrapped_by = $2",
+        "UPDATE signing_keys SET wrapped_key = $3, wrapped_by = $4
+         WHERE id = $1 AND wrapped_by = $2 AND (SELECT caused_by($5, $6))",
         id,
         old_root,
         wrapped_key,
         new_root,
+        cause.actor(),
+        cause.request_id(),
     )
     .execute(conn)
     .await?;

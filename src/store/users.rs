@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    Error,
+    Cause, Error,
     sessions::{self, EndReason, Which},
 };
 use crate::password::HashedPassword;
@@ -70,13 +70,13 @@ pub struct NewUser<'a> {
 /// # Errors
 ///
 /// [`Error::Taken`] when the name or address is another's, whatever its case.
-pub async fn insert(conn: &mut PgConnection, new: &NewUser<'_>) -> Result<User, Error> {
+pub async fn insert(conn: &mut PgConnection, new: &NewUser<'_>, cause: &Cause) -> Result<User, Error> {
     let user = sqlx::query_as!(
         User,
         "INSERT INTO users
              (id, username, email, full_name, password_hash, roles, is_email_verified, disabled,
               password_changed_at, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, false, false, $7, $7, $7)
+         SELECT $1, $2, $3, $4, $5, $6, false, false, $7, $7, $7 WHERE (SELECT caused_by($8, $9))
          RETURNING id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at, created_at",
         new.id,
         new.username,
@@ -85,6 +85,8 @@ pub async fn insert(conn: &mut PgConnection, new: &NewUser<'_>) -> Result<User, 
         new.password_hash.as_str(),
         new.roles,
         new.now,
+        cause.actor(),
+        cause.request_id(),
     )
     .fetch_one(conn)
     .await?;
@@ -345,6 +347,7 @@ pub async fn update(
     whom: Whom,
     change: &Change<'_>,
     now: OffsetDateTime,
+    cause: &Cause,
 ) -> Result<Option<User>, Error> {
     let (id, also_disabled) = match whom {
         Whom::Any(id) => (id, true),
@@ -360,7 +363,7 @@ pub async fn update(
                roles = coalesce($6, roles),
                disabled = coalesce($7, disabled),
                updated_at = $8
-           WHERE id = $1 AND ($2 OR NOT disabled)
+           WHERE id = $1 AND ($2 OR NOT disabled) AND (SELECT caused_by($9, $10))
            RETURNING id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at, created_at"#,
         id,
         also_disabled,
@@ -370,6 +373,8 @@ pub async fn update(
         change.roles,
         change.disabled,
         now,
+        cause.actor(),
+        cause.request_id(),
     )
     .fetch_optional(conn)
     .await?;
@@ -389,23 +394,26 @@ pub async fn set_password(
     changed_at: Option<OffsetDateTime>,
     end: Which,
     now: OffsetDateTime,
+    cause: &Cause,
 ) -> Result<bool, Error> {
     let mut transaction = conn.begin().await?;
     // The user first: a login that has checked the former password waits here, and then finds another.
     let done = sqlx::query!(
         "UPDATE users SET password_hash = $2, password_changed_at = $4, updated_at = $4
-         WHERE id = $1 AND ($3::timestamptz IS NULL OR password_changed_at = $3)",
+         WHERE id = $1 AND ($3::timestamptz IS NULL OR password_changed_at = $3) AND (SELECT caused_by($5, $6))",
         id,
         hash.as_str(),
         changed_at,
         now,
+        cause.actor(),
+        cause.request_id(),
     )
     .execute(&mut *transaction)
     .await?;
     if done.rows_affected() != 1 {
         return Ok(false);
     }
-    sessions::end(&mut transaction, id, end, EndReason::PasswordChanged, now).await?;
+    sessions::end(&mut transaction, id, end, EndReason::PasswordChanged, now, cause).await?;
     transaction.commit().await?;
     Ok(true)
 }
@@ -420,12 +428,15 @@ pub async fn upgrade_password_hash(
     id: Uuid,
     old: &HashedPassword,
     new: &HashedPassword,
+    cause: &Cause,
 ) -> Result<bool, Error> {
     let done = sqlx::query!(
-        "UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2",
+        "UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2 AND (SELECT caused_by($4, $5))",
         id,
         old.as_str(),
         new.as_str(),
+        cause.actor(),
+        cause.request_id(),
     )
     .execute(conn)
     .await?;
@@ -443,6 +454,7 @@ pub async fn delete(
     id: Uuid,
     changed_at: Option<OffsetDateTime>,
     now: OffsetDateTime,
+    cause: &Cause,
 ) -> Result<bool, Error> {
     let mut transaction = conn.begin().await?;
     // The user first, as whoever else changes user and sessions together.
@@ -454,8 +466,15 @@ pub async fn delete(
     if found.fetch_optional(&mut *transaction).await?.is_none() {
         return Ok(false);
     }
-    sessions::end(&mut transaction, id, Which::All, EndReason::Revoked, now).await?;
-    sqlx::query!("DELETE FROM users WHERE id = $1", id).execute(&mut *transaction).await?;
+    sessions::end(&mut transaction, id, Which::All, EndReason::Revoked, now, cause).await?;
+    sqlx::query!(
+        "DELETE FROM users WHERE id = $1 AND (SELECT caused_by($2, $3))",
+        id,
+        cause.actor(),
+        cause.request_id(),
+    )
+    .execute(&mut *transaction)
+    .await?;
     transaction.commit().await?;
     Ok(true)
 }

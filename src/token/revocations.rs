@@ -110,6 +110,11 @@ impl Revocations {
         }
     }
 
+    /// Forgets which roles users have, before all changes are told again by a database that may count them anew.
+    pub fn forget_roles(&self) {
+        write(&self.users).clear();
+    }
+
     /// Everything that was revoked until `at` is in here now. `at` is measured from any moment, by a clock that only goes
     /// forward.
     pub fn heard(&self, at: Duration) {

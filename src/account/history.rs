@@ -1,0 +1,139 @@
+//! The history of changes: read, sealed, and kept for as long as the operator wants.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::time::{MissedTickBehavior, interval};
+use uuid::Uuid;
+
+use super::{Cause, Error, login, users};
+pub use crate::store::history::Entry;
+use crate::{
+    clock::Clock,
+    store::{PgPool, PoolConnection, history},
+};
+
+/// How often what has come is sealed.
+const SEAL_INTERVAL: Duration = Duration::from_secs(60);
+/// How often partitions are looked after, in seals.
+const SEALS_PER_UPKEEP: u32 = 60;
+
+/// The history, over one database.
+#[derive(Clone, Debug)]
+pub struct History {
+    db: PgPool,
+    background: PgPool,
+    retention: Option<Duration>,
+}
+
+/// Which changes somebody wants to see.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted<'a> {
+    /// About this user's account.
+    pub user_id: Option<Uuid>,
+    /// Of this table.
+    pub table_name: Option<&'a str>,
+    /// Of then or later.
+    pub since: Option<OffsetDateTime>,
+    /// Older than the page that ended with this.
+    pub cursor: Option<i64>,
+}
+
+/// A part of the history, newest first.
+#[derive(Clone, Debug)]
+pub struct HistoryPage {
+    /// The changes.
+    pub changes: Vec<Entry>,
+    /// What to ask with for the next page; `None`: there is none.
+    pub next_cursor: Option<i64>,
+}
+
+impl History {
+    /// The history in a database, of which months are given up once they are older than `retention`. It is read with
+    /// connections of `db` and kept with those of `background`.
+    pub fn new(db: PgPool, background: PgPool, retention: Option<Duration>) -> Self {
+        Self { db, background, retention }
+    }
+
+    pub(super) async fn conn(&self) -> Result<PoolConnection, Error> {
+        self.db.acquire().await.map_err(Error::Unavailable)
+    }
+
+    pub(super) async fn background_conn(&self) -> Result<PoolConnection, Error> {
+        self.background.acquire().await.map_err(Error::Unavailable)
+    }
+
+    /// At most `limit` changes.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn page(&self, wanted: &Wanted<'_>, limit: u32) -> Result<HistoryPage, Error> {
+        let filter = history::Filter {
+            user_id: wanted.user_id,
+            table_name: wanted.table_name,
+            since: wanted.since,
+            before_id: wanted.cursor,
+        };
+        let limit = limit as usize;
+        // One more, to know whether there is.
+        let mut changes = history::page(&mut *self.conn().await?, &filter, limit as i64 + 1).await?;
+        let is_last = changes.len() <= limit;
+        changes.truncate(limit);
+        let next_cursor = changes.last().filter(|_| !is_last).map(|change| change.id);
+        Ok(HistoryPage { changes, next_cursor })
+    }
+
+    /// The id of the user of this id, username or address. An id may also be that of a user who is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchUser`].
+    pub async fn user_id(&self, name: &str) -> Result<Uuid, Error> {
+        if let Ok(id) = name.parse::<uuid::fmt::Hyphenated>() {
+            return Ok(id.into_uuid());
+        }
+        let name = login::name(name).ok_or(Error::NoSuchUser)?;
+        let user = users::by_name(&mut *self.conn().await?, name).await?;
+        user.map(|user| user.id).ok_or(Error::NoSuchUser)
+    }
+
+    /// Makes the partitions that will be needed, and gives up months that have had their time; the names of those.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails; what was done until then is.
+    pub async fn keep_up(&self, now: OffsetDateTime) -> Result<Vec<String>, Error> {
+        let mut conn = self.background_conn().await?;
+        history::prepare(&mut conn).await?;
+        let mut given_up = Vec::new();
+        if let Some(retention) = self.retention {
+            while let Some(month) = history::drop_month(&mut conn, now - retention, &Cause::service()).await?
+            {
+                tracing::info!(month, "a month of the history has had its time");
+                given_up.push(month);
+            }
+        }
+        Ok(given_up)
+    }
+
+    /// Seals each minute, and looks after partitions each hour, for as long as it is polled.
+    pub async fn keep(&self, clock: &Clock) {
+        let mut ticks = interval(SEAL_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for tick in (0..SEALS_PER_UPKEEP).cycle() {
+            ticks.tick().await;
+            if let Err(error) = self.seal().await {
+                let error: &(dyn std::error::Error + 'static) = &error;
+                tracing::warn!(error, "the history could not be sealed");
+            }
+            // After sealing: no month is given up that is not sealed.
+            if tick == 0
+                && let Err(error) = self.keep_up(clock.now()).await
+            {
+                let error: &(dyn std::error::Error + 'static) = &error;
+                tracing::warn!(error, "the history's months could not be looked after");
+            }
+        }
+    }
+}

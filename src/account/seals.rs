@@ -1,0 +1,400 @@
+//! The seals of the history: what is done to it afterwards, by whoever owns the database, shows.
+//!
+//! A seal covers a batch of rows: it holds the SHA-256 of each, a hash of all of these, and the hash of that and of the
+//! seal before. So a row that is altered, deleted or added to a batch is found and named; and no seal can be replaced
+//! without replacing every later one. Whoever owns the database can do that too, from some seal to the end. What they
+//! cannot do is change the hash of the last seal where it has been logged: each is, when it is made, and
+//! [`History::verify`] takes one to hold the chain against.
+//!
+//! Writers never wait for a seal. A row waits in a queue, into which it comes with the transaction that writes it: one that
+//! commits late is sealed late, whatever its number. Of many replicas one seals, the others find nothing to do. Until a
+//! row is sealed, nothing protects it: that is a minute.
+//!
+//! What is personal has to go when the user goes, and a seal has to hold all the same. Names, addresses and browsers
+//! stand in a table of their own, next to a random salt; the row of the history, and so the seal, has only the hash of
+//! both. Without the salt that hash says nothing, and verification takes it for what it was if the history also says
+//! that the user was deleted.
+//!
+//! Months that the operator keeps no longer are given up as a whole. That is an event of the history like any other, which
+//! names the rows that are gone; their seals stay in the chain.
+
+use std::collections::{HashMap, HashSet};
+
+use aws_lc_rs::digest;
+
+use super::{Error, History};
+use crate::store::history::{self, Inspection, Personal, Previous, Seal, Sealable};
+
+/// How many rows one seal covers at most.
+const BATCH: i64 = 1000;
+/// How many seals are read at once.
+const SEALS: i64 = 20;
+/// How many findings are told at most.
+const MAX_PROBLEMS: usize = 100;
+
+type Hash = [u8; 32];
+
+/// The last seal of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Head {
+    /// Its number.
+    pub seal: i64,
+    /// Its hash, in hexadecimal when it is shown.
+    #[serde(serialize_with = "hex")]
+    pub hash: Hash,
+}
+
+fn hex<S: serde::Serializer>(hash: &Hash, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&Hex(hash))
+}
+
+impl Head {
+    /// The hash in hexadecimal.
+    pub fn hash(&self) -> String {
+        Hex(&self.hash).to_string()
+    }
+}
+
+struct Hex<'a>(&'a Hash);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// What is wrong with the history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, thiserror::Error)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub enum Problem {
+    /// A row is not what was sealed.
+    #[error("row {row} was altered")]
+    Altered {
+        /// Its id.
+        row: i64,
+    },
+    /// A row is gone.
+    #[error("row {row} is missing")]
+    Missing {
+        /// Its id.
+        row: i64,
+    },
+    /// A row is there that was not written with the others.
+    #[error("row {row} was inserted by another way")]
+    Inserted {
+        /// Its id.
+        row: i64,
+    },
+    /// What is personal of a row is not what was sealed.
+    #[error("the personal data of row {row} were altered")]
+    PersonalAltered {
+        /// Its id.
+        row: i64,
+    },
+    /// What is personal of a row is gone, and the history does not say that the user is.
+    #[error("the personal data of row {row} are missing, and the user was not deleted")]
+    PersonalMissing {
+        /// Its id.
+        row: i64,
+    },
+    /// A seal does not follow from the one before.
+    #[error("seal {seal} was altered")]
+    SealAltered {
+        /// Its number.
+        seal: i64,
+    },
+    /// A seal is gone.
+    #[error("seal {seal} is missing")]
+    SealMissing {
+        /// Its number.
+        seal: i64,
+    },
+    /// No seal has the hash that was noted elsewhere.
+    #[error("no seal has the hash that was given: the chain was cut off or made anew")]
+    HeadUnknown,
+}
+
+/// What came of a verification.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Verification {
+    /// Seals in the chain.
+    pub seals: u64,
+    /// Rows that are what was sealed.
+    pub rows: u64,
+    /// Sealed rows that were given up with their month.
+    pub given_up: u64,
+    /// Rows that no seal protects yet.
+    pub unsealed: u64,
+    /// The last seal.
+    pub head: Option<Head>,
+    /// What is wrong, first things first, up to a hundred.
+    pub problems: Vec<Problem>,
+}
+
+impl History {
+    /// Seals what has come; how many rows, and the last seal if there is a new one. Where somebody else is at it, leaves it
+    /// to them.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails; what was sealed until then is.
+    pub async fn seal(&self) -> Result<(u64, Option<Head>), Error> {
+        let mut conn = self.background_conn().await?;
+        let mut sealed = (0, None);
+        while let Some(seal) = history::seal(&mut conn, BATCH, next_seal).await? {
+            let head = Head { seal: seal.number, hash: seal.hash };
+            let rows = seal.ids.len();
+            // Here it is out of reach of whoever owns the database.
+            tracing::info!(seal = head.seal, hash = head.hash(), rows, "history sealed");
+            sealed = (sealed.0 + rows as u64, Some(head));
+        }
+        Ok(sealed)
+    }
+
+    /// Holds the history against its seals, and the seals against `head`, a hash that was noted when it was that of the
+    /// last seal.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn verify(&self, head: Option<Hash>) -> Result<Verification, Error> {
+        let mut conn = self.conn().await?;
+        let mut inspection = history::inspect(&mut conn).await?;
+        let given_up = inspection.given_up().await?;
+        let mut found = Verification::default();
+        let mut previous = Head { seal: 0, hash: [0; 32] };
+        let mut is_head_known = head.is_none();
+        loop {
+            let seals = inspection.seals(previous.seal, SEALS).await?;
+            if seals.is_empty() {
+                break;
+            }
+            for seal in seals {
+                if seal.number != previous.seal + 1 {
+                    found.note(Problem::SealMissing { seal: previous.seal + 1 });
+                } else if seal.hash != seal_hash(&previous.hash, &seal) {
+                    found.note(Problem::SealAltered { seal: seal.number });
+                }
+                check(&mut inspection, &seal, &given_up, &mut found).await?;
+                previous = Head { seal: seal.number, hash: seal.hash };
+                is_head_known |= head == Some(seal.hash);
+                found.seals += 1;
+                found.head = Some(previous);
+            }
+        }
+        if !is_head_known {
+            found.note(Problem::HeadUnknown);
+        }
+        for row in inspection.strangers(MAX_PROBLEMS as i64).await? {
+            found.note(Problem::Inserted { row });
+        }
+        for row in inspection.lost_before_seal(MAX_PROBLEMS as i64).await? {
+            found.note(Problem::Missing { row });
+        }
+        found.unsealed = inspection.unsealed().await?.cast_unsigned();
+        Ok(found)
+    }
+}
+
+impl Verification {
+    fn note(&mut self, problem: Problem) {
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems.push(problem);
+        }
+    }
+}
+
+/// Holds the rows of a seal against it.
+async fn check(
+    inspection: &mut Inspection<'_>,
+    seal: &Seal,
+    given_up: &[(i64, i64)],
+    found: &mut Verification,
+) -> Result<(), Error> {
+    let is_given_up = |id: i64| given_up.iter().any(|(first, end)| (*first..*end).contains(&id));
+    let rows = inspection.rows(&seal.ids).await?;
+    let Some(hashes) = &seal.row_hashes else {
+        if !seal.ids.iter().all(|id| is_given_up(*id)) {
+            found.note(Problem::SealAltered { seal: seal.number });
+        }
+        rows.iter().for_each(|row| found.note(Problem::Inserted { row: row.id }));
+        found.given_up += seal.ids.len() as u64;
+        return Ok(());
+    };
+    let (hashes, rest) = hashes.as_chunks::<32>();
+    if !rest.is_empty()
+        || hashes.len() != seal.ids.len()
+        || sha256(&[hashes.as_flattened()]) != seal.rows_hash
+    {
+        found.note(Problem::SealAltered { seal: seal.number });
+        return Ok(());
+    }
+    let mut sound = Vec::new();
+    let mut rows = rows.into_iter().peekable();
+    for (id, hash) in seal.ids.iter().zip(hashes) {
+        match rows.next_if(|row| row.id == *id) {
+            None if is_given_up(*id) => found.given_up += 1,
+            None => found.note(Problem::Missing { row: *id }),
+            Some(row) if row_hash(&row) != *hash => found.note(Problem::Altered { row: *id }),
+            Some(row) => sound.push(row),
+        }
+        while rows.next_if(|row| row.id == *id).is_some() {
+            found.note(Problem::Inserted { row: *id });
+        }
+    }
+    found.rows += sound.len() as u64;
+    check_personal(inspection, &sound, found).await
+}
+
+async fn check_personal(
+    inspection: &mut Inspection<'_>,
+    rows: &[Sealable],
+    found: &mut Verification,
+) -> Result<(), Error> {
+    let hashed: Vec<_> =
+        rows.iter().filter_map(|row| Some((row.id, row.user_id?, row.personal_hash.as_deref()?))).collect();
+    let ids: Vec<_> = hashed.iter().map(|(id, ..)| *id).collect();
+    let personal = inspection.personal(&ids).await?;
+    let personal: HashMap<_, _> = personal.into_iter().map(|data| (data.history_id, data)).collect();
+    let users: HashSet<_> =
+        hashed.iter().filter(|(id, ..)| !personal.contains_key(id)).map(|(_, user, _)| *user).collect();
+    let gone = inspection.gone(&users.into_iter().collect::<Vec<_>>()).await?;
+    for (row, user, hash) in hashed {
+        match personal.get(&row) {
+            Some(data) if personal_hash(data) != hash => found.note(Problem::PersonalAltered { row }),
+            None if !gone.contains(&user) => found.note(Problem::PersonalMissing { row }),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The seal of these rows, which follows `previous`.
+fn next_seal(previous: &Previous, rows: &[Sealable]) -> Seal {
+    let row_hashes: Vec<u8> = rows.iter().flat_map(row_hash).collect();
+    let seal = Seal {
+        number: previous.number + 1,
+        ids: rows.iter().map(|row| row.id).collect(),
+        rows_hash: sha256(&[&row_hashes]),
+        row_hashes: Some(row_hashes),
+        hash: [0; 32],
+        sealed_at: previous.now,
+    };
+    Seal { hash: seal_hash(&previous.hash, &seal), ..seal }
+}
+
+fn seal_hash(previous: &Hash, seal: &Seal) -> Hash {
+    let micros = micros(seal.sealed_at);
+    sha256(&[b"gatepass history seal v1", previous, &seal.number.to_be_bytes(), &micros, &seal.rows_hash])
+}
+
+/// Of every column, each with its length in front, so that nothing can move from one to the next.
+fn row_hash(row: &Sealable) -> Hash {
+    let text = |text: &Option<String>| text.as_ref().map(|text| text.as_bytes().to_vec());
+    let columns = [
+        Some(row.id.to_be_bytes().to_vec()),
+        Some(row.table_name.as_bytes().to_vec()),
+        Some(row.operation.as_bytes().to_vec()),
+        text(&row.row_id),
+        row.user_id.map(|id| id.as_bytes().to_vec()),
+        Some(row.changed_data.as_bytes().to_vec()),
+        row.personal_hash.clone(),
+        Some(micros(row.changed_at).to_vec()),
+        text(&row.actor),
+        text(&row.request_id),
+        Some(row.database_user.as_bytes().to_vec()),
+    ];
+    let mut message = b"gatepass history row v1".to_vec();
+    for column in columns {
+        // No column is that long.
+        let length = column.as_ref().map_or(u64::MAX, |column| column.len() as u64);
+        message.extend(length.to_be_bytes());
+        message.extend(column.unwrap_or_default());
+    }
+    sha256(&[&message])
+}
+
+/// As the trigger makes it.
+fn personal_hash(personal: &Personal) -> Hash {
+    sha256(&[personal.salt.as_bytes(), personal.changed_data.as_bytes()])
+}
+
+/// Microseconds since 1970, which is what Postgres keeps.
+fn micros(at: time::OffsetDateTime) -> [u8; 16] {
+    (at.unix_timestamp_nanos() / 1000).to_be_bytes()
+}
+
+fn sha256(parts: &[&[u8]]) -> Hash {
+    let mut context = digest::Context::new(&digest::SHA256);
+    parts.iter().for_each(|part| context.update(part));
+    let mut hash = [0; 32];
+    hash.copy_from_slice(context.finish().as_ref());
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    fn row() -> Sealable {
+        Sealable {
+            id: 7,
+            table_name: "users".into(),
+            operation: "UPDATE".into(),
+            row_id: Some("a".into()),
+            user_id: None,
+            changed_data: "{}".into(),
+            personal_hash: None,
+            changed_at: datetime!(2026-01-02 03:04:05.678901 UTC),
+            actor: Some("bc".into()),
+            request_id: None,
+            database_user: "postgres".into(),
+        }
+    }
+
+    #[test]
+    fn every_column_counts_and_none_can_be_taken_for_its_neighbour() {
+        let changes: [fn(&mut Sealable); 13] = [
+            |_| {},
+            |row| row.id = 8,
+            |row| row.table_name = "user".into(),
+            |row| row.operation = "sUPDATE".into(),
+            |row| row.row_id = None,
+            |row| row.row_id = Some(String::new()),
+            |row| row.user_id = Some(uuid::Uuid::nil()),
+            |row| row.changed_data = "{ }".into(),
+            |row| row.personal_hash = Some(vec![0; 32]),
+            |row| row.changed_at += time::Duration::microseconds(1),
+            |row| (row.actor, row.request_id) = (Some("b".into()), Some("c".into())),
+            |row| (row.actor, row.request_id) = (None, Some("bc".into())),
+            |row| row.database_user = "postgre".into(),
+        ];
+        let hashes: HashSet<_> = changes
+            .iter()
+            .map(|change| {
+                let mut row = row();
+                change(&mut row);
+                row_hash(&row)
+            })
+            .collect();
+        assert_eq!(hashes.len(), changes.len());
+    }
+
+    #[test]
+    fn a_seal_hangs_on_the_one_before_its_number_its_time_and_its_rows() {
+        let previous = Previous { number: 1, hash: [1; 32], now: datetime!(2026-01-02 03:04:05.678901 UTC) };
+        let later = previous.now + time::Duration::microseconds(1);
+        let hashes: HashSet<_> = [
+            next_seal(&previous, &[row()]),
+            next_seal(&Previous { number: 2, ..previous }, &[row()]),
+            next_seal(&Previous { hash: [2; 32], ..previous }, &[row()]),
+            next_seal(&Previous { now: later, ..previous }, &[row()]),
+            next_seal(&previous, &[row(), row()]),
+        ]
+        .map(|seal| seal.hash)
+        .into();
+        assert_eq!(hashes.len(), 5);
+    }
+}

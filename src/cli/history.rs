@@ -1,0 +1,166 @@
+//! `gatepass history`: what was changed, by whom, and whether that was tampered with.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{Failure, print, print_json, seconds, setup};
+use crate::{
+    account::{Entry, Head, History, Verification, Wanted},
+    config::Settings,
+    http::ChangeBody,
+};
+
+/// Show what was changed in users, sessions, keys and clients, newest first.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// About the account of this user: username, e-mail address, or id, also of one who is gone
+    #[arg(long)]
+    user: Option<String>,
+    /// Of this table
+    #[arg(long, value_parser = ["users", "sessions", "signing_keys", "clients", "history"])]
+    table: Option<String>,
+    /// Of this time or later, as in 2026-01-02T03:04:05Z
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    since: Option<OffsetDateTime>,
+    /// Older than the change of this id
+    #[arg(long, value_name = "ID")]
+    before: Option<i64>,
+    /// At most this many
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Seal what has come since the last seal, as the service does each minute
+    Seal {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say whether anything was altered, deleted or inserted behind gatepass's back
+    ///
+    /// Exit code 0: the history is what was sealed; 1: it is not.
+    Verify {
+        /// The hash of a seal from the service's log: also finds that the end was cut off, or all made anew
+        #[arg(long, value_name = "HASH", value_parser = hash)]
+        head: Option<[u8; 32]>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn time(text: &str) -> Result<OffsetDateTime, String> {
+    OffsetDateTime::parse(text, &Rfc3339).map_err(|error| format!("not a time as in RFC 3339: {error}"))
+}
+
+fn hash(text: &str) -> Result<[u8; 32], String> {
+    let refused = "needs 64 hexadecimal digits";
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return Err(refused.into()) };
+    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
+    bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| refused.into())
+}
+
+pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), Failure> {
+    let settings = setup::begin(config_file)?;
+    let history = |settings: &Settings, db: &crate::store::PgPool| {
+        History::new(db.clone(), db.clone(), settings.history_retention)
+    };
+    setup::on_database(&settings, async |db| execute(&history(&settings, db), args).await).await
+}
+
+async fn execute(history: &History, args: Args) -> Result<(), Failure> {
+    match args.command {
+        None => show(history, &args).await,
+        Some(Command::Seal { json }) => {
+            let (rows, head) = history.seal().await?;
+            if json {
+                return print_json(&json!({ "rows": rows, "head": head }));
+            }
+            match head {
+                Some(head) => print(&format!("{rows} row(s) sealed; {}\n", line(&head))),
+                None => print("nothing to seal\n"),
+            }
+        }
+        Some(Command::Verify { head, json }) => {
+            let found = history.verify(head).await?;
+            if json {
+                print_json(&found)?;
+            } else {
+                print(&report(&found))?;
+            }
+            if found.problems.is_empty() { Ok(()) } else { Err("the history is not what was sealed".into()) }
+        }
+    }
+}
+
+async fn show(history: &History, args: &Args) -> Result<(), Failure> {
+    let user_id = match &args.user {
+        Some(name) => Some(history.user_id(name).await?),
+        None => None,
+    };
+    let wanted =
+        Wanted { user_id, table_name: args.table.as_deref(), since: args.since, cursor: args.before };
+    let page = history.page(&wanted, args.limit).await?;
+    if args.json {
+        return print_json(&page.changes.into_iter().map(ChangeBody::from).collect::<Vec<_>>());
+    }
+    print(&table(&page.changes))
+}
+
+fn table(changes: &[Entry]) -> String {
+    let mut text = format!(
+        "{:<10}  {:<20}  {:<12}  {:<8}  {:<36}  {:<36}  COLUMNS\n",
+        "ID", "TIME", "TABLE", "WHAT", "ROW", "ACTOR"
+    );
+    for change in changes {
+        let actor = change.actor.clone().unwrap_or_else(|| format!("({})", change.database_user));
+        let mut columns: Vec<&str> = Vec::new();
+        for data in std::iter::once(&change.changed_data).chain(&change.personal) {
+            // Either side has the same ones, where it has any.
+            let names = ["after", "before"].iter().find_map(|when| data.get(when)?.as_object());
+            columns.extend(names.into_iter().flat_map(|names| names.keys().map(String::as_str)));
+            let hidden = data.get("hidden").and_then(|names| names.as_array());
+            columns.extend(hidden.into_iter().flatten().filter_map(|name| name.as_str()));
+        }
+        text.push_str(&format!(
+            "{:<10}  {:<20}  {:<12}  {:<8}  {:<36}  {actor:<36}  {}\n",
+            change.id,
+            seconds(change.changed_at),
+            change.table_name,
+            change.operation,
+            change.row_id.as_deref().unwrap_or("-"),
+            columns.join(" "),
+        ));
+    }
+    text
+}
+
+fn line(head: &Head) -> String {
+    format!("seal {} has the hash {}", head.seal, head.hash())
+}
+
+fn report(found: &Verification) -> String {
+    let mut text = format!("{} row(s) are what {} seal(s) say\n", found.rows, found.seals);
+    if found.given_up > 0 {
+        text.push_str(&format!("{} row(s) were given up with their months\n", found.given_up));
+    }
+    text.push_str(&format!("{} row(s) are not sealed yet\n", found.unsealed));
+    if let Some(head) = &found.head {
+        text.push_str(&format!("{}\n", line(head)));
+    }
+    for problem in &found.problems {
+        text.push_str(&format!("PROBLEM: {problem}\n"));
+    }
+    text
+}

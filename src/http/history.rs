@@ -1,0 +1,317 @@
+//! `/users/me/history` and `/admin/history`: what was changed, newest first.
+
+use std::sync::Arc;
+
+use axum::{Extension, extract::State};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::{App, Problem, admin::Administrator, query::Query};
+use crate::{
+    account::{Entry, FieldError, Wanted},
+    token::Claims,
+};
+
+/// How many changes a page has when nobody says.
+const DEFAULT_LIMIT: u32 = 50;
+/// How many it may have.
+const MAX_LIMIT: u32 = 200;
+/// Where something can change.
+const TABLES: [&str; 5] = ["users", "sessions", "signing_keys", "clients", "history"];
+
+/// The changed columns by name, before or after.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChangedColumns, value_type = Option<Object>, example = json!({ "full_name": "Alice Liddell" }))]
+struct Columns(Option<Map<String, Value>>);
+
+/// What is not personal and what is, together.
+fn columns(change: &Entry, when: &str) -> Columns {
+    let mut all: Option<Map<String, Value>> = None;
+    for data in std::iter::once(&change.changed_data).chain(&change.personal) {
+        if let Some(Value::Object(columns)) = data.get(when) {
+            all.get_or_insert_default().extend(columns.clone());
+        }
+    }
+    Columns(all)
+}
+
+fn hidden(change: &Entry) -> Vec<String> {
+    let names = change.changed_data.get("hidden").and_then(Value::as_array);
+    names.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
+}
+
+/// Who changed something of an account.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChangedBy)]
+#[serde(rename_all = "snake_case")]
+enum By {
+    /// The user.
+    Me,
+    /// A user with the role `admin`.
+    Administrator,
+    /// Whoever runs the service, at its command line or in its database.
+    Operator,
+    /// The service by itself.
+    Service,
+}
+
+/// Something that happened to one's own account.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OwnChange {
+    /// `users`: the account itself; `sessions`: a login or its end.
+    #[schema(example = "users")]
+    table: String,
+    /// `INSERT`: it began; `UPDATE`: it changed or ended; `DELETE`: it is gone.
+    #[schema(example = "UPDATE")]
+    operation: String,
+    /// The user or the session.
+    #[schema(example = "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e")]
+    id: Option<String>,
+    /// What it was before; of an update what changed.
+    before: Columns,
+    /// What it is after.
+    after: Columns,
+    /// What changed too, and is shown to nobody.
+    #[schema(example = json!(["password_hash"]))]
+    hidden: Vec<String>,
+    /// When.
+    #[schema(example = "2026-01-02T03:04:05.678901Z")]
+    #[serde(with = "time::serde::rfc3339")]
+    changed_at: OffsetDateTime,
+    /// Who did it.
+    by: By,
+}
+
+impl OwnChange {
+    fn new(change: Entry, me: Uuid) -> Self {
+        let by = match change.actor.as_deref() {
+            Some("service") => By::Service,
+            Some(actor) => match Uuid::parse_str(actor) {
+                Ok(id) if id == me => By::Me,
+                Ok(_) => By::Administrator,
+                Err(_) => By::Operator,
+            },
+            None => By::Operator,
+        };
+        Self {
+            before: columns(&change, "before"),
+            after: columns(&change, "after"),
+            hidden: hidden(&change),
+            table: change.table_name,
+            operation: change.operation,
+            id: change.row_id,
+            changed_at: change.changed_at,
+            by,
+        }
+    }
+}
+
+/// A part of what happened to one's own account, newest first.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OwnHistory {
+    changes: Vec<OwnChange>,
+    /// For the next page; `null`: this is the last.
+    #[schema(example = "4711")]
+    next_cursor: Option<String>,
+}
+
+/// Something that was changed.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Change)]
+pub struct ChangeBody {
+    /// Rises with each change.
+    #[schema(example = 4711)]
+    id: i64,
+    /// Where: `users`, `sessions`, `signing_keys`, `clients`, or `history` itself.
+    #[schema(example = "users")]
+    table: String,
+    /// `INSERT`, `UPDATE`, `DELETE`, `TRUNCATE`; `DROP`: a month of the history was given up.
+    #[schema(example = "UPDATE")]
+    operation: String,
+    /// The row's id.
+    #[schema(example = "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e")]
+    row_id: Option<String>,
+    /// Whose account it is about.
+    user_id: Option<Uuid>,
+    /// What it was before; of an update what changed.
+    before: Columns,
+    /// What it is after.
+    after: Columns,
+    /// What changed too, and is shown to nobody.
+    #[schema(example = json!(["password_hash"]))]
+    hidden: Vec<String>,
+    /// When.
+    #[schema(example = "2026-01-02T03:04:05.678901Z")]
+    #[serde(with = "time::serde::rfc3339")]
+    changed_at: OffsetDateTime,
+    /// Who: a user's id, `cli:` and an operator's name, or `service`; `null`: nobody said, as by hand in psql.
+    #[schema(example = "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e")]
+    actor: Option<String>,
+    /// The request that asked for it.
+    #[schema(example = "019aa3f0-7d2e-7e1f-8a0b-1c2d3e4f5061")]
+    request_id: Option<String>,
+    /// Who was logged in to the database.
+    #[schema(example = "gatepass_app")]
+    database_user: String,
+}
+
+impl From<Entry> for ChangeBody {
+    fn from(change: Entry) -> Self {
+        Self {
+            before: columns(&change, "before"),
+            after: columns(&change, "after"),
+            hidden: hidden(&change),
+            id: change.id,
+            table: change.table_name,
+            operation: change.operation,
+            row_id: change.row_id,
+            user_id: change.user_id,
+            changed_at: change.changed_at,
+            actor: change.actor,
+            request_id: change.request_id,
+            database_user: change.database_user,
+        }
+    }
+}
+
+/// A part of the history, newest first.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HistoryPage {
+    changes: Vec<ChangeBody>,
+    /// For the next page; `null`: this is the last.
+    #[schema(example = "4711")]
+    next_cursor: Option<String>,
+}
+
+/// Which part of one's own history.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OwnQuery {
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// At most so many changes, 1 to 200; 50 when not given.
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
+    limit: Option<String>,
+}
+
+/// Which part of the history.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AllQuery {
+    /// About the account of this user; also one who is gone.
+    #[param(value_type = Option<Uuid>)]
+    user: Option<String>,
+    /// Of this table: `users`, `sessions`, `signing_keys`, `clients` or `history`.
+    table: Option<String>,
+    /// Of this time (RFC 3339) or later.
+    #[param(value_type = Option<String>, format = DateTime)]
+    since: Option<String>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// At most so many changes, 1 to 200; 50 when not given.
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
+    limit: Option<String>,
+}
+
+/// Notes a parameter that cannot be read.
+fn read<T>(
+    errors: &mut Vec<FieldError>,
+    field: &str,
+    text: Option<&str>,
+    message: &'static str,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Option<T> {
+    let value = parse(text?);
+    if value.is_none() {
+        errors.push(FieldError::new(field, "invalid", message));
+    }
+    value
+}
+
+fn cursor(errors: &mut Vec<FieldError>, text: Option<&str>) -> Option<i64> {
+    read(errors, "cursor", text, "is the `next_cursor` of a page", |text| {
+        text.parse().ok().filter(|cursor| *cursor > 0)
+    })
+}
+
+fn limit(errors: &mut Vec<FieldError>, text: Option<&str>) -> u32 {
+    let limit = read(errors, "limit", text, "is a number from 1 to 200", |text| {
+        text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit))
+    });
+    limit.unwrap_or(DEFAULT_LIMIT)
+}
+
+/// What happened to one's own account: logins and their ends, changes of the profile, the password, the roles.
+#[utoipa::path(
+    get, path = "/users/me/history", tag = "users", security(("bearer" = [])),
+    params(OwnQuery),
+    responses(
+        (status = 200, description = "A page, newest first.", body = OwnHistory),
+        (status = 422, description = "`validation_failed`: a parameter cannot be read."),
+    ),
+)]
+pub(super) async fn own_history(
+    State(app): State<App>,
+    Extension(claims): Extension<Arc<Claims>>,
+    Query(query): Query<OwnQuery>,
+) -> Result<axum::Json<OwnHistory>, Problem> {
+    let mut errors = Vec::new();
+    let cursor = cursor(&mut errors, query.cursor.as_deref());
+    let limit = limit(&mut errors, query.limit.as_deref());
+    if !errors.is_empty() {
+        return Err(Problem::invalid(errors));
+    }
+    let wanted = Wanted { user_id: Some(claims.user_id), cursor, ..Wanted::default() };
+    let page = app.history().page(&wanted, limit).await?;
+    let changes = page.changes.into_iter().map(|change| OwnChange::new(change, claims.user_id)).collect();
+    Ok(axum::Json(OwnHistory { changes, next_cursor: page.next_cursor.map(|id| id.to_string()) }))
+}
+
+/// What was changed in users, sessions, keys and clients, by whom.
+#[utoipa::path(
+    get, path = "/admin/history", tag = "admin", security(("bearer" = [])),
+    params(AllQuery),
+    responses(
+        (status = 200, description = "A page, newest first.", body = HistoryPage),
+        (status = 403, description = "`forbidden`: the caller is no administrator."),
+        (status = 422, description = "`validation_failed`: a parameter cannot be read."),
+    ),
+)]
+pub(super) async fn whole_history(
+    _: Administrator,
+    State(app): State<App>,
+    Query(query): Query<AllQuery>,
+) -> Result<axum::Json<HistoryPage>, Problem> {
+    let mut errors = Vec::new();
+    let wanted = Wanted {
+        user_id: read(&mut errors, "user", query.user.as_deref(), "is a user's id", |text| {
+            Uuid::parse_str(text).ok()
+        }),
+        table_name: read(
+            &mut errors,
+            "table",
+            query.table.as_deref(),
+            "is `users`, `sessions`, `signing_keys`, `clients` or `history`",
+            |text| TABLES.into_iter().find(|table| *table == text),
+        ),
+        since: read(&mut errors, "since", query.since.as_deref(), "is a time as in RFC 3339", |text| {
+            OffsetDateTime::parse(text, &Rfc3339).ok()
+        }),
+        cursor: cursor(&mut errors, query.cursor.as_deref()),
+    };
+    let limit = limit(&mut errors, query.limit.as_deref());
+    if !errors.is_empty() {
+        return Err(Problem::invalid(errors));
+    }
+    let page = app.history().page(&wanted, limit).await?;
+    let next_cursor = page.next_cursor.map(|id| id.to_string());
+    Ok(axum::Json(HistoryPage {
+        changes: page.changes.into_iter().map(ChangeBody::from).collect(),
+        next_cursor,
+    }))
+}

@@ -1,0 +1,715 @@
+//! What is changed is in the history, whoever changes it and by which way, with who it was; no secret is ever in it, and of
+//! a user who is gone only ids are; where it cannot be written nothing is changed, unless the operator wants it otherwise;
+//! and what is done to it afterwards is found and named.
+
+use gatepass::account::{History, Problem, Verification};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use time::Duration;
+
+use crate::{
+    app::{App, KEY, PASSWORD},
+    process::{Ended, Home},
+};
+
+const OTHER_PASSWORD: &str = "another-horse-battery-10";
+
+/// The columns of a change, in one line: table, operation, actor.
+async fn lines(app: &App) -> Vec<String> {
+    let rows = sqlx::query_as::<_, (String, String, Option<String>)>(
+        "SELECT table_name, operation, actor FROM history ORDER BY id",
+    );
+    let rows = rows.fetch_all(&app.db).await.unwrap();
+    rows.into_iter()
+        .map(|(table, operation, actor)| format!("{table} {operation} {}", actor.as_deref().unwrap_or("-")))
+        .collect()
+}
+
+async fn own(app: &App, login: &Value) -> Vec<Value> {
+    let page = app.get("/users/me/history").bearer(login).send().await.expect(200);
+    page["changes"].as_array().unwrap().clone()
+}
+
+async fn execute(app: &App, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&app.db).await.unwrap();
+}
+
+async fn verify(app: &App) -> Verification {
+    app.state().history().verify(None).await.unwrap()
+}
+
+async fn seal(app: &App) -> u64 {
+    app.state().history().seal().await.unwrap().0
+}
+
+/// `gatepass ARGS…` on the database of `app`, by somebody called olga.
+async fn gatepass(app: &App, args: &[&str], stdin: &str) -> Ended {
+    let home = Home::new();
+    let invocation = home.gatepass(args).env("DB_SOURCE", &app.database_url).env("USER", "olga");
+    invocation.envs(&crate::process::QUICK).stdin(stdin).run().await
+}
+
+async fn change_password(app: &App, login: &Value) {
+    let body = json!({ "current_password": PASSWORD, "new_password": OTHER_PASSWORD });
+    app.request(axum::http::Method::PUT, "/users/me/password")
+        .bearer(login)
+        .json(&body)
+        .send()
+        .await
+        .expect(204);
+}
+
+#[tokio::test]
+async fn a_user_sees_what_happened_to_their_account_and_to_no_other() {
+    let app = App::new().await;
+    let alice = app.register("alice").await;
+    app.register("bob").await;
+    let laptop = app
+        .post("/users/login")
+        .header("user-agent", "laptop")
+        .json(&json!({ "username": "alice", "password": PASSWORD }))
+        .send()
+        .await
+        .expect(200);
+    let phone = app.login("alice").await;
+    let bob = app.login("bob").await;
+    app.patch("/users/me")
+        .bearer(&laptop)
+        .json(&json!({ "full_name": "Alice Liddell" }))
+        .send()
+        .await
+        .expect(200);
+    // Neither a renewal nor a use is an event.
+    app.post("/tokens/renew_access")
+        .json(&json!({ "refresh_token": phone["refresh_token"] }))
+        .send()
+        .await
+        .expect(200);
+    app.get("/users/me").bearer(&laptop).send().await.expect(200);
+    app.state().activity().flush().await.unwrap();
+    app.clock.advance(Duration::minutes(1));
+    change_password(&app, &laptop).await;
+
+    let seen = own(&app, &laptop).await;
+    let told: Vec<_> = seen
+        .iter()
+        .map(|change| {
+            format!("{} {} {}", change["table"], change["operation"], change["by"]).replace('"', "")
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "sessions UPDATE me",
+            "users UPDATE me",
+            "users UPDATE me",
+            "sessions INSERT me",
+            "sessions INSERT me",
+            "users INSERT me"
+        ]
+    );
+    assert_eq!(seen[0]["id"], phone["session_id"]);
+    assert_eq!(seen[0]["after"]["end_reason"], "password_changed");
+    assert_eq!(seen[1]["hidden"], json!(["password_hash"]));
+    assert_eq!(seen[1]["after"].as_object().unwrap().keys().collect::<Vec<_>>(), ["password_changed_at"]);
+    assert_eq!(seen[2]["before"], json!({ "full_name": null }));
+    assert_eq!(seen[2]["after"], json!({ "full_name": "Alice Liddell" }));
+    assert_eq!(seen[4]["after"]["user_agent"], "laptop");
+    assert_eq!(seen[4]["after"]["client_ip"], "192.0.2.1");
+    assert_eq!((&seen[5]["id"], &seen[5]["before"]), (&alice["id"], &Value::Null));
+    assert_eq!(seen[5]["after"]["username"], "alice");
+    assert_eq!(own(&app, &bob).await.len(), 2);
+
+    // Page by page, the same.
+    let mut pages = Vec::new();
+    let mut cursor = Value::Null;
+    loop {
+        let cursor_now = cursor.as_str().map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
+        let path = format!("/users/me/history?limit=4{cursor_now}");
+        let page = app.get(&path).bearer(&laptop).send().await.expect(200);
+        pages.extend(page["changes"].as_array().unwrap().clone());
+        cursor = page["next_cursor"].clone();
+        if cursor.is_null() {
+            break;
+        }
+    }
+    assert_eq!(pages, seen);
+    for query in
+        ["cursor=x", "cursor=-1", "cursor=0", "limit=0", "limit=201", "limit=x", "user=1", "limit=1&limit=2"]
+    {
+        app.get(&format!("/users/me/history?{query}"))
+            .bearer(&laptop)
+            .send()
+            .await
+            .expect_problem(422, "validation_failed");
+    }
+}
+
+#[tokio::test]
+async fn an_administrator_sees_everything_with_who_did_it() {
+    let app = App::new().await;
+    let root = app.login_admin("root").await;
+    let alice = app.register("alice").await;
+    app.login("alice").await;
+    let bob = app.register("bob").await;
+    let path = format!("/admin/users/{}/sessions", alice["id"].as_str().unwrap());
+    let request_id = "the-one-request";
+    let end = app.request(axum::http::Method::DELETE, &path).bearer(&root).header("x-request-id", request_id);
+    end.send().await.expect(204);
+
+    let of = async |query: &str| {
+        let page = app.get(&format!("/admin/history?{query}")).bearer(&root).send().await.expect(200);
+        page["changes"].as_array().unwrap().clone()
+    };
+    let about_alice = of(&format!("user={}", alice["id"].as_str().unwrap())).await;
+    assert_eq!(about_alice.len(), 3);
+    assert_eq!(about_alice[0]["actor"], root["user"]["id"]);
+    assert_eq!(about_alice[0]["request_id"], request_id);
+    assert_eq!(about_alice[0]["after"]["end_reason"], "revoked");
+    assert_eq!(about_alice[1]["actor"], alice["id"]);
+    assert!(about_alice.iter().all(|change| change["user_id"] == alice["id"]));
+    // By hand, in login_admin: nobody said who.
+    let by_hand = of("table=users").await.into_iter().find(|change| change["operation"] == "UPDATE").unwrap();
+    assert_eq!((&by_hand["actor"], &by_hand["request_id"]), (&Value::Null, &Value::Null));
+    assert_eq!(by_hand["after"], json!({ "roles": ["admin"] }));
+    assert_eq!(of("table=sessions").await.len(), 3);
+    assert_eq!(of(&format!("table=sessions&user={}", bob["id"].as_str().unwrap())).await.len(), 0);
+    assert_eq!(of("since=2020-01-02T03:04:05Z").await.len(), 7);
+    assert_eq!(of("since=2120-01-02T03:04:05Z").await.len(), 0);
+    for query in ["user=alice", "table=revocations", "since=yesterday", "cursor=x", "limit=0", "x=1"] {
+        let problem = app.get(&format!("/admin/history?{query}")).bearer(&root).send().await;
+        problem.expect_problem(422, "validation_failed");
+    }
+    let bob = app.login("bob").await;
+    app.get("/admin/history").bearer(&bob).send().await.expect_problem(403, "forbidden");
+
+    // What the administrator did, the user is told; who the administrator is, they are not.
+    let alice = app.login("alice").await;
+    let seen = own(&app, &alice).await;
+    assert_eq!(seen[1]["by"], "administrator");
+    assert!(!json!(seen).to_string().contains(root["user"]["id"].as_str().unwrap()));
+}
+
+#[tokio::test]
+async fn the_command_line_and_the_service_are_named() {
+    let app = App::with(&[("TOKEN_FORMAT", "v4.public")]).await;
+    assert_eq!(lines(&app).await, ["signing_keys INSERT service"; 2]);
+    gatepass(&app, &["user", "create", "alice", "--email", "a@example.com", "--password-stdin"], PASSWORD)
+        .await
+        .expect(0);
+    gatepass(&app, &["client", "create", "orders"], "").await.expect(0);
+    app.login("alice").await;
+    gatepass(&app, &["user", "disable", "alice"], "").await.expect(0);
+    gatepass(&app, &["client", "delete", "orders"], "").await.expect(0);
+    gatepass(&app, &["user", "delete", "alice"], "").await.expect(0);
+    let told = lines(&app).await.split_off(2);
+    assert!(told[2].starts_with("sessions INSERT 0"), "{told:?}");
+    let by_olga: Vec<_> = told.iter().filter_map(|line| line.strip_suffix(" cli:olga")).collect();
+    assert_eq!(
+        by_olga,
+        [
+            "users INSERT",
+            "clients INSERT",
+            "sessions UPDATE",
+            "users UPDATE",
+            "clients DELETE",
+            "users DELETE"
+        ]
+    );
+
+    let shown = gatepass(&app, &["history", "--json", "--table", "clients"], "").await.json();
+    assert_eq!(shown[1]["after"]["name"], "orders");
+    assert_eq!(shown[0]["actor"], "cli:olga");
+    let shown = gatepass(&app, &["history"], "").await.expect(0).stdout;
+    assert_eq!(shown.lines().count(), 10, "{shown}");
+    assert!(shown.contains("password_hash") || shown.contains("roles"), "{shown}");
+    gatepass(&app, &["history", "--user", "alice"], "").await.fails(1, &["there is no such user"]);
+    gatepass(&app, &["history", "--table", "revocations"], "").await.fails(2, &["possible values"]);
+}
+
+#[tokio::test]
+async fn what_is_done_by_hand_is_there_too() {
+    let app = App::new().await;
+    let alice = app.register("alice").await;
+    app.client("orders").await;
+    let login = app.login("alice").await;
+    app.login("alice").await;
+    let before = lines(&app).await.len();
+    app.sql("UPDATE users SET password_hash = 'x' WHERE id = $1::uuid", &alice["id"]).await;
+    app.sql("UPDATE users SET updated_at = now() WHERE id = $1::uuid", &alice["id"]).await;
+    app.sql("DELETE FROM sessions WHERE id = $1::uuid", &login["session_id"]).await;
+    app.sql(
+        "UPDATE sessions SET ended_at = now(), end_reason = 'logout' WHERE user_id = $1::uuid",
+        &alice["id"],
+    )
+    .await;
+    app.sql("UPDATE sessions SET ended_at = NULL, end_reason = NULL WHERE user_id = $1::uuid", &alice["id"])
+        .await;
+    execute(&app, "UPDATE clients SET secret_hash = decode(repeat('00', 32), 'hex')").await;
+    app.sql("DELETE FROM users WHERE id = $1::uuid", &alice["id"]).await;
+    execute(&app, "TRUNCATE clients; TRUNCATE users CASCADE").await;
+    assert_eq!(
+        lines(&app).await.split_off(before),
+        [
+            "users UPDATE -",
+            "sessions DELETE -",
+            "sessions UPDATE -",
+            "sessions UPDATE -",
+            "clients UPDATE -",
+            "users DELETE -",
+            "sessions DELETE -",
+            "clients TRUNCATE -",
+            "users TRUNCATE -",
+            "sessions TRUNCATE -",
+        ]
+    );
+    let hidden: Vec<Value> = sqlx::query_scalar(
+        "SELECT changed_data -> 'hidden' FROM history WHERE changed_data ? 'hidden' ORDER BY id",
+    )
+    .fetch_all(&app.db)
+    .await
+    .unwrap();
+    assert_eq!(hidden, [json!(["password_hash"]), json!(["secret_hash"])]);
+}
+
+/// Everything that the history and what belongs to it hold, as text.
+async fn whole_history(app: &App) -> String {
+    let rows = sqlx::query_scalar::<_, String>(
+        "SELECT history::text FROM history UNION ALL SELECT history_personal::text FROM history_personal
+         UNION ALL SELECT history_seals::text FROM history_seals",
+    );
+    rows.fetch_all(&app.db).await.unwrap().join("\n")
+}
+
+#[tokio::test]
+async fn no_secret_is_ever_in_it() {
+    let app = App::with(&[("TOKEN_FORMAT", "v4.public")]).await;
+    app.login_admin("root").await;
+    app.register("alice").await;
+    let (_, secret) = app.client("orders").await;
+    let mut secrets = vec![
+        secret,
+        PASSWORD.to_owned(),
+        OTHER_PASSWORD.to_owned(),
+        "gpr_".to_owned(),
+        "v4.public.".to_owned(),
+    ];
+    // What stands in the columns that hold something secret, at this moment.
+    let note = async |secrets: &mut Vec<String>| {
+        for sql in [
+            "SELECT password_hash FROM users WHERE password_hash IS NOT NULL",
+            "SELECT encode(refresh_salt, 'hex') FROM sessions",
+            "SELECT encode(secret_hash, 'hex') FROM clients",
+            "SELECT encode(wrapped_key, 'hex') FROM signing_keys WHERE wrapped_key IS NOT NULL",
+        ] {
+            let values: Vec<String> = sqlx::query_scalar(sql).fetch_all(&app.db).await.unwrap();
+            assert!(!values.is_empty(), "{sql}");
+            secrets.extend(values);
+        }
+    };
+    note(&mut secrets).await;
+    let alice = app.login("alice").await;
+    let renewed = app
+        .post("/tokens/renew_access")
+        .json(&json!({ "refresh_token": alice["refresh_token"] }))
+        .send()
+        .await
+        .expect(200);
+    change_password(&app, &renewed).await;
+    note(&mut secrets).await;
+    app.post("/users/logout").bearer(&renewed).send().await.expect(204);
+    for table in ["users", "sessions", "clients", "signing_keys"] {
+        execute(&app, &format!("UPDATE {table} SET id = id")).await;
+    }
+    app.clock.advance(Duration::days(40));
+    app.state().keys().rotate(app.clock.now()).await.unwrap();
+    note(&mut secrets).await;
+    execute(&app, "DELETE FROM signing_keys; DELETE FROM clients; DELETE FROM users WHERE roles = '{}'")
+        .await;
+    seal(&app).await;
+    let all = whole_history(&app).await;
+    assert!(all.lines().count() > 20, "{all}");
+    for secret in secrets {
+        assert!(!all.contains(&secret), "{secret} is in the history");
+    }
+}
+
+#[tokio::test]
+async fn of_a_user_who_is_gone_only_ids_are_left_and_the_seals_hold() {
+    let app = App::new().await;
+    let alice = app.register("alice").await;
+    app.register("bob").await;
+    let login = app.login("alice").await;
+    app.patch("/users/me")
+        .bearer(&login)
+        .json(&json!({ "full_name": "Alice Liddell" }))
+        .send()
+        .await
+        .expect(200);
+    seal(&app).await;
+    app.patch("/users/me")
+        .bearer(&login)
+        .json(&json!({ "email": "liddell@example.com" }))
+        .send()
+        .await
+        .expect(200);
+    app.post("/users/me/delete")
+        .bearer(&login)
+        .json(&json!({ "password": PASSWORD }))
+        .send()
+        .await
+        .expect(204);
+    let all = whole_history(&app).await;
+    assert!(all.contains(alice["id"].as_str().unwrap()) && all.contains("bob"));
+    for personal in ["alice", "Liddell", "liddell", "192.0.2.1"] {
+        assert!(!all.contains(personal), "{personal}: {all}");
+    }
+    let found = verify(&app).await;
+    assert_eq!((found.rows, found.unsealed, &*found.problems), (4, 3, &[][..]));
+    seal(&app).await;
+    assert_eq!(verify(&app).await.problems, []);
+    // Somebody else's may not go that way.
+    execute(&app, "DELETE FROM history_personal").await;
+    assert!(matches!(verify(&app).await.problems[..], [Problem::PersonalMissing { .. }]));
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_down_does_not_happen_unless_the_operator_wants_it_so() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let login = app.login("alice").await;
+    // Nowhere to write to: neither this month nor a default.
+    execute(&app, "ALTER TABLE history RENAME TO history_gone").await;
+    let change = json!({ "full_name": "Alice Liddell" });
+    app.patch("/users/me").bearer(&login).json(&change).send().await.expect_problem(500, "internal_error");
+    let attempt = json!({ "username": "alice", "password": PASSWORD });
+    app.post("/users/login").json(&attempt).send().await.expect_problem(500, "internal_error");
+    assert_eq!(app.get("/users/me").bearer(&login).send().await.expect(200)["full_name"], Value::Null);
+
+    // Not what a session says counts, but what the database's owner says.
+    let by_hand = "SET gatepass.history = 'lenient'; UPDATE users SET full_name = 'Mallory'";
+    sqlx::raw_sql(by_hand).execute(&app.db).await.unwrap_err();
+
+    let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&app.db).await.unwrap();
+    execute(&app, &format!(r#"ALTER DATABASE "{name}" SET gatepass.history = 'lenient'"#)).await;
+    let lenient = app.replica(&[]).await;
+    lenient.patch("/users/me").bearer(&login).json(&change).send().await.expect(200);
+    lenient.post("/users/login").json(&attempt).send().await.expect(200);
+    execute(&app, "ALTER TABLE history_gone RENAME TO history").await;
+    let before = lines(&app).await.len();
+    lenient.patch("/users/me").bearer(&login).json(&json!({ "full_name": null })).send().await.expect(200);
+    assert_eq!(lines(&app).await.len(), before + 1);
+}
+
+#[tokio::test]
+async fn a_role_that_may_only_serve_writes_history_and_cannot_change_it() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&app.db).await.unwrap();
+    let role = format!("{name}_app");
+    execute(&app, &format!(r#"CREATE ROLE "{role}"; GRANT SELECT, UPDATE ON users TO "{role}"; GRANT TEMP ON DATABASE "{name}" TO "{role}""#)).await;
+    let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
+    let sql = |sql: &str| AssertSqlSafe(sql.to_owned());
+    sqlx::raw_sql(sql(&format!(r#"SET ROLE "{role}""#))).execute(&mut conn).await.unwrap();
+    sqlx::raw_sql("UPDATE users SET full_name = 'Alice'").execute(&mut conn).await.unwrap();
+    // A table of one's own by the same name is not where it goes.
+    sqlx::raw_sql("CREATE TEMP TABLE history_unsealed (id bigint)").execute(&mut conn).await.unwrap();
+    sqlx::raw_sql("UPDATE users SET full_name = 'Alice Liddell'").execute(&mut conn).await.unwrap();
+    assert_eq!(lines(&app).await.len(), 3);
+    seal(&app).await;
+    assert_eq!(verify(&app).await.rows, 3);
+    for forbidden in [
+        "DELETE FROM history",
+        "UPDATE history SET actor = NULL",
+        "INSERT INTO history (table_name) VALUES ('x')",
+        "SELECT drop_history(now())",
+        "SELECT prepare_history()",
+        "CREATE TRIGGER forge AFTER INSERT ON history_unsealed FOR EACH ROW
+         EXECUTE FUNCTION record_change('{}', '{}', '{}')",
+        "CREATE TRIGGER forge AFTER DELETE ON history_unsealed FOR EACH ROW EXECUTE FUNCTION forget_person()",
+        "SELECT write_history('users', 'INSERT', NULL, '{}', '{}', '{}', '{}')",
+    ] {
+        let refused = sqlx::raw_sql(forbidden).execute(&mut conn).await.unwrap_err().to_string();
+        assert!(refused.contains("permission denied"), "{forbidden}: {refused}");
+    }
+    sqlx::raw_sql("RESET ROLE").execute(&mut conn).await.unwrap();
+    execute(&app, &format!(r#"DROP OWNED BY "{role}"; DROP ROLE "{role}""#)).await;
+}
+
+/// With 20 sealed rows in two seals, and their ids.
+async fn with_sealed_history() -> (App, Vec<i64>) {
+    let app = App::new().await;
+    for batch in 0..2 {
+        for user in 0..10 {
+            app.register(&format!("user-{batch}-{user}")).await;
+        }
+        assert_eq!(seal(&app).await, 10);
+    }
+    let ids = sqlx::query_scalar("SELECT id FROM history ORDER BY id").fetch_all(&app.db).await.unwrap();
+    let found = verify(&app).await;
+    assert_eq!((found.seals, found.rows, found.unsealed, &*found.problems), (2, 20, 0, &[][..]));
+    (app, ids)
+}
+
+#[tokio::test]
+async fn every_kind_of_tampering_is_found_and_named() {
+    let (app, ids) = with_sealed_history().await;
+    let [a, b] = [ids[3], ids[14]];
+    for (what, sql, expected) in [
+        ("actor", format!("UPDATE history SET actor = 'x' WHERE id = {a}"), vec![Problem::Altered { row: a }]),
+        ("time", format!("UPDATE history SET changed_at = changed_at + interval '1 us' WHERE id = {a}"), vec![Problem::Altered { row: a }]),
+        ("data", format!("UPDATE history SET changed_data = jsonb_set(changed_data, '{{after,roles}}', '[\"admin\"]') WHERE id = {b}"), vec![Problem::Altered { row: b }]),
+        ("deleted", format!("DELETE FROM history WHERE id = {b}"), vec![Problem::Missing { row: b }]),
+        ("first deleted", format!("DELETE FROM history WHERE id = {}", ids[0]), vec![Problem::Missing { row: ids[0] }]),
+        ("last deleted", format!("DELETE FROM history WHERE id = {}", ids[19]), vec![Problem::Missing { row: ids[19] }]),
+        (
+            "swapped",
+            format!(
+                "UPDATE history SET (row_id, user_id) = (other.row_id, other.user_id) FROM history AS other
+                 WHERE (history.id, other.id) IN (({a}, {b}), ({b}, {a}))"
+            ),
+            vec![Problem::Altered { row: a }, Problem::Altered { row: b }],
+        ),
+        ("renumbered", format!("UPDATE history SET id = 999999 WHERE id = {a}"), vec![Problem::Missing { row: a }, Problem::Inserted { row: 999_999 }]),
+        (
+            "inserted",
+            "INSERT INTO history (id, table_name, operation, changed_data, changed_at, database_user)
+             VALUES (888888, 'users', 'INSERT', '{}', now(), 'x')".into(),
+            vec![Problem::Inserted { row: 888_888 }],
+        ),
+        (
+            "inserted by the side of another",
+            format!(
+                "INSERT INTO history (id, table_name, operation, changed_data, changed_at, database_user)
+                 VALUES ({a}, 'users', 'INSERT', '{{}}', now() + interval '1 day', 'x')"
+            ),
+            vec![Problem::Inserted { row: a }],
+        ),
+        ("personal", format!("UPDATE history_personal SET changed_data = '{{}}' WHERE history_id = {a}"), vec![Problem::PersonalAltered { row: a }]),
+        ("personal gone", format!("DELETE FROM history_personal WHERE history_id = {a}"), vec![Problem::PersonalMissing { row: a }]),
+        ("seal", "UPDATE history_seals SET sealed_at = now() WHERE number = 1".into(), vec![Problem::SealAltered { seal: 1 }]),
+        (
+            "row and its hash",
+            format!(
+                "UPDATE history SET actor = 'x' WHERE id = {a};
+                 UPDATE history_seals SET row_hashes = set_byte(row_hashes, 100, get_byte(row_hashes, 100) # 1) WHERE number = 1"
+            ),
+            vec![Problem::SealAltered { seal: 1 }],
+        ),
+        ("rows unknown", "UPDATE history_seals SET row_hashes = NULL WHERE number = 2; DELETE FROM history WHERE id > 0".into(), vec![]),
+        ("first seal gone", "DELETE FROM history_seals WHERE number = 1".into(), vec![Problem::SealMissing { seal: 1 }]),
+    ] {
+        // On a copy, so that each starts from what is right.
+        let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
+        let undo = "DROP SCHEMA IF EXISTS kept CASCADE; CREATE SCHEMA kept;
+            CREATE TABLE kept.history AS SELECT * FROM history; CREATE TABLE kept.personal AS SELECT * FROM history_personal;
+            CREATE TABLE kept.seals AS SELECT * FROM history_seals;";
+        sqlx::raw_sql(undo).execute(&mut conn).await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut conn).await.unwrap();
+        let problems = verify(&app).await.problems;
+        if expected.is_empty() {
+            assert!(!problems.is_empty(), "{what}");
+        } else {
+            assert!(problems.starts_with(&expected), "{what}: {problems:?}");
+        }
+        let redo = "DELETE FROM history; INSERT INTO history SELECT * FROM kept.history;
+            DELETE FROM history_personal; INSERT INTO history_personal SELECT * FROM kept.personal;
+            DELETE FROM history_seals; INSERT INTO history_seals SELECT * FROM kept.seals;";
+        sqlx::raw_sql(redo).execute(&mut conn).await.unwrap();
+        assert_eq!(verify(&app).await.problems, [], "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_chain_that_was_cut_off_is_found_with_a_head_from_the_log() {
+    let (app, _) = with_sealed_history().await;
+    let head = verify(&app).await.head.unwrap();
+    let found = gatepass(&app, &["history", "verify", "--head", &head.hash(), "--json"], "").await.json();
+    assert_eq!((&found["rows"], &found["problems"]), (&json!(20), &json!([])));
+    assert_eq!(found["head"], json!({ "seal": 2, "hash": head.hash() }));
+
+    // All of the last seal, as if it had never been: of itself, nothing shows that.
+    execute(&app, "DELETE FROM history WHERE id <@ (SELECT ids FROM history_seals WHERE number = 2); DELETE FROM history_seals WHERE number = 2").await;
+    assert_eq!(verify(&app).await.problems, []);
+    app.register("later").await;
+    seal(&app).await;
+    assert_eq!(verify(&app).await.problems, []);
+    assert_eq!(app.state().history().verify(Some(head.hash)).await.unwrap().problems, [Problem::HeadUnknown]);
+    let ended = gatepass(&app, &["history", "verify", "--head", &head.hash()], "").await;
+    assert!(ended.expect(1).stderr.contains("the history is not what was sealed"));
+    gatepass(&app, &["history", "verify", "--head", "abc"], "").await.fails(2, &["64 hexadecimal digits"]);
+}
+
+#[tokio::test]
+async fn a_row_that_was_deleted_before_its_seal_stays_missing_and_holds_up_no_other() {
+    let app = App::new().await;
+    app.register("alice").await;
+    app.register("bob").await;
+    let row: i64 =
+        sqlx::query_scalar("DELETE FROM history WHERE id = (SELECT min(id) FROM history) RETURNING id")
+            .fetch_one(&app.db)
+            .await
+            .unwrap();
+    assert_eq!(verify(&app).await.problems, [Problem::Missing { row }]);
+    assert_eq!(seal(&app).await, 1);
+    assert_eq!(seal(&app).await, 0);
+    assert_eq!(verify(&app).await.problems, [Problem::Missing { row }]);
+}
+
+#[tokio::test]
+async fn the_service_seals_by_itself_and_logs_the_head() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let home = Home::new();
+    let mut service = home.serve(&[("DB_SOURCE", &app.database_url), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+    service.logged("history sealed").await;
+    let found = verify(&app).await;
+    assert_eq!((found.seals, found.rows, found.unsealed), (1, 1, 0));
+    assert!(service.stderr().contains(&found.head.unwrap().hash()), "{}", service.stderr());
+    let said = gatepass(&app, &["history", "seal"], "").await.expect(0).stdout;
+    assert_eq!(said, "nothing to seal\n");
+    app.register("bob").await;
+    let said = gatepass(&app, &["history", "seal"], "").await.expect(0).stdout;
+    let head = verify(&app).await.head.unwrap();
+    assert_eq!(said, format!("1 row(s) sealed; seal 2 has the hash {}\n", head.hash()));
+}
+
+#[tokio::test]
+async fn what_commits_late_is_sealed_late_and_nothing_is_missed_by_two_who_seal_at_once() {
+    let app = App::new().await;
+    let alice = app.register("alice").await;
+    let mut late = PgConnection::connect(&app.database_url).await.unwrap();
+    let mut late = late.begin().await.unwrap();
+    sqlx::query("UPDATE users SET full_name = 'Late' WHERE id = $1::uuid")
+        .bind(alice["id"].as_str())
+        .execute(&mut *late)
+        .await
+        .unwrap();
+    app.register("bob").await;
+    assert_eq!(seal(&app).await, 2);
+    assert_eq!(verify(&app).await.unsealed, 0);
+    late.commit().await.unwrap();
+    let found = verify(&app).await;
+    assert_eq!((found.rows, found.unsealed, &*found.problems), (2, 1, &[][..]));
+    assert_eq!(seal(&app).await, 1);
+
+    for user in 0..40 {
+        app.register(&format!("user-{user}")).await;
+    }
+    let replica = app.replica(&[]).await;
+    let (one, other) = tokio::join!(seal(&app), seal(&replica));
+    assert_eq!(one + other, 40);
+    let found = verify(&app).await;
+    assert_eq!((found.rows, found.unsealed, &*found.problems), (43, 0, &[][..]));
+    assert_eq!(seal(&app).await, 0);
+}
+
+#[tokio::test]
+async fn a_sealer_that_dies_leaves_nothing_half_done() {
+    let app = App::new().await;
+    app.register("alice").await;
+    // It stops at the last step, as it cannot write the seal, and is then cut off.
+    let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
+    let mut lock = conn.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE history_seals IN SHARE MODE").execute(&mut *lock).await.unwrap();
+    let history = app.state().history().clone();
+    let sealing = tokio::spawn(async move { history.seal().await });
+    crate::process::until("it waits to write", async || {
+        let cut: Vec<bool> = sqlx::query_scalar(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+             WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%history_seals%'",
+        )
+        .fetch_all(&app.db)
+        .await
+        .unwrap();
+        !cut.is_empty()
+    })
+    .await;
+    sealing.await.unwrap().unwrap_err();
+    lock.rollback().await.unwrap();
+    let found = verify(&app).await;
+    assert_eq!((found.seals, found.unsealed, &*found.problems), (0, 1, &[][..]));
+    assert_eq!(seal(&app).await, 1);
+    assert_eq!(verify(&app).await.problems, []);
+}
+
+#[tokio::test]
+async fn months_are_made_ahead_and_given_up_as_a_whole_when_they_are_sealed() {
+    let app = App::new().await;
+    let history =
+        History::new(app.db.clone(), app.db.clone(), Some(std::time::Duration::from_hours(24 * 365)));
+    app.register("alice").await;
+    let login = app.login("alice").await;
+    // As if these had been written two and three years ago.
+    for (ago, rows) in [("3 years", 4), ("2 years", 3)] {
+        execute(
+            &app,
+            &format!(
+                "WITH old AS (
+                     INSERT INTO history (table_name, operation, user_id, changed_data, changed_at, database_user)
+                     SELECT 'users', 'UPDATE', '{}', '{{}}', now() - interval '{ago}', 'x' FROM generate_series(1, {rows})
+                     RETURNING id
+                 ) INSERT INTO history_unsealed SELECT id FROM old",
+                login["user"]["id"].as_str().unwrap()
+            ),
+        )
+        .await;
+    }
+    let now = app.clock.now().max(time::OffsetDateTime::from(std::time::SystemTime::now()));
+    // Not sealed: it stays.
+    assert_eq!(history.keep_up(now).await.unwrap(), [""; 0]);
+    let partitions = async || -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM pg_inherits WHERE inhparent = 'history'::regclass")
+            .fetch_one(&app.db)
+            .await
+            .unwrap()
+    };
+    assert_eq!(partitions().await, 1 + 3 + 2, "the default, three months ahead, two from long ago");
+    let in_default: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM history_default").fetch_one(&app.db).await.unwrap();
+    assert_eq!(in_default, 0);
+    assert_eq!(seal(&app).await, 9);
+    assert_eq!(verify(&app).await.problems, []);
+    assert_eq!(history.keep_up(now - Duration::days(540)).await.unwrap().len(), 1);
+    assert_eq!(history.keep_up(now).await.unwrap().len(), 1);
+    assert_eq!(history.keep_up(now).await.unwrap(), [""; 0]);
+    assert_eq!(partitions().await, 4);
+    let found = verify(&app).await;
+    assert_eq!((found.rows, found.given_up, found.unsealed, &*found.problems), (2, 7, 2, &[][..]));
+    seal(&app).await;
+    assert_eq!(verify(&app).await.problems, []);
+    // The last month is nobody's to give up.
+    let all = History::new(app.db.clone(), app.db.clone(), Some(std::time::Duration::ZERO));
+    assert_eq!(all.keep_up(now + Duration::days(4000)).await.unwrap(), [""; 0]);
+    // Who deletes rows and says nothing is found out all the same.
+    execute(&app, "DELETE FROM history WHERE operation = 'INSERT' AND table_name = 'sessions'").await;
+    assert!(matches!(verify(&app).await.problems[..], [Problem::Missing { .. }]));
+}
+
+#[tokio::test]
+async fn reading_goes_by_an_index() {
+    let app = App::new().await;
+    execute(
+        &app,
+        "INSERT INTO history (table_name, operation, user_id, changed_data, changed_at, database_user)
+         SELECT CASE WHEN n % 1000 = 0 THEN 'clients' ELSE 'sessions' END, 'INSERT', gen_random_uuid(), '{}', now(), 'x'
+         FROM generate_series(1, 20000) AS n;
+         ANALYZE history",
+    )
+    .await;
+    for condition in
+        ["history.user_id = '019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e'", "table_name = 'clients'", "true"]
+    {
+        let sql = format!(
+            "EXPLAIN SELECT * FROM history LEFT JOIN history_personal ON history_id = history.id
+             WHERE history.id < 15000 AND {condition} ORDER BY history.id DESC LIMIT 50"
+        );
+        let plan = sqlx::query(AssertSqlSafe(sql)).fetch_all(&app.db).await.unwrap();
+        let plan = plan.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>().join("\n");
+        let month: String = sqlx::query_scalar("SELECT 'history_' || to_char(now(), 'YYYY_MM')")
+            .fetch_one(&app.db)
+            .await
+            .unwrap();
+        assert!(!plan.contains(&format!("Seq Scan on {month}")), "{condition}\n{plan}");
+    }
+}
