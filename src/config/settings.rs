@@ -193,7 +193,7 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "DB_MAX_CONNECTIONS",
-        about: "Connections to the database at most, 1 to 1000.",
+        about: "Connections for requests at most, 1 to 1000; five more serve what goes on beside them.",
         default: DefaultValue::Text("10"),
         ..DATABASE
     },
