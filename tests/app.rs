@@ -12,7 +12,8 @@ use std::{
     env,
     error::Error,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -261,6 +262,19 @@ pub async fn admin(sql: &str) {
 fn server_url() -> String {
     env::var("DATABASE_URL")
         .expect("tests need a Postgres: run `make test`, or `scripts/with-postgres cargo test`")
+}
+
+/// A client program of Postgres, such as `pg_dump`, about to work on the database at `url`.
+pub fn postgres_program(name: &str, url: &str) -> Command {
+    let ensure = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ensure-postgres");
+    let bin = Command::new(ensure).arg("--print-bindir").output().unwrap();
+    let program = Path::new(String::from_utf8(bin.stdout).unwrap().trim()).join(name);
+    let options: PgConnectOptions = url.parse().unwrap();
+    let mut command = Command::new(if program.exists() { &program } else { Path::new(name) });
+    command.arg("--host").arg(options.get_socket().map_or(Path::new(options.get_host()), |socket| socket));
+    command.args(["--port", &options.get_port().to_string(), "--username", options.get_username()]);
+    command.args(["--dbname", options.get_database().unwrap()]);
+    command
 }
 
 /// The run's server, and in it the database `name`.

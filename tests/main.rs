@@ -9,6 +9,7 @@
 
 mod admin;
 mod app;
+mod backup;
 mod bad_input;
 mod binary;
 mod clean_up;

@@ -1,12 +1,12 @@
 //! The migrations: up and down again lead to the same schema, any number of processes may apply them, and what they make
 //! is documented, named, indexed, and holds the rules by itself.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use gatepass::store::migrations::{self, State};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::app::{database, empty_database};
+use crate::app::{database, empty_database, postgres_program};
 
 async fn connect(url: &str) -> PgConnection {
     PgConnection::connect(url).await.unwrap()
@@ -19,19 +19,7 @@ async fn rows(conn: &mut PgConnection, sql: &'static str) -> Vec<String> {
 
 /// The whole schema as `pg_dump` writes it.
 fn schema(url: &str) -> String {
-    let ensure = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ensure-postgres");
-    let bin = Command::new(ensure).arg("--print-bindir").output().unwrap();
-    let bin = String::from_utf8(bin.stdout).unwrap();
-    let program = Path::new(bin.trim()).join("pg_dump");
-    let options: PgConnectOptions = url.parse().unwrap();
-    let output = Command::new(if program.exists() { program.as_path() } else { Path::new("pg_dump") })
-        .arg("--schema-only")
-        .arg("--host")
-        .arg(options.get_socket().map_or(Path::new(options.get_host()), |socket| socket))
-        .args(["--port", &options.get_port().to_string(), "--username", options.get_username()])
-        .arg(options.get_database().unwrap())
-        .output()
-        .unwrap();
+    let output = postgres_program("pg_dump", url).arg("--schema-only").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     // These hold a random word.

@@ -334,6 +334,34 @@ async fn what_is_wrong_with_the_question_is_said() {
     ask(&app, &client, "").await.expect_problem(401, "invalid_client");
 }
 
+/// Of a restored database, the rows have transactions that its new server has yet to come to.
+#[tokio::test]
+async fn what_another_server_wrote_comes_at_first_and_is_no_news_afterwards() {
+    let (before, client) = alice_and_a_client().await;
+    let gone = before.login("alice").await;
+    let restored = "
+        INSERT INTO revocations (xid, session_id, expires_at)
+        SELECT (pg_current_xact_id()::text::bigint + 1000000)::text::xid8, id, access_expires_at
+        FROM sessions WHERE id = $1::uuid";
+    before.sql(restored, &gone["session_id"]).await;
+    // It starts on the restored database.
+    let app = before.replica(&[]).await;
+    app.get("/users/me").bearer(&gone).send().await.expect_problem(401, "session_revoked");
+    let mut feed = ask(&app, &client, "").await.expect(200);
+    assert_eq!(sessions(&feed), [text(&gone["session_id"])]);
+    for _ in 0..2 {
+        let news = app.state().feed().news();
+        app.hear().await;
+        assert!(!news.has_changed().unwrap(), "those who wait are woken for nothing");
+        feed = since(&app, &client, &feed).await;
+        assert_eq!(feed["revocations"], json!([]));
+    }
+    // What is new comes all the same.
+    let login = app.login("alice").await;
+    log_out(&app, &login).await;
+    assert_eq!(sessions(&since(&app, &client, &feed).await), [text(&login["session_id"])]);
+}
+
 #[tokio::test]
 async fn a_thousand_wait_and_hold_up_nobody() {
     let (app, client) = alice_and_a_client().await;

@@ -1,0 +1,219 @@
+//! A dump that is taken while the service serves, restored into an empty server, is the service again: users log in, tokens
+//! go on working, sessions that had ended stay ended, the history verifies and goes on. And what happened after the dump is
+//! undone, which docs/backup.md says what to do about.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use tokio::process::Command;
+
+use crate::{
+    app::{KEY, PASSWORD, database, postgres_program},
+    process::{Ended, Home, Process, Signal, until},
+};
+
+/// A service on one database, and the command line beside it.
+struct Site<'a> {
+    home: &'a Home,
+    service: Process,
+    database_url: &'a str,
+    http: reqwest::Client,
+}
+
+/// What does not come from the database: the root key, the pepper.
+fn environment(database_url: &str) -> [(&str, &str); 5] {
+    [
+        ("DB_SOURCE", database_url),
+        ("MIGRATE_ON_START", "false"),
+        ("TOKEN_FORMAT", "v4.public"),
+        ("TOKEN_SYMMETRIC_KEY", KEY),
+        ("PASSWORD_PEPPER", "1:MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI="),
+    ]
+}
+
+impl<'a> Site<'a> {
+    async fn open(home: &'a Home, database_url: &'a str) -> Self {
+        let service = home.serve(&environment(database_url)).await;
+        Self { home, service, database_url, http: reqwest::Client::new() }
+    }
+
+    async fn gatepass(&self, args: &[&str]) -> Ended {
+        let invocation = self.home.gatepass(args).envs(&crate::process::QUICK);
+        invocation.envs(&environment(self.database_url)).stdin(&format!("{PASSWORD}\n")).run().await
+    }
+
+    async fn log_in(&self, username: &str) -> Value {
+        let credentials = json!({ "username": username, "password": PASSWORD });
+        let (status, login) = self.service.post("/users/login", &credentials).await;
+        assert_eq!(status, 200, "{login}");
+        login
+    }
+
+    async fn log_out(&self, login: &Value) {
+        let request = self.http.post(self.service.url("/users/logout"));
+        let answer = request.bearer_auth(text(&login["access_token"])).send().await.unwrap();
+        assert_eq!(answer.status(), 204);
+    }
+
+    /// What becomes of the refresh token: the answer, or the code of the problem.
+    async fn renew(&self, login: &Value) -> Result<Value, String> {
+        let body = json!({ "refresh_token": login["refresh_token"] });
+        let (status, answer) = self.service.post("/tokens/renew_access", &body).await;
+        if status == 200 { Ok(answer) } else { Err(text(&answer["code"]).to_owned()) }
+    }
+
+    /// What becomes of the access token: "ok", or the code of the problem.
+    async fn knock(&self, login: &Value) -> String {
+        let (status, answer) = self.service.get_as(text(&login["access_token"]), "/users/me").await;
+        if status == 200 { "ok".to_owned() } else { text(&answer["code"]).to_owned() }
+    }
+
+    /// Whether the service `client` is told that this access token is good.
+    async fn introspect(&self, client: &Value, login: &Value) -> bool {
+        let request = self.http.post(self.service.url("/tokens/introspect"));
+        let request = request.basic_auth(text(&client["client_id"]), Some(text(&client["client_secret"])));
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        let answer = request.body(format!("token={}", text(&login["access_token"]))).send().await.unwrap();
+        answer.json::<Value>().await.unwrap()["active"] == json!(true)
+    }
+
+    /// Seals the history; the new head.
+    async fn seal(&self) -> String {
+        text(&self.gatepass(&["history", "seal", "--json"]).await.json()["head"]["hash"]).to_owned()
+    }
+
+    async fn sessions(&self) -> i64 {
+        let mut conn = PgConnection::connect(self.database_url).await.unwrap();
+        sqlx::query_scalar("SELECT count(*) FROM sessions").fetch_one(&mut conn).await.unwrap()
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
+
+/// A Postgres of its own that nobody has ever used, and where it is. It goes when it is dropped.
+async fn empty_server(home: &Home) -> (Process, String) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-postgres");
+    let shell = home.program(&script).arg("sh").arg("-c").arg(r#"echo "$DATABASE_URL"; cat"#);
+    let server = shell.start();
+    until("the empty server is up", async || server.stdout().ends_with('\n')).await;
+    let url = server.stdout().trim().to_owned();
+    (server, url)
+}
+
+/// Dumps the database of a service that is busy all the while.
+async fn dump(site: &Site<'_>, file: &str) {
+    let mut pg_dump = postgres_program("pg_dump", site.database_url);
+    pg_dump.args(["--format", "custom", "--file", file]);
+    let mut pg_dump = Command::from(pg_dump).kill_on_drop(true).spawn().unwrap();
+    let mut logins = 0;
+    let busy = async {
+        loop {
+            let login = site.log_in("bob").await;
+            site.renew(&login).await.unwrap();
+            site.log_out(&login).await;
+            logins += 1;
+        }
+    };
+    let ended = tokio::select! {
+        ended = pg_dump.wait() => ended.unwrap(),
+        () = busy => unreachable!(),
+    };
+    assert!(ended.success(), "pg_dump: {ended}");
+    println!("backup: {logins} logins, renewals and logouts while the database was dumped");
+    assert!(logins > 0, "nothing went on while the database was dumped");
+}
+
+async fn restore(file: &str, database_url: &str) {
+    let mut pg_restore = postgres_program("pg_restore", database_url);
+    pg_restore.args(["--exit-on-error", "--no-owner", file]);
+    let ended = Command::from(pg_restore).status().await.unwrap();
+    assert!(ended.success(), "pg_restore: {ended}");
+}
+
+#[tokio::test]
+async fn a_dump_of_a_busy_service_restored_into_an_empty_server_is_the_service_again() {
+    let home = Home::new();
+    let (database_url, file) = (database().await, home.path("gatepass.dump"));
+    let file = file.to_str().unwrap();
+    let site = Site::open(&home, &database_url).await;
+    for username in ["alice", "bob", "root"] {
+        let email = format!("{username}@example.com");
+        let args = ["user", "create", username, "--email", &email, "--password-stdin"];
+        site.gatepass(&args).await.expect(0);
+    }
+    site.gatepass(&["user", "set-role", "root", "admin"]).await.expect(0);
+    let client = site.gatepass(&["client", "create", "orders", "--json"]).await.json();
+    let root = site.log_in("root").await;
+    let [used, renewed, ended] = [(); 3].map(|()| site.log_in("alice"));
+    let (used, renewed, ended) = (used.await, renewed.await, ended.await);
+    let successor = site.renew(&renewed).await.unwrap();
+    assert_eq!(site.knock(&successor).await, "ok");
+    site.log_out(&ended).await;
+    let [ended_later, renewed_later] = [(); 2].map(|()| site.log_in("alice"));
+    let (ended_later, renewed_later) = (ended_later.await, renewed_later.await);
+    let head = site.seal().await;
+    let sessions_before = site.sessions().await;
+
+    dump(&site, file).await;
+    let sessions_after = site.sessions().await;
+    site.log_out(&ended_later).await;
+    let successor_later = site.renew(&renewed_later).await.unwrap();
+    let begun_later = site.log_in("alice").await;
+    let head_later = site.seal().await;
+    site.service.stop(Signal::KILL).await;
+
+    let (server, empty_url) = empty_server(&home).await;
+    restore(file, &empty_url).await;
+    let site = Site::open(&home, &empty_url).await;
+    let restored = site.sessions().await;
+    assert!((sessions_before..=sessions_after).contains(&restored), "{restored}");
+    let status = site.gatepass(&["migrate", "status"]).await.expect(0).stdout;
+    assert!(status.lines().all(|line| line.contains("  applied  ")), "{status}");
+    site.gatepass(&["doctor"]).await.expect(0);
+
+    // Everybody goes on as if nothing had been.
+    let login = site.log_in("alice").await;
+    for login in [&login, &used, &successor, &root] {
+        assert_eq!(site.knock(login).await, "ok");
+        assert!(site.introspect(&client, login).await);
+    }
+    assert_eq!(site.service.get_as(text(&root["access_token"]), "/admin/users").await.0, 200);
+    assert_eq!(site.knock(&site.renew(&used).await.unwrap()).await, "ok");
+    assert_eq!(site.knock(&site.renew(&successor).await.unwrap()).await, "ok");
+    // What had ended stays ended, and what ends is refused.
+    for login in [&ended, &login] {
+        if login["session_id"] != ended["session_id"] {
+            site.log_out(login).await;
+        }
+        assert_eq!(site.knock(login).await, "session_revoked");
+        assert_eq!(site.renew(login).await, Err("session_revoked".to_owned()));
+        assert!(!site.introspect(&client, login).await);
+    }
+    // A copy of a refresh token is found out as before.
+    assert_eq!(site.renew(&renewed).await, Err("refresh_token_reused".to_owned()));
+    // The history is what was sealed, and goes on.
+    site.gatepass(&["history", "verify", "--head", &head]).await.expect(0);
+    let next_head = site.seal().await;
+    site.gatepass(&["history", "verify", "--head", &next_head]).await.expect(0);
+
+    // Whatever came after the dump has not been. The history tells, by a head from the log.
+    let verification = site.gatepass(&["history", "verify", "--head", &head_later]).await.expect(1);
+    assert!(verification.stdout.contains("the chain was cut off"), "{}", verification.stdout);
+    assert_eq!(site.knock(&ended_later).await, "ok", "it is alive again");
+    assert_eq!(site.knock(&begun_later).await, "ok", "nobody knows of it, and so nobody can end it");
+    assert_eq!(site.renew(&begun_later).await, Err("invalid_refresh_token".to_owned()));
+    assert_eq!(site.renew(&successor_later).await, Err("refresh_token_reused".to_owned()));
+    // What to do about it: end all sessions.
+    let psql = postgres_program("psql", &empty_url).args(["-qc", "TRUNCATE sessions"]).status().unwrap();
+    assert!(psql.success());
+    until("all sessions are over", async || site.knock(&ended_later).await == "session_revoked").await;
+    for login in [&ended_later, &used, &root] {
+        assert_eq!(site.knock(login).await, "session_revoked");
+        assert_eq!(site.renew(login).await, Err("invalid_refresh_token".to_owned()));
+    }
+    site.service.stop(Signal::TERM).await.expect(0);
+    server.end().await.expect(0);
+}
