@@ -30,6 +30,7 @@ mod manners;
 mod migrations;
 mod other_libraries;
 mod passwords;
+mod plans;
 mod process;
 mod published_revocations;
 mod readme;
