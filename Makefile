@@ -88,6 +88,11 @@ generated: sqlx openapi app-env db_docs ## Regenerate all files that are made fr
 sqlx: ## Regenerate .sqlx, from the queries and the migrations
 	scripts/sqlx-prepare
 
+.PHONY: release-queries
+release-queries: ## Record what this version asks of the database, which the next one's schema has to bear
+	RECORD_RELEASE=1 scripts/with-postgres cargo test --locked --all-features --test gatepass \
+	  released::what_the_release_before_asks_this_schema_answers
+
 .PHONY: openapi
 openapi: ## Regenerate docs/openapi.json
 	@mkdir -p docs target

@@ -34,6 +34,7 @@ mod plans;
 mod process;
 mod published_revocations;
 mod readme;
+mod released;
 #[cfg(feature = "remote")]
 mod remote_keys;
 #[cfg(feature = "remote")]
