@@ -21,6 +21,7 @@ mod forgeries;
 mod forward_auth;
 mod fuzzing;
 mod history;
+mod isolation;
 mod key_commands;
 mod keys;
 mod kill;

@@ -380,7 +380,7 @@ pub struct Sighting {
 }
 
 /// Notes that sessions are used, and confirms the generation that was seen where that is still the present one. The rows
-/// are locked in the order of the sightings; of a session there may be one at most.
+/// are locked in the order of their ids; of a session there may be one sighting at most.
 ///
 /// # Errors
 ///
