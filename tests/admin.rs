@@ -9,7 +9,10 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use time::Duration;
 use tokio::{task::JoinSet, time::timeout};
 
-use crate::app::{Answer, App, PASSWORD};
+use crate::{
+    app::{Answer, App, PASSWORD},
+    process::until,
+};
 
 /// Makes users by hand. Their ids and usernames rise with their numbers; every second is a `member`, every thousandth an
 /// `auditor`, and the addresses of every third begin otherwise than the usernames.
@@ -528,9 +531,10 @@ async fn of_administrators_who_take_each_other_away_at_once_one_is_left() {
 async fn somebody_waits(app: &App) {
     let waiting = "SELECT count(*) FROM pg_stat_activity
                    WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&app.db).await.unwrap() == 0 {
-        tokio::task::yield_now().await;
-    }
+    until("somebody waits", async || {
+        sqlx::query_scalar::<_, i64>(waiting).fetch_one(&app.db).await.unwrap() > 0
+    })
+    .await;
 }
 
 #[tokio::test]

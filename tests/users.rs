@@ -11,7 +11,10 @@ use time::{Duration, OffsetDateTime};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::app::{Answer, App, KEY, PASSWORD, START};
+use crate::{
+    app::{Answer, App, KEY, PASSWORD, START},
+    process::until,
+};
 
 const OTHER_KEY: &str = "k4.local.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
 
@@ -423,9 +426,10 @@ async fn no_session_begins_for_a_user_who_changed_while_the_password_was_checked
     let waits = async {
         let waiting = "SELECT count(*) FROM pg_stat_activity
                        WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&app.db).await.unwrap() == 0 {
-            tokio::task::yield_now().await;
-        }
+        until("the login waits", async || {
+            sqlx::query_scalar::<_, i64>(waiting).fetch_one(&app.db).await.unwrap() > 0
+        })
+        .await;
         administrator.commit().await.unwrap();
     };
     let (began, ()) = tokio::join!(begin(6), waits);
