@@ -33,7 +33,10 @@ use gatepass::{
     config::{self, Settings, Sources},
     http::{self, Limits},
     random,
-    store::{PgPool, Source, migrations},
+    store::{
+        PgPool, Source, migrations,
+        roles::{self, Login},
+    },
     token::SymmetricKey,
 };
 use http_body_util::BodyExt;
@@ -55,11 +58,13 @@ pub const KEY: &str = "k4.local.JKRqVqvl6j0UzdkslLRA1Gd4T1wYqbfVgBJcAZ9vWxM";
 /// The service of one test.
 pub struct App {
     pub clock: Clock,
+    /// For the test itself, which may do everything; the service is `gatepass_app`.
     pub db: PgPool,
     /// Where the database is, for a binary or a connection of the test's own.
     pub database_url: String,
     pub router: Router,
     app: http::App,
+    pools: Pools,
 }
 
 impl App {
@@ -80,10 +85,10 @@ impl App {
         let clock = Clock::fixed(START);
         let key: SymmetricKey = KEY.parse().unwrap();
         let db = Source::new(&database_url.clone().into()).unwrap().pool(8);
-        let pools = Pools { requests: db.clone(), background: db.clone(), feed: db.clone() };
-        let app = serve::app(&settings, &key, pools, clock.clone(), limits).await.unwrap();
+        let pools = pools(&database_url);
+        let app = serve::app(&settings, &key, pools.clone(), clock.clone(), limits).await.unwrap();
         app.feed().hear().await.unwrap();
-        Self { clock, db, database_url, router: http::router(app.clone()), app }
+        Self { clock, db, database_url, router: http::router(app.clone()), app, pools }
     }
 
     /// Another replica: the same database, clock and key.
@@ -105,11 +110,11 @@ impl App {
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let db = Source::new(&self.database_url.clone().into()).unwrap().pool(8);
         let key: SymmetricKey = key.parse().unwrap();
-        let pools = Pools { requests: db.clone(), background: db.clone(), feed: db.clone() };
-        let app = serve::app(&settings(more), &key, pools, clock.clone(), Limits::default()).await?;
+        let pools = pools(&self.database_url);
+        let app = serve::app(&settings(more), &key, pools.clone(), clock.clone(), Limits::default()).await?;
         app.feed().hear().await?;
         let database_url = self.database_url.clone();
-        Ok(Self { clock, db, database_url, router: http::router(app.clone()), app })
+        Ok(Self { clock, db, database_url, router: http::router(app.clone()), app, pools })
     }
 
     /// Registers `username`, makes them an administrator and logs them in.
@@ -117,6 +122,11 @@ impl App {
         let user = self.register(username).await;
         self.sql("UPDATE users SET roles = '{admin}' WHERE id = $1::uuid", &user["id"]).await;
         self.login(username).await
+    }
+
+    /// Takes the database away from the service.
+    pub async fn lose_database(&self) {
+        self.pools.requests.close().await;
     }
 
     /// Runs a statement with the id of a user, a session, … as its `$1`.
@@ -221,7 +231,21 @@ pub fn settings(more: &[(&str, &str)]) -> Settings {
     config::load(Sources { working_dir, config_file: None, environment, cores: 2 }).unwrap().settings
 }
 
-/// A database of one's own with the whole schema in it; its URL.
+/// The connections of a service, with no more rights than it has in production.
+fn pools(database_url: &str) -> Pools {
+    let db = Source::new(&as_role(database_url, roles::APP).into()).unwrap().pool(8);
+    Pools { requests: db.clone(), background: db.clone(), feed: db }
+}
+
+/// The same database, for somebody else.
+pub fn as_role(database_url: &str, role: &str) -> String {
+    use sqlx::ConnectOptions;
+
+    let options: PgConnectOptions = database_url.parse().unwrap();
+    options.username(role).to_url_lossy().to_string()
+}
+
+/// A database of one's own with the whole schema and the roles in it; its URL.
 pub async fn database() -> String {
     static TEMPLATE: OnceCell<()> = OnceCell::const_new();
     TEMPLATE
@@ -230,10 +254,16 @@ pub async fn database() -> String {
             admin(&format!(r#"CREATE DATABASE "{name}""#)).await;
             let mut conn = PgConnection::connect(&url_of(&name)).await.unwrap();
             migrations::up(&mut conn, None).await.unwrap();
+            roles::set_up(&mut conn, Login::Otherwise, &mut random::system()).await.unwrap();
             conn.close().await.unwrap();
         })
         .await;
-    new_database(&format!(r#"TEMPLATE "{}""#, template())).await
+    let url = new_database(&format!(r#"TEMPLATE "{}""#, template())).await;
+    // What roles may do with a database, a template does not hand on.
+    let options: PgConnectOptions = url.parse().unwrap();
+    admin(&format!(r#"GRANT CREATE ON DATABASE "{}" TO {}"#, options.get_database().unwrap(), roles::OWNER))
+        .await;
+    url
 }
 
 /// A database of one's own with nothing in it; its URL.

@@ -407,7 +407,7 @@ async fn a_role_that_may_only_serve_writes_history_and_cannot_change_it() {
     app.register("alice").await;
     let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&app.db).await.unwrap();
     let role = format!("{name}_app");
-    execute(&app, &format!(r#"CREATE ROLE "{role}"; GRANT SELECT, UPDATE ON users TO "{role}"; GRANT TEMP ON DATABASE "{name}" TO "{role}""#)).await;
+    execute(&app, &format!(r#"CREATE ROLE "{role}"; GRANT USAGE ON SCHEMA public TO "{role}"; GRANT SELECT, UPDATE ON users TO "{role}"; GRANT TEMP ON DATABASE "{name}" TO "{role}""#)).await;
     let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
     let sql = |sql: &str| AssertSqlSafe(sql.to_owned());
     sqlx::raw_sql(sql(&format!(r#"SET ROLE "{role}""#))).execute(&mut conn).await.unwrap();

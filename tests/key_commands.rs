@@ -10,7 +10,7 @@ use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 use crate::{
-    app::{KEY, PASSWORD, database, empty_database},
+    app::{KEY, PASSWORD, as_role, database, empty_database},
     process::{Ended, Home, Signal, until},
 };
 
@@ -466,7 +466,7 @@ async fn a_database_that_is_away_is_told_of() {
 
 #[tokio::test]
 async fn doctor_says_what_to_do() {
-    let desk = Desk::new(&[]).await;
+    let desk = Desk::on(&as_role(&database().await, "gatepass_app"), &[]);
     let ended = desk.run(&["doctor"]).await.expect(0);
     assert_eq!(ended.stderr, "");
     for line in ended.stdout.lines() {
@@ -475,7 +475,7 @@ async fn doctor_says_what_to_do() {
     let doctor = desk.doctor().await;
     let areas: Vec<_> =
         doctor["findings"].as_array().unwrap().iter().map(|found| text(&found["area"])).collect();
-    assert_eq!(areas, ["settings", "password", "database", "clock", "schema", "keys"]);
+    assert_eq!(areas, ["settings", "password", "database", "clock", "schema", "roles", "keys"]);
     assert!(doctor["findings"][0]["advice"].is_null());
 
     let empty = empty_database().await;

@@ -42,6 +42,7 @@ mod remote_keys;
 mod remote_revocations;
 mod renewal;
 mod revocations;
+mod roles;
 mod rotation_drill;
 mod session_model;
 mod session_races;

@@ -395,7 +395,7 @@ async fn without_the_database_nobody_is_told_that_there_is_nothing() {
     let feed = ask(&app, &client, "").await.expect(200);
     let answer = wait(&app, &client, &feed);
     waiting(&app, 1).await;
-    app.db.close().await;
+    app.lose_database().await;
     app.state().stop();
     let answer = timeout(SOON, answer).await.unwrap().unwrap();
     answer.expect_problem(503, "database_unavailable");

@@ -549,7 +549,7 @@ async fn a_bearer_request_reads_nothing_from_the_database() {
     lock.rollback().await.unwrap();
 
     // And whoever wanted a connection would get an error.
-    app.db.close().await;
+    app.lose_database().await;
     assert_eq!(app.knock(&alice).await, accepted());
     assert_eq!(app.knock(&gone).await, refused("session_revoked"));
     app.get("/users/me").bearer(&gone).send().await.expect_problem(401, "session_revoked");

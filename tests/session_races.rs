@@ -204,7 +204,7 @@ impl Race {
         let other = app.replica(&[]).await;
         for statement in [
             "CREATE TABLE journal AS SELECT sessions AS was, sessions AS became FROM sessions WITH NO DATA",
-            "CREATE FUNCTION keep_journal() RETURNS trigger LANGUAGE plpgsql AS
+            "CREATE FUNCTION keep_journal() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
              'BEGIN INSERT INTO journal VALUES (OLD, NEW); RETURN NULL; END'",
             "CREATE TRIGGER journal AFTER UPDATE ON sessions FOR EACH ROW EXECUTE FUNCTION keep_journal()",
         ] {

@@ -12,10 +12,13 @@ use time::{Duration, OffsetDateTime};
 use super::{Failure, print, print_json, seconds, setup};
 use crate::{
     clock::Clock,
-    config::{ConfigErrors, Settings},
+    config::{ConfigErrors, Environment, Settings},
     keys::{self, Policy},
     password::{self, Params},
-    store::{self, PgConnection, PgPool, migrations},
+    store::{
+        self, PgConnection, PgPool, migrations,
+        roles::{self, Privilege, Privileges, Standing},
+    },
     token::{
         KeyId, KeyStatus,
         ring::{self, RingKey},
@@ -279,6 +282,7 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
             return findings;
         }
     }
+    findings.extend(roles(&mut conn, settings).await.unwrap_or_else(|error| vec![failed("roles", &error)]));
     if policy.key_pair_formats().next().is_some() {
         let db = database.pool(1);
         let found = ring(policy, &db).await;
@@ -292,6 +296,56 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
 
 async fn schema(database: &setup::Database) -> Result<(), Failure> {
     Ok(migrations::check(&mut database.connection(true).await?).await?)
+}
+
+/// Whether the service may do what it has to, and nothing else.
+async fn roles(conn: &mut PgConnection, settings: &Settings) -> Result<Vec<Finding>, sqlx::Error> {
+    const AREA: &str = "roles";
+
+    let Standing { user, is_superuser, administers, owns_tables } = roles::standing(conn).await?;
+    let held = Privileges::held(conn, &user).await?;
+    let wanted = Privileges::of_app();
+    let missing = wanted.beyond(&held);
+    if !missing.is_empty() {
+        let message = format!("{user} may not do what the service has to: {}", listed(&missing));
+        return Ok(vec![
+            Finding::new(AREA, Level::Problem, message).advise("run `gatepass db setup` as the master user"),
+        ]);
+    }
+    let excess = held.beyond(&wanted);
+    let more = if is_superuser {
+        "is a superuser: it may change everything, the history too".to_owned()
+    } else if owns_tables {
+        "owns the tables, or is a member of their owner: it may change the schema, and the history".to_owned()
+    } else if !excess.is_empty() {
+        format!("may do more than it has to: {}", listed(&excess))
+    } else if administers {
+        "may make roles or databases, replicate, or pass by row security".to_owned()
+    } else {
+        let message = format!("{user} may do what the service has to, and nothing else");
+        return Ok(vec![Finding::new(AREA, Level::Ok, message)]);
+    };
+    let level = match settings.environment {
+        Environment::Production => Level::Warning,
+        Environment::Development => Level::Note,
+    };
+    Ok(vec![
+        Finding::new(AREA, level, format!("{user} {more}")).advise(format!(
+            "make roles with `gatepass db setup`, and have DB_SOURCE log in as {}",
+            roles::APP
+        )),
+    ])
+}
+
+/// The first few.
+fn listed(privileges: &[&Privilege]) -> String {
+    const SHOWN: usize = 5;
+
+    let mut shown: Vec<_> = privileges.iter().take(SHOWN).map(ToString::to_string).collect();
+    if privileges.len() > SHOWN {
+        shown.push(format!("{} more", privileges.len() - SHOWN));
+    }
+    shown.join(", ")
 }
 
 /// How long the database takes to answer, and what is with its clock.

@@ -4,6 +4,7 @@
 
 mod client;
 mod config;
+mod db;
 mod development_key;
 mod doctor;
 mod health;
@@ -53,6 +54,9 @@ enum Command {
     /// Change or show the version of the database's schema
     #[command(subcommand)]
     Migrate(migrate::Command),
+    /// Prepare the database: its roles
+    #[command(subcommand)]
+    Db(db::Command),
     /// Look after users
     #[command(subcommand)]
     User(user::Command),
@@ -96,6 +100,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve => serve::run(config_file).await,
         Command::Config(args) => config::run(config_file, &args),
         Command::Migrate(command) => migrate::run(config_file, command).await,
+        Command::Db(command) => db::run(config_file, command).await,
         Command::User(command) => user::run(config_file, command).await,
         Command::Client(command) => client::run(config_file, command).await,
         Command::Key(command) => key::run(config_file, command).await,

@@ -48,7 +48,8 @@ pub(super) fn begin(config_file: Option<PathBuf>) -> Result<Settings, Failure> {
 /// The database, and the Postgres of our own behind it when there is one.
 pub(super) struct Database {
     source: store::Source,
-    migration_source: store::Source,
+    migration_source: Option<store::Source>,
+    master_source: Option<store::Source>,
     embedded: Option<Embedded>,
 }
 
@@ -65,11 +66,12 @@ impl Database {
             None => return Err("DB_SOURCE is not set".into()),
         };
         let source = named(store::Source::new(&url), "DB_SOURCE")?;
-        let migration_source = match &settings.migration_db_source {
-            Some(url) => named(store::Source::new(url), "MIGRATION_DB_SOURCE")?,
-            None => source.clone(),
+        let other = |url: &Option<SecretString>, key| {
+            url.as_ref().map(|url| named(store::Source::new(url), key)).transpose()
         };
-        Ok(Self { source, migration_source, embedded })
+        let migration_source = other(&settings.migration_db_source, "MIGRATION_DB_SOURCE")?;
+        let master_source = other(&settings.master_db_source, "MASTER_DB_SOURCE")?;
+        Ok(Self { source, migration_source, master_source, embedded })
     }
 
     /// The Postgres of our own.
@@ -89,32 +91,45 @@ impl Database {
 
     /// A connection of the service's role, or with `migration` of the one that may change the schema: at once or not at all.
     pub(super) async fn connection(&self, migration: bool) -> Result<PgConnection, Failure> {
-        let source = if migration { &self.migration_source } else { &self.source };
+        let (source, setting) = self.chosen(migration);
         let error = match tokio::time::timeout(CONNECT_PATIENCE, source.connect()).await {
             Ok(Ok(conn)) => return Ok(conn),
             Ok(Err(error)) => error,
             Err(_) => sqlx::Error::PoolTimedOut,
         };
-        Err(Unreachable { place: source.place(), hint: hint(&error), source: error }.into())
+        Err(unreachable(source, setting, error))
+    }
+
+    fn chosen(&self, migration: bool) -> (&store::Source, &'static str) {
+        match &self.migration_source {
+            Some(source) if migration => (source, "MIGRATION_DB_SOURCE"),
+            _ => (&self.source, "DB_SOURCE"),
+        }
     }
 
     /// A connection of the role that may change the schema. A database that is just coming up is waited for.
     pub(super) async fn migration_connection(&self) -> Result<PgConnection, Failure> {
+        self.patient_connection(true).await
+    }
+
+    /// As [`connection`](Self::connection); a database that is just coming up is waited for.
+    async fn patient_connection(&self, migration: bool) -> Result<PgConnection, Failure> {
+        let (source, setting) = self.chosen(migration);
         let mut patience = DATABASE_PATIENCE;
         loop {
-            let error = match self.migration_source.connect().await {
+            let error = match source.connect().await {
                 Ok(conn) => return Ok(conn),
                 Err(error) => error,
             };
-            let place = self.migration_source.place();
             if !store::may_pass(&error) {
-                return Err(Unreachable { place, hint: hint(&error), source: error }.into());
+                return Err(unreachable(source, setting, error));
             }
+            let place = source.place();
             if patience == DATABASE_PATIENCE {
                 tracing::warn!(%place, %error, "waiting for the database");
             }
             let Some(rest) = patience.checked_sub(DATABASE_POLL) else {
-                return Err(Unreachable { place, hint: hint(&error), source: error }.into());
+                return Err(unreachable(source, setting, error));
             };
             patience = rest;
             tokio::time::sleep(DATABASE_POLL).await;
@@ -123,12 +138,26 @@ impl Database {
 
     /// What to say when the service's own connection fails.
     pub(super) fn unusable(&self, error: sqlx::Error) -> Failure {
-        Unreachable { place: self.place(), hint: hint(&error), source: error }.into()
+        unreachable(&self.source, "DB_SOURCE", error)
     }
 
-    /// Brings the schema up to date, or makes sure that it is.
+    /// A connection of the role that may make roles.
+    pub(super) async fn master_connection(&self) -> Result<PgConnection, Failure> {
+        let Some(master) = &self.master_source else { return self.patient_connection(false).await };
+        if master.database() != self.source.database() {
+            return Err(format!(
+                "MASTER_DB_SOURCE names the database {}, DB_SOURCE {}: name the same",
+                master.database(),
+                self.source.database()
+            )
+            .into());
+        }
+        master.connect().await.map_err(|error| unreachable(master, "MASTER_DB_SOURCE", error))
+    }
+
+    /// Brings the schema up to date, or makes sure that it is. Where it need not be changed, the service's own role looks.
     pub(super) async fn migrate(&self, migrate: bool) -> Result<(), Failure> {
-        let mut conn = self.migration_connection().await?;
+        let mut conn = self.patient_connection(migrate).await?;
         if migrate {
             for status in migrations::up(&mut conn, None).await? {
                 tracing::info!("applied migration {:06} {}", status.version, status.name);
@@ -150,21 +179,31 @@ impl Database {
 #[error("the database at {place} cannot be used{hint}")]
 struct Unreachable {
     place: String,
-    hint: &'static str,
+    hint: String,
     source: sqlx::Error,
 }
 
-/// What to do about it, where the error tells.
-fn hint(error: &sqlx::Error) -> &'static str {
+fn unreachable(source: &store::Source, setting: &'static str, error: sqlx::Error) -> Failure {
+    Unreachable { place: source.place(), hint: hint(&error, setting), source: error }.into()
+}
+
+/// What to do about it, where the error tells. `setting` has the URL.
+fn hint(error: &sqlx::Error, setting: &str) -> String {
     let code = match error {
         sqlx::Error::Database(error) => error.code(),
-        sqlx::Error::Io(_) => return ": check host and port in DB_SOURCE, and that Postgres runs there",
-        _ => return "",
+        sqlx::Error::Io(_) => {
+            return format!(": check host and port in {setting}, and that Postgres runs there");
+        }
+        _ => return String::new(),
     };
     match code.as_deref() {
-        Some("3D000") => ": it does not exist; create it (`createdb`) or correct DB_SOURCE",
-        Some("28P01" | "28000") => ": it does not let this user in; check user and password in DB_SOURCE",
-        _ => "",
+        Some("3D000") => format!(": it does not exist; create it (`createdb`) or correct {setting}"),
+        Some("28P01" | "28000") => {
+            format!(": it does not let this user in; check user and password in {setting}")
+        }
+        // insufficient_privilege: CONNECT
+        Some("42501") => format!(": this user may not connect to it; check user and database in {setting}"),
+        _ => String::new(),
     }
 }
 

@@ -46,6 +46,8 @@ fn database(settings: &Settings, reader: &mut Reader) {
     } else if settings.migration_db_source.is_some() {
         // Without DB_SOURCE development uses a Postgres of its own, while the migrations would go somewhere else.
         reader.problem("MIGRATION_DB_SOURCE", "DB_SOURCE is not set; set both, or neither");
+    } else if settings.master_db_source.is_some() {
+        reader.problem("MASTER_DB_SOURCE", "DB_SOURCE is not set; set both, or neither");
     }
 }
 

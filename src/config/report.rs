@@ -54,7 +54,7 @@ pub(super) fn report(given: &Given) -> Vec<ReportLine> {
 fn masked(setting: &Setting, text: &str) -> String {
     match setting.name {
         // Which database it is, is what an operator most wants to see.
-        "DB_SOURCE" | "MIGRATION_DB_SOURCE" => db_source::masked(text),
+        "DB_SOURCE" | "MIGRATION_DB_SOURCE" | "MASTER_DB_SOURCE" => db_source::masked(text),
         _ if setting.secret => MASK.into(),
         _ => text.into(),
     }

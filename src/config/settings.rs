@@ -192,6 +192,13 @@ pub static SETTINGS: &[Setting] = &[
         ..DATABASE
     },
     Setting {
+        name: "MASTER_DB_SOURCE",
+        about: "Postgres URL of a role that may make roles, for `gatepass db setup` alone; otherwise DB_SOURCE is used.",
+        example: Some("postgres://postgres:PASSWORD@localhost:5432/gatepass"),
+        secret: true,
+        ..DATABASE
+    },
+    Setting {
         name: "DB_MAX_CONNECTIONS",
         about: "Connections for requests at most, 1 to 1000; five more serve what goes on beside them.",
         default: DefaultValue::Text("10"),

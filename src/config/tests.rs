@@ -120,6 +120,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost"),
         ("DB_SOURCE", "mysql://hunter2"),
         ("MIGRATION_DB_SOURCE", "hunter2"),
+        ("MASTER_DB_SOURCE", "hunter2"),
         ("DB_MAX_CONNECTIONS", "0"),
         ("DB_POOLER", "statement"),
         ("DB_IAM_AUTH", "yes"),
@@ -171,13 +172,14 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
     assert_eq!(list.lines().count(), 1 + bad.len(), "{list}");
     assert!(!list.contains("hunter2"), "{list}");
     insta::assert_snapshot!(list, @r##"
-    the configuration has 44 problems:
+    the configuration has 45 problems:
       ENVIRONMENT (environment): "prod": expected development or production, for example development
       LOG_FORMAT (environment): "xml": expected json or pretty, for example json
       RUST_LOG (environment): "gatepass=loud": expected levels (error, warn, info, debug, trace) by module, for example info
       OTEL_EXPORTER_OTLP_ENDPOINT (environment): "localhost": expected a URL without user and password, for example http://localhost:4318
       DB_SOURCE (environment): expected a URL that begins with postgres://, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass
       MIGRATION_DB_SOURCE (environment): expected a URL that begins with postgres://, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass
+      MASTER_DB_SOURCE (environment): expected a URL that begins with postgres://, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass
       DB_MAX_CONNECTIONS (environment): "0": expected a whole number from 1 to 1000, for example 10
       DB_POOLER (environment): "statement": expected session or transaction, for example session
       DB_IAM_AUTH (environment): "yes": expected true or false, for example false
@@ -500,9 +502,11 @@ fn what_this_version_does_not_act_on_is_refused_or_warned_of() {
 
 #[test]
 fn migrations_do_not_go_to_another_database_than_the_service() {
-    let message = problem(load_environment(&[("MIGRATION_DB_SOURCE", DB)]));
-    assert_eq!(message, "MIGRATION_DB_SOURCE (environment): DB_SOURCE is not set; set both, or neither");
-    assert!(load_environment(&[("MIGRATION_DB_SOURCE", DB), ("DB_SOURCE", DB)]).is_ok());
+    for name in ["MIGRATION_DB_SOURCE", "MASTER_DB_SOURCE"] {
+        let message = problem(load_environment(&[(name, DB)]));
+        assert_eq!(message, format!("{name} (environment): DB_SOURCE is not set; set both, or neither"));
+        assert!(load_environment(&[(name, DB), ("DB_SOURCE", DB)]).is_ok());
+    }
 }
 
 #[test]
@@ -516,7 +520,7 @@ fn trust_in_everyone_is_warned_of() {
 fn no_secret_is_ever_printed() {
     let mut environment = vec![("TOKEN_SYMMETRIC_KEY", KEY), ("TOKEN_SYMMETRIC_KEYS_ACCEPTED", KEY)];
     let migration = "postgres://owner@db.example.com/gatepass?password=hunter2&sslmode=require";
-    environment.extend([("DB_SOURCE", DB), ("MIGRATION_DB_SOURCE", migration)]);
+    environment.extend([("DB_SOURCE", DB), ("MIGRATION_DB_SOURCE", migration), ("MASTER_DB_SOURCE", DB)]);
     let loaded = load_environment(&environment).unwrap();
     let everything = format!("{loaded:?} {}", serde_json::to_string(&loaded.report).unwrap());
     for secret in [KEY, "hunter2"] {
@@ -526,6 +530,7 @@ fn no_secret_is_ever_printed() {
         ("TOKEN_SYMMETRIC_KEY", "********"),
         ("TOKEN_SYMMETRIC_KEYS_ACCEPTED", "********"),
         ("DB_SOURCE", "postgres://gatepass:********@db.example.com:5432/gatepass"),
+        ("MASTER_DB_SOURCE", "postgres://gatepass:********@db.example.com:5432/gatepass"),
         ("MIGRATION_DB_SOURCE", "postgres://owner@db.example.com/gatepass?password=********&sslmode=require"),
     ] {
         assert_eq!(line(&loaded, name).value_masked.as_deref(), Some(value));

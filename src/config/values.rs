@@ -32,6 +32,7 @@ pub struct Settings {
 
     pub db_source: Option<SecretString>,
     pub migration_db_source: Option<SecretString>,
+    pub master_db_source: Option<SecretString>,
     pub db_max_connections: u32,
     pub db_pooler: DbPooler,
     pub db_iam_auth: bool,
@@ -105,6 +106,7 @@ impl Settings {
 
             db_source: from.optional("DB_SOURCE", db_source),
             migration_db_source: from.optional("MIGRATION_DB_SOURCE", db_source),
+            master_db_source: from.optional("MASTER_DB_SOURCE", db_source),
             db_max_connections: from.value("DB_MAX_CONNECTIONS", number(1..=1000)),
             db_pooler: from.value("DB_POOLER", word),
             db_iam_auth: from.value("DB_IAM_AUTH", word),

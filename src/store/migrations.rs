@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use sqlx::migrate::{MigrateError, Migrator};
 use time::OffsetDateTime;
 
-use super::PgConnection;
+use super::{PgConnection, roles};
 
 static MIGRATOR: Migrator = Migrator { locking: false, ..sqlx::migrate!() };
 
@@ -39,6 +39,13 @@ pub enum Error {
     /// Migrations are waiting and may not be applied.
     #[error("the database lacks {0} migration(s): run `gatepass migrate up`, or set MIGRATE_ON_START=true")]
     Pending(usize),
+    /// The schema belongs to the role for that, and this is not it.
+    #[error(
+        "{0} may not change the schema, which belongs to {owner}: set MIGRATION_DB_SOURCE to the URL of {owner}, \
+         or of a member of it",
+        owner = roles::OWNER
+    )]
+    NotOwner(String),
     /// Somebody else holds the lock for longer than a migration may take.
     #[error("another process has been migrating this database for {} s; is it stuck?", LOCK_PATIENCE.as_secs())]
     Locked,
@@ -202,14 +209,15 @@ fn changed(before: &[Status], after: Vec<Status>) -> Vec<Status> {
 
 /// Runs `work` while holding the lock. The lock is asked for again and again rather than waited for inside Postgres: a
 /// session that waits holds a snapshot, and `CREATE INDEX CONCURRENTLY` of the one who has the lock would wait for it.
-async fn locked<T>(
+pub(super) async fn locked<T, E: From<Error>>(
     conn: &mut PgConnection,
-    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
-) -> Result<T, Error> {
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+) -> Result<T, E> {
     let mut patience = LOCK_PATIENCE;
     while !sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "held!""#, LOCK)
         .fetch_one(&mut *conn)
-        .await?
+        .await
+        .map_err(Error::from)?
     {
         patience = patience.checked_sub(LOCK_POLL).ok_or(Error::Locked)?;
         tokio::time::sleep(LOCK_POLL).await;
@@ -232,8 +240,10 @@ enum Way {
 }
 
 /// Migrates to `target` so that nobody waits long because of it: a migration that does not get a lock soon is rolled back,
-/// lets the others through, and is tried again.
+/// lets the others through, and is tried again. Where there are roles, it runs as the owner of the schema, and the others
+/// get what they need of it.
 async fn politely(conn: &mut PgConnection, way: Way, target: i64) -> Result<(), Error> {
+    let is_owner = roles::become_owner(conn).await?;
     set_lock_timeout(conn, LOCK_TIMEOUT).await?;
     let mut attempt = 1;
     let done = loop {
@@ -251,6 +261,11 @@ async fn politely(conn: &mut PgConnection, way: Way, target: i64) -> Result<(), 
         }
     };
     set_lock_timeout(conn, "0").await?;
+    if is_owner {
+        // What was applied before one that failed stays, and is to be used.
+        roles::grant(conn).await?;
+        roles::be_oneself(conn).await?;
+    }
     Ok(done?)
 }
 

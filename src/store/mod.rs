@@ -22,6 +22,8 @@ pub mod history;
 pub mod login_attempts;
 pub mod migrations;
 pub mod revocations;
+pub mod roles;
+mod scram;
 pub mod sessions;
 pub mod signing_keys;
 pub mod users;
@@ -190,10 +192,15 @@ impl Source {
             .connect_lazy_with(self.0.clone().options([("statement_timeout", "15s")]))
     }
 
+    /// The name of the database.
+    pub fn database(&self) -> &str {
+        self.0.get_database().unwrap_or(self.0.get_username())
+    }
+
     /// `host:port/database` or `socket directory/database`, for messages.
     pub fn place(&self) -> String {
         let options = &self.0;
-        let database = options.get_database().unwrap_or(options.get_username());
+        let database = self.database();
         match options.get_socket() {
             Some(directory) => format!("{}/{database}", directory.display()),
             None => format!("{}:{}/{database}", options.get_host(), options.get_port()),

@@ -1,0 +1,821 @@
+//! The roles of the database, and what each of them may do.
+//!
+//! | role | is | may |
+//! |---|---|---|
+//! | [`OWNER`] | who migrates | everything with the schema and its rows |
+//! | [`APP`] | the service | what [`TABLES`] and [`FUNCTIONS`] say |
+//! | [`READONLY`] | people who look | read the views of the schema `masked` |
+//!
+//! [`set_up`] makes them, once. From then on the schema `public` belongs to [`OWNER`]; by that [`become_owner`] and
+//! [`migrations`](super::migrations) know that there are roles. Without them whoever migrates owns everything, and nothing
+//! here is done. [`TABLES`] is the one place that says what the roles may do: [`grant`] makes it so, after each migration
+//! and in [`set_up`]; [`Privileges`] compares.
+
+use std::{collections::BTreeSet, fmt, time::Duration};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use rand_core::CryptoRng;
+use secrecy::SecretString;
+use sqlx::{AssertSqlSafe, Connection};
+
+use super::{PgConnection, migrations, scram};
+use crate::random;
+
+/// Owns the schema and changes it.
+pub const OWNER: &str = "gatepass_owner";
+/// The service.
+pub const APP: &str = "gatepass_app";
+/// People who look, and are not to learn who the users are.
+pub const READONLY: &str = "gatepass_readonly";
+
+/// What the roles may do with one table. A privilege that has no place here (`TRUNCATE`, `REFERENCES`, `TRIGGER`) nobody
+/// has but the owner.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// Its name, in the schema `public`.
+    pub name: &'static str,
+    /// What [`APP`] may read.
+    pub select: Columns,
+    /// What [`APP`] may give a value in a new row.
+    pub insert: Columns,
+    /// What [`APP`] may change. To lock a row it has to be allowed to change something of it.
+    pub update: Columns,
+    /// Whether [`APP`] may delete rows.
+    pub delete: bool,
+    /// Whether [`READONLY`] may read the view of the same name in the schema `masked`.
+    pub masked: bool,
+}
+
+/// Columns of a table.
+#[derive(Clone, Copy, Debug)]
+pub enum Columns {
+    /// None.
+    None,
+    /// All, also those of later.
+    All,
+    /// These.
+    These(&'static [&'static str]),
+}
+
+/// Nothing for anybody.
+const NOTHING: Table = Table {
+    name: "",
+    select: Columns::None,
+    insert: Columns::None,
+    update: Columns::None,
+    delete: false,
+    masked: false,
+};
+
+/// Every table. One that is missing here nobody but the owner can use.
+pub const TABLES: &[Table] = &[
+    Table {
+        name: "users",
+        select: Columns::All,
+        insert: Columns::All,
+        update: Columns::These(&[
+            "email",
+            "full_name",
+            "password_hash",
+            "roles",
+            "is_email_verified",
+            "disabled",
+            "password_changed_at",
+            "updated_at",
+        ]),
+        delete: true,
+        masked: true,
+    },
+    Table {
+        name: "sessions",
+        select: Columns::All,
+        insert: Columns::All,
+        update: Columns::These(&[
+            "refresh_generation",
+            "user_agent",
+            "client_ip",
+            "last_used_at",
+            "renewed_at",
+            "is_confirmed",
+            "refresh_expires_at",
+            "access_expires_at",
+            "ended_at",
+            "end_reason",
+        ]),
+        delete: true,
+        masked: true,
+    },
+    Table {
+        name: "revocations",
+        select: Columns::All,
+        insert: Columns::These(&["session_id", "user_id", "roles", "expires_at"]),
+        // To lock what it deletes.
+        update: Columns::These(&["expires_at"]),
+        delete: true,
+        masked: true,
+    },
+    Table {
+        name: "signing_keys",
+        select: Columns::All,
+        insert: Columns::All,
+        update: Columns::These(&[
+            "wrapped_key",
+            "wrapped_by",
+            "token_seconds",
+            "activated_at",
+            "retired_at",
+            "verifies_until",
+        ]),
+        masked: true,
+        ..NOTHING
+    },
+    Table {
+        name: "clients",
+        select: Columns::All,
+        insert: Columns::All,
+        delete: true,
+        masked: true,
+        ..NOTHING
+    },
+    Table {
+        name: "login_attempts",
+        select: Columns::All,
+        insert: Columns::All,
+        update: Columns::These(&["free_at", "expires_at"]),
+        delete: true,
+        ..NOTHING
+    },
+    // The history is written by triggers and functions, which run as the owner.
+    Table { name: "history", select: Columns::All, masked: true, ..NOTHING },
+    Table { name: "history_personal", select: Columns::All, ..NOTHING },
+    Table { name: "history_unsealed", select: Columns::All, delete: true, ..NOTHING },
+    Table { name: "history_seals", select: Columns::All, insert: Columns::All, masked: true, ..NOTHING },
+    // sqlx's own; the service looks whether the schema is current.
+    Table {
+        name: "_sqlx_migrations",
+        select: Columns::These(&["version", "description", "installed_on", "checksum"]),
+        ..NOTHING
+    },
+];
+
+/// The functions that [`APP`] may call. Those of triggers need nobody's leave.
+pub const FUNCTIONS: &[&str] = &[
+    "caused_by(text, text)",
+    "take_login_attempt(timestamptz, bytea[], interval[], interval[], bytea, bytea)",
+    "prepare_history()",
+    "drop_history(timestamptz)",
+];
+
+/// How long [`set_up`] waits for a table that is in use. While it waits, everybody else who wants the table queues up.
+const LOCK_TIMEOUT: &str = "2s";
+/// How often [`set_up`] tries, with a rest in which the others get through.
+const LOCK_ATTEMPTS: u32 = 30;
+const LOCK_REST: Duration = Duration::from_secs(1);
+
+/// Why the roles could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Whoever is logged in may not make roles.
+    #[error(
+        "{0} may not make roles: set MASTER_DB_SOURCE to one that may (CREATEROLE), such as RDS's master user"
+    )]
+    NotMaster(String),
+    /// The database belongs to somebody else.
+    #[error(
+        "{user} may not say who connects to the database, which belongs to {owner}: log in as one of these, \
+         or have {owner} granted to {user}"
+    )]
+    NotDatabaseOwner {
+        /// Who is logged in.
+        user: String,
+        /// Whose database it is.
+        owner: String,
+    },
+    /// Nobody can log in with IAM.
+    #[error("there is no role rds_iam, which RDS makes: this is no database of RDS, or leave out --iam")]
+    NoIam,
+    /// What belongs to a role of Postgres's administrators, only one of them can give away.
+    #[error("a part of the schema belongs to the superuser {0}: run this as a superuser")]
+    SuperusersSchema(String),
+    /// Somebody is migrating.
+    #[error(transparent)]
+    Migrating(#[from] migrations::Error),
+    /// The database failed.
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+}
+
+/// How the roles log in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Login {
+    /// With a password each: random ones for roles that are new, or for all.
+    Password {
+        /// Those of roles that exist are replaced.
+        renew: bool,
+    },
+    /// With tokens of AWS's IAM (`rds_iam`).
+    Iam,
+    /// However `pg_hba.conf` says, without a password of ours.
+    Otherwise,
+}
+
+/// One thing that [`set_up`] has seen to.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Step {
+    /// How it is now.
+    pub what: String,
+    /// Whether it was otherwise before.
+    pub changed: bool,
+}
+
+/// What [`set_up`] has done.
+#[derive(Debug, Default)]
+pub struct SetUp {
+    /// Everything it has seen to.
+    pub steps: Vec<Step>,
+    /// The passwords that it has made, by role. They are kept nowhere.
+    pub passwords: Vec<(&'static str, SecretString)>,
+}
+
+/// Makes the roles, gives [`OWNER`] the schema, whoever had it until now, and everybody the privileges they need, in one
+/// transaction; what is so already stays as it is. The tables need not be there yet.
+///
+/// Needs a role that may make roles and owns the database; a superuser need it not be. It becomes a member of [`OWNER`], as
+/// does whoever owned the schema, so that a service that runs as that goes on.
+///
+/// # Errors
+///
+/// [`Error`]; then nothing has changed.
+pub async fn set_up(
+    conn: &mut PgConnection,
+    login: Login,
+    rng: &mut (impl CryptoRng + Send),
+) -> Result<SetUp, Error> {
+    migrations::locked(conn, async |conn| {
+        let mut attempt = 1;
+        loop {
+            match try_to_set_up(&mut *conn, login, &mut *rng).await {
+                Err(Error::Database(error)) if is_in_use(&error) && attempt < LOCK_ATTEMPTS => {
+                    tracing::info!(attempt, "waiting for others to let go of a table");
+                    attempt += 1;
+                    tokio::time::sleep(LOCK_REST).await;
+                }
+                done => break done,
+            }
+        }
+    })
+    .await
+}
+
+/// `lock_not_available` or `deadlock_detected`.
+fn is_in_use(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("55P03" | "40P01"))
+}
+
+async fn try_to_set_up(
+    conn: &mut PgConnection,
+    login: Login,
+    rng: &mut impl CryptoRng,
+) -> Result<SetUp, Error> {
+    let mut transaction = conn.begin().await?;
+    // All names in full from here on.
+    run(
+        &mut transaction,
+        &format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; SET LOCAL search_path = pg_catalog"),
+    )
+    .await?;
+    let master = Master::of(&mut transaction).await?;
+    let mut done = SetUp::default();
+    for role in [OWNER, APP, READONLY] {
+        make_role(&mut transaction, role, login, rng, &mut done).await?;
+    }
+    done.membership(&mut transaction, &master, OWNER, &master.user, master.is_superuser).await?;
+    done.database(&mut transaction, &master).await?;
+    done.take_over(&mut transaction, &master).await?;
+    run(
+        &mut transaction,
+        &format!(
+            "ALTER DEFAULT PRIVILEGES FOR ROLE {OWNER} REVOKE EXECUTE ON ROUTINES FROM PUBLIC;
+             ALTER ROLE {READONLY} IN DATABASE {database} SET search_path = masked;
+             ALTER ROLE {READONLY} IN DATABASE {database} SET default_transaction_read_only = on;
+             SET LOCAL ROLE {OWNER}",
+            database = quoted(&master.database),
+        ),
+    )
+    .await?;
+    let before = deviations(&mut transaction).await?;
+    grant(&mut transaction).await?;
+    done.step("every role may do what it has to, and nothing else", !before.is_empty());
+    transaction.commit().await?;
+    Ok(done)
+}
+
+/// Who sets up, and where.
+struct Master {
+    user: String,
+    is_superuser: bool,
+    database: String,
+}
+
+impl Master {
+    async fn of(conn: &mut PgConnection) -> Result<Self, Error> {
+        let who = sqlx::query!(
+            r#"SELECT rolname::text AS "user!", rolsuper AS "is_superuser!", rolcreaterole AS "may_make_roles!",
+                   datname::text AS "database!", pg_get_userbyid(datdba)::text AS "owner!",
+                   pg_has_role(datdba, 'USAGE') AS "owns_database!"
+               FROM pg_roles CROSS JOIN pg_database
+               WHERE rolname = current_user AND datname = current_database()"#
+        )
+        .fetch_one(conn)
+        .await?;
+        if !who.is_superuser && !who.may_make_roles {
+            return Err(Error::NotMaster(who.user));
+        }
+        if !who.owns_database {
+            return Err(Error::NotDatabaseOwner { user: who.user, owner: who.owner });
+        }
+        Ok(Self { user: who.user, is_superuser: who.is_superuser, database: who.database })
+    }
+}
+
+async fn make_role(
+    conn: &mut PgConnection,
+    role: &'static str,
+    login: Login,
+    rng: &mut impl CryptoRng,
+    done: &mut SetUp,
+) -> Result<(), Error> {
+    let found = sqlx::query!(r#"SELECT rolcanlogin AS "can_log_in!" FROM pg_roles WHERE rolname = $1"#, role)
+        .fetch_optional(&mut *conn)
+        .await?;
+    match &found {
+        None => run(&mut *conn, &format!("CREATE ROLE {role} LOGIN")).await?,
+        Some(found) if !found.can_log_in => run(&mut *conn, &format!("ALTER ROLE {role} LOGIN")).await?,
+        Some(_) => {}
+    }
+    done.step(format!("the role {role} can log in"), found.as_ref().is_none_or(|found| !found.can_log_in));
+    match login {
+        Login::Password { renew } if renew || found.is_none() => {
+            let password = URL_SAFE_NO_PAD.encode(random::bytes::<24>(rng));
+            let verifier = scram::verifier(&password, random::bytes(rng));
+            run(&mut *conn, &format!("ALTER ROLE {role} PASSWORD '{verifier}'")).await?;
+            done.step(format!("{role} has a new password"), true);
+            done.passwords.push((role, password.into()));
+        }
+        Login::Password { .. } | Login::Otherwise => {}
+        Login::Iam => {
+            let state = sqlx::query!(
+                r#"SELECT to_regrole('rds_iam') IS NOT NULL AS "exists!",
+                       coalesce(pg_has_role($1, to_regrole('rds_iam'), 'MEMBER'), false) AS "is_member!""#,
+                role as _,
+            )
+            .fetch_one(&mut *conn)
+            .await?;
+            if !state.exists {
+                return Err(Error::NoIam);
+            }
+            if !state.is_member {
+                run(&mut *conn, &format!("GRANT rds_iam TO {role}")).await?;
+            }
+            done.step(format!("{role} logs in with IAM"), !state.is_member);
+        }
+    }
+    Ok(())
+}
+
+impl SetUp {
+    fn step(&mut self, what: impl Into<String>, changed: bool) {
+        self.steps.push(Step { what: what.into(), changed });
+    }
+
+    /// Makes `member` a member of `role`, so that it can do all that `role` can; of superusers that is true already.
+    async fn membership(
+        &mut self,
+        conn: &mut PgConnection,
+        master: &Master,
+        role: &str,
+        member: &str,
+        is_superuser: bool,
+    ) -> Result<(), Error> {
+        if is_superuser {
+            return Ok(());
+        }
+        let is_member = may_act_as(&mut *conn, member, role).await?;
+        if !is_member {
+            run(&mut *conn, &format!("GRANT {} TO {}", quoted(role), quoted(member))).await?;
+        }
+        let whose = if member == master.user { " (which runs this)" } else { "" };
+        self.step(format!("{member}{whose} is a member of {role}"), !is_member);
+        Ok(())
+    }
+
+    /// Who may connect. Nobody may make temporary tables: the service has none.
+    async fn database(&mut self, conn: &mut PgConnection, master: &Master) -> Result<(), Error> {
+        let before =
+            sqlx::query_scalar!(r#"SELECT datacl::text FROM pg_database WHERE datname = current_database()"#)
+                .fetch_one(&mut *conn)
+                .await?;
+        run(
+            &mut *conn,
+            &format!(
+                "REVOKE ALL ON DATABASE {database} FROM PUBLIC, {OWNER}, {APP}, {READONLY};
+                 GRANT CONNECT ON DATABASE {database} TO {OWNER}, {APP}, {READONLY};
+                 GRANT CREATE ON DATABASE {database} TO {OWNER}",
+                database = quoted(&master.database)
+            ),
+        )
+        .await?;
+        let after =
+            sqlx::query_scalar!(r#"SELECT datacl::text FROM pg_database WHERE datname = current_database()"#)
+                .fetch_one(&mut *conn)
+                .await?;
+        self.step(format!("only these roles connect to {}", master.database), before != after);
+        Ok(())
+    }
+
+    /// Gives [`OWNER`] the schemas and what is in them, but for what an extension has brought.
+    async fn take_over(&mut self, conn: &mut PgConnection, master: &Master) -> Result<(), Error> {
+        let others = sqlx::query!(
+            r#"SELECT kind AS "kind!", name AS "name!", rolname::text AS "owner!", rolsuper AS "is_superuser!"
+               FROM (
+                   SELECT 0 AS place, 'pg_namespace'::regclass AS catalogue, oid, 'SCHEMA' AS kind,
+                       quote_ident(nspname) AS name, nspowner AS owner
+                   FROM pg_namespace WHERE nspname IN ('public', 'masked')
+                   UNION ALL
+                   SELECT 1, 'pg_class'::regclass, oid,
+                       CASE relkind WHEN 'S' THEN 'SEQUENCE' WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END,
+                       oid::regclass::text, relowner
+                   FROM pg_class
+                   WHERE relnamespace IN (SELECT oid FROM pg_namespace WHERE nspname IN ('public', 'masked'))
+                       AND relkind IN ('r', 'p', 'v', 'S')
+                       -- A sequence of a column follows the table.
+                       AND NOT (relkind = 'S' AND EXISTS (
+                           SELECT FROM pg_depend
+                           WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid AND deptype IN ('a', 'i')
+                       ))
+                   UNION ALL
+                   SELECT 2, 'pg_proc'::regclass, oid, 'ROUTINE', oid::regprocedure::text, proowner
+                   FROM pg_proc
+                   WHERE pronamespace IN (SELECT oid FROM pg_namespace WHERE nspname IN ('public', 'masked'))
+               ) AS object JOIN pg_roles ON pg_roles.oid = owner
+               WHERE rolname <> $1 AND NOT EXISTS (
+                   SELECT FROM pg_depend
+                   WHERE classid = catalogue AND objid = object.oid AND deptype = 'e'
+               )
+               ORDER BY place, name"#,
+            OWNER
+        )
+        .fetch_all(&mut *conn)
+        .await?;
+        let mut owners: Vec<(String, bool)> = others
+            .iter()
+            // The owner of the database, whoever that is: until now nobody chose one for the schema.
+            .filter(|object| object.owner != "pg_database_owner")
+            .map(|object| (object.owner.clone(), object.is_superuser))
+            .collect();
+        owners.sort_unstable();
+        owners.dedup();
+        let mut lent = Vec::new();
+        for (owner, is_superuser) in &owners {
+            if *is_superuser && !master.is_superuser {
+                return Err(Error::SuperusersSchema(owner.clone()));
+            }
+            if !may_act_as(&mut *conn, &master.user, owner).await? {
+                run(&mut *conn, &format!("GRANT {} TO {}", quoted(owner), quoted(&master.user))).await?;
+                lent.push(owner);
+            }
+        }
+        for object in &others {
+            run(&mut *conn, &format!("ALTER {} {} OWNER TO {OWNER}", object.kind, object.name)).await?;
+        }
+        for owner in lent {
+            run(&mut *conn, &format!("REVOKE {} FROM {}", quoted(owner), quoted(&master.user))).await?;
+        }
+        self.step(format!("{OWNER} owns the schema and all that is in it"), !others.is_empty());
+        for (owner, is_superuser) in owners {
+            // What runs as it would stop at once.
+            if owner != master.user && owner != APP && owner != READONLY {
+                self.membership(&mut *conn, master, OWNER, &owner, is_superuser).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn may_act_as(conn: &mut PgConnection, user: &str, role: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"SELECT pg_has_role(member.oid, role.oid, 'USAGE') AS "may!"
+           FROM pg_roles AS member CROSS JOIN pg_roles AS role WHERE member.rolname = $1 AND role.rolname = $2"#,
+        user,
+        role
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Goes on as [`OWNER`] until [`be_oneself`], where the schema is its: then what a migration makes is its too, whoever is
+/// logged in. `false` when there are no roles.
+///
+/// # Errors
+///
+/// [`migrations::Error::NotOwner`] when whoever is logged in may not.
+pub(super) async fn become_owner(conn: &mut PgConnection) -> Result<bool, migrations::Error> {
+    let state = sqlx::query!(
+        r#"SELECT current_user::text AS "user!", pg_has_role(nspowner, 'MEMBER') AS "is_member!"
+           FROM pg_namespace WHERE nspname = 'public' AND pg_get_userbyid(nspowner) = $1"#,
+        OWNER
+    )
+    .fetch_optional(&mut *conn)
+    .await?;
+    let Some(state) = state else { return Ok(false) };
+    if !state.is_member {
+        return Err(migrations::Error::NotOwner(state.user));
+    }
+    run(conn, &format!("SET ROLE {OWNER}")).await?;
+    Ok(true)
+}
+
+/// Goes on as whoever is logged in.
+pub(super) async fn be_oneself(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    run(conn, "RESET ROLE").await
+}
+
+/// Gives [`APP`] and [`READONLY`] what [`TABLES`] and [`FUNCTIONS`] say, and takes everything else from them and from
+/// everybody, in one transaction. [`OWNER`] calls it. Tables and columns that are not there (yet, or any more) are passed
+/// over.
+///
+/// # Errors
+///
+/// When the database fails.
+pub(super) async fn grant(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let mut transaction = conn.begin().await?;
+    let all = everything(&mut transaction).await?;
+    let mut sql = String::new();
+    for (kind, name) in &all.objects {
+        sql.push_str(&format!("REVOKE ALL ON {kind} {name} FROM PUBLIC, {APP}, {READONLY};\n"));
+    }
+    let has_schema = |name: &str| all.objects.iter().any(|(kind, schema)| kind == "SCHEMA" && schema == name);
+    for (schema, role) in [("public", APP), ("masked", READONLY)] {
+        if has_schema(schema) {
+            sql.push_str(&format!("GRANT USAGE ON SCHEMA {schema} TO {role};\n"));
+        }
+    }
+    for (role, wanted) in [(APP, Privileges::of_app()), (READONLY, Privileges::of_readonly())] {
+        for privilege in wanted.0.iter().filter(|privilege| all.has(privilege)) {
+            let columns = privilege.column.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+            let kind = if privilege.name == "EXECUTE" { "ROUTINE" } else { "TABLE" };
+            sql.push_str(&format!(
+                "GRANT {}{columns} ON {kind} {} TO {role};\n",
+                privilege.name, privilege.object
+            ));
+        }
+    }
+    run(&mut transaction, &sql).await?;
+    transaction.commit().await
+}
+
+/// What there is in the schemas, but for what extensions have brought.
+struct Everything {
+    /// Kind and full name.
+    objects: Vec<(String, String)>,
+    /// Full names of tables and views, and their columns.
+    columns: BTreeSet<(String, String)>,
+}
+
+impl Everything {
+    fn has(&self, privilege: &Privilege) -> bool {
+        match &privilege.column {
+            Some(column) => self.columns.contains(&(privilege.object.clone(), column.clone())),
+            None => self.objects.iter().any(|(_, name)| *name == privilege.object),
+        }
+    }
+}
+
+/// Inside of a transaction.
+async fn everything(conn: &mut PgConnection) -> Result<Everything, sqlx::Error> {
+    run(&mut *conn, "SET LOCAL search_path = pg_catalog").await?;
+    let objects = sqlx::query!(
+        r#"SELECT kind AS "kind!", name AS "name!" FROM (
+               SELECT 'pg_namespace'::regclass AS catalogue, oid, 'SCHEMA' AS kind, quote_ident(nspname) AS name
+               FROM pg_namespace WHERE nspname IN ('public', 'masked')
+               UNION ALL
+               SELECT 'pg_class'::regclass, oid, CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
+                   oid::regclass::text
+               FROM pg_class
+               WHERE relnamespace IN (SELECT oid FROM pg_namespace WHERE nspname IN ('public', 'masked'))
+                   AND relkind IN ('r', 'p', 'v', 'S')
+               UNION ALL
+               SELECT 'pg_proc'::regclass, oid, 'ROUTINE', oid::regprocedure::text
+               FROM pg_proc
+               WHERE pronamespace IN (SELECT oid FROM pg_namespace WHERE nspname IN ('public', 'masked'))
+           ) AS object
+           WHERE NOT EXISTS (
+               SELECT FROM pg_depend WHERE classid = catalogue AND objid = object.oid AND deptype = 'e'
+           )"#
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let columns = sqlx::query!(
+        r#"SELECT attrelid::regclass::text AS "name!", attname::text AS "column!"
+           FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+           WHERE relnamespace IN (SELECT oid FROM pg_namespace WHERE nspname IN ('public', 'masked'))
+               AND relkind IN ('r', 'p', 'v') AND attnum > 0 AND NOT attisdropped"#
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(Everything {
+        objects: objects.into_iter().map(|object| (object.kind, object.name)).collect(),
+        columns: columns.into_iter().map(|row| (row.name, row.column)).collect(),
+    })
+}
+
+/// Leave to do one thing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Privilege {
+    /// The full name of a table, a view or a function.
+    pub object: String,
+    /// One column alone.
+    pub column: Option<String>,
+    /// As in `GRANT`.
+    pub name: String,
+}
+
+impl fmt::Display for Privilege {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.column {
+            Some(column) => write!(f, "{} ({column}) on {}", self.name, self.object),
+            None => write!(f, "{} on {}", self.name, self.object),
+        }
+    }
+}
+
+/// What a role may do with tables, views and functions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Privileges(pub BTreeSet<Privilege>);
+
+impl Privileges {
+    /// What [`APP`] should have.
+    pub fn of_app() -> Self {
+        let mut all = BTreeSet::new();
+        for table in TABLES {
+            let object = format!("public.{}", table.name);
+            let mut add = |name: &str, columns: Columns| match columns {
+                Columns::None => {}
+                Columns::All => {
+                    all.insert(Privilege { object: object.clone(), column: None, name: name.into() });
+                }
+                Columns::These(columns) => all.extend(columns.iter().map(|column| Privilege {
+                    object: object.clone(),
+                    column: Some((*column).into()),
+                    name: name.into(),
+                })),
+            };
+            add("SELECT", table.select);
+            add("INSERT", table.insert);
+            add("UPDATE", table.update);
+            add("DELETE", if table.delete { Columns::All } else { Columns::None });
+        }
+        all.extend(FUNCTIONS.iter().map(|function| Privilege {
+            // As Postgres writes it.
+            object: format!(
+                "public.{}",
+                function.replace("timestamptz", "timestamp with time zone").replace(", ", ",")
+            ),
+            column: None,
+            name: "EXECUTE".into(),
+        }));
+        Self(all)
+    }
+
+    /// What [`READONLY`] should have.
+    pub fn of_readonly() -> Self {
+        let masked = TABLES.iter().filter(|table| table.masked);
+        let all = masked.map(|table| Privilege {
+            object: format!("masked.{}", table.name),
+            column: None,
+            name: "SELECT".into(),
+        });
+        Self(all.collect())
+    }
+
+    /// What `role` has, in whatever way it comes by it.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn held(conn: &mut PgConnection, role: &str) -> Result<Self, sqlx::Error> {
+        let mut transaction = conn.begin().await?;
+        run(&mut transaction, "SET LOCAL search_path = pg_catalog").await?;
+        let all = sqlx::query!(
+            r#"WITH relation AS (
+                   SELECT class.oid, class.oid::regclass::text AS name, relkind, role.oid AS role
+                   FROM pg_class AS class CROSS JOIN pg_roles AS role
+                   WHERE rolname = $1 AND relkind IN ('r', 'p', 'v', 'S')
+                       AND relnamespace IN (SELECT oid FROM pg_namespace WHERE nspname IN ('public', 'masked'))
+                       AND NOT EXISTS (
+                           SELECT FROM pg_depend
+                           WHERE classid = 'pg_class'::regclass AND objid = class.oid AND deptype = 'e'
+                       )
+               )
+               SELECT name AS "object!", NULL AS "column", privilege AS "name!"
+               FROM relation
+               CROSS JOIN unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) AS privilege
+               WHERE relkind <> 'S' AND has_table_privilege(role, oid, privilege)
+               UNION ALL
+               SELECT name, attname::text, privilege
+               FROM relation
+               JOIN pg_attribute ON attrelid = oid AND attnum > 0 AND NOT attisdropped
+               CROSS JOIN unnest('{SELECT,INSERT,UPDATE,REFERENCES}'::text[]) AS privilege
+               WHERE relkind <> 'S' AND NOT has_table_privilege(role, oid, privilege)
+                   AND has_column_privilege(role, oid, attnum, privilege)
+               UNION ALL
+               SELECT name, NULL, privilege
+               FROM relation CROSS JOIN unnest('{USAGE,SELECT,UPDATE}'::text[]) AS privilege
+               WHERE relkind = 'S' AND has_sequence_privilege(role, oid, privilege)
+               UNION ALL
+               SELECT proc.oid::regprocedure::text, NULL, 'EXECUTE'
+               FROM pg_proc AS proc CROSS JOIN pg_roles AS role
+               WHERE rolname = $1 AND has_function_privilege(role.oid, proc.oid, 'EXECUTE')
+                   AND pronamespace IN (SELECT oid FROM pg_namespace WHERE nspname IN ('public', 'masked'))
+                   AND NOT EXISTS (
+                       SELECT FROM pg_depend WHERE classid = 'pg_proc'::regclass AND objid = proc.oid AND deptype = 'e'
+                   )"#,
+            role
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(Self(
+            all.into_iter()
+                .map(|row| Privilege { object: row.object, column: row.column, name: row.name })
+                .collect(),
+        ))
+    }
+
+    /// What of these is not among `others`. Who may do something with a table may do it with each column.
+    pub fn beyond(&self, others: &Self) -> Vec<&Privilege> {
+        let is_among = |privilege: &Privilege| {
+            others.0.contains(privilege)
+                || others.0.contains(&Privilege { column: None, ..privilege.clone() })
+        };
+        self.0.iter().filter(|privilege| !is_among(privilege)).collect()
+    }
+}
+
+/// What [`APP`] and [`READONLY`] have too much or too little of, of what is there. Inside of a transaction.
+async fn deviations(conn: &mut PgConnection) -> Result<Vec<Privilege>, sqlx::Error> {
+    let there = everything(&mut *conn).await?;
+    let mut all = Vec::new();
+    for (role, mut wanted) in [(APP, Privileges::of_app()), (READONLY, Privileges::of_readonly())] {
+        wanted.0.retain(|privilege| there.has(privilege));
+        let held = Privileges::held(&mut *conn, role).await?;
+        all.extend(held.beyond(&wanted).into_iter().chain(wanted.beyond(&held)).cloned());
+    }
+    Ok(all)
+}
+
+/// Who is logged in, and whether that is more than a service should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Its name.
+    pub user: String,
+    /// It may do everything in every database.
+    pub is_superuser: bool,
+    /// It may make roles or databases, or is not held by row security.
+    pub administers: bool,
+    /// Tables belong to it, or to a role that it is a member of.
+    pub owns_tables: bool,
+}
+
+/// Who is logged in.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn standing(conn: &mut PgConnection) -> Result<Standing, sqlx::Error> {
+    sqlx::query_as!(
+        Standing,
+        r#"SELECT rolname::text AS "user!", rolsuper AS "is_superuser!",
+               rolcreaterole OR rolcreatedb OR rolbypassrls OR rolreplication AS "administers!",
+               EXISTS (
+                   SELECT FROM pg_class
+                   WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+                       AND pg_has_role(relowner, 'MEMBER')
+               ) AS "owns_tables!"
+           FROM pg_roles WHERE rolname = current_user"#
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Runs statements that name roles, tables or databases: of such the macros of sqlx cannot be told. The names are
+/// constants, or come quoted from the catalogue or [`quoted`].
+async fn run(conn: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(conn).await?;
+    Ok(())
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

@@ -1,0 +1,42 @@
+//! What Postgres keeps of a password (SCRAM-SHA-256, RFC 5802 and RFC 7677), made here, so that no log of the server's
+//! ever has the password.
+
+use std::num::NonZeroU32;
+
+use aws_lc_rs::{
+    digest::{self, SHA256},
+    hmac, pbkdf2,
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+/// As many as Postgres takes by itself. The passwords are random: nobody guesses one, however fast.
+const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("it is not 0");
+
+/// What to keep of `password`, as it stands in `pg_authid`. The password has to be ASCII: of other signs RFC 7677 has a
+/// form to bring them in first.
+pub(super) fn verifier(password: &str, salt: [u8; 16]) -> String {
+    let mut salted = [0; digest::SHA256_OUTPUT_LEN];
+    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ITERATIONS, &salt, password.as_bytes(), &mut salted);
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &salted);
+    let stored_key = digest::digest(&SHA256, hmac::sign(&key, b"Client Key").as_ref());
+    let server_key = hmac::sign(&key, b"Server Key");
+    format!(
+        "SCRAM-SHA-256${ITERATIONS}:{}${}:{}",
+        STANDARD.encode(salt),
+        STANDARD.encode(stored_key),
+        STANDARD.encode(server_key)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_what_postgres_makes_of_the_same_password_and_salt() {
+        let made = "SCRAM-SHA-256$4096:vsptR7QZGgo7gBhKV489YA==$4/jjdeEtpAdjnIpb6JfyGdJ1HEheor6DsPv8GtD9d/4=:\
+                    pDRrfeZRKBy7ERSzba+Fgtj5TQtMMqVvKwnLQbmThzU=";
+        let salt = STANDARD.decode("vsptR7QZGgo7gBhKV489YA==").unwrap();
+        assert_eq!(verifier("pencil", salt.try_into().unwrap()), made);
+    }
+}

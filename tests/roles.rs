@@ -1,0 +1,605 @@
+//! The roles of the database: what each may do with each table, tried; that `gatepass db setup` makes them as a master user
+//! who is no superuser, on a new database and on one that a single role has made; that the service gets by with what its
+//! role may do; that who only looks learns nothing secret and nobody's name; that the service's role has no way to the past
+//! of the history.
+//!
+//! In every other test, too, the service of [`App`] is `gatepass_app`.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::{
+    app::{App, KEY, PASSWORD, admin, as_role, database, empty_database},
+    process::{Ended, Home, Signal},
+};
+
+const OWNER: &str = "gatepass_owner";
+const APP: &str = "gatepass_app";
+const READONLY: &str = "gatepass_readonly";
+
+/// Roles belong to the whole server: one test at a time sets up.
+async fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::const_new(());
+    let guard = ALONE.lock().await;
+    // That sets up as well.
+    database().await;
+    guard
+}
+
+async fn connect(url: &str, role: &str) -> PgConnection {
+    PgConnection::connect(&as_role(url, role)).await.unwrap()
+}
+
+/// What Postgres says to a statement, of which nothing stays: nothing, or the code of the error.
+async fn attempt(conn: &mut PgConnection, sql: &str) -> Result<(), String> {
+    let mut transaction = conn.begin().await.unwrap();
+    let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await;
+    transaction.rollback().await.unwrap();
+    done.map(drop).map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned())
+}
+
+/// Whether a role may do that: a rule about values is one that it got to.
+async fn may(conn: &mut PgConnection, sql: &str) -> bool {
+    attempt(conn, sql).await.map_or_else(|code| code.starts_with("23"), |()| true)
+}
+
+async fn rows(conn: &mut PgConnection, sql: &str) -> Vec<String> {
+    sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(conn).await.unwrap()
+}
+
+/// Every table and view, also partitions and sqlx's own, with its columns.
+async fn relations(url: &str) -> BTreeMap<String, Vec<String>> {
+    let mut conn = PgConnection::connect(url).await.unwrap();
+    let columns: Vec<(String, String)> = sqlx::query_as(
+        "SELECT nspname || '.' || relname, attname::text
+         FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace JOIN pg_attribute ON attrelid = pg_class.oid
+         WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' AND relkind IN ('r', 'p', 'v', 'm', 'f')
+             AND attnum > 0 AND NOT attisdropped
+         ORDER BY 1, attnum",
+    )
+    .fetch_all(&mut conn)
+    .await
+    .unwrap();
+    let mut all = BTreeMap::<_, Vec<_>>::new();
+    for (relation, column) in columns {
+        all.entry(relation).or_default().push(column);
+    }
+    all
+}
+
+/// What the role of `conn` may do with a relation, by trying: `SELECT INSERT UPDATE(a, b) DELETE`, or nothing.
+async fn rights(conn: &mut PgConnection, relation: &str, columns: &[String]) -> String {
+    let mut found = Vec::new();
+    for verb in ["SELECT", "INSERT", "UPDATE"] {
+        let mut these = Vec::new();
+        for column in columns {
+            let sql = match verb {
+                "SELECT" => format!("SELECT {column} FROM {relation} WHERE false"),
+                "INSERT" => format!("INSERT INTO {relation} ({column}) VALUES (DEFAULT)"),
+                _ => format!("UPDATE {relation} SET {column} = DEFAULT WHERE false"),
+            };
+            if may(&mut *conn, &sql).await {
+                these.push(column.as_str());
+            }
+        }
+        if these.len() == columns.len() {
+            found.push(verb.to_owned());
+        } else if !these.is_empty() {
+            found.push(format!("{verb}({})", these.join(", ")));
+        }
+    }
+    for (verb, sql) in [
+        ("DELETE", format!("DELETE FROM {relation} WHERE false")),
+        ("TRUNCATE", format!("TRUNCATE {relation} CASCADE")),
+        (
+            "TRIGGER",
+            format!(
+                "CREATE TRIGGER mine BEFORE UPDATE ON {relation} EXECUTE FUNCTION suppress_redundant_updates_trigger()"
+            ),
+        ),
+        ("ALTER", format!("ALTER TABLE {relation} ADD COLUMN mine text")),
+        ("COMMENT", format!("COMMENT ON TABLE {relation} IS 'mine'")),
+        ("SWITCH OFF", format!("ALTER TABLE {relation} DISABLE TRIGGER ALL")),
+        ("DROP", format!("DROP TABLE {relation} CASCADE")),
+        ("DROP VIEW", format!("DROP VIEW {relation}")),
+        ("OWN", format!("ALTER TABLE {relation} OWNER TO CURRENT_USER")),
+    ] {
+        if may(&mut *conn, &sql).await {
+            found.push(verb.to_owned());
+        }
+    }
+    found.join(" ")
+}
+
+/// Partitions of the history are left out of these when nobody may do anything with them.
+#[tokio::test]
+async fn a_role_may_do_with_each_table_what_was_decided_and_nothing_else() {
+    let url = database().await;
+    let relations = relations(&url).await;
+    assert!(relations.keys().any(|name| name.starts_with("public.history_2")), "{relations:?}");
+    for (role, decided) in [
+        (
+            APP,
+            &[
+                ("public._sqlx_migrations", "SELECT(version, description, installed_on, checksum)"),
+                ("public.clients", "SELECT INSERT DELETE"),
+                ("public.history", "SELECT"),
+                ("public.history_personal", "SELECT"),
+                ("public.history_seals", "SELECT INSERT"),
+                ("public.history_unsealed", "SELECT DELETE"),
+                ("public.login_attempts", "SELECT INSERT UPDATE(free_at, expires_at) DELETE"),
+                (
+                    "public.revocations",
+                    "SELECT INSERT(session_id, user_id, roles, expires_at) UPDATE(expires_at) DELETE",
+                ),
+                (
+                    "public.sessions",
+                    "SELECT INSERT UPDATE(refresh_generation, user_agent, client_ip, last_used_at, refresh_expires_at, \
+                     renewed_at, is_confirmed, ended_at, end_reason, access_expires_at) DELETE",
+                ),
+                (
+                    "public.signing_keys",
+                    "SELECT INSERT UPDATE(wrapped_key, wrapped_by, token_seconds, activated_at, retired_at, \
+                     verifies_until)",
+                ),
+                (
+                    "public.users",
+                    "SELECT INSERT UPDATE(email, full_name, password_hash, roles, is_email_verified, disabled, \
+                     password_changed_at, updated_at) DELETE",
+                ),
+            ][..],
+        ),
+        (
+            READONLY,
+            &[
+                ("masked.clients", "SELECT"),
+                ("masked.history", "SELECT"),
+                ("masked.history_seals", "SELECT"),
+                ("masked.revocations", "SELECT"),
+                ("masked.sessions", "SELECT"),
+                ("masked.signing_keys", "SELECT"),
+                ("masked.users", "SELECT"),
+            ],
+        ),
+    ] {
+        let mut conn = connect(&url, role).await;
+        sqlx::raw_sql("SET default_transaction_read_only = off").execute(&mut conn).await.unwrap();
+        let mut found = Vec::new();
+        for (relation, columns) in &relations {
+            let rights = rights(&mut conn, relation, columns).await;
+            if !rights.is_empty() {
+                found.push((relation.as_str(), rights));
+            }
+        }
+        let found: Vec<_> = found.iter().map(|(name, rights)| (*name, rights.as_str())).collect();
+        assert_eq!(found, decided, "{role}");
+    }
+}
+
+/// So that a table that comes with a migration is not forgotten: somebody has to decide about it.
+#[tokio::test]
+async fn every_table_has_a_decision_and_every_decision_a_table() {
+    use gatepass::store::roles::{Privileges, TABLES};
+
+    let url = database().await;
+    let mut conn = PgConnection::connect(&url).await.unwrap();
+    let tables = rows(
+        &mut conn,
+        "SELECT relname::text FROM pg_class
+         WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition ORDER BY 1",
+    );
+    let tables = tables.await;
+    let mut decided: Vec<_> = TABLES.iter().map(|table| table.name).collect();
+    decided.sort_unstable();
+    assert_eq!(tables, decided, "src/store/roles.rs says of each table who may do what");
+    let views = rows(
+        &mut conn,
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'masked'::regnamespace ORDER BY 1",
+    );
+    let views = views.await;
+    let mut decided: Vec<_> = TABLES.iter().filter(|table| table.masked).map(|table| table.name).collect();
+    decided.sort_unstable();
+    assert_eq!(views, decided);
+    let barriers = "SELECT relname::text FROM pg_class
+        WHERE relnamespace = 'masked'::regnamespace AND NOT coalesce('security_barrier=true' = ANY (reloptions)
+            OR 'security_barrier' = ANY (reloptions), false)";
+    assert_eq!(rows(&mut conn, barriers).await, [""; 0]);
+    for (role, wanted) in [(APP, Privileges::of_app()), (READONLY, Privileges::of_readonly())] {
+        assert_eq!(Privileges::held(&mut conn, role).await.unwrap(), wanted, "{role}");
+    }
+    let owners = "SELECT DISTINCT pg_get_userbyid(owner)::text FROM (
+            SELECT relowner FROM pg_class WHERE relnamespace IN ('public'::regnamespace, 'masked'::regnamespace)
+            UNION ALL SELECT proowner FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+            UNION ALL SELECT nspowner FROM pg_namespace WHERE nspname IN ('public', 'masked')
+        ) AS object (owner)";
+    assert_eq!(rows(&mut conn, owners).await, [OWNER]);
+}
+
+#[tokio::test]
+async fn nobody_but_the_owner_changes_the_schema() {
+    let url = database().await;
+    for (role, allowed) in [(APP, false), (READONLY, false), (OWNER, true)] {
+        let mut conn = connect(&url, role).await;
+        sqlx::raw_sql("SET default_transaction_read_only = off").execute(&mut conn).await.unwrap();
+        for sql in [
+            "CREATE TABLE public.mine (id int)",
+            "CREATE TABLE masked.mine (id int)",
+            "CREATE VIEW masked.mine AS SELECT 1",
+            "CREATE FUNCTION public.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+            "CREATE INDEX mine ON public.users (full_name)",
+            "COMMENT ON SCHEMA masked IS 'mine'",
+            "ALTER FUNCTION public.record_change() SECURITY INVOKER",
+            "ALTER FUNCTION public.drop_history(timestamptz) RESET ALL",
+            "DROP TRIGGER users_history ON public.users",
+            "SELECT public.write_history('users', 'UPDATE', NULL, '{}', '{}', '{}', '{}')",
+        ] {
+            assert_eq!(may(&mut conn, sql).await, allowed, "{role}: {sql}");
+        }
+        // Nor does that role rule the server.
+        for sql in [
+            "CREATE ROLE mine",
+            "CREATE DATABASE mine",
+            "ALTER ROLE gatepass_readonly SUPERUSER",
+            "ALTER SYSTEM SET log_statement = 'all'",
+            "SET session_replication_role = replica",
+            "SET ROLE postgres",
+            "SELECT rolpassword FROM pg_authid",
+            "COPY (SELECT 1) TO PROGRAM 'true'",
+            "SELECT pg_read_file('PG_VERSION')",
+        ] {
+            assert!(attempt(&mut conn, sql).await.is_err(), "{role}: {sql}");
+        }
+        for other in [OWNER, APP, READONLY] {
+            let can = attempt(&mut conn, &format!("SET ROLE {other}")).await.is_ok();
+            assert_eq!(can, other == role, "{role}: {other}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_service_cannot_change_what_the_history_says() {
+    let app = App::new().await;
+    let alice = app.register("alice").await;
+    app.login("alice").await;
+    let mut postgres = PgConnection::connect(&app.database_url).await.unwrap();
+    let history = "SELECT history::text FROM history ORDER BY id";
+    let before = rows(&mut postgres, history).await;
+    assert!(before.len() >= 2, "{before:?}");
+
+    let mut conn = connect(&app.database_url, APP).await;
+    let name = &rows(&mut postgres, "SELECT current_database()::text").await[0];
+    let partition = rows(&mut postgres, "SELECT tableoid::regclass::text FROM history LIMIT 1").await;
+    for sql in [
+        "UPDATE history SET actor = 'mallory'",
+        "DELETE FROM history",
+        "TRUNCATE history",
+        "INSERT INTO history (table_name, operation, changed_data, changed_at, database_user)
+         VALUES ('users', 'UPDATE', '{}', now(), 'mallory')",
+        "UPDATE history_personal SET changed_data = '{}'",
+        "DELETE FROM history_personal",
+        "UPDATE history_seals SET hash = rows_hash",
+        "DELETE FROM history_seals",
+        "INSERT INTO history_unsealed VALUES (1)",
+        "SELECT nextval('history_id_seq')",
+        "SELECT setval('history_id_seq', 1)",
+        "ALTER TABLE users DISABLE TRIGGER users_history",
+        "ALTER TABLE history DETACH PARTITION history_default",
+        "SET session_replication_role = replica",
+        &format!(r#"ALTER DATABASE "{name}" SET gatepass.history = 'lenient'"#),
+        "ALTER ROLE gatepass_app SET gatepass.history = 'lenient'",
+        &format!("DELETE FROM {}", partition[0]),
+        &format!("DROP TABLE {}", partition[0]),
+    ] {
+        assert!(attempt(&mut conn, sql).await.is_err(), "{sql}");
+    }
+    // A month that is not over yet, nobody gives up.
+    let dropped: Option<String> =
+        sqlx::query_scalar("SELECT drop_history('infinity')").fetch_one(&mut conn).await.unwrap();
+    assert_eq!(dropped, None);
+    assert_eq!(rows(&mut postgres, history).await, before);
+
+    // What a session says for itself does not make the history look away.
+    sqlx::raw_sql("SET gatepass.history = 'lenient'").execute(&mut conn).await.unwrap();
+    sqlx::raw_sql(
+        "CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END';
+         CREATE TRIGGER broken BEFORE INSERT ON history FOR EACH ROW EXECUTE FUNCTION broken()",
+    )
+    .execute(&mut postgres)
+    .await
+    .unwrap();
+    let refused = attempt(&mut conn, "UPDATE users SET full_name = 'Mallory'").await;
+    assert_eq!(refused, Err("P0001".to_owned()));
+    assert_eq!(rows(&mut postgres, history).await, before);
+    assert_eq!(alice["username"], "alice");
+}
+
+#[tokio::test]
+async fn who_only_looks_sees_no_secret_and_nobodys_name() {
+    let app = App::with(&[("TOKEN_FORMAT", "v4.public"), ("TOKEN_ISSUER", "https://id.example.com")]).await;
+    let body = json!({
+        "username": "Wilhelmina", "email": "mina@harker.example", "password": PASSWORD, "full_name": "Mina Murray",
+    });
+    app.post("/users").json(&body).send().await.expect(201);
+    let login = json!({ "username": "wilhelmina", "password": PASSWORD });
+    let login = app.post("/users/login").json(&login).header("user-agent", "whitby/1897").peer("192.0.2.77");
+    let login = login.send().await.expect(200);
+    app.patch("/users/me")
+        .bearer(&login)
+        .json(&json!({ "full_name": "Mina Harker" }))
+        .send()
+        .await
+        .expect(200);
+    app.client("orders").await;
+
+    let mut postgres = PgConnection::connect(&app.database_url).await.unwrap();
+    let mut secrets = rows(
+        &mut postgres,
+        "SELECT password_hash FROM users UNION ALL SELECT encode(secret_hash, 'hex') FROM clients
+         UNION ALL SELECT encode(refresh_salt, 'hex') FROM sessions
+         UNION ALL SELECT encode(wrapped_key, 'hex') FROM signing_keys
+         UNION ALL SELECT encode(personal_hash, 'hex') FROM history WHERE personal_hash IS NOT NULL
+         UNION ALL SELECT salt::text FROM history_personal UNION ALL SELECT encode(key, 'hex') FROM login_attempts",
+    )
+    .await;
+    assert!(secrets.len() >= 7, "{secrets:?}");
+    secrets.extend(["wilhelmina", "mina@", "harker", "murray", "whitby", "192.0.2.77"].map(str::to_owned));
+
+    let mut conn = connect(&app.database_url, READONLY).await;
+    let mut seen = String::new();
+    for view in relations(&app.database_url).await.keys().filter(|name| name.starts_with("masked.")) {
+        let rows = rows(&mut conn, &format!("SELECT view::text FROM {view} AS view")).await;
+        seen.push_str(&format!("{view}\n{}\n", rows.join("\n").to_lowercase()));
+    }
+    for secret in secrets {
+        assert!(!seen.contains(&secret.to_lowercase()), "{secret} is in\n{seen}");
+    }
+    for known in ["w***", "m***", "192.0.2.0/24", "orders"] {
+        assert!(seen.contains(known), "{known} is not in\n{seen}");
+    }
+    // Nor by a condition that tells what it is asked about: a barrier keeps it from rows that are not masked yet.
+    let plan = rows(&mut conn, "EXPLAIN SELECT FROM masked.users WHERE username LIKE 'w%'").await;
+    assert!(plan[0].contains("Subquery Scan"), "{plan:?}");
+}
+
+/// A master user as RDS has one: it makes roles and owns the database, and is no superuser.
+async fn master(url: &str) -> String {
+    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let role = format!("master_{number}");
+    admin(&format!("CREATE ROLE {role} LOGIN CREATEROLE CREATEDB")).await;
+    let options: PgConnectOptions = url.parse().unwrap();
+    admin(&format!(r#"ALTER DATABASE "{}" OWNER TO {role}"#, options.get_database().unwrap())).await;
+    for ours in [OWNER, APP, READONLY] {
+        as_if_made_by(&role, ours).await;
+    }
+    as_role(url, &role)
+}
+
+/// From Postgres 16 on whoever makes roles rules only those that it made, and here others have made them.
+async fn as_if_made_by(master: &str, role: &str) {
+    admin(&format!(
+        "DO $$ BEGIN IF current_setting('server_version_num')::int >= 160000 THEN
+             EXECUTE 'GRANT {role} TO {master} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE';
+         END IF; END $$"
+    ))
+    .await;
+}
+
+fn user_of(url: &str) -> String {
+    url.parse::<PgConnectOptions>().unwrap().get_username().to_owned()
+}
+
+async fn set_up(home: &Home, url: &str, master: &str, args: &[&str]) -> Ended {
+    let command = home.gatepass(&[&["db", "setup"], args].concat());
+    command.env("DB_SOURCE", url).env("MASTER_DB_SOURCE", master).run().await
+}
+
+/// What `db setup --json` has changed.
+fn changed(done: &Value) -> Vec<&str> {
+    let steps = done["steps"].as_array().unwrap().iter();
+    steps.filter(|step| step["changed"] == true).map(|step| step["what"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_master_user_sets_up_the_owner_migrates_and_the_service_serves() {
+    let guard = alone().await;
+    let (home, url) = (Home::new(), empty_database().await);
+    let (app, owner, master) = (as_role(&url, APP), as_role(&url, OWNER), master(&url).await);
+
+    let done = set_up(&home, &app, &master, &["--json"]).await.json();
+    let all = changed(&done);
+    assert!(all.iter().any(|step| step.contains("only these roles connect")), "{done}");
+    assert!(all.iter().any(|step| step.contains("gatepass_owner owns the schema")), "{done}");
+    // Once more, nothing is left to do.
+    let again = set_up(&home, &app, &master, &["--json"]).await.json();
+    assert_eq!((changed(&again), &again["passwords"]), (vec![], &json!({})));
+    drop(guard);
+
+    let with_owner = [("DB_SOURCE", app.as_str()), ("MIGRATION_DB_SOURCE", owner.as_str())];
+    // The service alone cannot migrate, and says who can.
+    let parts = ["gatepass_app may not change the schema", "MIGRATION_DB_SOURCE"];
+    home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &app).run().await.fails(1, &parts);
+    let refused = home.start(&[("DB_SOURCE", &app)]).end().await;
+    assert!(refused.code == Some(1) && refused.stderr.contains(parts[0]), "{refused:?}");
+
+    let service = home.serve(&with_owner).await;
+    let user = json!({ "username": "alice", "email": "alice@example.com", "password": PASSWORD });
+    assert_eq!(service.post("/users", &user).await.0, 201);
+    let login = json!({ "username": "alice", "password": PASSWORD });
+    let (status, login) = service.post("/users/login", &login).await;
+    assert_eq!(status, 200, "{login}");
+    let renew = json!({ "refresh_token": login["refresh_token"] });
+    assert_eq!(service.post("/tokens/renew_access", &renew).await.0, 200);
+    assert_eq!(service.get_as(login["access_token"].as_str().unwrap(), "/users/me").await.0, 200);
+    assert_eq!(service.get("/readyz").await.0, 200);
+    let mut postgres = PgConnection::connect(&url).await.unwrap();
+    let connected = rows(
+        &mut postgres,
+        "SELECT DISTINCT usename::text FROM pg_stat_activity
+         WHERE datname = current_database() AND application_name = 'gatepass'",
+    );
+    assert_eq!(connected.await, [APP], "nothing that serves stays logged in as the owner");
+    for args in [
+        &["user", "set-role", "alice", "support"][..],
+        &["client", "create", "orders"],
+        &["history", "seal"],
+        &["history", "verify"],
+        &["key", "list"],
+        &["user", "delete", "alice", "--yes"],
+    ] {
+        let done = home.gatepass(args).env("DB_SOURCE", &app).run().await;
+        assert!(!done.stderr.contains("permission denied"), "{args:?}: {}", done.stderr);
+    }
+    let ended = service.stop(Signal::TERM).await.expect(0);
+    assert!(!ended.stderr.contains("permission denied"), "{}", ended.stderr);
+    let who = "SELECT DISTINCT database_user FROM history";
+    assert_eq!(rows(&mut postgres, who).await, [APP]);
+
+    // Whoever is a member of the owner migrates as the owner.
+    let with_master = [("DB_SOURCE", app.as_str()), ("MIGRATION_DB_SOURCE", master.as_str())];
+    home.gatepass(&["migrate", "down", "100"]).envs(&with_master).run().await.expect(0);
+    home.gatepass(&["migrate", "up"]).envs(&with_master).run().await.expect(0);
+    let owners = "SELECT DISTINCT pg_get_userbyid(relowner)::text FROM pg_class
+        WHERE relnamespace IN ('public'::regnamespace, 'masked'::regnamespace)";
+    assert_eq!(rows(&mut postgres, owners).await, [OWNER]);
+    // What is current anyway, the service may look at by itself.
+    let service = home.serve(&[("DB_SOURCE", &app)]).await;
+    service.stop(Signal::TERM).await.expect(0);
+
+    for sql in ["CREATE TEMP TABLE users (id int)", "CREATE SCHEMA gatepass_app"] {
+        assert!(
+            attempt(&mut connect(&url, APP).await, sql).await.is_err(),
+            "{sql}: it would stand before the tables"
+        );
+    }
+    // Others stay outside.
+    admin("DO $$ BEGIN CREATE ROLE stranger LOGIN; EXCEPTION WHEN duplicate_object THEN END $$").await;
+    assert!(PgConnection::connect(&as_role(&url, "stranger")).await.is_err());
+}
+
+#[tokio::test]
+async fn a_database_that_one_role_made_gets_the_same_and_its_service_goes_on() {
+    let guard = alone().await;
+    let (home, url) = (Home::new(), empty_database().await);
+    let master = master(&url).await;
+    admin("DO $$ BEGIN CREATE ROLE single LOGIN; EXCEPTION WHEN duplicate_object THEN END $$").await;
+    let mut postgres = PgConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(format!(
+        r#"GRANT ALL ON SCHEMA public TO single; GRANT ALL ON DATABASE "{}" TO single"#,
+        rows(&mut postgres, "SELECT current_database()::text").await[0]
+    )))
+    .execute(&mut postgres)
+    .await
+    .unwrap();
+    as_if_made_by(&user_of(&master), "single").await;
+    let single = as_role(&url, "single");
+    home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &single).run().await.expect(0);
+
+    let service = home.serve(&[("DB_SOURCE", &single)]).await;
+    let done = set_up(&home, &single, &master, &["--json"]).await.json();
+    assert!(changed(&done).contains(&"single is a member of gatepass_owner"), "{done}");
+    let again = set_up(&home, &single, &master, &["--json"]).await.json();
+    assert_eq!(changed(&again), [""; 0]);
+    drop(guard);
+    let user = json!({ "username": "alice", "email": "alice@example.com", "password": PASSWORD });
+    assert_eq!(service.post("/users", &user).await.0, 201, "it goes on meanwhile");
+    service.stop(Signal::TERM).await.expect(0);
+
+    let service = home.serve(&[("DB_SOURCE", &as_role(&url, APP))]).await;
+    let login = json!({ "username": "alice", "password": PASSWORD });
+    assert_eq!(service.post("/users/login", &login).await.0, 200);
+    service.stop(Signal::TERM).await.expect(0);
+    // To the letter what a new database has.
+    let rights = "SELECT relname || ' ' || coalesce(relacl::text, '') || ' ' || coalesce(string_agg(attacl::text, ' '
+            ORDER BY attnum), '')
+        FROM pg_class LEFT JOIN pg_attribute ON attrelid = pg_class.oid AND attacl IS NOT NULL
+        WHERE relnamespace IN ('public'::regnamespace, 'masked'::regnamespace) AND relkind IN ('r', 'p', 'v', 'S')
+        GROUP BY pg_class.oid, relname, relacl::text ORDER BY 1";
+    let mut new = PgConnection::connect(&database().await).await.unwrap();
+    assert_eq!(rows(&mut postgres, rights).await, rows(&mut new, rights).await);
+}
+
+#[tokio::test]
+async fn passwords_are_made_once_and_only_what_checks_them_is_kept() {
+    let _guard = alone().await;
+    let (home, url) = (Home::new(), empty_database().await);
+    let app = as_role(&url, APP);
+    let mut postgres = PgConnection::connect(&url).await.unwrap();
+    let kept =
+        "SELECT coalesce(rolpassword, '') FROM pg_authid WHERE rolname LIKE 'gatepass\\_%' ORDER BY rolname";
+    let made = set_up(&home, &app, &url, &["--json", "--new-passwords"]).await.json();
+    let passwords: Vec<_> =
+        [OWNER, APP, READONLY].map(|role| made["passwords"][role].as_str().unwrap().to_owned()).into();
+    let first = rows(&mut postgres, kept).await;
+    assert!(first.iter().all(|kept| kept.starts_with("SCRAM-SHA-256$4096:")), "{first:?}");
+    assert!(passwords.iter().all(|password| password.len() == 32 && !first.concat().contains(password)));
+    // Without being asked to, it leaves them alone.
+    let text = set_up(&home, &app, &url, &[]).await.expect(0);
+    assert!(!text.stdout.contains("password") && !text.stdout.contains("done"), "{}", text.stdout);
+    set_up(&home, &app, &url, &["--no-passwords"]).await.expect(0);
+    assert_eq!(rows(&mut postgres, kept).await, first);
+    let text = set_up(&home, &app, &url, &["--new-passwords"]).await.expect(0);
+    assert!(text.stdout.contains("password  gatepass_app  "), "{}", text.stdout);
+    assert_ne!(rows(&mut postgres, kept).await, first);
+
+    // On RDS nobody needs one.
+    set_up(&home, &app, &url, &["--iam"]).await.fails(1, &["rds_iam"]);
+    admin("CREATE ROLE rds_iam").await;
+    let done = set_up(&home, &app, &url, &["--iam", "--json"]).await.json();
+    assert_eq!(done["passwords"], json!({}));
+    let members =
+        "SELECT member::regrole::text FROM pg_auth_members WHERE roleid = 'rds_iam'::regrole ORDER BY 1";
+    assert_eq!(rows(&mut postgres, members).await, [APP, OWNER, READONLY]);
+    assert_eq!(changed(&set_up(&home, &app, &url, &["--iam", "--json"]).await.json()), [""; 0]);
+    admin("DROP ROLE rds_iam").await;
+}
+
+#[tokio::test]
+async fn who_may_not_set_up_is_told_what_is_missing() {
+    let _guard = alone().await;
+    let (home, url, other) = (Home::new(), empty_database().await, empty_database().await);
+    let app = as_role(&url, APP);
+    set_up(&home, &app, &other, &[]).await.fails(1, &["MASTER_DB_SOURCE", "name the same"]);
+    set_up(&home, &app, &app, &[]).await.fails(1, &["gatepass_app may not make roles", "MASTER_DB_SOURCE"]);
+    // DB_SOURCE stands in for it.
+    let parts = ["gatepass_app may not make roles"];
+    home.gatepass(&["db", "setup"]).env("DB_SOURCE", &app).run().await.fails(1, &parts);
+    let stranger = as_role(&other, &user_of(&master(&url).await));
+    set_up(&home, &other, &stranger, &[]).await.fails(1, &["belongs to postgres"]);
+    set_up(&home, &app, &url, &["--iam", "--new-passwords"]).await.fails(2, &["--iam"]);
+    home.gatepass(&["db"]).run().await.fails(2, &["setup"]);
+}
+
+#[tokio::test]
+async fn the_doctor_says_when_the_service_may_do_too_much_or_too_little() {
+    let (home, url) = (Home::new(), database().await);
+    let app = as_role(&url, APP);
+    let finding = async |url: &str, environment: &[(&str, &str)]| {
+        let doctor = home.gatepass(&["doctor", "--json"]).env("DB_SOURCE", url).envs(environment).run().await;
+        let found: Value = serde_json::from_str(&doctor.stdout).unwrap();
+        let all = found["findings"].as_array().unwrap().clone();
+        let one = all.into_iter().find(|finding| finding["area"] == "roles").unwrap();
+        let text = |name: &str| one[name].as_str().unwrap_or_default().to_owned();
+        (text("level"), text("message"), text("advice"))
+    };
+    let production = [("ENVIRONMENT", "production"), ("TOKEN_SYMMETRIC_KEY", KEY)];
+
+    assert_eq!(finding(&app, &production).await.0, "ok");
+    let (level, message, advice) = finding(&url, &[]).await;
+    assert!(level == "note" && message.contains("superuser") && advice.contains("db setup"), "{message}");
+    assert_eq!(finding(&url, &production).await.0, "warning");
+    let (level, message, _) = finding(&as_role(&url, OWNER), &production).await;
+    assert!(level == "warning" && message.contains("owns the tables"), "{message}");
+
+    let mut postgres = PgConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql("GRANT TRUNCATE ON users TO gatepass_app").execute(&mut postgres).await.unwrap();
+    let (level, message, _) = finding(&app, &production).await;
+    assert!(level == "warning" && message.contains("TRUNCATE on public.users"), "{message}");
+    sqlx::raw_sql("REVOKE DELETE ON clients FROM gatepass_app").execute(&mut postgres).await.unwrap();
+    let (level, message, advice) = finding(&app, &[]).await;
+    assert!(level == "problem" && message.contains("DELETE on public.clients"), "{message}");
+    assert!(advice.contains("db setup"));
+}
