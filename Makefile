@@ -52,7 +52,7 @@ fmt: ## Format the code
 	cargo fmt --manifest-path benches/Cargo.toml
 
 .PHONY: lint
-lint: lint-fmt lint-clippy lint-docs lint-migrations lint-shell ## Check format, clippy, documentation, migrations and shell scripts
+lint: lint-fmt lint-clippy lint-docs lint-migrations lint-kubernetes lint-shell ## Check format, clippy, documentation, migrations, manifests and shell scripts
 
 .PHONY: lint-fmt
 lint-fmt:
@@ -75,6 +75,10 @@ lint-docs:
 lint-migrations:
 	scripts/lint-migrations
 
+.PHONY: lint-kubernetes
+lint-kubernetes: ## Build the overlays of eks/ and check what comes out
+	scripts/lint-kubernetes
+
 .PHONY: lint-shell
 lint-shell:
 	@if command -v shellcheck >/dev/null; \
@@ -82,7 +86,7 @@ lint-shell:
 	else echo 'shellcheck is not installed: the shell scripts were NOT checked'; fi
 
 .PHONY: generated
-generated: sqlx openapi app-env db_docs ## Regenerate all files that are made from the code
+generated: sqlx openapi app-env db_docs prometheus-rule ## Regenerate all files that are made from the code
 
 .PHONY: sqlx
 sqlx: ## Regenerate .sqlx, from the queries and the migrations
@@ -108,6 +112,10 @@ app-env: ## Regenerate app.env.example
 	@mkdir -p target
 	cargo run --locked -- config --example > target/app.env.example
 	mv target/app.env.example app.env.example
+
+.PHONY: prometheus-rule
+prometheus-rule: ## Regenerate the PrometheusRule of eks/components/monitoring, from its rules.yaml
+	scripts/prometheus-rule
 
 .PHONY: check-generated
 check-generated: ## Fail if a generated file does not match the code

@@ -1,0 +1,178 @@
+"""Checks rendered manifests: strictly against the schemas of Kubernetes and of the custom resources, and that what they
+name is there. scripts/lint-kubernetes runs it.
+
+    check.py KUBERNETES_VERSION DIRECTORY_OF_NODE_MODULES FILE…
+"""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import kubernetes_validate
+import yaml
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
+
+# Made by hand, as eks/README.md says.
+BY_HAND = {
+    ("Secret", "gatepass"),
+    ("Secret", "gatepass-master"),
+    ("Secret", "gatepass-owner"),
+    ("Secret", "gatepass-postgres"),
+    ("ConfigMap", "rds-ca"),
+}
+
+
+def is_custom(manifest):
+    group = manifest["apiVersion"].rpartition("/")[0]
+    return "." in group and (not group.endswith(".k8s.io") or group == "gateway.networking.k8s.io")
+
+
+def settings():
+    """The names of settings, as app.env.example has them, and NAME_FILE for those that are secret."""
+    text = (ROOT / "app.env.example").read_text()
+    names = set(re.findall(r"^#? ?([A-Z][A-Z0-9_]+)=", text, re.MULTILINE))
+    return names | {f"{name}_FILE" for name in names}
+
+
+def pod_of(manifest):
+    """The pod template of a workload."""
+    spec = manifest.get("spec", {})
+    if manifest["kind"] == "CronJob":
+        spec = spec["jobTemplate"]["spec"]
+    return spec["template"] if manifest["kind"] in {"Deployment", "StatefulSet", "Job", "CronJob"} else None
+
+
+def references(pod):
+    """The ConfigMaps, Secrets and the ServiceAccount that a pod cannot start without."""
+    spec = pod["spec"]
+    if "serviceAccountName" in spec:
+        yield "ServiceAccount", spec["serviceAccountName"]
+    for volume in spec.get("volumes", []):
+        sources = volume.get("projected", {}).get("sources", []) + [volume]
+        for source in sources:
+            if "configMap" in source:
+                yield "ConfigMap", source["configMap"]["name"]
+            if "secret" in source:
+                yield "Secret", source["secret"].get("secretName") or source["secret"]["name"]
+    for container in spec.get("initContainers", []) + spec["containers"]:
+        for source in container.get("envFrom", []):
+            yield "ConfigMap", source["configMapRef"]["name"]
+
+
+def matches(selector, labels):
+    def holds(expression):
+        assert expression["operator"] == "In", expression
+        return labels.get(expression["key"]) in expression["values"]
+
+    return all(labels.get(name) == value for name, value in selector.get("matchLabels", {}).items()) and all(
+        map(holds, selector.get("matchExpressions", []))
+    )
+
+
+def selectors(manifest):
+    """What a manifest says about pods of its own namespace."""
+    spec = manifest.get("spec", {})
+    match manifest["kind"]:
+        case "Service":
+            yield {"matchLabels": spec["selector"]}
+        case "PodDisruptionBudget" | "PodMonitor" | "Deployment" | "StatefulSet":
+            yield spec["selector"]
+        case "NetworkPolicy":
+            yield spec["podSelector"]
+            for rule in spec.get("ingress", []) + spec.get("egress", []):
+                for peer in rule.get("from", []) + rule.get("to", []):
+                    if "podSelector" in peer and "namespaceSelector" not in peer:
+                        yield peer["podSelector"]
+
+
+def services(manifest):
+    """The Services that a manifest sends requests to, in its own namespace, by name and port."""
+    for rule in manifest.get("spec", {}).get("rules", []):
+        for path in rule.get("http", {}).get("paths", []) if manifest["kind"] == "Ingress" else []:
+            service = path["backend"]["service"]
+            yield service["name"], service["port"].get("name") or service["port"]["number"]
+        for backend in rule.get("backendRefs", []) if manifest["kind"] == "HTTPRoute" else []:
+            yield backend["name"], backend["port"]
+
+
+def words(value):
+    """A value as text, with its blanks made equal: kustomize breaks long lines anew."""
+    return re.sub(r"(\\n|\s)+", " ", json.dumps(value, sort_keys=True))
+
+
+def unresolved(manifests):
+    """What the manifests of one overlay name and do not hold."""
+    there = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests} | BY_HAND
+    for manifest in manifests:
+        if manifest["kind"] == "ExternalSecret":
+            there.add(("Secret", manifest["spec"]["target"]["name"]))
+        if manifest["kind"] == "Certificate":
+            there.add(("Secret", manifest["spec"]["secretName"]))
+    pods = [pod for pod in map(pod_of, manifests) if pod]
+    ports = {
+        (manifest["metadata"]["name"], port[by])
+        for manifest in manifests
+        if manifest["kind"] == "Service"
+        for port in manifest["spec"]["ports"]
+        for by in ("name", "port")
+    }
+    known = settings()
+    for manifest in manifests:
+        name = f"{manifest['kind']} {manifest['metadata']['name']}"
+        pod = pod_of(manifest)
+        for reference in references(pod) if pod else []:
+            if reference not in there:
+                yield f"{name}: there is no {' '.join(reference)}"
+        for selector in selectors(manifest):
+            if not any(matches(selector, pod["metadata"]["labels"]) for pod in pods):
+                yield f"{name}: selects no pod: {selector}"
+        # Other people's services are not here.
+        if pods:
+            for service in services(manifest):
+                if service not in ports:
+                    yield f"{name}: there is no Service {service}"
+        if manifest["kind"] == "ConfigMap" and manifest["metadata"]["name"].startswith("gatepass-") and pods:
+            for setting in manifest["data"].keys() - known - {"gatepass.json"}:
+                yield f"{name}: {setting} is no setting"
+        if manifest["kind"] == "HorizontalPodAutoscaler":
+            target = manifest["spec"]["scaleTargetRef"]
+            if (target["kind"], target["name"]) not in there:
+                yield f"{name}: there is no {target}"
+        if manifest["kind"] == "PrometheusRule":
+            rules = yaml.safe_load((ROOT / "eks/components/monitoring/rules.yaml").read_text())
+            if words(manifest["spec"]) != words(rules):
+                yield f"{name}: is not what rules.yaml says; run `make prometheus-rule`"
+
+
+def main(version, node_modules, *files):
+    problems, custom, count = [], [], 0
+    for file in map(pathlib.Path, files):
+        manifests = [manifest for manifest in yaml.safe_load_all(file.read_text()) if manifest]
+        for manifest in manifests:
+            count += 1
+            where = f"{file.stem}: {manifest['kind']} {manifest['metadata']['name']}"
+            if is_custom(manifest):
+                custom.append((where, manifest))
+                continue
+            try:
+                kubernetes_validate.validate(manifest, version, strict=True)
+            except kubernetes_validate.ValidationError as error:
+                problems.append(f"{where}: {'.'.join(map(str, error.path))}: {error.message}")
+        problems += [f"{file.stem}: {problem}" for problem in unresolved(manifests)]
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    # Node looks for packages from where the program is.
+    program = pathlib.Path(node_modules) / "crds.mjs"
+    program.write_text((HERE / "crds.mjs").read_text())
+    found = subprocess.run(["node", program], input=json.dumps(custom), text=True).returncode
+    if problems or found:
+        sys.exit(1)
+    print(f"{count} manifests, {len(custom)} of custom resources, valid for Kubernetes {version}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
