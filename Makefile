@@ -22,6 +22,8 @@ test: ## Run all tests, against a throw-away Postgres
 	python=$$(scripts/other-libraries) && export GATEPASS_TEST_PYTHON="$$python" && \
 	envoy=$$(scripts/test-proxy envoy) && export GATEPASS_TEST_ENVOY="$$envoy" && \
 	traefik=$$(scripts/test-proxy traefik) && export GATEPASS_TEST_TRAEFIK="$$traefik" && \
+	pgbouncer=$$(scripts/test-pgbouncer) && export GATEPASS_TEST_PGBOUNCER="$$pgbouncer" && \
+	pgbouncer=$$(scripts/test-pgbouncer prepared) && export GATEPASS_TEST_PGBOUNCER_PREPARED="$$pgbouncer" && \
 	scripts/with-postgres cargo test --locked --all-features $(ARGS)
 
 # How long each target runs.

@@ -159,7 +159,8 @@ async fn who_waits_in_vain_gets_an_answer_in_time() {
         // For whatever it does then.
         sleep(StdDuration::from_millis(20)).await;
     }
-    assert!((24..=27).contains(&waited), "{waited}");
+    // The end is read from the database, for which these seconds are only milliseconds.
+    assert!((24..=32).contains(&waited), "{waited}");
     let answer = answer.await.unwrap().expect(200);
     assert_eq!(answer["revocations"], json!([]));
     assert_eq!(since(&app, &client, &answer).await["revocations"], json!([]));

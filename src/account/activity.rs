@@ -98,7 +98,7 @@ impl Activity {
             let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
             while !left.is_empty() {
                 let (batch, rest) = left.split_at(left.len().min(BATCH));
-                sessions::note_sightings(&mut conn, batch).await?;
+                store::patiently(sessions::note_sightings(&mut conn, batch)).await?;
                 left = rest;
             }
             Ok(())

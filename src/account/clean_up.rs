@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     clock::Clock,
-    store::{self, Cause, PgPool, login_attempts, revocations, sessions},
+    store::{self, Cause, PgConnection, PgPool, login_attempts, revocations, sessions},
 };
 
 const INTERVAL: Duration = Duration::from_secs(3600);
@@ -51,26 +51,37 @@ impl CleanUp {
     /// When the database fails; what was deleted until then is.
     pub async fn run(&self, now: OffsetDateTime) -> Result<Cleaned, store::Error> {
         let mut cleaned = Cleaned::default();
-        let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
         let before = now - self.session_retention;
         let mut after = Uuid::nil();
-        while let Some(batch) = sessions::clean_up(&mut conn, after, before, BATCH, &Cause::service()).await?
+        let cause = Cause::service();
+        while let Some(batch) =
+            self.batch(async |conn| sessions::clean_up(conn, after, before, BATCH, &cause).await).await?
         {
             cleaned.sessions += batch.deleted.cast_unsigned();
             after = batch.last;
         }
+        let before = now - REVOCATION_RETENTION;
         loop {
-            match revocations::delete_expired(&mut conn, now - REVOCATION_RETENTION, BATCH).await? {
+            match self.batch(async |conn| revocations::delete_expired(conn, before, BATCH).await).await? {
                 0 => break,
                 deleted => cleaned.revocations += deleted,
             }
         }
         loop {
-            match login_attempts::delete_expired(&mut conn, now, BATCH).await? {
+            match self.batch(async |conn| login_attempts::delete_expired(conn, now, BATCH).await).await? {
                 0 => return Ok(cleaned),
                 deleted => cleaned.login_attempts += deleted,
             }
         }
+    }
+
+    /// Each batch takes the connection anew, so that others get their turn in between.
+    async fn batch<T>(
+        &self,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, store::Error>,
+    ) -> Result<T, store::Error> {
+        let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
+        store::patiently(statement(&mut conn)).await
     }
 
     /// Deletes now and then each hour, for as long as it is polled.

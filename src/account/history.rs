@@ -3,20 +3,24 @@
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use uuid::Uuid;
 
 use super::{Cause, Error, login, users};
 pub use crate::store::history::Entry;
 use crate::{
     clock::Clock,
-    store::{PgPool, PoolConnection, history},
+    store::{self, PgPool, PoolConnection, history},
 };
 
 /// How often what has come is sealed.
 const SEAL_INTERVAL: Duration = Duration::from_secs(60);
 /// How often partitions are looked after, in seals.
 const SEALS_PER_UPKEEP: u32 = 60;
+/// How long the sealing and the care for partitions may take before they count as hanging. A seal that is done stays, and a
+/// month that is given up may take ten minutes.
+const SEAL_PATIENCE: Duration = Duration::from_secs(60);
+const UPKEEP_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// The history, over one database.
 #[derive(Clone, Debug)]
@@ -123,17 +127,21 @@ impl History {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for tick in (0..SEALS_PER_UPKEEP).cycle() {
             ticks.tick().await;
-            if let Err(error) = self.seal().await {
+            if let Err(error) = within(SEAL_PATIENCE, self.seal()).await {
                 let error: &(dyn std::error::Error + 'static) = &error;
                 tracing::warn!(error, "the history could not be sealed");
             }
             // After sealing: no month is given up that is not sealed.
             if tick == 0
-                && let Err(error) = self.keep_up(clock.now()).await
+                && let Err(error) = within(UPKEEP_PATIENCE, self.keep_up(clock.now())).await
             {
                 let error: &(dyn std::error::Error + 'static) = &error;
                 tracing::warn!(error, "the history's months could not be looked after");
             }
         }
     }
+}
+
+async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout(patience, work).await.unwrap_or_else(|_| Err(store::Error::timeout().into()))
 }

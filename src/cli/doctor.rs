@@ -268,6 +268,11 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
         }
         Err(error) => findings.push(failed("database", &error)),
     }
+    match database.check_pooler(settings.db_pooler).await {
+        Ok(None) => {}
+        Ok(Some(warning)) => findings.push(Finding::new("database", Level::Warning, warning)),
+        Err(error) => findings.push(failed("database", &*error)),
+    }
     match schema(database).await {
         Ok(()) => findings.push(Finding::new("schema", Level::Ok, "current")),
         Err(error) => {

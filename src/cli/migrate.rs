@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::{Failure, print, print_json, seconds, setup};
-use crate::store::migrations::{self, State, Status};
+use crate::{
+    config::DbPooler,
+    store::migrations::{self, State, Status},
+};
 
 /// Change or show the version of the database's schema.
 #[derive(Debug, clap::Subcommand)]
@@ -47,6 +50,12 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
         return new(Path::new("migrations"), &name);
     }
     let settings = setup::begin(config_file)?;
+    let changes = !matches!(command, Command::Status { .. });
+    if changes && settings.db_pooler == DbPooler::Transaction && settings.migration_db_source.is_none() {
+        let error = "DB_POOLER=transaction: migrations need a way past the pooler; set MIGRATION_DB_SOURCE to the \
+                     database itself";
+        return Err(error.into());
+    }
     let database = setup::Database::open(&settings).await?;
     let done = on(&database, command).await;
     done.and(database.close().await)

@@ -18,7 +18,7 @@ use super::{Failure, setup};
 use crate::{
     account::{Activity, Cause, CleanUp, Clients, History},
     clock::Clock,
-    config::{self, Environment, Loaded, Settings},
+    config::{self, DbPooler, Environment, Loaded, Settings},
     http::{self, App, Limits, Parts},
     keys::Keys,
     metrics::Metrics,
@@ -28,12 +28,12 @@ use crate::{
     token::SymmetricKey,
 };
 
-/// Connections for the feed of revocations: one that listens, one that reads. Nobody else has them, so that nothing keeps
-/// a revocation waiting.
-const FEED_CONNECTIONS: u32 = 2;
-/// Connections for what else goes on beside requests: the clean-up and the history may hold one each for long, keys and
-/// sightings take turns with a third.
-const BACKGROUND_CONNECTIONS: u32 = 3;
+/// Connections for the feed of revocations, besides the one that listens: one that reads. Nobody else has it, so that
+/// nothing keeps a revocation waiting.
+const FEED_CONNECTIONS: u32 = 1;
+/// Connections for what else goes on beside requests: the history may hold one for long, and the others take turns with
+/// the other one.
+const BACKGROUND_CONNECTIONS: u32 = 2;
 /// How many operators' connections may be open.
 const OPS_CONNECTIONS: usize = 64;
 
@@ -90,6 +90,9 @@ async fn serve(
     }
     let db = database.pool(settings.db_max_connections);
     // The migrations may have gone another way; this is the one that requests take.
+    if let Some(warning) = database.check_pooler(settings.db_pooler).await? {
+        tracing::warn!("{warning}");
+    }
     if let Err(error) = db.acquire().await {
         return Err(database.unusable(error));
     }
@@ -189,7 +192,8 @@ pub async fn app(
     let keys =
         Keys::open(setup::key_policy(settings, key, Cause::service()), background.clone(), clock.now())
             .await?;
-    let feed = Feed::new(feed, clock.clone(), settings.revocation_max_staleness);
+    let listens = settings.db_pooler == DbPooler::Session;
+    let feed = Feed::new(feed, listens, clock.clone(), settings.revocation_max_staleness);
     let metrics = Metrics::new();
     let threads = settings.password_hash_threads;
     let accounts = setup::accounts(

@@ -7,13 +7,16 @@ use secrecy::SecretString;
 use super::{Failure, development_key};
 use crate::{
     account::{self, Accounts, Actor, Cause, Policy, Rate, Throttle},
-    config::{self, Argon2Cost, Environment, Loaded, Registration, Settings, Sources},
+    config::{self, Argon2Cost, DbPooler, Environment, Loaded, Registration, Settings, Sources},
     embedded::Embedded,
     keys,
     metrics::Metrics,
     password::{Params, Pool, PoolSettings, Rules},
     revocation::Feed,
-    store::{self, PgConnection, PgPool, migrations},
+    store::{
+        self, PgConnection, PgPool, migrations,
+        pooler::{self, Sharing},
+    },
     telemetry,
     token::{Issuer, Party, SymmetricKey, refresh::RefreshKeys, ring::Schedule},
 };
@@ -21,7 +24,7 @@ use crate::{
 /// Where development keeps what it makes for itself, in the working directory.
 const STATE_DIR: &str = ".gatepass";
 /// How long a password may wait for its turn.
-const HASH_DEADLINE: Duration = Duration::from_secs(10);
+const HASH_DEADLINE: Duration = Duration::from_secs(8);
 /// How long a database may take to come up before the start fails.
 const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait for connections to be given back at the end.
@@ -65,13 +68,50 @@ impl Database {
             // The settings' own check demands it in production; never fall back if that check should change.
             None => return Err("DB_SOURCE is not set".into()),
         };
-        let source = named(store::Source::new(&url), "DB_SOURCE")?;
+        let mut source = named(store::Source::new(&url), "DB_SOURCE")?;
+        if settings.db_pooler == DbPooler::Transaction {
+            source = source.shared();
+        }
         let other = |url: &Option<SecretString>, key| {
             url.as_ref().map(|url| named(store::Source::new(url), key)).transpose()
         };
         let migration_source = other(&settings.migration_db_source, "MIGRATION_DB_SOURCE")?;
         let master_source = other(&settings.master_db_source, "MASTER_DB_SOURCE")?;
         Ok(Self { source, migration_source, master_source, embedded })
+    }
+
+    /// Makes sure that the service's connections are handed out as `DB_POOLER` says. What to know of them, if anything.
+    ///
+    /// # Errors
+    ///
+    /// When statements would go astray.
+    pub(super) async fn check_pooler(&self, mode: DbPooler) -> Result<Option<&'static str>, Failure> {
+        let found = pooler::sharing(&self.source).await.map_err(|error| self.unusable(error))?;
+        match (mode, found) {
+            (DbPooler::Session, Sharing::Session) => Ok(None),
+            (DbPooler::Session, Sharing::Transaction | Sharing::Unprepared) => Err(
+                "DB_SOURCE goes through a pooler that gives each transaction another connection: \
+                 set DB_POOLER=transaction, or the pooler to session mode (docs/database.md)"
+                    .into(),
+            ),
+            (DbPooler::Transaction, Sharing::Unprepared) => Err(
+                "the pooler of DB_SOURCE does not keep prepared statements: in transaction mode it has to be \
+                 pgbouncer 1.21 or later with max_prepared_statements above 0; set an older one to session mode, and \
+                 DB_POOLER=session (docs/database.md)"
+                    .into(),
+            ),
+            (DbPooler::Transaction, Sharing::Session) => Ok(Some(
+                "DB_POOLER=transaction, but no pooler in transaction mode is found: without one, session is better",
+            )),
+            (DbPooler::Transaction, Sharing::Transaction) => {
+                let mut conn = self.connection(false).await?;
+                let timeout = pooler::statement_timeout(&mut conn).await.map_err(|error| self.unusable(error))?;
+                Ok((timeout == 0).then_some(
+                    "nothing ends a statement that hangs: behind a pooler in transaction mode it is the role that has \
+                     the limit (ALTER ROLE … SET statement_timeout = '8s', docs/database.md)",
+                ))
+            }
+        }
     }
 
     /// The Postgres of our own.
@@ -191,6 +231,12 @@ fn unreachable(source: &store::Source, setting: &'static str, error: sqlx::Error
 fn hint(error: &sqlx::Error, setting: &str) -> String {
     let code = match error {
         sqlx::Error::Database(error) => error.code(),
+        error if store::is_about_tls(error) => {
+            return format!(
+                ": it has to speak TLS, with a certificate that bears the name of the host in {setting} and is signed by \
+                 an authority in the file that sslrootcert names; check these, and sslmode"
+            );
+        }
         sqlx::Error::Io(_) => {
             return format!(": check host and port in {setting}, and that Postgres runs there");
         }

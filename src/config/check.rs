@@ -2,14 +2,17 @@
 //!
 //! What is unsafe stops the start in production and is a warning in development.
 
-use std::time::Duration;
+use std::{fs::File, time::Duration};
+
+use secrecy::ExposeSecret;
 
 use super::{
+    db_source,
     entropy::weakness,
     parse::{self, KEY_ADVICE, PEPPER_ADVICE},
     reader::Reader,
     settings::EXAMPLE_KEY,
-    values::{Argon2Cost, Environment, Settings},
+    values::{Argon2Cost, DbPooler, Environment, Settings},
 };
 use crate::{
     password::OWASP_MINIMUM,
@@ -37,6 +40,14 @@ fn is_unsafe(settings: &Settings, reader: &mut Reader, name: &str, message: &str
 }
 
 fn database(settings: &Settings, reader: &mut Reader) {
+    tls(settings, reader);
+    let is_pooled = settings.db_pooler == DbPooler::Transaction;
+    if is_pooled && settings.migrate_on_start && settings.migration_db_source.is_none() {
+        // Whoever migrates holds a lock of the connection's.
+        let message = "DB_POOLER=transaction: migrations need a way past the pooler; set it to the database itself, or \
+                       MIGRATE_ON_START=false";
+        reader.problem("MIGRATION_DB_SOURCE", message);
+    }
     if settings.db_source.is_some() || !reader.is_sound(&["DB_SOURCE"]) {
         return;
     }
@@ -48,6 +59,28 @@ fn database(settings: &Settings, reader: &mut Reader) {
         reader.problem("MIGRATION_DB_SOURCE", "DB_SOURCE is not set; set both, or neither");
     } else if settings.master_db_source.is_some() {
         reader.problem("MASTER_DB_SOURCE", "DB_SOURCE is not set; set both, or neither");
+    }
+}
+
+/// A network is somebody else's: who can take the server's place in it would get the password, and every hash.
+fn tls(settings: &Settings, reader: &mut Reader) {
+    let sources =
+        [("DB_SOURCE", &settings.db_source), ("MIGRATION_DB_SOURCE", &settings.migration_db_source)];
+    for (name, source) in sources {
+        let Some(url) = source.as_ref().map(ExposeSecret::expose_secret) else { continue };
+        for file in db_source::files(url) {
+            if let Err(error) = File::open(&file) {
+                reader.problem(
+                    name,
+                    format!("the file {} that it names cannot be read: {error}", file.display()),
+                );
+            }
+        }
+        if !db_source::is_private(url) && settings.environment == Environment::Production {
+            let message = "the database is on another machine, and whether it is the right one is not checked; add \
+                           sslmode=verify-full&sslrootcert=FILE (docs/database.md)";
+            reader.warning(name, message);
+        }
     }
 }
 

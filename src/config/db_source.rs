@@ -1,5 +1,7 @@
 //! Database URLs: a light check, and the form in which they may be shown. What the parts mean is sqlx's business.
 
+use std::{net::IpAddr, path::PathBuf};
+
 use secrecy::SecretString;
 
 use super::settings::MASK;
@@ -63,6 +65,38 @@ pub(super) fn masked(text: &str) -> String {
         };
     }
     shown
+}
+
+/// Whether nobody on a network can take the database's place: it is on this machine, or its certificate is checked.
+pub(super) fn is_private(text: &str) -> bool {
+    let Ok(Parts { host, query, .. }) = Parts::of(text) else { return false };
+    // The last of those that are given counts.
+    let value =
+        |names: &[&str]| query.iter().rfind(|(name, _)| names.contains(name)).map(|(_, value)| *value);
+    let host = match host.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => host,
+        _ => host,
+    };
+    let host = value(&["host", "hostaddr"]).unwrap_or(host).trim_matches(['[', ']']);
+    let is_here = host.is_empty()
+        || host.starts_with(['/', '%'])
+        || host == "localhost"
+        || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    is_here || value(&["sslmode", "ssl-mode"]) == Some("verify-full")
+}
+
+/// The files with certificates and keys that a URL names.
+pub(super) fn files(text: &str) -> Vec<PathBuf> {
+    const NAMES: &[&str] =
+        &["sslrootcert", "ssl-root-cert", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
+
+    let query = text.split_once('?').map_or("", |(_, query)| query);
+    let named = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| NAMES.contains(&name.as_ref()));
+    // The certificate itself may stand there too.
+    named
+        .filter(|(_, value)| !value.starts_with("-----BEGIN"))
+        .map(|(_, value)| value.as_ref().into())
+        .collect()
 }
 
 /// The parts of a URL that are told apart here. The password is left out.
@@ -149,6 +183,27 @@ mod tests {
         ] {
             assert!(db_source(url).is_ok(), "{url}");
             assert_eq!(masked(url), shown);
+        }
+    }
+
+    #[test]
+    fn a_database_elsewhere_is_checked_or_open_to_others() {
+        for (url, is_private) in [
+            ("postgres:///d", true),
+            ("postgres:///d?host=/run/pg", true),
+            ("postgres://u:p@%2Frun%2Fpg/d", true),
+            ("postgres://u:p@localhost:5432/d", true),
+            ("postgres://u:p@127.0.0.2/d", true),
+            ("postgres://u:p@[::1]:5432/d", true),
+            ("postgres://u:p@[::1]/d", true),
+            ("postgres://u:p@db.example.com/d?sslmode=verify-full&sslrootcert=/ca.pem", true),
+            ("postgres://u:p@db.example.com/d", false),
+            ("postgres://u:p@[2001:db8::1]:5432/d", false),
+            ("postgres://u:p@10.0.0.1:5432/d?sslmode=require", false),
+            ("postgres://u:p@db.example.com/d?sslmode=verify-full&sslmode=prefer", false),
+            ("postgres://localhost/d?host=db.example.com", false),
+        ] {
+            assert_eq!(super::is_private(url), is_private, "{url}");
         }
     }
 

@@ -200,15 +200,14 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "DB_MAX_CONNECTIONS",
-        about: "Connections for requests at most, 1 to 1000; five more serve what goes on beside them.",
-        default: DefaultValue::Text("10"),
+        about: "Connections for requests at most, 1 to 1000; four more serve what goes on beside them.",
+        default: DefaultValue::Text("4"),
         ..DATABASE
     },
     Setting {
         name: "DB_POOLER",
         about: "How a pooler in between (pgbouncer) hands out connections: `session` or `transaction`.",
         default: DefaultValue::Text("session"),
-        support: WOULD_MISLEAD,
         ..DATABASE
     },
     Setting {

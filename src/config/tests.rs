@@ -180,7 +180,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
       DB_SOURCE (environment): expected a URL that begins with postgres://, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass
       MIGRATION_DB_SOURCE (environment): expected a URL that begins with postgres://, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass
       MASTER_DB_SOURCE (environment): expected a URL that begins with postgres://, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass
-      DB_MAX_CONNECTIONS (environment): "0": expected a whole number from 1 to 1000, for example 10
+      DB_MAX_CONNECTIONS (environment): "0": expected a whole number from 1 to 1000, for example 4
       DB_POOLER (environment): "statement": expected session or transaction, for example session
       DB_IAM_AUTH (environment): "yes": expected true or false, for example false
       MIGRATE_ON_START (environment): "1": expected true or false, for example true
@@ -365,7 +365,38 @@ fn production_needs_a_database_and_a_key() {
             "TOKEN_SYMMETRIC_KEY (not set): production needs a key; make one with `gatepass key generate`",
         ]
     );
-    assert!(load_production(&[]).unwrap().warnings.is_empty());
+    let here = [("DB_SOURCE", "postgres://gatepass@localhost/gatepass")];
+    assert!(load_production(&here).unwrap().warnings.is_empty());
+}
+
+#[test]
+fn production_warns_of_a_database_elsewhere_that_nobody_checks() {
+    let elsewhere = [("DB_SOURCE", "postgres://u:hunter2@db.example.com/d?sslmode=require")];
+    let warnings = load_production(&elsewhere).unwrap().warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].starts_with("DB_SOURCE (environment): the database is on another machine"),
+        "{warnings:?}"
+    );
+    assert!(warnings[0].contains("sslmode=verify-full") && !warnings[0].contains("hunter2"), "{warnings:?}");
+    assert!(load_environment(&elsewhere).unwrap().warnings.is_empty());
+
+    let url = "postgres://u@db.example.com/d?sslmode=verify-full&sslrootcert=%2Fnowhere%2Fca.pem";
+    let message = problem(load_production(&[("DB_SOURCE", url)]));
+    assert!(
+        message.contains("the file /nowhere/ca.pem that it names cannot be read: No such file"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_pooler_in_transaction_mode_needs_a_way_past_it_for_migrations() {
+    let pooler = [("DB_SOURCE", DB), ("DB_POOLER", "transaction")];
+    let message = problem(load_environment(&pooler));
+    assert!(message.starts_with("MIGRATION_DB_SOURCE (not set): DB_POOLER=transaction"), "{message}");
+    for way in [("MIGRATION_DB_SOURCE", DB), ("MIGRATE_ON_START", "false")] {
+        load_environment(&[pooler[0], pooler[1], way]).unwrap();
+    }
 }
 
 #[test]
@@ -475,7 +506,6 @@ fn what_this_version_does_not_act_on_is_refused_or_warned_of() {
         let default = setting.default.text(4);
         let other: &str = match setting.name {
             "TOKEN_FORMAT" => "v4.public",
-            "DB_POOLER" => "transaction",
             "DB_IAM_AUTH" => "true",
             _ => default.as_deref().or(setting.example).unwrap(),
         };

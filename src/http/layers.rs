@@ -24,7 +24,7 @@ use tower::{Layer, ServiceExt};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{Instrument, info_span};
 
-use super::{App, Problem, request_id::RequestId};
+use super::{App, Problem, request_id::RequestId, revocations};
 use crate::{
     metrics::Metrics,
     token::{Claims, Sighting},
@@ -137,7 +137,8 @@ pub(super) async fn cors(State(rules): State<CorsLayer>, request: Request, next:
 
 /// Gives a handler up that takes longer than it may.
 pub(super) async fn time_out(State(app): State<App>, request: Request, next: Next) -> Response<Body> {
-    match tokio::time::timeout(app.limits().handler, next.run(request)).await {
+    let wait = if request.uri().path() == revocations::PATH { revocations::MAX_WAIT } else { Duration::ZERO };
+    match tokio::time::timeout(app.limits().handler + wait, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::timeout().into_response(),
     }

@@ -60,7 +60,7 @@ pub struct Limits {
     pub header_read: Duration,
     /// Until the body is there.
     pub body_read: Duration,
-    /// From the header fields to the response.
+    /// From the header fields to the response, not counting the time for which a request may wait for news.
     pub handler: Duration,
     /// How long a client may leave an answer lying without taking any of it. On Linux alone: elsewhere such a client is
     /// waited for.
@@ -75,8 +75,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             header_read: Duration::from_secs(10),
-            body_read: Duration::from_secs(10),
-            handler: Duration::from_secs(30),
+            body_read: Duration::from_secs(8),
+            handler: Duration::from_secs(10),
             stalled_write: Duration::from_secs(30),
             drain: Duration::from_secs(20),
             connections: 10_000,

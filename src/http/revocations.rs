@@ -16,8 +16,10 @@ use crate::{
     token::Rejection,
 };
 
-/// How long a request may wait for news, in seconds: within `Limits::handler`, with time to read the database at the end.
-const MAX_WAIT: u64 = 25;
+/// Where requests may wait for news,
+pub(super) const PATH: &str = "/revocations";
+/// and how long, besides `Limits::handler`.
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(25);
 
 /// Since when, and for how long.
 #[derive(Deserialize, IntoParams)]
@@ -137,8 +139,8 @@ fn read(Since { since, wait }: Since) -> Result<(Option<Cursor>, Duration), Prob
     let cursor = since.map(|text| text.parse()).transpose();
     let cursor = cursor.map_err(|_| invalid("since", "is not the `next` of an answer"))?;
     let seconds = match wait {
-        Some(text) => text.parse().ok().filter(|seconds| *seconds <= MAX_WAIT),
-        None => Some(MAX_WAIT),
+        Some(text) => text.parse().ok().filter(|seconds| *seconds <= MAX_WAIT.as_secs()),
+        None => Some(MAX_WAIT.as_secs()),
     };
     let seconds = seconds.ok_or_else(|| invalid("wait", "is a number of seconds from 0 to 25"))?;
     Ok((cursor, Duration::from_secs(seconds)))

@@ -2,7 +2,7 @@
 //!
 //! Triggers write a row for each session that ends and each user whose roles change (`store::revocations`), and notify.
 //! [`Feed::follow`] reads the new rows when it is notified, and twice a second in any case: a notification that gets lost,
-//! a connection pooler or a server without `LISTEN` costs half a second and nothing else. The replica that revokes
+//! or a pooler through which none comes, costs half a second and nothing else. The replica that revokes
 //! something reads at once ([`Feed::hear`]), before it answers.
 //!
 //! A request reads memory alone ([`Revocations`]). A replica that cannot read the feed for `REVOCATION_MAX_STALENESS`
@@ -64,6 +64,8 @@ pub struct Feed(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     db: PgPool,
+    /// Whether there is a way for notifications.
+    listens: bool,
     clock: Clock,
     revocations: Arc<Revocations>,
     /// How often somebody has wanted a reading.
@@ -84,10 +86,12 @@ struct Reading {
 }
 
 impl Feed {
-    /// A feed that has read nothing yet: until the first [`hear`](Self::hear), every token is refused.
-    pub fn new(db: PgPool, clock: Clock, max_staleness: Duration) -> Self {
+    /// A feed that has read nothing yet: until the first [`hear`](Self::hear), every token is refused. It `listens` unless
+    /// a pooler stands in between that gives each transaction another connection.
+    pub fn new(db: PgPool, listens: bool, clock: Clock, max_staleness: Duration) -> Self {
         Self(Arc::new(Inner {
             db,
+            listens,
             clock,
             revocations: Arc::new(Revocations::new(max_staleness)),
             wanted: AtomicU64::new(0),
@@ -207,8 +211,11 @@ impl Feed {
         tokio::join!(self.listen(&notify), reading);
     }
 
-    /// Passes every notification on.
+    /// Passes every notification on, where they come.
     async fn listen(&self, notify: &watch::Sender<()>) {
+        if !self.0.listens {
+            return;
+        }
         loop {
             let lost: Result<Infallible, store::Error> = async {
                 let mut listener = revocations::listen(&self.0.db).await?;

@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use tokio::{pin, sync::Semaphore, time::sleep};
 
-use super::{Feed, Revocation};
+use super::{Feed, Revocation, patiently};
 use crate::store::{
     self, PgPool,
     revocations::{self, Place, Position},
@@ -17,7 +17,7 @@ const PAGE: i64 = 5_000;
 /// How many readers there may be at once, and how many of them may ask the database at once: something happening wakes
 /// all of them, and the other connections are for others.
 const MAX_READERS: usize = 1_000;
-const MAX_READING: usize = 4;
+const MAX_READING: usize = 2;
 /// For so long after the last token that it is about, a row is still given, to readers whose clock, or here, is wrong.
 const CLOCK_ERROR: time::Duration = time::Duration::HOUR;
 
@@ -104,6 +104,10 @@ impl Publisher {
 
     async fn read(&self, cursor: Option<Cursor>) -> Result<Page, store::Error> {
         let _turn = self.reading.acquire().await.expect("the semaphore is never closed");
+        patiently(self.read_at_once(cursor)).await
+    }
+
+    async fn read_at_once(&self, cursor: Option<Cursor>) -> Result<Page, store::Error> {
         let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
         let here = revocations::position(&mut conn).await?;
         let cursor = cursor.filter(|cursor| cursor.server_started_at() == here.server_started_at);

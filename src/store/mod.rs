@@ -21,6 +21,7 @@ pub mod clients;
 pub mod history;
 pub mod login_attempts;
 pub mod migrations;
+pub mod pooler;
 pub mod revocations;
 pub mod roles;
 mod scram;
@@ -28,7 +29,7 @@ pub mod sessions;
 pub mod signing_keys;
 pub mod users;
 
-use std::{str::FromStr, time::Duration};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
@@ -36,6 +37,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use time::OffsetDateTime;
+use tokio::time::{sleep, timeout};
 use tracing::log::LevelFilter;
 
 pub use self::history::{Actor, Cause};
@@ -123,9 +125,20 @@ where
     work().await
 }
 
+/// Whether somebody answers who cannot show to be the server that we want, or does not speak TLS.
+pub fn is_about_tls(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        // How rustls tells of a certificate.
+        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    }
+}
+
 /// Whether the same call may succeed later: the database is not there, not up yet, going down, or full.
 pub fn may_pass(error: &sqlx::Error) -> bool {
     match error {
+        error if is_about_tls(error) => false,
         // Class 08, connection exception; 53, insufficient resources; 57, operator intervention, statement_timeout
         // among them; 25006, a standby that has not been promoted yet.
         sqlx::Error::Database(error) => error
@@ -155,9 +168,37 @@ pub async fn now(conn: &mut PgConnection) -> Result<OffsetDateTime, Error> {
 )]
 pub struct InvalidUrl;
 
+/// How long the server works at one statement of a pool's connection before it gives it up, locks that it waits for
+/// included.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long the server leaves a transaction open in which nothing happens: whoever began it is gone, or hangs.
+const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long we wait for the end of a statement. The server should have given it up before; one that has vanished says
+/// nothing at all.
+const PATIENCE: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(2));
+/// How long a pool may take to give a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection that nobody uses may take to show that it is alive. Otherwise another takes its place.
+const PING_PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait between two attempts at that.
+const REVIVE_REST: Duration = Duration::from_millis(200);
+
+/// Waits for one statement of a pool's connection, and no longer than it may take. No socket tells that the other end has
+/// vanished without a word (a host that lost its power, a network that was cut): without this the wait has no end.
+///
+/// # Errors
+///
+/// Those of `work`, or [`Error::Unavailable`].
+pub async fn patiently<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(Error::timeout()))
+}
+
 /// Where the database is and who we are there. `Debug` shows no password.
 #[derive(Clone)]
-pub struct Source(PgConnectOptions);
+pub struct Source {
+    options: PgConnectOptions,
+    is_shared: bool,
+}
 
 impl Source {
     /// Reads a `postgres://` URL.
@@ -166,12 +207,22 @@ impl Source {
     ///
     /// When it is none. The message holds no part of the URL.
     pub fn new(url: &SecretString) -> Result<Self, InvalidUrl> {
-        let options = PgConnectOptions::from_str(url.expose_secret())
+        let mut options = PgConnectOptions::from_str(url.expose_secret())
             .map_err(|_| InvalidUrl)?
-            .application_name("gatepass")
+            // A pooler refuses what it does not know, and what this says, the binary format makes no use of.
+            .extra_float_digits(None)
             .log_statements(LevelFilter::Debug)
             .log_slow_statements(LevelFilter::Warn, Duration::from_secs(1));
-        Ok(Self(options))
+        if options.get_application_name().is_none() {
+            options = options.application_name("gatepass");
+        }
+        Ok(Self { options, is_shared: false })
+    }
+
+    /// The same behind a pooler that gives each transaction whichever connection is free: nothing is set on a connection,
+    /// for it would be set for others.
+    pub fn shared(self) -> Self {
+        Self { is_shared: true, ..self }
     }
 
     /// One connection, for migrations and the command line.
@@ -180,26 +231,36 @@ impl Source {
     ///
     /// When the database cannot be reached or refuses us.
     pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        PgConnection::connect_with(&self.0).await
+        PgConnection::connect_with(&self.options).await
     }
 
-    /// A pool that connects when it is first used, of at most `max_connections`. A statement that hangs, on a lock or a
-    /// slow disk, is given up by the server, so that it cannot hold its connection for ever.
+    /// A pool that connects when it is first used, of at most `max_connections`.
+    ///
+    /// A statement that hangs, on a lock or a slow disk, is given up by the server, so that it cannot hold its connection
+    /// for ever. A connection that hangs is found out when it is taken and when it is given back, and replaced; one to a
+    /// standby, which takes no writes, is not used at all: after a failover, an address may for a while lead there.
     pub fn pool(&self, max_connections: u32) -> PgPool {
+        let is_shared = self.is_shared;
+        let (before, after) = (Arc::new(self.clone()), Arc::new(self.clone()));
         PgPoolOptions::new()
             .max_connections(max_connections)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(self.0.clone().options([("statement_timeout", "15s")]))
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .after_connect(move |conn, _| Box::pin(prepare(conn, is_shared)))
+            // In place of sqlx's own test, and before the one at the end: those wait for ever.
+            .test_before_acquire(false)
+            .before_acquire(move |conn, _| Box::pin(revive(conn, before.clone())))
+            .after_release(move |conn, _| Box::pin(revive(conn, after.clone())))
+            .connect_lazy_with(self.options.clone())
     }
 
     /// The name of the database.
     pub fn database(&self) -> &str {
-        self.0.get_database().unwrap_or(self.0.get_username())
+        self.options.get_database().unwrap_or(self.options.get_username())
     }
 
     /// `host:port/database` or `socket directory/database`, for messages.
     pub fn place(&self) -> String {
-        let options = &self.0;
+        let options = &self.options;
         let database = self.database();
         match options.get_socket() {
             Some(directory) => format!("{}/{database}", directory.display()),
@@ -211,5 +272,55 @@ impl Source {
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Source({})", self.place())
+    }
+}
+
+/// Makes a new connection fit for use. What is set here and not as it is opened, a pooler lets through.
+async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<(), sqlx::Error> {
+    let millis = |duration: Duration| duration.as_millis().to_string();
+    let is_standby = if is_shared {
+        sqlx::query_scalar!(r#"SELECT pg_is_in_recovery() AS "is_standby!""#).fetch_one(conn).await?
+    } else {
+        let set = sqlx::query!(
+            r#"SELECT set_config('statement_timeout', $1, false) AS statement,
+                      set_config('idle_in_transaction_session_timeout', $2, false) AS idle,
+                      pg_is_in_recovery() AS "is_standby!""#,
+            millis(STATEMENT_TIMEOUT),
+            millis(IDLE_IN_TRANSACTION_TIMEOUT),
+        );
+        set.fetch_one(conn).await?.is_standby
+    };
+    if is_standby {
+        let message =
+            "the server is a standby, which takes no writes: it has not been promoted, or the address is old";
+        return Err(sqlx::Error::Protocol(message.into()));
+    }
+    Ok(())
+}
+
+/// Puts another connection in the place of one that does not answer: always `Ok(true)`, or the error of a connection that
+/// has ended.
+///
+/// The other is dropped and not closed. Over TLS, sqlx closes only with an answer, and the pool, which would wait for it,
+/// would never have the place back. So this tries until there is a connection, or nobody waits for one.
+async fn revive(conn: &mut PgConnection, source: Arc<Source>) -> Result<bool, sqlx::Error> {
+    if let Ok(answer) = timeout(PING_PATIENCE, conn.ping()).await {
+        return answer.map(|()| true);
+    }
+    loop {
+        let another = async {
+            let mut another = source.connect().await?;
+            prepare(&mut another, source.is_shared).await?;
+            Ok::<_, sqlx::Error>(another)
+        };
+        match timeout(ACQUIRE_TIMEOUT, another).await {
+            Ok(Ok(another)) => {
+                *conn = another;
+                return Ok(true);
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "a connection that hangs cannot be replaced yet"),
+            Err(_) => tracing::debug!("a connection that hangs cannot be replaced yet: no answer"),
+        }
+        sleep(REVIVE_REST).await;
     }
 }

@@ -7,8 +7,14 @@
 //! holds when the server was started, which no two have in common.
 
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, postgres::PgListener};
+use std::time::Duration;
+
+use sqlx::{
+    Acquire, Connection, PgConnection,
+    postgres::{PgListener, PgPoolOptions},
+};
 use time::OffsetDateTime;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{Error, PgPool};
@@ -16,17 +22,25 @@ use super::{Error, PgPool};
 /// What the triggers notify.
 const CHANNEL: &str = "gatepass_revocations";
 
+/// For how long a connection that listens may hear nothing before it is asked whether it is still there.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// A connection of its own that hears when there are new rows.
 #[derive(Debug)]
 pub struct Listener(PgListener);
 
-/// Begins to listen, with a connection of `db`.
+/// Begins to listen, with a connection to the database of `db` that is none of its pool: one that hangs can be left to
+/// itself, and keeps nobody from a place.
 ///
 /// # Errors
 ///
 /// When the database fails.
 pub async fn listen(db: &PgPool) -> Result<Listener, Error> {
-    let mut listener = PgListener::connect_with(db).await?;
+    let own = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(SILENCE)
+        .connect_lazy_with(db.connect_options().as_ref().clone());
+    let mut listener = PgListener::connect_with(&own).await?;
     listener.eager_reconnect(false);
     listener.listen(CHANNEL).await?;
     Ok(Listener(listener))
@@ -39,10 +53,25 @@ impl Listener {
     ///
     /// When the connection is lost, and what it would have told with it.
     pub async fn notified(&mut self) -> Result<(), Error> {
-        match self.0.try_recv().await? {
-            Some(_) => Ok(()),
-            None => Err(Error::Unavailable(sqlx::Error::WorkerCrashed)),
+        loop {
+            match timeout(SILENCE, self.0.try_recv()).await {
+                Ok(Ok(Some(_))) => return Ok(()),
+                Ok(Ok(None)) => return Err(Error::Unavailable(sqlx::Error::WorkerCrashed)),
+                Ok(Err(error)) => return Err(error.into()),
+                // Nothing to tell, or nobody there to tell it.
+                Err(_) => match timeout(SILENCE, self.ping()).await {
+                    Ok(answer) => answer?,
+                    Err(_) => return Err(Error::timeout()),
+                },
+            }
+            if self.0.next_buffered().is_some() {
+                return Ok(());
+            }
         }
+    }
+
+    async fn ping(&mut self) -> Result<(), sqlx::Error> {
+        self.0.acquire().await?.ping().await
     }
 }
 

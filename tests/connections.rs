@@ -1,0 +1,163 @@
+//! The connections to the database: no more of them than is said, with the limits that are said, encrypted to the right
+//! server or not at all.
+
+use std::{fs, time::Duration};
+
+use gatepass::store::Source;
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+use tokio::{task::JoinSet, time::sleep};
+
+use crate::{
+    app::{KEY, PASSWORD, database},
+    postgres::{Server, directory, openssl, self_signed},
+    process::{Home, Process, Signal, until},
+};
+
+/// What docs/database.md promises of a replica with the default settings.
+const OF_A_REPLICA: i64 = 8;
+
+async fn register(service: &Process, username: &str) {
+    let user = json!({
+        "username": username, "email": format!("{username}@example.com"), "password": PASSWORD,
+    });
+    assert_eq!(service.post("/users", &user).await.0, 201);
+}
+
+/// So many logins at once, each followed by a renewal.
+async fn crowd(service: &Process, size: usize) {
+    let mut logins = JoinSet::new();
+    for _ in 0..size {
+        let (login, renewal) = (service.url("/users/login"), service.url("/tokens/renew_access"));
+        logins.spawn(async move {
+            let http = reqwest::Client::new();
+            let body = json!({ "username": "alice", "password": PASSWORD });
+            let answer = http.post(login).json(&body).send().await.unwrap();
+            assert_eq!(answer.status(), 200);
+            let tokens: serde_json::Value = answer.json().await.unwrap();
+            let body = json!({ "refresh_token": tokens["refresh_token"] });
+            assert_eq!(http.post(renewal).json(&body).send().await.unwrap().status(), 200);
+        });
+    }
+    logins.join_all().await;
+}
+
+#[tokio::test]
+async fn a_replica_has_no_more_than_is_said_and_twelve_fit() {
+    let url = database().await;
+    let mut witness = PgConnection::connect(&url).await.unwrap();
+    let watching = tokio::spawn(async move {
+        let mut most = 0;
+        let count = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND application_name = 'gatepass'";
+        loop {
+            let now: i64 = sqlx::query_scalar(count).fetch_one(&mut witness).await.unwrap();
+            most = most.max(now);
+            // It has gone.
+            if most > 2 && now == 0 {
+                return most;
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+    });
+    let home = Home::new();
+    let service = home.serve(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+    register(&service, "alice").await;
+    crowd(&service, 60).await;
+    service.stop(Signal::TERM).await.expect(0);
+    let most = watching.await.unwrap();
+    println!("connections: a replica had {most}");
+    assert!((5..=OF_A_REPLICA).contains(&most), "{most}");
+    // A Postgres of 100 connections keeps three for superusers.
+    assert_eq!((100 - 3) / OF_A_REPLICA, 12);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_second_connection_with_the_first_in_hand() {
+    let (home, url) = (Home::new(), database().await);
+    let environment =
+        [("DB_SOURCE", url.as_str()), ("DB_MAX_CONNECTIONS", "1"), ("TOKEN_SYMMETRIC_KEY", KEY)];
+    let service = home.serve(&environment).await;
+    register(&service, "alice").await;
+    crowd(&service, 20).await;
+    service.stop(Signal::TERM).await.expect(0);
+}
+
+#[tokio::test]
+async fn a_connection_has_limits_and_a_name() {
+    let url = database().await;
+    let show = async |url: &str, setting: &str| -> String {
+        let pool = Source::new(&url.to_owned().into()).unwrap().pool(1);
+        sqlx::query_scalar("SELECT current_setting($1)").bind(setting).fetch_one(&pool).await.unwrap()
+    };
+    for (setting, value) in [
+        ("statement_timeout", "8s"),
+        ("idle_in_transaction_session_timeout", "15s"),
+        ("application_name", "gatepass"),
+    ] {
+        assert_eq!(show(&url, setting).await, value, "{setting}");
+    }
+    let named = format!("{url}&application_name=blue");
+    assert_eq!(show(&named, "application_name").await, "blue");
+}
+
+#[tokio::test]
+async fn a_standby_is_not_used() {
+    let primary = Server::new("", |_| ()).await;
+    let standby = primary.standby().await;
+    let pool = Source::new(&standby.url().into()).unwrap().pool(1);
+    pool.acquire().await.unwrap_err();
+    standby.promote().await;
+    pool.acquire().await.unwrap();
+}
+
+#[tokio::test]
+async fn verify_full_takes_the_right_server_and_no_other() {
+    let dir = directory();
+    for name in ["ours", "other"] {
+        self_signed(dir.path(), name).await;
+    }
+    fs::write(dir.path().join("names"), "subjectAltName = DNS:localhost\n").unwrap();
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(dir.path(), &format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost")).await;
+    let sign = "x509 -req -in server.csr -CA ours.crt -CAkey ours.key -days 2 -out server.crt -extfile names";
+    openssl(dir.path(), sign).await;
+    let server = Server::encrypted(dir.path()).await;
+
+    let home = Home::new();
+    let roots = |name: &str| fs::read_to_string(dir.path().join(format!("{name}.crt"))).unwrap();
+    let (ours, other) = (home.write("ours.pem", &roots("ours")), home.write("other.pem", &roots("other")));
+    let nowhere = home.path("nowhere.pem").to_str().unwrap().to_owned();
+    let url = |host: &str, root: &str| {
+        format!("postgres://postgres@{host}:{}/postgres?sslmode=verify-full&sslrootcert={root}", server.port)
+    };
+
+    let migrate = |url: &str| {
+        home.gatepass(&["migrate", "up"]).envs(&[("DB_SOURCE", url), ("TOKEN_SYMMETRIC_KEY", KEY)])
+    };
+    // The wrong authority, the wrong name, a file that is not there.
+    for (host, root) in [("localhost", &other), ("127.0.0.1", &ours)] {
+        migrate(&url(host, root)).run().await.fails(1, &["TLS", "certificate", "sslrootcert"]);
+    }
+    migrate(&url("localhost", &nowhere)).run().await.fails(1, &["DB_SOURCE", "nowhere.pem", "No such file"]);
+
+    let right = url("localhost", &ours);
+    let service = home.serve(&[("DB_SOURCE", &right), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+    register(&service, "alice").await;
+    let mut witness = server.connect().await;
+    let plain = "SELECT count(*) FILTER (WHERE NOT ssl) AS plain, count(*) FILTER (WHERE ssl) AS encrypted
+                 FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = 'gatepass'";
+    let (plain, encrypted): (i64, i64) = sqlx::query_as(plain).fetch_one(&mut witness).await.unwrap();
+    assert!(plain == 0 && encrypted >= 3, "{plain} {encrypted}");
+    service.stop(Signal::TERM).await.expect(0);
+
+    // A server, or somebody in its place, that wants to talk in the clear.
+    server.run("ALTER SYSTEM SET ssl = off").await;
+    server.run("SELECT pg_reload_conf()").await;
+    until("it has no TLS", async || {
+        let conn = PgConnection::connect(&format!("{}&sslmode=require", server.url())).await;
+        conn.is_err()
+    })
+    .await;
+    migrate(&right).run().await.fails(1, &["does not support TLS", "sslmode"]);
+}

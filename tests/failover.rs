@@ -1,0 +1,160 @@
+//! The primary is lost, a standby takes its place behind the same address: the service is back by itself, within 15 s, in
+//! both ways in which a server can be lost. Killed, its connections end at once. Vanished with its machine, they hang: no
+//! end, no error, no answer, also of statements that are under way on every connection of the pool.
+//!
+//! The standby is synchronous, so that nothing is lost that was answered: sessions go on, and what was revoked a moment
+//! before stays revoked. With an asynchronous one it is as with every program: the last changes may be gone.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sqlx::Connection;
+use tokio::{task::JoinSet, time::sleep};
+
+use crate::{
+    app::{KEY, PASSWORD},
+    postgres::{Address, Server, directory, self_signed},
+    process::{Home, Process, Signal, until},
+};
+
+/// What is promised.
+const BACK_WITHIN: Duration = Duration::from_secs(15);
+
+struct Story {
+    primary: Server,
+    standby: Server,
+    address: Address,
+    service: Process,
+    _home: Home,
+    /// Sessions of alice: one that goes on, one that was ended a moment before.
+    kept: Value,
+    ended: Value,
+}
+
+impl Story {
+    async fn begin() -> Self {
+        // Over TLS it is harder: a connection is not even closed without an answer.
+        let dir = directory();
+        self_signed(dir.path(), "server").await;
+        let primary = Server::encrypted(dir.path()).await;
+        let standby = primary.standby().await;
+        let address = Address::of(&primary).await;
+        let home = Home::new();
+        let url = format!("{}?sslmode=require", address.url());
+        let service = home.serve(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+        let alice = json!({ "username": "alice", "email": "alice@example.com", "password": PASSWORD });
+        assert_eq!(service.post("/users", &alice).await.0, 201);
+        let (kept, ended) = (log_in(&service).await.unwrap(), log_in(&service).await.unwrap());
+        let logout = reqwest::Client::new().post(service.url("/users/logout"));
+        let answer = logout.bearer_auth(token(&ended)).send().await.unwrap();
+        assert_eq!(answer.status(), 204);
+        Self { primary, standby, address, service, _home: home, kept, ended }
+    }
+
+    /// After the failover, which began at `lost`.
+    async fn end(self, lost: Instant) {
+        let Self { standby, service, kept, ended, .. } = &self;
+        while log_in(service).await.is_none() {
+            assert!(lost.elapsed() < BACK_WITHIN, "{}\n{}", service.stderr(), standby.log());
+            sleep(Duration::from_millis(100)).await;
+        }
+        let back = lost.elapsed();
+        assert!(back < BACK_WITHIN, "{back:?}");
+
+        assert_eq!(me(service, kept).await, (200, Value::Null));
+        assert_eq!(me(service, ended).await, (401, json!("session_revoked")));
+        let renewal = json!({ "refresh_token": ended["refresh_token"] });
+        assert_eq!(service.post("/tokens/renew_access", &renewal).await.0, 401);
+        let renewal = json!({ "refresh_token": kept["refresh_token"] });
+        let (status, renewed) = service.post("/tokens/renew_access", &renewal).await;
+        assert_eq!(status, 200, "{renewed}");
+
+        // The feed goes on with the new server, whose snapshots mean something else.
+        until("the feed is back", async || service.get("/readyz").await.0 == 200).await;
+        let feed = lost.elapsed();
+        assert!(feed < BACK_WITHIN, "{feed:?}");
+        let mut conn = standby.connect().await;
+        sqlx::query("DELETE FROM sessions WHERE id = $1::uuid")
+            .bind(kept["session_id"].as_str())
+            .execute(&mut conn)
+            .await
+            .unwrap();
+        let revoked = Instant::now();
+        until("it is heard", async || me(service, &renewed).await.1 == json!("session_revoked")).await;
+        assert!(revoked.elapsed() < Duration::from_secs(1), "{:?}", revoked.elapsed());
+        until("it listens again", async || {
+            let listening = "SELECT EXISTS (SELECT FROM pg_stat_activity
+                                            WHERE application_name = 'gatepass' AND query LIKE 'LISTEN%')";
+            sqlx::query_scalar(listening).fetch_one(&mut conn).await.unwrap()
+        })
+        .await;
+        println!(
+            "failover: logins after {back:.1?}, the feed after {feed:.1?}, listens after {:.1?}",
+            lost.elapsed()
+        );
+        self.service.stop(Signal::TERM).await.expect(0);
+    }
+}
+
+async fn log_in(service: &Process) -> Option<Value> {
+    let login = json!({ "username": "alice", "password": PASSWORD });
+    let (status, answer) = service.post("/users/login", &login).await;
+    match status {
+        200 => Some(answer),
+        503 => None,
+        other => panic!("{other} {answer}"),
+    }
+}
+
+fn token(login: &Value) -> &str {
+    login["access_token"].as_str().unwrap()
+}
+
+/// The status, and the code if it is a problem.
+async fn me(service: &Process, login: &Value) -> (u16, Value) {
+    let (status, mut body) = service.get_as(token(login), "/users/me").await;
+    (status, body["code"].take())
+}
+
+#[tokio::test]
+async fn a_killed_primary_is_replaced() {
+    let mut story = Story::begin().await;
+    let lost = Instant::now();
+    story.primary.kill().await;
+    story.standby.promote().await;
+    story.address.turn_to(&story.standby);
+    story.end(lost).await;
+}
+
+#[tokio::test]
+async fn a_primary_that_vanishes_without_a_word_is_replaced() {
+    let story = Story::begin().await;
+    // A statement on every connection that requests have, and more who wait for one.
+    let mut conn = story.primary.connect().await;
+    let mut lock = conn.begin().await.unwrap();
+    sqlx::query("LOCK TABLE users IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let mut waiting = JoinSet::new();
+    for _ in 0..8 {
+        let request =
+            reqwest::Client::new().get(story.service.url("/users/me")).bearer_auth(token(&story.kept));
+        waiting.spawn(async move { request.send().await.unwrap().status().as_u16() });
+    }
+    let mut witness = story.primary.connect().await;
+    until("every connection waits", async || {
+        let waiting: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'gatepass' AND wait_event_type = 'Lock'",
+        )
+        .fetch_one(&mut witness)
+        .await
+        .unwrap();
+        waiting == 4
+    })
+    .await;
+    let lost = Instant::now();
+    story.address.cut();
+    story.standby.promote().await;
+    story.address.turn_to(&story.standby);
+    story.end(lost).await;
+    // Who waited was told to come again.
+    assert!(waiting.join_all().await.iter().all(|status| *status == 503));
+}

@@ -1,0 +1,268 @@
+//! Postgres servers of a test's own, on loopback: to be encrypted, copied, killed. And an address before them that can be
+//! turned from one to another, as a cloud turns it in a failover.
+
+use std::{
+    fs,
+    fs::Permissions,
+    net::TcpListener as StdListener,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::LazyLock,
+};
+
+use sqlx::{Connection, PgConnection};
+use tempfile::TempDir;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    process::{Child, Command},
+    sync::watch,
+    task::JoinHandle,
+};
+
+use crate::process::{is_root, until};
+
+/// Where the server programs are.
+static BIN: LazyLock<PathBuf> = LazyLock::new(|| {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ensure-postgres");
+    let output = std::process::Command::new(script).arg("--print-bindir").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().into()
+});
+
+/// Postgres and pgbouncer refuse to run as root. Who they run as then: user and group.
+pub fn other_user() -> Option<(u32, u32)> {
+    if !is_root() {
+        return None;
+    }
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    let find = |name: &str| {
+        let line = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
+        let fields: Vec<_> = line.split(':').collect();
+        Some((fields[2].parse().unwrap(), fields[3].parse().unwrap()))
+    };
+    Some(find("postgres").or_else(|| find("nobody")).unwrap())
+}
+
+/// A directory that belongs to that user.
+pub fn directory() -> TempDir {
+    let dir = TempDir::with_prefix("gatepass-pg-").unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
+    if let Some((user, group)) = other_user() {
+        chown(dir.path(), Some(user), Some(group)).unwrap();
+    }
+    dir
+}
+
+/// Writes a file that only that user reads.
+pub fn write(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    if let Some((user, group)) = other_user() {
+        chown(path, Some(user), Some(group)).unwrap();
+    }
+}
+
+/// A program, as that user and with nothing of our environment.
+pub fn command(program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new(program.as_ref());
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("LC_ALL", "C").current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    if let Some((user, group)) = other_user() {
+        command.uid(user).gid(group);
+    }
+    command
+}
+
+/// A port of 127.0.0.1 on which nobody listens.
+pub fn free_port() -> u16 {
+    StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Runs openssl in `dir`.
+pub async fn openssl(dir: &Path, args: &str) {
+    let output = Command::new("openssl").args(args.split(' ')).current_dir(dir).output().await.unwrap();
+    assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A certificate `{name}.crt` that is its own authority, with its key `{name}.key`.
+pub async fn self_signed(dir: &Path, name: &str) {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(dir, &format!("req -x509 {key} -keyout {name}.key -out {name}.crt -days 2 -subj /CN={name}"))
+        .await;
+}
+
+/// A server. It ends with this.
+pub struct Server {
+    dir: TempDir,
+    pub port: u16,
+    child: Child,
+}
+
+impl Server {
+    /// A new one with these further settings; `prepare` may put files into its data directory.
+    pub async fn new(settings: &str, prepare: impl FnOnce(&Path)) -> Self {
+        let dir = directory();
+        let data = dir.path().join("data");
+        run(command(BIN.join("initdb")).arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust"]).args([
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "--no-sync",
+        ]))
+        .await;
+        prepare(&data);
+        let text = format!(
+            "listen_addresses = '127.0.0.1'\nunix_socket_directories = '..'\nmax_wal_senders = 4\n\
+             synchronous_commit = local\nfull_page_writes = off\n{settings}\n"
+        );
+        write(&data.join("postgresql.auto.conf"), &text);
+        Self::start(dir).await
+    }
+
+    async fn start(dir: TempDir) -> Self {
+        let port = free_port();
+        let log = fs::File::create(dir.path().join("log")).unwrap();
+        let child = command(BIN.join("postgres"))
+            .arg("-D")
+            .arg(dir.path().join("data"))
+            .args(["-p", &port.to_string()])
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let server = Self { dir, port, child };
+        until("the server is up", async || PgConnection::connect(&server.url()).await.is_ok()).await;
+        server
+    }
+
+    /// One that speaks TLS, with the `server.crt` and `server.key` of `dir`.
+    pub async fn encrypted(dir: &Path) -> Self {
+        let certificate = ["server.crt", "server.key"];
+        let files = certificate.map(|name| (name, fs::read_to_string(dir.join(name)).unwrap()));
+        Self::new("ssl = on", |data| {
+            for (name, text) in files {
+                write(&data.join(name), &text);
+            }
+        })
+        .await
+    }
+
+    /// A standby that follows this one, and has everything that is committed here before it is answered.
+    pub async fn standby(&self) -> Self {
+        let dir = directory();
+        let port = self.port.to_string();
+        run(command(BIN.join("pg_basebackup"))
+            .arg("-D")
+            .arg(dir.path().join("data"))
+            .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres"])
+            .args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf"]))
+        .await;
+        let standby = Self::start(dir).await;
+        self.run("ALTER SYSTEM SET synchronous_standby_names = '*'").await;
+        self.run("ALTER SYSTEM SET synchronous_commit = on").await;
+        self.run("SELECT pg_reload_conf()").await;
+        let mut conn = self.connect().await;
+        until("the standby is synchronous", async || {
+            let state = "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE sync_state = 'sync')
+                         AND current_setting('synchronous_commit') = 'on'";
+            sqlx::query_scalar(state).fetch_one(&mut conn).await.unwrap()
+        })
+        .await;
+        standby
+    }
+
+    /// Makes a primary of a standby.
+    pub async fn promote(&self) {
+        self.run("SELECT pg_promote()").await;
+    }
+
+    /// `kill -9`, and everything that belongs to it goes too.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    pub async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.url()).await.unwrap()
+    }
+
+    pub async fn run(&self, sql: &'static str) {
+        sqlx::raw_sql(sql).execute(&mut self.connect().await).await.unwrap();
+    }
+
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=prefer", self.port)
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+}
+
+async fn run(command: &mut Command) {
+    let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// An address, and what is behind it at the moment.
+pub struct Address {
+    pub port: u16,
+    behind: watch::Sender<Behind>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Behind {
+    port: u16,
+    /// How often everything that went through was left hanging: neither end hears of the other again, nor of its end.
+    cuts: u32,
+}
+
+impl Address {
+    pub async fn of(server: &Server) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let behind = watch::Sender::new(Behind { port: server.port, cuts: 0 });
+        let watched = behind.subscribe();
+        let task = tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                tokio::spawn(pass(client, watched.clone()));
+            }
+        });
+        Self { port, behind, task }
+    }
+
+    /// What comes from now on goes to `server`.
+    pub fn turn_to(&self, server: &Server) {
+        self.behind.send_modify(|behind| behind.port = server.port);
+    }
+
+    /// What goes through is left hanging, as if the other machine had lost its power.
+    pub fn cut(&self) {
+        self.behind.send_modify(|behind| behind.cuts += 1);
+    }
+
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+}
+
+impl Drop for Address {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn pass(mut client: TcpStream, mut behind: watch::Receiver<Behind>) {
+    let began = *behind.borrow();
+    let Ok(mut server) = TcpStream::connect(("127.0.0.1", began.port)).await else { return };
+    let is_cut = async { behind.wait_for(|now| now.cuts != began.cuts).await.is_ok() };
+    let is_cut = tokio::select! {
+        _ = copy_bidirectional(&mut client, &mut server) => false,
+        is_cut = is_cut => is_cut,
+    };
+    if is_cut {
+        std::future::pending::<()>().await;
+    }
+}
