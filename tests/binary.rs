@@ -302,31 +302,32 @@ async fn replicas_that_start_at_once_migrate_once() {
 }
 
 #[tokio::test]
-async fn a_database_newer_than_the_binary_is_refused() {
+async fn a_release_starts_on_the_schema_of_the_next_so_that_an_update_can_be_undone() {
     let url = database().await;
-    execute(
-        &url,
-        r"INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-          VALUES (999999, 'from tomorrow', true, '\x00', 0)",
-    )
-    .await;
-    for migrate in ["true", "false"] {
-        let home = Home::new();
-        let environment = [("DB_SOURCE", &*url), ("TOKEN_SYMMETRIC_KEY", KEY), ("MIGRATE_ON_START", migrate)];
-        let ended = home.start(&environment).end().await;
-        ended.fails(
-            1,
-            &["migration 999999, which this gatepass does not know", "a newer version has migrated"],
-        );
-    }
+    let tomorrow = r"INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                     VALUES (999999, 'from tomorrow', true, '\x00', 0)";
+    execute(&url, tomorrow).await;
     let home = Home::new();
     let command = |args| home.gatepass(args).env("DB_SOURCE", &url).run();
+    let environment = [("DB_SOURCE", &*url), ("TOKEN_SYMMETRIC_KEY", KEY)];
+    for migrate in ["true", "false"] {
+        let environment = [&environment[..], &[("MIGRATE_ON_START", migrate)]].concat();
+        let service = home.serve(&environment).await;
+        assert_eq!(service.get("/readyz").await.0, 200);
+        let ended = service.stop(Signal::TERM).await.expect(0);
+        assert!(ended.stderr.contains("at migration 999999, of a later release"), "{}", ended.stderr);
+    }
+    command(&["user", "list"]).await.expect(0);
     command(&["migrate", "up"]).await.fails(1, &["999999"]);
     command(&["migrate", "down"]).await.fails(1, &["999999"]);
-    command(&["user", "list"]).await.fails(1, &["999999"]);
     let status = command(&["migrate", "status"]).await.expect(0).stdout;
     let line = status.lines().last().unwrap();
     assert!(line.contains("999999  from tomorrow") && line.contains("UNKNOWN"), "{status}");
+
+    // Nobody else's schema is ours to complete.
+    execute(&url, "DELETE FROM _sqlx_migrations WHERE version = 1").await;
+    let refused = ["migration 999999, which this gatepass does not know", "a newer version has migrated"];
+    home.start(&environment).end().await.fails(1, &refused);
 }
 
 #[tokio::test]

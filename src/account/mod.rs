@@ -43,7 +43,8 @@ use crate::{
     random,
     revocation::Feed,
     store::{
-        self, PgPool, PoolConnection, Unique, migrations,
+        self, PgPool, PoolConnection, Unique,
+        migrations::{self, Schema},
         users::{self, Change, Name, NewUser, Whom},
     },
     token::{IssueError, Issuer, refresh::RefreshKeys},
@@ -275,7 +276,7 @@ impl Accounts {
         let mut conn = self.conn().await.map_err(|error| Unready::Database(error.into()))?;
         match migrations::check(&mut conn).await {
             // A newer schema is what a rolling update looks like to the release before: it goes on serving.
-            Ok(()) | Err(migrations::Error::Newer(_)) => Ok(()),
+            Ok(Schema::Current | Schema::Newer(_)) => Ok(()),
             Err(migrations::Error::Pending(count)) => Err(Unready::Pending(count)),
             Err(migrations::Error::Changed(version)) => Err(Unready::Changed(version)),
             Err(error) => Err(Unready::Database(error.into())),

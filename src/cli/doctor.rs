@@ -16,7 +16,8 @@ use crate::{
     keys::{self, Policy},
     password::{self, Params},
     store::{
-        self, PgConnection, PgPool, migrations,
+        self, PgConnection, PgPool,
+        migrations::{self, Schema},
         roles::{self, Privilege, Privileges, Standing},
     },
     token::{
@@ -274,7 +275,13 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
         Err(error) => findings.push(failed("database", &*error)),
     }
     match schema(database).await {
-        Ok(()) => findings.push(Finding::new("schema", Level::Ok, "current")),
+        Ok(Schema::Current) => findings.push(Finding::new("schema", Level::Ok, "current")),
+        Ok(Schema::Newer(version)) => {
+            let message = format!("at migration {version:06}, of a later release than this");
+            findings.push(Finding::new("schema", Level::Note, message).advise(
+                "it works for one release back: finish the update, or undo it with the later release",
+            ));
+        }
         Err(error) => {
             let mut finding = failed("schema", &*error);
             if settings.migrate_on_start
@@ -299,7 +306,7 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
     findings
 }
 
-async fn schema(database: &setup::Database) -> Result<(), Failure> {
+async fn schema(database: &setup::Database) -> Result<Schema, Failure> {
     Ok(migrations::check(&mut database.connection(true).await?).await?)
 }
 

@@ -14,7 +14,8 @@ use crate::{
     password::{Params, Pool, PoolSettings, Rules},
     revocation::Feed,
     store::{
-        self, PgConnection, PgPool, migrations,
+        self, PgConnection, PgPool,
+        migrations::{self, Schema},
         pooler::{self, Sharing},
     },
     telemetry,
@@ -198,12 +199,18 @@ impl Database {
     /// Brings the schema up to date, or makes sure that it is. Where it need not be changed, the service's own role looks.
     pub(super) async fn migrate(&self, migrate: bool) -> Result<(), Failure> {
         let mut conn = self.patient_connection(migrate).await?;
-        if migrate {
+        if migrate && matches!(migrations::check(&mut conn).await, Err(migrations::Error::Pending(_))) {
             for status in migrations::up(&mut conn, None).await? {
                 tracing::info!("applied migration {:06} {}", status.version, status.name);
             }
         }
-        Ok(migrations::check(&mut conn).await?)
+        if let Schema::Newer(version) = migrations::check(&mut conn).await? {
+            tracing::warn!(
+                "the database is at migration {version:06}, of a later release: that works for one release back and is not \
+                 meant to last"
+            );
+        }
+        Ok(())
     }
 
     /// Stops the Postgres of our own, if there is one and it is ours to stop.

@@ -129,17 +129,29 @@ pub async fn status(conn: &mut PgConnection) -> Result<Vec<Status>, sqlx::Error>
     Ok(all)
 }
 
-/// Whether the schema is exactly the binary's.
+/// A schema that has all that the binary needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schema {
+    /// The binary's own.
+    Current,
+    /// A later release's, up to this migration. The release before is meant to work on it (docs/migrations.md).
+    Newer(i64),
+}
+
+/// Whether the schema has all of the binary's migrations.
 ///
 /// # Errors
 ///
-/// [`Error::Newer`], [`Error::Changed`] or [`Error::Pending`] when it is not.
-pub async fn check(conn: &mut PgConnection) -> Result<(), Error> {
+/// [`Error::Changed`] or [`Error::Pending`] when it has not; [`Error::Newer`] when it lacks some and has others.
+pub async fn check(conn: &mut PgConnection) -> Result<Schema, Error> {
     let all = status(conn).await?;
-    refuse_foreign(&all)?;
     match all.iter().filter(|status| status.state == State::Pending).count() {
-        0 => Ok(()),
-        pending => Err(Error::Pending(pending)),
+        0 => match refuse_foreign(&all) {
+            Ok(()) => Ok(Schema::Current),
+            Err(Error::Newer(version)) => Ok(Schema::Newer(version)),
+            Err(error) => Err(error),
+        },
+        pending => refuse_foreign(&all).and(Err(Error::Pending(pending))),
     }
 }
 
@@ -189,15 +201,16 @@ pub async fn down(conn: &mut PgConnection, count: usize) -> Result<Vec<Status>, 
     .await
 }
 
+/// Refuses what was changed, and then what is not ours, by the last of it.
 fn refuse_foreign(all: &[Status]) -> Result<(), Error> {
-    for status in all {
-        match status.state {
-            State::Unknown => return Err(Error::Newer(status.version)),
-            State::Changed => return Err(Error::Changed(status.version)),
-            State::Applied | State::Pending => {}
-        }
+    let find = |state| all.iter().rfind(|status| status.state == state).map(|status| status.version);
+    if let Some(version) = find(State::Changed) {
+        Err(Error::Changed(version))
+    } else if let Some(version) = find(State::Unknown) {
+        Err(Error::Newer(version))
+    } else {
+        Ok(())
     }
-    Ok(())
 }
 
 fn changed(before: &[Status], after: Vec<Status>) -> Vec<Status> {
