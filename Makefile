@@ -10,12 +10,38 @@ ARGS ?=
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z_-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: ## Build and start the service, with a Postgres of its own under .gatepass/
 	@scripts/ensure-postgres
 	cargo run --locked -- serve $(ARGS)
+
+# What the image is called, here and where it is pushed to.
+IMAGE ?= gatepass
+
+# More arguments for building it, for machines whose builds need a mount with their certificates, say.
+IMAGE_BUILD_ARGS ?=
+
+# BUILDAH_FORMAT is for podman: its own format of images has no place for a HEALTHCHECK.
+.PHONY: image
+image: ## Build the container image, as IMAGE, with docker or podman
+	engine=$$(scripts/container-engine) && BUILDAH_FORMAT=docker $$engine build $(IMAGE_BUILD_ARGS) -t '$(IMAGE)' \
+	  --build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)" \
+	  --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
+
+.PHONY: docker-run
+docker-run: ## Run the image on port 8080, with DB_SOURCE and TOKEN_SYMMETRIC_KEY of the environment
+	engine=$$(scripts/container-engine) && $$engine run --rm --read-only --cap-drop ALL \
+	  --security-opt no-new-privileges -p 127.0.0.1:8080:8080 -e DB_SOURCE -e TOKEN_SYMMETRIC_KEY '$(IMAGE)'
+
+.PHONY: test-image
+test-image: ## Build the image, and see a login in a container that may do nothing else
+	scripts/test-image
+
+.PHONY: deploy
+deploy: ## Apply eks/overlays/OVERLAY with kubectl, wait until it runs, go back if it does not
+	scripts/deploy '$(OVERLAY)'
 
 .PHONY: test
 test: ## Run all tests, against a throw-away Postgres
@@ -26,12 +52,64 @@ test: ## Run all tests, against a throw-away Postgres
 	pgbouncer=$$(scripts/test-pgbouncer prepared) && export GATEPASS_TEST_PGBOUNCER_PREPARED="$$pgbouncer" && \
 	scripts/with-postgres cargo test --locked --all-features $(ARGS)
 
+# A Postgres in a container, for development; `make run` and the tests need none, they have their own. Published to this
+# machine alone, with the password that everybody knows.
+POSTGRES = gatepass-postgres
+POSTGRES_IMAGE ?= docker.io/library/postgres:17
+
+.PHONY: postgres
+postgres: ## Start a Postgres in a container, on port 5432 of this machine
+	engine=$$(scripts/container-engine) && $$engine run --name $(POSTGRES) -d -p 127.0.0.1:5432:5432 \
+	  -e POSTGRES_USER=root -e POSTGRES_PASSWORD=secret '$(POSTGRES_IMAGE)'
+	@echo 'Then: make createdb, and in app.env: DB_SOURCE=postgres://root:secret@localhost:5432/gatepass'
+
+.PHONY: createdb
+createdb: ## Create the database gatepass in that Postgres
+	engine=$$(scripts/container-engine) && $$engine exec $(POSTGRES) createdb --username=root --owner=root gatepass
+
+.PHONY: dropdb
+dropdb: ## Drop that database
+	engine=$$(scripts/container-engine) && $$engine exec $(POSTGRES) dropdb --username=root gatepass
+
+# The database of app.env and the environment; where they name none, the one of `make run`.
+.PHONY: migrateup
+migrateup: ## Apply the migrations that wait, to the database of app.env
+	cargo run --quiet --locked -- migrate up
+
+.PHONY: migrateup1
+migrateup1: ## Apply the next migration
+	cargo run --quiet --locked -- migrate up 1
+
+.PHONY: migratedown
+migratedown: ## Undo all migrations, and lose all data; asks first
+	@printf 'All tables go, and what is in them. Really? [y/N] '; read -r answer && test "$$answer" = y
+	cargo run --quiet --locked -- migrate down $$(ls migrations/*.up.sql | wc -l)
+
+.PHONY: migratedown1
+migratedown1: ## Undo the last migration
+	cargo run --quiet --locked -- migrate down 1
+
+.PHONY: new_migration
+new_migration: ## Write an empty migration, called name=…
+	@test -n '$(name)' || { echo 'make new_migration name=add_something' >&2; exit 2; }
+	cargo run --quiet --locked -- migrate new '$(name)'
+
+# Not committed: the text differs with the version of pg_dump. docs/schema.dbml does not.
+.PHONY: schema
+schema: ## Print the schema as SQL, as pg_dump has it after all migrations
+	@scripts/with-postgres sh -c 'DB_SOURCE="$$DATABASE_URL" cargo run --quiet --locked -- migrate up >&2 && \
+	  "$$(scripts/ensure-postgres --print-bindir)/pg_dump" --schema-only --no-owner --exclude-table=_sqlx_migrations \
+	  "$$DATABASE_URL"'
+
 # How long each target runs.
 FUZZ_SECONDS ?= 60
 
 .PHONY: fuzz
 fuzz: ## Fuzz the verifier of each format, FUZZ_SECONDS each
 	FUZZ_SECONDS='$(FUZZ_SECONDS)' scripts/fuzz
+
+.PHONY: bench
+bench: bench-password ## Run all benchmarks
 
 .PHONY: bench-password
 bench-password: ## Measure password hashes, by who computes them, and what they cost others; about a minute
@@ -54,7 +132,7 @@ fmt: ## Format the code
 	cargo fmt --manifest-path benches/Cargo.toml
 
 .PHONY: lint
-lint: lint-fmt lint-clippy lint-docs lint-migrations lint-kubernetes lint-shell ## Check format, clippy, documentation, migrations, manifests and shell scripts
+lint: lint-fmt lint-clippy lint-docs lint-migrations lint-shell lint-image lint-workflows lint-kubernetes ## Check code, documentation, migrations, scripts, Dockerfile, workflows and manifests
 
 .PHONY: lint-fmt
 lint-fmt:
@@ -86,6 +164,18 @@ lint-shell:
 	@if command -v shellcheck >/dev/null; \
 	then shellcheck -x $$(grep -lE '^#!.*[/ ](ba)?sh$$' scripts/* .ci/*) && echo 'shellcheck: ok'; \
 	else echo 'shellcheck is not installed: the shell scripts were NOT checked'; fi
+
+.PHONY: lint-image
+lint-image:
+	scripts/checker hadolint Dockerfile
+	@if docker compose version >/dev/null 2>&1; \
+	then POSTGRES_PASSWORD=x TOKEN_SYMMETRIC_KEY=x docker compose -f compose.yaml config --quiet && echo 'compose.yaml: ok'; \
+	else echo 'docker compose is not installed: whether it takes compose.yaml was NOT checked'; fi
+
+.PHONY: lint-workflows
+lint-workflows:
+	scripts/checker yamllint --strict .
+	scripts/checker zizmor --offline --no-progress --persona=pedantic .github
 
 .PHONY: generated
 generated: sqlx openapi app-env db_docs prometheus-rule ## Regenerate all files that are made from the code

@@ -16,6 +16,7 @@ mod clean_up;
 mod clients;
 mod command_line;
 mod connections;
+mod deploy;
 mod embedded_default;
 mod failover;
 mod forge;

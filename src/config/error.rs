@@ -6,17 +6,20 @@ use serde::Serialize;
 
 use super::settings::setting;
 
-/// Everything that is wrong with the settings. Displayed as a list, one line a problem, and never with a secret in it.
+/// Everything that is wrong with the settings. Displayed as one line, or as a list with one line a problem, and never
+/// with a secret in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors(pub Vec<Problem>);
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.len() {
-            1 => f.write_str("the configuration has a problem:")?,
-            many => write!(f, "the configuration has {many} problems:")?,
+        match &self.0[..] {
+            [problem] => write!(f, "the configuration has a problem: {problem}"),
+            problems => {
+                write!(f, "the configuration has {} problems:", problems.len())?;
+                problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+            }
         }
-        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
     }
 }
 

@@ -35,9 +35,11 @@ fn load_production(more: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
 
 /// The one problem there is, as it is displayed.
 fn problem(loaded: Result<Loaded, ConfigErrors>) -> String {
-    let problems = loaded.unwrap_err().0;
-    assert_eq!(problems.len(), 1, "{problems:#?}");
-    problems[0].to_string()
+    let errors = loaded.unwrap_err();
+    assert_eq!(errors.0.len(), 1, "{errors:#?}");
+    let problem = errors.0[0].to_string();
+    assert_eq!(errors.to_string(), format!("the configuration has a problem: {problem}"));
+    problem
 }
 
 fn line<'a>(loaded: &'a Loaded, name: &str) -> &'a ReportLine {

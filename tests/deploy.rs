@@ -1,0 +1,113 @@
+//! `make deploy`: a release that does not come up is taken back to the one before, and the deployment fails. Against a
+//! kubectl that writes down what it is asked, and answers as a cluster would.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use tempfile::TempDir;
+
+/// `rollout status` fails until there has been an undo; `get deployment` prints the revision in `revision`.
+const KUBECTL: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+shift # the namespace
+echo "$*" >>"$here/calls"
+case "$1 $2" in
+  'get deployment/gatepass') cat "$here/revision" ;;
+  'rollout status') ! test -e "$here/broken" || grep -q 'rollout undo' "$here/calls" ;;
+  'apply -k') ! test -e "$here/refused" ;;
+esac
+"#;
+
+struct Cluster(TempDir);
+
+impl Cluster {
+    fn new(revision: &str) -> Self {
+        let dir = TempDir::with_prefix("gatepass-test-").unwrap();
+        for (file, text) in [
+            ("scripts/deploy", include_str!("../scripts/deploy")),
+            ("bin/kubectl", KUBECTL),
+            ("bin/revision", revision),
+            ("eks/overlays/test/kustomization.yaml", "resources: []\n"),
+        ] {
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Self(dir)
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.0.path().join(file)
+    }
+
+    fn deploy(&self, overlay: &str) -> Output {
+        let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
+        Command::new("bash").arg(self.path("scripts/deploy")).arg(overlay).env("PATH", path).output().unwrap()
+    }
+
+    /// What kubectl was asked to change or to wait for, in order.
+    fn calls(&self) -> Vec<String> {
+        let calls = fs::read_to_string(self.path("bin/calls")).unwrap_or_default();
+        calls.lines().filter(|call| !call.starts_with("get ")).map(str::to_owned).collect()
+    }
+
+    fn set(&self, what: &str) {
+        fs::write(self.path(&format!("bin/{what}")), "").unwrap();
+    }
+}
+
+const FORWARD: [&str; 3] = [
+    "delete job/gatepass-migrate --ignore-not-found",
+    "apply -k eks/overlays/test",
+    "rollout status deployment/gatepass --timeout=10m",
+];
+const BACK: [&str; 2] =
+    ["rollout undo deployment/gatepass --to-revision=7", "rollout status deployment/gatepass --timeout=10m"];
+
+#[test]
+fn a_release_that_comes_up_stays() {
+    let cluster = Cluster::new("7");
+    assert!(cluster.deploy("test").status.success());
+    assert_eq!(cluster.calls(), FORWARD);
+}
+
+#[test]
+fn a_release_that_does_not_come_up_is_taken_back() {
+    let cluster = Cluster::new("7");
+    cluster.set("broken");
+    let output = cluster.deploy("test");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("going back to revision 7"), "{output:?}");
+    assert_eq!(cluster.calls(), [&FORWARD[..], &BACK].concat());
+}
+
+/// It may have been applied in part, and `rollout undo` alone would then go back to the release before the last.
+#[test]
+fn an_overlay_that_the_cluster_refuses_leaves_what_ran() {
+    let cluster = Cluster::new("7");
+    cluster.set("refused");
+    assert_eq!(cluster.deploy("test").status.code(), Some(1));
+    assert_eq!(cluster.calls(), [&FORWARD[..2], &BACK].concat());
+}
+
+#[test]
+fn a_first_release_that_does_not_come_up_is_left_to_be_looked_at() {
+    let cluster = Cluster::new("");
+    cluster.set("broken");
+    assert_eq!(cluster.deploy("test").status.code(), Some(1));
+    assert_eq!(cluster.calls(), FORWARD);
+}
+
+#[test]
+fn an_overlay_that_does_not_exist_touches_nothing() {
+    let cluster = Cluster::new("7");
+    for overlay in ["nowhere", ""] {
+        assert_eq!(cluster.deploy(overlay).status.code(), Some(2));
+    }
+    assert!(!cluster.path("bin/calls").exists());
+}
