@@ -50,6 +50,7 @@ test: ## Run all tests, against a throw-away Postgres
 	traefik=$$(scripts/test-proxy traefik) && export GATEPASS_TEST_TRAEFIK="$$traefik" && \
 	pgbouncer=$$(scripts/test-pgbouncer) && export GATEPASS_TEST_PGBOUNCER="$$pgbouncer" && \
 	pgbouncer=$$(scripts/test-pgbouncer prepared) && export GATEPASS_TEST_PGBOUNCER_PREPARED="$$pgbouncer" && \
+	promtool=$$(scripts/promtool) && export GATEPASS_TEST_PROMTOOL="$$promtool" && \
 	scripts/with-postgres cargo test --locked --all-features $(ARGS)
 
 # A Postgres in a container, for development; `make run` and the tests need none, they have their own. Published to this
@@ -118,7 +119,7 @@ bench-password: ## Measure password hashes, by who computes them, and what they 
 .PHONY: drill
 drill: ## Replace keys under load and race for sessions, for some minutes: the long forms of some tests
 	GATEPASS_DRILL=full scripts/with-postgres cargo test --locked --all-features --test gatepass \
-	  -- --nocapture --test-threads=1 plans:: rotation_drill:: session_model:: session_races:: million every_search_for_users storm::
+	  -- --nocapture --test-threads=1 plans:: rotation_drill:: session_model:: session_races:: million every_search_for_users storm:: rolling_update::
 
 .PHONY: timing
 timing: ## Compare the times of answers that must not tell users apart, for a few minutes
@@ -132,7 +133,7 @@ fmt: ## Format the code
 	cargo fmt --manifest-path benches/Cargo.toml
 
 .PHONY: lint
-lint: lint-fmt lint-clippy lint-docs lint-migrations lint-shell lint-image lint-workflows lint-kubernetes ## Check code, documentation, migrations, scripts, Dockerfile, workflows and manifests
+lint: lint-fmt lint-clippy lint-docs lint-migrations lint-shell lint-image lint-workflows lint-monitoring lint-kubernetes ## Check code, documentation, migrations, scripts, workflows, alert rules and manifests
 
 .PHONY: lint-fmt
 lint-fmt:
@@ -158,6 +159,12 @@ lint-migrations:
 .PHONY: lint-kubernetes
 lint-kubernetes: ## Build the overlays of eks/ and check what comes out
 	scripts/lint-kubernetes
+
+# Under a minute. promtool says by itself where there is none.
+.PHONY: lint-monitoring
+lint-monitoring:
+	@promtool=$$(scripts/promtool); if [ -n "$$promtool" ]; then cd eks/components/monitoring && \
+	"$$promtool" check rules rules.yaml && "$$promtool" test rules rules_test.yaml rules_day_test.yaml; fi
 
 .PHONY: lint-shell
 lint-shell:

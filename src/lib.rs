@@ -1,8 +1,8 @@
 //! Token authentication for teams with a few services and a Postgres.
 //!
 //! The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store, revocation}`,
-//! `revocation → {token, store}`, `http → {keys → {token, store}, bearer → token}`; never upward. Some take a type from below, so that a secret never
-//! travels as text: `store → password` and `config → {password, token}`.
+//! `revocation → {token, store}`, `http → {keys → {token, store}, bearer → token, tls}`; never upward. Some take a type from
+//! below, so that a secret never travels as text: `store → password` and `config → {password, token}`.
 //!
 //! | room | what happens there |
 //! |---|---|
@@ -14,10 +14,11 @@
 //! | [`store`] | the only room with SQL: one file for each table, and the migrations |
 //! | [`account`] | the use cases: register, log in, … |
 //! | [`http`] | the only room with axum: one file for each resource |
+//! | [`tls`] | the service's certificate: read, checked, and read again when its files change |
 //! | [`config`] | settings from `app.env`, the environment and files, checked all at once |
 //! | [`embedded`] | a Postgres of our own, for development |
 //! | [`cli`] | the command line: one file for each subcommand |
-//! | [`telemetry`] | logs |
+//! | [`telemetry`] | logs and traces |
 //! | [`metrics`] | what is counted, for Prometheus |
 //! | [`clock`], [`random`] | where time and randomness come in, at the edge only |
 //!
@@ -56,5 +57,7 @@ pub mod revocation;
 pub mod store;
 #[cfg(feature = "server")]
 pub mod telemetry;
+#[cfg(feature = "server")]
+pub mod tls;
 #[cfg(feature = "verify")]
 pub mod token;

@@ -1,15 +1,22 @@
-//! What is counted, for Prometheus: the names, their labels, and the text of a scrape (OpenMetrics 1.0).
+//! What is counted, for Prometheus: the names, their labels, and the text of a scrape. docs/metrics.md lists them.
 //!
 //! [`Metrics`] is handed to whoever counts something; there is no global registry, so that services in one process, as in
-//! tests, count apart. What can be looked up when somebody asks is not counted along the way: whoever answers a scrape sets
-//! it then.
+//! tests, count apart. What can be looked up when somebody asks is not counted along the way: whoever answers a scrape
+//! passes it to [`Metrics::observe`] then.
+//!
+//! No label has a value that a client makes up, and every value that an outcome may have is there from the beginning, at
+//! zero: an alert that waits for a first failure sees it.
 //!
 //! `prometheus-client` and not the `metrics` facade with its exporter: that has one recorder for the whole process, and
 //! brings second versions of several crates.
 
+mod process;
+mod text;
+
 use std::{
+    collections::HashSet,
     fmt,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, PoisonError, RwLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -25,33 +32,64 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use time::OffsetDateTime;
+
+pub use self::text::Exposition;
 use crate::token::RevocationCount;
 
-/// The media type of [`Metrics::scrape`].
-pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
-    outcome: &'static str,
+/// A family of counters or gauges by one label.
+macro_rules! label {
+    ($set:ident { $label:ident }) => {
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+        struct $set {
+            $label: &'static str,
+        }
+    };
 }
+
+label!(Outcome { outcome });
+label!(Kind { kind });
+label!(Attempt { attempt });
+label!(Cache { cache });
+label!(Code { code });
+label!(State { state });
+label!(PoolName { pool });
+
+/// Of what there is one or none.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NoLabels {}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Request {
     method: &'static str,
-    route: String,
+    route: Arc<str>,
     status: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Route {
     method: &'static str,
-    route: String,
+    route: Arc<str>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Kind {
-    kind: &'static str,
+struct Connections {
+    pool: &'static str,
+    state: &'static str,
 }
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KeyLabels {
+    format: String,
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Version {
+    version: &'static str,
+}
+
+type Seconds = Gauge<f64, AtomicU64>;
 
 /// Counts. Cheap to clone; clones count together.
 #[derive(Clone)]
@@ -59,118 +97,255 @@ pub struct Metrics(Arc<Inner>);
 
 struct Inner {
     registry: Registry,
+    /// The routes asked for so far, so that a request allocates nothing for its labels.
+    routes: RwLock<HashSet<Arc<str>>>,
+    series: Series,
+    process: process::Series,
+}
+
+struct Series {
     requests: Family<Request, Counter>,
     request_seconds: Family<Route, Histogram, fn() -> Histogram>,
+    requests_in_flight: Gauge,
+    bearer_accepted: Family<Cache, Counter>,
+    bearer_refused: Family<Code, Counter>,
+    verified_tokens: Gauge,
     logins: Family<Outcome, Counter>,
     renewals: Family<Outcome, Counter>,
+    throttled: Family<Attempt, Counter>,
+    hash_jobs: Family<State, Gauge>,
+    hash_jobs_max: Gauge,
+    hash_wait_seconds: Histogram,
+    hash_seconds: Histogram,
     revocations: Family<Kind, Gauge>,
-    revocation_silence: Gauge<f64, AtomicU64>,
+    revocation_silence: Seconds,
+    revocation_max_silence: Seconds,
+    revocation_lag: Histogram,
+    connections: Family<Connections, Gauge>,
+    connections_max: Family<PoolName, Gauge>,
+    keys: Family<KeyLabels, Gauge>,
+    key_since: Family<KeyLabels, Gauge>,
+    key_rotation_interval: Seconds,
+    certificate_expiry: Family<NoLabels, Gauge>,
+    certificate_reload: Family<NoLabels, Gauge>,
 }
 
-/// What becomes of a renewal, as its counter's label says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RenewalOutcome {
-    /// The session went to its next generation.
-    Rotated,
-    /// A lost answer was given again.
-    Repeated,
-    /// A refresh token was used again by somebody who should not have it: the session ended.
-    Reused,
-    /// The session had ended before.
-    Ended,
-    /// The session had expired.
-    Expired,
-    /// No refresh token of a session that there is.
-    Invalid,
-}
+/// Declares the labels of an outcome: each value with its text.
+macro_rules! outcomes {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
 
-impl RenewalOutcome {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Rotated => "rotated",
-            Self::Repeated => "repeated",
-            Self::Reused => "reused",
-            Self::Ended => "ended",
-            Self::Expired => "expired",
-            Self::Invalid => "invalid",
+        impl $name {
+            const ALL: &[Self] = &[$(Self::$variant),+];
+
+            const fn label(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
         }
+    };
+}
+
+outcomes! {
+    /// What becomes of a renewal.
+    RenewalOutcome {
+        /// The session went to its next generation.
+        Rotated = "rotated",
+        /// A lost answer was given again.
+        Repeated = "repeated",
+        /// A refresh token was used again by somebody who should not have it: the session ended.
+        Reused = "reused",
+        /// The session had ended before.
+        Ended = "ended",
+        /// The session had expired.
+        Expired = "expired",
+        /// No refresh token of a session that there is.
+        Invalid = "invalid",
     }
 }
 
-/// What becomes of a login, as its counter's label says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LoginOutcome {
-    /// A session began.
-    Succeeded,
-    /// The name or the password was not right, or the user is disabled.
-    Refused,
-    /// Too many had failed before.
-    Throttled,
-    /// There were more than could be served.
-    Overloaded,
+outcomes! {
+    /// What becomes of a login.
+    LoginOutcome {
+        /// A session began.
+        Succeeded = "succeeded",
+        /// The name or the password was not right, or the user is disabled.
+        Refused = "refused",
+        /// Too many had failed before.
+        Throttled = "throttled",
+        /// There were more than could be served.
+        Overloaded = "overloaded",
+        /// A fault of ours, or no database.
+        Failed = "failed",
+    }
 }
 
-impl LoginOutcome {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Succeeded => "succeeded",
-            Self::Refused => "refused",
-            Self::Throttled => "throttled",
-            Self::Overloaded => "overloaded",
-        }
+outcomes! {
+    /// What is refused after too many failures.
+    ThrottledAttempt {
+        /// A login, or the password once more.
+        Login = "login",
+        /// A registration.
+        Registration = "registration",
+        /// A renewal.
+        Renewal = "renewal",
+        /// A client's credentials.
+        Client = "client",
     }
+}
+
+/// How things stand while a scrape is answered.
+#[derive(Debug)]
+pub struct Observation {
+    /// How many verified tokens are remembered.
+    pub verified_tokens: u64,
+    /// Password hashes that wait, that are computed, and how many there may be of both.
+    pub hash_jobs: HashJobs,
+    /// What is held of revocations.
+    pub revocations: RevocationCount,
+    /// How long nothing has been read of revocations.
+    pub revocation_silence: Duration,
+    /// How long that may be.
+    pub revocation_max_silence: Duration,
+    /// The pools of connections.
+    pub pools: Vec<PoolUse>,
+    /// The keys that make and check tokens.
+    pub keys: Vec<KeyAge>,
+    /// How long a published key signs.
+    pub key_rotation_interval: Duration,
+}
+
+/// Password hashes under way.
+#[derive(Clone, Copy, Debug)]
+pub struct HashJobs {
+    /// Waiting for a thread.
+    pub queued: usize,
+    /// Being computed.
+    pub running: usize,
+    /// How many there may be of both.
+    pub max: usize,
+}
+
+/// A pool of connections to the database.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolUse {
+    /// What they are for.
+    pub pool: &'static str,
+    /// Lent out.
+    pub used: u32,
+    /// Open and free.
+    pub idle: u32,
+    /// How many there may be.
+    pub max: u32,
+}
+
+/// Keys of one format that do the same.
+#[derive(Clone, Debug)]
+pub struct KeyAge {
+    /// The format of their tokens.
+    pub format: String,
+    /// What they do: `shared`, `next`, `active` or `retiring`.
+    pub status: &'static str,
+    /// How many they are.
+    pub count: usize,
+    /// Since when the oldest of them does it, in seconds since 1970; shared keys have no date.
+    pub since: Option<i64>,
 }
 
 impl Metrics {
     /// Nothing counted yet.
     pub fn new() -> Self {
-        let inner = Inner {
-            registry: Registry::with_prefix("gatepass"),
-            requests: Family::default(),
-            // 0.5 ms to 8 s, each bucket twice as wide as the one before.
-            request_seconds: Family::new_with_constructor(|| {
-                Histogram::new(exponential_buckets(0.0005, 2.0, 15))
-            }),
-            logins: Family::default(),
-            renewals: Family::default(),
-            revocations: Family::default(),
-            revocation_silence: Gauge::default(),
-        };
-        Self(Arc::new(inner.registered()))
+        let mut registry = Registry::default();
+        let series = Series::new();
+        series.register(registry.sub_registry_with_prefix("gatepass"));
+        let process = process::Series::new();
+        process.register(&mut registry);
+        Self(Arc::new(Inner { registry, routes: RwLock::default(), series, process }))
     }
 
-    /// A request was answered.
-    pub fn request(&self, method: &'static str, route: &str, status: u16, latency: Duration) {
-        let route = route.to_owned();
-        self.0.requests.get_or_create(&Request { method, route: route.clone(), status }).inc();
-        self.0.request_seconds.get_or_create(&Route { method, route }).observe(latency.as_secs_f64());
+    /// A request has come.
+    pub fn request_begins(&self) {
+        self.0.series.requests_in_flight.inc();
+    }
+
+    /// A request that [`has come`](Self::request_begins) was answered. `route` is one of those in the code.
+    pub fn request_ends(&self, method: &'static str, route: &str, status: u16, latency: Duration) {
+        let route = self.route(route);
+        let series = &self.0.series;
+        series.requests_in_flight.dec();
+        series.requests.get_or_create(&Request { method, route: route.clone(), status }).inc();
+        series.request_seconds.get_or_create(&Route { method, route }).observe(latency.as_secs_f64());
+    }
+
+    fn route(&self, route: &str) -> Arc<str> {
+        // Nothing panics while it is locked.
+        let known = self.0.routes.read().unwrap_or_else(PoisonError::into_inner).get(route).cloned();
+        known.unwrap_or_else(|| {
+            let route: Arc<str> = route.into();
+            self.0.routes.write().unwrap_or_else(PoisonError::into_inner).insert(route.clone());
+            route
+        })
+    }
+
+    /// A bearer token was accepted, and was verified for the first time here or remembered.
+    pub fn bearer_accepted(&self, was_remembered: bool) {
+        let cache = if was_remembered { "hit" } else { "miss" };
+        self.0.series.bearer_accepted.get_or_create(&Cache { cache }).inc();
+    }
+
+    /// A request was refused for its bearer token, or for having none; `code` is the problem's.
+    pub fn bearer_refused(&self, code: &'static str) {
+        self.0.series.bearer_refused.get_or_create(&Code { code }).inc();
     }
 
     /// A login came to its end.
     pub fn login(&self, outcome: LoginOutcome) {
-        self.0.logins.get_or_create(&Outcome { outcome: outcome.label() }).inc();
+        self.0.series.logins.get_or_create(&Outcome { outcome: outcome.label() }).inc();
     }
 
     /// A renewal came to its end.
     pub fn renewal(&self, outcome: RenewalOutcome) {
-        self.0.renewals.get_or_create(&Outcome { outcome: outcome.label() }).inc();
+        self.0.series.renewals.get_or_create(&Outcome { outcome: outcome.label() }).inc();
     }
 
-    /// What is held of revocations, and for how long nothing has been read.
-    pub fn set_revocations(&self, count: RevocationCount, silence: Duration) {
-        let RevocationCount { sessions, users, session_bytes: _ } = count;
-        for (kind, held) in [("session", sessions), ("user", users)] {
-            let held = i64::try_from(held).unwrap_or(i64::MAX);
-            self.0.revocations.get_or_create(&Kind { kind }).set(held);
-        }
-        self.0.revocation_silence.set(silence.as_secs_f64());
+    /// An attempt was refused because of those that had failed before.
+    pub fn throttled(&self, attempt: ThrottledAttempt) {
+        self.0.series.throttled.get_or_create(&Attempt { attempt: attempt.label() }).inc();
     }
 
-    /// All of it as text, of [`MEDIA_TYPE`].
-    pub fn scrape(&self) -> String {
+    /// A password hash was computed.
+    pub fn password_hash(&self, waited: Duration, took: Duration) {
+        self.0.series.hash_wait_seconds.observe(waited.as_secs_f64());
+        self.0.series.hash_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Revocations have come which had been committed no longer ago than this.
+    pub fn revocations_heard(&self, lag: Duration) {
+        self.0.series.revocation_lag.observe(lag.as_secs_f64());
+    }
+
+    /// How things stand: before each [`scrape`](Self::scrape).
+    pub fn observe(&self, observation: &Observation) {
+        self.0.series.observe(observation);
+        self.0.process.observe();
+    }
+
+    /// When the certificate expires that is served. Without TLS nobody says so, and the scrape has no such line.
+    pub fn set_certificate_expiry(&self, at: OffsetDateTime) {
+        self.0.series.certificate_expiry.get_or_create(&NoLabels {}).set(at.unix_timestamp());
+    }
+
+    /// Whether the certificate that is served is the one in the files.
+    pub fn set_certificate_reloaded(&self, is_current: bool) {
+        self.0.series.certificate_reload.get_or_create(&NoLabels {}).set(is_current.into());
+    }
+
+    /// All of it as text.
+    pub fn scrape(&self, exposition: Exposition) -> String {
         let mut text = String::new();
         encode(&mut text, &self.0.registry).expect("a String takes any text");
-        text
+        exposition.of_openmetrics(text)
     }
 }
 
@@ -180,30 +355,158 @@ impl Default for Metrics {
     }
 }
 
-impl Inner {
-    /// With every name in the registry.
-    fn registered(mut self) -> Self {
-        let Self { registry, requests, request_seconds, logins, renewals, revocations, revocation_silence } =
-            &mut self;
-        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "The program that runs", build);
-        registry.register(
-            "http_requests",
-            "Requests answered, by method, route and status",
-            requests.clone(),
-        );
-        let about = "From the header fields of a request to its answer";
-        registry.register_with_unit("http_request_duration", about, Unit::Seconds, request_seconds.clone());
-        registry.register("logins", "Logins, by what became of them", logins.clone());
-        let about = "Renewals, by what became of them; reused: a copied refresh token has ended its session";
-        registry.register("renewals", about, renewals.clone());
-        let about = "Revocations held in memory: sessions that have ended, users whose roles have changed";
-        registry.register("revocations", about, revocations.clone());
-        let about =
-            "Since the revocations were last read; beyond REVOCATION_MAX_STALENESS no token is accepted";
-        registry.register_with_unit("revocation_silence", about, Unit::Seconds, revocation_silence.clone());
-        self
+impl Series {
+    fn new() -> Self {
+        let series = Self {
+            requests: Family::default(),
+            request_seconds: Family::new_with_constructor(latencies),
+            requests_in_flight: Gauge::default(),
+            bearer_accepted: Family::default(),
+            bearer_refused: Family::default(),
+            verified_tokens: Gauge::default(),
+            logins: Family::default(),
+            renewals: Family::default(),
+            throttled: Family::default(),
+            hash_jobs: Family::default(),
+            hash_jobs_max: Gauge::default(),
+            hash_wait_seconds: latencies(),
+            hash_seconds: latencies(),
+            revocations: Family::default(),
+            revocation_silence: Seconds::default(),
+            revocation_max_silence: Seconds::default(),
+            revocation_lag: latencies(),
+            connections: Family::default(),
+            connections_max: Family::default(),
+            keys: Family::default(),
+            key_since: Family::default(),
+            key_rotation_interval: Seconds::default(),
+            certificate_expiry: Family::default(),
+            certificate_reload: Family::default(),
+        };
+        for cache in ["hit", "miss"] {
+            drop(series.bearer_accepted.get_or_create(&Cache { cache }));
+        }
+        for outcome in LoginOutcome::ALL {
+            drop(series.logins.get_or_create(&Outcome { outcome: outcome.label() }));
+        }
+        for outcome in RenewalOutcome::ALL {
+            drop(series.renewals.get_or_create(&Outcome { outcome: outcome.label() }));
+        }
+        for attempt in ThrottledAttempt::ALL {
+            drop(series.throttled.get_or_create(&Attempt { attempt: attempt.label() }));
+        }
+        series
     }
+
+    fn register(&self, registry: &mut Registry) {
+        let seconds = || Unit::Seconds;
+        let build = Info::new(Version { version: env!("CARGO_PKG_VERSION") });
+        registry.register("build", "The program that runs", build);
+
+        let about = "Requests answered, by method, route and status";
+        registry.register("http_requests", about, self.requests.clone());
+        let about = "From the header fields of a request to its answer";
+        let latencies = self.request_seconds.clone();
+        registry.register_with_unit("http_request_duration", about, seconds(), latencies);
+        let about = "Requests that are being answered";
+        registry.register("http_requests_in_flight", about, self.requests_in_flight.clone());
+
+        let about = "Bearer tokens accepted: remembered (hit), or verified in full (miss)";
+        registry.register("bearer_accepted", about, self.bearer_accepted.clone());
+        let about = "Requests refused for their bearer token or for want of one, by the code of the answer";
+        registry.register("bearer_refused", about, self.bearer_refused.clone());
+        let about = "Verified tokens that are remembered";
+        registry.register("verified_tokens", about, self.verified_tokens.clone());
+
+        registry.register("logins", "Logins, by what became of them", self.logins.clone());
+        let about = "Renewals, by what became of them; reused: a copied refresh token has ended its session";
+        registry.register("renewals", about, self.renewals.clone());
+        let about = "Attempts refused because of those that had failed before";
+        registry.register("throttled", about, self.throttled.clone());
+
+        let about =
+            "Password hashes wanted at the moment: waiting for a thread (queued), being computed (running)";
+        registry.register("password_hash_jobs", about, self.hash_jobs.clone());
+        let about = "Password hashes that may be wanted at once; one more is answered with 503";
+        registry.register("password_hash_jobs_max", about, self.hash_jobs_max.clone());
+        let about = "How long password hashes waited for a thread";
+        registry.register_with_unit("password_hash_wait", about, seconds(), self.hash_wait_seconds.clone());
+        let about = "How long password hashes took, without the wait";
+        registry.register_with_unit("password_hash_duration", about, seconds(), self.hash_seconds.clone());
+
+        let about = "Revocations held in memory: sessions that have ended, users whose roles have changed";
+        registry.register("revocations", about, self.revocations.clone());
+        let about = "How long ago revocations were last read; beyond the maximum no bearer token is accepted";
+        let silence = self.revocation_silence.clone();
+        registry.register_with_unit("revocation_silence", about, seconds(), silence);
+        let about = "REVOCATION_MAX_STALENESS";
+        let max = self.revocation_max_silence.clone();
+        registry.register_with_unit("revocation_silence_max", about, seconds(), max);
+        let about = "From the commit of revocations until they were known here, at most";
+        registry.register_with_unit("revocation_lag", about, seconds(), self.revocation_lag.clone());
+
+        let about = "Connections to the database, by what they are for and whether they are lent out (used)";
+        registry.register("db_connections", about, self.connections.clone());
+        let about = "Connections to the database that there may be";
+        registry.register("db_connections_max", about, self.connections_max.clone());
+
+        let about = "Keys that make or check tokens, by the format of the tokens and what the keys do";
+        registry.register("token_keys", about, self.keys.clone());
+        let about = "Since when the oldest key of a ring does what it does, in Unix time";
+        registry.register_with_unit("token_key_since_timestamp", about, seconds(), self.key_since.clone());
+        let about = "KEY_ROTATION_INTERVAL";
+        let interval = self.key_rotation_interval.clone();
+        registry.register_with_unit("key_rotation_interval", about, seconds(), interval);
+
+        let about = "When the certificate that is served expires; only with TLS_CERT_FILE";
+        let expiry = self.certificate_expiry.clone();
+        registry.register_with_unit("tls_certificate_expiry_timestamp", about, seconds(), expiry);
+        let about =
+            "1 while the certificate that is served is that of TLS_CERT_FILE, 0 when a new one was refused";
+        registry.register("tls_certificate_last_reload_successful", about, self.certificate_reload.clone());
+    }
+
+    fn observe(&self, observation: &Observation) {
+        self.verified_tokens.set(number(observation.verified_tokens));
+        let HashJobs { queued, running, max } = observation.hash_jobs;
+        for (state, jobs) in [("queued", queued), ("running", running)] {
+            self.hash_jobs.get_or_create(&State { state }).set(number(jobs));
+        }
+        self.hash_jobs_max.set(number(max));
+        let RevocationCount { sessions, users, session_bytes: _ } = observation.revocations;
+        for (kind, held) in [("session", sessions), ("user", users)] {
+            self.revocations.get_or_create(&Kind { kind }).set(number(held));
+        }
+        self.revocation_silence.set(observation.revocation_silence.as_secs_f64());
+        self.revocation_max_silence.set(observation.revocation_max_silence.as_secs_f64());
+        for &PoolUse { pool, used, idle, max } in &observation.pools {
+            for (state, count) in [("used", used), ("idle", idle)] {
+                self.connections.get_or_create(&Connections { pool, state }).set(count.into());
+            }
+            self.connections_max.get_or_create(&PoolName { pool }).set(max.into());
+        }
+        // A key goes from one status to the next.
+        self.keys.clear();
+        self.key_since.clear();
+        for KeyAge { format, status, count, since } in &observation.keys {
+            let labels = KeyLabels { format: format.clone(), status };
+            self.keys.get_or_create(&labels).set(number(*count));
+            if let Some(since) = since {
+                self.key_since.get_or_create(&labels).set(*since);
+            }
+        }
+        self.key_rotation_interval.set(observation.key_rotation_interval.as_secs_f64());
+    }
+}
+
+/// 0.5 ms to 8 s, each bucket twice as wide as the one before.
+fn latencies() -> Histogram {
+    Histogram::new(exponential_buckets(0.0005, 2.0, 15))
+}
+
+/// A gauge's value; what it cannot hold, no machine has.
+fn number(count: impl TryInto<i64>) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
 }
 
 impl fmt::Debug for Metrics {
@@ -219,24 +522,52 @@ mod tests {
     #[test]
     fn a_scrape_has_what_was_counted() {
         let metrics = Metrics::new();
-        metrics.request("GET", "/users/me", 200, Duration::from_millis(3));
+        metrics.request_begins();
+        metrics.request_begins();
+        metrics.request_ends("GET", "/users/me", 200, Duration::from_millis(3));
         metrics.renewal(RenewalOutcome::Reused);
         metrics.renewal(RenewalOutcome::Reused);
         metrics.login(LoginOutcome::Refused);
-        let count = RevocationCount { sessions: 7, users: 1, session_bytes: 0 };
-        metrics.set_revocations(count, Duration::from_millis(250));
-        let text = metrics.scrape();
+        metrics.revocations_heard(Duration::from_millis(20));
+        let text = metrics.scrape(Exposition::OpenMetrics);
         for line in [
             concat!("gatepass_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             r#"gatepass_http_requests_total{method="GET",route="/users/me",status="200"} 1"#,
             r#"gatepass_http_request_duration_seconds_bucket{le="0.004",method="GET",route="/users/me"} 1"#,
+            "gatepass_http_requests_in_flight 1",
             r#"gatepass_renewals_total{outcome="reused"} 2"#,
+            r#"gatepass_renewals_total{outcome="ended"} 0"#,
             r#"gatepass_logins_total{outcome="refused"} 1"#,
-            r#"gatepass_revocations{kind="session"} 7"#,
-            "gatepass_revocation_silence_seconds 0.25",
+            r#"gatepass_revocation_lag_seconds_bucket{le="0.032"} 1"#,
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn a_key_that_has_gone_on_is_counted_where_it_is() {
+        let metrics = Metrics::new();
+        let keys = |status| {
+            let key = KeyAge { format: "v4.public".into(), status, count: 1, since: Some(1_767_323_045) };
+            metrics.observe(&Observation {
+                verified_tokens: 0,
+                hash_jobs: HashJobs { queued: 0, running: 0, max: 1 },
+                revocations: RevocationCount { sessions: 0, users: 0, session_bytes: 0 },
+                revocation_silence: Duration::ZERO,
+                revocation_max_silence: Duration::from_secs(60),
+                pools: Vec::new(),
+                keys: vec![key],
+                key_rotation_interval: Duration::from_secs(3600),
+            });
+            metrics.scrape(Exposition::OpenMetrics)
+        };
+        let active = r#"gatepass_token_keys{format="v4.public",status="active"} 1"#;
+        assert!(keys("active").contains(active));
+        let text = keys("retiring");
+        assert!(!text.contains(r#"status="active""#), "{text}");
+        let since =
+            r#"gatepass_token_key_since_timestamp_seconds{format="v4.public",status="retiring"} 1767323045"#;
+        assert!(text.contains(since), "{text}");
     }
 }

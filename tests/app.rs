@@ -136,7 +136,12 @@ impl App {
 
     /// What operators get to see of the counts.
     pub async fn scrape(&self) -> String {
-        let request = Request::get("/metrics").body(Body::empty()).unwrap();
+        self.scrape_as("*/*").await
+    }
+
+    /// The same for somebody who sends this `Accept`.
+    pub async fn scrape_as(&self, accept: &str) -> String {
+        let request = Request::get("/metrics").header(header::ACCEPT, accept).body(Body::empty()).unwrap();
         let response = http::ops_router(self.app.clone()).oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()

@@ -2,18 +2,17 @@
 //! First the route by itself, over the router and on a socket; then the real nginx, Traefik and Envoy, with
 //! the configurations that `docs/forward-auth.md` has, in front of an application.
 //!
-//! nginx is looked for on `PATH` and where Debian has it, Traefik and Envoy where `GATEPASS_TEST_TRAEFIK` and
-//! `GATEPASS_TEST_ENVOY` say; `make test` sets those (`scripts/test-proxy`). Without one of them its test fails in CI, and
+//! nginx is looked for as tests/nginx.rs says, Traefik and Envoy where `GATEPASS_TEST_TRAEFIK` and `GATEPASS_TEST_ENVOY`
+//! say; `make test` sets those (`scripts/test-proxy`). Without one of them its test fails in CI, and
 //! elsewhere says that it has not run.
 
 use std::{
     env,
     ffi::OsString,
     fs,
-    io::{self, Write},
     net::{self, SocketAddr},
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
     sync::{Arc, Mutex},
     time::Duration,
@@ -25,7 +24,7 @@ use axum::{
     extract::{DefaultBodyLimit, Request, State},
     http::{HeaderMap, Method, StatusCode},
 };
-use gatepass::http::{Limits, server};
+use gatepass::http::{Limits, Phase, server};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Frame;
 use serde_json::Value;
@@ -34,13 +33,14 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     process::{Child, Command},
-    sync::oneshot,
+    sync::watch,
     task::JoinHandle,
     time::timeout,
 };
 
 use crate::{
     app::{Answer, App, START},
+    nginx::{Nginx, not_tested},
     process::until,
 };
 
@@ -272,7 +272,7 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
 /// gatepass on a socket.
 struct Served {
     address: SocketAddr,
-    stop: oneshot::Sender<()>,
+    phase: watch::Sender<Phase>,
     done: JoinHandle<bool>,
 }
 
@@ -280,15 +280,13 @@ impl Served {
     async fn new(app: &App) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel();
-        let done = tokio::spawn(server::serve(listener, app.router.clone(), Limits::default(), async {
-            stopped.await.ok();
-        }));
-        Self { address, stop, done }
+        let (phase, says) = watch::channel(Phase::Serving);
+        let done = tokio::spawn(server::serve(listener, app.router.clone(), None, Limits::default(), says));
+        Self { address, phase, done }
     }
 
     async fn stop(self) {
-        self.stop.send(()).unwrap();
+        self.phase.send(Phase::Closing).unwrap();
         timeout(PATIENCE, self.done).await.unwrap().unwrap();
     }
 }
@@ -484,13 +482,6 @@ fn replace(text: &str, from: &str, to: &str) -> String {
     text.replace(from, to)
 }
 
-/// Says that a proxy has not been tested, where that is no failure.
-fn not_tested(name: &str, why: &str) {
-    assert!(env::var_os("CI").is_none(), "{name}: {why}");
-    // Not by a macro: those are captured while a test passes.
-    let _ = writeln!(io::stderr(), "\nNOT tested: forward auth by {name}. {why}.");
-}
-
 /// The program that a variable names, which `make test` sets.
 fn named_by(variable: &str) -> Option<OsString> {
     env::var_os(variable).filter(|path| !path.is_empty())
@@ -519,44 +510,26 @@ async fn start(command: &mut Command, stdin: Stdio, socket: &Path, log: &Path) -
 
 #[tokio::test]
 async fn behind_nginx() {
-    let paths = env::var_os("PATH").unwrap_or_default();
-    let places = env::split_paths(&paths).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
-    let Some(nginx) = places.map(|dir: PathBuf| dir.join("nginx")).find(|file| file.is_file()) else {
-        return not_tested("nginx", "It is not installed (Debian: `apt-get install nginx-light`)");
-    };
     let app = App::new().await;
     let gatepass = Served::new(&app).await;
     let application = Application::new().await;
-    let dir = TempDir::with_prefix("gatepass-nginx-").unwrap();
-    let path = dir.path().to_str().unwrap();
-
-    let mut site = documented("nginx", "upstream gatepass {");
-    site = replace(&site, "gatepass:8080", &gatepass.address.to_string());
-    site = replace(&site, "app:3000", &application.address.to_string());
-    site = replace(&site, "listen 80;", &format!("listen unix:{path}/socket;"));
-    let config = format!(
-        "daemon off; master_process off; pid {path}/pid; error_log {path}/error.log warn;
-         events {{}}
-         http {{
-             access_log off;
-             client_body_temp_path {path}/body; proxy_temp_path {path}/proxy; fastcgi_temp_path {path}/fastcgi;
-             uwsgi_temp_path {path}/uwsgi; scgi_temp_path {path}/scgi;
-             {site}
-         }}"
-    );
-    let file = dir.path().join("nginx.conf");
-    fs::write(&file, config).unwrap();
-    let socket = dir.path().join("socket");
-    let mut command = Command::new(nginx);
-    command.arg("-p").arg(dir.path()).arg("-e").arg(dir.path().join("error.log")).arg("-c").arg(file);
-    let _running = start(&mut command, Stdio::null(), &socket, &dir.path().join("log")).await;
-    story(&socket, &app, gatepass, &application, 503).await;
+    let nginx = Nginx::start("forward auth by nginx", |listen| {
+        let mut site = documented("nginx", "upstream gatepass {");
+        site = replace(&site, "gatepass:8080", &gatepass.address.to_string());
+        site = replace(&site, "app:3000", &application.address.to_string());
+        replace(&site, "listen 80;", listen)
+    });
+    let Some(nginx) = nginx.await else { return };
+    story(&nginx.socket(), &app, gatepass, &application, 503).await;
 }
 
 #[tokio::test]
 async fn behind_traefik() {
     let Some(traefik) = named_by("GATEPASS_TEST_TRAEFIK") else {
-        return not_tested("Traefik", "GATEPASS_TEST_TRAEFIK names no Traefik; `make test` sets it");
+        return not_tested(
+            "forward auth by Traefik",
+            "GATEPASS_TEST_TRAEFIK names no Traefik; `make test` sets it",
+        );
     };
     let app = App::new().await;
     let gatepass = Served::new(&app).await;
@@ -605,7 +578,10 @@ fn pass_on(socket: &Path, address: SocketAddr) {
 async fn behind_envoy() {
     for is_prefix in [false, true] {
         let Some(envoy) = named_by("GATEPASS_TEST_ENVOY") else {
-            return not_tested("Envoy", "GATEPASS_TEST_ENVOY names no Envoy; `make test` sets it");
+            return not_tested(
+                "forward auth by Envoy",
+                "GATEPASS_TEST_ENVOY names no Envoy; `make test` sets it",
+            );
         };
         let app = App::new().await;
         let gatepass = Served::new(&app).await;

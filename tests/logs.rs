@@ -1,4 +1,5 @@
-//! What the real binary logs of a whole story, with everything turned on: each request in one line, and never a secret.
+//! What the real binary logs of a whole story, with everything turned on: each request in one line, and never a secret;
+//! nor in the spans that it sends to a collector meanwhile.
 
 use std::{collections::BTreeSet, process::Stdio, time::Duration};
 
@@ -15,7 +16,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::app::{App, KEY, PASSWORD};
+use crate::{
+    app::{App, KEY, PASSWORD},
+    traces::Collector,
+};
 
 /// Longer than the binary takes for anything here, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -157,7 +161,9 @@ impl Step {
 #[tokio::test]
 async fn a_whole_story_is_logged_and_not_one_secret() {
     let app = App::new().await;
-    let service = Service::start(&app.database_url, &[("RUST_LOG", "trace")]).await;
+    let collector = Collector::start().await;
+    let settings = [("RUST_LOG", "trace"), ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint)];
+    let service = Service::start(&app.database_url, &settings).await;
     let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
     let mut told: Vec<Step> = Vec::new();
     let mut tell = async |mut step: Step| -> Value {
@@ -335,6 +341,16 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
         for secret in &secrets {
             assert!(!line.contains(&**secret), "{secret} in {line}");
         }
+    }
+
+    // The spans neither, and they have nothing of where the requests came from or went beyond their routes.
+    let sent = collector.sent();
+    for told in ["/users/login", "INSERT", "hash a password", "story-3"] {
+        assert!(sent.contains(told), "{told} in no span");
+    }
+    let not_for_spans = ["203.0.113.77", "127.0.0.1", "/nope", "access_token=", "alice"];
+    for secret in secrets.iter().map(String::as_str).chain(not_for_spans) {
+        assert!(!sent.contains(secret), "{secret} in a span");
     }
 }
 

@@ -12,7 +12,7 @@ use axum::{
     http::{Method, Request},
 };
 use gatepass::{
-    http::{Limits, server},
+    http::{Limits, Phase, server},
     store::migrations,
 };
 use http_body_util::BodyExt;
@@ -22,7 +22,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::oneshot,
+    sync::watch,
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
@@ -346,18 +346,16 @@ async fn a_handler_that_hangs_is_given_up() {
 /// The service on a socket.
 struct Served {
     address: SocketAddr,
-    stop: oneshot::Sender<()>,
+    phase: watch::Sender<Phase>,
     done: JoinHandle<bool>,
 }
 
 async fn serve(app: &App, limits: Limits) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (stop, stopped) = oneshot::channel();
-    let done = tokio::spawn(server::serve(listener, app.router.clone(), limits, async {
-        stopped.await.ok();
-    }));
-    Served { address, stop, done }
+    let (phase, says) = watch::channel(Phase::Serving);
+    let done = tokio::spawn(server::serve(listener, app.router.clone(), None, limits, says));
+    Served { address, phase, done }
 }
 
 impl Served {
@@ -370,7 +368,7 @@ impl Served {
 
     /// Stops, and gives back whether all requests were finished.
     async fn stop(self) -> bool {
-        self.stop.send(()).unwrap();
+        self.phase.send(Phase::Closing).unwrap();
         timeout(PATIENCE, self.done).await.unwrap().unwrap()
     }
 }
@@ -554,8 +552,8 @@ async fn told_to_stop_the_service_finishes_what_is_in_flight_and_takes_nothing_n
         stream
     };
     let (mut stream, body) = begin_login(&served).await;
-    let Served { address, stop, done } = served;
-    stop.send(()).unwrap();
+    let Served { address, phase, done } = served;
+    phase.send(Phase::Closing).unwrap();
     // Who is not being served is let go at once.
     assert_eq!(rest(idle).await, "");
     // Nobody is taken any more.
@@ -568,6 +566,89 @@ async fn told_to_stop_the_service_finishes_what_is_in_flight_and_takes_nothing_n
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("access_token"), "{answer}");
     assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
     assert!(timeout(PATIENCE, done).await.unwrap().unwrap(), "all were finished");
+}
+
+const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
+
+#[tokio::test]
+async fn while_it_leaves_the_service_serves_everybody_and_asks_them_to_go() {
+    let app = App::new().await;
+    let served = serve(&app, Limits::default()).await;
+    let mut kept = served.send(HEALTH).await;
+    assert!(!until(&mut kept, "{\"status\":\"ok\"}").await.contains("connection: close"));
+    let mut idle = served.send(HEALTH).await;
+    until(&mut idle, "{\"status\":\"ok\"}").await;
+    let http_2 = TokioIo::new(TcpStream::connect(served.address).await.unwrap());
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), http_2).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let ask = || Request::get("http://localhost/healthz").body(Body::empty()).unwrap();
+    client.send_request(ask()).await.unwrap();
+    let mut early = TcpStream::connect(served.address).await.unwrap();
+
+    served.phase.send(Phase::Leaving).unwrap();
+    // A connection that is kept, and a new one: an answer, and with it the wish to part.
+    kept.write_all(HEALTH.as_bytes()).await.unwrap();
+    for stream in [kept, served.send(HEALTH).await] {
+        let answer = rest(stream).await;
+        assert!(answer.contains("\r\nconnection: close\r\n") && answer.contains("ok"), "{answer}");
+    }
+    // GOAWAY, whoever has been here and whoever comes.
+    timeout(PATIENCE, connection).await.unwrap().unwrap().unwrap();
+    let http_2 = TokioIo::new(TcpStream::connect(served.address).await.unwrap());
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), http_2).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let response = client.send_request(ask()).await.unwrap();
+    assert!(response.status().is_success() && !response.headers().contains_key("connection"));
+    drop(response);
+    timeout(PATIENCE, connection).await.unwrap().unwrap().unwrap();
+    // Idle ones are left alone, as a request may be on its way.
+    idle.write_all(HEALTH.as_bytes()).await.unwrap();
+    assert!(rest(idle).await.contains("connection: close"));
+
+    served.phase.send(Phase::Closing).unwrap();
+    // Who has connected and not asked yet is waited for, for a moment.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    early.write_all(HEALTH.as_bytes()).await.unwrap();
+    assert!(rest(early).await.contains("connection: close"));
+    assert!(timeout(PATIENCE, served.done).await.unwrap().unwrap());
+}
+
+/// Before the listener closes the system takes nobody in, so that nobody is thrown out who was.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn who_connects_at_the_end_is_refused_or_served_and_never_cut_off() {
+    let app = App::new().await;
+    let served = serve(&app, Limits::default()).await;
+    served.phase.send(Phase::Leaving).unwrap();
+    let address = served.address;
+    let mut crowd = JoinSet::new();
+    for _ in 0..8 {
+        crowd.spawn(async move {
+            let (mut answered, mut refused) = (0, 0);
+            while refused == 0 {
+                match TcpStream::connect(address).await {
+                    Ok(mut stream) => {
+                        stream.write_all(HEALTH.as_bytes()).await.unwrap();
+                        let answer = rest(stream).await;
+                        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+                        answered += 1;
+                    }
+                    Err(error) => {
+                        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+                        refused += 1;
+                    }
+                }
+            }
+            answered
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    served.phase.send(Phase::Closing).unwrap();
+    assert!(timeout(PATIENCE, served.done).await.unwrap().unwrap());
+    let answered: i32 = timeout(PATIENCE, crowd.join_all()).await.unwrap().into_iter().sum();
+    assert!(answered > 50, "{answered}");
 }
 
 #[tokio::test]

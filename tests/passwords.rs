@@ -75,7 +75,9 @@ async fn what_nobody_can_read_is_a_wrong_password_and_a_line_in_the_log() {
     let table = [
         ("nonsense".to_owned(), "malformed"),
         ("$".to_owned(), "unknown algorithm"),
-        ("$2b$12$EixZaYVK1fsbw1ZfbX3OXePaWxn96p36WQoeG6Lruj3vjPGga31lW".to_owned(), "unknown algorithm"),
+        ("$y$j9T$saltsalt$abZLF3nn.SfKqkvXA/gnD9JPMo.8oZ4MoaCWQ5kcXV0".to_owned(), "unknown algorithm"),
+        ("$2b$31$EixZaYVK1fsbw1ZfbX3OXePaWxn96p36WQoeG6Lruj3vjPGga31lW".to_owned(), "beyond the limit"),
+        ("{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=".to_owned(), "not wrapped"),
         (good.replace("v=19", "v=20"), "unknown algorithm"),
         (good.replace("m=8", "m=4294967295"), "parameters beyond the limit"),
         (good.replace("t=1", "t=4294967295"), "parameters beyond the limit"),

@@ -21,11 +21,11 @@ use axum::{
 use gatepass::{
     bearer::{BearerLayer, DocumentError, RemoteError, RemoteKeys, Source, follow_revocations},
     clock::Clock,
-    http::{Limits, server},
+    http::{Limits, Phase, server},
     token::{Claims, Party, Rejection, Revocations, SymmetricKey, Verifier},
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tower::ServiceExt;
 use uuid::Uuid;
 
@@ -42,7 +42,7 @@ struct Gatepass {
     app: App,
     address: SocketAddr,
     client: (Uuid, String),
-    running: Option<(oneshot::Sender<()>, JoinHandle<bool>)>,
+    running: Option<(watch::Sender<Phase>, JoinHandle<bool>)>,
 }
 
 impl Gatepass {
@@ -61,18 +61,16 @@ impl Gatepass {
     async fn run(&mut self) {
         let listener = TcpListener::bind(self.address).await.unwrap();
         self.address = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel();
+        let (phase, says) = watch::channel(Phase::Serving);
         let limits = Limits { drain: Duration::from_millis(10), ..Limits::default() };
-        let serving = server::serve(listener, self.app.router.clone(), limits, async {
-            let _ = stopped.await;
-        });
-        self.running = Some((stop, tokio::spawn(serving)));
+        let serving = server::serve(listener, self.app.router.clone(), None, limits, says);
+        self.running = Some((phase, tokio::spawn(serving)));
     }
 
     /// From now on there is nobody; who waits is cut off.
     async fn vanish(&mut self) {
-        let (stop, serving) = self.running.take().unwrap();
-        stop.send(()).unwrap();
+        let (phase, serving) = self.running.take().unwrap();
+        phase.send(Phase::Closing).unwrap();
         serving.await.unwrap();
     }
 

@@ -3,12 +3,13 @@
 //! A user that does not exist, a wrong password and a disabled user take the same way: one look-up, one password hash,
 //! one answer, and before all that one place of the [throttle](super::throttle). Where the operator has raised the cost of
 //! a hash, those who have not logged in since cost the same to within a tenth; where it was lowered, they cost what they
-//! did.
+//! did. So do those who came with a dearer hash of another system; a cheaper one is made up for.
 
 use std::net::IpAddr;
 
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
+use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
 use super::{Accounts, Actor, Email, Error, Name, User, Username, random, users};
@@ -57,9 +58,11 @@ impl Accounts {
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<Login, Error> {
-        let attempt = self.throttle.admit_login(username, caller.ip, now).await?;
+        let admit = self.throttle.admit_login(username, caller.ip, now);
+        let attempt = admit.instrument(info_span!("throttle")).await?;
         let login = self.try_login(username, password, caller, now, rng).await;
-        self.throttle.settle(attempt, login.as_ref().map(|login| &login.user), now).await;
+        let settle = self.throttle.settle(attempt, login.as_ref().map(|login| &login.user), now);
+        settle.instrument(info_span!("settle")).await;
         login
     }
 

@@ -38,7 +38,7 @@ pub use self::{
 pub use crate::store::users::User;
 pub use crate::store::{Actor, Cause, sessions::Overview};
 use crate::{
-    metrics::Metrics,
+    metrics::{HashJobs, Metrics},
     password::{self, Password, PoolError},
     random,
     revocation::Feed,
@@ -251,6 +251,15 @@ impl Accounts {
         let Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy } = parts;
         let cause = Cause::default();
         Self { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy, cause }
+    }
+
+    /// Password hashes under way.
+    pub fn hash_jobs(&self) -> HashJobs {
+        HashJobs {
+            queued: self.passwords.queued(),
+            running: self.passwords.running(),
+            max: self.passwords.capacity(),
+        }
     }
 
     /// How often somebody may fail.

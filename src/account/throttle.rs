@@ -58,6 +58,7 @@ use unicode_normalization::UnicodeNormalization;
 
 use super::{Error, User};
 use crate::{
+    metrics::{Metrics, ThrottledAttempt},
     store::{
         self, PgPool,
         login_attempts::{self, Bucket, Device, Key},
@@ -100,6 +101,17 @@ pub(super) enum Kind {
     Client,
 }
 
+impl Kind {
+    fn label(self) -> ThrottledAttempt {
+        match self {
+            Self::Login => ThrottledAttempt::Login,
+            Self::Registration => ThrottledAttempt::Registration,
+            Self::Renewal => ThrottledAttempt::Renewal,
+            Self::Client => ThrottledAttempt::Client,
+        }
+    }
+}
+
 /// Counts failures, over one database. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Throttle {
@@ -107,6 +119,7 @@ pub struct Throttle {
     key: hmac::Key,
     per_account: Rate,
     per_address: Rate,
+    metrics: Metrics,
 }
 
 /// An attempt that has its places, and has yet to turn out.
@@ -121,9 +134,15 @@ pub(super) struct Attempt {
 
 impl Throttle {
     /// Counts in `db`, under a key derived from `root` for that alone.
-    pub fn new(db: PgPool, root: &SymmetricKey, per_account: Rate, per_address: Rate) -> Self {
+    pub fn new(
+        db: PgPool,
+        root: &SymmetricKey,
+        per_account: Rate,
+        per_address: Rate,
+        metrics: Metrics,
+    ) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, root.derive("login attempts v1").as_bytes());
-        Self { db, key, per_account, per_address }
+        Self { db, key, per_account, per_address, metrics }
     }
 
     /// Lets a login by `name` begin, or what counts as one.
@@ -141,7 +160,7 @@ impl Throttle {
         let device = ip.map(|ip| Device { account, device: self.device_key(name, ip) });
         let address = ip.map(|ip| self.address(Kind::Login, ip));
         let mut taken: Vec<_> = address.into_iter().chain([self.per_account.bucket(account)]).collect();
-        if self.take(&taken, device, now).await?
+        if self.take(Kind::Login, &taken, device, now).await?
             && let Some(Device { device, .. }) = device
         {
             taken.pop();
@@ -162,13 +181,14 @@ impl Throttle {
         now: OffsetDateTime,
     ) -> Result<Attempt, Error> {
         let taken: Vec<_> = ip.map(|ip| self.address(kind, ip)).into_iter().collect();
-        self.take(&taken, None, now).await?;
+        self.take(kind, &taken, None, now).await?;
         Ok(Attempt { ip, account: None, taken })
     }
 
     /// Takes a place of each bucket; whether `device` is known, and has given the place in the account's stead.
     async fn take(
         &self,
+        kind: Kind,
         buckets: &[Bucket],
         device: Option<Device>,
         now: OffsetDateTime,
@@ -178,6 +198,7 @@ impl Throttle {
         match taken.again_at {
             None => Ok(taken.is_device_known),
             Some(at) => {
+                self.metrics.throttled(kind.label());
                 Err(Error::TooManyAttempts { retry_after: (at - now).try_into().unwrap_or_default() })
             }
         }
@@ -321,8 +342,10 @@ mod tests {
     #[tokio::test]
     async fn names_of_one_user_are_one_and_no_two_keys_are() {
         let db = PgPool::connect_lazy("postgres://localhost/nowhere").unwrap();
-        let throttle =
-            |root| Throttle::new(db.clone(), &SymmetricKey::from_bytes(root), rate(10, 900), rate(100, 900));
+        let throttle = |root| {
+            let root = SymmetricKey::from_bytes(root);
+            Throttle::new(db.clone(), &root, rate(10, 900), rate(100, 900), Metrics::new())
+        };
         let (one, other) = (throttle([1; 32]), throttle([2; 32]));
         for (name, same) in [
             ("alice", "ALICE"),

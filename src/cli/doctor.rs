@@ -3,7 +3,10 @@
 //! A check looks at one thing and adds what it finds; it never stops the others. Nothing is changed. A further check is
 //! one more function that gives [`Finding`]s, called from [`examine`] or, when it needs the database, from [`on_database`].
 
-use std::path::PathBuf;
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+};
 
 use serde::Serialize;
 use serde_json::json;
@@ -12,12 +15,13 @@ use time::{Duration, OffsetDateTime};
 use super::{Failure, print, print_json, seconds, setup};
 use crate::{
     clock::Clock,
-    config::{ConfigErrors, Environment, Settings},
+    config::{ConfigErrors, DbPooler, Environment, Settings},
     keys::{self, Policy},
     password::{self, Params},
     store::{
-        self, PgConnection, PgPool,
+        self, PgConnection, PgPool, history,
         migrations::{self, Schema},
+        revocations,
         roles::{self, Privilege, Privileges, Standing},
     },
     token::{
@@ -30,13 +34,22 @@ use crate::{
 const CLOCK_TOLERANCE: Duration = Duration::SECOND;
 /// How long after its time a rotation may be late.
 const ROTATION_GRACE: Duration = Duration::DAY;
+/// How long before its end a certificate should have been renewed: those that are good for ninety days are by then.
+const RENEWAL: Duration = Duration::days(14);
+/// How long a notification may take.
+const NOTIFICATION_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+/// How long a change in the history may wait for its seal.
+const SEAL_PATIENCE: Duration = Duration::minutes(5);
 /// A key whose last tokens expire within this time is told of.
 const SOON: Duration = Duration::HOUR;
 /// What NIST SP 800-57 demands of signatures from 2031 on; 112 bits do until then.
 const SECURITY_BITS: u32 = 128;
 
-/// Check settings, passwords, database and keys, and say what to do.
+/// What to measure passwords against, and how to print.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit code: 0 when there is no problem, whatever the notes and warnings; 1 when there is one."
+)]
 pub(super) struct Args {
     /// How long a password hash may take on this machine, for the parameters that are recommended
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 50,
@@ -72,6 +85,16 @@ impl Level {
             Self::Problem => "problem",
         }
     }
+
+    /// Green, cyan, yellow, bold red.
+    fn colour(self) -> &'static str {
+        match self {
+            Self::Ok => "\x1b[32m",
+            Self::Note => "\x1b[36m",
+            Self::Warning => "\x1b[33m",
+            Self::Problem => "\x1b[1;31m",
+        }
+    }
 }
 
 /// What one check found.
@@ -96,13 +119,14 @@ impl Finding {
 }
 
 pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(), Failure> {
-    crate::telemetry::init(crate::telemetry::LogFormat::Pretty, "error")?;
+    crate::telemetry::init(crate::telemetry::LogFormat::Pretty, "error", None)?;
     let findings = examine(config_file, args).await;
     let problems = findings.iter().filter(|finding| finding.level == Level::Problem).count();
     if args.json {
         print_json(&json!({ "ok": problems == 0, "findings": findings }))?;
     } else {
-        print(&findings.iter().map(line).collect::<String>())?;
+        let colour = io::stdout().is_terminal();
+        print(&findings.iter().map(|finding| line(finding, colour)).collect::<String>())?;
     }
     match problems {
         0 => Ok(()),
@@ -111,16 +135,19 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(),
     }
 }
 
-fn line(finding: &Finding) -> String {
+fn line(finding: &Finding, colour: bool) -> String {
     let Finding { area, level, message, advice } = finding;
     let advice = advice.as_ref().map(|advice| format!(" -> {advice}")).unwrap_or_default();
-    format!("{:<7}  {area:<8}  {message}{advice}\n", level.name())
+    let (paint, plain) = if colour { (level.colour(), "\x1b[0m") } else { ("", "") };
+    format!("{paint}{:<7}{plain}  {area:<8}  {message}{advice}\n", level.name())
 }
 
 async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
     let (settings, mut findings) = settings(config_file);
     let Some(settings) = settings else { return findings };
     findings.extend(passwords(&settings, args).await);
+    findings.extend(certificate(&settings));
+    findings.push(operators(&settings));
     match setup::symmetric_key(&settings) {
         Ok(root) => {
             let policy = setup::key_policy(&settings, &root, setup::operator());
@@ -215,6 +242,96 @@ async fn recommend(
     Ok((now, password::recommend(pass, memory_kib, target)))
 }
 
+/// What clients will make of the certificate.
+fn certificate(settings: &Settings) -> Vec<Finding> {
+    const AREA: &str = "tls";
+
+    let is_production = settings.environment == Environment::Production;
+    let Some(files) = setup::tls_files(settings) else {
+        let finding = Finding::new(AREA, Level::Ok, "none: the service speaks plain HTTP");
+        return vec![if is_production {
+            finding.advise("put a proxy in front that speaks TLS, or set TLS_CERT_FILE and TLS_KEY_FILE")
+        } else {
+            finding
+        }];
+    };
+    let mut findings = Vec::new();
+    if files.is_key_open() {
+        let message = format!("TLS_KEY_FILE={}: every user of this machine may read it", files.key.display());
+        findings.push(Finding::new(AREA, Level::Warning, message).advise(
+            "take that right from others: `chmod o-r`; in Kubernetes, `defaultMode: 0440` for the secret's volume",
+        ));
+    }
+    let now = Clock::system().now();
+    let certificate = match files.read().and_then(|contents| files.parse(&contents, now)) {
+        Ok(certificate) => certificate,
+        Err(error) => {
+            let advice = "a service that runs goes on with the certificate it has; none starts with this one";
+            findings.push(failed(AREA, &error).advise(advice));
+            return findings;
+        }
+    };
+    let (until, left) = (seconds(certificate.not_after), certificate.not_after - now);
+    if left < RENEWAL {
+        let message = format!("the certificate expires in {} days, on {until}", left.whole_days());
+        findings.push(
+            Finding::new(AREA, Level::Warning, message)
+                .advise("renew it; the service reads the files again when they change, with no restart"),
+        );
+    }
+    if !certificate.is_ordered {
+        let message = "the certificates in TLS_CERT_FILE are not in order: some clients take no such chain";
+        findings.push(
+            Finding::new(AREA, Level::Warning, message)
+                .advise("put the service's own first, then each one that signed the one before"),
+        );
+    }
+    if certificate.is_self_signed {
+        let message = "the certificate is signed by itself: clients have to be told to trust it";
+        findings.push(Finding::new(AREA, Level::Note, message));
+    } else if certificate.length == 1 {
+        let message =
+            "TLS_CERT_FILE holds one certificate: clients that do not know who signed it cannot check it";
+        findings.push(
+            Finding::new(AREA, Level::Note, message)
+                .advise("use the full chain, unless the signer is a root"),
+        );
+    }
+    if let Some(host) = public_host(settings)
+        && !certificate.is_for(&host)
+    {
+        let message = format!("the certificate is not for {host}, which TOKEN_ISSUER names");
+        findings.push(
+            Finding::new(AREA, Level::Warning, message)
+                .advise("get one with that name, unless a proxy with another certificate is in front"),
+        );
+    }
+    if findings.is_empty() {
+        let message = format!("the certificate is valid until {until}, {} days", left.whole_days());
+        findings.push(Finding::new(AREA, Level::Ok, message));
+    }
+    findings
+}
+
+/// The host by which clients call the service, when the issuer is its address.
+fn public_host(settings: &Settings) -> Option<String> {
+    let issuer: http::Uri = settings.token_issuer.parse().ok()?;
+    let host = issuer.host().filter(|_| issuer.scheme_str() == Some("https"))?;
+    Some(host.trim_matches(['[', ']']).to_owned())
+}
+
+/// Who can read the metrics.
+fn operators(settings: &Settings) -> Finding {
+    let address = settings.ops_server_address;
+    let message = format!("metrics at {address}/metrics");
+    if address.ip().is_loopback() {
+        Finding::new("ops", Level::Ok, format!("{message}, for this machine alone"))
+    } else {
+        Finding::new("ops", Level::Note, format!("{message}, in plain HTTP and for whoever can connect"))
+            .advise("let nobody but Prometheus get there")
+    }
+}
+
 /// What was begun and has to be brought to an end.
 fn rotations_under_way(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -274,6 +391,7 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
         Ok(Some(warning)) => findings.push(Finding::new("database", Level::Warning, warning)),
         Err(error) => findings.push(failed("database", &*error)),
     }
+    findings.extend(plain_text(database, settings, &mut conn).await);
     match schema(database).await {
         Ok(Schema::Current) => findings.push(Finding::new("schema", Level::Ok, "current")),
         Ok(Schema::Newer(version)) => {
@@ -303,7 +421,75 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
     } else {
         findings.push(Finding::new("keys", Level::Ok, "shared, from the configuration"));
     }
+    if settings.db_pooler == DbPooler::Session {
+        findings.push(feed(database).await);
+    }
+    findings.push(seals(&mut conn).await);
     findings
+}
+
+/// What others may listen to.
+async fn plain_text(
+    database: &setup::Database,
+    settings: &Settings,
+    conn: &mut PgConnection,
+) -> Option<Finding> {
+    let level = match settings.environment {
+        Environment::Production => Level::Warning,
+        Environment::Development => Level::Note,
+    };
+    match store::is_encrypted(conn).await {
+        Ok(false) if !database.is_local() => Some(
+            Finding::new("database", level, "the connection is not encrypted, and leaves this machine")
+                .advise(
+                    "say `sslmode=verify-full&sslrootcert=…` in DB_SOURCE, and switch `ssl` on in Postgres",
+                ),
+        ),
+        Ok(_) => None,
+        Err(error) => Some(failed("database", &error)),
+    }
+}
+
+/// Whether revocations reach the other replicas at once.
+async fn feed(database: &setup::Database) -> Finding {
+    const AREA: &str = "feed";
+
+    // One that listens and one that notifies, as with replicas.
+    let db = database.pool(2);
+    let begun = std::time::Instant::now();
+    let heard = revocations::is_heard(&db, NOTIFICATION_PATIENCE).await;
+    let took = begun.elapsed().as_millis();
+    setup::close(&db).await;
+    match heard {
+        Ok(true) => Finding::new(AREA, Level::Ok, format!("notifications come through (in {took} ms)")),
+        Ok(false) => {
+            let message =
+                "no notification comes through: revocations reach other replicas half a second later";
+            Finding::new(AREA, Level::Warning, message)
+                .advise("let DB_SOURCE go past the pooler, or have that hand out connections for a session")
+        }
+        Err(error) => failed(AREA, &error),
+    }
+}
+
+/// Whether somebody seals what comes into the history.
+async fn seals(conn: &mut PgConnection) -> Finding {
+    const AREA: &str = "history";
+
+    let waiting = async {
+        let now = store::now(conn).await?;
+        Ok::<_, store::Error>((now, history::unsealed_since(conn).await?))
+    };
+    match waiting.await {
+        Ok((now, (rows, Some(since)))) if now - since > SEAL_PATIENCE => {
+            let message = format!("{rows} changes wait for their seal, since {}", seconds(since));
+            Finding::new(AREA, Level::Warning, message).advise(
+                "a running service seals each minute: start one, or look into its log; by hand, `gatepass history seal`",
+            )
+        }
+        Ok(_) => Finding::new(AREA, Level::Ok, "sealed; `gatepass history verify` checks all of it"),
+        Err(error) => failed(AREA, &error),
+    }
 }
 
 async fn schema(database: &setup::Database) -> Result<Schema, Failure> {

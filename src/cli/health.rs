@@ -3,11 +3,15 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use http_body_util::{BodyExt, Empty};
-use hyper::{Request, body::Bytes, client::conn::http1};
+use hyper::{Request, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 
 use super::{Failure, print, setup};
+use crate::tls::probe;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -20,12 +24,18 @@ pub(super) struct Args {
     /// Ask this address instead of HTTP_SERVER_ADDRESS
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<SocketAddr>,
+    /// Speak TLS with that address; else TLS_CERT_FILE decides. The certificate is not checked
+    #[arg(long, requires = "address")]
+    tls: bool,
 }
 
 pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(), Failure> {
-    let mut address = match args.address {
-        Some(address) => address,
-        None => setup::load(config_file)?.settings.http_server_address,
+    let (mut address, tls) = match args.address {
+        Some(address) => (address, args.tls),
+        None => {
+            let settings = setup::load(config_file)?.settings;
+            (settings.http_server_address, setup::tls_files(&settings).is_some())
+        }
     };
     if address.ip().is_unspecified() {
         // Listening everywhere includes here.
@@ -36,7 +46,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(),
         });
     }
     let path = if args.ready { "/readyz" } else { "/healthz" };
-    let (status, body) = tokio::time::timeout(PATIENCE, get(address, path))
+    let (status, body) = tokio::time::timeout(PATIENCE, get(address, tls, path))
         .await
         .map_err(|_| format!("{address} gave no answer within {} s", PATIENCE.as_secs()))?
         .map_err(|error| format!("{address} does not answer: {error}"))?;
@@ -46,8 +56,21 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(),
     print(&format!("{body}\n"))
 }
 
-async fn get(address: SocketAddr, path: &str) -> Result<(hyper::StatusCode, String), Failure> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(TcpStream::connect(address).await?)).await?;
+async fn get(address: SocketAddr, tls: bool, path: &str) -> Result<(StatusCode, String), Failure> {
+    let stream = TcpStream::connect(address).await?;
+    if tls {
+        ask(probe::connect(stream, address.ip()).await?, address, path).await
+    } else {
+        ask(stream, address, path).await
+    }
+}
+
+async fn ask(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    address: SocketAddr,
+    path: &str,
+) -> Result<(StatusCode, String), Failure> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
     let request = Request::get(path).header("host", address.to_string()).body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;

@@ -71,9 +71,11 @@ enum Command {
     /// Look into tokens
     #[command(subcommand)]
     Token(token::Command),
-    /// Check settings, database and keys, and say what to do
+    /// Check settings, passwords, certificate, database, keys, feed and history, and say what to do
     ///
-    /// One line for each finding. Exit code 0: nothing keeps the service from working; 1: a problem. Nothing is changed.
+    /// Looks at what `gatepass serve` would run with, and changes nothing. One line for each finding: how bad it is (ok;
+    /// note, good to know; warning, works and will not always; problem, does not work), what it is about, what there is,
+    /// and what to do about it.
     Doctor(doctor::Args),
     /// Print the OpenAPI document
     Openapi,

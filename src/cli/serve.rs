@@ -1,17 +1,18 @@
 //! `gatepass serve`: from settings to a service that answers, and down again in order.
 
 use std::{
-    future::pending,
     io::{self, IsTerminal},
     net::SocketAddr,
     path::PathBuf,
     pin::pin,
+    time::Duration,
 };
 
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    sync::{oneshot, watch},
+    sync::watch,
+    time::sleep,
 };
 
 use super::{Failure, setup};
@@ -19,12 +20,13 @@ use crate::{
     account::{Activity, Cause, CleanUp, Clients, History},
     clock::Clock,
     config::{self, DbPooler, Environment, Loaded, Settings},
-    http::{self, App, Limits, Parts},
+    http::{self, App, Limits, Parts, Phase},
     keys::Keys,
     metrics::Metrics,
     revocation::{Feed, Publisher},
     store::PgPool,
-    telemetry,
+    telemetry::{self, traces::Traces},
+    tls::Tls,
     token::SymmetricKey,
 };
 
@@ -34,12 +36,26 @@ const FEED_CONNECTIONS: u32 = 1;
 /// Connections for what else goes on beside requests: the history may hold one for long, and the others take turns with
 /// the other one.
 const BACKGROUND_CONNECTIONS: u32 = 2;
+/// How long the service goes on serving after it has been told to stop, in production: until a proxy has noticed that
+/// `/readyz` says no, and has let go of its idle connections. In development Ctrl-C should be quick.
+const LEAVING: Duration = Duration::from_secs(5);
 /// How many operators' connections may be open.
 const OPS_CONNECTIONS: usize = 64;
 
 pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     let Loaded { settings, warnings, .. } = setup::load(config_file)?;
-    telemetry::init(log_format(&settings), &settings.rust_log)?;
+    let endpoint = settings.otel_exporter_otlp_endpoint.as_deref();
+    let traces =
+        endpoint.map(|endpoint| Traces::new(endpoint, settings.otel_traces_sampler_arg)).transpose()?;
+    telemetry::init(log_format(&settings), &settings.rust_log, traces.as_ref())?;
+    let done = start(&settings, warnings).await;
+    if let Some(traces) = traces {
+        traces.finish().await;
+    }
+    done
+}
+
+async fn start(settings: &Settings, warnings: Vec<String>) -> Result<(), Failure> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -51,14 +67,16 @@ pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
         .await
         .map_err(|error| format!("HTTP_SERVER_ADDRESS={address}: cannot listen there: {error}"))?;
 
-    let ops = ops_listener(&settings).await?;
+    let ops = ops_listener(settings).await?;
+    let tls = tls(settings)?;
 
-    let key = setup::symmetric_key(&settings)?;
+    let key = setup::symmetric_key(settings)?;
     let database = tokio::select! {
-        database = setup::Database::open(&settings) => database?,
+        database = setup::Database::open(settings) => database?,
         name = signals.next() => return called_off(name),
     };
-    let served = serve(&settings, &key, &database, listener, ops, &mut signals).await;
+    let listeners = Listeners { service: listener, tls, ops };
+    let served = serve(settings, &key, &database, listeners, &mut signals).await;
     served.and(database.close().await)
 }
 
@@ -76,12 +94,27 @@ async fn ops_listener(settings: &Settings) -> Result<Option<TcpListener>, Failur
     }
 }
 
+/// The certificate, when the settings name one.
+fn tls(settings: &Settings) -> Result<Option<Tls>, Failure> {
+    let Some(files) = setup::tls_files(settings) else { return Ok(None) };
+    if files.is_key_open() {
+        tracing::warn!("TLS_KEY_FILE={}: every user of this machine may read the key", files.key.display());
+    }
+    Ok(Some(Tls::open(files, Clock::system().now())?))
+}
+
+/// Where requests come in.
+struct Listeners {
+    service: TcpListener,
+    tls: Option<Tls>,
+    ops: Option<TcpListener>,
+}
+
 async fn serve(
     settings: &Settings,
     key: &SymmetricKey,
     database: &setup::Database,
-    listener: TcpListener,
-    ops: Option<TcpListener>,
+    Listeners { service: listener, tls, ops }: Listeners,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
     tokio::select! {
@@ -107,19 +140,27 @@ async fn serve(
     let address = listener.local_addr()?;
     tracing::info!(%address, database = database.place(), version = env!("CARGO_PKG_VERSION"), "serving");
     if settings.environment == Environment::Development {
-        welcome(address, database);
+        welcome(address, tls.is_some(), database);
     }
 
-    let beside = app.clone();
+    let (beside, certificate) = (app.clone(), tls.clone());
     let mut following = tokio::spawn(async move {
         let operators = async {
             if let Some(ops) = ops {
                 let limits = Limits { connections: OPS_CONNECTIONS, ..Limits::default() };
-                http::server::serve(ops, http::ops_router(beside.clone()), limits, pending()).await;
+                // They want to see the end, too.
+                let (_to_the_end, phase) = watch::channel(Phase::Serving);
+                http::server::serve(ops, http::ops_router(beside.clone()), None, limits, phase).await;
+            }
+        };
+        let certificate = async {
+            if let Some(tls) = certificate {
+                tls.follow(&clock, beside.metrics()).await;
             }
         };
         tokio::join!(
             operators,
+            certificate,
             beside.feed().follow(),
             beside.keys().follow(&clock),
             beside.activity().keep_writing(),
@@ -127,21 +168,24 @@ async fn serve(
             beside.history().keep(&clock),
         );
     });
-    let (stop, stopped) = oneshot::channel();
-    let stopped = async { stopped.await.unwrap_or_default() };
     let router = http::router(app.clone());
-    let mut serving = pin!(http::server::serve(listener, router, Limits::default(), stopped));
+    let mut serving = pin!(http::server::serve(listener, router, tls, Limits::default(), app.phase()));
     let all_finished = tokio::select! {
         finished = &mut serving => finished,
         // It never ends by itself. Without it a leaked key would stay good here, so a supervisor had better start again.
         _ = &mut following => return Err("what runs beside the requests has ended, by a fault".into()),
         name = signals.next() => {
             tracing::info!("{name}: finishing what is in flight; once more cuts it off");
-            app.stop();
-            // Nobody there to hear it means that it has stopped already.
-            stop.send(()).unwrap_or_default();
+            let ending = async {
+                if settings.environment == Environment::Production {
+                    app.leave();
+                    sleep(LEAVING).await;
+                }
+                app.stop();
+            };
             tokio::select! {
-                finished = &mut serving => finished,
+                // It goes on serving meanwhile.
+                (finished, ()) = async { tokio::join!(&mut serving, ending) } => finished,
                 _ = signals.next() => false,
             }
         }
@@ -193,8 +237,9 @@ pub async fn app(
         Keys::open(setup::key_policy(settings, key, Cause::service()), background.clone(), clock.now())
             .await?;
     let listens = settings.db_pooler == DbPooler::Session;
-    let feed = Feed::new(feed, listens, clock.clone(), settings.revocation_max_staleness);
     let metrics = Metrics::new();
+    let pools = [("requests", requests.clone()), ("background", background.clone()), ("feed", feed.clone())];
+    let feed = Feed::new(feed, listens, clock.clone(), settings.revocation_max_staleness, metrics.clone());
     let threads = settings.password_hash_threads;
     let accounts = setup::accounts(
         settings,
@@ -215,12 +260,13 @@ pub async fn app(
         clean_up: CleanUp::new(background.clone(), settings.session_retention),
         history: History::new(requests, background, settings.history_retention),
         metrics,
+        pools,
         public_url: setup::public_url(settings),
         clock,
         trusted_proxies: settings.trusted_proxies.clone(),
         allowed_origins: settings.allowed_origins.clone(),
         limits,
-        stopping: watch::Sender::new(false),
+        phase: watch::Sender::new(Phase::Serving),
     }))
 }
 
@@ -232,10 +278,11 @@ fn log_format(settings: &Settings) -> telemetry::LogFormat {
 }
 
 /// What to do next, for whoever has just started it by hand.
-fn welcome(address: SocketAddr, database: &setup::Database) {
+fn welcome(address: SocketAddr, has_tls: bool, database: &setup::Database) {
+    let scheme = if has_tls { "https" } else { "http" };
     let url = match address {
-        any if any.ip().is_unspecified() => format!("http://localhost:{}", any.port()),
-        one => format!("http://{one}"),
+        any if any.ip().is_unspecified() => format!("{scheme}://localhost:{}", any.port()),
+        one => format!("{scheme}://{one}"),
     };
     let data = match database.embedded() {
         Some(embedded) => format!("{}\n           psql '{}'", embedded.data_dir().display(), embedded.url()),

@@ -18,7 +18,7 @@ use crate::{
         migrations::{self, Schema},
         pooler::{self, Sharing},
     },
-    telemetry,
+    telemetry, tls,
     token::{Issuer, Party, SymmetricKey, refresh::RefreshKeys, ring::Schedule},
 };
 
@@ -45,7 +45,7 @@ pub(super) fn load(config_file: Option<PathBuf>) -> Result<Loaded, Failure> {
 /// The settings of a command that is over soon; its log holds only what somebody at a terminal should know.
 pub(super) fn begin(config_file: Option<PathBuf>) -> Result<Settings, Failure> {
     let settings = load(config_file)?.settings;
-    telemetry::init(telemetry::LogFormat::Pretty, "warn")?;
+    telemetry::init(telemetry::LogFormat::Pretty, "warn", None)?;
     Ok(settings)
 }
 
@@ -123,6 +123,11 @@ impl Database {
     /// Where the database is, for messages.
     pub(super) fn place(&self) -> String {
         self.source.place()
+    }
+
+    /// Whether it is on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        self.source.is_local()
     }
 
     /// A pool for the service.
@@ -313,8 +318,16 @@ pub(super) fn public_url(settings: &Settings) -> String {
     if issuer.starts_with("https://") || issuer.starts_with("http://") {
         issuer.to_owned()
     } else {
-        format!("http://localhost:{}", settings.http_server_address.port())
+        let scheme = if tls_files(settings).is_some() { "https" } else { "http" };
+        format!("{scheme}://localhost:{}", settings.http_server_address.port())
     }
+}
+
+/// Where the service's certificate and its key are, if it speaks TLS.
+pub(super) fn tls_files(settings: &Settings) -> Option<tls::Files> {
+    // The settings' own check demands both or neither.
+    let (certificate, key) = settings.tls_cert_file.clone().zip(settings.tls_key_file.clone())?;
+    Some(tls::Files { certificate, key })
 }
 
 /// Does `work` on the migrated database, of which a Postgres of our own may have to be started for it.
@@ -394,7 +407,10 @@ pub(super) fn accounts(
         key,
         failures(settings.login_attempts_per_account),
         failures(settings.login_attempts_per_ip),
+        metrics.clone(),
     );
+    let watcher = metrics.clone();
+    passwords.watch(move |waited, took| watcher.password_hash(waited, took));
     Ok(Accounts::new(account::Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy }))
 }
 

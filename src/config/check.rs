@@ -23,6 +23,7 @@ use crate::{
 pub(super) fn check(settings: &Settings, reader: &mut Reader) {
     database(settings, reader);
     proxies(settings, reader);
+    tls(settings, reader);
     symmetric_key(settings, reader);
     issuer(settings, reader);
     durations(settings, reader);
@@ -40,7 +41,7 @@ fn is_unsafe(settings: &Settings, reader: &mut Reader, name: &str, message: &str
 }
 
 fn database(settings: &Settings, reader: &mut Reader) {
-    tls(settings, reader);
+    database_tls(settings, reader);
     let is_pooled = settings.db_pooler == DbPooler::Transaction;
     if is_pooled && settings.migrate_on_start && settings.migration_db_source.is_none() {
         // Whoever migrates holds a lock of the connection's.
@@ -63,7 +64,7 @@ fn database(settings: &Settings, reader: &mut Reader) {
 }
 
 /// A network is somebody else's: who can take the server's place in it would get the password, and every hash.
-fn tls(settings: &Settings, reader: &mut Reader) {
+fn database_tls(settings: &Settings, reader: &mut Reader) {
     let sources =
         [("DB_SOURCE", &settings.db_source), ("MIGRATION_DB_SOURCE", &settings.migration_db_source)];
     for (name, source) in sources {
@@ -97,6 +98,19 @@ fn proxies(settings: &Settings, reader: &mut Reader) {
     if settings.trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
         reader
             .warning("TRUSTED_PROXIES", "a network of all addresses lets every client forge its own address");
+    }
+}
+
+/// What is in the files is looked at when they are needed: few commands need them, and the key is not for everybody.
+fn tls(settings: &Settings, reader: &mut Reader) {
+    match (&settings.tls_cert_file, &settings.tls_key_file) {
+        (Some(_), None) => {
+            reader.problem("TLS_KEY_FILE", "TLS_CERT_FILE is set; set both, or neither");
+        }
+        (None, Some(_)) => {
+            reader.problem("TLS_CERT_FILE", "TLS_KEY_FILE is set; set both, or neither");
+        }
+        _ => {}
     }
 }
 

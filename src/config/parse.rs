@@ -48,6 +48,12 @@ where
     }
 }
 
+/// A part of a whole.
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "expected a number from 0 to 1".into())
+}
+
 /// Items separated by commas.
 pub(super) fn list<T>(item: impl Fn(&str) -> Result<T, String>) -> impl Fn(&str) -> Result<Vec<T>, String> {
     move |text| {
@@ -199,6 +205,11 @@ mod tests {
                 Err("expected a whole number from 1 to 1000".into()),
                 "{text}"
             );
+        }
+        assert_eq!(share("0.25"), Ok(0.25));
+        assert_eq!(share("1"), Ok(1.0));
+        for text in ["", "-0.1", "1.1", "NaN", "inf", "1/4", "0,25"] {
+            assert_eq!(share(text), Err("expected a number from 0 to 1".into()), "{text}");
         }
         assert_eq!(list(number(0..=9))("1, 2,3"), Ok(vec![1, 2, 3]));
         let expected = "item 2 of 2: expected a whole number from 0 to 9";

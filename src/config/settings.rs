@@ -172,9 +172,14 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "OTEL_EXPORTER_OTLP_ENDPOINT",
-        about: "Where traces are sent (OTLP).",
+        about: "Where traces are sent: a collector that takes OTLP over HTTP (docs/metrics.md); nowhere when not set.",
         example: Some("http://localhost:4318"),
-        support: NO_EFFECT,
+        ..SERVICE
+    },
+    Setting {
+        name: "OTEL_TRACES_SAMPLER_ARG",
+        about: "The share of requests that are traced, 0 to 1, whatever callers say.",
+        default: DefaultValue::Text("1"),
         ..SERVICE
     },
     Setting {
@@ -255,16 +260,14 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "TLS_CERT_FILE",
-        about: "PEM file with the certificate chain, to serve HTTPS without an ingress.",
+        about: "PEM file with the certificate chain, to serve HTTPS without an ingress; read again when it changes (docs/tls.md).",
         example: Some("/etc/gatepass/tls.crt"),
-        support: WOULD_MISLEAD,
         ..HTTP
     },
     Setting {
         name: "TLS_KEY_FILE",
-        about: "PEM file with the certificate's private key.",
+        about: "PEM file with the certificate's private key, without a passphrase.",
         example: Some("/etc/gatepass/tls.key"),
-        support: WOULD_MISLEAD,
         ..HTTP
     },
     Setting {

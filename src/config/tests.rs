@@ -120,6 +120,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
         ("LOG_FORMAT", "xml"),
         ("RUST_LOG", "gatepass=loud"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost"),
+        ("OTEL_TRACES_SAMPLER_ARG", "10%"),
         ("DB_SOURCE", "mysql://hunter2"),
         ("MIGRATION_DB_SOURCE", "hunter2"),
         ("MASTER_DB_SOURCE", "hunter2"),
@@ -179,6 +180,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
       LOG_FORMAT (environment): "xml": expected json or pretty, for example json
       RUST_LOG (environment): "gatepass=loud": expected levels (error, warn, info, debug, trace) by module, for example info
       OTEL_EXPORTER_OTLP_ENDPOINT (environment): "localhost": expected a URL without user and password, for example http://localhost:4318
+      OTEL_TRACES_SAMPLER_ARG (environment): "10%": expected a number from 0 to 1, for example 1
       DB_SOURCE (environment): expected a URL that begins with postgres://, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass
       MIGRATION_DB_SOURCE (environment): expected a URL that begins with postgres://, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass
       MASTER_DB_SOURCE (environment): expected a URL that begins with postgres://, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass
@@ -624,5 +626,18 @@ fn peppers() {
     for text in [random.to_owned(), format!("1:{}", &random[..20]), format!("2:{random},2:{random}")] {
         let errors = load_environment(&[("PASSWORD_PEPPER", &*text)]).unwrap_err().to_string();
         assert!(errors.contains("PASSWORD_PEPPER (environment)") && !errors.contains("RO1q"), "{errors}");
+    }
+}
+
+#[test]
+fn a_certificate_and_its_key_come_together() {
+    let (certificate, key) = (("TLS_CERT_FILE", "/etc/tls.crt"), ("TLS_KEY_FILE", "/etc/tls.key"));
+    let settings = load_environment(&[certificate, key]).unwrap().settings;
+    assert!(settings.tls_cert_file.is_some() && settings.tls_key_file.is_some());
+    for (given, missing) in [(certificate, "TLS_KEY_FILE"), (key, "TLS_CERT_FILE")] {
+        let errors = load_environment(&[given]).unwrap_err();
+        assert_eq!(errors.0.len(), 1);
+        assert_eq!(errors.0[0].key.as_deref(), Some(missing));
+        assert!(errors.0[0].message.contains("set both, or neither"), "{errors}");
     }
 }

@@ -29,6 +29,7 @@ pub struct Settings {
     pub log_format: LogFormat,
     pub rust_log: String,
     pub otel_exporter_otlp_endpoint: Option<String>,
+    pub otel_traces_sampler_arg: f64,
 
     pub db_source: Option<SecretString>,
     pub migration_db_source: Option<SecretString>,
@@ -103,6 +104,7 @@ impl Settings {
             }),
             rust_log: from.value("RUST_LOG", parse::log_filter),
             otel_exporter_otlp_endpoint: from.optional("OTEL_EXPORTER_OTLP_ENDPOINT", parse::url),
+            otel_traces_sampler_arg: from.value("OTEL_TRACES_SAMPLER_ARG", parse::share),
 
             db_source: from.optional("DB_SOURCE", db_source),
             migration_db_source: from.optional("MIGRATION_DB_SOURCE", db_source),

@@ -27,21 +27,30 @@ use tracing::{Instrument, info_span};
 use super::{App, Problem, request_id::RequestId, revocations};
 use crate::{
     metrics::Metrics,
+    telemetry::{REQUEST, traces::ServerSpan},
     token::{Claims, Sighting},
 };
 
-/// One line for each request, and one more in the counts: id, method, route, status, latency, and the problem's code. Never a header, a query or a
-/// body: those hold secrets and personal data.
+/// One line for each request, one more in the counts, and a span: id, method, route, status, latency, and the problem's
+/// code. Never a header, a query or a body: those hold secrets and personal data.
 pub(super) async fn log(State(app): State<App>, request: Request, next: Next) -> Response<Body> {
     let id = request.extensions().get::<RequestId>().cloned().unwrap_or_default();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
+    let known_route = route.as_ref().map(MatchedPath::as_str);
+    let trace = ServerSpan::begin(id.as_str(), known(&method), known_route, request.headers());
     let metrics = app.metrics().clone();
-    let mut line = Line { id, method, route, began: Instant::now(), metrics, is_written: false };
+    metrics.request_begins();
+    let mut line = Line { id, method, route, began: Instant::now(), metrics, trace, is_written: false };
 
-    let span =
-        info_span!("request", request_id = line.id.as_str(), method = %line.method, route = line.route());
-    let response = next.run(request).instrument(span).await;
+    let span = info_span!(
+        REQUEST,
+        request_id = line.id.as_str(),
+        method = %line.method,
+        route = line.route(),
+        trace_id = line.trace.id(),
+    );
+    let response = next.run(request).instrument(line.trace.span().clone()).instrument(span).await;
 
     let code = response.extensions().get::<Problem>().map(Problem::code);
     line.write(response.status().as_u16(), code);
@@ -54,6 +63,7 @@ struct Line {
     route: Option<MatchedPath>,
     began: Instant,
     metrics: Metrics,
+    trace: ServerSpan,
     is_written: bool,
 }
 
@@ -68,13 +78,15 @@ impl Line {
         let (id, method, route) = (self.id.as_str(), &self.method, self.route());
         // To the microsecond.
         let latency = self.began.elapsed();
-        self.metrics.request(known(method), route, status, latency);
+        self.metrics.request_ends(known(method), route, status, latency);
+        self.trace.answered(status, code);
         let latency_ms = (latency.as_secs_f64() * 1e6).round() / 1e3;
-        tracing::info!(request_id = id, %method, route, status, latency_ms, code, "answered");
+        let trace_id = self.trace.id();
+        tracing::info!(request_id = id, trace_id, %method, route, status, latency_ms, code, "answered");
     }
 }
 
-/// The method, of those that have a name: any other is the client's own invention.
+/// The method, of those that have a name: any other is the client's own invention (OpenTelemetry's word for them).
 fn known(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -84,7 +96,7 @@ fn known(method: &Method) -> &'static str {
         Method::PATCH => "PATCH",
         Method::DELETE => "DELETE",
         Method::OPTIONS => "OPTIONS",
-        _ => "other",
+        _ => "_OTHER",
     }
 }
 
@@ -159,11 +171,14 @@ pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
     Problem::fault(Panicked(text)).into_response()
 }
 
-/// Notes that a token has been used for the first time here.
-pub(super) async fn note_activity(State(app): State<App>, request: Request, next: Next) -> Response<Body> {
+/// Counts a token that was accepted, and notes it when it has been used for the first time here.
+pub(super) async fn note_sighting(State(app): State<App>, request: Request, next: Next) -> Response<Body> {
     let extensions = request.extensions();
     if let (Some(Sighting::First), Some(claims)) = (extensions.get(), extensions.get::<Arc<Claims>>()) {
+        app.metrics().bearer_accepted(false);
         app.activity().note(claims, app.clock().now());
+    } else {
+        app.metrics().bearer_accepted(true);
     }
     next.run(request).await
 }

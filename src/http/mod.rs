@@ -39,7 +39,7 @@ use utoipa_axum::{
 
 pub use self::{
     client_address::client_address, history::ChangeBody, openapi::document, ops::router as ops_router,
-    problem::Problem, request_id::RequestId, users::UserBody,
+    problem::Problem, request_id::RequestId, server::Phase, users::UserBody,
 };
 use crate::{
     account::{Accounts, Activity, CleanUp, Clients, History},
@@ -48,6 +48,7 @@ use crate::{
     keys::Keys,
     metrics::Metrics,
     revocation::{Feed, Publisher},
+    store::PgPool,
 };
 
 /// The largest request body, in bytes: 64 KiB.
@@ -65,7 +66,8 @@ pub struct Limits {
     /// How long a client may leave an answer lying without taking any of it. On Linux alone: elsewhere such a client is
     /// waited for.
     pub stalled_write: Duration,
-    /// From the signal to stop until requests in flight are cut off. Kubernetes grants 30 s by default for all of it.
+    /// From when no more connections are taken until requests in flight are cut off. Kubernetes grants 30 s by default,
+    /// from before the signal until the end.
     pub drain: Duration,
     /// How many connections may be open at once.
     pub connections: usize,
@@ -78,7 +80,7 @@ impl Default for Limits {
             body_read: Duration::from_secs(8),
             handler: Duration::from_secs(10),
             stalled_write: Duration::from_secs(30),
-            drain: Duration::from_secs(20),
+            drain: Duration::from_secs(15),
             connections: 10_000,
         }
     }
@@ -109,6 +111,8 @@ pub struct Parts {
     pub history: History,
     /// What is counted.
     pub metrics: Metrics,
+    /// The pools of connections to the database, by what they are for.
+    pub pools: [(&'static str, PgPool); 3],
     /// Where clients find the service, as `scheme://host[:port]` and a path that may be empty.
     pub public_url: String,
     /// Where time comes from.
@@ -119,8 +123,8 @@ pub struct Parts {
     pub allowed_origins: Vec<String>,
     /// How long each part of a request may take.
     pub limits: Limits,
-    /// Set while the service goes down: not ready any more.
-    pub stopping: watch::Sender<bool>,
+    /// Whether the service goes down.
+    pub phase: watch::Sender<Phase>,
 }
 
 impl App {
@@ -129,9 +133,24 @@ impl App {
         Self(Arc::new(parts))
     }
 
-    /// From now on `/readyz` says no, so that a load balancer sends nothing more, and nobody is kept waiting.
+    /// From now on `/readyz` says no, so that a load balancer sends nothing more; what comes is served.
+    pub fn leave(&self) {
+        self.0.phase.send_replace(Phase::Leaving);
+    }
+
+    /// From now on no connection is taken, and nobody is kept waiting.
     pub fn stop(&self) {
-        self.0.stopping.send_replace(true);
+        self.0.phase.send_replace(Phase::Closing);
+    }
+
+    /// Tells when the service goes down.
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.0.phase.subscribe()
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
     }
 
     /// The keys that access tokens are made and checked with.
@@ -159,10 +178,6 @@ impl App {
         &self.0.history
     }
 
-    fn metrics(&self) -> &Metrics {
-        &self.0.metrics
-    }
-
     fn public_url(&self) -> &str {
         &self.0.public_url
     }
@@ -188,13 +203,13 @@ impl App {
     }
 
     fn is_stopping(&self) -> bool {
-        *self.0.stopping.borrow()
+        *self.0.phase.borrow() != Phase::Serving
     }
 
-    /// Waits until the service goes down.
+    /// Waits until nobody is kept waiting any more.
     async fn stopped(&self) {
         // The sender is in our own hands, so that waiting does not fail.
-        let _ = self.0.stopping.subscribe().wait_for(|stopping| *stopping).await;
+        let _ = self.phase().wait_for(|phase| *phase == Phase::Closing).await;
     }
 
     fn publisher(&self) -> &Publisher {
@@ -249,7 +264,11 @@ fn forward_auth_routes() -> OpenApiRouter<App> {
 
 /// The whole service.
 pub fn router(app: App) -> Router {
-    let refuse = |refusal: Refusal| axum::response::IntoResponse::into_response(Problem::from(refusal));
+    let metrics = app.metrics().clone();
+    let refuse = move |refusal: Refusal| {
+        metrics.bearer_refused(refusal.code());
+        axum::response::IntoResponse::into_response(Problem::from(refusal))
+    };
     let bearer = BearerLayer::new(app.0.keys.verifier())
         .with_revocations(app.feed().revocations().clone())
         .with_clock(app.clock().clone())
@@ -278,8 +297,8 @@ pub fn router(app: App) -> Router {
     let bearer = ServiceBuilder::new()
         // Claims, or a refusal.
         .layer(bearer)
-        // After it: only what was accepted is noted.
-        .layer(middleware::from_fn_with_state(app.clone(), layers::note_activity));
+        // After it: only what was accepted is noted and counted.
+        .layer(middleware::from_fn_with_state(app.clone(), layers::note_sighting));
 
     // What a proxy asks is about a request to somebody else: no preflight of it is ours to answer, and how large its body
     // may be is not for us to say.

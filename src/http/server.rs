@@ -1,48 +1,79 @@
-//! The accept loop: connections in, responses out, and an orderly end.
+//! The accept loop: connections in, responses out, with TLS or without, and an end at which no request is lost.
+//!
+//! A client, mostly a proxy, that sends a request on a connection which is closed at that moment cannot know whether the
+//! request was carried out, so that nobody sends it again unless it is harmless. The end is made in steps, none of which
+//! closes a connection that a request may be on its way to:
+//!
+//! 1. [`Phase::Leaving`]: new connections are taken and all requests served, HTTP/1 with `Connection: close`. A client that
+//!    speaks HTTP/2 is told to go (`GOAWAY`), which loses nothing by the protocol.
+//! 2. [`Phase::Closing`]: on Linux the system completes no new connection, and those that it has completed are taken.
+//!    A client that comes later is refused before it has sent anything, and turns to another replica.
+//! 3. The listener closes. Requests in flight are finished, and who has connected but not asked has a second to do so. Who
+//!    has been idle all the time is let go: proxies do not keep an idle connection as long as [`Phase::Leaving`] lasts,
+//!    when they are set up as docs/rolling-updates.md says.
 //!
 //! What hyper refuses before there is a request (a malformed or oversized head) it answers by itself, with a bare 400 or
 //! 431: the only responses of the service that are no problem documents.
 
-use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{convert::Infallible, future::pending, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use axum::{Router, extract::ConnectInfo};
+use axum::{
+    Router,
+    extract::ConnectInfo,
+    http::{
+        HeaderValue, Version,
+        header::{CONNECTION, STRICT_TRANSPORT_SECURITY},
+    },
+};
 use hyper::{Request, body::Incoming};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, SetOnce, watch},
     task::JoinSet,
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tower::{Service, ServiceExt};
 
 use super::Limits;
+use crate::tls::Tls;
 
 /// How long to wait when the system gives no more connections, before asking again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// The largest request head, in bytes.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_HEADER_FIELDS: usize = 100;
+/// How long the last connections may take to complete: the third packet of their handshake is on its way.
+const LAST_ARRIVALS: Duration = Duration::from_millis(250);
+/// How long a client that has connected may take to ask something when the service goes down.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
+/// For two years, which is what browsers' lists ask for. Of other hosts of the domain we know nothing.
+const HSTS: HeaderValue = HeaderValue::from_static("max-age=63072000");
 
-/// Serves `router` on `listener` until `stop` resolves; then takes no new connection, lets requests in flight finish for
-/// at most `limits.drain`, and gives back whether all of them did.
+/// How far the service has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It serves.
+    Serving,
+    /// It serves, and asks everybody to go elsewhere.
+    Leaving,
+    /// It takes nobody any more and finishes what it has.
+    Closing,
+}
+
+/// Serves `router` on `listener`, through `tls` if there is any, until `phase` says that it is closing or its sender is
+/// gone; then lets requests in flight finish for at most `limits.drain`, and gives back whether all of them did.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
+    tls: Option<Tls>,
     limits: Limits,
-    stop: impl Future<Output = ()>,
+    mut phase: watch::Receiver<Phase>,
 ) -> bool {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -59,53 +90,114 @@ pub async fn serve(
         .max_concurrent_streams(32)
         .max_header_list_size(MAX_HEAD_BYTES as u32);
 
-    let server = Server { builder, router, limits, open: GracefulShutdown::new() };
-    let mut connections = JoinSet::new();
-    let places = Arc::new(Semaphore::new(limits.connections));
-    let mut stop = pin!(stop);
-    loop {
-        // With every place taken, new connections wait in the system's queue.
-        let accepted = async {
-            let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-            (place, listener.accept().await)
-        };
-        tokio::select! {
-            (place, accepted) = accepted => match accepted {
-                Ok((stream, peer)) => {
-                    connections.spawn(server.connection(stream, peer, place));
-                }
-                Err(error) => {
-                    // Out of file descriptors, or a peer gone before it was taken: either passes.
-                    tracing::warn!(%error, "no connection could be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            // Takes what has ended out of the set.
-            Some(_) = connections.join_next() => {}
-            () = &mut stop => break,
-        }
+    let server = Server { builder, router, tls, limits, phase: phase.clone() };
+    let mut connections =
+        Connections { places: Arc::new(Semaphore::new(limits.connections)), open: JoinSet::new() };
+    let was_leaving = async {
+        let left = phase
+            .wait_for(|phase| *phase != Phase::Serving)
+            .await
+            .is_ok_and(|phase| *phase == Phase::Leaving);
+        closing(&mut phase).await;
+        left
+    };
+    // Who goes without leaving, as on Ctrl-C, goes at once.
+    if connections.take(&listener, &server, was_leaving).await && refuse_connections(&listener) {
+        connections.take(&listener, &server, sleep(LAST_ARRIVALS)).await;
     }
     drop(listener);
-    let all_finished = tokio::time::timeout(limits.drain, server.open.shutdown()).await.is_ok();
-    connections.shutdown().await;
+    let all_finished = timeout(limits.drain, connections.ended()).await.is_ok();
+    connections.open.shutdown().await;
     all_finished
 }
 
+/// Waits until the service is closing, or whoever would say so is gone.
+async fn closing(phase: &mut watch::Receiver<Phase>) {
+    let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
+}
+
+/// Has the system complete no connection but those that are half open: it drops packets that would begin one (SYN without
+/// ACK). Their sender tries again in a second, and is refused then. Without this, a connection that is completed just
+/// before the listener closes would be reset, and what was sent on it lost. Gives back whether it is so.
+#[cfg(target_os = "linux")]
+fn refuse_connections(listener: &TcpListener) -> bool {
+    use socket2::{SockFilter, SockRef};
+
+    // Classic BPF, over a packet from its TCP header on, whose byte 13 has the flags: SYN is 2, ACK 16.
+    let only_half_open = [
+        SockFilter::new(0x30, 0, 0, 13),     // load that byte
+        SockFilter::new(0x54, 0, 0, 2 | 16), // keep both flags
+        SockFilter::new(0x15, 0, 1, 2),      // SYN alone?
+        SockFilter::new(0x06, 0, 0, 0),      // then drop it
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ];
+    match SockRef::from(listener).attach_filter(&only_half_open) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::debug!(%error, "SO_ATTACH_FILTER");
+            false
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn refuse_connections(_: &TcpListener) -> bool {
+    false
+}
+
+/// The connections that are open.
+struct Connections {
+    places: Arc<Semaphore>,
+    open: JoinSet<()>,
+}
+
+impl Connections {
+    /// Takes connections until `end`, and gives back what that gives.
+    async fn take<T>(&mut self, listener: &TcpListener, server: &Server, end: impl Future<Output = T>) -> T {
+        let mut end = pin!(end);
+        loop {
+            // With every place taken, new connections wait in the system's queue.
+            let accepted = async {
+                let place = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
+                (place, listener.accept().await)
+            };
+            tokio::select! {
+                (place, accepted) = accepted => match accepted {
+                    Ok((stream, peer)) => {
+                        self.open.spawn(server.clone().connection(stream, peer, place));
+                    }
+                    Err(error) => {
+                        // Out of file descriptors, or a peer gone before it was taken: either passes.
+                        tracing::warn!(%error, "no connection could be accepted");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                // Takes what has ended out of the set.
+                Some(_) = self.open.join_next() => {}
+                ended = &mut end => return ended,
+            }
+        }
+    }
+
+    /// Waits until each has come to its end.
+    async fn ended(&mut self) {
+        while self.open.join_next().await.is_some() {}
+    }
+}
+
+#[derive(Clone)]
 struct Server {
     builder: auto::Builder<TokioExecutor>,
     router: Router,
+    tls: Option<Tls>,
     limits: Limits,
-    open: GracefulShutdown,
+    phase: watch::Receiver<Phase>,
 }
 
 impl Server {
-    /// Serves one connection until it ends.
-    fn connection(
-        &self,
-        stream: TcpStream,
-        peer: SocketAddr,
-        place: OwnedSemaphorePermit,
-    ) -> impl Future<Output = ()> + use<> {
+    /// Serves one connection until it ends. The TLS handshake takes a place like any connection, and has as long as the
+    /// first request: who is silent is cut off.
+    async fn connection(self, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
         // Answers are small and complete; waiting to fill a packet would only delay them.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY");
@@ -118,43 +210,91 @@ impl Server {
                 tracing::debug!(%error, "TCP_USER_TIMEOUT");
             }
         }
-        let has_asked = Arc::new(AtomicBool::new(false));
-        let router = self.router.clone();
-        let asked = has_asked.clone();
+        let deadline = Instant::now() + self.limits.header_read;
+        let Some(tls) = &self.tls else { return self.converse(stream, peer, deadline).await };
+        let handshake = tokio::select! {
+            handshake = timeout_at(deadline, tls.accept(stream)) => handshake,
+            () = self.patience_at_the_end() => return,
+        };
+        match handshake {
+            Ok(Ok(stream)) => self.converse(stream, peer, deadline).await,
+            Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
+            Err(_) => tracing::debug!("no TLS handshake in time"),
+        }
+    }
+
+    /// Answers what is asked on one connection, of which the first has to come before the deadline.
+    async fn converse(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: SocketAddr,
+        deadline: Instant,
+    ) {
+        // The version of HTTP, once something has been asked.
+        let asked = Arc::new(SetOnce::new());
+        let (router, phase, is_secure) = (self.router.clone(), self.phase.clone(), self.tls.is_some());
+        let hears = asked.clone();
         let service = tower::service_fn(move |mut request: Request<Incoming>| {
-            asked.store(true, Ordering::Relaxed);
+            let version = request.version();
+            // Set by the first one: all requests on a connection are of one version.
+            let _ = hears.set(version);
             request.extensions_mut().insert(ConnectInfo(peer));
-            let mut router = router.clone();
+            let (mut router, phase) = (router.clone(), phase.clone());
             async move {
                 let response = match ServiceExt::<Request<Incoming>>::ready(&mut router).await {
                     Ok(router) => router.call(request).await,
                     Err(never) => Err(never),
                 };
-                Ok::<_, Infallible>(response.unwrap_or_else(|never| match never {}))
+                let mut response = response.unwrap_or_else(|never| match never {});
+                if is_secure {
+                    response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, HSTS);
+                }
+                // HTTP/2 has GOAWAY.
+                if version < Version::HTTP_2 && *phase.borrow() != Phase::Serving {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
             }
         });
         let connection = self
             .builder
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
             .into_owned();
-        let connection = self.open.watch(connection);
-        let patience = self.limits.header_read;
-        async move {
-            let _place = place;
-            let mut connection = pin!(connection);
-            let ended = tokio::select! {
-                ended = &mut connection => ended,
-                () = tokio::time::sleep(patience) => {
-                    // hyper's own limits begin once it knows the protocol; until then only this one holds.
-                    if !has_asked.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "connection ended early");
+        let mut connection = pin!(connection);
+        let is_late = async {
+            if timeout_at(deadline, asked.wait()).await.is_ok() {
+                pending::<()>().await;
             }
+        };
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            // hyper's own limits begin once it knows the protocol; until then only this one holds.
+            () = is_late => return,
+            () = self.time_to_go(&asked) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "connection ended early");
         }
+    }
+
+    /// Waits until a connection on which `asked` tells what is spoken may end without losing a request.
+    async fn time_to_go(&self, asked: &SetOnce<Version>) {
+        let mut phase = self.phase.clone();
+        let _ = phase.wait_for(|phase| *phase != Phase::Serving).await;
+        tokio::select! {
+            version = asked.wait() => if *version < Version::HTTP_2 {
+                closing(&mut phase).await;
+            },
+            () = self.patience_at_the_end() => {}
+        }
+    }
+
+    /// Waits until nobody is waited for any more who has not asked anything yet.
+    async fn patience_at_the_end(&self) {
+        closing(&mut self.phase.clone()).await;
+        sleep(FIRST_REQUEST).await;
     }
 }

@@ -165,14 +165,13 @@ pub(super) async fn log_in(
     let now = app.clock().now();
     let accounts = app.accounts().caused_by(cause);
     let login = accounts.login(&body.username, &password, &caller, now, &mut random::system()).await;
-    match &login {
-        Ok(_) => app.metrics().login(LoginOutcome::Succeeded),
-        Err(account::Error::InvalidCredentials) => app.metrics().login(LoginOutcome::Refused),
-        Err(account::Error::TooManyAttempts { .. }) => app.metrics().login(LoginOutcome::Throttled),
-        Err(account::Error::Overloaded { .. }) => app.metrics().login(LoginOutcome::Overloaded),
-        // Faults are counted with the requests.
-        Err(_) => {}
-    }
+    app.metrics().login(match &login {
+        Ok(_) => LoginOutcome::Succeeded,
+        Err(account::Error::InvalidCredentials) => LoginOutcome::Refused,
+        Err(account::Error::TooManyAttempts { .. }) => LoginOutcome::Throttled,
+        Err(account::Error::Overloaded { .. }) => LoginOutcome::Overloaded,
+        Err(_) => LoginOutcome::Failed,
+    });
     let login = login?;
     let tokens = Tokens::new(
         login.session_id,

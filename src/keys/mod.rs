@@ -28,6 +28,7 @@ use tokio::{
 
 use crate::{
     clock::Clock,
+    metrics::KeyAge,
     store::{
         self, Cause, PgPool, PoolConnection,
         signing_keys::{self, NewKey, SigningKey as Row},
@@ -266,6 +267,39 @@ impl Keys {
         let silent = micros(now).saturating_sub(self.0.heard_at.load(Ordering::Relaxed));
         let silent = Duration::from_micros(u64::try_from(silent).unwrap_or(0));
         (self.has_ring() && silent > self.0.policy.max_staleness).then_some(silent)
+    }
+
+    /// How many keys of each format there are, by what they do at `now`, and since when. A shared key signs or is accepted
+    /// for as long as the configuration says so, which nobody has written down.
+    pub fn ages(&self, now: OffsetDateTime) -> Vec<KeyAge> {
+        let shared = self.0.policy.formats().into_iter().filter(|format| matches!(format, Format::Shared(_)));
+        let count = self.0.policy.roots().count();
+        let shared =
+            shared.map(|format| KeyAge { format: format.to_string(), status: "shared", count, since: None });
+        let mut ages: Vec<_> = shared.collect();
+        for key in &self.0.ring.load().keys {
+            let (status, since) = match key.status(now) {
+                Some(KeyStatus::Next) => ("next", Some(key.published_at)),
+                Some(KeyStatus::Active) => ("active", key.activated_at),
+                Some(KeyStatus::Retiring) => ("retiring", key.retired_at),
+                None => continue,
+            };
+            let format = key.public.format().name();
+            let since = since.map(OffsetDateTime::unix_timestamp);
+            match ages.iter_mut().find(|age| age.format == format && age.status == status) {
+                Some(age) => {
+                    age.count += 1;
+                    age.since = age.since.min(since);
+                }
+                None => ages.push(KeyAge { format: format.to_owned(), status, count: 1, since }),
+            }
+        }
+        ages
+    }
+
+    /// How long a published key signs.
+    pub fn rotation_interval(&self) -> Duration {
+        self.0.policy.schedule.interval
     }
 
     fn has_ring(&self) -> bool {

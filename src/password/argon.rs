@@ -7,7 +7,7 @@
 //! interface takes no memory: it maps its own for each hash and gives it back, and the system spends what is gained on
 //! pages.
 
-use std::fmt;
+use std::{fmt, time::Instant};
 
 use argon2::{
     Algorithm, Argon2, Error, Version,
@@ -16,6 +16,7 @@ use argon2::{
 
 use super::{
     HashedPassword, Password,
+    foreign::{self, FastHash, Refused, Wrapped},
     memory::Memory,
     pepper::{self, Pepper, Peppers},
 };
@@ -86,9 +87,10 @@ impl Params {
         u64::from(self.memory_kib) * u64::from(self.iterations)
     }
 
-    /// Parameters that cost what these do less what was `spent`, in no more memory; `None` when nothing is left.
-    fn less(&self, spent: &Self) -> Option<Self> {
-        let missing = self.work().checked_sub(spent.work()).filter(|&missing| missing >= MIN_WORK_KIB)?;
+    /// Parameters that cost what these do less what was spent, in KiB times passes, in no more memory; `None` when nothing
+    /// is left.
+    fn less(&self, spent: u64) -> Option<Self> {
+        let missing = self.work().checked_sub(spent).filter(|&missing| missing >= MIN_WORK_KIB)?;
         let iterations = missing.div_ceil(u64::from(self.memory_kib));
         let memory_kib = (missing / iterations).max(MIN_WORK_KIB);
         Some(Self {
@@ -129,6 +131,9 @@ pub enum Unreadable {
     /// Made with a pepper that is not among ours.
     #[error("the stored password hash was made with a pepper that PASSWORD_PEPPER does not hold")]
     Pepper,
+    /// A fast hash as another system keeps it. Somebody has put it there by hand: importing would have wrapped it.
+    #[error("the stored password hash is a fast one that was not wrapped when it was imported")]
+    Unwrapped,
 }
 
 /// How new hashes are made.
@@ -151,41 +156,149 @@ impl Recipe {
         salt: [u8; SALT_BYTES],
         memory: &mut Memory,
     ) -> Result<HashedPassword, Error> {
+        Ok(HashedPassword(self.make(password.expose().as_bytes(), salt, memory)?.to_string()))
+    }
+
+    /// Hashes the digest of a fast hash with Argon2id.
+    pub(super) fn wrap(
+        &self,
+        fast: &FastHash,
+        salt: [u8; SALT_BYTES],
+        memory: &mut Memory,
+    ) -> Result<HashedPassword, Error> {
+        let (text, input) = fast.to_wrapped();
+        Ok(HashedPassword(format!("{text}{}", self.make(&input, salt, memory)?)))
+    }
+
+    fn make(&self, input: &[u8], salt: [u8; SALT_BYTES], memory: &mut Memory) -> Result<Stored<'_>, Error> {
         let mut new = Stored::blank(&self.params, self.peppers.newest(), salt);
-        new.output = new.compute(password, memory)?;
-        Ok(HashedPassword(new.to_string()))
+        new.output = new.compute(input, memory)?;
+        Ok(new)
     }
 
     /// Holds a password against what is stored for the user, with the same work when there is no such user (`None`),
-    /// nothing that can be read, or a hash from before the parameters were raised: who waits for the answer learns
-    /// nothing. Only a hash that costs more than new ones do takes longer.
+    /// nothing that can be read, a hash from before the parameters were raised, or a cheaper one of another system: who
+    /// waits for the answer learns nothing. Only a hash that costs more than new ones do takes longer.
     ///
     /// The same work is the same time where the parameters are the same. What older ones leave to be made up for is
     /// counted in memory times passes, which foretells the time to within a tenth (measured from 8 KiB up to the default).
+    /// What hashes of other systems leave is counted by the time that they took.
+    ///
+    /// A password that normalisation changes is tried both ways, whatever is stored, since other systems have hashed what
+    /// was typed, and an Argon2 hash does not say whose it is. That is twice the work for everybody who types one.
     pub(super) fn verify(
         &self,
         password: &Password,
         stored: Option<&HashedPassword>,
         memory: &mut Memory,
     ) -> Result<Verdict, Error> {
-        let stored = stored.map(|stored| Stored::parse(&stored.0, &self.peppers)).transpose();
-        let against = match stored {
-            Ok(Some(stored)) => stored,
-            Ok(None) | Err(_) => Stored::blank(&self.params, None, [0; SALT_BYTES]),
-        };
-        let computed = against.compute(password, memory)?;
-        if let Some(missing) = self.params.less(&against.params) {
-            Stored::blank(&missing, None, [0; SALT_BYTES]).compute(password, memory)?;
+        let stored = stored.map(|stored| Readable::parse(&stored.0, &self.peppers)).transpose();
+        let verdict = self.verify_spelling(password.expose().as_bytes(), &stored, memory)?;
+        let Some(typed) = password.typed() else { return Ok(verdict) };
+        // Also after a match: a disabled user's right password takes no less.
+        match (verdict, self.verify_spelling(typed.as_bytes(), &stored, memory)?) {
+            (Verdict::NoMatch, Verdict::Match { .. }) => Ok(Verdict::Match { outdated: true }),
+            _ => Ok(verdict),
         }
-        Ok(match stored {
-            Err(reason) => Verdict::Unreadable(reason),
-            // `Output` compares in constant time.
-            Ok(Some(stored)) if stored.output == computed => {
-                Verdict::Match { outdated: !stored.is_like_new(self) }
-            }
-            Ok(_) => Verdict::NoMatch,
-        })
     }
+
+    fn verify_spelling(
+        &self,
+        input: &[u8],
+        stored: &Result<Option<Readable<'_>>, Unreadable>,
+        memory: &mut Memory,
+    ) -> Result<Verdict, Error> {
+        match stored {
+            Ok(Some(Readable::Own(stored))) => {
+                let is_match = stored.output == self.compute_at_least(stored, input, memory)?;
+                Ok(Verdict::of(is_match, !stored.is_like_new(self)))
+            }
+            Ok(Some(Readable::Wrapped(wrapped, stored))) => {
+                let is_match =
+                    stored.output == self.compute_at_least(stored, &wrapped.input(input), memory)?;
+                Ok(Verdict::of(is_match, true))
+            }
+            Ok(Some(Readable::Foreign(hash))) => {
+                let begun = Instant::now();
+                let is_match = hash.verify(input);
+                self.make_up_for(memory.pace.work_kib(begun.elapsed()), memory)?;
+                Ok(Verdict::of(is_match, true))
+            }
+            Ok(None) => self.make_up_for(0, memory).map(|()| Verdict::NoMatch),
+            Err(reason) => self.make_up_for(0, memory).map(|()| Verdict::Unreadable(*reason)),
+        }
+    }
+
+    /// The output for this input, and at least the work of a new hash.
+    fn compute_at_least(
+        &self,
+        stored: &Stored<'_>,
+        input: &[u8],
+        memory: &mut Memory,
+    ) -> Result<Output, Error> {
+        let output = stored.compute(input, memory)?;
+        self.make_up_for(stored.params.work(), memory)?;
+        Ok(output)
+    }
+
+    /// Does what is missing to the work of a new hash, when so much is done, in KiB times passes.
+    fn make_up_for(&self, done: u64, memory: &mut Memory) -> Result<(), Error> {
+        let missing = if done == 0 { Some(self.params) } else { self.params.less(done) };
+        if let Some(missing) = missing {
+            Stored::blank(&missing, None, [0; SALT_BYTES]).compute(&[], memory)?;
+        }
+        Ok(())
+    }
+}
+
+impl Verdict {
+    fn of(is_match: bool, outdated: bool) -> Self {
+        if is_match { Self::Match { outdated } } else { Self::NoMatch }
+    }
+}
+
+/// What a stored text holds.
+enum Readable<'a> {
+    Own(Stored<'a>),
+    Wrapped(Wrapped<'a>, Stored<'a>),
+    Foreign(foreign::Hash),
+}
+
+impl<'a> Readable<'a> {
+    fn parse(text: &'a str, peppers: &'a Peppers) -> Result<Self, Unreadable> {
+        if text.starts_with(PREFIX) {
+            return Stored::parse(text, peppers).map(Self::Own);
+        }
+        match Wrapped::parse(text) {
+            Some(wrapped) => {
+                let (wrapped, argon2) = wrapped?;
+                Ok(Self::Wrapped(wrapped, Stored::parse(argon2, peppers)?))
+            }
+            None => foreign::Hash::stored(text).map(Self::Foreign),
+        }
+    }
+}
+
+/// How every Argon2 hash begins, ours or not.
+pub(super) const PREFIX: &str = "$argon2";
+
+/// The most memory that an imported hash may take, and the most memory times passes: a second. Less than what our own
+/// parameters may be, since an operator chooses those and anybody may have chosen these. libsodium's "moderate" is within.
+const MAX_IMPORTED: (u32, u64) = (256 << 10, 1 << 20);
+
+/// Whether an Argon2 hash may be imported.
+pub(super) fn check_imported(text: &str, peppers: &Peppers) -> Result<(), Refused> {
+    const NAME: &str = "Argon2";
+    let stored = Stored::parse(text, peppers).map_err(|reason| match reason {
+        Unreadable::TooCostly => Refused::TooCostly(NAME),
+        Unreadable::Pepper => Refused::Pepper,
+        Unreadable::Format | Unreadable::Algorithm | Unreadable::Unwrapped => Refused::Malformed(NAME),
+    })?;
+    let (memory_kib, work) = MAX_IMPORTED;
+    if stored.params.memory_kib > memory_kib || stored.params.work() > work {
+        return Err(Refused::TooCostly(NAME));
+    }
+    Ok(())
 }
 
 /// An Argon2 hash, taken apart. `Display` is its PHC string.
@@ -242,8 +355,8 @@ impl<'a> Stored<'a> {
         Ok(Self { algorithm, version, params, pepper, salt, output })
     }
 
-    /// The output for this password: the one place where Argon2 runs.
-    fn compute(&self, password: &Password, memory: &mut Memory) -> Result<Output, Error> {
+    /// The output for this input: the one place where Argon2 runs.
+    fn compute(&self, input: &[u8], memory: &mut Memory) -> Result<Output, Error> {
         let params = self.params.for_argon2().map_err(|_| Error::MemoryTooMuch)?;
         let blocks = params.block_count();
         let argon2 = match self.pepper {
@@ -256,9 +369,11 @@ impl<'a> Stored<'a> {
         {
             memory.computed += self.params.work();
         }
+        let begun = Instant::now();
         memory.with(blocks, |blocks| {
-            argon2.hash_password_into_with_memory(password.expose().as_bytes(), &self.salt, output, blocks)
+            argon2.hash_password_into_with_memory(input, &self.salt, output, blocks)
         })??;
+        memory.pace.note(self.params.work(), begun.elapsed());
         Output::new(output).map_err(|_| Error::OutputTooLong)
     }
 
@@ -422,7 +537,7 @@ mod tests {
 
     #[test]
     fn unreadable_hashes() {
-        use Unreadable::{Algorithm, Format, Pepper, TooCostly};
+        use Unreadable::{Algorithm, Format, Pepper, TooCostly, Unwrapped};
 
         let good = hash("secret", &recipe(&TINY));
         let good = good.as_str();
@@ -435,12 +550,12 @@ mod tests {
             ("secret".into(), Format),
             ("*".into(), Format),
             ("5f4dcc3b5aa765d61d8327deb882cf99".into(), Format),
-            ("{SSHA}aGVsbG8gd29ybGQgaGVsbG8gd29ybGQ=".into(), Format),
+            ("{SSHA}aGVsbG8gd29ybGQgaGVsbG8gd29ybGQ=".into(), Unwrapped),
             ("pbkdf2_sha256$260000$salt$aGFzaA==".into(), Format),
             ("$".into(), Algorithm),
-            ("$2b$12$EixZaYVK1fsbw1ZfbX3OXePaWxn96p36WQoeG6Lruj3vjPGga31lW".into(), Algorithm),
-            ("$6$rounds=5000$usesomesillystring$abc".into(), Algorithm),
-            ("$scrypt$ln=16,r=8,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNo".into(), Algorithm),
+            ("$y$j9T$saltsalt$abZLF3nn.SfKqkvXA/gnD9JPMo.8oZ4MoaCWQ5kcXV0".into(), Algorithm),
+            ("$6$rounds=5000$usesomesillystring$abc".into(), Format),
+            ("$scrypt$ln=16,r=8,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNo".into(), Format),
             (good.replace("argon2id", "argon2x"), Algorithm),
             (good.replace("argon2id", "Argon2id"), Algorithm),
             (good.replace("v=19", "v=18"), Algorithm),
@@ -505,6 +620,7 @@ mod tests {
         let mut memory = recipe.memory().unwrap();
         let stored = recipe.hash(&Password::new("secret"), [7; 16], &mut memory).unwrap();
         let costly = HashedPassword::from_stored(stored.0.replace("m=64", "m=4194304"));
+        let unwrapped = HashedPassword::from_stored("{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=");
         let malformed = HashedPassword::from_stored("");
         let foreign = HashedPassword::from_stored(stored.0.replace("p=2", "p=2,keyid=MQ"));
         let older = |memory_kib, iterations| {
@@ -525,6 +641,7 @@ mod tests {
             (Some(malformed), "secret", Verdict::Unreadable(Unreadable::Format), work),
             (Some(foreign), "secret", Verdict::Unreadable(Unreadable::Pepper), work),
             (Some(costly), "secret", Verdict::Unreadable(Unreadable::TooCostly), work),
+            (Some(unwrapped), "secret", Verdict::Unreadable(Unreadable::Unwrapped), work),
             // From before the parameters were raised, or turned from memory to passes.
             (Some(older(8, 1)), "secret", outdated, work),
             (Some(older(8, 1)), "wrong", Verdict::NoMatch, work),
@@ -572,13 +689,13 @@ mod tests {
             [(8, 1), (4096, 3), (7168, 5), (9216, 4), (12288, 3), (19456, 1), (38904, 1)]
         {
             let spent = Params { memory_kib, iterations, parallelism: 1 };
-            let missing = current.less(&spent).unwrap();
+            let missing = current.less(spent.work()).unwrap();
             assert!(missing.check().is_ok() && missing.memory_kib <= current.memory_kib, "{missing}");
             let off = current.work().abs_diff(spent.work() + missing.work());
             assert!(off < 8, "{spent}: {off} KiB");
         }
         for (memory_kib, iterations) in [(19456, 2), (38905, 1), (47104, 1)] {
-            assert_eq!(current.less(&Params { memory_kib, iterations, parallelism: 1 }), None);
+            assert_eq!(current.less(Params { memory_kib, iterations, parallelism: 1 }.work()), None);
         }
     }
 
@@ -629,6 +746,28 @@ mod tests {
     fn one_password_in_two_spellings() {
         let stored = hash("cafe\u{301} \u{fb01}ve", &recipe(&TINY));
         assert_eq!(verdict("caf\u{e9} five", stored.as_str()), Verdict::Match { outdated: false });
+    }
+
+    /// An Argon2 hash of another system is of what was typed.
+    #[test]
+    fn a_password_that_normalisation_changes_is_tried_both_ways() {
+        let typed = "cafe\u{301} \u{fb01}ve";
+        let theirs = plain(Algorithm::Argon2id, Version::V0x13, &TINY, typed, &[7; 16]);
+        let ours = hash(typed, &recipe(&TINY));
+        let [theirs, ours] = [theirs.as_str(), ours.as_str()].map(HashedPassword::from_stored);
+        let table = [
+            (typed, Some(&theirs), Verdict::Match { outdated: true }, 2),
+            ("caf\u{e9} five", Some(&theirs), Verdict::NoMatch, 1),
+            (typed, Some(&ours), Verdict::Match { outdated: false }, 2),
+            ("caf\u{e9} five", Some(&ours), Verdict::Match { outdated: false }, 1),
+            ("\u{fb01}", Some(&ours), Verdict::NoMatch, 2),
+            ("\u{fb01}", None, Verdict::NoMatch, 2),
+        ];
+        for (typed, stored, expected, hashes) in table {
+            let mut memory = memory();
+            assert_eq!(recipe(&TINY).verify(&Password::new(typed), stored, &mut memory).unwrap(), expected);
+            assert_eq!(memory.computed, hashes * TINY.work(), "{typed}");
+        }
     }
 
     #[test]

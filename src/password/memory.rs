@@ -1,5 +1,7 @@
 //! The memory in which a thread computes its hashes.
 
+use std::time::Duration;
+
 use argon2::{Block, Error};
 use zeroize::Zeroize;
 
@@ -15,8 +17,35 @@ pub(super) struct Memory {
     blocks: Vec<Block>,
     /// How many of the blocks, from the first, have been written since the last wipe.
     dirty: usize,
+    pub(super) pace: Pace,
     #[cfg(test)]
     pub(super) computed: u64,
+}
+
+/// How fast a thread computes Argon2: what a time is worth in work. A moving average, since others want the cores too.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// For 1 MiB of memory times passes; zero when nothing is known yet.
+    mebibyte: Duration,
+}
+
+impl Pace {
+    /// Takes note of work in KiB times passes that took so long.
+    pub(super) fn note(&mut self, work_kib: u64, took: Duration) {
+        let nanoseconds = took.as_nanos() * 1024 / u128::from(work_kib.max(1));
+        let mebibyte = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
+        self.mebibyte = if self.mebibyte.is_zero() {
+            mebibyte
+        } else {
+            (self.mebibyte.saturating_mul(7).saturating_add(mebibyte)) / 8
+        };
+    }
+
+    /// The work that would have taken so long: nothing, as long as nothing is known.
+    pub(super) fn work_kib(&self, took: Duration) -> u64 {
+        let work = (took.as_nanos() * 1024).checked_div(self.mebibyte.as_nanos()).unwrap_or(0);
+        u64::try_from(work).unwrap_or(u64::MAX)
+    }
 }
 
 impl Memory {
@@ -30,6 +59,7 @@ impl Memory {
         Ok(Self {
             blocks,
             dirty: 0,
+            pace: Pace::default(),
             #[cfg(test)]
             computed: 0,
         })
@@ -95,6 +125,19 @@ fn ask_for_huge_pages(_: &mut Vec<Block>) {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_worth_what_was_computed_in_them() {
+        let (ms, mut pace) = (Duration::from_millis, Pace::default());
+        assert_eq!(pace.work_kib(ms(5)), 0, "nothing is known");
+        pace.note(2048, ms(2));
+        assert_eq!(pace.work_kib(ms(5)), 5120);
+        // One that was disturbed counts an eighth.
+        pace.note(1024, ms(9));
+        assert_eq!(pace.work_kib(ms(4)), 2048);
+        pace.note(0, Duration::MAX);
+        assert_eq!(pace.work_kib(Duration::ZERO), 0);
+    }
 
     fn is_zero(memory: &Memory) -> bool {
         memory.blocks.iter().flat_map(AsRef::as_ref).all(|&word| word == 0)

@@ -11,11 +11,14 @@
 //!    text that `store` keeps.
 //! 4. At login, [`Pool::verify`] does the same work whether or not there is such a user, and gives a [`Verdict`].
 //!
+//! Hashes of other systems come in by [`foreign`].
+//!
 //! Argon2id and the rules run on the [`Pool`]'s threads alone. What is left for an async thread is to make a
 //! [`Password`], which takes a tenth of a millisecond at worst, however long the text is.
 
 mod argon;
 pub mod breached;
+pub mod foreign;
 mod measure;
 mod memory;
 mod pepper;
@@ -46,20 +49,25 @@ pub use rules::{MAX_LENGTH, Refusal, Rules};
 /// assert_eq!(format!("{password:?}"), "Password([redacted])");
 /// ```
 #[derive(Clone)]
-pub struct Password(SecretString);
+pub struct Password {
+    normalized: SecretString,
+    /// What was typed, where that is something else: other systems have hashed it as it came.
+    typed: Option<SecretString>,
+}
 
 impl Password {
     /// Takes what somebody typed. What is too long for a password whatever becomes of it is not normalised, which takes
     /// longest when the text is longest: there is nothing to do with it but to refuse it, by its [length](Self::length).
     pub fn new(typed: &str) -> Self {
         if typed.chars().nth(MAX_TYPED).is_some() {
-            return Self(typed.into());
+            return Self { normalized: typed.into(), typed: None };
         }
         // Counted first, so that the text is written once into memory of its final size: a string that grows leaves
         // copies of the password behind in memory that nobody wipes.
         let mut text = String::with_capacity(typed.nfkc().map(char::len_utf8).sum());
         text.extend(typed.nfkc());
-        Self(text.into())
+        let is_other = text != typed;
+        Self { normalized: text.into(), typed: is_other.then(|| typed.into()) }
     }
 
     /// The length in Unicode characters, after normalisation: what the bounds in [`rules`] count.
@@ -68,7 +76,12 @@ impl Password {
     }
 
     fn expose(&self) -> &str {
-        self.0.expose_secret()
+        self.normalized.expose_secret()
+    }
+
+    /// What was typed, where that is something else.
+    fn typed(&self) -> Option<&str> {
+        self.typed.as_ref().map(ExposeSecret::expose_secret)
     }
 }
 
@@ -84,7 +97,8 @@ impl fmt::Debug for Password {
 /// decomposition of a character has at most four (UAX 15 section 9, table of expansion factors).
 const MAX_TYPED: usize = 4 * MAX_LENGTH;
 
-/// A hashed password as the store keeps it: a PHC string, `$argon2id$v=19$m=…,t=…,p=…$salt$hash`.
+/// A hashed password as the store keeps it: a PHC string, `$argon2id$v=19$m=…,t=…,p=…$salt$hash`, or what came from
+/// another system and has not been replaced yet ([`foreign`]).
 ///
 /// `Debug` is redacted: who has a hash can guess at the password, so it does not belong in a log.
 #[derive(Clone, PartialEq, Eq)]

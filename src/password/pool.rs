@@ -18,16 +18,17 @@ use std::{
     fmt, io,
     num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
+use tracing::{Span, info_span};
 
 use super::{
     HashedPassword, Params, ParamsError, Password, Peppers, Refusal, Rules, Verdict, argon::Recipe,
-    memory::Memory, rules,
+    foreign::FastHash, memory::Memory, rules,
 };
 
 /// How much less than others the hashing threads count, as `nice` has it.
@@ -161,11 +162,22 @@ impl Pool {
         self.run(move |memory| recipe.hash(&password, salt, memory)).await
     }
 
+    /// What to store in place of a fast hash of another system: Argon2id over its digest, with the pool's parameters. The
+    /// salt must be random and used for nothing else.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Pool::hash`].
+    pub async fn wrap(&self, fast: FastHash, salt: [u8; 16]) -> Result<HashedPassword, PoolError> {
+        let recipe = Arc::clone(&self.0.recipe);
+        self.run(move |memory| recipe.wrap(&fast, salt, memory)).await
+    }
+
     /// Holds a password against what is stored for the user.
     ///
     /// `None` is a user who does not exist: the work is the same, the verdict always [`Verdict::NoMatch`]. The work is
-    /// also the same when nothing can be read from what is stored, and when it is a hash that costs less than new ones.
-    /// A hash that costs more takes longer.
+    /// also the same when nothing can be read from what is stored, and when it is a hash that costs less than new ones,
+    /// to within a tenth. A hash that costs more takes longer.
     ///
     /// # Errors
     ///
@@ -211,6 +223,17 @@ impl Pool {
     /// How many jobs are being computed.
     pub fn running(&self) -> usize {
         self.0.queue.lock().running
+    }
+
+    /// How many jobs there may be, waiting and running together.
+    pub fn capacity(&self) -> usize {
+        self.0.queue.capacity
+    }
+
+    /// Has `watcher` told of each job that was done: how long it waited, and how long it took. Only the first one is.
+    pub fn watch(&self, watcher: impl Fn(Duration, Duration) + Send + Sync + 'static) {
+        // A second one is not what anybody wants; nothing depends on it.
+        let _ = self.0.queue.watcher.set(Box::new(watcher));
     }
 
     async fn run<T: Send + 'static>(
@@ -294,7 +317,11 @@ struct Queue {
     /// How many jobs there may be, waiting and running together.
     capacity: usize,
     deadline: Duration,
+    watcher: OnceLock<Watcher>,
 }
+
+/// Is told how long a job waited, and how long it took.
+type Watcher = Box<dyn Fn(Duration, Duration) + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -308,6 +335,9 @@ struct State {
 struct Waiting {
     job: Box<dyn Job>,
     since: Instant,
+    /// The span of whoever asked, and below it that of the wait.
+    caller: Span,
+    wait: Span,
 }
 
 impl Queue {
@@ -318,6 +348,7 @@ impl Queue {
             threads: threads.get(),
             capacity: threads.get().saturating_add(length),
             deadline,
+            watcher: OnceLock::new(),
         }
     }
 
@@ -336,7 +367,8 @@ impl Queue {
         if is_full(&state) {
             return Err(self.overloaded(&state));
         }
-        state.jobs.push_back(Waiting { job, since: Instant::now() });
+        let (caller, wait) = (Span::current(), info_span!("wait for a hashing thread"));
+        state.jobs.push_back(Waiting { job, since: Instant::now(), caller, wait });
         drop(state);
         self.changed.notify_one();
         Ok(())
@@ -344,33 +376,37 @@ impl Queue {
 
     /// Waits for the next job and does it. False when the pool has gone.
     fn run_next(&self, memory: &mut Memory) -> bool {
-        let Some(job) = self.next(memory) else { return false };
+        let Some(Waiting { job, since, caller, wait }) = self.next(memory) else { return false };
+        drop(wait);
         let start = Instant::now();
-        let answer = job.run(memory);
+        let answer = info_span!(parent: &caller, "hash a password").in_scope(|| job.run(memory));
         let took = start.elapsed();
         {
             let mut state = self.lock();
             state.running -= 1;
             state.typical = if state.typical.is_zero() { took } else { (state.typical * 7 + took) / 8 };
         }
+        if let Some(watcher) = self.watcher.get() {
+            watcher(start - since, took);
+        }
         // Only now: who has an answer finds the place free again.
         answer();
         true
     }
 
-    fn next(&self, memory: &mut Memory) -> Option<Box<dyn Job>> {
+    fn next(&self, memory: &mut Memory) -> Option<Waiting> {
         let mut state = self.lock();
         while !state.is_closed {
-            if let Some(Waiting { job, since }) = state.jobs.pop_front() {
-                if job.is_abandoned() {
+            if let Some(waiting) = state.jobs.pop_front() {
+                if waiting.job.is_abandoned() {
                     continue;
                 }
-                if since.elapsed() >= self.deadline {
-                    job.refuse(self.overloaded(&state));
+                if waiting.since.elapsed() >= self.deadline {
+                    waiting.job.refuse(self.overloaded(&state));
                     continue;
                 }
                 state.running += 1;
-                return Some(job);
+                return Some(waiting);
             }
             if memory.is_dirty() {
                 // Only now: under load the next hash writes over it anyway.

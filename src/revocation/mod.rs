@@ -36,6 +36,7 @@ pub use self::publisher::{Cursor, InvalidCursor, Page, PublishError, Publisher};
 pub use crate::store::revocations::Revocation;
 use crate::{
     clock::Clock,
+    metrics::Metrics,
     store::{
         self, PgPool,
         revocations::{self, Position},
@@ -67,6 +68,7 @@ struct Inner {
     /// Whether there is a way for notifications.
     listens: bool,
     clock: Clock,
+    metrics: Metrics,
     revocations: Arc<Revocations>,
     /// How often somebody has wanted a reading.
     wanted: AtomicU64,
@@ -79,6 +81,8 @@ struct Inner {
 struct Reading {
     /// Where the next one begins; `None`: at the beginning of all.
     since: Option<Position>,
+    /// When it began, by the clock that only goes forward.
+    began_at: Option<Duration>,
     /// What the wall clock said, less what the one said that only goes forward.
     clock_offset: Option<OffsetDateTime>,
     /// How many of those who wanted a reading have got it.
@@ -88,11 +92,12 @@ struct Reading {
 impl Feed {
     /// A feed that has read nothing yet: until the first [`hear`](Self::hear), every token is refused. It `listens` unless
     /// a pooler stands in between that gives each transaction another connection.
-    pub fn new(db: PgPool, listens: bool, clock: Clock, max_staleness: Duration) -> Self {
+    pub fn new(db: PgPool, listens: bool, clock: Clock, max_staleness: Duration, metrics: Metrics) -> Self {
         Self(Arc::new(Inner {
             db,
             listens,
             clock,
+            metrics,
             revocations: Arc::new(Revocations::new(max_staleness)),
             wanted: AtomicU64::new(0),
             reading: Mutex::default(),
@@ -139,7 +144,7 @@ impl Feed {
     }
 
     async fn read(&self, reading: &mut Reading) -> Result<(), store::Error> {
-        let Inner { db, clock, revocations, news, .. } = &*self.0;
+        let Inner { db, clock, metrics, revocations, news, .. } = &*self.0;
         let (now, began_at) = (clock.now(), clock.elapsed());
         // A clock that was set, or a machine that slept: what was passed over or forgotten as expired may not be.
         let offset = now - began_at;
@@ -169,7 +174,16 @@ impl Feed {
                 break;
             }
         }
-        *reading = Reading { since: Some(position), clock_offset: Some(offset), ..*reading };
+        // What came now, the reading before did not see: it was committed later. (The first reading tells nothing.)
+        if is_news && let Some(before) = reading.began_at {
+            metrics.revocations_heard(clock.elapsed().saturating_sub(before));
+        }
+        *reading = Reading {
+            since: Some(position),
+            began_at: Some(began_at),
+            clock_offset: Some(offset),
+            ..*reading
+        };
         revocations.heard(began_at);
         if is_news {
             news.send_replace(());

@@ -428,6 +428,19 @@ impl Inspection<'_> {
     }
 }
 
+/// How many rows wait for a seal, and since when the first of them.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn unsealed_since(conn: &mut PgConnection) -> Result<(i64, Option<OffsetDateTime>), Error> {
+    let waiting = sqlx::query!(
+        r#"SELECT count(*) AS "count!", min(changed_at) AS since FROM history_unsealed JOIN history USING (id)"#
+    );
+    let waiting = waiting.fetch_one(conn).await?;
+    Ok((waiting.count, waiting.since))
+}
+
 /// Makes the partitions of this month and the next two, where there are none; how many.
 ///
 /// # Errors

@@ -29,7 +29,7 @@ pub mod sessions;
 pub mod signing_keys;
 pub mod users;
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
@@ -161,6 +161,16 @@ pub async fn now(conn: &mut PgConnection) -> Result<OffsetDateTime, Error> {
     Ok(sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(conn).await?)
 }
 
+/// Whether this connection is encrypted on its way to the server.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn is_encrypted(conn: &mut PgConnection) -> Result<bool, Error> {
+    let ssl = sqlx::query_scalar!("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()");
+    Ok(ssl.fetch_optional(conn).await?.flatten().unwrap_or(false))
+}
+
 /// A database URL that cannot be read. Which part, the error does not say: it might be a part of the password.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -256,6 +266,13 @@ impl Source {
     /// The name of the database.
     pub fn database(&self) -> &str {
         self.options.get_database().unwrap_or(self.options.get_username())
+    }
+
+    /// Whether the server is on this machine, so that nobody listens on the way.
+    pub fn is_local(&self) -> bool {
+        let host = self.options.get_host();
+        let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        self.options.get_socket().is_some() || host == "localhost" || host.starts_with('/') || is_loopback
     }
 
     /// `host:port/database` or `socket directory/database`, for messages.

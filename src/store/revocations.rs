@@ -6,9 +6,9 @@
 //! worth nothing to another server, which may have lost the last transactions of the one before; a [`Position`] also
 //! holds when the server was started, which no two have in common.
 
-use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use sqlx::{
     Acquire, Connection, PgConnection,
     postgres::{PgListener, PgPoolOptions},
@@ -72,6 +72,24 @@ impl Listener {
 
     async fn ping(&mut self) -> Result<(), sqlx::Error> {
         self.0.acquire().await?.ping().await
+    }
+}
+
+/// Whether what is notified on one connection of `db` is heard on another within `patience`, as it is not through a pooler
+/// that hands out connections for each transaction. Nobody else hears of it.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn is_heard(db: &PgPool, patience: Duration) -> Result<bool, Error> {
+    const TRIAL: &str = "gatepass_trial";
+
+    let mut listener = PgListener::connect_with(db).await?;
+    listener.listen(TRIAL).await?;
+    sqlx::query!("SELECT pg_notify($1, '')", TRIAL).execute(db).await?;
+    match timeout(patience, listener.recv()).await {
+        Ok(heard) => Ok(heard.map(|_| true)?),
+        Err(_) => Ok(false),
     }
 }
 

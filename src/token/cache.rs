@@ -73,6 +73,11 @@ impl VerifiedTokens {
         self.entries.get(digest).map(|entry| entry.claims)
     }
 
+    /// How many there are. What has just been put in or has expired may not be counted yet.
+    pub(super) fn len(&self) -> u64 {
+        self.entries.entry_count()
+    }
+
     pub(super) fn insert(&self, digest: Digest, claims: Arc<Claims>, now: OffsetDateTime) {
         let remaining = (claims.expires_at - now).try_into().unwrap_or_default();
         self.entries.insert(digest, Entry { claims, remaining });

@@ -129,6 +129,11 @@ impl Revocations {
         }
     }
 
+    /// How long that may be.
+    pub fn max_silence(&self) -> Duration {
+        self.max_silence
+    }
+
     /// The [`silence`](Self::silence), when it is longer than it may be.
     pub fn staleness(&self, at: Duration) -> Option<Duration> {
         Some(self.silence(at)).filter(|silence| *silence > self.max_silence)

@@ -221,6 +221,11 @@ impl Verifier {
         Ok((claims, Sighting::First))
     }
 
+    /// How many tokens are remembered, about.
+    pub fn remembered(&self) -> u64 {
+        self.trusted.load().verified.len()
+    }
+
     /// What each check of [`verify`](Self::verify) finds, for people who want to know why a token is refused.
     pub fn inspect(&self, token: &str, now: OffsetDateTime) -> Inspection {
         let is_short = token.len() <= MAX_TOKEN_BYTES;

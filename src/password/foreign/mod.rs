@@ -1,0 +1,336 @@
+//! Password hashes of other systems: read when they are imported, verified at a login, and replaced there by our own.
+//!
+//! A hash is a [`Function`] of the password, with its salt and its cost, and the digest that came of it. What that
+//! means for how it is kept is decided once, by [`Function::is_slow`]:
+//!
+//! - slow: kept as it came, or in a PHC string of ours where the other system keeps it in pieces;
+//! - fast: [wrapped](Wrapped). Argon2id is computed over the digest, and only that is kept, with the function and without
+//!   the digest. At a login both are computed, one after the other.
+//!
+//! Every function is bounded when it is read, from a file or from the database, so that no hash takes a thread for
+//! longer than a few seconds or more than [`scrypt::MAX_MEMORY`]. `docs/foreign-hashes.md` has all forms and bounds.
+
+mod bcrypt;
+mod crypt;
+mod digest;
+mod django;
+mod keycloak;
+mod pbkdf2;
+mod phc;
+mod scrypt;
+
+use std::fmt;
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use zeroize::Zeroizing;
+
+pub use digest::{Algorithm, Bare};
+pub use scrypt::FirebaseProject;
+
+use self::phc::Phc;
+use super::{HashedPassword, Peppers, Unreadable, argon};
+
+/// The longest text of a hash, in bytes. The longest that is meant, with a salt and a template of the greatest length,
+/// takes nearly all of it.
+const MAX_TEXT: usize = 640;
+
+/// The longest salt, in bytes. Those in use have 8 to 64.
+const MAX_SALT: usize = 128;
+
+/// A foreign hash that has been read, and what is to be done with it.
+#[derive(Debug)]
+pub enum Imported {
+    /// It is slow enough: this is to be stored.
+    Keep(HashedPassword),
+    /// It is fast: what [`Pool::wrap`](super::Pool::wrap) makes of it is to be stored.
+    Wrap(FastHash),
+}
+
+/// Why a hash is not taken. Says nothing of its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// No form that is known.
+    #[error("not a password hash of a kind that is known")]
+    Unknown,
+    /// One that says that nobody can log in with a password (`!`, `*`).
+    #[error("no password hash, but the mark of an account without a password")]
+    NoPassword,
+    /// A known form, not well-formed.
+    #[error("a malformed {0} hash")]
+    Malformed(&'static str),
+    /// Parameters beyond what one login may cost.
+    #[error("a {0} hash that costs more than one login may")]
+    TooCostly(&'static str),
+    /// One of our own, of a service with another pepper.
+    #[error("an Argon2 hash made with a pepper that PASSWORD_PEPPER does not hold")]
+    Pepper,
+    /// A template that names no password, or no salt where there is one, or one where there is none; or is too long.
+    #[error(
+        "a template has {{password}} in it, and {{salt}} if and only if there is a salt, in at most {} bytes",
+        digest::MAX_TEMPLATE
+    )]
+    Template,
+}
+
+/// A foreign hash that is too cheap to be kept. `Debug` shows nothing of it.
+pub struct FastHash(Hash);
+
+impl Imported {
+    /// Reads a hash that says what it is: PHC and crypt strings, Django's, LDAP's schemes.
+    ///
+    /// `peppers` are this service's, for its own hashes on their way back.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`].
+    ///
+    /// ```
+    /// use gatepass::password::{Peppers, foreign::{Imported, Refused}};
+    ///
+    /// let read = |text| Imported::parse(text, &Peppers::default());
+    /// let bcrypt = "$2b$12$EixZaYVK1fsbw1ZfbX3OXePaWxn96p36WQoeG6Lruj3vjPGga31lW";
+    /// assert!(matches!(read(bcrypt), Ok(Imported::Keep(kept)) if kept.as_str() == bcrypt));
+    /// assert!(matches!(read("{SSHA}VWbG6s3jSVi5IHhYR0Ihgc9ccFY0UVZz"), Ok(Imported::Wrap(_))));
+    /// assert!(matches!(read("$2b$31$EixZaYVK1fsbw1ZfbX3OXe"), Err(Refused::TooCostly("bcrypt"))));
+    /// ```
+    pub fn parse(text: &str, peppers: &Peppers) -> Result<Self, Refused> {
+        let text = without_name(text);
+        if text.starts_with(argon::PREFIX) {
+            argon::check_imported(text, peppers)?;
+            return Ok(Self::Keep(HashedPassword(text.to_owned())));
+        }
+        if text.starts_with(['!', '*']) {
+            return Err(Refused::NoPassword);
+        }
+        let hash = Hash::parse(text)?;
+        Ok(if hash.function.is_slow() {
+            Self::Keep(HashedPassword(text.to_owned()))
+        } else {
+            Self::Wrap(FastHash(hash))
+        })
+    }
+
+    /// Firebase Authentication's, of a project with these parameters; hash and salt in base64 as `firebase auth:export`
+    /// writes them.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`].
+    pub fn firebase(project: &FirebaseProject, hash: &str, salt: &str) -> Result<Self, Refused> {
+        project.hash(hash, salt).map(Self::of)
+    }
+
+    /// Keycloak's, from the two JSON texts of a credential of the type `password`.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`].
+    pub fn keycloak(credential_data: &str, secret_data: &str) -> Result<Self, Refused> {
+        keycloak::read(credential_data, secret_data)
+    }
+
+    /// A digest in hexadecimal that says nothing of itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`].
+    pub fn bare(hexadecimal: &str, bare: &Bare<'_>) -> Result<Self, Refused> {
+        bare.hash(hexadecimal).map(Self::of)
+    }
+
+    fn of(hash: Hash) -> Self {
+        if hash.function.is_slow() {
+            Self::Keep(HashedPassword(hash.to_string()))
+        } else {
+            Self::Wrap(FastHash(hash))
+        }
+    }
+}
+
+impl fmt::Debug for FastHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FastHash([redacted])")
+    }
+}
+
+impl FastHash {
+    /// What the stored text begins with, and what Argon2id is computed over.
+    pub(super) fn to_wrapped(&self) -> (String, Zeroizing<Vec<u8>>) {
+        let text = format!("{WRAPPED}{}", self.0.function);
+        let input = argon2_input(&text, &self.0.digest);
+        (text, input)
+    }
+}
+
+/// The text without what two systems put before it: LDAP before a crypt string, and Django before Argon2's PHC string.
+fn without_name(text: &str) -> &str {
+    match text.split_at_checked("{CRYPT}".len()) {
+        Some((scheme, crypt)) if scheme.eq_ignore_ascii_case("{CRYPT}") => crypt,
+        Some(("argon2$", _)) => &text["argon2".len()..],
+        _ => text,
+    }
+}
+
+/// What other systems compute of a password: an algorithm with its cost and salt. `Display` is the beginning of a PHC
+/// string, `$name$parameters$salt`, which [`function`] reads.
+trait Function: fmt::Display + Send {
+    /// What it is called when a hash is refused.
+    fn name(&self) -> &'static str;
+
+    /// How long its digests are.
+    fn length(&self) -> Length;
+
+    /// The digest of a password; `None` when nobody can have that one.
+    fn compute(&self, password: &[u8]) -> Option<Zeroizing<Vec<u8>>>;
+
+    /// Whether a guess costs so much that the digest may be kept as it is.
+    fn is_slow(&self) -> bool;
+}
+
+/// The bytes of a digest.
+#[derive(Clone, Copy)]
+enum Length {
+    /// That many.
+    Exactly(usize),
+    /// At least that many. A longer one begins with a shorter one of the same function, so those are kept and the rest
+    /// goes: it would cost us and no attacker.
+    AtLeast(usize),
+}
+
+/// A function and what it gave for the right password. `Display` is a PHC string.
+pub(super) struct Hash {
+    function: Box<dyn Function>,
+    digest: Zeroizing<Vec<u8>>,
+}
+
+impl Hash {
+    fn new(function: Box<dyn Function>, digest: Vec<u8>) -> Result<Self, Refused> {
+        let mut digest = Zeroizing::new(digest);
+        let length = match function.length() {
+            Length::Exactly(length) => length,
+            Length::AtLeast(length) => {
+                digest.truncate(length);
+                length
+            }
+        };
+        if digest.len() != length {
+            return Err(Refused::Malformed(function.name()));
+        }
+        Ok(Self { function, digest })
+    }
+
+    fn parse(text: &str) -> Result<Self, Refused> {
+        if text.len() > MAX_TEXT || !text.is_ascii() {
+            return Err(Refused::Unknown);
+        }
+        if text.starts_with('{') {
+            return digest::parse_ldap(text);
+        }
+        let Some(rest) = text.strip_prefix("U$").or_else(|| text.strip_prefix('$')) else {
+            return django::parse(text);
+        };
+        match rest.split('$').next() {
+            Some("2a" | "2b" | "2x" | "2y") => bcrypt::parse(text),
+            Some("1" | "apr1") => crypt::parse_md5(text),
+            Some("5" | "6") => crypt::parse_sha(text),
+            Some("P" | "H" | "S") => crypt::parse_phpass(text),
+            Some("7") => scrypt::parse_crypt(text),
+            _ => {
+                let (recipe, digest) = text.rsplit_once('$').ok_or(Refused::Unknown)?;
+                let function = function(recipe)?;
+                let digest = phc::decode(digest).ok_or(Refused::Malformed(function.name()))?;
+                Self::new(function, digest)
+            }
+        }
+    }
+
+    /// The hash that is stored as this text.
+    pub(super) fn stored(text: &str) -> Result<Self, Unreadable> {
+        let hash = Self::parse(text).map_err(|refused| match refused {
+            Refused::Unknown if text.starts_with('$') => Unreadable::Algorithm,
+            refused => refused.into(),
+        })?;
+        if hash.function.is_slow() { Ok(hash) } else { Err(Unreadable::Unwrapped) }
+    }
+
+    /// Whether this is the password.
+    pub(super) fn verify(&self, password: &[u8]) -> bool {
+        self.function
+            .compute(password)
+            .is_some_and(|computed| verify_slices_are_equal(&computed, &self.digest).is_ok())
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}${}", self.function, phc::encode(&self.digest))
+    }
+}
+
+impl From<Refused> for Unreadable {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::TooCostly(_) => Self::TooCostly,
+            Refused::Pepper => Self::Pepper,
+            Refused::Unknown | Refused::NoPassword | Refused::Malformed(_) | Refused::Template => {
+                Self::Format
+            }
+        }
+    }
+}
+
+/// The function of the text that it displays as.
+fn function(text: &str) -> Result<Box<dyn Function>, Refused> {
+    let phc = Phc::parse(text).ok_or(Refused::Unknown)?;
+    Ok(match phc.name {
+        "bcrypt" => Box::new(bcrypt::Bcrypt::of_phc(&phc)?),
+        "digest" => Box::new(digest::Digest::of_phc(&phc)?),
+        "firebase-scrypt" => Box::new(scrypt::Firebase::of_phc(&phc)?),
+        "md5-crypt" => Box::new(crypt::Md5Crypt::of_phc(&phc)?),
+        "phpass" => Box::new(crypt::Phpass::of_phc(&phc)?),
+        "scrypt" => Box::new(scrypt::Scrypt::of_phc(&phc)?),
+        "sha-crypt" => Box::new(crypt::ShaCrypt::of_phc(&phc)?),
+        _ => Box::new(pbkdf2::Pbkdf2::of_phc(&phc)?),
+    })
+}
+
+const WRAPPED: &str = "$wrapped";
+
+/// What a fast hash is kept as: `$wrapped`, the function, and a PHC string of our Argon2id, whose input is the text up
+/// to there and then the function's digest of the password.
+///
+/// Nobody gets from one kind of hash to another with it. The digest, which may be known from where the hash came from,
+/// is no password: what is typed goes through the function first. And since the text is part of the input, the Argon2id
+/// hash is good for no other function, and for no password without one.
+pub(super) struct Wrapped<'a> {
+    text: &'a str,
+    function: Box<dyn Function>,
+}
+
+impl<'a> Wrapped<'a> {
+    /// This and the PHC string that follows; `None` when the text is of another kind.
+    pub(super) fn parse(text: &'a str) -> Option<Result<(Self, &'a str), Unreadable>> {
+        let rest = text.strip_prefix(WRAPPED)?;
+        let at = rest.rfind(argon::PREFIX).unwrap_or(rest.len());
+        let (recipe, argon2) = rest.split_at(at);
+        let text = &text[..text.len() - argon2.len()];
+        Some(match function(recipe) {
+            Ok(function) => Ok((Self { text, function }, argon2)),
+            Err(refused) => Err(refused.into()),
+        })
+    }
+
+    /// What Argon2id is computed over for this password.
+    pub(super) fn input(&self, password: &[u8]) -> Zeroizing<Vec<u8>> {
+        let digest = self.function.compute(password);
+        argon2_input(self.text, digest.as_deref().map_or(&[], Vec::as_slice))
+    }
+}
+
+/// Allocated once, since it is as good as the digest.
+fn argon2_input(text: &str, digest: &[u8]) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new([text.as_bytes(), digest].concat())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+//! The PHC string format, as far as it is other people's: `$name$key=value,…$salt`, and a digest after it. Read by
+//! nothing but this, since salts here are longer than the format allows.
+//! <https://github.com/P-H-C/phc-string-format/blob/master/phc-sf-spec.md>
+
+use std::str::FromStr;
+
+use base64::{
+    Engine,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD_NO_PAD},
+};
+
+/// With padding or without, since writers differ.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// A PHC string without its digest.
+pub(super) struct Phc<'a> {
+    pub(super) name: &'a str,
+    parameters: &'a str,
+    pub(super) salt: Vec<u8>,
+}
+
+impl<'a> Phc<'a> {
+    pub(super) fn parse(text: &'a str) -> Option<Self> {
+        let mut parts = text.strip_prefix('$')?.split('$');
+        let (name, parameters, salt) = (parts.next()?, parts.next()?, parts.next()?);
+        if parts.next().is_some() {
+            return None;
+        }
+        Some(Self { name, parameters, salt: decode(salt)? })
+    }
+
+    /// The value of a parameter.
+    pub(super) fn get(&self, key: &str) -> Option<&'a str> {
+        self.parameters.split(',').find_map(|item| item.strip_prefix(key)?.strip_prefix('='))
+    }
+
+    /// The value of a parameter that is a number.
+    pub(super) fn number<T: FromStr>(&self, key: &str) -> Option<T> {
+        number(self.get(key)?)
+    }
+
+    /// The parameters when they are one number without a key, as passlib writes them.
+    pub(super) fn bare_number<T: FromStr>(&self) -> Option<T> {
+        number(self.parameters)
+    }
+}
+
+/// A number in decimal digits, without a sign.
+pub(super) fn number<T: FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// Base64, also with the `.` that passlib writes for `+`.
+pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
+    BASE64.decode(text.replace('.', "+")).ok()
+}
+
+pub(super) fn encode(bytes: &[u8]) -> String {
+    STANDARD_NO_PAD.encode(bytes)
+}

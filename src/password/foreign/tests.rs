@@ -1,0 +1,480 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde::Deserialize;
+
+use super::{super::argon::Recipe, *};
+use crate::password::{Params, Password, Verdict};
+
+const TINY: Params = Params { memory_kib: 8, iterations: 1, parallelism: 1 };
+
+/// What `tests/foreign_hashes/make.py` prints.
+#[derive(Deserialize)]
+struct Vector {
+    what: String,
+    password: String,
+    #[serde(flatten)]
+    made: Made,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Made {
+    Text(String),
+    Firebase {
+        signer_key: String,
+        salt_separator: String,
+        rounds: u32,
+        mem_cost: u8,
+        hash: String,
+        salt: String,
+    },
+    Keycloak {
+        credential_data: String,
+        secret_data: String,
+    },
+    Bare {
+        algorithm: String,
+        hash: String,
+        template: Option<String>,
+        salt: Option<String>,
+        key: Option<String>,
+    },
+}
+
+impl Made {
+    fn import(&self) -> Result<Imported, Refused> {
+        match self {
+            Self::Text(text) => Imported::parse(text, &Peppers::default()),
+            Self::Firebase { signer_key, salt_separator, rounds, mem_cost, hash, salt } => {
+                let project = FirebaseProject::new(signer_key, salt_separator, *rounds, *mem_cost)?;
+                Imported::firebase(&project, hash, salt)
+            }
+            Self::Keycloak { credential_data, secret_data } => {
+                Imported::keycloak(credential_data, secret_data)
+            }
+            Self::Bare { algorithm, hash, template, salt, key } => {
+                let bare = Bare {
+                    algorithm: Algorithm::by_name(algorithm).unwrap(),
+                    template: template.as_deref(),
+                    salt: salt.as_deref().unwrap_or_default().as_bytes(),
+                    key: key.as_deref().map(str::as_bytes),
+                };
+                Imported::bare(hash, &bare)
+            }
+        }
+    }
+}
+
+fn vectors() -> Vec<Vector> {
+    serde_json::from_str(include_str!("../../../tests/foreign_hashes/vectors.json")).unwrap()
+}
+
+fn recipe() -> Recipe {
+    Recipe { params: TINY, peppers: Peppers::default() }
+}
+
+fn store(imported: Imported) -> HashedPassword {
+    let recipe = recipe();
+    match imported {
+        Imported::Keep(hash) => hash,
+        Imported::Wrap(fast) => recipe.wrap(&fast, [7; 16], &mut recipe.memory().unwrap()).unwrap(),
+    }
+}
+
+fn read(text: &str) -> Result<Imported, Refused> {
+    Imported::parse(text, &Peppers::default())
+}
+
+fn verdict(password: &str, stored: &str) -> Verdict {
+    let (recipe, stored) = (recipe(), HashedPassword::from_stored(stored));
+    recipe.verify(&Password::new(password), Some(&stored), &mut recipe.memory().unwrap()).unwrap()
+}
+
+fn bare(hash: &str, template: Option<&str>, salt: &str) -> Result<Imported, Refused> {
+    Imported::bare(hash, &Bare { algorithm: Algorithm::Md5, template, salt: salt.as_bytes(), key: None })
+}
+
+#[test]
+fn what_other_libraries_made() {
+    let vectors = vectors();
+    assert!(vectors.len() > 55);
+    for Vector { what, password, made } in &vectors {
+        let stored = store(made.import().unwrap_or_else(|refused| panic!("{what}: {refused}")));
+        assert!(stored.as_str().len() <= 1024, "{what}");
+        assert_eq!(verdict(password, stored.as_str()), Verdict::Match { outdated: true }, "{what}");
+        assert_eq!(verdict(&format!("x{password}"), stored.as_str()), Verdict::NoMatch, "{what}");
+    }
+}
+
+/// Fast ones are wrapped, and nothing of their digest is left in the text; slow ones are kept as they came.
+#[test]
+fn what_is_kept_and_what_is_wrapped() {
+    let fast = [
+        "md5",
+        "sha1",
+        "sha256",
+        "sha384",
+        "sha512",
+        "hmac-md5",
+        "hmac-sha1",
+        "hmac-sha256",
+        "hmac-sha512",
+        "md5-crypt",
+        "apr1",
+        "phpass",
+        "phpBB",
+        "django md5",
+        "django sha1",
+        "$1$ (libxcrypt)",
+    ];
+    for Vector { what, made, .. } in vectors() {
+        let is_ldap = what.starts_with('{') && !what.starts_with("{CRYPT}");
+        let is_fast = is_ldap || what.contains("low cost") || fast.contains(&what.as_str());
+        match (made.import().unwrap(), &made) {
+            (Imported::Wrap(fast), _) => {
+                assert!(is_fast, "{what}");
+                let digest = fast.0.digest.clone();
+                let stored = store(Imported::Wrap(fast));
+                let text = stored.as_str();
+                let is_wrapped =
+                    text.starts_with("$wrapped$") && text.contains("$argon2id$v=19$m=8,t=1,p=1$");
+                assert!(is_wrapped, "{what}: {text}");
+                assert!(!text.contains(&phc::encode(&digest)), "{what}");
+                if let Made::Text(original) = &made {
+                    let end = original.trim_end_matches('=').rsplit(['$', '}']).next().unwrap();
+                    assert!(!text.contains(end), "{what}: {text}");
+                }
+            }
+            (Imported::Keep(kept), Made::Text(text)) => {
+                assert!(!is_fast, "{what}");
+                assert!(text.ends_with(kept.as_str()), "{what}");
+            }
+            (Imported::Keep(kept), _) => {
+                assert!(!is_fast, "{what}");
+                // It reads as itself.
+                assert_eq!(store(read(kept.as_str()).unwrap()), kept, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_recipe_of_a_function_reads_as_itself() {
+    for Vector { what, made, .. } in vectors() {
+        let hash = match made.import().unwrap() {
+            Imported::Wrap(fast) => fast.0,
+            Imported::Keep(kept) if kept.as_str().starts_with("$argon2") => continue,
+            Imported::Keep(kept) => Hash::parse(kept.as_str()).unwrap(),
+        };
+        let text = hash.function.to_string();
+        assert_eq!(function(&text).unwrap().to_string(), text, "{what}");
+        assert_eq!(
+            Hash::parse(&hash.to_string()).map(|hash| hash.to_string()),
+            Ok(hash.to_string()),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn a_wrapped_hash_is_good_for_nothing_else() {
+    // MD5 of "secret", as leaked elsewhere.
+    let leaked = "5ebe2294ecd0e0f08eab7690d2a6ee69";
+    let wrapped = store(bare(leaked, None, "").unwrap());
+    let wrapped = wrapped.as_str();
+    assert_eq!(verdict("secret", wrapped), Verdict::Match { outdated: true });
+    assert_eq!(verdict(leaked, wrapped), Verdict::NoMatch);
+
+    let (prefix, argon2) = wrapped.split_at(wrapped.find("$argon2id").unwrap());
+    let other = store(bare(leaked, Some("{password}{salt}"), "x").unwrap());
+    let (other_prefix, _) = other.as_str().split_at(other.as_str().find("$argon2id").unwrap());
+    let recipe = recipe();
+    let ours = recipe.hash(&Password::new(leaked), [7; 16], &mut recipe.memory().unwrap()).unwrap();
+    let table = [
+        ("without its function", argon2.to_owned()),
+        ("with another", format!("{other_prefix}{argon2}")),
+        ("one of ours with a function", format!("{prefix}{}", ours.as_str())),
+    ];
+    for (what, stored) in table {
+        for typed in ["secret", leaked, "^\u{be}\"\u{94}"] {
+            assert_eq!(verdict(typed, &stored), Verdict::NoMatch, "{what}: {typed}");
+        }
+    }
+}
+
+#[test]
+fn stored_texts_that_cannot_be_used() {
+    use crate::password::Unreadable::{Algorithm, Format, Pepper, TooCostly, Unwrapped};
+
+    let wrapped = store(bare("5ebe2294ecd0e0f08eab7690d2a6ee69", None, "").unwrap());
+    let wrapped = wrapped.as_str();
+    let table = [
+        ("{MD5}Xr4ilOzQ4PCOq3aQ0qbuaQ==".to_owned(), Unwrapped),
+        ("$1$saltsalt$0igFOpVoA6On/bCN2QCaK/".into(), Unwrapped),
+        ("$2b$05$EixZaYVK1fsbw1ZfbX3OXePaWxn96p36WQoeG6Lruj3vjPGga31lW".into(), Unwrapped),
+        ("$2b$15$EixZaYVK1fsbw1ZfbX3OXePaWxn96p36WQoeG6Lruj3vjPGga31lW".into(), TooCostly),
+        ("$2b$12$EixZaYVK1fsbw1ZfbX3OXePaWxn96p36WQoeG6Lruj3vjPGga31l".into(), Format),
+        ("$wrapped$".into(), Format),
+        ("$wrapped".into(), Format),
+        (wrapped.replace("$digest", "$unknown"), Format),
+        (wrapped.replace("of=md5", "of=md4"), Format),
+        (wrapped.replace("$argon2id$v=19$m=8", "$argon2id$v=19$m=99999999"), TooCostly),
+        (wrapped.replace(",p=1$", ",p=1,keyid=MQ$"), Pepper),
+        (wrapped.replace("$argon2id", "$argon3id"), Format),
+        (format!("$wrapped{wrapped}"), Format),
+        ("$y$j9T$saltsalt$abZLF3nn.SfKqkvXA/gnD9JPMo.8oZ4MoaCWQ5kcXV0".into(), Algorithm),
+    ];
+    for (stored, reason) in table {
+        assert_eq!(verdict("secret", &stored), Verdict::Unreadable(reason), "{stored}");
+    }
+}
+
+#[test]
+fn refused() {
+    use Refused::{Malformed, NoPassword, TooCostly, Unknown};
+
+    let bcrypt = "EixZaYVK1fsbw1ZfbX3OXePaWxn96p36WQoeG6Lruj3vjPGga31lW";
+    let sha = "a".repeat(86);
+    let digest = "c2FsdHNhbHRzYWx0c2FsdHNhbHRzYWx0c2FsdHNhbHRzYWx0";
+    let table = [
+        ("".to_owned(), Unknown),
+        ("secret".into(), Unknown),
+        ("пароль".into(), Unknown),
+        ("5f4dcc3b5aa765d61d8327deb882cf99".into(), Unknown),
+        ("$".into(), Unknown),
+        ("$$$$".into(), Unknown),
+        ("U$".into(), Unknown),
+        ("{".into(), Unknown),
+        ("{SSHA".into(), Unknown),
+        ("{CLEARTEXT}secret".into(), Unknown),
+        ("{CRYPT}".into(), Unknown),
+        // DES, of crypt's first days.
+        ("rl.3StKT.4T8M".into(), Unknown),
+        ("{CRYPT}rl.3StKT.4T8M".into(), Unknown),
+        ("$y$j9T$saltsalt$abZLF3nn.SfKqkvXA/gnD9JPMo.8oZ4MoaCWQ5kcXV0".into(), Unknown),
+        ("!".into(), NoPassword),
+        ("!sYwP3bnmzM0QzhzmMGFAOEyfIcmaXThEZVcAnKFP".into(), NoPassword),
+        ("*".into(), NoPassword),
+        (format!("$2b$12${}", &bcrypt[1..]), Malformed("bcrypt")),
+        (format!("$2b$12${bcrypt}a"), Malformed("bcrypt")),
+        (format!("$2b$3${bcrypt}"), Malformed("bcrypt")),
+        (format!("$2b$03${bcrypt}"), Malformed("bcrypt")),
+        (format!("$2b$+8${bcrypt}"), Malformed("bcrypt")),
+        (format!("$2b$15${bcrypt}"), TooCostly("bcrypt")),
+        (format!("$2b$99${bcrypt}"), TooCostly("bcrypt")),
+        (format!("bcrypt_sha256$$2x$12${bcrypt}"), Malformed("bcrypt")),
+        (format!("U$2b$12${bcrypt}"), Malformed("bcrypt")),
+        (format!("$6$rounds=700001$salt${sha}"), TooCostly("sha-crypt")),
+        (format!("$6$rounds=999$salt${sha}"), Malformed("sha-crypt")),
+        (format!("$6$rounds=5000$seventeen.letters${sha}"), Malformed("sha-crypt")),
+        (format!("$6$salt${}", &sha[1..]), Malformed("sha-crypt")),
+        ("$6$salt$".into(), Malformed("sha-crypt")),
+        ("$P$S12345678aaaaaaaaaaaaaaaaaaaaaa".into(), TooCostly("phpass")),
+        ("$P$412345678aaaaaaaaaaaaaaaaaaaaaa".into(), Malformed("phpass")),
+        ("$P$B12345678".into(), Malformed("phpass")),
+        ("$P$".into(), Malformed("phpass")),
+        ("$1$ninechars$0igFOpVoA6On/bCN2QCaK/".into(), Malformed("md5-crypt")),
+        (format!("$scrypt$ln=18,r=8,p=1$c2FsdA${digest}"), TooCostly("scrypt")),
+        (format!("$scrypt$ln=14,r=8,p=17$c2FsdA${digest}"), TooCostly("scrypt")),
+        (format!("$scrypt$ln=31,r=4294967295,p=4294967295$c2FsdA${digest}"), TooCostly("scrypt")),
+        (format!("$scrypt$ln=64,r=8,p=1$c2FsdA${digest}"), Malformed("scrypt")),
+        (format!("$scrypt$ln=0,r=8,p=1$c2FsdA${digest}"), Malformed("scrypt")),
+        (format!("$scrypt$ln=14,r=0,p=1$c2FsdA${digest}"), Malformed("scrypt")),
+        ("$scrypt$ln=14,r=8,p=1$c2FsdA$c2FsdA".into(), Malformed("scrypt")),
+        ("$7$CU..../".into(), Malformed("scrypt")),
+        (format!("scrypt$16383$salt$8$1${digest}"), Malformed("scrypt")),
+        (format!("$pbkdf2-sha256$i=2000001$c2FsdA${digest}"), TooCostly("PBKDF2")),
+        (format!("$pbkdf2-sha256$i=0$c2FsdA${digest}"), Malformed("PBKDF2")),
+        ("$pbkdf2-sha256$i=100000$c2FsdA$c2FsdA".into(), Malformed("PBKDF2")),
+        (format!("$pbkdf2-md5$i=100000$c2FsdA${digest}"), Unknown),
+        (format!("pbkdf2_sha256$100000$salt${digest}$"), Malformed("Django")),
+        (format!("pbkdf2_sha256$4294967296$salt${digest}"), Malformed("Django")),
+        ("sha1$salt$12".into(), Malformed("digest")),
+        ("{SSHA}aGVsbG8=".into(), Malformed("LDAP")),
+        ("{SSHA}qvTGHdzF6KLavt4PO0gs2a6pQ00=".into(), Malformed("LDAP")),
+        ("{SHA}VWbG6s3jSVi5IHhYR0Ihgc9ccFY0UVZz".into(), Malformed("LDAP")),
+        ("$argon2id$v=19$m=262145,t=1,p=1$AAECAwQFBgcICQoLDA0ODw$fQXnu2lcRVW87PU7wSxCyjf7dkJaCTH9lUUs2L+PJMw".into(), TooCostly("Argon2")),
+        ("$argon2id$v=19$m=262144,t=5,p=1$AAECAwQFBgcICQoLDA0ODw$fQXnu2lcRVW87PU7wSxCyjf7dkJaCTH9lUUs2L+PJMw".into(), TooCostly("Argon2")),
+        ("$argon2id$v=19$m=64,t=5,p=1,keyid=MQ$AAECAwQFBgcICQoLDA0ODw$fQXnu2lcRVW87PU7wSxCyjf7dkJaCTH9lUUs2L+PJMw".into(), Refused::Pepper),
+        ("$argon2id$v=19$m=64,t=5,p=1$AAECAwQFBgcICQoLDA0ODw".into(), Malformed("Argon2")),
+        // What is wrapped has no digest to take over.
+        ("$wrapped$digest$of=md5,template=e3Bhc3N3b3JkfQ$$argon2id$v=19$m=8,t=1,p=1$BwcHBwcHBwcHBwcHBwcHBw$AAAA".into(), Unknown),
+        (format!("{{SSHA}}{}", "a".repeat(4000)), Unknown),
+    ];
+    for (text, expected) in table {
+        match read(&text) {
+            Err(refused) => assert_eq!(refused, expected, "{text}"),
+            Ok(imported) => panic!("{text}: {imported:?}"),
+        }
+        let message = expected.to_string();
+        assert!(text.len() < 4 || !message.contains(&text), "{message}");
+    }
+}
+
+#[test]
+fn refused_in_pieces() {
+    let md5 = "5ebe2294ecd0e0f08eab7690d2a6ee69";
+    let long = "x".repeat(129);
+    let table = [
+        (bare(&md5[1..], None, ""), Refused::Malformed("digest")),
+        (bare(&md5[2..], None, ""), Refused::Malformed("digest")),
+        (bare("5ebe2294ecd0e0f08eab7690d2a6eexx", None, ""), Refused::Malformed("digest")),
+        (bare(md5, Some("{salt}"), "x"), Refused::Template),
+        (bare(md5, Some("{salt}{password}"), ""), Refused::Template),
+        (bare(md5, None, "x"), Refused::Template),
+        (bare(md5, Some(&format!("{long}{{password}}")), ""), Refused::Template),
+        (bare(md5, Some("{salt}{password}"), &long), Refused::Malformed("digest")),
+        (Imported::keycloak("{}", "{}"), Refused::Malformed("Keycloak")),
+        (
+            Imported::keycloak(r#"{"hashIterations":1,"algorithm":"hmac"}"#, r#"{"value":"","salt":""}"#),
+            Refused::Unknown,
+        ),
+        (
+            Imported::keycloak(r#"{"hashIterations":1,"algorithm":"argon2"}"#, r#"{"value":"","salt":""}"#),
+            Refused::Malformed("Keycloak"),
+        ),
+        (
+            Imported::keycloak(
+                r#"{"hashIterations":9999999,"algorithm":"pbkdf2"}"#,
+                r#"{"value":"","salt":""}"#,
+            ),
+            Refused::TooCostly("PBKDF2"),
+        ),
+    ];
+    for (imported, expected) in table {
+        assert_eq!(imported.map(|_| ()).unwrap_err(), expected);
+    }
+    let key = phc::encode(&[7; 64]);
+    let project =
+        |key: &str, rounds, mem_cost| FirebaseProject::new(key, "Bw==", rounds, mem_cost).map(|_| ());
+    assert_eq!(project(&key, 8, 14), Ok(()));
+    assert_eq!(project(&key, 8, 18), Err(Refused::TooCostly("Firebase scrypt")));
+    assert_eq!(project(&key, 0, 14), Err(Refused::Malformed("Firebase scrypt")));
+    assert_eq!(project("AAAA", 8, 14), Err(Refused::Malformed("Firebase scrypt")));
+    assert_eq!(project("!", 8, 14), Err(Refused::Malformed("Firebase scrypt")));
+}
+
+/// By the time that it took, at the pace of what the thread has computed before.
+#[test]
+fn what_is_cheaper_than_ours_is_made_up_for() {
+    let params = Params { memory_kib: 64, iterations: 4, parallelism: 1 };
+    let recipe = Recipe { params, peppers: Peppers::default() };
+    let stored = HashedPassword::from_stored("$5$saltstring$WrC1hcf1PVPqPUdxMT5a657Ry/ClgPqJoAWPsiHFyM0");
+    let password = Password::new("secret");
+    let table = [
+        ("nothing is known", None, 256..=256),
+        ("Argon2 is slow: no time was spent", Some((1, Duration::from_secs(1000))), 250..=256),
+        (
+            "Argon2 is quick: more was spent than a hash of ours takes",
+            Some((1 << 20, Duration::from_millis(1))),
+            0..=0,
+        ),
+    ];
+    for (what, pace, expected) in table {
+        let mut memory = recipe.memory().unwrap();
+        if let Some((work, took)) = pace {
+            memory.pace.note(work, took);
+        }
+        assert_eq!(recipe.verify(&password, Some(&stored), &mut memory).unwrap(), Verdict::NoMatch);
+        assert!(expected.contains(&memory.computed), "{what}: {}", memory.computed);
+    }
+}
+
+/// The signer key is a secret of a whole project.
+#[test]
+fn firebases_signer_key_is_not_kept() {
+    for Vector { made, .. } in vectors() {
+        let Made::Firebase { signer_key, hash, .. } = &made else { continue };
+        let stored = store(made.import().unwrap());
+        for secret in [signer_key, hash] {
+            assert!(!stored.as_str().contains(&secret[..20]));
+        }
+    }
+}
+
+/// bcrypt knows 72 bytes, and ends at none before.
+#[test]
+fn bcrypt_and_its_ends() {
+    let long = "x".repeat(80);
+    let function = |key| function(&format!("$bcrypt$k={key},c=4$AAECAwQFBgcICQoLDA0ODw")).unwrap();
+    let plain = function("plain");
+    let of = |typed: &str| plain.compute(typed.as_bytes());
+    assert_eq!(of(&long), of(&long[..72]));
+    assert_ne!(of(&long), of(&long[..71]));
+    assert_eq!(of("a\0a"), None);
+    assert!(of("").is_some());
+    // Of ASCII both make the same.
+    assert_eq!(of("secret"), function("signed").compute(b"secret"));
+    assert_ne!(of("sécret"), function("signed").compute("sécret".as_bytes()));
+    let hashed = function("sha256");
+    assert_ne!(hashed.compute(long.as_bytes()), hashed.compute(&long.as_bytes()[..72]));
+    assert!(hashed.compute(b"a\0a").is_some());
+}
+
+/// From crypt_blowfish's own tests (`wrapper.c`).
+#[test]
+fn known_answers_of_signed_bcrypt() {
+    let hash = Hash::parse("$2x$05$/OK.fbVrR/bpIqNJ5ianF.CE5elHaaO4EbggVDjb8P19RukzXSM3e").unwrap();
+    for password in [&b"\xa3"[..], b"\xff\xff\xa3"] {
+        assert_eq!(hash.function.compute(password).as_ref(), Some(&hash.digest), "{password:?}");
+    }
+}
+
+#[test]
+fn nothing_shows_in_debug() {
+    let digest = "5ebe2294ecd0e0f08eab7690d2a6ee69";
+    let shown = format!(
+        "{:?} {:?}",
+        bare(digest, None, ""),
+        read("$5$saltstring$WrC1hcf1PVPqPUdxMT5a657Ry/ClgPqJoAWPsiHFyM0")
+    );
+    assert_eq!(shown, "Ok(Wrap(FastHash([redacted]))) Ok(Keep(HashedPassword([redacted])))");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn any_text_is_read_or_refused(text in any::<String>(), other in any::<String>(), salt in any::<String>()) {
+        let _ = (read(&text), Hash::stored(&text).is_ok(), Wrapped::parse(&format!("$wrapped{text}")).is_some());
+        let _ = Imported::keycloak(&text, &other);
+        let _ = bare(&text, Some(&other), &salt);
+        let project = FirebaseProject::new(&phc::encode(&[7; 64]), "Bw==", 8, 14).unwrap();
+        prop_assert!(Imported::firebase(&project, &text, &other).is_err());
+    }
+
+    /// Nearly right, which gets further into the reading.
+    #[test]
+    fn any_change_is_read_or_refused(
+        which in any::<prop::sample::Index>(),
+        at in any::<prop::sample::Index>(),
+        change in "[$,={}./A-Za-z0-9é]{0,3}",
+        cut in 0_usize..4,
+    ) {
+        let vectors = vectors();
+        let texts: Vec<&String> = vectors
+            .iter()
+            .filter_map(|vector| match &vector.made { Made::Text(text) => Some(text), _ => None })
+            .collect();
+        let text = which.get(&texts);
+        let at = at.index(text.len());
+        let changed = format!("{}{change}{}", &text[..at], &text[text.len().min(at + cut)..]);
+        let stored = match read(&changed) {
+            Ok(Imported::Wrap(fast)) => {
+                prop_assert!(!fast.0.function.is_slow());
+                fast.to_wrapped().0
+            }
+            Ok(Imported::Keep(kept)) => kept.as_str().to_owned(),
+            Err(_) => return Ok(()),
+        };
+        prop_assert!(stored.len() <= 900, "{}", stored);
+    }
+
+    #[test]
+    fn crypts_base64_is_total(text in any::<String>(), ours in "[./0-9A-Za-z]{0,90}") {
+        let _ = (crypt::decode(&text), crypt::number(&text));
+        let decoded = crypt::decode(&ours);
+        prop_assert_eq!(decoded.map(|bytes| bytes.len()), (ours.len() % 4 != 1).then_some(ours.len() * 3 / 4));
+    }
+}

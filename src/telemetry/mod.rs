@@ -1,0 +1,67 @@
+//! What the service tells its operators: logs, one event a line, to standard error; and [`traces`].
+
+pub mod traces;
+
+use std::io::{self, IsTerminal};
+
+use tracing::Metadata;
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{FilterExt, filter_fn},
+    fmt,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
+
+use self::traces::Traces;
+
+/// The span whose fields stand in each line that is logged within a request. All other spans are for [`traces`] alone, so
+/// that a step of a request does not stand in the place of the request.
+pub const REQUEST: &str = "request";
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line, for machines.
+    Json,
+    /// For people at a terminal.
+    Pretty,
+}
+
+/// A filter that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("RUST_LOG: {0}")]
+pub struct InvalidFilter(#[from] tracing_subscriber::filter::ParseError);
+
+/// Sends events that pass `filter` (the syntax of `RUST_LOG`) to standard error, and spans to `traces`. A second call
+/// changes nothing.
+///
+/// # Errors
+///
+/// When `filter` cannot be read.
+pub fn init(format: LogFormat, filter: &str, traces: Option<&Traces>) -> Result<(), InvalidFilter> {
+    let filter = EnvFilter::builder().parse(filter)?.and(filter_fn(is_logged));
+    let layer = fmt::layer().with_writer(io::stderr);
+    let registry = tracing_subscriber::registry().with(traces.map(Traces::layer));
+    let done = match format {
+        LogFormat::Json => {
+            let layer = layer.json().flatten_event(true).with_span_list(false);
+            registry.with(layer.with_filter(filter)).try_init()
+        }
+        LogFormat::Pretty => {
+            let colours = io::stderr().is_terminal();
+            let layer = layer.compact().with_ansi(colours).with_target(false);
+            registry.with(layer.with_filter(filter)).try_init()
+        }
+    };
+    // Only tests initialise twice.
+    if let Err(error) = done {
+        tracing::debug!(%error, "logging was initialised before");
+    }
+    Ok(())
+}
+
+/// Events, also where somebody asks beforehand whether one would be logged (which is neither span nor event).
+fn is_logged(metadata: &Metadata<'_>) -> bool {
+    !metadata.is_span() || metadata.name() == REQUEST
+}

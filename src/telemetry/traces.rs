@@ -1,0 +1,307 @@
+//! Traces: which steps a request took, and how long each of them, sent to a collector by OTLP over HTTP with protobuf.
+//!
+//! A span for each request, by OpenTelemetry's conventions for HTTP servers; below it those of its steps, and one for each
+//! SQL statement, made from what sqlx logs. No path, query, header field or address of a client is in any, and of a
+//! statement there is its text, which has placeholders where the data goes.
+//!
+//! A request goes on with its caller's trace (W3C Trace Context, `traceparent`), whoever the caller is: a number in common
+//! harms nobody. Whether it is recorded, the share alone decides that the operator has set: a stranger who says "record"
+//! costs nothing, and one who says "do not" hides nothing. `tracestate` is not taken over: it would carry a stranger's text
+//! into other people's tools.
+//!
+//! Spans are sent from a thread of their own, out of a queue of bounded length. With a collector that is slow or dead,
+//! spans are lost, and nothing else waits.
+//!
+//! HTTP and not gRPC: each collector takes both, and HTTP is sent by reqwest, which is here already with its TLS; gRPC
+//! would be tonic and a second HTTP client. What else the environment says to OpenTelemetry's SDK is in force, such as
+//! `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_RESOURCE_ATTRIBUTES` and `OTEL_BSP_MAX_QUEUE_SIZE`.
+
+use std::{fmt, time::Duration};
+
+use http::{HeaderMap, HeaderValue};
+use opentelemetry::{
+    Context, KeyValue,
+    propagation::{Extractor, Injector, TextMapPropagator},
+    time,
+    trace::{Span as _, SpanKind, TraceContextExt, Tracer, TracerProvider},
+};
+use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_sdk::{
+    Resource,
+    propagation::TraceContextPropagator,
+    resource::EnvResourceDetector,
+    trace::{Sampler, SdkTracer, SdkTracerProvider},
+};
+use tracing::{
+    Event, Level, Metadata, Span, Subscriber, field, field::Visit, info_span, level_filters::LevelFilter,
+};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::{Layer, filter::filter_fn, layer, registry::LookupSpan};
+
+use super::REQUEST;
+
+const TRACEPARENT: &str = "traceparent";
+/// How long the last spans may take at the end.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
+/// Where sqlx tells of statements.
+const STATEMENTS: &str = "sqlx::query";
+
+/// What sends spans to a collector.
+#[derive(Debug)]
+pub struct Traces(SdkTracerProvider);
+
+/// Spans cannot be sent.
+#[derive(Debug, thiserror::Error)]
+#[error("OTEL_EXPORTER_OTLP_ENDPOINT: traces cannot be sent")]
+pub struct NoExporter(#[from] ExporterBuildError);
+
+impl Traces {
+    /// Sends to the collector at `endpoint`, to which `/v1/traces` is appended, the traces of a `share` of all requests,
+    /// 0 to 1. Whether there is a collector, only the log tells, later.
+    ///
+    /// # Errors
+    ///
+    /// When there is no HTTP client for it, or the environment's variables for the SDK cannot be read.
+    pub fn new(endpoint: &str, share: f64) -> Result<Self, NoExporter> {
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_protocol(Protocol::HttpBinary)
+            .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
+            .build()?;
+        let resource = Resource::builder_empty()
+            .with_service_name("gatepass")
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .with_detector(Box::new(EnvResourceDetector::new()));
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(exporter)
+            .with_resource(resource.build())
+            // By the trace's id, so that all services that do likewise record the same ones. Not the caller's decision.
+            .with_sampler(Sampler::TraceIdRatioBased(share));
+        Ok(Self(provider.build()))
+    }
+
+    pub(super) fn layer<S>(&self) -> impl Layer<S> + use<S>
+    where
+        S: Subscriber + for<'span> LookupSpan<'span>,
+    {
+        let tracer = self.0.tracer("gatepass");
+        let spans = tracing_opentelemetry::layer()
+            .with_tracer(tracer.clone())
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            .with_filter(filter_fn(is_traced).with_max_level_hint(LevelFilter::INFO));
+        let is_statement = |metadata: &Metadata<'_>| !metadata.is_span() && metadata.target() == STATEMENTS;
+        let statements =
+            Statements(tracer).with_filter(filter_fn(is_statement).with_max_level_hint(LevelFilter::DEBUG));
+        spans.and_then(statements)
+    }
+
+    /// Sends what is left, for a second at most.
+    pub async fn finish(self) {
+        let finish = move || self.0.shutdown_with_timeout(FLUSH_PATIENCE);
+        match tokio::task::spawn_blocking(finish).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the last spans could not be sent"),
+            Err(error) => tracing::warn!(%error, "the last spans could not be sent"),
+        }
+    }
+}
+
+/// Spans of ours, without those for the log. No events: what is logged may name people.
+fn is_traced(metadata: &Metadata<'_>) -> bool {
+    metadata.is_span()
+        && *metadata.level() <= Level::INFO
+        && metadata.target().starts_with("gatepass")
+        && metadata.name() != REQUEST
+}
+
+/// The span of a request that is served.
+#[derive(Debug)]
+pub struct ServerSpan {
+    /// Disabled when there are no traces.
+    span: Span,
+    trace_id: Option<String>,
+}
+
+impl ServerSpan {
+    /// A span for a request, in the trace that `headers` name or a new one. `route` is as it stands in the code; `None`: no
+    /// route of ours.
+    pub fn begin(request_id: &str, method: &'static str, route: Option<&str>, headers: &HeaderMap) -> Self {
+        let span = info_span!(
+            parent: None,
+            "server",
+            otel.kind = "server",
+            otel.name = field::Empty,
+            otel.status_code = field::Empty,
+            http.request.method = method,
+            http.route = route,
+            http.response.status_code = field::Empty,
+            error.r#type = field::Empty,
+            request_id,
+        );
+        if span.is_disabled() {
+            return Self { span, trace_id: None };
+        }
+        match route {
+            Some(route) => span.record("otel.name", format!("{method} {route}")),
+            None => span.record("otel.name", method),
+        };
+        let caller = TraceContextPropagator::new().extract_with_context(&Context::new(), &Caller(headers));
+        if let Err(error) = span.set_parent(caller) {
+            tracing::debug!(%error, "a request is no part of its caller's trace");
+        }
+        let trace_id = span.context().span().span_context().trace_id().to_string();
+        Self { span, trace_id: Some(trace_id) }
+    }
+
+    /// The trace's id, in hexadecimal; `None` when there are no traces.
+    pub fn id(&self) -> Option<&str> {
+        self.trace_id.as_deref()
+    }
+
+    /// For the steps to be below.
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// The request was answered; `code` is the problem's. Only a fault of ours is an error of this span.
+    pub fn answered(&self, status: u16, code: Option<&str>) {
+        self.span.record("http.response.status_code", status);
+        if status >= 500 {
+            self.span.record("otel.status_code", "error");
+            self.span.record("error.type", code.unwrap_or("500"));
+        }
+    }
+}
+
+/// The `traceparent` for a request that is made to serve the present one; `None` when there are no traces.
+pub fn traceparent() -> Option<HeaderValue> {
+    struct Field(Option<HeaderValue>);
+
+    impl Injector for Field {
+        fn set(&mut self, key: &str, value: String) {
+            if key == TRACEPARENT {
+                self.0 = HeaderValue::try_from(value).ok();
+            }
+        }
+    }
+
+    let mut field = Field(None);
+    TraceContextPropagator::new().inject_context(&Context::current(), &mut field);
+    field.0
+}
+
+/// What is taken over from a caller: one `traceparent`.
+struct Caller<'a>(&'a HeaderMap);
+
+impl Extractor for Caller<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        let mut fields = self.0.get_all(TRACEPARENT).iter();
+        let field = fields.next().filter(|_| key == TRACEPARENT && fields.next().is_none())?;
+        field.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        vec![TRACEPARENT]
+    }
+}
+
+/// Makes a span of each statement that sqlx tells of, below the step that it belongs to. What belongs to no request is not
+/// traced.
+struct Statements(SdkTracer);
+
+impl<S: Subscriber> Layer<S> for Statements {
+    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+        let parent = Context::current();
+        if !parent.span().span_context().is_sampled() {
+            return;
+        }
+        let mut statement = Statement::default();
+        event.record(&mut statement);
+        let operation = statement.summary.split_whitespace().next().unwrap_or("SQL").to_owned();
+        // A short one has no more than the summary.
+        let text =
+            if statement.text.is_empty() { statement.summary } else { statement.text.trim().to_owned() };
+        let ended_at = time::now();
+        let span = self
+            .0
+            .span_builder(operation.clone())
+            .with_kind(SpanKind::Client)
+            .with_start_time(ended_at - statement.elapsed)
+            .with_attributes([
+                KeyValue::new("db.system.name", "postgresql"),
+                KeyValue::new("db.operation.name", operation),
+                KeyValue::new("db.query.text", text),
+            ]);
+        span.start_with_context(&self.0, &parent).end_with_timestamp(ended_at);
+    }
+}
+
+#[derive(Default)]
+struct Statement {
+    summary: String,
+    text: String,
+    elapsed: Duration,
+}
+
+impl Visit for Statement {
+    fn record_str(&mut self, field: &field::Field, value: &str) {
+        match field.name() {
+            "summary" => self.summary = value.to_owned(),
+            "db.statement" => self.text = value.to_owned(),
+            _ => {}
+        }
+    }
+
+    fn record_f64(&mut self, field: &field::Field, value: f64) {
+        if field.name() == "elapsed_secs" {
+            self.elapsed = Duration::try_from_secs_f64(value).unwrap_or_default();
+        }
+    }
+
+    fn record_debug(&mut self, _: &field::Field, _: &dyn fmt::Debug) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+
+    fn caller(fields: &[&str]) -> String {
+        let mut headers = HeaderMap::new();
+        for field in fields {
+            headers.append(TRACEPARENT, HeaderValue::from_str(field).unwrap());
+        }
+        headers.append("tracestate", HeaderValue::from_static("them=their-text"));
+        let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &Caller(&headers));
+        let span = context.span().span_context().clone();
+        assert_eq!(span.trace_state().header(), "");
+        span.trace_id().to_string()
+    }
+
+    #[test]
+    fn one_good_traceparent_is_taken_over_and_nothing_else() {
+        for fields in [&format!("00-{TRACE}-b7ad6b7169203331-01"), &format!("00-{TRACE}-b7ad6b7169203331-00")]
+        {
+            assert_eq!(caller(&[fields]), TRACE);
+        }
+        let good = format!("00-{TRACE}-b7ad6b7169203331-01");
+        let nobody = "0".repeat(32);
+        for fields in [
+            &[][..],
+            &["", "00"],
+            &[&good, &good],
+            &[&format!("ff-{TRACE}-b7ad6b7169203331-01")],
+            &[&format!("00-{nobody}-b7ad6b7169203331-01")],
+            &[&format!("00-{TRACE}-0000000000000000-01")],
+            &[&format!("00-{}-b7ad6b7169203331-01", TRACE.to_uppercase())],
+            &[&format!("{good}-more")],
+            &["../../etc/passwd"],
+        ] {
+            assert_eq!(caller(fields), nobody, "{fields:?}");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! TLS for those without an ingress: TLS 1.2 and 1.3 by rustls, over a certificate that is read again when its files
+//! change.
+//!
+//! The files are looked at every two seconds, contents and all: whatever replaces them (an editor, certbot's links,
+//! Kubernetes' `..data`) is noticed, on every kind of file system. What was found must stay the same until the next look,
+//! as the two files change one after the other. A pair that cannot be served leaves the former one in place, is logged
+//! once, and shows in the metrics until there is a better one.
+//!
+//! A session is resumed from memory, by the process that began it; nothing is accepted before the handshake is over (no
+//! 0-RTT), as that could be replayed.
+
+mod certificate;
+mod der;
+pub mod probe;
+
+use std::{
+    fmt, io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use time::OffsetDateTime;
+use tokio::{
+    net::TcpStream,
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        self, ServerConfig,
+        server::{ClientHello, ResolvesServerCert},
+        sign::CertifiedKey,
+    },
+    server::TlsStream,
+};
+
+pub use self::certificate::{Certificate, Contents, Error, Files};
+use crate::{clock::Clock, metrics::Metrics};
+
+/// How often the files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Takes TLS handshakes, with the certificate that the files hold. Cheap to clone; clones are one.
+#[derive(Clone)]
+pub struct Tls(Arc<Inner>);
+
+struct Inner {
+    files: Files,
+    acceptor: TlsAcceptor,
+    served: Arc<Served>,
+    seen: Mutex<Seen>,
+}
+
+/// The certificate for the next handshake.
+#[derive(Debug)]
+struct Served(ArcSwap<Certificate>);
+
+/// Fingerprints of what the files held.
+#[derive(Default)]
+struct Seen {
+    served: Vec<u8>,
+    at_last_look: Vec<u8>,
+    refused: Vec<u8>,
+}
+
+impl Tls {
+    /// Reads the certificate, to be served from `now` on.
+    ///
+    /// # Errors
+    ///
+    /// When the files hold no pair that may be served.
+    pub fn open(files: Files, now: OffsetDateTime) -> Result<Self, Error> {
+        let contents = files.read()?;
+        let served = Arc::new(Served(ArcSwap::from_pointee(files.parse(&contents, now)?)));
+        let mut config = ServerConfig::builder_with_provider(Arc::new(certificate::provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .expect("the provider has cipher suites for both")
+            .with_no_client_auth()
+            .with_cert_resolver(served.clone());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let seen = Mutex::new(Seen { served: contents.fingerprint(), ..Seen::default() });
+        Ok(Self(Arc::new(Inner { files, acceptor: Arc::new(config).into(), served, seen })))
+    }
+
+    /// The certificate that is served.
+    pub fn certificate(&self) -> Arc<Certificate> {
+        self.0.served.0.load_full()
+    }
+
+    /// Takes a client's handshake. How long that may last is for the caller to say.
+    ///
+    /// # Errors
+    ///
+    /// When the client speaks no TLS, or none that is spoken here.
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        self.0.acceptor.accept(stream).await
+    }
+
+    /// Looks at the files, and serves what is new in them if it was there at the last look already.
+    pub fn look(&self, now: OffsetDateTime, metrics: &Metrics) {
+        let Inner { files, served, seen, .. } = &*self.0;
+        let contents = files.read();
+        let fingerprint = match &contents {
+            Ok(contents) => contents.fingerprint(),
+            Err(error) => error.to_string().into_bytes(),
+        };
+        // Whole after every step, also after a panic.
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut seen.at_last_look, fingerprint.clone());
+        if fingerprint == seen.served {
+            seen.refused.clear();
+            metrics.set_certificate_reloaded(true);
+        } else if fingerprint == before {
+            match contents.and_then(|contents| files.parse(&contents, now)) {
+                Ok(certificate) => {
+                    tracing::info!(not_after = %certificate.not_after, "another certificate is served from now on");
+                    served.0.store(Arc::new(certificate));
+                    seen.served = fingerprint;
+                    seen.refused.clear();
+                    metrics.set_certificate_reloaded(true);
+                }
+                // Tried again at each look, as a certificate may be valid from tomorrow on; told once.
+                Err(error) if seen.refused != fingerprint => {
+                    tracing::error!(%error, "the former certificate stays: there is another one, which cannot be served");
+                    seen.refused = fingerprint;
+                    metrics.set_certificate_reloaded(false);
+                }
+                Err(_) => {}
+            }
+        }
+        metrics.set_certificate_expiry(self.certificate().not_after);
+    }
+
+    /// Looks at the files every two seconds, for as long as it is polled.
+    pub async fn follow(&self, clock: &Clock, metrics: &Metrics) {
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let (tls, now, metrics) = (self.clone(), clock.now(), metrics.clone());
+            // A file system may keep its reader waiting.
+            if let Err(error) = spawn_blocking(move || tls.look(now, &metrics)).await {
+                tracing::error!(%error, "the certificate could not be looked at");
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tls").field(&self.0.files).finish()
+    }
+}
+
+impl ResolvesServerCert for Served {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load().key.clone())
+    }
+}

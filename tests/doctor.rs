@@ -1,0 +1,268 @@
+//! `gatepass doctor` finds what is wrong: each fault is made, and told of with what to do about it. What it says of keys
+//! and of the root key is in tests/key_commands.rs.
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use gatepass::clock::Clock;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
+use tempfile::TempDir;
+use time::{Duration, OffsetDateTime};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream, UnixStream},
+};
+
+use crate::{
+    app::{KEY, database},
+    certificate::{Authority, Issued, pem},
+    process::{Ended, Home},
+};
+
+async fn doctor_says(home: &Home, args: &[&str], settings: &[(&str, &str)]) -> Ended {
+    let ended = home.gatepass(args).env("TOKEN_SYMMETRIC_KEY", KEY).envs(settings).run().await;
+    for output in [&ended.stdout, &ended.stderr] {
+        assert!(!output.contains(KEY) && !output.contains("panicked"), "{output}");
+    }
+    ended
+}
+
+/// What doctor finds about `area`: the exit code, and each level with its message and its advice.
+async fn findings(area: &str, settings: &[(&str, &str)]) -> (Option<i32>, Vec<(String, String)>) {
+    let ended = doctor_says(&Home::new(), &["doctor", "--json"], settings).await;
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(report["ok"], ended.code == Some(0), "{report:#}");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let all = report["findings"].as_array().unwrap().iter().filter(|finding| finding["area"] == area);
+    let all = all.map(|found| {
+        (text(&found["level"]), format!("{} -> {}", text(&found["message"]), text(&found["advice"])))
+    });
+    (ended.code, all.collect())
+}
+
+/// That there is one finding of this level with all of these in it, and what the exit code is.
+async fn finds(area: &str, settings: &[(&str, &str)], code: i32, level: &str, parts: &[&str]) {
+    let (ended, found) = findings(area, settings).await;
+    assert_eq!(ended, Some(code), "{found:#?}");
+    let is_there = found.iter().any(|(is, text)| is == level && parts.iter().all(|part| text.contains(part)));
+    assert!(is_there, "no {level} of {area} with {parts:?} in {found:#?}");
+}
+
+async fn execute(url: &str, statement: &str) {
+    let mut conn = PgConnection::connect(url).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut conn).await.unwrap();
+    conn.close().await.unwrap();
+}
+
+fn now() -> OffsetDateTime {
+    Clock::system().now()
+}
+
+#[tokio::test]
+async fn a_line_for_each_check_and_the_exit_code_tells_whether_there_is_a_problem() {
+    let url = database().await;
+    let settings = [("DB_SOURCE", &*url)];
+    let home = Home::new();
+    let ended = doctor_says(&home, &["doctor"], &settings).await.expect(0);
+    assert_eq!(ended.stderr, "");
+    let areas: Vec<_> = ended
+        .stdout
+        .lines()
+        .map(|line| {
+            assert!(line.starts_with("ok  "), "{line}");
+            line.split_whitespace().nth(1).unwrap()
+        })
+        .collect();
+    let all =
+        ["settings", "password", "tls", "ops", "database", "clock", "schema", "keys", "feed", "history"];
+    assert_eq!(areas, all);
+    // No colours where nobody looks.
+    assert!(!ended.stdout.contains('\x1b'), "{}", ended.stdout);
+
+    let ended = doctor_says(&home, &["doctor"], &[("DB_SOURCE", "x"), ("LOG_FORMAT", "y")]).await.expect(1);
+    assert!(ended.stderr.contains("there are 2 problems"), "{}", ended.stderr);
+    let help = doctor_says(&home, &["doctor", "--help"], &[]).await.expect(0).stdout;
+    for said in ["Exit code: 0 when there is no problem", "--json", "changes nothing"] {
+        assert!(help.contains(said), "{help}");
+    }
+}
+
+/// Where a certificate and its key are kept, and the settings for them.
+struct Place {
+    dir: TempDir,
+    settings: Vec<(&'static str, String)>,
+}
+
+impl Place {
+    fn new(url: &str) -> Self {
+        let dir = TempDir::with_prefix("gatepass-tls-").unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let settings = vec![
+            ("DB_SOURCE", url.to_owned()),
+            ("TLS_CERT_FILE", path("tls.crt")),
+            ("TLS_KEY_FILE", path("tls.key")),
+        ];
+        Self { dir, settings }
+    }
+
+    fn put(&self, chain: &str, key: &str) {
+        fs::write(self.dir.path().join("tls.crt"), chain).unwrap();
+        fs::write(self.dir.path().join("tls.key"), key).unwrap();
+        self.open(0o600);
+    }
+
+    fn open(&self, mode: u32) {
+        fs::set_permissions(self.dir.path().join("tls.key"), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    async fn finds(&self, more: &[(&str, &str)], code: i32, level: &str, parts: &[&str]) {
+        let mut settings: Vec<_> = self.settings.iter().map(|(name, value)| (*name, &**value)).collect();
+        settings.extend(more);
+        finds("tls", &settings, code, level, parts).await;
+    }
+}
+
+#[tokio::test]
+async fn the_certificate() {
+    let url = database().await;
+    let place = Place::new(&url);
+    let root = Authority::new("root", now());
+    let middle = root.below("middle", now());
+    let [middle_pem, root_pem] = [&middle, &root].map(|authority| pem("CERTIFICATE", &authority.certificate));
+    let good = middle.issue_at(now());
+    let chain = |issued: &Issued| format!("{}{middle_pem}", issued.certificate_pem());
+
+    place.put(&chain(&good), &good.key_pem());
+    place.finds(&[], 0, "ok", &["valid until", "88 days"]).await;
+    let issuer = |name: &'static str| [("TOKEN_ISSUER", name)];
+    place.finds(&issuer("https://localhost"), 0, "ok", &[]).await;
+    place.finds(&issuer("https://127.0.0.1:8443"), 0, "ok", &[]).await;
+    let elsewhere = issuer("https://auth.example.com");
+    place.finds(&elsewhere, 0, "warning", &["not for auth.example.com", "get one with that name"]).await;
+    place.open(0o604);
+    place.finds(&[], 0, "warning", &["every user of this machine may read", "chmod o-r"]).await;
+
+    let soon = middle.issue(now() - Duration::days(80), now() + Duration::days(10) + Duration::HOUR);
+    place.put(&chain(&soon), &soon.key_pem());
+    place.finds(&[], 0, "warning", &["expires in 10 days", "renew it"]).await;
+    let swapped = format!("{}{root_pem}{middle_pem}", good.certificate_pem());
+    place.put(&swapped, &good.key_pem());
+    place.finds(&[], 0, "warning", &["not in order", "put the service's own first"]).await;
+    place.put(&good.certificate_pem(), &good.key_pem());
+    place.finds(&[], 0, "note", &["holds one certificate", "use the full chain"]).await;
+    place.put(&root_pem, &root.key_pem());
+    place.finds(&[], 0, "note", &["signed by itself"]).await;
+
+    let expired = middle.issue(now() - Duration::days(90), now() - Duration::HOUR);
+    place.put(&chain(&expired), &expired.key_pem());
+    place
+        .finds(&[], 1, "problem", &["TLS_CERT_FILE=", "has expired", "goes on with the certificate it has"])
+        .await;
+    place.put(&chain(&good), &expired.key_pem());
+    place.finds(&[], 1, "problem", &["TLS_KEY_FILE=", "not the key"]).await;
+    fs::remove_file(place.dir.path().join("tls.key")).unwrap();
+    place.finds(&[], 1, "problem", &["TLS_KEY_FILE=", "cannot be read"]).await;
+    let half = [("DB_SOURCE", &*url), ("TLS_CERT_FILE", "/x")];
+    finds("settings", &half, 1, "problem", &["TLS_KEY_FILE", "set both"]).await;
+    // Without one, production is reminded.
+    let production = [("DB_SOURCE", &*url), ("ENVIRONMENT", "production")];
+    finds("tls", &production, 0, "ok", &["plain HTTP", "put a proxy in front"]).await;
+}
+
+#[tokio::test]
+async fn metrics_that_others_can_read() {
+    let url = database().await;
+    let open = [("DB_SOURCE", &*url), ("OPS_SERVER_ADDRESS", "0.0.0.0:9090")];
+    finds("ops", &open, 0, "note", &["whoever can connect", "nobody but Prometheus"]).await;
+}
+
+/// Passes on what comes to an address that is not this machine's own, as far as anybody can tell by it; the URL.
+async fn from_afar(url: &str) -> String {
+    let options: PgConnectOptions = url.parse().unwrap();
+    let socket = options.get_socket().unwrap().join(format!(".s.PGSQL.{}", options.get_port()));
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut server: UnixStream = UnixStream::connect(&socket).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional::<TcpStream, _>(&mut stream, &mut server).await });
+        }
+    });
+    let (user, database) = (options.get_username(), options.get_database().unwrap());
+    format!("postgres://{user}:x@0.0.0.0:{port}/{database}?sslmode=prefer")
+}
+
+#[tokio::test]
+async fn a_database_that_is_far_away_and_not_encrypted() {
+    let far = from_afar(&database().await).await;
+    let parts = ["not encrypted, and leaves this machine", "sslmode=verify-full"];
+    finds("database", &[("DB_SOURCE", &far)], 0, "note", &parts).await;
+    let production = [("DB_SOURCE", &*far), ("ENVIRONMENT", "production")];
+    finds("database", &production, 0, "warning", &parts).await;
+}
+
+/// The database with functions of a test's own in the place of Postgres'.
+async fn with_functions(functions: &str) -> String {
+    let url = database().await;
+    execute(&url, &format!("CREATE SCHEMA ours; {functions}")).await;
+    format!("{url}&options[search_path]=ours,public,pg_catalog")
+}
+
+#[tokio::test]
+async fn clocks_that_differ() {
+    for (seconds, which) in [(5, "behind"), (-5, "ahead of")] {
+        let url = with_functions(&format!(
+            "CREATE FUNCTION ours.now() RETURNS timestamptz LANGUAGE sql AS
+             $$ SELECT pg_catalog.clock_timestamp() + interval '{seconds} s' $$"
+        ))
+        .await;
+        let parts = [&*format!("s {which} the database's"), "NTP"];
+        finds("clock", &[("DB_SOURCE", &url)], 0, "warning", &parts).await;
+    }
+}
+
+#[tokio::test]
+async fn notifications_that_do_not_come_through() {
+    let url = with_functions(
+        "CREATE FUNCTION ours.pg_notify(text, text) RETURNS void LANGUAGE sql AS $$ SELECT $$",
+    )
+    .await;
+    finds("feed", &[("DB_SOURCE", &url)], 0, "warning", &["no notification", "go past the pooler"]).await;
+}
+
+#[tokio::test]
+async fn a_history_that_nobody_seals() {
+    let url = database().await;
+    let settings = [("DB_SOURCE", &*url)];
+    let home = Home::new();
+    let create =
+        home.gatepass(&["client", "create", "orders"]).env("TOKEN_SYMMETRIC_KEY", KEY).envs(&settings);
+    create.run().await.expect(0);
+    // It has just come.
+    finds("history", &settings, 0, "ok", &["sealed"]).await;
+    execute(&url, "UPDATE history SET changed_at = now() - interval '6 minutes'").await;
+    finds("history", &settings, 0, "warning", &["1 changes wait", "gatepass history seal"]).await;
+    home.gatepass(&["history", "seal"]).env("TOKEN_SYMMETRIC_KEY", KEY).envs(&settings).run().await.expect(0);
+    finds("history", &settings, 0, "ok", &["sealed"]).await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_ahead_or_behind() {
+    finds("database", &[("DB_SOURCE", "postgres://x@127.0.0.1:1/x")], 1, "problem", &["check host and port"])
+        .await;
+    let url = database().await;
+    let missing = url.replace("/test_", "/no_test_");
+    finds("database", &[("DB_SOURCE", &missing)], 1, "problem", &["create it"]).await;
+    execute(
+        &url,
+        r"INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+          VALUES (999999, 'from tomorrow', true, '\x00', 0)",
+    )
+    .await;
+    finds("schema", &[("DB_SOURCE", &url)], 1, "problem", &["999999", "a newer version has migrated"]).await;
+    execute(&url, "DELETE FROM _sqlx_migrations WHERE version >= (SELECT max(version) - 1 FROM _sqlx_migrations WHERE version < 999999)")
+        .await;
+    let by_hand = [("DB_SOURCE", &*url), ("MIGRATE_ON_START", "false")];
+    finds("schema", &by_hand, 1, "problem", &["`gatepass migrate up`"]).await;
+    finds("schema", &[("DB_SOURCE", &url)], 0, "note", &["migrations are waiting"]).await;
+}

@@ -1,0 +1,333 @@
+//! What watches the service and what it is watched by agree: a scrape is what Prometheus reads, the dashboard and the alert
+//! rules ask only for metrics that there are, each alert has its section in the runbook, and docs/metrics.md lists what a
+//! scrape has.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    io::Write,
+    process::{Command, Stdio},
+};
+
+use serde_json::{Value, json};
+use time::Duration;
+
+use crate::app::App;
+
+/// Metrics of others, by who exports them.
+const FOREIGN: &[(&str, &[&str])] = &[
+    ("postgres_exporter", &["pg_stat_database_numbackends", "pg_settings_max_connections"]),
+    ("kubelet", &["kubelet_volume_stats_used_bytes", "kubelet_volume_stats_capacity_bytes"]),
+    ("YACE, for CloudWatch", &["aws_rds_free_storage_space_average"]),
+    ("cert-manager", &["certmanager_certificate_expiration_timestamp_seconds"]),
+    ("blackbox_exporter", &["probe_ssl_earliest_cert_expiry"]),
+];
+
+/// Words of PromQL that are no metric.
+const PROMQL: &[&str] = &[
+    "absent",
+    "and",
+    "by",
+    "changes",
+    "count",
+    "group_left",
+    "histogram_quantile",
+    "increase",
+    "max",
+    "min",
+    "offset",
+    "on",
+    "or",
+    "rate",
+    "scalar",
+    "sum",
+    "time",
+    "vector",
+];
+
+fn file(path: &str) -> String {
+    fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+fn rules() -> String {
+    file("eks/components/monitoring/rules.yaml")
+}
+
+/// A story in which everything is counted that is counted.
+async fn story() -> App {
+    let settings = [
+        ("TOKEN_FORMAT", "v4.public"),
+        ("TOKEN_FORMAT_ACCEPTED", "v4.local"),
+        ("LOGIN_ATTEMPTS_PER_IP", "3/15m"),
+    ];
+    let app = App::with(&settings).await;
+    app.register("alice").await;
+    let login = app.login("alice").await;
+    for _ in 0..2 {
+        app.get("/users/me").bearer(&login).send().await.expect(200);
+    }
+    app.get("/users/me").send().await.expect_problem(401, "missing_token");
+    app.get("/nobody/knows/this").send().await.expect_problem(404, "not_found");
+    let wrong = json!({"username": "alice", "password": "wrong-sardine-lagoon-4"});
+    for status in [401, 401, 401, 429] {
+        assert_eq!(app.post("/users/login").json(&wrong).send().await.status.as_u16(), status);
+    }
+    let renewal = json!({"refresh_token": login["refresh_token"]});
+    app.post("/tokens/renew_access").json(&renewal).send().await.expect(200);
+    app.post("/users/logout").bearer(&login).send().await.expect(204);
+    app.get("/users/me").bearer(&login).send().await.expect_problem(401, "session_revoked");
+    app.hear().await;
+    app
+}
+
+/// What a scrape says of its metrics, and the samples' names and labels.
+struct Scrape {
+    /// Type and meaning, by name.
+    metrics: BTreeMap<String, (String, String)>,
+    /// Labels and their values, by the sample's name.
+    samples: BTreeMap<String, BTreeMap<String, BTreeSet<String>>>,
+}
+
+impl Scrape {
+    /// Reads the text of Prometheus 0.0.4.
+    fn parse(text: &str) -> Self {
+        let mut scrape = Self { metrics: BTreeMap::new(), samples: BTreeMap::new() };
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                let (name, about) = rest.split_once(' ').unwrap();
+                scrape.metrics.insert(name.into(), (String::new(), about.trim_end_matches('.').into()));
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap();
+                scrape.metrics.get_mut(name).unwrap().0 = kind.into();
+            } else {
+                let (series, _value) = line.rsplit_once(' ').unwrap();
+                let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+                let known = scrape.samples.entry(name.into()).or_default();
+                for label in labels.trim_end_matches('}').split("\",").filter(|label| !label.is_empty()) {
+                    let (label, value) = label.split_once("=\"").unwrap();
+                    known.entry(label.into()).or_default().insert(value.trim_end_matches('"').into());
+                }
+            }
+        }
+        scrape
+    }
+
+    async fn of(app: &App) -> Self {
+        Self::parse(&app.scrape().await)
+    }
+}
+
+#[tokio::test]
+async fn promtool_finds_nothing_wrong_with_a_scrape() {
+    let Some(promtool) = env::var_os("GATEPASS_TEST_PROMTOOL").filter(|path| !path.is_empty()) else {
+        assert!(env::var_os("CI").is_none(), "GATEPASS_TEST_PROMTOOL names no promtool; `make test` sets it");
+        return eprintln!(
+            "promtool did NOT read a scrape: GATEPASS_TEST_PROMTOOL names none; `make test` sets it"
+        );
+    };
+    let scrape = story().await.scrape().await;
+    let mut promtool = Command::new(promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    promtool.stdin.take().unwrap().write_all(scrape.as_bytes()).unwrap();
+    let found = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8([found.stdout, found.stderr].concat()).unwrap();
+    assert!(found.status.success() && said.is_empty(), "{}\n{said}\n{scrape}", found.status);
+}
+
+#[tokio::test]
+async fn whoever_asks_for_openmetrics_gets_it() {
+    let app = story().await;
+    let text = app.scrape_as("application/openmetrics-text; version=1.0.0; charset=utf-8").await;
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    assert!(text.contains("# TYPE gatepass_http_requests counter\n"), "{text}");
+}
+
+#[tokio::test]
+async fn a_scrape_says_how_things_stand() {
+    let app = story().await;
+    app.clock.advance(Duration::seconds(7));
+    let text = app.scrape().await;
+    for line in [
+        r#"gatepass_bearer_accepted_total{cache="miss"} 1"#,
+        r#"gatepass_bearer_accepted_total{cache="hit"} 2"#,
+        r#"gatepass_bearer_refused_total{code="missing_token"} 1"#,
+        r#"gatepass_bearer_refused_total{code="session_revoked"} 1"#,
+        r#"gatepass_logins_total{outcome="refused"} 3"#,
+        r#"gatepass_logins_total{outcome="throttled"} 1"#,
+        r#"gatepass_logins_total{outcome="failed"} 0"#,
+        r#"gatepass_throttled_total{attempt="login"} 1"#,
+        r#"gatepass_http_requests_total{method="GET",route="-",status="404"} 1"#,
+        "gatepass_http_requests_in_flight 0",
+        // The hash of the registration, and those of four logins; the password's rules are looked at there too.
+        "gatepass_password_hash_wait_seconds_count 6",
+        "gatepass_password_hash_duration_seconds_count 6",
+        r#"gatepass_password_hash_jobs{state="queued"} 0"#,
+        "gatepass_password_hash_jobs_max 130",
+        "gatepass_revocation_silence_seconds 7.0",
+        "gatepass_revocation_silence_max_seconds 31536000.0",
+        "gatepass_revocation_lag_seconds_count 1",
+        r#"gatepass_db_connections_max{pool="requests"} 8"#,
+        r#"gatepass_token_keys{format="v4.local",status="shared"} 1"#,
+        r#"gatepass_token_keys{format="v4.public",status="active"} 1"#,
+        r#"gatepass_token_keys{format="v4.public",status="next"} 1"#,
+        r#"gatepass_token_key_since_timestamp_seconds{format="v4.public",status="active"} 1767323045"#,
+        "gatepass_key_rotation_interval_seconds 2592000.0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+}
+
+/// Every metric that an expression of PromQL asks for, and every bucket.
+fn asked_for(expr: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    let mut plain = String::new();
+    let (mut metrics, mut buckets) = (BTreeSet::new(), BTreeSet::new());
+    // Without labels and ranges.
+    let mut rest = expr;
+    while let Some(at) = rest.find(['{', '[']) {
+        let close = if rest.as_bytes()[at] == b'{' { '}' } else { ']' };
+        plain += &rest[..at];
+        let end = at + rest[at..].find(close).unwrap();
+        let le = rest[at..end].split_once("le=\"").map(|(_, le)| le.split('"').next().unwrap().to_owned());
+        buckets.extend(le);
+        rest = &rest[end + 1..];
+    }
+    plain += rest;
+    // Without what stands behind `by` and the like.
+    let words = |text: &str| -> Vec<String> {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+        text.split(|c| !is_word(c)).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    };
+    for keyword in ["by (", "on ("] {
+        while let Some(at) = plain.find(keyword) {
+            let end = at + plain[at..].find(')').unwrap();
+            plain.replace_range(at..=end, " ");
+        }
+    }
+    for word in words(&plain) {
+        if !word.starts_with(|c: char| c.is_ascii_digit()) && !PROMQL.contains(&&*word) {
+            metrics.insert(word);
+        }
+    }
+    // The unit of an offset.
+    metrics.retain(|word| word.len() > 2);
+    (metrics, buckets)
+}
+
+/// The expressions of the rules, and the names of those that are recorded.
+fn rule_expressions() -> (Vec<String>, BTreeSet<String>) {
+    let (rules, mut expressions, mut recorded) = (rules(), Vec::new(), BTreeSet::new());
+    let mut lines = rules.lines().peekable();
+    while let Some(line) = lines.next() {
+        let indent = line.len() - line.trim_start().len();
+        let line = line.trim().trim_start_matches("- ");
+        if let Some(name) = line.strip_prefix("record: ") {
+            recorded.insert(name.to_owned());
+        } else if let Some(rest) = line.strip_prefix("expr: ") {
+            let mut expr = rest.trim_start_matches(">-").to_owned();
+            // What is indented deeper goes on.
+            while let Some(next) = lines.next_if(|next| next.len() - next.trim_start().len() > indent) {
+                expr = format!("{expr} {}", next.trim());
+            }
+            expressions.push(expr);
+        }
+    }
+    (expressions, recorded)
+}
+
+fn dashboard_expressions(json: &Value) -> Vec<String> {
+    match json {
+        Value::Object(members) => {
+            let own = members.get("expr").and_then(Value::as_str).map(str::to_owned);
+            own.into_iter().chain(members.values().flat_map(dashboard_expressions)).collect()
+        }
+        Value::Array(items) => items.iter().flat_map(dashboard_expressions).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn the_dashboard_and_the_rules_ask_for_metrics_that_there_are() {
+    let scrape = Scrape::of(&story().await).await;
+    let (rules, recorded) = rule_expressions();
+    let dashboard: Value = serde_json::from_str(&file("eks/components/monitoring/dashboard.json")).unwrap();
+    let dashboard = dashboard_expressions(&dashboard);
+    assert!(rules.len() > 30 && dashboard.len() > 30, "{} and {}", rules.len(), dashboard.len());
+    let mut used = BTreeSet::new();
+    for expr in rules.iter().chain(&dashboard) {
+        let (metrics, buckets) = asked_for(expr);
+        for metric in metrics {
+            let is_foreign = FOREIGN.iter().any(|(_, names)| names.contains(&&*metric));
+            let is_known = scrape.samples.contains_key(&metric) || recorded.contains(&metric) || is_foreign;
+            assert!(is_known, "nobody has {metric}: {expr}");
+            used.insert(metric);
+        }
+        let known = &scrape.samples["gatepass_http_request_duration_seconds_bucket"]["le"];
+        assert!(buckets.is_subset(known), "no such bucket: {buckets:?} of {known:?}");
+    }
+    for (exporter, names) in FOREIGN {
+        assert!(names.iter().all(|name| used.contains(*name)), "{exporter} has more than anybody wants");
+    }
+}
+
+#[test]
+fn each_alert_has_its_section_in_the_runbook() {
+    let (rules, runbook) = (rules(), file("docs/runbook.md"));
+    let named = |prefix: &str| -> Vec<String> {
+        rules.lines().filter_map(|line| line.trim().strip_prefix(prefix)).map(str::to_owned).collect()
+    };
+    let alerts = named("- alert: ");
+    let sections: Vec<&str> = runbook
+        .lines()
+        .filter_map(|line| line.strip_prefix("## "))
+        .filter(|title| title.starts_with("Gatepass"))
+        .collect();
+    assert_eq!(sections, alerts);
+    let urls: Vec<_> =
+        alerts.iter().map(|alert| format!("docs/runbook.md#{}", alert.to_lowercase())).collect();
+    assert_eq!(named("runbook_url: "), urls);
+    for section in runbook.split("\n## ").filter(|section| section.starts_with("Gatepass")) {
+        for part in ["**Means:**", "**Look:**", "**Do:**", "**Wake:**"] {
+            assert!(section.contains(part), "no {part}: {section}");
+        }
+    }
+    for test in ["rules_test.yaml", "rules_day_test.yaml"] {
+        assert!(file("Makefile").contains(test), "{test} is not run");
+    }
+    let tests = file("eks/components/monitoring/rules_test.yaml")
+        + &file("eks/components/monitoring/rules_day_test.yaml");
+    for alert in alerts {
+        assert!(tests.contains(&format!("alertname=\"{alert}\"")), "{alert} has no test");
+    }
+}
+
+#[tokio::test]
+async fn the_list_of_metrics_is_what_a_scrape_has() {
+    const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+    const FROM: &str = "<!-- metrics -->\n";
+    const TO: &str = "<!-- /metrics -->";
+
+    let scrape = Scrape::of(&story().await).await;
+    let mut table = "| metric | type | labels | what |\n|---|---|---|---|\n".to_owned();
+    for (name, (kind, about)) in &scrape.metrics {
+        // Linux alone has them.
+        let sample = if kind == "histogram" { format!("{name}_count") } else { name.clone() };
+        let labels: Vec<_> = scrape.samples[&sample].keys().map(|label| format!("`{label}`")).collect();
+        table += &format!("| `{name}` | {kind} | {} | {about} |\n", labels.join(", "));
+    }
+    let page = fs::read_to_string(PATH).unwrap();
+    let (before, rest) = page.split_once(FROM).unwrap();
+    let (old, after) = rest.split_once(TO).unwrap();
+    if env::var_os("UPDATE_EXPECT").is_some() {
+        fs::write(PATH, format!("{before}{FROM}\n{table}\n{TO}{after}")).unwrap();
+    } else {
+        assert!(
+            old.trim() == table.trim(),
+            "docs/metrics.md is out of date: run this test with UPDATE_EXPECT=1 to rewrite it\n{table}"
+        );
+    }
+}

@@ -1,0 +1,306 @@
+//! Replicas behind nginx are replaced one after the other under load, and no request fails, whatever its method; when one
+//! is killed, the requests fail that it was answering, and no others. The configuration of nginx is that of
+//! docs/rolling-updates.md.
+//!
+//! `make drill` goes round more often.
+
+use std::{
+    env,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection, Row};
+use tokio::{net::TcpSocket, task::JoinSet, time::sleep};
+
+use crate::{
+    app::{KEY, PASSWORD, database},
+    nginx::Nginx,
+    process::{Home, Process, Signal, until},
+};
+
+const REPLICAS: usize = 3;
+const CLIENTS: usize = 6;
+
+/// Three replicas on one database, behind nginx.
+struct Fleet {
+    home: Home,
+    settings: Vec<(&'static str, String)>,
+    /// Bound and not listening, so that nobody else gets the port while a replica is away.
+    ports: Vec<(SocketAddr, TcpSocket)>,
+    replicas: Vec<Process>,
+    nginx: Nginx,
+}
+
+impl Fleet {
+    async fn new(what_for: &str, settings: &[(&'static str, &str)]) -> Option<Self> {
+        let mut ports = Vec::new();
+        for _ in 0..REPLICAS {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_reuseaddr(true).unwrap();
+            socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            ports.push((socket.local_addr().unwrap(), socket));
+        }
+        let nginx = Nginx::start(what_for, |listen| {
+            let mut site = documented().replace("listen 80;", listen);
+            for (i, (address, _)) in ports.iter().enumerate() {
+                site = site.replace(&format!("gatepass-{}:8080", i + 1), &address.to_string());
+            }
+            assert!(!site.contains("8080") && site.contains(listen), "{site}");
+            site
+        });
+        let nginx = nginx.await?;
+        let url = database().await;
+        let mut settings: Vec<_> =
+            settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        settings.extend([
+            ("DB_SOURCE", url),
+            ("TOKEN_SYMMETRIC_KEY", KEY.to_owned()),
+            ("TRUSTED_PROXIES", "127.0.0.1".to_owned()),
+        ]);
+        let mut fleet = Self { home: Home::new(), settings, ports, replicas: Vec::new(), nginx };
+        for i in 0..REPLICAS {
+            let replica = fleet.start(i).await;
+            fleet.replicas.push(replica);
+        }
+        Some(fleet)
+    }
+
+    async fn start(&self, i: usize) -> Process {
+        let address = self.ports[i].0.to_string();
+        let mut settings: Vec<_> =
+            self.settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        settings.push(("HTTP_SERVER_ADDRESS", &address));
+        let replica = self.home.serve(&settings).await;
+        assert_eq!(replica.get("/readyz").await.0, 200);
+        replica
+    }
+
+    /// Puts another one in the place of a replica that has gone.
+    async fn restart(&mut self, i: usize, end: impl AsyncFnOnce(Process)) {
+        // Each has a share of the load: nginx has noticed that the last one is back, and has two to turn to.
+        until("all are asked", async || self.replicas.iter().all(|replica| answered(replica) >= 20)).await;
+        let gone = self.replicas.remove(i);
+        end(gone).await;
+        let replica = self.start(i).await;
+        self.replicas.insert(i, replica);
+    }
+
+    /// Looks into the database.
+    async fn rows(&self, query: &'static str) -> Vec<sqlx::postgres::PgRow> {
+        let (_, url) = self.settings.iter().find(|(name, _)| *name == "DB_SOURCE").unwrap();
+        let mut conn = PgConnection::connect(url).await.unwrap();
+        sqlx::query(query).fetch_all(&mut conn).await.unwrap()
+    }
+}
+
+/// How many requests it has answered, but for ours that ask whether it is ready.
+fn answered(replica: &Process) -> usize {
+    let log = replica.stderr();
+    log.lines().filter(|line| line.contains("answered") && !line.contains("readyz")).count()
+}
+
+fn documented() -> String {
+    let page = include_str!("../docs/rolling-updates.md");
+    let (_, rest) = page.split_once("```nginx\n").unwrap();
+    rest.split_once("```").unwrap().0.to_owned()
+}
+
+/// Who uses the service, as everybody sees them who has to do with it.
+#[derive(Clone)]
+struct Clients {
+    http: reqwest::Client,
+    failures: Arc<Mutex<Vec<String>>>,
+    requests: Arc<AtomicUsize>,
+    done: Arc<AtomicBool>,
+}
+
+impl Clients {
+    fn new(socket: &Path) -> Self {
+        let http = reqwest::Client::builder().unix_socket(socket).timeout(Duration::from_secs(20)).build();
+        Self { http: http.unwrap(), failures: Arc::default(), requests: Arc::default(), done: Arc::default() }
+    }
+
+    /// The body, if the answer has this status; anything else counts as failed.
+    async fn ask(&self, request: reqwest::RequestBuilder, status: u16) -> Option<Value> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let (http, request) = request.build_split();
+        let request = request.unwrap();
+        let asked = format!("{} {}", request.method(), request.url().path());
+        let failure = match http.execute(request).await {
+            Ok(answer) if answer.status() == status => match answer.bytes().await {
+                Ok(body) => return Some(serde_json::from_slice(&body).unwrap_or_default()),
+                Err(error) => format!("{error:?}"),
+            },
+            Ok(answer) => {
+                let status = answer.status();
+                format!("{status} {}", answer.text().await.unwrap_or_default())
+            }
+            Err(error) => format!("{error:?}"),
+        };
+        self.failures.lock().unwrap().push(format!("{asked}: {failure}"));
+        None
+    }
+
+    fn post(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
+        self.http.post(format!("http://gatepass{path}")).json(body)
+    }
+
+    async fn register(&self, name: &str) {
+        let body = json!({ "username": name, "email": format!("{name}@example.com"), "password": PASSWORD });
+        self.ask(self.post("/users", &body), 201).await.unwrap();
+    }
+
+    async fn log_in(&self, name: &str) -> Option<Value> {
+        self.ask(self.post("/users/login", &json!({ "username": name, "password": PASSWORD })), 200).await
+    }
+
+    async fn renew(&self, tokens: &Value) -> Option<Value> {
+        let body = json!({ "refresh_token": tokens["refresh_token"] });
+        self.ask(self.post("/tokens/renew_access", &body), 200).await
+    }
+
+    async fn me(&self, tokens: &Value) -> Option<Value> {
+        let token = tokens["access_token"].as_str().unwrap();
+        self.ask(self.http.get("http://gatepass/users/me").bearer_auth(token), 200).await
+    }
+
+    async fn log_out(&self, tokens: &Value) -> Option<Value> {
+        let token = tokens["access_token"].as_str().unwrap();
+        self.ask(self.http.post("http://gatepass/users/logout").bearer_auth(token), 204).await
+    }
+
+    fn failures(&self) -> Vec<String> {
+        self.failures.lock().unwrap().clone()
+    }
+}
+
+fn rounds() -> usize {
+    if env::var("GATEPASS_DRILL").is_ok_and(|drill| drill == "full") { 6 } else { 1 }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_are_replaced_one_by_one_and_no_request_fails() {
+    let production = [
+        ("ENVIRONMENT", "production"),
+        // OWASP's smallest.
+        ("ARGON2_MEMORY_KIB", "7168"),
+        ("ARGON2_ITERATIONS", "5"),
+    ];
+    let Some(mut fleet) = Fleet::new("rolling updates behind nginx", &production).await else { return };
+    let clients = Clients::new(&fleet.nginx.socket());
+    let mut load = JoinSet::new();
+    for i in 0..CLIENTS {
+        let clients = clients.clone();
+        load.spawn(async move {
+            let name = format!("user{i}");
+            clients.register(&name).await;
+            while !clients.done.load(Ordering::Relaxed) {
+                let Some(mut tokens) = clients.log_in(&name).await else { continue };
+                for _ in 0..10 {
+                    clients.me(&tokens).await;
+                    if let Some(next) = clients.renew(&tokens).await {
+                        tokens = next;
+                    }
+                    sleep(Duration::from_millis(5)).await;
+                }
+                clients.log_out(&tokens).await;
+            }
+        });
+    }
+    for i in (0..REPLICAS).cycle().take(rounds() * REPLICAS) {
+        let requests = clients.requests.clone();
+        fleet
+            .restart(i, async |replica| {
+                let before = answered(&replica);
+                replica.signal(Signal::TERM);
+                until("it leaves", async || replica.stderr().contains("finishing what is in flight")).await;
+                // Asked itself, it says that nobody should be sent there any more, and is there yet.
+                let (status, body) = replica.get("/readyz").await;
+                assert_eq!((status, &body["reasons"]), (503, &json!(["stopping"])));
+                sleep(Duration::from_secs(1)).await;
+                assert!(answered(&replica) > before, "it is still asked");
+                let ended = replica.end().await.expect(0);
+                assert!(
+                    ended.stderr.contains("stopped") && !ended.stderr.contains("cut off"),
+                    "{}",
+                    ended.stderr
+                );
+            })
+            .await;
+        println!(
+            "rolling update: replica {i} replaced, {} requests so far",
+            requests.load(Ordering::Relaxed)
+        );
+    }
+    until("all are asked again", async || fleet.replicas.iter().all(|replica| answered(replica) >= 5)).await;
+    clients.done.store(true, Ordering::Relaxed);
+    load.join_all().await;
+    let (requests, failures) = (clients.requests.load(Ordering::Relaxed), clients.failures());
+    println!("rolling update: {requests} requests, {} failures", failures.len());
+    assert!(failures.is_empty(), "{failures:#?}\n{}", fleet.nginx.log());
+    assert!(requests > 500, "{requests}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_replica_that_is_killed_only_the_requests_in_flight_fail() {
+    let Some(mut fleet) = Fleet::new("a kill behind nginx", &[]).await else { return };
+    let clients = Clients::new(&fleet.nginx.socket());
+    let mut load = JoinSet::new();
+    for i in 0..CLIENTS {
+        let clients = clients.clone();
+        load.spawn(async move {
+            let name = format!("user{i}");
+            clients.register(&name).await;
+            let mut tokens = clients.log_in(&name).await.unwrap();
+            let (mut renewals, mut failed) = (0, 0);
+            while !clients.done.load(Ordering::Relaxed) {
+                failed += usize::from(clients.me(&tokens).await.is_none());
+                match clients.renew(&tokens).await {
+                    Some(next) => {
+                        tokens = next;
+                        renewals += 1;
+                    }
+                    // Again, with the same token: as a client does whose answer got lost.
+                    None => failed += 1,
+                }
+                sleep(Duration::from_millis(2)).await;
+            }
+            (tokens["session_id"].as_str().unwrap().to_owned(), renewals, failed)
+        });
+    }
+    let kills = rounds() * REPLICAS;
+    for i in (0..REPLICAS).cycle().take(kills) {
+        fleet
+            .restart(i, async |replica| {
+                assert_eq!(replica.stop(Signal::KILL).await.code, None);
+                // The others have to do without it for a while.
+                sleep(Duration::from_millis(500)).await;
+            })
+            .await;
+    }
+    until("all are asked again", async || fleet.replicas.iter().all(|replica| answered(replica) >= 5)).await;
+    clients.done.store(true, Ordering::Relaxed);
+    let clients_ends = load.join_all().await;
+    let (requests, failures) = (clients.requests.load(Ordering::Relaxed), clients.failures());
+    println!("kill behind nginx: {requests} requests, {} failures over {kills} kills", failures.len());
+    // Nobody has more than one request in flight.
+    for (_, _, failed) in &clients_ends {
+        assert!(*failed <= kills, "{failures:#?}\n{}", fleet.nginx.log());
+    }
+    assert!(failures.iter().all(|failure| failure.contains(": 502 ")), "{failures:#?}");
+
+    // Nor is a session lost, ended or doubled: each is where its client is.
+    let rows = fleet.rows("SELECT id::text, refresh_generation, ended_at IS NULL FROM sessions").await;
+    assert_eq!(rows.len(), CLIENTS);
+    for (session, renewals, _) in clients_ends {
+        let row = rows.iter().find(|row| row.get::<String, _>(0) == session).unwrap();
+        assert_eq!((row.get::<i32, _>(1), row.get::<bool, _>(2)), (renewals, true), "{failures:#?}");
+    }
+}

@@ -1,0 +1,237 @@
+//! What the real binary sends to a collector: a span for each request, in its caller's trace, with the steps of a login
+//! below it. A caller decides nothing about what is recorded, and a collector that does not answer holds nobody up.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use axum::{Router, body::Bytes, extract::State, http::header::CONTENT_TYPE, routing::post};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::{KeyValue, any_value::Value as Any},
+    trace::v1::{Span, span::SpanKind, status::StatusCode},
+};
+use prost::Message;
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use tokio::net::TcpListener;
+
+use crate::{
+    app::{PASSWORD, database},
+    process::{Home, Process, Signal},
+};
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const CALLER: &str = "b7ad6b7169203331";
+
+/// An OTLP collector, and what it has been sent.
+pub struct Collector {
+    pub endpoint: String,
+    requests: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
+}
+
+impl Collector {
+    pub async fn start() -> Self {
+        let requests = Arc::default();
+        let router = Router::new().route("/v1/traces", post(collect)).with_state(Arc::clone(&requests));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async { axum::serve(listener, router).await });
+        Self { endpoint, requests }
+    }
+
+    /// Every span, by its name.
+    fn spans(&self) -> Vec<Span> {
+        let requests = self.requests.lock().unwrap();
+        let resources = requests.iter().flat_map(|request| &request.resource_spans);
+        resources.flat_map(|resource| &resource.scope_spans).flat_map(|scope| scope.spans.clone()).collect()
+    }
+
+    /// All that it was sent, as text to search.
+    pub fn sent(&self) -> String {
+        format!("{:?}", self.requests.lock().unwrap())
+    }
+}
+
+async fn collect(
+    State(requests): State<Arc<Mutex<Vec<ExportTraceServiceRequest>>>>,
+    headers: axum::http::HeaderMap,
+    body: Bytes,
+) {
+    assert_eq!(headers[CONTENT_TYPE], "application/x-protobuf");
+    requests.lock().unwrap().push(ExportTraceServiceRequest::decode(body).unwrap());
+}
+
+/// The attributes as text.
+fn attributes(attributes: &[KeyValue]) -> HashMap<&str, String> {
+    let text = |value: &KeyValue| match value.value.as_ref().unwrap().value.as_ref().unwrap() {
+        Any::StringValue(text) => text.clone(),
+        Any::IntValue(number) => number.to_string(),
+        other => panic!("{other:?}"),
+    };
+    attributes.iter().map(|attribute| (attribute.key.as_str(), text(attribute))).collect()
+}
+
+fn hex(id: &[u8]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+async fn serve(home: &Home, database_url: &str, more: &[(&str, &str)]) -> Process {
+    let settings = [("DB_SOURCE", database_url), ("LOG_FORMAT", "json")];
+    home.serve(&[&settings[..], more].concat()).await
+}
+
+async fn log_in(service: &Process, traceparent: &str, password: &str) -> u16 {
+    let request = reqwest::Client::new().post(service.url("/users/login")).header("traceparent", traceparent);
+    let body = json!({"username": "alice", "password": password});
+    request.header("x-request-id", "a-login").json(&body).send().await.unwrap().status().as_u16()
+}
+
+async fn register(service: &Process) {
+    let alice = json!({"username": "alice", "email": "alice@example.com", "password": PASSWORD});
+    let response = reqwest::Client::new().post(service.url("/users")).json(&alice).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 201);
+}
+
+#[tokio::test]
+async fn a_login_is_a_tree_of_its_steps_in_its_callers_trace() {
+    let collector = Collector::start().await;
+    let home = Home::new();
+    let settings = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint),
+        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
+    ];
+    let service = serve(&home, &database().await, &settings).await;
+    register(&service).await;
+    // A caller that does not want to be recorded: that is not for the caller to say.
+    assert_eq!(log_in(&service, &format!("00-{TRACE}-{CALLER}-00"), PASSWORD).await, 200);
+    let log = service.stop(Signal::TERM).await.expect(0).stderr;
+
+    let spans = collector.spans();
+    let of_login: Vec<_> = spans.iter().filter(|span| hex(&span.trace_id) == TRACE).collect();
+    let one = |name: &str| {
+        let mut found = of_login.iter().filter(|span| span.name == name);
+        let span = found.next().unwrap_or_else(|| panic!("no {name}: {of_login:#?}"));
+        assert!(found.next().is_none(), "two of {name}");
+        *span
+    };
+    let server = one("POST /users/login");
+    assert_eq!(hex(&server.parent_span_id), CALLER);
+    assert_eq!(server.kind(), SpanKind::Server);
+    let told = attributes(&server.attributes);
+    assert_eq!(told["http.request.method"], "POST");
+    assert_eq!(told["http.route"], "/users/login");
+    assert_eq!(told["http.response.status_code"], "200");
+    assert_eq!(told["request_id"], "a-login");
+
+    for step in ["throttle", "settle", "wait for a hashing thread", "hash a password", "SELECT", "INSERT"] {
+        let of_step = of_login.iter().filter(|span| span.name == step);
+        // The throttle has statements of its own below it.
+        let steps: Vec<_> = of_step.filter(|span| span.parent_span_id == server.span_id).collect();
+        assert!(!steps.is_empty() || step == "INSERT" || step == "SELECT", "{step}: {of_login:#?}");
+        for span in steps {
+            assert!(span.start_time_unix_nano >= server.start_time_unix_nano, "{span:?}");
+            assert!(span.end_time_unix_nano <= server.end_time_unix_nano + 1_000_000, "{span:?}");
+        }
+    }
+    // Of statements there is the text, with placeholders.
+    let statements: Vec<_> = of_login.iter().filter(|span| span.kind() == SpanKind::Client).collect();
+    assert!(statements.len() >= 4, "{statements:#?}");
+    for statement in &statements {
+        let told = attributes(&statement.attributes);
+        assert_eq!(told["db.system.name"], "postgresql");
+        assert_eq!(told["db.operation.name"], statement.name);
+        assert!(told["db.query.text"].starts_with(&statement.name), "{told:?}");
+        let ids = of_login.iter().map(|span| &span.span_id);
+        assert!(ids.clone().any(|id| *id == statement.parent_span_id), "{statement:?}");
+    }
+    let below_throttle = statements.iter().filter(|span| span.parent_span_id == one("throttle").span_id);
+    assert_eq!(below_throttle.count(), 1);
+
+    // Nobody's trace: one of its own.
+    let register = spans.iter().find(|span| span.name == "POST /users").unwrap();
+    assert_eq!(register.parent_span_id, [0; 0]);
+    assert_ne!(hex(&register.trace_id), TRACE);
+    // What runs beside requests is in no trace.
+    for span in &spans {
+        assert!(!span.parent_span_id.is_empty() || span.kind() == SpanKind::Server, "{span:?}");
+    }
+
+    let requests = collector.requests.lock().unwrap();
+    let told = attributes(&requests[0].resource_spans[0].resource.as_ref().unwrap().attributes);
+    assert_eq!(told["service.name"], "gatepass");
+    assert_eq!(told["service.version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(told["deployment.environment.name"], "test");
+
+    // The log and the trace find one another.
+    let events = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let of_login: Vec<_> = events
+        .filter(|event| [&event["request_id"], &event["span"]["request_id"]].contains(&&"a-login".into()))
+        .collect();
+    assert!(of_login.iter().any(|event| event["message"] == "answered" && event["trace_id"] == TRACE));
+    assert!(
+        of_login.iter().any(|event| event["message"] == "logged in" && event["span"]["trace_id"] == TRACE)
+    );
+}
+
+#[tokio::test]
+async fn a_fault_is_an_error_in_its_span_and_a_callers_mistake_is_none() {
+    let collector = Collector::start().await;
+    let home = Home::new();
+    let database_url = database().await;
+    let service = serve(&home, &database_url, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint)]).await;
+    register(&service).await;
+    assert_eq!(log_in(&service, "nonsense", "wrong-sardine-lagoon-4").await, 401);
+    let mut conn = PgConnection::connect(&database_url).await.unwrap();
+    sqlx::raw_sql("ALTER TABLE users RENAME COLUMN roles TO rolls").execute(&mut conn).await.unwrap();
+    assert_eq!(log_in(&service, &format!("00-{TRACE}-{CALLER}-01"), PASSWORD).await, 500);
+    service.stop(Signal::TERM).await.expect(0);
+
+    let spans = collector.spans();
+    let logins: Vec<_> = spans.iter().filter(|span| span.name == "POST /users/login").collect();
+    let [refused, failed] = logins[..] else { panic!("{logins:#?}") };
+    assert_eq!(refused.parent_span_id, [0; 0]);
+    assert_eq!(refused.status.clone().unwrap_or_default().code(), StatusCode::Unset);
+    assert_eq!(failed.status.clone().unwrap().code(), StatusCode::Error);
+    assert_eq!(attributes(&failed.attributes)["error.type"], "internal_error");
+}
+
+#[tokio::test]
+async fn nothing_is_recorded_of_a_share_of_none_whatever_the_caller_says() {
+    let collector = Collector::start().await;
+    let home = Home::new();
+    let settings = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint), ("OTEL_TRACES_SAMPLER_ARG", "0")];
+    let service = serve(&home, &database().await, &settings).await;
+    register(&service).await;
+    assert_eq!(log_in(&service, &format!("00-{TRACE}-{CALLER}-01"), PASSWORD).await, 200);
+    let log = service.stop(Signal::TERM).await.expect(0).stderr;
+    assert_eq!(collector.spans(), []);
+    // The log still tells which trace of the caller's it was.
+    assert!(log.contains(&format!(r#""trace_id":"{TRACE}""#)));
+}
+
+#[tokio::test]
+async fn a_collector_that_does_not_answer_holds_nobody_up() {
+    // Takes connections, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let home = Home::new();
+    let settings = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "16"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "8"),
+    ];
+    let service = serve(&home, &database().await, &settings).await;
+    register(&service).await;
+    // Many times as many spans as the queue holds.
+    for _ in 0..40 {
+        assert_eq!(service.get("/healthz").await.0, 200);
+    }
+    assert_eq!(log_in(&service, "", PASSWORD).await, 200);
+    // The exporter by itself waits for ten seconds.
+    let began = Instant::now();
+    service.stop(Signal::TERM).await.expect(0);
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+}
