@@ -10,10 +10,13 @@ use std::{
 
 use tempfile::TempDir;
 
-/// `rollout status` fails until there has been an undo; `get deployment` prints the revision in `revision`.
+/// `rollout status` fails until there has been an undo; `get deployment` prints the revision in `revision`, `kustomize`
+/// what the overlay makes. Whatever else is asked has to be about the namespace `elsewhere`.
 const KUBECTL: &str = r#"#!/bin/sh
 here=$(dirname "$0")
-shift # the namespace
+if [ "$1" = kustomize ]; then exec cat "$2/made"; fi
+[ "$1" = --namespace=elsewhere ] || { echo "$1" >>"$here/calls"; exit 1; }
+shift
 echo "$*" >>"$here/calls"
 case "$1 $2" in
   'get deployment/gatepass') cat "$here/revision" ;;
@@ -21,6 +24,39 @@ case "$1 $2" in
   'apply -k') ! test -e "$here/refused" ;;
 esac
 "#;
+
+/// In the order and with the indentation of kustomize.
+const MADE: &str = "\
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: nowhere
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  labels:
+    name: gatepass
+  name: gatepass
+  namespace: elsewhere
+spec:
+  template:
+    spec:
+      containers:
+      - name: gatepass
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: other
+  namespace: nowhere
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata:
+  name: gatepass
+  namespace: nowhere
+";
 
 struct Cluster(TempDir);
 
@@ -32,6 +68,7 @@ impl Cluster {
             ("bin/kubectl", KUBECTL),
             ("bin/revision", revision),
             ("eks/overlays/test/kustomization.yaml", "resources: []\n"),
+            ("eks/overlays/test/made", MADE),
         ] {
             let path = dir.path().join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -101,6 +138,17 @@ fn a_first_release_that_does_not_come_up_is_left_to_be_looked_at() {
     cluster.set("broken");
     assert_eq!(cluster.deploy("test").status.code(), Some(1));
     assert_eq!(cluster.calls(), FORWARD);
+}
+
+#[test]
+fn an_overlay_without_the_deployment_touches_nothing() {
+    let cluster = Cluster::new("7");
+    fs::write(cluster.path("eks/overlays/test/made"), MADE.replace("name: gatepass", "name: another"))
+        .unwrap();
+    let output = cluster.deploy("test");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no Deployment gatepass"), "{output:?}");
+    assert!(!cluster.path("bin/calls").exists());
 }
 
 #[test]

@@ -330,7 +330,8 @@ async fn more_logins_than_can_be_served_are_turned_away_at_once() {
 
 #[tokio::test]
 async fn a_handler_that_hangs_is_given_up() {
-    let limits = Limits { handler: Duration::from_millis(300), ..Limits::default() };
+    // Longer than a registration takes on a busy machine.
+    let limits = Limits { handler: Duration::from_millis(1500), ..Limits::default() };
     let app = App::with_limits(&[], limits).await;
     app.register("alice").await;
     let alice = app.login("alice").await;
@@ -396,7 +397,8 @@ async fn until(stream: &mut TcpStream, end: &str) -> String {
 
 #[tokio::test]
 async fn a_client_that_dribbles_or_idles_loses_its_connection() {
-    let limits = Limits { header_read: Duration::from_millis(200), ..Limits::default() };
+    let (header_read, idle) = (Duration::from_millis(200), Duration::from_millis(400));
+    let limits = Limits { header_read, idle, ..Limits::default() };
     let app = App::with_limits(&[], limits).await;
     let served = serve(&app, limits).await;
     let mut all = JoinSet::new();
@@ -424,6 +426,21 @@ async fn a_client_that_dribbles_or_idles_loses_its_connection() {
     }
     let bad: Vec<_> = all.join_all().await.into_iter().filter(|(_, good, _)| !good).collect();
     assert!(bad.is_empty(), "not closed in time, or not answered: {bad:#?}");
+    assert!(served.stop().await);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_idle_makes_room_when_places_are_few() {
+    let app = App::new().await;
+    let limits = Limits { header_read: Duration::from_millis(200), connections: 4, ..Limits::default() };
+    let served = serve(&app, limits).await;
+    let mut idle = Vec::new();
+    // The last are only taken when the first have gone.
+    for _ in 0..8 {
+        let mut stream = served.send(HEALTH).await;
+        until(&mut stream, "{\"status\":\"ok\"}").await;
+        idle.push(stream);
+    }
     assert!(served.stop().await);
 }
 

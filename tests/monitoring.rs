@@ -21,6 +21,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("YACE, for CloudWatch", &["aws_rds_free_storage_space_average"]),
     ("cert-manager", &["certmanager_certificate_expiration_timestamp_seconds"]),
     ("blackbox_exporter", &["probe_ssl_earliest_cert_expiry"]),
+    ("gatepass with TLS_CERT_FILE: tests/tls.rs", &["gatepass_tls_certificate_expiry_timestamp_seconds"]),
 ];
 
 /// Words of PromQL that are no metric.

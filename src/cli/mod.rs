@@ -71,7 +71,7 @@ enum Command {
     /// Look into tokens
     #[command(subcommand)]
     Token(token::Command),
-    /// Check settings, passwords, certificate, database, keys, feed and history, and say what to do
+    /// Look at settings, certificate, database, keys and more, and say what to do
     ///
     /// Looks at what `gatepass serve` would run with, and changes nothing. One line for each finding: how bad it is (ok;
     /// note, good to know; warning, works and will not always; problem, does not work), what it is about, what there is,

@@ -39,6 +39,9 @@ const BACKGROUND_CONNECTIONS: u32 = 2;
 /// How long the service goes on serving after it has been told to stop, in production: until a proxy has noticed that
 /// `/readyz` says no, and has let go of its idle connections. In development Ctrl-C should be quick.
 const LEAVING: Duration = Duration::from_secs(5);
+/// How long the last writes may take. With this, closing the connections takes 5 s at most: who is waited for by a
+/// supervisor has no more time because its database hangs.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 /// How many operators' connections may be open.
 const OPS_CONNECTIONS: usize = 64;
 
@@ -194,12 +197,12 @@ async fn serve(
         tracing::warn!("requests in flight were cut off");
     }
     following.abort();
-    if let Err(error) = app.activity().flush().await {
-        tracing::warn!(%error, "the last sightings of sessions could not be written");
+    match tokio::time::timeout(FLUSH_PATIENCE, app.activity().flush()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the last sightings of sessions could not be written"),
+        Err(_) => tracing::warn!("the last sightings of sessions could not be written in time"),
     }
-    for pool in [&pools.feed, &pools.background, &pools.requests] {
-        setup::close(pool).await;
-    }
+    tokio::join!(setup::close(&pools.feed), setup::close(&pools.background), setup::close(&pools.requests));
     tracing::info!("stopped");
     Ok(())
 }

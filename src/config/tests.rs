@@ -175,7 +175,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
     assert_eq!(list.lines().count(), 1 + bad.len(), "{list}");
     assert!(!list.contains("hunter2"), "{list}");
     insta::assert_snapshot!(list, @r##"
-    the configuration has 45 problems:
+    the configuration has 46 problems:
       ENVIRONMENT (environment): "prod": expected development or production, for example development
       LOG_FORMAT (environment): "xml": expected json or pretty, for example json
       RUST_LOG (environment): "gatepass=loud": expected levels (error, warn, info, debug, trace) by module, for example info

@@ -15,6 +15,7 @@ mod json;
 mod layers;
 mod openapi;
 mod ops;
+mod patience;
 mod problem;
 mod query;
 mod request_id;
@@ -57,8 +58,12 @@ pub const MAX_BODY_BYTES: usize = 64 * 1024;
 /// How long each part of a request may take, and how many clients may be there.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// From the connection, or the end of the last request on it, until the header fields are there.
+    /// From the connection, or what comes first of another request on it, until the header fields are there.
     pub header_read: Duration,
+    /// How long a connection over HTTP/1 may be idle after a request. Longer than proxies and clients keep theirs: 60 s by
+    /// default an ALB and nginx, 90 s what is made with Go (Traefik) or reqwest. While few places are free it is
+    /// [`Limits::header_read`].
+    pub idle: Duration,
     /// Until the body is there.
     pub body_read: Duration,
     /// From the header fields to the response, not counting the time for which a request may wait for news.
@@ -77,6 +82,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             header_read: Duration::from_secs(10),
+            idle: Duration::from_secs(100),
             body_read: Duration::from_secs(8),
             handler: Duration::from_secs(10),
             stalled_write: Duration::from_secs(30),

@@ -15,7 +15,17 @@
 //! What hyper refuses before there is a request (a malformed or oversized head) it answers by itself, with a bare 400 or
 //! 431: the only responses of the service that are no problem documents.
 
-use std::{convert::Infallible, future::pending, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::pending,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -40,7 +50,7 @@ use tokio::{
 };
 use tower::{Service, ServiceExt};
 
-use super::Limits;
+use super::{Limits, patience::Patience};
 use crate::tls::Tls;
 
 /// How long to wait when the system gives no more connections, before asking again.
@@ -75,22 +85,7 @@ pub async fn serve(
     limits: Limits,
     mut phase: watch::Receiver<Phase>,
 ) -> bool {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_read)
-        .max_headers(MAX_HEADER_FIELDS)
-        .max_buf_size(MAX_HEAD_BYTES);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(limits.header_read)
-        .keep_alive_timeout(limits.header_read)
-        .max_concurrent_streams(32)
-        .max_header_list_size(MAX_HEAD_BYTES as u32);
-
-    let server = Server { builder, router, tls, limits, phase: phase.clone() };
+    let server = Server::new(router, tls, limits, phase.clone());
     let mut connections =
         Connections { places: Arc::new(Semaphore::new(limits.connections)), open: JoinSet::new() };
     let was_leaving = async {
@@ -195,9 +190,27 @@ struct Server {
 }
 
 impl Server {
+    fn new(router: Router, tls: Option<Tls>, limits: Limits, phase: watch::Receiver<Phase>) -> Self {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            // From the end of a request; `Patience` has more to say.
+            .header_read_timeout(limits.idle)
+            .max_headers(MAX_HEADER_FIELDS)
+            .max_buf_size(MAX_HEAD_BYTES);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(limits.header_read)
+            .keep_alive_timeout(limits.header_read)
+            .max_concurrent_streams(32)
+            .max_header_list_size(MAX_HEAD_BYTES as u32);
+        Self { builder, router, tls, limits, phase }
+    }
+
     /// Serves one connection until it ends. The TLS handshake takes a place like any connection, and has as long as the
     /// first request: who is silent is cut off.
-    async fn connection(self, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
+    async fn connection(self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
         // Answers are small and complete; waiting to fill a packet would only delay them.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY");
@@ -211,13 +224,14 @@ impl Server {
             }
         }
         let deadline = Instant::now() + self.limits.header_read;
-        let Some(tls) = &self.tls else { return self.converse(stream, peer, deadline).await };
+        let patience = Patience::new(self.limits, place.semaphore().clone());
+        let Some(tls) = &self.tls else { return self.converse(stream, peer, patience, deadline).await };
         let handshake = tokio::select! {
             handshake = timeout_at(deadline, tls.accept(stream)) => handshake,
             () = self.patience_at_the_end() => return,
         };
         match handshake {
-            Ok(Ok(stream)) => self.converse(stream, peer, deadline).await,
+            Ok(Ok(stream)) => self.converse(stream, peer, patience, deadline).await,
             Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
             Err(_) => tracing::debug!("no TLS handshake in time"),
         }
@@ -228,19 +242,23 @@ impl Server {
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         peer: SocketAddr,
+        patience: Patience,
         deadline: Instant,
     ) {
         // The version of HTTP, once something has been asked.
         let asked = Arc::new(SetOnce::new());
         let (router, phase, is_secure) = (self.router.clone(), self.phase.clone(), self.tls.is_some());
-        let hears = asked.clone();
+        let (hears, streams) = (asked.clone(), Arc::new(Streams::default()));
+        let counts = streams.clone();
         let service = tower::service_fn(move |mut request: Request<Incoming>| {
             let version = request.version();
             // Set by the first one: all requests on a connection are of one version.
             let _ = hears.set(version);
             request.extensions_mut().insert(ConnectInfo(peer));
             let (mut router, phase) = (router.clone(), phase.clone());
+            let stream = Streams::begin(&counts);
             async move {
+                let _stream = stream;
                 let response = match ServiceExt::<Request<Incoming>>::ready(&mut router).await {
                     Ok(router) => router.call(request).await,
                     Err(never) => Err(never),
@@ -256,11 +274,10 @@ impl Server {
                 Ok::<_, Infallible>(response)
             }
         });
-        let connection = self
-            .builder
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
-            .into_owned();
-        let mut connection = pin!(connection);
+        let mut builder = self.builder.clone();
+        let stream = TokioIo::new(patience.listen(stream));
+        builder.http1().timer(patience.clone());
+        let mut connection = pin!(builder.serve_connection(stream, TowerToHyperService::new(service)));
         let is_late = async {
             if timeout_at(deadline, asked.wait()).await.is_ok() {
                 pending::<()>().await;
@@ -274,9 +291,33 @@ impl Server {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
+            () = self.is_idle(&asked, &streams, &patience) => {
+                connection.as_mut().graceful_shutdown();
+                // Answers that a client does not take keep the connection open, whose pings it may well answer.
+                let Ok(ended) = timeout(self.limits.stalled_write, connection).await else { return };
+                ended
+            }
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "connection ended early");
+        }
+    }
+
+    /// Waits until nothing has been asked over HTTP/2 for as long as a connection may be idle. HTTP/1 has its own limit, in
+    /// `patience`.
+    async fn is_idle(&self, asked: &SetOnce<Version>, streams: &Streams, patience: &Patience) {
+        if *asked.wait().await < Version::HTTP_2 {
+            pending::<()>().await;
+        }
+        let (mut seen, mut since) = (streams.begun(), Instant::now());
+        loop {
+            sleep(self.limits.header_read).await;
+            let begun = streams.begun();
+            if begun != seen || streams.are_open() {
+                (seen, since) = (begun, Instant::now());
+            } else if since.elapsed() >= self.limits.idle || patience.is_crowded() {
+                return;
+            }
         }
     }
 
@@ -296,5 +337,240 @@ impl Server {
     async fn patience_at_the_end(&self) {
         closing(&mut self.phase.clone()).await;
         sleep(FIRST_REQUEST).await;
+    }
+}
+
+/// How many requests have begun on a connection, and how many of them have been answered.
+#[derive(Default)]
+struct Streams {
+    begun: AtomicUsize,
+    ended: AtomicUsize,
+}
+
+impl Streams {
+    /// One more, until what it gives is dropped.
+    fn begin(streams: &Arc<Self>) -> impl Send + use<> {
+        struct Stream(Arc<Streams>);
+
+        impl Drop for Stream {
+            fn drop(&mut self) {
+                self.0.ended.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+
+        streams.begun.fetch_add(1, Ordering::Relaxed);
+        Stream(streams.clone())
+    }
+
+    fn begun(&self) -> usize {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Whether an answer is still being made.
+    fn are_open(&self) -> bool {
+        self.begun() != self.ended.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+        sync::OwnedSemaphorePermit,
+    };
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    const PLACES: u32 = 20;
+
+    fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    /// One connection, and what the others leave of the places.
+    struct Client {
+        stream: DuplexStream,
+        places: Arc<Semaphore>,
+        _phase: watch::Sender<Phase>,
+    }
+
+    impl Client {
+        fn new() -> Self {
+            let limits = Limits { connections: PLACES as usize, ..Limits::default() };
+            assert_eq!((limits.header_read, limits.idle), (seconds(10), seconds(100)));
+            let (phase, says) = watch::channel(Phase::Serving);
+            let router = Router::new().route("/", get(async || "yes").post(async || "no"));
+            let server = Server::new(router, None, limits, says);
+            let places = Arc::new(Semaphore::new(PLACES as usize));
+            let patience = Patience::new(limits, places.clone());
+            let (stream, other_end) = duplex(1024);
+            let deadline = Instant::now() + limits.header_read;
+            tokio::spawn(async move {
+                server.converse(other_end, SocketAddr::from(([127, 0, 0, 1], 1)), patience, deadline).await;
+            });
+            Self { stream, places, _phase: phase }
+        }
+
+        async fn send(&mut self, bytes: &[u8]) {
+            self.stream.write_all(bytes).await.unwrap();
+        }
+
+        async fn ask(&mut self) {
+            self.send(REQUEST).await;
+            self.answered().await;
+        }
+
+        async fn answered(&mut self) {
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"\r\n\r\nyes") {
+                assert_ne!(self.stream.read_buf(&mut answer).await.unwrap(), 0, "{answer:?}");
+            }
+        }
+
+        /// How many seconds it takes until the service closes.
+        async fn closed_after(&mut self) -> u64 {
+            let began = Instant::now();
+            let mut more = Vec::new();
+            self.stream.read_to_end(&mut more).await.unwrap();
+            assert_eq!(String::from_utf8_lossy(&more), "");
+            // The timer is up to a millisecond late.
+            (began.elapsed() + Duration::from_millis(1)).as_secs()
+        }
+
+        /// Leaves so many places free.
+        fn fill(&self, free: u32) -> OwnedSemaphorePermit {
+            self.places.clone().try_acquire_many_owned(PLACES - free).unwrap()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_may_be_idle_for_longer_than_proxies_keep_theirs() {
+        let mut client = Client::new();
+        for pause in [0, 9, 11, 60, 75, 90, 99] {
+            sleep(seconds(pause)).await;
+            client.ask().await;
+        }
+        assert_eq!(client.closed_after().await, 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_never_asks_is_not_waited_for() {
+        assert_eq!(Client::new().closed_after().await, 10);
+        let mut client = Client::new();
+        sleep(seconds(5)).await;
+        client.send(&REQUEST[..3]).await;
+        assert_eq!(client.closed_after().await, 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_has_begun_has_to_come_as_soon_as_the_first_one() {
+        for pause in [1, 50, 99] {
+            let mut client = Client::new();
+            client.ask().await;
+            sleep(seconds(pause)).await;
+            for byte in &REQUEST[..3] {
+                client.send(&[*byte]).await;
+                sleep(seconds(3)).await;
+            }
+            assert_eq!(client.closed_after().await, 1, "after {pause} s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_comes_slowly_and_in_time_is_answered_and_the_client_is_idle_again() {
+        let mut client = Client::new();
+        client.ask().await;
+        sleep(seconds(99)).await;
+        client.send(&REQUEST[..9]).await;
+        sleep(seconds(9)).await;
+        client.send(&REQUEST[9..]).await;
+        client.answered().await;
+        assert_eq!(client.closed_after().await, 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_request_right_behind_another_does_not_get_more_than_an_idle_client() {
+        let mut client = Client::new();
+        client.send(&[REQUEST, &REQUEST[..9]].concat()).await;
+        client.answered().await;
+        assert_eq!(client.closed_after().await, 100);
+
+        let mut client = Client::new();
+        client.send(&[REQUEST, &REQUEST[..9]].concat()).await;
+        client.answered().await;
+        sleep(seconds(20)).await;
+        client.send(&REQUEST[9..10]).await;
+        assert_eq!(client.closed_after().await, 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_not_read_is_no_beginning_of_a_head() {
+        let mut client = Client::new();
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n1").await;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"no") {
+            assert_ne!(client.stream.read_buf(&mut answer).await.unwrap(), 0);
+        }
+        assert_eq!(client.closed_after().await, 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_places_are_few_the_idle_go() {
+        let mut client = Client::new();
+        client.ask().await;
+        let _others = client.fill(2);
+        assert_eq!(client.closed_after().await, 10);
+
+        // Also who has been idle before.
+        let mut client = Client::new();
+        client.ask().await;
+        sleep(seconds(35)).await;
+        let _others = client.fill(0);
+        assert_eq!(client.closed_after().await, 5);
+
+        // Whoever asks is left alone.
+        let mut client = Client::new();
+        let _others = client.fill(0);
+        for _ in 0..5 {
+            client.ask().await;
+            sleep(seconds(9)).await;
+        }
+
+        let mut client = Client::new();
+        let _others = client.fill(3);
+        client.ask().await;
+        assert_eq!(client.closed_after().await, 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn http2_is_waited_for_as_long_and_answers_that_nobody_takes_hold_nothing() {
+        use http_body_util::Empty;
+        use hyper::{body::Bytes, client::conn::http2};
+
+        // By how much the client takes at first, and whether it asks.
+        for (window, closed_after) in [(65_535, 100), (0, 130)] {
+            let client = Client::new();
+            let stream = TokioIo::new(client.stream);
+            let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(window)
+                .handshake::<_, Empty<Bytes>>(stream)
+                .await
+                .unwrap();
+            let began = Instant::now();
+            let closed = tokio::spawn(async move {
+                let _ = connection.await;
+                began.elapsed().as_secs()
+            });
+            let request = Request::builder().uri("http://a/").body(Empty::new()).unwrap();
+            let answer = sender.send_request(request).await.unwrap();
+            assert_eq!(answer.status().as_u16(), 200);
+            let took = closed.await.unwrap();
+            // It looks every ten seconds.
+            assert!((closed_after..closed_after + 11).contains(&took), "{took} s");
+            drop(answer);
+        }
     }
 }

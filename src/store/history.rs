@@ -428,17 +428,16 @@ impl Inspection<'_> {
     }
 }
 
-/// How many rows wait for a seal, and since when the first of them.
+/// When the oldest row was written that waits for a seal; `None`: none does.
 ///
 /// # Errors
 ///
 /// When the database fails.
-pub async fn unsealed_since(conn: &mut PgConnection) -> Result<(i64, Option<OffsetDateTime>), Error> {
-    let waiting = sqlx::query!(
-        r#"SELECT count(*) AS "count!", min(changed_at) AS since FROM history_unsealed JOIN history USING (id)"#
+pub async fn unsealed_since(conn: &mut PgConnection) -> Result<Option<OffsetDateTime>, Error> {
+    let oldest = sqlx::query_scalar!(
+        "SELECT changed_at FROM history WHERE id = (SELECT min(id) FROM history_unsealed)"
     );
-    let waiting = waiting.fetch_one(conn).await?;
-    Ok((waiting.count, waiting.since))
+    Ok(oldest.fetch_optional(conn).await?)
 }
 
 /// Makes the partitions of this month and the next two, where there are none; how many.
