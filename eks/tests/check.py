@@ -1,5 +1,5 @@
-"""Checks rendered manifests: strictly against the schemas of Kubernetes and of the custom resources, and that what they
-name is there. scripts/lint-kubernetes runs it.
+"""Checks rendered manifests: strictly against the schemas of Kubernetes and of the custom resources, that what they name
+is there, and that the policies for certificates go with their hosts. scripts/lint-kubernetes runs it.
 
     check.py KUBERNETES_VERSION DIRECTORY_OF_NODE_MODULES FILE…
 """
@@ -148,6 +148,28 @@ def unresolved(manifests):
                 yield f"{name}: is not what rules.yaml says; run `make prometheus-rule`"
 
 
+def challenges(manifests):
+    """Where the role of an issuer, by its policy in cluster/iam, may not write the challenge for the hosts of the
+    certificates beside it, or more than that."""
+    hosts = {
+        host for manifest in manifests if manifest["kind"] == "Certificate" for host in manifest["spec"]["dnsNames"]
+    }
+    for manifest in manifests:
+        if manifest["kind"] != "Issuer":
+            continue
+        for solver in manifest["spec"]["acme"]["solvers"]:
+            policy = solver["dns01"]["route53"]["role"].rpartition("role/gatepass-")[2]
+            statements = json.loads((ROOT / f"eks/cluster/iam/{policy}.json").read_text())["Statement"]
+            [write] = [each for each in statements if each["Action"] == "route53:ChangeResourceRecordSets"]
+            condition, key = write["Condition"], "route53:ChangeResourceRecordSetsNormalizedRecordNames"
+            # "For all" holds of none, too.
+            if condition["Null"][key] != "false":
+                yield f"{policy}.json: holds for requests without names"
+            names = condition["ForAllValues:StringEquals"][key]
+            if set(names) != {f"_acme-challenge.{host}" for host in hosts}:
+                yield f"Issuer {manifest['metadata']['name']}: for {hosts}, and {policy}.json lets it write {names}"
+
+
 def main(version, node_modules, *files):
     problems, custom, count = [], [], 0
     for file in map(pathlib.Path, files):
@@ -162,7 +184,7 @@ def main(version, node_modules, *files):
                 kubernetes_validate.validate(manifest, version, strict=True)
             except kubernetes_validate.ValidationError as error:
                 problems.append(f"{where}: {'.'.join(map(str, error.path))}: {error.message}")
-        problems += [f"{file.stem}: {problem}" for problem in unresolved(manifests)]
+        problems += [f"{file.stem}: {problem}" for problem in [*unresolved(manifests), *challenges(manifests)]]
     for problem in problems:
         print(problem, file=sys.stderr)
     # Node looks for packages from where the program is.
