@@ -12,7 +12,7 @@ WORKDIR /src
 RUN cargo install --locked cargo-auditable@0.7.7
 
 # The dependencies, in a layer of their own, with nothing of ours but two empty files. Only these two build it anew.
-ARG FEATURES=server
+ARG FEATURES=server,aws
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \
   && cargo auditable build --locked --release --bin gatepass --features "$FEATURES"

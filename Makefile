@@ -141,10 +141,12 @@ lint-fmt:
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo fmt --check --manifest-path benches/Cargo.toml
 
-# The second and third lines: other services build the verifier without the server, with and without a client.
+# The second line: a build without AWS. The last two: other services build the verifier without the server, with and
+# without a client.
 .PHONY: lint-clippy
 lint-clippy:
 	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo clippy --locked --lib -- -D warnings
 	cargo clippy --locked --lib --no-default-features --features verify -- -D warnings
 	cargo clippy --locked --lib --no-default-features --features remote -- -D warnings
 

@@ -2,7 +2,8 @@
 //!
 //! The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store, revocation}`,
 //! `revocation → {token, store}`, `http → {keys → {token, store}, bearer → token, tls}`; never upward. Some take a type from
-//! below, so that a secret never travels as text: `store → password` and `config → {password, token}`.
+//! below, so that a secret never travels as text: `store → password` and `config → {password, token}`. `aws → {store, metrics}`
+//! logs in to the database, for `cli`.
 //!
 //! | room | what happens there |
 //! |---|---|
@@ -15,7 +16,8 @@
 //! | [`account`] | the use cases: register, log in, … |
 //! | [`http`] | the only room with axum: one file for each resource |
 //! | [`tls`] | the service's certificate: read, checked, and read again when its files change |
-//! | [`config`] | settings from `app.env`, the environment and files, checked all at once |
+//! | [`config`] | settings from `app.env`, a secret, the environment and files, checked all at once |
+//! | [`aws`] | the secret that holds settings, and the tokens by which RDS lets us in |
 //! | [`embedded`] | a Postgres of our own, for development |
 //! | [`cli`] | the command line: one file for each subcommand |
 //! | [`telemetry`] | logs and traces |
@@ -27,10 +29,16 @@
 //! (`store::sessions`) and has the token made (`token::Issuer`) → `http::users` shapes the answer.
 //!
 //! Cargo features: `server` (default) is the service; `verify` is [`token`] and [`bearer`] alone, for services that check
-//! gatepass's tokens; `remote` is `verify` and the client that follows the keys and the revocations of a running gatepass.
+//! gatepass's tokens; `remote` is `verify` and the client that follows the keys and the revocations of a running gatepass;
+//! `aws` is `server` and [`aws`].
 
 #[cfg(feature = "server")]
 pub mod account;
+#[cfg(feature = "aws")]
+pub mod aws;
+#[cfg(all(feature = "server", not(feature = "aws")))]
+#[path = "aws/absent.rs"]
+pub mod aws;
 #[cfg(feature = "verify")]
 pub mod bearer;
 #[cfg(feature = "server")]

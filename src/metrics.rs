@@ -117,6 +117,7 @@ struct Series {
     hash_jobs_max: Gauge,
     hash_wait_seconds: Histogram,
     hash_seconds: Histogram,
+    database_tokens: Family<Outcome, Counter>,
     revocations: Family<Kind, Gauge>,
     revocation_silence: Seconds,
     revocation_max_silence: Seconds,
@@ -314,6 +315,12 @@ impl Metrics {
         self.0.series.throttled.get_or_create(&Attempt { attempt: attempt.label() }).inc();
     }
 
+    /// A token to log in to the database with was wanted, and was made or not.
+    pub fn database_token(&self, made: bool) {
+        let outcome = if made { "made" } else { "failed" };
+        self.0.series.database_tokens.get_or_create(&Outcome { outcome }).inc();
+    }
+
     /// A password hash was computed.
     pub fn password_hash(&self, waited: Duration, took: Duration) {
         self.0.series.hash_wait_seconds.observe(waited.as_secs_f64());
@@ -371,6 +378,7 @@ impl Series {
             hash_jobs_max: Gauge::default(),
             hash_wait_seconds: latencies(),
             hash_seconds: latencies(),
+            database_tokens: Family::default(),
             revocations: Family::default(),
             revocation_silence: Seconds::default(),
             revocation_max_silence: Seconds::default(),
@@ -421,6 +429,8 @@ impl Series {
         registry.register("logins", "Logins, by what became of them", self.logins.clone());
         let about = "Renewals, by what became of them; reused: a copied refresh token has ended its session";
         registry.register("renewals", about, self.renewals.clone());
+        let about = "IAM tokens for the database, by whether one could be made";
+        registry.register("database_tokens", about, self.database_tokens.clone());
         let about = "Attempts refused because of those that had failed before";
         registry.register("throttled", about, self.throttled.clone());
 

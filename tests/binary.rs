@@ -245,6 +245,7 @@ async fn production_takes_its_secrets_from_files_and_makes_none() {
     let environment = [
         ("ENVIRONMENT", "production"),
         ("HTTP_SERVER_ADDRESS", "127.0.0.1:0"),
+        ("OPS_SERVER_ADDRESS", "127.0.0.1:0"),
         ("DB_SOURCE_FILE", &*db),
         ("TOKEN_SYMMETRIC_KEY_FILE", &*key),
     ];

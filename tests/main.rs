@@ -9,6 +9,8 @@
 
 mod admin;
 mod app;
+#[cfg(feature = "aws")]
+mod aws;
 mod backup;
 mod bad_input;
 mod binary;

@@ -38,7 +38,7 @@ pub(super) enum Command {
 }
 
 pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
-    let settings = setup::begin(config_file)?;
+    let settings = setup::begin(config_file).await?;
     let clients = |db: &PgPool| Clients::new(db.clone()).caused_by(setup::operator());
     setup::on_database(&settings, async |db| execute(&clients(db), command).await).await
 }

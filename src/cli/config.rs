@@ -16,11 +16,11 @@ pub(super) struct Args {
     example: bool,
 }
 
-pub(super) fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(), Failure> {
+pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(), Failure> {
     if args.example {
         return print(&config::app_env_example());
     }
-    let loaded = setup::load(config_file)?;
+    let loaded = setup::load(config_file).await?;
     for warning in &loaded.warnings {
         eprintln!("warning: {warning}");
     }

@@ -40,7 +40,7 @@ pub(super) struct SetupArgs {
 
 pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
     let Command::Setup(args) = command;
-    let settings = setup::begin(config_file)?;
+    let settings = setup::begin(config_file).await?;
     let database = setup::Database::open(&settings).await?;
     let done = set_up(&database, &args).await;
     done.and(database.close().await)

@@ -143,7 +143,7 @@ fn line(finding: &Finding, colour: bool) -> String {
 }
 
 async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
-    let (settings, mut findings) = settings(config_file);
+    let (settings, mut findings) = settings(config_file).await;
     let Some(settings) = settings else { return findings };
     findings.extend(passwords(&settings, args).await);
     findings.extend(certificate(&settings));
@@ -170,8 +170,8 @@ fn failed(area: &'static str, error: &(dyn std::error::Error + 'static)) -> Find
     Finding::new(area, Level::Problem, message.replace('\n', " "))
 }
 
-fn settings(config_file: Option<PathBuf>) -> (Option<Settings>, Vec<Finding>) {
-    match setup::load(config_file) {
+async fn settings(config_file: Option<PathBuf>) -> (Option<Settings>, Vec<Finding>) {
+    match setup::load(config_file).await {
         Ok(loaded) if loaded.warnings.is_empty() => {
             (Some(loaded.settings), vec![Finding::new("settings", Level::Ok, "nothing wrong with them")])
         }

@@ -33,7 +33,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(),
     let (mut address, tls) = match args.address {
         Some(address) => (address, args.tls),
         None => {
-            let settings = setup::load(config_file)?.settings;
+            let settings = setup::load_without_secret(config_file)?;
             (settings.http_server_address, setup::tls_files(&settings).is_some())
         }
     };

@@ -72,7 +72,7 @@ fn hash(text: &str) -> Result<[u8; 32], String> {
 }
 
 pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), Failure> {
-    let settings = setup::begin(config_file)?;
+    let settings = setup::begin(config_file).await?;
     let history = |settings: &Settings, db: &crate::store::PgPool| {
         History::new(db.clone(), db.clone(), settings.history_retention)
     };

@@ -91,7 +91,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
     if let Command::Generate { json } = command {
         return generate(json);
     }
-    let settings = setup::begin(config_file)?;
+    let settings = setup::begin(config_file).await?;
     let root = setup::symmetric_key(&settings)?;
     let policy = setup::key_policy(&settings, &root, setup::operator());
     match command {

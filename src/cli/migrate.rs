@@ -49,7 +49,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
     if let Command::New { name } = command {
         return new(Path::new("migrations"), &name);
     }
-    let settings = setup::begin(config_file)?;
+    let settings = setup::begin(config_file).await?;
     let changes = !matches!(command, Command::Status { .. });
     if changes && settings.db_pooler == DbPooler::Transaction && settings.migration_db_source.is_none() {
         let error = "DB_POOLER=transaction: migrations need a way past the pooler; set MIGRATION_DB_SOURCE to the \

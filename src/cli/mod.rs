@@ -100,7 +100,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     let config_file = cli.config;
     match cli.command {
         Command::Serve => serve::run(config_file).await,
-        Command::Config(args) => config::run(config_file, &args),
+        Command::Config(args) => config::run(config_file, &args).await,
         Command::Migrate(command) => migrate::run(config_file, command).await,
         Command::Db(command) => db::run(config_file, command).await,
         Command::User(command) => user::run(config_file, command).await,

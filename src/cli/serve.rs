@@ -46,7 +46,7 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 const OPS_CONNECTIONS: usize = 64;
 
 pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
-    let Loaded { settings, warnings, .. } = setup::load(config_file)?;
+    let Loaded { settings, warnings, .. } = setup::load(config_file).await?;
     let endpoint = settings.otel_exporter_otlp_endpoint.as_deref();
     let traces =
         endpoint.map(|endpoint| Traces::new(endpoint, settings.otel_traces_sampler_arg)).transpose()?;
@@ -137,6 +137,7 @@ async fn serve(
         background: database.pool(BACKGROUND_CONNECTIONS),
         feed: database.pool(FEED_CONNECTIONS),
     };
+    let all_pools = [pools.feed.clone(), pools.background.clone(), pools.requests.clone()];
     let clock = Clock::system();
     let app = app(settings, key, pools.clone(), clock.clone(), Limits::default()).await?;
     app.feed().hear().await?;
@@ -146,6 +147,7 @@ async fn serve(
         welcome(address, tls.is_some(), database);
     }
 
+    let renewal = database.renewal();
     let (beside, certificate) = (app.clone(), tls.clone());
     let mut following = tokio::spawn(async move {
         let operators = async {
@@ -169,6 +171,7 @@ async fn serve(
             beside.activity().keep_writing(),
             beside.clean_up().keep_clean(&clock),
             beside.history().keep(&clock),
+            renewal.keep(&all_pools, &clock, beside.metrics()),
         );
     });
     let router = http::router(app.clone());

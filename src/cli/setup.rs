@@ -3,11 +3,17 @@
 use std::{env, num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use secrecy::SecretString;
+use time::OffsetDateTime;
 
 use super::{Failure, development_key};
 use crate::{
     account::{self, Accounts, Actor, Cause, Policy, Rate, Throttle},
-    config::{self, Argon2Cost, DbPooler, Environment, Loaded, Registration, Settings, Sources},
+    aws::{self, Aws, login::Login},
+    clock::Clock,
+    config::{
+        self, Argon2Cost, DbPooler, Environment, Gathered, Loaded, Registration, SecretPlace, Settings,
+        Sources,
+    },
     embedded::Embedded,
     keys,
     metrics::Metrics,
@@ -35,16 +41,34 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 const DATABASE_POLL: Duration = Duration::from_millis(250);
 
 /// The settings of this process.
-pub(super) fn load(config_file: Option<PathBuf>) -> Result<Loaded, Failure> {
+pub(super) async fn load(config_file: Option<PathBuf>) -> Result<Loaded, Failure> {
+    let mut given = gather(config_file)?;
+    if let Some(place) = given.secret() {
+        given.add_secret(secret(&place).await.map_err(|error| error.to_string()));
+    }
+    Ok(given.check()?)
+}
+
+/// The settings of this process without those that a secret holds, for what is done too often to ask AWS every time.
+pub(super) fn load_without_secret(config_file: Option<PathBuf>) -> Result<Settings, Failure> {
+    Ok(gather(config_file)?.without_secret().check()?.settings)
+}
+
+fn gather(config_file: Option<PathBuf>) -> Result<Gathered, Failure> {
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let sources =
         Sources { working_dir: env::current_dir()?, config_file, environment: env::vars_os(), cores };
-    Ok(config::load(sources)?)
+    Ok(config::gather(sources))
+}
+
+async fn secret(place: &SecretPlace) -> Result<SecretString, aws::Error> {
+    let SecretPlace { id, region, endpoint_url } = place;
+    Aws::new(region.as_deref(), endpoint_url.as_deref()).await?.secret(id).await
 }
 
 /// The settings of a command that is over soon; its log holds only what somebody at a terminal should know.
-pub(super) fn begin(config_file: Option<PathBuf>) -> Result<Settings, Failure> {
-    let settings = load(config_file)?.settings;
+pub(super) async fn begin(config_file: Option<PathBuf>) -> Result<Settings, Failure> {
+    let settings = load(config_file).await?.settings;
     telemetry::init(telemetry::LogFormat::Pretty, "warn", None)?;
     Ok(settings)
 }
@@ -55,6 +79,8 @@ pub(super) struct Database {
     migration_source: Option<store::Source>,
     master_source: Option<store::Source>,
     embedded: Option<Embedded>,
+    /// Who renews the service's token, and from when on, where it logs in with one.
+    renewal: Option<(Login, OffsetDateTime)>,
 }
 
 impl Database {
@@ -78,7 +104,25 @@ impl Database {
         };
         let migration_source = other(&settings.migration_db_source, "MIGRATION_DB_SOURCE")?;
         let master_source = other(&settings.master_db_source, "MASTER_DB_SOURCE")?;
-        Ok(Self { source, migration_source, master_source, embedded })
+        let mut database = Self { source, migration_source, master_source, embedded, renewal: None };
+        if settings.db_iam_auth {
+            database.take_tokens(settings).await.map_err(|error| format!("DB_IAM_AUTH: {error}"))?;
+        }
+        Ok(database)
+    }
+
+    /// Has the service and the migrations log in with a token of IAM. Whoever makes roles has a password.
+    async fn take_tokens(&mut self, settings: &Settings) -> Result<(), aws::Error> {
+        let aws = Aws::new(settings.aws_region.as_deref(), settings.aws_endpoint_url.as_deref()).await?;
+        let now = Clock::system().now();
+        let login = Login::new(aws.clone(), self.source.clone());
+        let access = login.access(now).await?;
+        self.source = access.source;
+        if let Some(source) = &mut self.migration_source {
+            *source = Login::new(aws, source.clone()).access(now).await?.source;
+        }
+        self.renewal = Some((login, access.renew_at));
+        Ok(())
     }
 
     /// Makes sure that the service's connections are handed out as `DB_POOLER` says. What to know of them, if anything.
@@ -130,9 +174,14 @@ impl Database {
         self.source.is_local()
     }
 
-    /// A pool for the service.
+    /// A pool for the service. Whoever has it for longer than some minutes sees to its [`renewal`](Self::renewal).
     pub(super) fn pool(&self, max_connections: u32) -> PgPool {
         self.source.pool(max_connections)
+    }
+
+    /// Who renews the token by which pools log in.
+    pub(super) fn renewal(&self) -> Renewal {
+        Renewal(self.renewal.clone())
     }
 
     /// A connection of the service's role, or with `migration` of the one that may change the schema: at once or not at all.
@@ -143,7 +192,7 @@ impl Database {
             Ok(Err(error)) => error,
             Err(_) => sqlx::Error::PoolTimedOut,
         };
-        Err(unreachable(source, setting, error))
+        Err(self.unreachable(source, setting, error))
     }
 
     fn chosen(&self, migration: bool) -> (&store::Source, &'static str) {
@@ -168,14 +217,14 @@ impl Database {
                 Err(error) => error,
             };
             if !store::may_pass(&error) {
-                return Err(unreachable(source, setting, error));
+                return Err(self.unreachable(source, setting, error));
             }
             let place = source.place();
             if patience == DATABASE_PATIENCE {
                 tracing::warn!(%place, %error, "waiting for the database");
             }
             let Some(rest) = patience.checked_sub(DATABASE_POLL) else {
-                return Err(unreachable(source, setting, error));
+                return Err(self.unreachable(source, setting, error));
             };
             patience = rest;
             tokio::time::sleep(DATABASE_POLL).await;
@@ -184,7 +233,12 @@ impl Database {
 
     /// What to say when the service's own connection fails.
     pub(super) fn unusable(&self, error: sqlx::Error) -> Failure {
-        unreachable(&self.source, "DB_SOURCE", error)
+        self.unreachable(&self.source, "DB_SOURCE", error)
+    }
+
+    fn unreachable(&self, source: &store::Source, setting: &'static str, error: sqlx::Error) -> Failure {
+        let takes_tokens = self.renewal.is_some() && setting != "MASTER_DB_SOURCE";
+        Unreachable { place: source.place(), hint: hint(&error, setting, takes_tokens), source: error }.into()
     }
 
     /// A connection of the role that may make roles.
@@ -198,7 +252,7 @@ impl Database {
             )
             .into());
         }
-        master.connect().await.map_err(|error| unreachable(master, "MASTER_DB_SOURCE", error))
+        master.connect().await.map_err(|error| self.unreachable(master, "MASTER_DB_SOURCE", error))
     }
 
     /// Brings the schema up to date, or makes sure that it is. Where it need not be changed, the service's own role looks.
@@ -227,6 +281,19 @@ impl Database {
     }
 }
 
+/// Renews the token by which pools log in, where they do with one.
+pub(super) struct Renewal(Option<(Login, OffsetDateTime)>);
+
+impl Renewal {
+    /// Keeps the token of `pools` good, for as long as it is polled.
+    pub(super) async fn keep(&self, pools: &[PgPool], clock: &Clock, metrics: &Metrics) {
+        match &self.0 {
+            Some((login, renew_at)) => login.keep(pools, *renew_at, clock, metrics).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("the database at {place} cannot be used{hint}")]
 struct Unreachable {
@@ -235,12 +302,8 @@ struct Unreachable {
     source: sqlx::Error,
 }
 
-fn unreachable(source: &store::Source, setting: &'static str, error: sqlx::Error) -> Failure {
-    Unreachable { place: source.place(), hint: hint(&error, setting), source: error }.into()
-}
-
 /// What to do about it, where the error tells. `setting` has the URL.
-fn hint(error: &sqlx::Error, setting: &str) -> String {
+fn hint(error: &sqlx::Error, setting: &str, takes_tokens: bool) -> String {
     let code = match error {
         sqlx::Error::Database(error) => error.code(),
         error if store::is_about_tls(error) => {
@@ -256,6 +319,10 @@ fn hint(error: &sqlx::Error, setting: &str) -> String {
     };
     match code.as_deref() {
         Some("3D000") => format!(": it does not exist; create it (`createdb`) or correct {setting}"),
+        Some("28P01" | "28000") if takes_tokens => format!(
+            ": it does not let this user in; check user and host in {setting}, that the user has the role rds_iam, and that \
+             the AWS credentials may rds-db:connect"
+        ),
         Some("28P01" | "28000") => {
             format!(": it does not let this user in; check user and password in {setting}")
         }
@@ -341,7 +408,11 @@ pub(super) async fn on_database<T>(
     let done = match database.migrate(is_own).await {
         Ok(()) => {
             let db = database.pool(1);
-            let done = work(&db).await;
+            let (renewal, clock, metrics) = (database.renewal(), Clock::system(), Metrics::new());
+            let done = tokio::select! {
+                done = work(&db) => done,
+                () = renewal.keep(std::slice::from_ref(&db), &clock, &metrics) => Err("no more tokens".into()),
+            };
             close(&db).await;
             done
         }

@@ -43,7 +43,7 @@ pub(super) enum Command {
 
 pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
     let Command::Inspect { token, json } = command;
-    let settings = setup::begin(config_file)?;
+    let settings = setup::begin(config_file).await?;
     let input = if token == "-" { from_stdin()? } else { token };
     let token = bare(&input);
     if token.starts_with("gpr_") {

@@ -112,7 +112,7 @@ pub(super) enum Command {
 }
 
 pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
-    let settings = setup::begin(config_file)?;
+    let settings = setup::begin(config_file).await?;
     // Asked for before anything is begun: a prompt may stand for long, and wrong use is told at once.
     let password = match &command {
         Command::Create { password, .. } | Command::SetPassword { password, .. } => Some(password.read()?),

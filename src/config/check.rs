@@ -7,7 +7,7 @@ use std::{fs::File, time::Duration};
 use secrecy::ExposeSecret;
 
 use super::{
-    db_source,
+    db_source::{self, Fitness, fitness_for_iam},
     entropy::weakness,
     parse::{self, KEY_ADVICE, PEPPER_ADVICE},
     reader::Reader,
@@ -30,6 +30,7 @@ pub(super) fn check(settings: &Settings, reader: &mut Reader) {
     history(settings, reader);
     argon2(settings, reader);
     pepper(settings, reader);
+    aws(settings, reader);
 }
 
 /// Refuses in production, warns in development.
@@ -187,6 +188,41 @@ fn pepper(settings: &Settings, reader: &mut Reader) {
     if let Some(weakness) = settings.password_pepper.secrets().find_map(start) {
         let message = format!("a pepper {}; {PEPPER_ADVICE}", weakness.describe());
         is_unsafe(settings, reader, "PASSWORD_PEPPER", &message);
+    }
+}
+
+fn aws(settings: &Settings, reader: &mut Reader) {
+    const IAM: &str = "DB_IAM_AUTH";
+
+    let is_plain = |url: &String| url.starts_with("http://");
+    if settings.secrets_manager_secret_id.is_some()
+        && settings.aws_endpoint_url.as_ref().is_some_and(is_plain)
+    {
+        let message = "the secret would travel without TLS; expected https://";
+        is_unsafe(settings, reader, "AWS_ENDPOINT_URL", message);
+    }
+    if !settings.db_iam_auth {
+        return;
+    }
+    if !cfg!(feature = "aws") {
+        reader.problem(IAM, "this build has no AWS support (feature `aws`)");
+    }
+    if settings.db_source.is_none() && reader.is_sound(&["DB_SOURCE"]) {
+        reader.problem(IAM, "needs DB_SOURCE, the database to log in to");
+    }
+    let sources =
+        [("DB_SOURCE", &settings.db_source), ("MIGRATION_DB_SOURCE", &settings.migration_db_source)];
+    for (name, source) in sources {
+        let Some(source) = source else { continue };
+        match fitness_for_iam(source.expose_secret()) {
+            Fitness::Unfit(why) => reader.problem(name, format!("{IAM} is true: {why}")),
+            Fitness::Unverified => {
+                let message = "whoever passes for the database gets a token that is good for 15 minutes; \
+                               sslmode=verify-full with sslrootcert makes sure of it";
+                reader.warning(name, message);
+            }
+            Fitness::Fit => {}
+        }
     }
 }
 

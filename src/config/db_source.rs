@@ -99,6 +99,45 @@ pub(super) fn files(text: &str) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Whether a database can be logged in to with tokens for RDS.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Fitness {
+    Fit,
+    /// Nobody makes sure that it is the database that gets the token.
+    Unverified,
+    /// What has to change.
+    Unfit(&'static str),
+}
+
+/// Holds a URL against what tokens for RDS need: who and where, which is signed, and TLS, since a token is a password.
+pub(super) fn fitness_for_iam(text: &str) -> Fitness {
+    // One that cannot be read has been told of.
+    let Ok(Parts { user, has_password, host, query, .. }) = Parts::of(text) else { return Fitness::Fit };
+    let value =
+        |names: &[&str]| query.iter().rev().find(|(name, _)| names.contains(name)).map(|(_, value)| *value);
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    if has_password || value(&["password"]).is_some() {
+        return Fitness::Unfit("a token takes the place of the password; remove that from the URL");
+    }
+    if value(&["user", "host", "hostaddr", "port"]).is_some() || user.is_none_or(str::is_empty) {
+        return Fitness::Unfit(
+            "expected user, host and port before the /, as in postgres://gatepass@HOST:5432/gatepass",
+        );
+    }
+    if name.is_empty() || name.contains(['[', '%']) || name.parse::<IpAddr>().is_ok() {
+        return Fitness::Unfit(
+            "expected the name that RDS gave the database as the host, since that is signed",
+        );
+    }
+    match value(&["sslmode", "ssl-mode"]) {
+        Some("verify-full") => Fitness::Fit,
+        Some("require" | "verify-ca") => Fitness::Unverified,
+        _ => Fitness::Unfit(
+            "the token may not travel without TLS; expected sslmode=verify-full with sslrootcert",
+        ),
+    }
+}
+
 /// The parts of a URL that are told apart here. The password is left out.
 struct Parts<'a> {
     scheme: &'a str,

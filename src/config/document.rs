@@ -1,6 +1,6 @@
 //! The settings as documents, made from the table: `app.env.example` and the README's table.
 
-use super::settings::{DefaultValue, SETTINGS, Setting, Support, Why};
+use super::settings::{DefaultValue, SETTINGS, Setting, Support};
 
 /// What someone who starts out sets, with the value for that: the lines of the example that are not commented out.
 const FIRST: &[(&str, &str)] = &[("ENVIRONMENT", "development"), ("HTTP_SERVER_ADDRESS", "0.0.0.0:8080")];
@@ -59,8 +59,7 @@ fn shown(setting: &Setting) -> &'static str {
 fn note(setting: &Setting) -> &'static str {
     match setting.support {
         Support::InForce => "",
-        Support::NotYet(Why::NoEffect) => " (No effect yet.)",
-        Support::NotYet(Why::WouldMislead) => " (Not supported yet: leave it out.)",
+        Support::NotYet => " (Not supported yet: leave it out.)",
     }
 }
 

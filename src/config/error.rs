@@ -28,7 +28,7 @@ impl fmt::Display for ConfigErrors {
 pub struct Problem {
     /// The setting's name, or that of `NAME_FILE`; nothing when a line or a whole file cannot be read.
     pub key: Option<String>,
-    /// Where the value came from: `app.env:12`, `environment`, `not set`, …
+    /// Where the value came from: `app.env:12`, `Secrets Manager`, `environment`, `not set`, …
     pub origin: String,
     /// What is expected.
     pub message: String,

@@ -1,8 +1,8 @@
-//! Where values come from, and which wins: the defaults, `app.env` over them, the environment over both, and the files
-//! that `NAME_FILE` names for secrets.
+//! Where values come from, and which wins: the defaults, `app.env` over them, a secret of Secrets Manager over that,
+//! the environment over all, and the files that `NAME_FILE` names for secrets.
 //!
 //! The layers are put on one another by the `config` crate, whose values remember their origin. An empty value counts
-//! as not set, in `app.env` and in the environment alike, so that it hides nothing that lies beneath.
+//! as not set, wherever it stands, so that it hides nothing that lies beneath.
 //!
 //! The crate keeps values as plain `String`s. They are dropped, not wiped, when loading is done: the environment and
 //! the file that they came from hold them in the clear anyway.
@@ -62,11 +62,15 @@ impl Given {
 pub(super) struct Layer(Vec<(String, ConfigValue)>);
 
 impl Layer {
-    fn push(&mut self, name: &str, text: &str, origin: &str) {
+    pub(super) fn push(&mut self, name: &str, text: &str, origin: &str) {
         // Empty is not set.
         if !text.is_empty() {
             self.0.push((name.into(), ConfigValue::new(Some(&origin.to_owned()), text)));
         }
+    }
+
+    pub(super) fn sets(&self, name: &str) -> bool {
+        self.0.iter().any(|(set, _)| set == name)
     }
 }
 
@@ -174,7 +178,7 @@ fn lines(file: &str, text: &str, findings: &mut Findings) -> Layer {
 
 /// A name that is no setting's. It is quoted only when it looks like one: it may also be the tail of a secret that was
 /// broken over two lines.
-fn unknown(name: &str, origin: String, findings: &mut Findings) {
+pub(super) fn unknown(name: &str, origin: String, findings: &mut Findings) {
     let looks_like_a_name = name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
     match advice(name) {
         Some(advice) => findings.problem(name, origin, format!("there is no such setting; {advice}")),

@@ -3,7 +3,7 @@
 use super::{
     error::Findings,
     layers::Given,
-    settings::{DefaultValue, Setting, Support, Why, setting},
+    settings::{DefaultValue, Setting, Support, setting},
 };
 
 /// What was given, and what has been found out about it.
@@ -36,15 +36,9 @@ impl Reader {
                 let (text, origin) = (&value.text, &value.origin);
                 let is_default =
                     value.is_default() || setting.default.text(self.cores).as_deref() == Some(text);
-                match setting.support {
-                    Support::NotYet(Why::WouldMislead) if !is_default => {
-                        let message = "this version does not support it yet; remove it";
-                        self.findings.problem(name, origin, message);
-                    }
-                    Support::NotYet(Why::NoEffect) if !value.is_default() => {
-                        self.findings.warning(name, origin, "has no effect in this version yet");
-                    }
-                    Support::InForce | Support::NotYet(_) => {}
+                if setting.support == Support::NotYet && !is_default {
+                    let message = "this version does not support it yet; remove it";
+                    self.findings.problem(name, origin, message);
                 }
                 Some(parsed)
             }

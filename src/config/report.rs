@@ -18,7 +18,8 @@ pub struct ReportLine {
     /// Its value, secrets masked; nothing when it is not set and has no default.
     #[serde(rename = "value")]
     pub value_masked: Option<String>,
-    /// Where the value came from: `default`, `app.env:7`, `environment`, `TOKEN_SYMMETRIC_KEY_FILE=/path`.
+    /// Where the value came from: `default`, `app.env:7`, `Secrets Manager`, `environment`,
+    /// `TOKEN_SYMMETRIC_KEY_FILE=/path`.
     pub origin: String,
     /// Nobody set it.
     pub default: bool,

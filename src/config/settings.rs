@@ -45,17 +45,9 @@ pub enum DefaultValue {
 pub enum Support {
     /// It does what it says.
     InForce,
-    /// It is known and checked, and does nothing yet.
-    NotYet(Why),
-}
-
-/// What becomes of a setting that does nothing yet when somebody sets it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// Nobody is less safe for its absence: accepted, with a warning.
-    NoEffect,
-    /// Who sets it would count on something that is not there: refused, unless it is set to its default.
-    WouldMislead,
+    /// It is known and checked, and does nothing yet. Who sets it would count on something that is not there: refused,
+    /// unless it is set to its default.
+    NotYet,
 }
 
 impl Setting {
@@ -147,9 +139,6 @@ const TOKENS: Setting = Setting { group: "Tokens and sessions", ..SERVICE };
 const PASSWORDS: Setting = Setting { group: "Passwords and accounts", ..SERVICE };
 const CLOUD: Setting = Setting { group: "AWS", ..SERVICE };
 
-const NO_EFFECT: Support = Support::NotYet(Why::NoEffect);
-const WOULD_MISLEAD: Support = Support::NotYet(Why::WouldMislead);
-
 /// Every setting, in the order in which they are shown.
 pub static SETTINGS: &[Setting] = &[
     Setting {
@@ -217,9 +206,8 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "DB_IAM_AUTH",
-        about: "Log in to RDS with IAM tokens in place of a password: `true` or `false`.",
+        about: "Log in to RDS with IAM tokens in place of a password: `true` or `false` (docs/aws.md).",
         default: DefaultValue::Text("false"),
-        support: WOULD_MISLEAD,
         ..DATABASE
     },
     Setting {
@@ -427,28 +415,25 @@ pub static SETTINGS: &[Setting] = &[
         name: "LEGACY_LOGIN_URL",
         about: "HTTPS address of the old system, asked once when an unknown user logs in.",
         example: Some("https://old.example.com/login"),
-        support: WOULD_MISLEAD,
+        support: Support::NotYet,
         ..PASSWORDS
     },
     Setting {
         name: "SECRETS_MANAGER_SECRET_ID",
-        about: "Name or ARN of the secret in AWS Secrets Manager that holds settings.",
+        about: "Name or ARN of a secret in AWS Secrets Manager that holds settings, over app.env (docs/aws.md).",
         example: Some("gatepass/production"),
-        support: WOULD_MISLEAD,
         ..CLOUD
     },
     Setting {
         name: "AWS_REGION",
         about: "AWS region of the secret and the database.",
         example: Some("eu-central-1"),
-        support: NO_EFFECT,
         ..CLOUD
     },
     Setting {
         name: "AWS_ENDPOINT_URL",
         about: "Address to call in place of AWS, for tests.",
         example: Some("http://localhost:5000"),
-        support: NO_EFFECT,
         ..CLOUD
     },
 ];

@@ -505,7 +505,7 @@ fn argon2_below_owasp_s_minimum_is_for_development() {
 }
 
 #[test]
-fn what_this_version_does_not_act_on_is_refused_or_warned_of() {
+fn what_this_version_does_not_act_on_is_refused() {
     for setting in SETTINGS {
         let default = setting.default.text(4);
         let other: &str = match setting.name {
@@ -516,11 +516,7 @@ fn what_this_version_does_not_act_on_is_refused_or_warned_of() {
         let loaded = load_environment(&[(setting.name, other)]);
         match setting.support {
             Support::InForce => continue,
-            Support::NotYet(Why::NoEffect) => {
-                let warning = format!("{} (environment): has no effect in this version yet", setting.name);
-                assert_eq!(loaded.unwrap().warnings, [warning]);
-            }
-            Support::NotYet(Why::WouldMislead) => {
+            Support::NotYet => {
                 let expected = format!(
                     "{} (environment): this version does not support it yet; remove it",
                     setting.name
@@ -594,11 +590,12 @@ fn the_example_loads_as_it_is_and_every_line_of_it_once_uncommented() {
             _ => format!("{line}\n"),
         })
         .collect();
-    let unsupported = |setting: &&Setting| {
-        setting.support == Support::NotYet(Why::WouldMislead) && setting.default == DefaultValue::Unset
-    };
+    let unsupported =
+        |setting: &&Setting| setting.support == Support::NotYet && setting.default == DefaultValue::Unset;
     // The one that names a file which is read, and is on no machine of ours.
     let all = all.replace("\nPASSWORD_BREACHED_FILE=", "\n# PASSWORD_BREACHED_FILE=");
+    // And the one that names a secret, which somebody has to read.
+    let all = all.replace("\nSECRETS_MANAGER_SECRET_ID=", "\n# SECRETS_MANAGER_SECRET_ID=");
     let expected: Vec<_> = SETTINGS.iter().filter(unsupported).map(|setting| setting.name).collect();
     let problems = load_both(&all, &[]).err().map(|errors| errors.0).unwrap_or_default();
     assert!(
@@ -640,4 +637,122 @@ fn a_certificate_and_its_key_come_together() {
         assert_eq!(errors.0[0].key.as_deref(), Some(missing));
         assert!(errors.0[0].message.contains("set both, or neither"), "{errors}");
     }
+}
+
+/// Gathers with a secret named in the environment.
+fn gather_with_secret(environment: &[(&str, &str)]) -> Gathered {
+    let dir = TempDir::new().unwrap();
+    let environment = [&[("SECRETS_MANAGER_SECRET_ID", "gatepass")], environment].concat();
+    gather(Sources { working_dir: dir.path().into(), config_file: None, environment, cores: 4 })
+}
+
+#[test]
+fn a_secret_that_nobody_reads_is_not_passed_over() {
+    let unread = "SECRETS_MANAGER_SECRET_ID (environment): nobody has read the secret";
+    assert_eq!(problem(gather_with_secret(&[]).check()), unread);
+    assert_eq!(problem(load_environment(&[("SECRETS_MANAGER_SECRET_ID", "gatepass")])), unread);
+    // What is there counts, and what may be in the secret is not missed.
+    let production = [("ENVIRONMENT", "production"), ("TOKEN_ISSUER", "me")];
+    let loaded = gather_with_secret(&production).without_secret().check().unwrap();
+    assert_eq!(loaded.settings.token_issuer, "me");
+    let failed = |environment: &[(&str, &str)]| {
+        let mut gathered = gather_with_secret(environment);
+        gathered.add_secret(Err("it is gone".into()));
+        gathered.check().unwrap_err().to_string()
+    };
+    let list = failed(&[("ENVIRONMENT", "production"), ("REGISTRATION", "maybe")]);
+    assert_eq!(list.lines().count(), 3, "{list}");
+    assert!(list.contains("SECRETS_MANAGER_SECRET_ID (environment): it is gone"), "{list}");
+    // To a place that is none nobody is sent.
+    for wrong in [("SECRETS_MANAGER_SECRET_ID", "a b"), ("AWS_REGION", "a b"), ("AWS_ENDPOINT_URL", "moto")] {
+        let gathered = gather_with_secret(&[wrong]);
+        assert!(gathered.secret().is_none());
+        assert!(problem(gathered.check()).starts_with(wrong.0));
+    }
+}
+
+#[test]
+fn a_secret_says_what_a_file_would() {
+    let read = |text: &str| {
+        let mut gathered = gather_with_secret(&[("TOKEN_AUDIENCE", "environment")]);
+        gathered.add_secret(Ok(text.into()));
+        gathered.check()
+    };
+    let loaded = read(r#"{"TOKEN_ISSUER": "secret", "TOKEN_AUDIENCE": "secret", "RUST_LOG": ""}"#).unwrap();
+    assert_eq!(loaded.settings.token_issuer, "secret");
+    assert_eq!(loaded.settings.token_audience, "environment");
+    assert_eq!(line(&loaded, "TOKEN_ISSUER").origin, "Secrets Manager");
+    assert_eq!(line(&loaded, "RUST_LOG").origin, "default");
+    for text in [
+        "",
+        "hunter2",
+        "\"hunter2\"",
+        "[]",
+        "null",
+        "{\"hunter2\"",
+        "{} hunter2",
+        "{\"TOKEN_ISSUER\": hunter2}",
+    ] {
+        // One problem in production too: nothing is missed that may have been meant to be in it.
+        let mut gathered = gather_with_secret(&[("ENVIRONMENT", "production")]);
+        gathered.add_secret(Ok(text.into()));
+        let message = problem(gathered.check());
+        assert!(message.contains("expected a JSON object"), "{text}: {message}");
+        assert!(!message.contains("hunter2"), "{message}");
+    }
+    for value in ["1", "true", "null", "[\"hunter2\"]", "{\"DB_SOURCE\": \"hunter2\"}"] {
+        let expected = "TOKEN_ISSUER (Secrets Manager): expected a text in \"quotes\"";
+        assert_eq!(problem(read(&format!("{{\"TOKEN_ISSUER\": {value}}}"))), expected);
+    }
+    let errors =
+        read(r#"{"ENVIRONMENT": "production", "AWS_REGION": "x", "HUNTER2": "x"}"#).unwrap_err().to_string();
+    for expected in ["DB_SOURCE (not set)", "TOKEN_SYMMETRIC_KEY (not set)", "AWS_REGION (Secrets Manager)"] {
+        assert!(errors.contains(expected), "{errors}");
+    }
+    assert!(!errors.contains("HUNTER2"), "{errors}");
+}
+
+#[cfg(feature = "aws")]
+#[test]
+fn tokens_for_a_database_need_its_name_its_user_and_tls() {
+    let iam = |source: &str, more: &[(&str, &str)]| {
+        let iam = [("DB_IAM_AUTH", "true"), ("DB_SOURCE", source)];
+        load_environment(&[&iam, more].concat())
+    };
+    const HOST: &str = "postgres://gatepass@db.abc.eu-central-1.rds.amazonaws.com:5432";
+    let good = format!("{HOST}/gatepass?sslmode=verify-full&sslrootcert=/etc/rds.pem");
+    assert!(iam(&good, &[]).unwrap().warnings.is_empty());
+    for mode in ["require", "verify-ca"] {
+        let warnings = iam(&format!("{HOST}/gatepass?sslmode={mode}"), &[]).unwrap().warnings;
+        assert!(warnings.len() == 1 && warnings[0].contains("verify-full"), "{warnings:?}");
+    }
+    for (source, expected) in [
+        (format!("{HOST}/gatepass"), "without TLS"),
+        (format!("{HOST}/gatepass?sslmode=prefer"), "without TLS"),
+        (format!("{HOST}/gatepass?sslmode=require&sslmode=disable"), "without TLS"),
+        (good.replace("gatepass@", "gatepass:hunter2@"), "remove that"),
+        (format!("{good}&password=hunter2"), "remove that"),
+        (format!("{good}&host=/run/postgresql"), "before the /"),
+        (good.replace("gatepass@", ""), "before the /"),
+        (good.replace("db.abc.eu-central-1.rds.amazonaws.com", "10.0.0.7"), "the name that RDS gave"),
+        (good.replace("db.abc.eu-central-1.rds.amazonaws.com", "[::1]"), "the name that RDS gave"),
+        (good.replace("db.abc.eu-central-1.rds.amazonaws.com", "%2Frun"), "the name that RDS gave"),
+    ] {
+        let message = problem(iam(&source, &[]));
+        assert!(message.starts_with("DB_SOURCE (environment): DB_IAM_AUTH is true: "), "{message}");
+        assert!(message.contains(expected) && !message.contains("hunter2"), "{source}: {message}");
+        let message = problem(iam(&good, &[("MIGRATION_DB_SOURCE", &source)]));
+        assert!(message.starts_with("MIGRATION_DB_SOURCE (environment): DB_IAM_AUTH is true: "), "{message}");
+    }
+    assert!(problem(load_environment(&[("DB_IAM_AUTH", "true")])).contains("needs DB_SOURCE"));
+    // Nothing of this counts for a password.
+    assert!(load_environment(&[("DB_SOURCE", DB)]).is_ok());
+}
+
+#[cfg(not(feature = "aws"))]
+#[test]
+fn without_aws_no_token_is_promised() {
+    let source = "postgres://gatepass@db.example.com/gatepass?sslmode=verify-full";
+    let message = problem(load_environment(&[("DB_IAM_AUTH", "true"), ("DB_SOURCE", source)]));
+    assert!(message.contains("this build has no AWS support"), "{message}");
 }

@@ -31,6 +31,7 @@ pub mod users;
 
 use std::{net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     ConnectOptions, Connection,
@@ -207,6 +208,8 @@ pub async fn patiently<T>(work: impl Future<Output = Result<T, Error>>) -> Resul
 #[derive(Clone)]
 pub struct Source {
     options: PgConnectOptions,
+    /// With the password that was last given to this server's user.
+    newest: Arc<ArcSwap<PgConnectOptions>>,
     is_shared: bool,
 }
 
@@ -226,7 +229,7 @@ impl Source {
         if options.get_application_name().is_none() {
             options = options.application_name("gatepass");
         }
-        Ok(Self { options, is_shared: false })
+        Ok(Self { newest: Arc::new(ArcSwap::from_pointee(options.clone())), options, is_shared: false })
     }
 
     /// The same behind a pooler that gives each transaction whichever connection is free: nothing is set on a connection,
@@ -273,6 +276,24 @@ impl Source {
         let host = self.options.get_host();
         let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
         self.options.get_socket().is_some() || host == "localhost" || host.starts_with('/') || is_loopback
+    }
+
+    /// The same with another password, which is also that of connections that replace hanging ones from now on.
+    #[must_use]
+    pub fn with_password(&self, password: &SecretString) -> Self {
+        let options = self.options.clone().password(password.expose_secret());
+        self.newest.store(Arc::new(options.clone()));
+        Self { options, ..self.clone() }
+    }
+
+    /// Has a pool log in as this says from now on. Its open connections stay.
+    pub fn log_in(&self, pool: &PgPool) {
+        pool.set_connect_options(self.options.clone());
+    }
+
+    /// Host, port and user.
+    pub fn server(&self) -> (&str, u16, &str) {
+        (self.options.get_host(), self.options.get_port(), self.options.get_username())
     }
 
     /// `host:port/database` or `socket directory/database`, for messages.
@@ -326,7 +347,7 @@ async fn revive(conn: &mut PgConnection, source: Arc<Source>) -> Result<bool, sq
     }
     loop {
         let another = async {
-            let mut another = source.connect().await?;
+            let mut another = PgConnection::connect_with(&source.newest.load()).await?;
             prepare(&mut another, source.is_shared).await?;
             Ok::<_, sqlx::Error>(another)
         };

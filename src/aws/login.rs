@@ -1,0 +1,103 @@
+//! Who logs in to RDS: a database, with tokens in place of its password.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{Aws, Error, LIFE, database_token};
+use crate::{
+    clock::Clock,
+    metrics::Metrics,
+    store::{PgPool, Source},
+};
+
+/// How often the clock is looked at.
+const POLL: Duration = Duration::from_secs(1);
+/// How long to leave AWS alone after a token could not be made.
+const REST: Duration = Duration::from_secs(10);
+
+/// A database that takes tokens for passwords.
+#[derive(Clone, Debug)]
+pub struct Login {
+    aws: Aws,
+    source: Source,
+}
+
+/// The database with a token, and when that is to be renewed.
+#[derive(Debug)]
+pub struct Access {
+    /// With a token for a password.
+    pub source: Source,
+    /// When a third of the token's life is left.
+    pub renew_at: OffsetDateTime,
+}
+
+impl Login {
+    /// Logs in to `source`, by whoever we are at AWS.
+    pub fn new(aws: Aws, source: Source) -> Self {
+        Self { aws, source }
+    }
+
+    /// The database with a token made now.
+    ///
+    /// # Errors
+    ///
+    /// When there are no credentials to sign with.
+    pub async fn access(&self, now: OffsetDateTime) -> Result<Access, Error> {
+        let Self { aws, source } = self;
+        let credentials = aws.credentials().await?;
+        let token = database_token(&credentials, &aws.region, source.server(), now)?;
+        let life = match credentials.expiry() {
+            Some(expires_at) => {
+                LIFE.min((OffsetDateTime::from(expires_at) - now).try_into().unwrap_or_default())
+            }
+            None => LIFE,
+        };
+        Ok(Access { source: source.with_password(&token), renew_at: now + life * 2 / 3 })
+    }
+
+    /// Has the new connections of `pools` log in with a token that is good, for as long as it is polled. Open
+    /// connections stay as they are: RDS looks at a token only once.
+    pub async fn keep(
+        &self,
+        pools: &[PgPool],
+        mut renew_at: OffsetDateTime,
+        clock: &Clock,
+        metrics: &Metrics,
+    ) {
+        let mut ticks = interval(POLL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut was_renewed = true;
+        loop {
+            ticks.tick().await;
+            let now = clock.now();
+            if now < renew_at {
+                continue;
+            }
+            let renewed = self.access(now).await;
+            metrics.database_token(renewed.is_ok());
+            // Once when it begins and once when it ends.
+            match &renewed {
+                Err(error) if was_renewed => {
+                    let error: &(dyn std::error::Error + 'static) = error;
+                    tracing::error!(
+                        error,
+                        "no new token for the database, which will soon refuse new connections"
+                    );
+                }
+                Ok(_) if !was_renewed => tracing::info!("there are tokens for the database again"),
+                _ => {}
+            }
+            was_renewed = renewed.is_ok();
+            renew_at = match renewed {
+                Ok(access) => {
+                    pools.iter().for_each(|pool| access.source.log_in(pool));
+                    // Of credentials about to expire, the next ones are not there yet.
+                    access.renew_at.max(now + REST)
+                }
+                Err(_) => now + REST,
+            };
+        }
+    }
+}
