@@ -241,6 +241,28 @@ pub struct PoolUse {
     pub max: u32,
 }
 
+/// Tells of the pools of connections what is true at the moment, without the metrics knowing what they are.
+#[derive(Clone)]
+pub struct PoolWatch(Arc<dyn Fn() -> Vec<PoolUse> + Send + Sync>);
+
+impl PoolWatch {
+    /// Those that `look` tells of.
+    pub fn new(look: impl Fn() -> Vec<PoolUse> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(look))
+    }
+
+    /// What is true now.
+    pub fn look(&self) -> Vec<PoolUse> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for PoolWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PoolWatch").field(&self.look()).finish()
+    }
+}
+
 /// Keys of one format that do the same.
 #[derive(Clone, Debug)]
 pub struct KeyAge {

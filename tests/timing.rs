@@ -120,6 +120,30 @@ async fn a_failed_login_takes_as_long_whyever_it_failed() {
     assert_alike(&cases.map(|(name, ..)| name), &times.await, bound);
 }
 
+/// Ours takes microseconds here, so that nothing but waiting makes them alike.
+#[tokio::test]
+async fn a_failed_login_takes_as_long_with_a_dear_hash_of_another_system() {
+    let app = App::new().await;
+    users(&app).await;
+    let dora = app.register("dora").await;
+    let bcrypt = "UPDATE users SET password_hash = \
+        '$2b$08$EixZaYVK1fsbw1ZfbX3OXePaWxn96p36WQoeG6Lruj3vjPGga31lW' WHERE id = $1::uuid";
+    app.sql(bcrypt, &dora["id"]).await;
+    let cases = [
+        ("a user with bcrypt", "dora", WRONG),
+        ("a wrong password", "alice", WRONG),
+        ("an unknown user", "nobody", PASSWORD),
+        ("a disabled user", "bob", PASSWORD),
+    ];
+    log_in(&app, "dora", WRONG).await.expect_problem(401, "invalid_credentials");
+    let (samples, bound) = effort();
+    let times = measure(cases.len(), samples, async |case, _| {
+        let (_, username, password) = cases[case];
+        log_in(&app, username, password).await.expect_problem(401, "invalid_credentials");
+    });
+    assert_alike(&cases.map(|(name, ..)| name), &times.await, bound);
+}
+
 #[tokio::test]
 async fn a_refused_login_takes_as_long_whoever_it_is() {
     let app = App::with(&[&HASH[..], &[("LOGIN_ATTEMPTS_PER_ACCOUNT", "1/365d")]].concat()).await;

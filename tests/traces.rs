@@ -1,5 +1,6 @@
-//! What the real binary sends to a collector: a span for each request, in its caller's trace, with the steps of a login
-//! below it. A caller decides nothing about what is recorded, and a collector that does not answer holds nobody up.
+//! What the real binary sends to a collector: a span for each request, in the trace of a proxy that called, with the steps
+//! of a login below it. A caller decides nothing about what is recorded, a stranger not even about the trace, and a
+//! collector that does not answer holds nobody up.
 
 use std::{
     collections::HashMap,
@@ -25,6 +26,8 @@ use crate::{
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
+/// The tests' own address, as if it were a proxy's.
+const PROXY: (&str, &str) = ("TRUSTED_PROXIES", "127.0.0.1");
 
 /// An OTLP collector, and what it has been sent.
 pub struct Collector {
@@ -96,12 +99,13 @@ async fn register(service: &Process) {
 }
 
 #[tokio::test]
-async fn a_login_is_a_tree_of_its_steps_in_its_callers_trace() {
+async fn a_login_is_a_tree_of_its_steps_in_the_trace_of_our_proxy() {
     let collector = Collector::start().await;
     let home = Home::new();
     let settings = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint),
         ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
+        PROXY,
     ];
     let service = serve(&home, &database().await, &settings).await;
     register(&service).await;
@@ -177,6 +181,70 @@ async fn a_login_is_a_tree_of_its_steps_in_its_callers_trace() {
 }
 
 #[tokio::test]
+async fn a_strangers_request_is_a_trace_of_its_own() {
+    let collector = Collector::start().await;
+    let home = Home::new();
+    let settings =
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint), ("TRUSTED_PROXIES", "192.0.2.0/24")];
+    let service = serve(&home, &database().await, &settings).await;
+    register(&service).await;
+    for _ in 0..2 {
+        assert_eq!(log_in(&service, &format!("00-{TRACE}-{CALLER}-01"), PASSWORD).await, 200);
+    }
+    let log = service.stop(Signal::TERM).await.expect(0).stderr;
+
+    let spans = collector.spans();
+    let logins: Vec<_> = spans.iter().filter(|span| span.name == "POST /users/login").collect();
+    let [first, second] = logins[..] else { panic!("{logins:#?}") };
+    assert_ne!(first.trace_id, second.trace_id);
+    for login in [first, second] {
+        assert_ne!(hex(&login.trace_id), TRACE);
+        assert_eq!(login.parent_span_id, [0; 0]);
+        let [link] = &login.links[..] else { panic!("{login:#?}") };
+        assert_eq!((&*hex(&link.trace_id), &*hex(&link.span_id)), (TRACE, CALLER));
+        assert!(log.contains(&format!(r#""trace_id":"{}""#, hex(&login.trace_id))));
+        assert!(spans.iter().any(|span| span.parent_span_id == login.span_id && span.name == "throttle"));
+    }
+    let register = spans.iter().find(|span| span.name == "POST /users").unwrap();
+    assert_eq!(register.links, []);
+}
+
+/// Of these two, the one is always recorded by whoever decides by the trace's id, and the other never.
+#[tokio::test]
+async fn chance_decides_what_is_recorded_whatever_the_trace_is_called() {
+    const REQUESTS: usize = 60;
+    let ids = ["00000000000000000000000000000001", "ffffffffffffffffffffffffffffffff"];
+    let collector = Collector::start().await;
+    let home = Home::new();
+    let settings =
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint), ("OTEL_TRACES_SAMPLER_ARG", "0.5"), PROXY];
+    let service = serve(&home, &database().await, &settings).await;
+    let client = reqwest::Client::new();
+    for _ in 0..REQUESTS {
+        for id in ids {
+            let request =
+                client.get(service.url("/readyz")).header("traceparent", format!("00-{id}-{CALLER}-01"));
+            assert_eq!(request.send().await.unwrap().status().as_u16(), 200);
+        }
+    }
+    service.stop(Signal::TERM).await.expect(0);
+
+    let spans = collector.spans();
+    for id in ids {
+        let of_trace: Vec<&Span> = spans.iter().filter(|span| hex(&span.trace_id) == id).collect();
+        let (servers, below): (Vec<&Span>, Vec<&Span>) =
+            of_trace.iter().partition(|span| span.kind() == SpanKind::Server);
+        // All or none are 2⁻⁶⁰ likely.
+        assert!((1..REQUESTS).contains(&servers.len()), "{id}: {}", servers.len());
+        // A request is recorded as a whole or not at all.
+        assert!(!below.is_empty());
+        for span in below {
+            assert!(of_trace.iter().any(|parent| parent.span_id == span.parent_span_id), "{span:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_fault_is_an_error_in_its_span_and_a_callers_mistake_is_none() {
     let collector = Collector::start().await;
     let home = Home::new();
@@ -202,7 +270,8 @@ async fn a_fault_is_an_error_in_its_span_and_a_callers_mistake_is_none() {
 async fn nothing_is_recorded_of_a_share_of_none_whatever_the_caller_says() {
     let collector = Collector::start().await;
     let home = Home::new();
-    let settings = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint), ("OTEL_TRACES_SAMPLER_ARG", "0")];
+    let settings =
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint), ("OTEL_TRACES_SAMPLER_ARG", "0"), PROXY];
     let service = serve(&home, &database().await, &settings).await;
     register(&service).await;
     assert_eq!(log_in(&service, &format!("00-{TRACE}-{CALLER}-01"), PASSWORD).await, 200);

@@ -2,8 +2,9 @@
 //!
 //! A user that does not exist, a wrong password and a disabled user take the same way: one look-up, one password hash,
 //! one answer, and before all that one place of the [throttle](super::throttle). Where the operator has raised the cost of
-//! a hash, those who have not logged in since cost the same to within a tenth; where it was lowered, they cost what they
-//! did. So do those who came with a dearer hash of another system; a cheaper one is made up for.
+//! a hash, those who have not logged in since cost the same to within a tenth; so do those who came with a cheaper one of
+//! another system. Where a hash costs more, nobody else pays for it, but everybody's refusal waits as long
+//! ([`password::Pool::verify`]).
 
 use std::net::IpAddr;
 
@@ -79,7 +80,8 @@ impl Accounts {
             Some(name) => users::credentials(&mut *self.conn().await?, name).await?,
             None => None,
         };
-        let (user, stored) = match found {
+        // A disabled user is nobody here: not even the right password takes another way.
+        let (user, stored) = match found.filter(|found| !found.user.disabled) {
             Some(credentials) => (Some(credentials.user), credentials.password_hash),
             None => (None, None),
         };
@@ -89,7 +91,7 @@ impl Accounts {
             _ => self.passwords.verify(&Password::new(""), None).await?,
         };
         let user = match (user, verdict) {
-            (Some(user), Verdict::Match { outdated }) if !user.disabled => {
+            (Some(user), Verdict::Match { outdated }) => {
                 if outdated && let Some(stored) = &stored {
                     self.upgrade_hash(user.id, password, stored, rng).await;
                 }

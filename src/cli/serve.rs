@@ -22,7 +22,7 @@ use crate::{
     config::{self, DbPooler, Environment, Loaded, Settings},
     http::{self, App, Limits, Parts, Phase},
     keys::Keys,
-    metrics::Metrics,
+    metrics::{Metrics, PoolUse, PoolWatch},
     revocation::{Feed, Publisher},
     store::PgPool,
     telemetry::{self, traces::Traces},
@@ -245,6 +245,7 @@ pub async fn app(
     let listens = settings.db_pooler == DbPooler::Session;
     let metrics = Metrics::new();
     let pools = [("requests", requests.clone()), ("background", background.clone()), ("feed", feed.clone())];
+    let pools = PoolWatch::new(move || pools.iter().map(|(name, pool)| pool_use(name, pool)).collect());
     let feed = Feed::new(feed, listens, clock.clone(), settings.revocation_max_staleness, metrics.clone());
     let threads = settings.password_hash_threads;
     let accounts = setup::accounts(
@@ -274,6 +275,12 @@ pub async fn app(
         limits,
         phase: watch::Sender::new(Phase::Serving),
     }))
+}
+
+fn pool_use(pool: &'static str, connections: &PgPool) -> PoolUse {
+    let idle = u32::try_from(connections.num_idle()).unwrap_or(u32::MAX);
+    let max = connections.options().get_max_connections();
+    PoolUse { pool, used: connections.size().saturating_sub(idle), idle, max }
 }
 
 fn log_format(settings: &Settings) -> telemetry::LogFormat {

@@ -242,7 +242,7 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "TRUSTED_PROXIES",
-        about: "Addresses or networks of proxies whose X-Forwarded-For is believed, separated by commas.",
+        about: "Addresses or networks of proxies whose X-Forwarded-For and traceparent are believed, separated by commas.",
         example: Some("10.0.0.0/8,192.168.1.10"),
         ..HTTP
     },

@@ -25,9 +25,8 @@ const MAX_USER_AGENT: usize = 512;
 /// An element that is no address, or empty, ends the search: the proxy that wrote it is the last that is known, and what
 /// stands left of it is not its word. So does the 64th.
 pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let is_trusted = |ip: IpAddr| trusted.iter().any(|net| net.contains(&ip));
     let mut client = peer.to_canonical();
-    if !is_trusted(client) {
+    if !is_trusted(client, trusted) {
         return client;
     }
     let fields: Vec<&[u8]> = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
@@ -35,11 +34,17 @@ pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
     for element in elements.take(MAX_PROXIES) {
         let Some(ip) = parse(element.trim_ascii()) else { break };
         client = ip;
-        if !is_trusted(ip) {
+        if !is_trusted(ip, trusted) {
             break;
         }
     }
     client
+}
+
+/// Whether it is one of our own proxies that has this address.
+pub(super) fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
+    let ip = ip.to_canonical();
+    trusted.iter().any(|net| net.contains(&ip))
 }
 
 /// An address, with or without a port, an IPv6 one with or without brackets; IPv4-mapped IPv6 is IPv4. One with a zone is

@@ -2,13 +2,14 @@
 
 use std::{
     any::Any,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use axum::{
     body::Body,
-    extract::{MatchedPath, Request, State},
+    extract::{ConnectInfo, MatchedPath, Request, State},
     http::{
         HeaderName, HeaderValue, Method, Response,
         header::{
@@ -24,7 +25,7 @@ use tower::{Layer, ServiceExt};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{Instrument, info_span};
 
-use super::{App, Problem, request_id::RequestId, revocations};
+use super::{App, Problem, client_address, request_id::RequestId, revocations};
 use crate::{
     metrics::Metrics,
     telemetry::{REQUEST, traces::ServerSpan},
@@ -38,7 +39,9 @@ pub(super) async fn log(State(app): State<App>, request: Request, next: Next) ->
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let known_route = route.as_ref().map(MatchedPath::as_str);
-    let trace = ServerSpan::begin(id.as_str(), known(&method), known_route, request.headers());
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    let is_ours = peer.is_some_and(|peer| client_address::is_trusted(peer, app.trusted_proxies()));
+    let trace = ServerSpan::begin(id.as_str(), known(&method), known_route, request.headers(), is_ours);
     let metrics = app.metrics().clone();
     metrics.request_begins();
     let mut line = Line { id, method, route, began: Instant::now(), metrics, trace, is_written: false };

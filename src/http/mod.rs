@@ -47,9 +47,8 @@ use crate::{
     bearer::{BearerLayer, Refusal},
     clock::Clock,
     keys::Keys,
-    metrics::Metrics,
+    metrics::{Metrics, PoolWatch},
     revocation::{Feed, Publisher},
-    store::PgPool,
 };
 
 /// The largest request body, in bytes: 64 KiB.
@@ -117,8 +116,8 @@ pub struct Parts {
     pub history: History,
     /// What is counted.
     pub metrics: Metrics,
-    /// The pools of connections to the database, by what they are for.
-    pub pools: [(&'static str, PgPool); 3],
+    /// How the pools of connections to the database are used.
+    pub pools: PoolWatch,
     /// Where clients find the service, as `scheme://host[:port]` and a path that may be empty.
     pub public_url: String,
     /// Where time comes from.

@@ -12,7 +12,7 @@ use axum::{
 };
 
 use super::App;
-use crate::metrics::{Exposition, Observation, PoolUse};
+use crate::metrics::{Exposition, Observation};
 
 /// The operators' routes.
 pub fn router(app: App) -> Router {
@@ -28,18 +28,13 @@ async fn metrics(State(app): State<App>, headers: HeaderMap) -> impl IntoRespons
 
 fn observation(app: &App) -> Observation {
     let revocations = app.feed().revocations();
-    let pools = app.0.pools.iter().map(|(pool, connections)| {
-        let idle = u32::try_from(connections.num_idle()).unwrap_or(u32::MAX);
-        let max = connections.options().get_max_connections();
-        PoolUse { pool, used: connections.size().saturating_sub(idle), idle, max }
-    });
     Observation {
         verified_tokens: app.keys().verifier().remembered(),
         hash_jobs: app.accounts().hash_jobs(),
         revocations: revocations.count(),
         revocation_silence: revocations.silence(app.clock().elapsed()),
         revocation_max_silence: revocations.max_silence(),
-        pools: pools.collect(),
+        pools: app.0.pools.look(),
         keys: app.keys().ages(app.clock().now()),
         key_rotation_interval: app.keys().rotation_interval(),
     }

@@ -15,7 +15,7 @@ use argon2::{
 };
 
 use super::{
-    HashedPassword, Password,
+    HashedPassword, MAX_BORROWED, Password,
     foreign::{self, FastHash, Refused, Wrapped},
     memory::Memory,
     pepper::{self, Pepper, Peppers},
@@ -136,6 +136,15 @@ pub enum Unreadable {
     Unwrapped,
 }
 
+/// What a verification will take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Demand {
+    /// Bytes of memory beside the thread's own.
+    pub(super) borrowed: u64,
+    /// Whether it takes as long as for a user who does not exist.
+    pub(super) is_usual: bool,
+}
+
 /// How new hashes are made.
 #[derive(Clone, Debug)]
 pub(super) struct Recipe {
@@ -194,11 +203,31 @@ impl Recipe {
     ) -> Result<Verdict, Error> {
         let stored = stored.map(|stored| Readable::parse(&stored.0, &self.peppers)).transpose();
         let verdict = self.verify_spelling(password.expose().as_bytes(), &stored, memory)?;
-        let Some(typed) = password.typed() else { return Ok(verdict) };
-        // Also after a match: a disabled user's right password takes no less.
+        let (Some(typed), false) = (password.typed(), matches!(verdict, Verdict::Match { .. })) else {
+            return Ok(verdict);
+        };
         match (verdict, self.verify_spelling(typed.as_bytes(), &stored, memory)?) {
             (Verdict::NoMatch, Verdict::Match { .. }) => Ok(Verdict::Match { outdated: true }),
             _ => Ok(verdict),
+        }
+    }
+
+    /// What [`verify`](Self::verify) will take.
+    pub(super) fn demand(&self, stored: Option<&HashedPassword>) -> Demand {
+        let beside = |argon2: &Stored<'_>| {
+            let kib = argon2.params.memory_kib;
+            if kib > self.params.memory_kib { u64::from(kib) << 10 } else { 0 }
+        };
+        match stored.map(|stored| Readable::parse(&stored.0, &self.peppers)) {
+            None | Some(Err(_)) => Demand { borrowed: 0, is_usual: true },
+            Some(Ok(Readable::Own(argon2))) => {
+                Demand { borrowed: beside(&argon2), is_usual: argon2.params.work() <= self.params.work() }
+            }
+            // The one after the other, not both at once.
+            Some(Ok(Readable::Wrapped(wrapped, argon2))) => {
+                Demand { borrowed: wrapped.memory().max(beside(&argon2)), is_usual: false }
+            }
+            Some(Ok(Readable::Foreign(hash))) => Demand { borrowed: hash.memory(), is_usual: false },
         }
     }
 
@@ -282,9 +311,14 @@ impl<'a> Readable<'a> {
 /// How every Argon2 hash begins, ours or not.
 pub(super) const PREFIX: &str = "$argon2";
 
-/// The most memory that an imported hash may take, and the most memory times passes: a second. Less than what our own
-/// parameters may be, since an operator chooses those and anybody may have chosen these. libsodium's "moderate" is within.
-const MAX_IMPORTED: (u32, u64) = (256 << 10, 1 << 20);
+/// The most memory that an imported hash may take, in KiB: 128 MiB. Less than what our own parameters may be, since an
+/// operator chooses those and anybody may have chosen these. Django has 100 MiB, PHP and argon2-cffi 64, Keycloak 7.
+const MAX_IMPORTED_KIB: u32 = 128 << 10;
+
+/// The most memory times passes of an imported hash, in KiB: a second.
+const MAX_IMPORTED_WORK_KIB: u64 = 1 << 20;
+
+const _: () = assert!((MAX_IMPORTED_KIB as u64) << 10 <= MAX_BORROWED);
 
 /// Whether an Argon2 hash may be imported.
 pub(super) fn check_imported(text: &str, peppers: &Peppers) -> Result<(), Refused> {
@@ -294,8 +328,7 @@ pub(super) fn check_imported(text: &str, peppers: &Peppers) -> Result<(), Refuse
         Unreadable::Pepper => Refused::Pepper,
         Unreadable::Format | Unreadable::Algorithm | Unreadable::Unwrapped => Refused::Malformed(NAME),
     })?;
-    let (memory_kib, work) = MAX_IMPORTED;
-    if stored.params.memory_kib > memory_kib || stored.params.work() > work {
+    if stored.params.memory_kib > MAX_IMPORTED_KIB || stored.params.work() > MAX_IMPORTED_WORK_KIB {
         return Err(Refused::TooCostly(NAME));
     }
     Ok(())
@@ -660,6 +693,38 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_a_verification_takes() {
+        let recipe = recipe(&Params { memory_kib: 64, iterations: 2, parallelism: 1 });
+        let argon2 = |params: &str| format!("$argon2id$v=19${params}$c2FsdHNhbHQ$c2FsdHNhbHRzYWx0");
+        let wrapped = |function: &str, params: &str| format!("$wrapped{function}{}", argon2(params));
+        let digest = "c2FsdHNhbHRzYWx0c2FsdHNhbHRzYWx0c2FsdHNhbHRzYWx0";
+        // 128 r (N + p + 1)
+        let mib_16 = (16 << 20) + 2048;
+        let table = [
+            (argon2("m=64,t=2,p=1"), 0, true),
+            (argon2("m=8,t=1,p=1"), 0, true),
+            (argon2("m=8,t=16,p=1"), 0, true),
+            (argon2("m=64,t=3,p=1"), 0, false),
+            (argon2("m=102400,t=2,p=8"), 100 << 20, false),
+            (argon2("m=1048576,t=4,p=1"), 1 << 30, false),
+            ("x".to_owned(), 0, true),
+            (argon2("m=1048577,t=4,p=1"), 0, true),
+            ("{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=".into(), 0, true),
+            ("$2b$12$EixZaYVK1fsbw1ZfbX3OXePaWxn96p36WQoeG6Lruj3vjPGga31lW".into(), 0, false),
+            (format!("$scrypt$ln=14,r=8,p=1$c2FsdA${digest}"), mib_16, false),
+            (format!("$firebase-scrypt$ln=14,r=8,p=1$c2FsdA${digest}"), mib_16, false),
+            (wrapped("$scrypt$ln=9,r=8,p=1$c2FsdA", "m=64,t=2,p=1"), 514 << 10, false),
+            (wrapped("$scrypt$ln=9,r=8,p=1$c2FsdA", "m=1024,t=2,p=1"), 1 << 20, false),
+            (wrapped("$digest$of=md5,template=e3Bhc3N3b3JkfQ$", "m=64,t=2,p=1"), 0, false),
+        ];
+        assert_eq!(recipe.demand(None), Demand { borrowed: 0, is_usual: true });
+        for (stored, borrowed, is_usual) in table {
+            let demand = recipe.demand(Some(&HashedPassword::from_stored(&*stored)));
+            assert_eq!(demand, Demand { borrowed, is_usual }, "{stored}");
+        }
+    }
+
     /// A hash in fresh memory has a fault for each of its pages, of which there are thousands.
     #[cfg(target_os = "linux")]
     #[test]
@@ -758,7 +823,7 @@ mod tests {
         let table = [
             (typed, Some(&theirs), Verdict::Match { outdated: true }, 2),
             ("caf\u{e9} five", Some(&theirs), Verdict::NoMatch, 1),
-            (typed, Some(&ours), Verdict::Match { outdated: false }, 2),
+            (typed, Some(&ours), Verdict::Match { outdated: false }, 1),
             ("caf\u{e9} five", Some(&ours), Verdict::Match { outdated: false }, 1),
             ("\u{fb01}", Some(&ours), Verdict::NoMatch, 2),
             ("\u{fb01}", None, Verdict::NoMatch, 2),

@@ -91,6 +91,10 @@ impl fmt::Debug for Password {
     }
 }
 
+/// The most memory that verifications may take beside their threads' own, in bytes: all of them together, and so each
+/// hash of another system. 129 MiB: the greatest of OWASP's choices for scrypt has 128 MiB, and some KiB for its blocks.
+const MAX_BORROWED: u64 = 129 << 20;
+
 /// The most characters, before normalisation, of what may be a password after it.
 ///
 /// Normalisation makes a text shorter where it puts characters together, never more than four into one: the canonical

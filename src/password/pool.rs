@@ -2,7 +2,11 @@
 //!
 //! A hash takes tens of milliseconds of one core and megabytes of memory, and anyone may ask for one. So there are a
 //! fixed number of threads for them, each with memory of its own, and a queue of fixed length: whatever the load, the
-//! async threads stay free, memory stays at `threads × memory`, and who cannot be served soon is told so at once.
+//! async threads stay free, memory stays within bounds, and who cannot be served soon is told so at once.
+//!
+//! The bounds are `threads × memory`, and [`MAX_BORROWED`] for all stored hashes together that take memory beside their
+//! thread's: imported ones, and those from before our own parameters were lowered. One that would take more than is left
+//! waits until others have given theirs back.
 //!
 //! The threads count for less than all others where the system tells threads apart (Linux, `nice` 10), or else they would
 //! take the cores that requests need for microseconds. On two cores, with both hashing and sixty callers storming, the
@@ -10,15 +14,19 @@
 //! long. Hashes are as quick either way while nobody else wants the cores. (`tests/storm.rs`; `make bench-password` has
 //! the same without the service.)
 //!
-//! First come, first served. A job whose caller has hung up is dropped before it starts, and so is one that has
-//! waited for longer than the deadline: work that nobody waits for any more would make everyone behind it late too.
+//! First come, first served, but for those that wait for memory: others that need none go past them. A job whose caller
+//! has hung up is dropped before it starts, and so is one that has waited for longer than the deadline: work that nobody
+//! waits for any more would make everyone behind it late too.
 
 use std::{
     collections::VecDeque,
-    fmt, io,
+    fmt, io, mem,
     num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -27,13 +35,19 @@ use tokio::sync::oneshot;
 use tracing::{Span, info_span};
 
 use super::{
-    HashedPassword, Params, ParamsError, Password, Peppers, Refusal, Rules, Verdict, argon::Recipe,
-    foreign::FastHash, memory::Memory, rules,
+    HashedPassword, MAX_BORROWED, Params, ParamsError, Password, Peppers, Refusal, Rules, Verdict,
+    argon::{Demand, Recipe},
+    foreign::FastHash,
+    memory::Memory,
+    rules,
 };
 
 /// How much less than others the hashing threads count, as `nice` has it.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
+
+/// The longest that a refusal is held back. The dearest imported hashes take about as long.
+const MAX_DELAY: Duration = Duration::from_secs(2);
 
 /// How a [`Pool`] is made.
 #[derive(Clone, Debug)]
@@ -114,6 +128,8 @@ pub struct Pool(Arc<Handle>);
 struct Handle {
     queue: Arc<Queue>,
     recipe: Arc<Recipe>,
+    /// How long the longest verification has taken that tells by its time whose it is, in microseconds.
+    longest: AtomicU64,
 }
 
 impl Drop for Handle {
@@ -134,7 +150,8 @@ impl Pool {
         params.check()?;
         let recipe = Arc::new(Recipe { params, peppers });
         // Made first: when a later thread cannot be started, dropping it ends the earlier ones.
-        let pool = Self(Arc::new(Handle { queue: Arc::new(Queue::new(threads, queue, deadline)), recipe }));
+        let queue = Arc::new(Queue::new(threads, queue, deadline));
+        let pool = Self(Arc::new(Handle { queue, recipe, longest: AtomicU64::new(0) }));
         for number in 0..threads.get() {
             let mut memory = pool
                 .0
@@ -177,7 +194,8 @@ impl Pool {
     ///
     /// `None` is a user who does not exist: the work is the same, the verdict always [`Verdict::NoMatch`]. The work is
     /// also the same when nothing can be read from what is stored, and when it is a hash that costs less than new ones,
-    /// to within a tenth. A hash that costs more takes longer.
+    /// to within a tenth. A hash that costs more takes longer; once one has, all that is not a match is answered no sooner
+    /// after it was begun, up to two seconds. That holds up no thread, and who waits cannot tell one from the other.
     ///
     /// # Errors
     ///
@@ -188,7 +206,26 @@ impl Pool {
         stored: Option<&HashedPassword>,
     ) -> Result<Verdict, PoolError> {
         let (password, stored, recipe) = (password.clone(), stored.cloned(), Arc::clone(&self.0.recipe));
-        self.run(move |memory| recipe.verify(&password, stored.as_ref(), memory)).await
+        let Demand { borrowed, is_usual } = recipe.demand(stored.as_ref());
+        let verify = move |memory: &mut Memory| {
+            let begun = Instant::now();
+            Ok((recipe.verify(&password, stored.as_ref(), memory)?, begun.elapsed()))
+        };
+        let (verdict, took) = self.run_with(borrowed, verify).await?;
+        if !is_usual {
+            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            self.0.longest.fetch_max(micros, Ordering::Relaxed);
+        }
+        if !matches!(verdict, Verdict::Match { .. }) {
+            // From when a thread took it: the wait before that is the same for all.
+            tokio::time::sleep(self.shortest_refusal().saturating_sub(took)).await;
+        }
+        Ok(verdict)
+    }
+
+    /// How soon a refusal may be answered.
+    fn shortest_refusal(&self) -> Duration {
+        Duration::from_micros(self.0.longest.load(Ordering::Relaxed)).min(MAX_DELAY)
     }
 
     /// [`rules::check`], on a hashing thread: it takes milliseconds, or looks into a file.
@@ -240,8 +277,17 @@ impl Pool {
         &self,
         work: impl FnOnce(&mut Memory) -> Result<T, argon2::Error> + Send + 'static,
     ) -> Result<T, PoolError> {
+        self.run_with(0, work).await
+    }
+
+    /// Has work done that takes so many bytes beside its thread's memory.
+    async fn run_with<T: Send + 'static>(
+        &self,
+        borrowed: u64,
+        work: impl FnOnce(&mut Memory) -> Result<T, argon2::Error> + Send + 'static,
+    ) -> Result<T, PoolError> {
         let (answer, answered) = oneshot::channel();
-        self.0.queue.push(Box::new(Task { work, answer }))?;
+        self.0.queue.push(borrowed, Box::new(Task { work, answer }))?;
         answered.await.unwrap_or(Err(PoolError::Failed))
     }
 }
@@ -327,6 +373,8 @@ type Watcher = Box<dyn Fn(Duration, Duration) + Send + Sync>;
 struct State {
     jobs: VecDeque<Waiting>,
     running: usize,
+    /// How many bytes those that are running take beside their threads' memory.
+    borrowed: u64,
     /// How long a job takes: a moving average.
     typical: Duration,
     is_closed: bool,
@@ -334,10 +382,26 @@ struct State {
 
 struct Waiting {
     job: Box<dyn Job>,
+    /// How many bytes it takes beside its thread's memory.
+    borrowed: u64,
     since: Instant,
     /// The span of whoever asked, and below it that of the wait.
     caller: Span,
     wait: Span,
+}
+
+impl State {
+    /// Takes the first job for which there is memory. Of those that borrow, nobody goes past another, so that a stream of
+    /// small ones keeps no great one waiting. One alone is always served: what it may take was settled when it was read.
+    fn take_first(&mut self) -> Option<Waiting> {
+        let mut may_borrow = true;
+        let at = self.jobs.iter().position(|waiting| {
+            waiting.borrowed == 0
+                || mem::take(&mut may_borrow)
+                    && (self.borrowed == 0 || self.borrowed + waiting.borrowed <= MAX_BORROWED)
+        })?;
+        self.jobs.remove(at)
+    }
 }
 
 impl Queue {
@@ -357,7 +421,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, job: Box<dyn Job>) -> Result<(), PoolError> {
+    fn push(&self, borrowed: u64, job: Box<dyn Job>) -> Result<(), PoolError> {
         let mut state = self.lock();
         let is_full = |state: &State| state.jobs.len() + state.running >= self.capacity;
         if is_full(&state) {
@@ -368,7 +432,7 @@ impl Queue {
             return Err(self.overloaded(&state));
         }
         let (caller, wait) = (Span::current(), info_span!("wait for a hashing thread"));
-        state.jobs.push_back(Waiting { job, since: Instant::now(), caller, wait });
+        state.jobs.push_back(Waiting { job, borrowed, since: Instant::now(), caller, wait });
         drop(state);
         self.changed.notify_one();
         Ok(())
@@ -376,7 +440,7 @@ impl Queue {
 
     /// Waits for the next job and does it. False when the pool has gone.
     fn run_next(&self, memory: &mut Memory) -> bool {
-        let Some(Waiting { job, since, caller, wait }) = self.next(memory) else { return false };
+        let Some(Waiting { job, borrowed, since, caller, wait }) = self.next(memory) else { return false };
         drop(wait);
         let start = Instant::now();
         let answer = info_span!(parent: &caller, "hash a password").in_scope(|| job.run(memory));
@@ -384,7 +448,12 @@ impl Queue {
         {
             let mut state = self.lock();
             state.running -= 1;
+            state.borrowed -= borrowed;
             state.typical = if state.typical.is_zero() { took } else { (state.typical * 7 + took) / 8 };
+        }
+        if borrowed > 0 {
+            // This thread may take one that has waited for the memory; there may be room for more.
+            self.changed.notify_all();
         }
         if let Some(watcher) = self.watcher.get() {
             watcher(start - since, took);
@@ -397,7 +466,7 @@ impl Queue {
     fn next(&self, memory: &mut Memory) -> Option<Waiting> {
         let mut state = self.lock();
         while !state.is_closed {
-            if let Some(waiting) = state.jobs.pop_front() {
+            if let Some(waiting) = state.take_first() {
                 if waiting.job.is_abandoned() {
                     continue;
                 }
@@ -406,6 +475,7 @@ impl Queue {
                     continue;
                 }
                 state.running += 1;
+                state.borrowed += waiting.borrowed;
                 return Some(waiting);
             }
             if memory.is_dirty() {
@@ -608,6 +678,89 @@ mod tests {
             job.await.unwrap();
         }
         assert_eq!(*served.lock().unwrap(), (0..10).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn no_more_memory_is_borrowed_than_there_is() {
+        let pool = pool(4, 10, LONG);
+        let (work, has_begun, release) = blocker();
+        let mut first = pin!(pool.run_with(MAX_BORROWED / 2 + 1, work));
+        begin(first.as_mut());
+        has_begun.recv().unwrap();
+
+        let (work, second_has_begun, release_second) = blocker();
+        let mut second = pin!(pool.run_with(MAX_BORROWED / 2, work));
+        begin(second.as_mut());
+        // There would be memory for this one, but not before one that came earlier.
+        let (work, third_has_begun, release_third) = blocker();
+        let mut third = pin!(pool.run_with(1, work));
+        begin(third.as_mut());
+        // Who needs none does not wait for it.
+        pool.run(|_| Ok(())).await.unwrap();
+        assert_eq!((pool.queued(), pool.running()), (2, 1));
+
+        drop(release);
+        first.await.unwrap();
+        second_has_begun.recv().unwrap();
+        third_has_begun.recv().unwrap();
+        drop((release_second, release_third));
+        second.await.unwrap();
+        third.await.unwrap();
+        assert_eq!(pool.0.queue.lock().borrowed, 0);
+        // As a hash from before our own parameters were lowered may.
+        pool.run_with(8 * MAX_BORROWED, |_| Ok(())).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_dear_hash_at_a_time() {
+        let pool = pool(2, 8, LONG);
+        let scrypt = "$scrypt$ln=17,r=8,p=1$c2FsdA$c2FsdHNhbHRzYWx0c2FsdHNhbHRzYWx0c2FsdHNhbHRzYWx0";
+        let scrypt = HashedPassword::from_stored(scrypt);
+        let (work, has_begun, release) = blocker();
+        let mut running = pin!(pool.run_with(MAX_BORROWED, work));
+        begin(running.as_mut());
+        has_begun.recv().unwrap();
+        let password = Password::new("secret");
+        let mut waits = Box::pin(pool.verify(&password, Some(&scrypt)));
+        begin(waits.as_mut());
+        pool.run(|_| Ok(())).await.unwrap();
+        assert_eq!((pool.queued(), pool.running()), (1, 1));
+        // Not computed: nobody waits for it any more.
+        drop(waits);
+        drop(release);
+        running.await.unwrap();
+    }
+
+    /// The clock of tokio stands but for its own sleeps, which are what is looked at.
+    #[tokio::test(start_paused = true)]
+    async fn refusals_take_as_long_as_the_longest() {
+        let pool = pool(1, 8, LONG);
+        let password = Password::new("secret");
+        let own = pool.hash(&password, [7; 16]).await.unwrap();
+        let none = Duration::ZERO;
+        let waits = async |typed: &str, stored: Option<&HashedPassword>| {
+            let begun = tokio::time::Instant::now();
+            pool.verify(&Password::new(typed), stored).await.unwrap();
+            begun.elapsed()
+        };
+        for (typed, stored) in [("secret", Some(&own)), ("wrong", Some(&own)), ("secret", None)] {
+            assert_eq!(waits(typed, stored).await, none);
+        }
+        let bcrypt = "$2b$08$EixZaYVK1fsbw1ZfbX3OXePaWxn96p36WQoeG6Lruj3vjPGga31lW";
+        waits("wrong", Some(&HashedPassword::from_stored(bcrypt))).await;
+        assert!(pool.shortest_refusal() > none);
+
+        let second = Duration::from_secs(1);
+        pool.0.longest.store(1_000_000, Ordering::Relaxed);
+        let refused = [("wrong", Some(&own)), ("secret", None), ("x", Some(&HashedPassword("x".into())))];
+        for (typed, stored) in refused {
+            let waited = waits(typed, stored).await;
+            assert!((second / 2..=second + second / 100).contains(&waited), "{waited:?}");
+        }
+        assert_eq!(waits("secret", Some(&own)).await, none);
+
+        pool.0.longest.store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(pool.shortest_refusal(), MAX_DELAY);
     }
 
     #[tokio::test]

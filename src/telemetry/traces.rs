@@ -1,13 +1,15 @@
 //! Traces: which steps a request took, and how long each of them, sent to a collector by OTLP over HTTP with protobuf.
 //!
 //! A span for each request, by OpenTelemetry's conventions for HTTP servers; below it those of its steps, and one for each
-//! SQL statement, made from what sqlx logs. No path, query, header field or address of a client is in any, and of a
-//! statement there is its text, which has placeholders where the data goes.
+//! SQL statement, made from what sqlx logs. No path, query, body or address of a client is in any, and of its header
+//! fields the ids alone that are made to be passed on: `x-request-id` and `traceparent`. Of a statement there is its
+//! text, which has placeholders where the data goes.
 //!
-//! A request goes on with its caller's trace (W3C Trace Context, `traceparent`), whoever the caller is: a number in common
-//! harms nobody. Whether it is recorded, the share alone decides that the operator has set: a stranger who says "record"
-//! costs nothing, and one who says "do not" hides nothing. `tracestate` is not taken over: it would carry a stranger's text
-//! into other people's tools.
+//! A request goes on with its caller's trace (W3C Trace Context, `traceparent`) when it comes from one of our own proxies.
+//! Any other gets a trace of its own with a link to its caller's, or else one number, sent with every request, would make
+//! one endless trace of them. Whether a request is recorded, chance decides, in the share that the operator has set, and
+//! nothing that the caller sends: neither its flag nor its trace's id, by which OpenTelemetry's own sampler goes.
+//! `tracestate` is not taken over: it would carry a stranger's text into other people's tools.
 //!
 //! Spans are sent from a thread of their own, out of a queue of bounded length. With a collector that is slow or dead,
 //! spans are lost, and nothing else waits.
@@ -23,14 +25,16 @@ use opentelemetry::{
     Context, KeyValue,
     propagation::{Extractor, Injector, TextMapPropagator},
     time,
-    trace::{Span as _, SpanKind, TraceContextExt, Tracer, TracerProvider},
+    trace::{Link, Span as _, SpanKind, TraceContextExt, TraceId, Tracer, TracerProvider},
 };
 use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{
     Resource,
     propagation::TraceContextPropagator,
     resource::EnvResourceDetector,
-    trace::{Sampler, SdkTracer, SdkTracerProvider},
+    trace::{
+        IdGenerator, RandomIdGenerator, Sampler, SamplingResult, SdkTracer, SdkTracerProvider, ShouldSample,
+    },
 };
 use tracing::{
     Event, Level, Metadata, Span, Subscriber, field, field::Visit, info_span, level_filters::LevelFilter,
@@ -75,8 +79,7 @@ impl Traces {
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
             .with_resource(resource.build())
-            // By the trace's id, so that all services that do likewise record the same ones. Not the caller's decision.
-            .with_sampler(Sampler::TraceIdRatioBased(share));
+            .with_sampler(Share(share));
         Ok(Self(provider.build()))
     }
 
@@ -109,6 +112,34 @@ impl Traces {
     }
 }
 
+/// Records that share of the requests, by chance, and with each all that is below it.
+#[derive(Clone, Debug)]
+struct Share(f64);
+
+impl ShouldSample for Share {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        _: TraceId,
+        name: &str,
+        kind: &SpanKind,
+        attributes: &[KeyValue],
+        links: &[Link],
+    ) -> SamplingResult {
+        let is_below = parent
+            .map(|parent| parent.span().span_context().clone())
+            .is_some_and(|it| it.is_valid() && !it.is_remote());
+        let sampler = if is_below {
+            Sampler::ParentBased(Box::new(Sampler::AlwaysOff))
+        } else {
+            Sampler::TraceIdRatioBased(self.0)
+        };
+        // An id of our own: that of the trace may have been chosen to be recorded, or not to be.
+        let chance = RandomIdGenerator::default().new_trace_id();
+        sampler.should_sample(parent, chance, name, kind, attributes, links)
+    }
+}
+
 /// Spans of ours, without those for the log. No events: what is logged may name people.
 fn is_traced(metadata: &Metadata<'_>) -> bool {
     metadata.is_span()
@@ -126,9 +157,15 @@ pub struct ServerSpan {
 }
 
 impl ServerSpan {
-    /// A span for a request, in the trace that `headers` name or a new one. `route` is as it stands in the code; `None`: no
-    /// route of ours.
-    pub fn begin(request_id: &str, method: &'static str, route: Option<&str>, headers: &HeaderMap) -> Self {
+    /// A span for a request. `route` is as it stands in the code; `None`: no route of ours. It is in the trace that
+    /// `headers` name when the caller `is_ours`, and otherwise in a new one.
+    pub fn begin(
+        request_id: &str,
+        method: &'static str,
+        route: Option<&str>,
+        headers: &HeaderMap,
+        is_ours: bool,
+    ) -> Self {
         let span = info_span!(
             parent: None,
             "server",
@@ -149,7 +186,9 @@ impl ServerSpan {
             None => span.record("otel.name", method),
         };
         let caller = TraceContextPropagator::new().extract_with_context(&Context::new(), &Caller(headers));
-        if let Err(error) = span.set_parent(caller) {
+        if !is_ours {
+            span.add_link(caller.span().span_context().clone());
+        } else if let Err(error) = span.set_parent(caller) {
             tracing::debug!(%error, "a request is no part of its caller's trace");
         }
         let trace_id = span.context().span().span_context().trace_id().to_string();

@@ -132,8 +132,7 @@ pub(super) fn parse_md5(text: &str) -> Result<Hash, Refused> {
     Hash::new(Box::new(Md5Crypt::new(is_apache, salt.into())?), digest)
 }
 
-/// The most rounds of SHA-crypt: a quarter of a second, and three seconds for the longest passwords. passlib has 656
-/// 000.
+/// The most rounds of SHA-crypt: a quarter of a second, and one second for the longest passwords. passlib has 656 000.
 const MAX_ROUNDS: u32 = 700_000;
 
 /// The fewest rounds that may be kept; those that are not written.
@@ -229,8 +228,8 @@ pub(super) fn parse_sha(text: &str) -> Result<Hash, Refused> {
     Hash::new(Box::new(ShaCrypt::new(is_sha512, rounds, salt.into())?), digest)
 }
 
-/// The most rounds of phpass, as a power of two: half a second, and one for the longest
-/// passwords. Drupal has 15, WordPress 13.
+/// The most rounds of phpass, as a power of two: half a second, and little more for the longest passwords. Drupal has 15,
+/// WordPress 13.
 const MAX_LOG_ROUNDS: u8 = 18;
 
 /// The fewest rounds of SHA-512, as a power of two, that may be kept.

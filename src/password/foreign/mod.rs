@@ -8,7 +8,8 @@
 //!   the digest. At a login both are computed, one after the other.
 //!
 //! Every function is bounded when it is read, from a file or from the database, so that no hash takes a thread for
-//! longer than a few seconds or more than [`scrypt::MAX_MEMORY`]. `docs/foreign-hashes.md` has all forms and bounds.
+//! longer than two seconds or more memory than [`MAX_BORROWED`]; so is what they are computed of ([`MAX_PASSWORD`]).
+//! `docs/foreign-hashes.md` has all forms and bounds.
 
 mod bcrypt;
 mod crypt;
@@ -28,11 +29,15 @@ pub use digest::{Algorithm, Bare};
 pub use scrypt::FirebaseProject;
 
 use self::phc::Phc;
-use super::{HashedPassword, Peppers, Unreadable, argon};
+use super::{HashedPassword, MAX_BORROWED, Peppers, Unreadable, argon};
 
 /// The longest text of a hash, in bytes. The longest that is meant, with a salt and a template of the greatest length,
 /// takes nearly all of it.
 const MAX_TEXT: usize = 640;
+
+/// The longest password that is tried, in bytes: as long as the longest of ASCII that we take. The time of most functions
+/// grows with it, `$6$`'s to five times that of a short one; crypt(3) itself takes 511 bytes, bcrypt sees 72.
+const MAX_PASSWORD: usize = 256;
 
 /// The longest salt, in bytes. Those in use have 8 to 64.
 const MAX_SALT: usize = 128;
@@ -185,6 +190,16 @@ trait Function: fmt::Display + Send {
 
     /// Whether a guess costs so much that the digest may be kept as it is.
     fn is_slow(&self) -> bool;
+
+    /// How many bytes it is computed in, where that is more than a few.
+    fn memory(&self) -> u64 {
+        0
+    }
+}
+
+/// The digest of a password; `None` when it is too long for one.
+fn digest_of(function: &dyn Function, password: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    if password.len() > MAX_PASSWORD { None } else { function.compute(password) }
 }
 
 /// The bytes of a digest.
@@ -255,9 +270,13 @@ impl Hash {
 
     /// Whether this is the password.
     pub(super) fn verify(&self, password: &[u8]) -> bool {
-        self.function
-            .compute(password)
+        digest_of(&*self.function, password)
             .is_some_and(|computed| verify_slices_are_equal(&computed, &self.digest).is_ok())
+    }
+
+    /// How many bytes [`verify`](Self::verify) takes.
+    pub(super) fn memory(&self) -> u64 {
+        self.function.memory()
     }
 }
 
@@ -322,8 +341,13 @@ impl<'a> Wrapped<'a> {
 
     /// What Argon2id is computed over for this password.
     pub(super) fn input(&self, password: &[u8]) -> Zeroizing<Vec<u8>> {
-        let digest = self.function.compute(password);
+        let digest = digest_of(&*self.function, password);
         argon2_input(self.text, digest.as_deref().map_or(&[], Vec::as_slice))
+    }
+
+    /// How many bytes [`input`](Self::input) takes.
+    pub(super) fn memory(&self) -> u64 {
+        self.function.memory()
     }
 }
 

@@ -9,21 +9,17 @@ use aws_lc_rs::{
 use zeroize::Zeroizing;
 
 use super::{
-    Function, Hash, Length, MAX_SALT, Refused, crypt,
+    Function, Hash, Length, MAX_BORROWED, MAX_SALT, Refused, crypt,
     phc::{self, Phc},
 };
 
 const NAME: &str = "scrypt";
 const FIREBASE: &str = "Firebase scrypt";
 
-/// The most memory that one takes, in bytes, beside what the thread has for Argon2: 128 MiB, the greatest of OWASP's
-/// choices.
-pub(super) const MAX_MEMORY: u64 = 128 << 20;
-
 /// The greatest N·r·p: twice OWASP's, half a second.
 const MAX_WORK: u64 = 2 << 20;
 
-/// The least memory of one that may be kept, in bytes: with less, many are tried at once.
+/// The least memory of one that may be kept, in bytes, as 128·N·r: with less, many are tried at once.
 const SLOW_MEMORY: u64 = 1 << 20;
 
 /// What is compared of a digest. Longer ones are cut off: they begin with it.
@@ -44,7 +40,7 @@ impl Cost {
             return Err(Refused::Malformed(name));
         }
         let work = cost.block_work().checked_mul(p.into());
-        if cost.memory() > MAX_MEMORY || work.is_none_or(|work| work > MAX_WORK) {
+        if cost.memory() > MAX_BORROWED || work.is_none_or(|work| work > MAX_WORK) {
             return Err(Refused::TooCostly(name));
         }
         Ok(cost)
@@ -55,12 +51,14 @@ impl Cost {
         u64::from(self.r) << self.log_n
     }
 
+    /// What it is computed in, in bytes: N blocks to jump about in, p to begin with, and one to work in, of 128·r each.
     fn memory(self) -> u64 {
-        self.block_work().saturating_mul(128)
+        let blocks = (1 << self.log_n) + u64::from(self.p) + 1;
+        blocks.saturating_mul(128 * u64::from(self.r))
     }
 
     fn is_slow(self) -> bool {
-        self.memory() >= SLOW_MEMORY
+        self.block_work().saturating_mul(128) >= SLOW_MEMORY
     }
 
     fn of_phc(name: &'static str, phc: &Phc<'_>) -> Result<Self, Refused> {
@@ -128,6 +126,10 @@ impl Function for Scrypt {
 
     fn is_slow(&self) -> bool {
         self.cost.is_slow()
+    }
+
+    fn memory(&self) -> u64 {
+        self.cost.memory()
     }
 }
 
@@ -244,5 +246,9 @@ impl Function for Firebase {
 
     fn is_slow(&self) -> bool {
         self.cost.is_slow()
+    }
+
+    fn memory(&self) -> u64 {
+        self.cost.memory()
     }
 }

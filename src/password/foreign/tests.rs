@@ -278,6 +278,8 @@ fn refused() {
         (format!("$scrypt$ln=18,r=8,p=1$c2FsdA${digest}"), TooCostly("scrypt")),
         (format!("$scrypt$ln=14,r=8,p=17$c2FsdA${digest}"), TooCostly("scrypt")),
         (format!("$scrypt$ln=31,r=4294967295,p=4294967295$c2FsdA${digest}"), TooCostly("scrypt")),
+        // 128 MiB for N alone, and as much for the rest.
+        (format!("$scrypt$ln=1,r=524288,p=1$c2FsdA${digest}"), TooCostly("scrypt")),
         (format!("$scrypt$ln=64,r=8,p=1$c2FsdA${digest}"), Malformed("scrypt")),
         (format!("$scrypt$ln=0,r=8,p=1$c2FsdA${digest}"), Malformed("scrypt")),
         (format!("$scrypt$ln=14,r=0,p=1$c2FsdA${digest}"), Malformed("scrypt")),
@@ -294,8 +296,8 @@ fn refused() {
         ("{SSHA}aGVsbG8=".into(), Malformed("LDAP")),
         ("{SSHA}qvTGHdzF6KLavt4PO0gs2a6pQ00=".into(), Malformed("LDAP")),
         ("{SHA}VWbG6s3jSVi5IHhYR0Ihgc9ccFY0UVZz".into(), Malformed("LDAP")),
-        ("$argon2id$v=19$m=262145,t=1,p=1$AAECAwQFBgcICQoLDA0ODw$fQXnu2lcRVW87PU7wSxCyjf7dkJaCTH9lUUs2L+PJMw".into(), TooCostly("Argon2")),
-        ("$argon2id$v=19$m=262144,t=5,p=1$AAECAwQFBgcICQoLDA0ODw$fQXnu2lcRVW87PU7wSxCyjf7dkJaCTH9lUUs2L+PJMw".into(), TooCostly("Argon2")),
+        ("$argon2id$v=19$m=131073,t=1,p=1$AAECAwQFBgcICQoLDA0ODw$fQXnu2lcRVW87PU7wSxCyjf7dkJaCTH9lUUs2L+PJMw".into(), TooCostly("Argon2")),
+        ("$argon2id$v=19$m=131072,t=9,p=1$AAECAwQFBgcICQoLDA0ODw$fQXnu2lcRVW87PU7wSxCyjf7dkJaCTH9lUUs2L+PJMw".into(), TooCostly("Argon2")),
         ("$argon2id$v=19$m=64,t=5,p=1,keyid=MQ$AAECAwQFBgcICQoLDA0ODw$fQXnu2lcRVW87PU7wSxCyjf7dkJaCTH9lUUs2L+PJMw".into(), Refused::Pepper),
         ("$argon2id$v=19$m=64,t=5,p=1$AAECAwQFBgcICQoLDA0ODw".into(), Malformed("Argon2")),
         // What is wrapped has no digest to take over.
@@ -353,6 +355,30 @@ fn refused_in_pieces() {
     assert_eq!(project(&key, 0, 14), Err(Refused::Malformed("Firebase scrypt")));
     assert_eq!(project("AAAA", 8, 14), Err(Refused::Malformed("Firebase scrypt")));
     assert_eq!(project("!", 8, 14), Err(Refused::Malformed("Firebase scrypt")));
+}
+
+/// `$6$` hashes a password again in each of its rounds, and normalisation may make two long ones of one that was typed.
+#[test]
+fn a_long_password_costs_no_more_than_one_of_256_bytes() {
+    let recipes = [
+        ("sha-crypt", "$sha-crypt$v=6,rounds=5000$c2FsdA"),
+        ("wrapped", "$phpass$drupal=0,md5=0,ln=7$c2FsdHNhbHQ"),
+    ];
+    for (what, recipe) in recipes {
+        let function = function(recipe).unwrap();
+        for (password, expected) in [
+            ("x".repeat(256), Verdict::Match { outdated: true }),
+            ("x".repeat(257), Verdict::NoMatch),
+            ("\u{d55c}".repeat(256), Verdict::NoMatch),
+            // 256 characters as well, once normalised.
+            ("\u{1112}\u{1161}\u{11ab}".repeat(256), Verdict::NoMatch),
+        ] {
+            let digest = function.compute(password.as_bytes()).unwrap();
+            let hash = Hash::new(super::function(recipe).unwrap(), digest.to_vec()).unwrap();
+            let stored = store(Imported::of(hash));
+            assert_eq!(verdict(&password, stored.as_str()), expected, "{what}, {} bytes", password.len());
+        }
+    }
 }
 
 /// By the time that it took, at the pace of what the thread has computed before.
