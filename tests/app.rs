@@ -35,7 +35,7 @@ use gatepass::{
     random,
     store::{
         PgPool, Source, migrations,
-        roles::{self, Login},
+        roles::{self, Login, Sharing},
     },
     token::SymmetricKey,
 };
@@ -259,7 +259,8 @@ pub async fn database() -> String {
             admin(&format!(r#"CREATE DATABASE "{name}""#)).await;
             let mut conn = PgConnection::connect(&url_of(&name)).await.unwrap();
             migrations::up(&mut conn, None).await.unwrap();
-            roles::set_up(&mut conn, Login::Otherwise, &mut random::system()).await.unwrap();
+            let mut rng = random::system();
+            roles::set_up(&mut conn, Login::Otherwise, Sharing::Allowed, &mut rng).await.unwrap();
             conn.close().await.unwrap();
         })
         .await;

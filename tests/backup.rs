@@ -1,17 +1,20 @@
 //! A dump that is taken while the service serves, restored into an empty server, is the service again: users log in, tokens
 //! go on working, sessions that had ended stay ended, the history verifies and goes on. And what happened after the dump is
-//! undone, which docs/backup.md says what to do about.
+//! undone, which docs/backup.md says what to do about. All of it with the roles of the database, which are as they were.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
-use sqlx::{Connection, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::process::Command;
 
 use crate::{
-    app::{KEY, PASSWORD, database, postgres_program},
+    app::{KEY, PASSWORD, as_role, database, postgres_program},
     process::{Ended, Home, Process, Signal, until},
 };
+
+const OWNER: &str = "gatepass_owner";
+const APP: &str = "gatepass_app";
 
 /// A service on one database, and the command line beside it.
 struct Site<'a> {
@@ -105,7 +108,7 @@ async fn empty_server(home: &Home) -> (Process, String) {
 
 /// Dumps the database of a service that is busy all the while.
 async fn dump(site: &Site<'_>, file: &str) {
-    let mut pg_dump = postgres_program("pg_dump", site.database_url);
+    let mut pg_dump = postgres_program("pg_dump", &as_role(site.database_url, OWNER));
     pg_dump.args(["--format", "custom", "--file", file]);
     let mut pg_dump = Command::from(pg_dump).kill_on_drop(true).spawn().unwrap();
     let mut logins = 0;
@@ -126,17 +129,31 @@ async fn dump(site: &Site<'_>, file: &str) {
     assert!(logins > 0, "nothing went on while the database was dumped");
 }
 
-async fn restore(file: &str, database_url: &str) {
-    let mut pg_restore = postgres_program("pg_restore", database_url);
+/// Makes the roles and a database of the owner's in the server at `server_url`, and restores the dump into it; where it is,
+/// for the superuser.
+async fn restore(file: &str, server_url: &str) -> String {
+    let mut conn = PgConnection::connect(server_url).await.unwrap();
+    for sql in [
+        "CREATE ROLE gatepass_owner LOGIN",
+        "CREATE ROLE gatepass_app LOGIN",
+        "CREATE ROLE gatepass_readonly LOGIN",
+        "CREATE DATABASE gatepass OWNER gatepass_owner",
+    ] {
+        sqlx::raw_sql(sql).execute(&mut conn).await.unwrap();
+    }
+    let options: PgConnectOptions = server_url.parse().unwrap();
+    let url = options.database("gatepass").to_url_lossy().to_string();
+    let mut pg_restore = postgres_program("pg_restore", &as_role(&url, OWNER));
     pg_restore.args(["--exit-on-error", "--no-owner", file]);
     let ended = Command::from(pg_restore).status().await.unwrap();
     assert!(ended.success(), "pg_restore: {ended}");
+    url
 }
 
 #[tokio::test]
 async fn a_dump_of_a_busy_service_restored_into_an_empty_server_is_the_service_again() {
     let home = Home::new();
-    let (database_url, file) = (database().await, home.path("gatepass.dump"));
+    let (database_url, file) = (as_role(&database().await, APP), home.path("gatepass.dump"));
     let file = file.to_str().unwrap();
     let site = Site::open(&home, &database_url).await;
     for username in ["alice", "bob", "root"] {
@@ -166,13 +183,34 @@ async fn a_dump_of_a_busy_service_restored_into_an_empty_server_is_the_service_a
     site.service.stop(Signal::KILL).await;
 
     let (server, empty_url) = empty_server(&home).await;
-    restore(file, &empty_url).await;
-    let site = Site::open(&home, &empty_url).await;
+    let master_url = restore(file, &empty_url).await;
+    let restored_url = as_role(&master_url, APP);
+    let doctor = home.gatepass(&["doctor"]).envs(&environment(&restored_url)).run().await.stdout;
+    assert!(doctor.contains("the schema does not belong to gatepass_owner"), "{doctor}");
+    let setup = home.gatepass(&["db", "setup"]).env("DB_SOURCE", &restored_url);
+    let setup = setup.env("MASTER_DB_SOURCE", &master_url).run().await.expect(0).stdout;
+    assert!(!setup.contains("password"), "{setup}");
+    let mut postgres = PgConnection::connect(&master_url).await.unwrap();
+    let owners: Vec<String> = sqlx::query_scalar(
+        "SELECT DISTINCT pg_get_userbyid(owner)::text FROM (
+             SELECT relowner FROM pg_class WHERE relnamespace IN ('public'::regnamespace, 'masked'::regnamespace)
+             UNION ALL SELECT proowner FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+             UNION ALL SELECT nspowner FROM pg_namespace WHERE nspname IN ('public', 'masked')
+         ) AS object (owner)",
+    )
+    .fetch_all(&mut postgres)
+    .await
+    .unwrap();
+    assert_eq!(owners, [OWNER]);
+    let may_connect = "SELECT has_database_privilege('public', current_database(), 'CONNECT')";
+    assert!(!sqlx::query_scalar::<_, bool>(may_connect).fetch_one(&mut postgres).await.unwrap());
+    let site = Site::open(&home, &restored_url).await;
     let restored = site.sessions().await;
     assert!((sessions_before..=sessions_after).contains(&restored), "{restored}");
     let status = site.gatepass(&["migrate", "status"]).await.expect(0).stdout;
     assert!(status.lines().all(|line| line.contains("  applied  ")), "{status}");
-    site.gatepass(&["doctor"]).await.expect(0);
+    let doctor = site.gatepass(&["doctor"]).await.expect(0).stdout;
+    assert!(!doctor.contains("does not belong"), "{doctor}");
 
     // Everybody goes on as if nothing had been.
     let login = site.log_in("alice").await;
@@ -207,7 +245,10 @@ async fn a_dump_of_a_busy_service_restored_into_an_empty_server_is_the_service_a
     assert_eq!(site.renew(&begun_later).await, Err("invalid_refresh_token".to_owned()));
     assert_eq!(site.renew(&successor_later).await, Err("refresh_token_reused".to_owned()));
     // What to do about it: end all sessions.
-    let psql = postgres_program("psql", &empty_url).args(["-qc", "TRUNCATE sessions"]).status().unwrap();
+    let psql = postgres_program("psql", &as_role(&master_url, OWNER))
+        .args(["-qc", "TRUNCATE sessions"])
+        .status()
+        .unwrap();
     assert!(psql.success());
     until("all sessions are over", async || site.knock(&ended_later).await == "session_revoked").await;
     for login in [&ended_later, &used, &root] {

@@ -29,6 +29,7 @@ mod forgeries;
 mod forward_auth;
 mod fuzzing;
 mod history;
+mod import;
 mod isolation;
 mod key_commands;
 mod keys;

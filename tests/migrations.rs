@@ -198,6 +198,7 @@ fn good_row(table: &str) -> Vec<(&'static str, &'static str)> {
             ("password_changed_at", now),
             ("created_at", now),
             ("updated_at", now),
+            ("external_id", "'17'"),
         ],
         "sessions" => vec![
             ("id", "'01940000-0000-7000-8000-000000000012'"),
@@ -243,6 +244,17 @@ fn good_row(table: &str) -> Vec<(&'static str, &'static str)> {
         "login_attempts" => {
             vec![("key", "decode(repeat('00', 16), 'hex')"), ("free_at", now), ("expires_at", now)]
         }
+        "imports" => vec![
+            ("source_hash", "decode(repeat('00', 32), 'hex')"),
+            ("source_name", "'/tmp/users.jsonl'"),
+            ("created", "1"),
+            ("updated", "2"),
+            ("unchanged", "3"),
+            ("rejected", "4"),
+            ("rejects_bytes", "5"),
+            ("started_at", now),
+            ("updated_at", now),
+        ],
         "history" => vec![
             ("table_name", "'users'"),
             ("operation", "'UPDATE'"),
@@ -301,6 +313,7 @@ async fn with_alice() -> PgConnection {
             ("id", "'01940000-0000-7000-8000-000000000001'"),
             ("username", "'Alice'"),
             ("email", "'Élise@Example.com'"),
+            ("external_id", "'alice'"),
         ],
     );
     sqlx::raw_sql(AssertSqlSafe(alice)).execute(&mut conn).await.unwrap();
@@ -318,6 +331,9 @@ async fn the_tables_take_what_is_right() {
         ("users", "email", "'ü@exämple.de'"),
         ("users", "email", "repeat('a', 64) || '@' || repeat('b', 189)"),
         ("users", "full_name", "NULL"),
+        ("users", "external_id", "NULL"),
+        ("users", "external_id", "repeat('é', 256)"),
+        ("users", "external_id", "'Alice'"),
         ("users", "full_name", "repeat('é', 256)"),
         ("users", "password_hash", "NULL"),
         ("users", "roles", "'{}'"),
@@ -470,6 +486,16 @@ async fn every_rule_bites_whoever_writes_by_hand() {
         ("clients", "secret_hash", "decode(repeat('00', 31), 'hex')", "clients_secret_hash_length"),
         ("clients", "secret_hash", "decode(repeat('00', 33), 'hex')", "clients_secret_hash_length"),
         ("clients", "secret_hash", "''", "clients_secret_hash_length"),
+        ("users", "external_id", "''", "users_external_id_shape"),
+        ("users", "external_id", "repeat('x', 257)", "users_external_id_shape"),
+        ("users", "external_id", r"E'a\nb'", "users_external_id_shape"),
+        ("users", "external_id", "'alice'", "users_external_id_key"),
+        ("imports", "source_hash", "decode(repeat('00', 31), 'hex')", "imports_source_hash_length"),
+        ("imports", "created", "-1", "imports_counts_not_negative"),
+        ("imports", "updated", "-1", "imports_counts_not_negative"),
+        ("imports", "unchanged", "-1", "imports_counts_not_negative"),
+        ("imports", "rejected", "-1", "imports_counts_not_negative"),
+        ("imports", "rejects_bytes", "-1", "imports_counts_not_negative"),
         ("login_attempts", "key", "decode(repeat('00', 15), 'hex')", "login_attempts_key_length"),
         ("login_attempts", "key", "decode(repeat('00', 17), 'hex')", "login_attempts_key_length"),
         ("login_attempts", "key", "''", "login_attempts_key_length"),
@@ -510,11 +536,12 @@ async fn every_rule_bites_whoever_writes_by_hand() {
     }
     // Nor can anything be left out but what may be.
     for (table, optional) in [
-        ("users", &["full_name", "password_hash"][..]),
+        ("users", &["full_name", "password_hash", "external_id"][..]),
         ("sessions", &["user_agent", "client_ip", "ended_at", "end_reason"]),
         ("signing_keys", &["wrapped_key", "wrapped_by", "activated_at", "retired_at", "verifies_until"]),
         ("clients", &[]),
         ("login_attempts", &[]),
+        ("imports", &[]),
         ("history", &["row_id", "user_id", "personal_hash", "actor", "request_id"]),
         ("history_seals", &["row_hashes"]),
     ] {

@@ -102,7 +102,7 @@ fn value(name: &str, query: &str) -> String {
         "Int4" | "Int8" => "100",
         "Interval" => "interval '90 seconds'",
         "Text" if query.contains("pg_snapshot") => "pg_current_snapshot()::text",
-        "Text" => "'user77'",
+        "Name" | "Text" => "'user77'",
         "Timestamptz" => "now()",
         "Uuid" => "'01940000-0000-7000-8000-00000000004d'",
         _ => panic!("{name}: no value for {query}"),

@@ -340,9 +340,14 @@ impl Process {
     }
 
     /// Waits for the end.
-    pub async fn end(mut self) -> Ended {
+    pub async fn end(self) -> Ended {
+        self.end_within(PATIENCE).await
+    }
+
+    /// As [`end`](Self::end), of what takes long.
+    pub async fn end_within(mut self, patience: Duration) -> Ended {
         drop(self.child.stdin.take());
-        let Ok(status) = timeout(PATIENCE, self.child.wait()).await else {
+        let Ok(status) = timeout(patience, self.child.wait()).await else {
             panic!("does not end\n{}{}", self.stdout(), self.stderr())
         };
         Ended { code: status.unwrap().code(), stdout: self.stdout(), stderr: self.stderr() }

@@ -1,7 +1,7 @@
 //! The roles of the database: what each may do with each table, tried; that `gatepass db setup` makes them as a master user
 //! who is no superuser, on a new database and on one that a single role has made; that the service gets by with what its
 //! role may do; that who only looks learns nothing secret and nobody's name; that the service's role has no way to the past
-//! of the history.
+//! of the history; that nothing which somebody has planted in the schema, or granted to others, outlives the setup.
 //!
 //! In every other test, too, the service of [`App`] is `gatepass_app`.
 
@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{
     app::{App, KEY, PASSWORD, admin, as_role, database, empty_database},
+    postgres::Server,
     process::{Ended, Home, Signal},
 };
 
@@ -130,6 +131,10 @@ async fn a_role_may_do_with_each_table_what_was_decided_and_nothing_else() {
                 ("public.history_personal", "SELECT"),
                 ("public.history_seals", "SELECT INSERT"),
                 ("public.history_unsealed", "SELECT DELETE"),
+                (
+                    "public.imports",
+                    "SELECT INSERT UPDATE(created, updated, unchanged, rejected, rejects_bytes, updated_at) DELETE",
+                ),
                 ("public.login_attempts", "SELECT INSERT UPDATE(free_at, expires_at) DELETE"),
                 (
                     "public.revocations",
@@ -182,7 +187,7 @@ async fn a_role_may_do_with_each_table_what_was_decided_and_nothing_else() {
 /// So that a table that comes with a migration is not forgotten: somebody has to decide about it.
 #[tokio::test]
 async fn every_table_has_a_decision_and_every_decision_a_table() {
-    use gatepass::store::roles::{Privileges, TABLES};
+    use gatepass::store::roles::{FUNCTIONS, INNER_FUNCTIONS, Privileges, TABLES};
 
     let url = database().await;
     let mut conn = PgConnection::connect(&url).await.unwrap();
@@ -195,6 +200,15 @@ async fn every_table_has_a_decision_and_every_decision_a_table() {
     let mut decided: Vec<_> = TABLES.iter().map(|table| table.name).collect();
     decided.sort_unstable();
     assert_eq!(tables, decided, "src/store/roles.rs says of each table who may do what");
+    let functions = rows(
+        &mut conn,
+        "SELECT replace(replace(oid::regprocedure::text, 'timestamp with time zone', 'timestamptz'), ',', ', ')
+         FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
+    );
+    let functions = functions.await;
+    let mut decided = [FUNCTIONS, INNER_FUNCTIONS].concat();
+    decided.sort_unstable();
+    assert_eq!(functions, decided);
     let views = rows(
         &mut conn,
         "SELECT relname::text FROM pg_class WHERE relnamespace = 'masked'::regnamespace ORDER BY 1",
@@ -392,8 +406,9 @@ fn user_of(url: &str) -> String {
     url.parse::<PgConnectOptions>().unwrap().get_username().to_owned()
 }
 
+/// Every test's database has the same roles.
 async fn set_up(home: &Home, url: &str, master: &str, args: &[&str]) -> Ended {
-    let command = home.gatepass(&[&["db", "setup"], args].concat());
+    let command = home.gatepass(&[&["db", "setup", "--share-roles"], args].concat());
     command.env("DB_SOURCE", url).env("MASTER_DB_SOURCE", master).run().await
 }
 
@@ -411,7 +426,10 @@ async fn a_master_user_sets_up_the_owner_migrates_and_the_service_serves() {
 
     let done = set_up(&home, &app, &master, &["--json"]).await.json();
     let all = changed(&done);
-    assert!(all.iter().any(|step| step.contains("only these roles connect")), "{done}");
+    assert!(
+        all.iter().any(|step| step.contains("only these roles, their members and the owner connect")),
+        "{done}"
+    );
     assert!(all.iter().any(|step| step.contains("gatepass_owner owns the schema")), "{done}");
     // Once more, nothing is left to do.
     let again = set_up(&home, &app, &master, &["--json"]).await.json();
@@ -522,6 +540,238 @@ async fn a_database_that_one_role_made_gets_the_same_and_its_service_goes_on() {
     assert_eq!(rows(&mut postgres, rights).await, rows(&mut new, rights).await);
 }
 
+/// An empty database in which `role`, new to this test, may make what it likes in the schema.
+async fn database_of(role: &str) -> (String, PgConnection) {
+    let url = empty_database().await;
+    admin(&format!("CREATE ROLE {role} LOGIN")).await;
+    let mut postgres = PgConnection::connect(&url).await.unwrap();
+    execute(&mut postgres, &format!("GRANT ALL ON SCHEMA public TO {role}")).await;
+    let name = &rows(&mut postgres, "SELECT current_database()::text").await[0];
+    execute(&mut postgres, &format!(r#"GRANT ALL ON DATABASE "{name}" TO {role}"#)).await;
+    (url, postgres)
+}
+
+async fn execute(conn: &mut PgConnection, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(conn).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_somebody_has_planted_is_refused_and_what_others_were_granted_is_taken() {
+    let _guard = alone().await;
+    let home = Home::new();
+    let (url, mut postgres) = database_of("migrator").await;
+    admin("CREATE ROLE mallory LOGIN").await;
+    execute(&mut postgres, "GRANT ALL ON SCHEMA public TO mallory; CREATE SCHEMA lair AUTHORIZATION mallory")
+        .await;
+    let mut mallory = connect(&url, "mallory").await;
+    let master = master(&url).await;
+    for role in ["migrator", "mallory"] {
+        as_if_made_by(&user_of(&master), role).await;
+    }
+    let app = as_role(&url, APP);
+
+    // Of our own name, before the migrations come to make it.
+    let prepare = "CREATE FUNCTION public.prepare_history() RETURNS integer LANGUAGE sql SECURITY DEFINER
+        AS 'SELECT 1'; GRANT EXECUTE ON FUNCTION public.prepare_history() TO mallory";
+    execute(&mut mallory, prepare).await;
+    let parts = ["function public.prepare_history() of mallory"];
+    set_up(&home, &app, &master, &[]).await.fails(1, &parts);
+    execute(&mut mallory, "DROP FUNCTION public.prepare_history()").await;
+
+    home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &as_role(&url, "migrator")).run().await.expect(0);
+    let mut migrator = connect(&url, "migrator").await;
+    for (plant, parts, uproot) in [
+        ("CREATE TABLE public.mine (id int)", "table public.mine of mallory", "DROP TABLE public.mine"),
+        (
+            "CREATE FUNCTION public.loot() RETURNS text LANGUAGE sql SECURITY DEFINER AS 'SELECT current_user::text';
+             GRANT EXECUTE ON FUNCTION public.loot() TO mallory",
+            "function public.loot() of mallory",
+            "DROP FUNCTION public.loot()",
+        ),
+        ("CREATE TYPE public.mood AS ENUM ('bad')", "type public.mood of mallory", "DROP TYPE public.mood"),
+        (
+            "CREATE OPERATOR public.= (FUNCTION = pg_catalog.texteq, LEFTARG = text, RIGHTARG = text)",
+            "operator public.=(pg_catalog.text,pg_catalog.text) of mallory",
+            "DROP OPERATOR public.= (text, text)",
+        ),
+    ] {
+        execute(&mut mallory, plant).await;
+        set_up(&home, &app, &master, &[]).await.fails(1, &[parts, "SET SCHEMA"]);
+        execute(&mut mallory, uproot).await;
+    }
+    execute(&mut migrator, "GRANT TRIGGER ON users TO mallory").await;
+    let trigger = "CREATE FUNCTION lair.peep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+        CREATE TRIGGER peep BEFORE UPDATE ON public.users FOR EACH ROW EXECUTE FUNCTION lair.peep()";
+    execute(&mut mallory, trigger).await;
+    set_up(&home, &app, &master, &[]).await.fails(1, &["trigger peep on public.users of mallory"]);
+    execute(&mut migrator, "DROP TRIGGER peep ON users").await;
+    // A table of the migrator's that no migration has made could be anything, too.
+    execute(&mut migrator, "CREATE TABLE notes (id int)").await;
+    set_up(&home, &app, &master, &[]).await.fails(1, &["table public.notes of migrator"]);
+    execute(&mut migrator, "DROP TABLE notes").await;
+
+    let grants = "GRANT SELECT ON users TO mallory WITH GRANT OPTION; GRANT UPDATE (password_hash) ON users TO mallory;
+        GRANT EXECUTE ON FUNCTION drop_history(timestamptz) TO mallory; GRANT ALL ON SEQUENCE history_id_seq TO mallory";
+    execute(&mut migrator, grants).await;
+    let done = set_up(&home, &app, &master, &["--json"]).await.json();
+    // Of other tests, too: the roles are the same.
+    let members: Vec<_> =
+        done["members"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    assert!(members.contains(&"migrator") && !members.contains(&"mallory"), "{members:?}");
+    let rights = "SELECT count(*)::text FROM pg_shdepend JOIN pg_database ON pg_database.oid = dbid
+        WHERE datname = current_database() AND refobjid = 'mallory'::regrole
+            AND classid IN ('pg_class'::regclass, 'pg_proc'::regclass) AND deptype = 'a'";
+    assert_eq!(rows(&mut postgres, rights).await, ["0"]);
+    for sql in [
+        "SELECT FROM public.users",
+        "UPDATE public.users SET password_hash = NULL",
+        "SELECT public.drop_history(now())",
+        "SET ROLE gatepass_owner",
+        "CREATE TABLE public.mine (id int)",
+    ] {
+        assert_eq!(attempt(&mut mallory, sql).await, Err("42501".to_owned()), "{sql}");
+    }
+    assert!(PgConnection::connect(&as_role(&url, "mallory")).await.is_err());
+    let text = set_up(&home, &app, &master, &[]).await.expect(0).stdout;
+    assert!(text.contains("any more: REVOKE gatepass_owner FROM \"migrator\"\n"), "{text}");
+    admin("REVOKE gatepass_owner FROM migrator").await;
+}
+
+#[tokio::test]
+async fn a_migration_and_the_rights_that_it_needs_come_together_and_lost_ones_come_back() {
+    let (home, url) = (Home::new(), database().await);
+    let (app, owner) = (as_role(&url, APP), as_role(&url, OWNER));
+    let with_owner = [("DB_SOURCE", app.as_str()), ("MIGRATION_DB_SOURCE", owner.as_str())];
+    let mut postgres = PgConnection::connect(&url).await.unwrap();
+    let granted = "SELECT relname || ' ' || coalesce(relacl::text, '') FROM pg_class
+        WHERE relnamespace IN ('public'::regnamespace, 'masked'::regnamespace) AND relkind IN ('r', 'p', 'v', 'S')
+        ORDER BY relname, relnamespace";
+    let before = rows(&mut postgres, granted).await;
+
+    // As it was when a process died between the two.
+    let lose = "REVOKE ALL ON users, history_seals FROM gatepass_app; REVOKE ALL ON masked.users FROM gatepass_readonly;
+        GRANT SELECT ON users TO pg_monitor";
+    execute(&mut postgres, lose).await;
+    let done = home.gatepass(&["migrate", "up"]).envs(&with_owner).run().await.expect(0);
+    assert_eq!(done.stdout, "nothing to do\n");
+    assert_eq!(rows(&mut postgres, granted).await, before);
+    execute(&mut postgres, lose).await;
+    // The service's own role cannot, and says so.
+    home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &app).run().await.expect(0);
+    let service = home.serve(&with_owner).await;
+    let user = json!({ "username": "alice", "email": "alice@example.com", "password": PASSWORD });
+    assert_eq!(service.post("/users", &user).await.0, 201);
+    service.stop(Signal::TERM).await.expect(0);
+    assert_eq!(rows(&mut postgres, granted).await, before);
+
+    // A migration whose rights cannot be granted has not been.
+    home.gatepass(&["migrate", "down", "2"]).envs(&with_owner).run().await.expect(0);
+    let status =
+        async || home.gatepass(&["migrate", "status"]).envs(&with_owner).run().await.expect(0).stdout;
+    let pending = status().await;
+    execute(
+        &mut postgres,
+        "CREATE SCHEMA tests; CREATE FUNCTION tests.no() RETURNS event_trigger LANGUAGE plpgsql
+         AS 'BEGIN RAISE EXCEPTION ''no''; END';
+         CREATE EVENT TRIGGER no ON ddl_command_start WHEN TAG IN ('GRANT') EXECUTE FUNCTION tests.no()",
+    )
+    .await;
+    home.gatepass(&["migrate", "up"]).envs(&with_owner).run().await.expect(1);
+    assert_eq!(status().await, pending);
+    execute(&mut postgres, "DROP EVENT TRIGGER no").await;
+    home.gatepass(&["migrate", "up"]).envs(&with_owner).run().await.expect(0);
+    assert_eq!(rows(&mut postgres, granted).await, before);
+}
+
+#[tokio::test]
+async fn who_may_not_make_schemas_is_told_how_to_migrate() {
+    let (home, url) = (Home::new(), empty_database().await);
+    admin("CREATE ROLE narrow LOGIN").await;
+    let mut postgres = PgConnection::connect(&url).await.unwrap();
+    execute(&mut postgres, "GRANT ALL ON SCHEMA public TO narrow").await;
+    let parts = ["narrow may not make schemas", "GRANT CREATE ON DATABASE", "gatepass db setup"];
+    home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &as_role(&url, "narrow")).run().await.fails(1, &parts);
+}
+
+#[tokio::test]
+async fn rights_that_a_later_release_has_decided_are_not_taken_back() {
+    let _guard = alone().await;
+    let (home, url) = (Home::new(), database().await);
+    let mut postgres = PgConnection::connect(&url).await.unwrap();
+    execute(
+        &mut postgres,
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (999999, 'later', true, '', 0)",
+    )
+    .await;
+    set_up(&home, &as_role(&url, APP), &url, &[]).await.fails(1, &["999999", "newer version"]);
+}
+
+/// On a server of their own: what is said of a role, is said for all databases.
+#[tokio::test]
+async fn the_roles_rule_nothing_else_and_belong_to_one_database() {
+    let (home, server) = (Home::new(), Server::new("", |_| {}).await);
+    let url = server.url();
+    server
+        .run(
+            "CREATE ROLE gatepass_app CREATEROLE CREATEDB REPLICATION BYPASSRLS;
+             CREATE ROLE gatepass_readonly LOGIN; GRANT pg_read_all_data, pg_signal_backend TO gatepass_readonly;
+             CREATE ROLE master LOGIN CREATEROLE; ALTER DATABASE postgres OWNER TO master",
+        )
+        .await;
+    server.run("CREATE DATABASE other").await;
+    let setup = async |url: &str, master: &str, args: &[&str]| {
+        let command = home.gatepass(&[&["db", "setup"], args].concat());
+        command.env("DB_SOURCE", &as_role(url, APP)).env("MASTER_DB_SOURCE", master).run().await
+    };
+    // What a superuser gave, only one takes.
+    let parts = ["gatepass_app is CREATEROLE, CREATEDB, REPLICATION, BYPASSRLS", "only a superuser"];
+    setup(&url, &as_role(&url, "master"), &[]).await.fails(1, &parts);
+    home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &url).run().await.expect(0);
+    let done = setup(&url, &url, &["--json"]).await.json();
+    assert!(
+        changed(&done)
+            .contains(&"gatepass_readonly rules nothing else on the server, and is a member of nothing")
+    );
+    let mut postgres = server.connect().await;
+    let mighty = "SELECT rolname::text FROM pg_roles WHERE rolname LIKE 'gatepass\\_%'
+        AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls
+            OR EXISTS (SELECT FROM pg_auth_members WHERE member = pg_roles.oid))";
+    assert_eq!(rows(&mut postgres, mighty).await, [""; 0]);
+    assert_eq!(changed(&setup(&url, &url, &["--json"]).await.json()), [""; 0]);
+
+    let mut looker = connect(&url, READONLY).await;
+    for setting in ["statement_timeout", "idle_in_transaction_session_timeout"] {
+        assert_eq!(rows(&mut looker, &format!("SHOW {setting}")).await, ["1min"], "{setting}");
+    }
+    let limit = "SELECT rolconnlimit::text FROM pg_roles WHERE rolname = 'gatepass_readonly'";
+    assert_eq!(rows(&mut postgres, limit).await, ["10"]);
+
+    let other = url.replace("/postgres?", "/other?");
+    setup(&other, &other, &["--new-passwords"])
+        .await
+        .fails(1, &["another database of this server (postgres)"]);
+    let kept =
+        "SELECT coalesce(rolpassword, '') FROM pg_authid WHERE rolname LIKE 'gatepass\\_%' ORDER BY rolname";
+    let passwords = rows(&mut postgres, kept).await;
+    setup(&other, &other, &["--share-roles"]).await.expect(0);
+    assert_eq!(rows(&mut postgres, kept).await, passwords);
+
+    // Whoever served before is named until somebody takes it out.
+    let doctor = async || {
+        let doctor = home.gatepass(&["doctor"]).env("DB_SOURCE", &as_role(&url, APP));
+        doctor.envs(&[("ENVIRONMENT", "production"), ("TOKEN_SYMMETRIC_KEY", KEY)]).run().await.stdout
+    };
+    assert!(!doctor().await.contains("is a member of"));
+    server.run("CREATE ROLE former LOGIN; GRANT gatepass_owner TO former, master").await;
+    let found = doctor().await;
+    assert!(found.contains("former may log in and is a member of gatepass_owner"), "{found}");
+    assert!(
+        found.contains("REVOKE gatepass_owner FROM \"former\"") && !found.contains("master may"),
+        "{found}"
+    );
+}
+
 #[tokio::test]
 async fn passwords_are_made_once_and_only_what_checks_them_is_kept() {
     let _guard = alone().await;
@@ -571,6 +821,10 @@ async fn who_may_not_set_up_is_told_what_is_missing() {
     set_up(&home, &other, &stranger, &[]).await.fails(1, &["belongs to postgres"]);
     set_up(&home, &app, &url, &["--iam", "--new-passwords"]).await.fails(2, &["--iam"]);
     home.gatepass(&["db"]).run().await.fails(2, &["setup"]);
+    // The lock on migrations would be somebody else's soon.
+    let pooled = home.gatepass(&["db", "setup"]).env("DB_SOURCE", &url).env("DB_POOLER", "transaction");
+    let pooled = pooled.env("MIGRATE_ON_START", "false");
+    pooled.run().await.fails(1, &["DB_POOLER=transaction", "MASTER_DB_SOURCE"]);
 }
 
 #[tokio::test]

@@ -8,8 +8,10 @@ mod admin;
 mod clean_up;
 mod clients;
 mod ending;
+pub mod export;
 mod fields;
 mod history;
+pub mod import;
 mod login;
 mod own;
 mod renewal;
@@ -190,6 +192,8 @@ impl From<store::Error> for Error {
         match error {
             store::Error::Taken(Unique::Username) => Self::UsernameTaken,
             store::Error::Taken(Unique::Email) => Self::EmailTaken,
+            // Nobody but an import gives one, and that looks again.
+            store::Error::Taken(Unique::ExternalId) => Self::Contended,
             store::Error::Taken(Unique::ClientName) => Self::ClientNameTaken,
             store::Error::LastAdmin => Self::LastAdmin,
             store::Error::Unavailable(cause) => Self::Unavailable(cause),

@@ -7,8 +7,9 @@ use serde_json::json;
 
 use super::{Failure, print, print_json, setup};
 use crate::{
+    config::DbPooler,
     random,
-    store::roles::{self, Login, SetUp},
+    store::roles::{self, Login, SetUp, Sharing},
 };
 
 /// Prepare the database.
@@ -17,8 +18,8 @@ pub(super) enum Command {
     /// Make the roles: one that migrates, one that serves, one that only looks
     ///
     /// Logs in as MASTER_DB_SOURCE says, or without it as DB_SOURCE does: as somebody who may make roles and owns the
-    /// database. What is there already stays as it is; tables of another owner are given to gatepass_owner. Prints what it
-    /// did, and passwords that it has made, this once.
+    /// database. What is there already stays as it is; what the migrations have made under another owner is given to
+    /// gatepass_owner, and nothing else may be in the schema. Prints what it did, and passwords that it has made, this once.
     Setup(SetupArgs),
 }
 
@@ -33,6 +34,9 @@ pub(super) struct SetupArgs {
     /// Make new passwords also for roles that are there already
     #[arg(long)]
     new_passwords: bool,
+    /// Let the roles be those of another gatepass in the same Postgres too, with the same passwords
+    #[arg(long)]
+    share_roles: bool,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -41,6 +45,11 @@ pub(super) struct SetupArgs {
 pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
     let Command::Setup(args) = command;
     let settings = setup::begin(config_file).await?;
+    if settings.db_pooler == DbPooler::Transaction && settings.master_db_source.is_none() {
+        let error = "DB_POOLER=transaction: to make the roles takes a way past the pooler; set MASTER_DB_SOURCE to the \
+                     database itself";
+        return Err(error.into());
+    }
     let database = setup::Database::open(&settings).await?;
     let done = set_up(&database, &args).await;
     done.and(database.close().await)
@@ -52,12 +61,14 @@ async fn set_up(database: &setup::Database, args: &SetupArgs) -> Result<(), Fail
         SetupArgs { no_passwords: true, .. } => Login::Otherwise,
         SetupArgs { new_passwords, .. } => Login::Password { renew: *new_passwords },
     };
+    let sharing = if args.share_roles { Sharing::Allowed } else { Sharing::Refused };
     let mut conn = database.master_connection().await?;
-    let SetUp { steps, passwords } = roles::set_up(&mut conn, login, &mut random::system()).await?;
+    let SetUp { steps, passwords, members } =
+        roles::set_up(&mut conn, login, sharing, &mut random::system()).await?;
     if args.json {
         let passwords: BTreeMap<_, _> =
             passwords.iter().map(|(role, password)| (role, password.expose_secret())).collect();
-        return print_json(&json!({ "steps": steps, "passwords": passwords }));
+        return print_json(&json!({ "steps": steps, "passwords": passwords, "members": members }));
     }
     let mut text = String::new();
     for step in steps {
@@ -65,6 +76,12 @@ async fn set_up(database: &setup::Database, args: &SetupArgs) -> Result<(), Fail
     }
     for (role, password) in &passwords {
         text.push_str(&format!("password  {role}  {}\n", password.expose_secret()));
+    }
+    for member in members {
+        text.push_str(&format!(
+            "next      when nothing logs in as {member} any more: REVOKE {} FROM \"{member}\"\n",
+            roles::OWNER
+        ));
     }
     print(&text)?;
     if !passwords.is_empty() {

@@ -501,6 +501,10 @@ async fn roles(conn: &mut PgConnection, settings: &Settings) -> Result<Vec<Findi
     const AREA: &str = "roles";
 
     let Standing { user, is_superuser, administers, owns_tables } = roles::standing(conn).await?;
+    let level = match settings.environment {
+        Environment::Production => Level::Warning,
+        Environment::Development => Level::Note,
+    };
     let held = Privileges::held(conn, &user).await?;
     let wanted = Privileges::of_app();
     let missing = wanted.beyond(&held);
@@ -521,11 +525,24 @@ async fn roles(conn: &mut PgConnection, settings: &Settings) -> Result<Vec<Findi
         "may make roles or databases, replicate, or pass by row security".to_owned()
     } else {
         let message = format!("{user} may do what the service has to, and nothing else");
-        return Ok(vec![Finding::new(AREA, Level::Ok, message)]);
-    };
-    let level = match settings.environment {
-        Environment::Production => Level::Warning,
-        Environment::Development => Level::Note,
+        let mut findings = vec![Finding::new(AREA, Level::Ok, message)];
+        if user == roles::APP && !roles::owns_schema(conn).await? {
+            let message = format!("the schema does not belong to {}: a restored database?", roles::OWNER);
+            findings.push(
+                Finding::new(AREA, Level::Warning, message)
+                    .advise("run `gatepass db setup`, or the next migration belongs to whoever runs it"),
+            );
+        }
+        if settings.environment == Environment::Production {
+            findings.extend(roles::members(conn).await?.into_iter().map(|member| {
+                let message = format!("{member} may log in and is a member of {}", roles::OWNER);
+                Finding::new(AREA, level, message).advise(format!(
+                    "when nothing logs in as it any more: REVOKE {} FROM \"{member}\"",
+                    roles::OWNER
+                ))
+            }));
+        }
+        return Ok(findings);
     };
     Ok(vec![
         Finding::new(AREA, level, format!("{user} {more}")).advise(format!(

@@ -7,8 +7,10 @@ mod config;
 mod db;
 mod development_key;
 mod doctor;
+mod export;
 mod health;
 mod history;
+mod import;
 mod key;
 mod migrate;
 mod password_input;
@@ -68,6 +70,10 @@ enum Command {
     Key(key::Command),
     /// Show what was changed, by whom; seal that, and see whether it was tampered with
     History(history::Args),
+    /// Import users, with their password hashes, from a file or another Postgres
+    Import(import::Args),
+    /// Write all users, as `import` reads them
+    Export(export::Args),
     /// Look into tokens
     #[command(subcommand)]
     Token(token::Command),
@@ -107,6 +113,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Client(command) => client::run(config_file, command).await,
         Command::Key(command) => key::run(config_file, command).await,
         Command::History(args) => history::run(config_file, args).await,
+        Command::Import(args) => import::run(config_file, args).await,
+        Command::Export(args) => export::run(config_file, args).await,
         Command::Token(command) => token::run(config_file, command).await,
         Command::Doctor(args) => doctor::run(config_file, &args).await,
         Command::Openapi => print(&crate::http::document()),

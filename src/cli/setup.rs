@@ -258,7 +258,7 @@ impl Database {
     /// Brings the schema up to date, or makes sure that it is. Where it need not be changed, the service's own role looks.
     pub(super) async fn migrate(&self, migrate: bool) -> Result<(), Failure> {
         let mut conn = self.patient_connection(migrate).await?;
-        if migrate && matches!(migrations::check(&mut conn).await, Err(migrations::Error::Pending(_))) {
+        if migrate && migrations::is_due(&mut conn).await? {
             for status in migrations::up(&mut conn, None).await? {
                 tracing::info!("applied migration {:06} {}", status.version, status.name);
             }

@@ -66,8 +66,11 @@ fn database(settings: &Settings, reader: &mut Reader) {
 
 /// A network is somebody else's: who can take the server's place in it would get the password, and every hash.
 fn database_tls(settings: &Settings, reader: &mut Reader) {
-    let sources =
-        [("DB_SOURCE", &settings.db_source), ("MIGRATION_DB_SOURCE", &settings.migration_db_source)];
+    let sources = [
+        ("DB_SOURCE", &settings.db_source),
+        ("MIGRATION_DB_SOURCE", &settings.migration_db_source),
+        ("MASTER_DB_SOURCE", &settings.master_db_source),
+    ];
     for (name, source) in sources {
         let Some(url) = source.as_ref().map(ExposeSecret::expose_secret) else { continue };
         for file in db_source::files(url) {

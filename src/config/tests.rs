@@ -384,6 +384,12 @@ fn production_warns_of_a_database_elsewhere_that_nobody_checks() {
     );
     assert!(warnings[0].contains("sslmode=verify-full") && !warnings[0].contains("hunter2"), "{warnings:?}");
     assert!(load_environment(&elsewhere).unwrap().warnings.is_empty());
+    for name in ["MIGRATION_DB_SOURCE", "MASTER_DB_SOURCE"] {
+        let here = ("DB_SOURCE", "postgres://gatepass@localhost/gatepass");
+        let warnings = load_production(&[here, (name, elsewhere[0].1)]).unwrap().warnings;
+        let expected = format!("{name} (environment): the database is on another machine");
+        assert!(warnings.len() == 1 && warnings[0].starts_with(&expected), "{warnings:?}");
+    }
 
     let url = "postgres://u@db.example.com/d?sslmode=verify-full&sslrootcert=%2Fnowhere%2Fca.pem";
     let message = problem(load_production(&[("DB_SOURCE", url)]));

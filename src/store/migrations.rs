@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{
+    Connection,
+    migrate::{MigrateError, Migrator},
+};
 use time::OffsetDateTime;
 
 use super::{PgConnection, roles};
@@ -46,6 +49,17 @@ pub enum Error {
         owner = roles::OWNER
     )]
     NotOwner(String),
+    /// A migration was refused, and this lacks the right to make a schema, which one of them needs.
+    #[error(
+        "a migration was refused and rolled back: {user} may not make schemas in the database {database}. Have its owner \
+         `GRANT CREATE ON DATABASE {database} TO {user}`, or make the roles with `gatepass db setup` and migrate again"
+    )]
+    MayNotMakeSchemas {
+        /// Who migrates.
+        user: String,
+        /// Where.
+        database: String,
+    },
     /// Somebody else holds the lock for longer than a migration may take.
     #[error("another process has been migrating this database for {} s; is it stuck?", LOCK_PATIENCE.as_secs())]
     Locked,
@@ -155,9 +169,24 @@ pub async fn check(conn: &mut PgConnection) -> Result<Schema, Error> {
     }
 }
 
+/// Whether [`up`] has something to do: migrations wait, or the roles cannot do what they should.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn is_due(conn: &mut PgConnection) -> Result<bool, Error> {
+    match check(conn).await {
+        Err(Error::Pending(_)) => Ok(true),
+        Ok(Schema::Current) => Ok(roles::deviate(conn).await?),
+        // Nothing to be done here, and for the caller to find out.
+        Ok(Schema::Newer(_)) | Err(_) => Ok(false),
+    }
+}
+
 /// Applies the next `limit` migrations that wait, or all, each in a transaction of its own, unless its first line is
-/// `-- no-transaction`. Any number of processes may
-/// call it at once: one migrates, the others wait for it and find nothing left to do. Gives back what it applied.
+/// `-- no-transaction`, together with what the roles may do from then on; when none waits, that alone. Any number of
+/// processes may call it at once: one migrates, the others wait for it and find nothing left to do. Gives back what it
+/// applied.
 ///
 /// # Errors
 ///
@@ -167,11 +196,13 @@ pub async fn up(conn: &mut PgConnection, limit: Option<usize>) -> Result<Vec<Sta
         let before = status(conn).await?;
         refuse_foreign(&before)?;
         let waiting = before.iter().filter(|status| status.state == State::Pending);
-        let Some(target) = waiting.take(limit.unwrap_or(usize::MAX)).last().map(|status| status.version)
-        else {
+        let versions: Vec<_> =
+            waiting.take(limit.unwrap_or(usize::MAX)).map(|status| status.version).collect();
+        if versions.is_empty() {
+            roles::repair(conn).await?;
             return Ok(Vec::new());
-        };
-        politely(conn, Way::Up, target).await?;
+        }
+        politely(conn, Way::Up, &versions).await?;
         let after = status(conn).await?;
         Ok(changed(&before, after))
     })
@@ -186,15 +217,9 @@ pub async fn up(conn: &mut PgConnection, limit: Option<usize>) -> Result<Vec<Sta
 pub async fn down(conn: &mut PgConnection, count: usize) -> Result<Vec<Status>, Error> {
     locked(conn, async |conn| {
         let before = status(conn).await?;
-        let applied: Vec<i64> = before
-            .iter()
-            .filter(|status| status.state == State::Applied)
-            .map(|status| status.version)
-            .collect();
-        // The last that stays; 0, before the first, when none does.
-        let stay = applied.len().saturating_sub(count);
-        let target = applied[..stay].last().copied().unwrap_or(0);
-        politely(conn, Way::Down, target).await?;
+        let applied = before.iter().rev().filter(|status| status.state == State::Applied);
+        let versions: Vec<_> = applied.take(count).map(|status| status.version).collect();
+        politely(conn, Way::Down, &versions).await?;
         let after = status(conn).await?;
         Ok(changed(&before, after))
     })
@@ -252,34 +277,81 @@ enum Way {
     Down,
 }
 
-/// Migrates to `target` so that nobody waits long because of it: a migration that does not get a lock soon is rolled back,
-/// lets the others through, and is tried again. Where there are roles, it runs as the owner of the schema, and the others
-/// get what they need of it.
-async fn politely(conn: &mut PgConnection, way: Way, target: i64) -> Result<(), Error> {
+/// Applies or undoes migrations so that nobody waits long because of it: one that does not get a lock soon is rolled back,
+/// lets the others through, and is tried again. Where there are roles, it runs as the owner of the schema.
+async fn politely(conn: &mut PgConnection, way: Way, versions: &[i64]) -> Result<(), Error> {
     let is_owner = roles::become_owner(conn).await?;
     set_lock_timeout(conn, LOCK_TIMEOUT).await?;
-    let mut attempt = 1;
-    let done = loop {
-        let run = match way {
-            Way::Up => MIGRATOR.run_direct(Some(target), &mut *conn, false).await,
-            Way::Down => MIGRATOR.undo(&mut *conn, target).await,
-        };
-        match run {
-            Err(error) if is_locked_out(&error) && attempt < LOCK_ATTEMPTS => {
-                tracing::info!(attempt, "a migration waits for others to let go of a table");
-                attempt += 1;
-                tokio::time::sleep(LOCK_REST).await;
+    let mut done = Ok(());
+    for version in versions {
+        let mut attempt = 1;
+        done = loop {
+            match step(conn, way, *version, is_owner).await {
+                Err(error) if is_locked_out(&error) && attempt < LOCK_ATTEMPTS => {
+                    tracing::info!(attempt, "a migration waits for others to let go of a table");
+                    attempt += 1;
+                    tokio::time::sleep(LOCK_REST).await;
+                }
+                done => break done,
             }
-            done => break done,
+        };
+        if done.is_err() {
+            break;
         }
-    };
+    }
     set_lock_timeout(conn, "0").await?;
+    let done = match done {
+        Err(error) => Err(explained(conn, error).await?),
+        Ok(()) => Ok(()),
+    };
     if is_owner {
-        // What was applied before one that failed stays, and is to be used.
-        roles::grant(conn).await?;
         roles::be_oneself(conn).await?;
     }
-    Ok(done?)
+    done
+}
+
+/// One migration, and what the roles may do after it: both or neither, unless it has no transaction.
+async fn step(conn: &mut PgConnection, way: Way, version: i64, is_owner: bool) -> Result<(), MigrateError> {
+    if !is_owner {
+        return run(conn, way, version).await;
+    }
+    if MIGRATOR.iter().any(|migration| migration.version == version && migration.no_tx) {
+        run(conn, way, version).await?;
+        return Ok(roles::grant(conn).await?);
+    }
+    let mut transaction = conn.begin().await?;
+    run(&mut transaction, way, version).await?;
+    roles::grant(&mut transaction).await?;
+    Ok(transaction.commit().await?)
+}
+
+async fn run(conn: &mut PgConnection, way: Way, version: i64) -> Result<(), MigrateError> {
+    match way {
+        Way::Up => MIGRATOR.run_direct(Some(version), conn, false).await,
+        Way::Down => MIGRATOR.undo(conn, version - 1).await,
+    }
+}
+
+/// Why a migration failed: said in full where whoever migrates lacks a right that one of them needs.
+async fn explained(conn: &mut PgConnection, error: MigrateError) -> Result<Error, sqlx::Error> {
+    if !matches!(&error, MigrateError::ExecuteMigration(error, _) if is_not_privileged(error)) {
+        return Ok(error.into());
+    }
+    let who = sqlx::query!(
+        r#"SELECT current_user::text AS "user!", current_database()::text AS "database!",
+               has_database_privilege(current_database(), 'CREATE') AS "may!""#
+    )
+    .fetch_one(conn)
+    .await?;
+    if who.may {
+        return Ok(error.into());
+    }
+    Ok(Error::MayNotMakeSchemas { user: who.user, database: who.database })
+}
+
+/// `insufficient_privilege`.
+pub(super) fn is_not_privileged(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("42501")
 }
 
 async fn set_lock_timeout(conn: &mut PgConnection, timeout: &str) -> Result<(), sqlx::Error> {

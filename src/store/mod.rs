@@ -8,8 +8,8 @@
 //! what the other left; a snapshot for the whole transaction would make an error of that. The two that change by more than
 //! one statement (`users::set_password`, `users::delete`) change the user first and the user's sessions second, and a
 //! login locks the user too, so that no session begins between the two unseen. Those that seal the history or give up a
-//! part of it take an advisory lock first. Only `history::inspect`, which reads all of it, wants a single snapshot, and
-//! says so.
+//! part of it take an advisory lock first. An import leaves it to the constraints who was first, and looks again. Only
+//! `history::inspect`, which reads all of it, and `imports::export` want a single snapshot, and say so.
 //!
 //! That an administrator stays (`users_last_admin`) is a rule about the whole table, and no constraint can say it: a
 //! trigger does, and those who take an administrator away, they alone, go one after the other.
@@ -19,6 +19,7 @@
 
 pub mod clients;
 pub mod history;
+pub mod imports;
 pub mod login_attempts;
 pub mod migrations;
 pub mod pooler;
@@ -46,6 +47,9 @@ pub use sqlx::{PgConnection, PgPool};
 
 /// A connection of a pool, given back when dropped.
 pub type PoolConnection = sqlx::pool::PoolConnection<sqlx::Postgres>;
+
+/// A transaction, undone when dropped.
+pub type Transaction<'c> = sqlx::Transaction<'c, sqlx::Postgres>;
 
 /// What came of a statement that did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +85,8 @@ pub enum Unique {
     Username,
     /// `users_email_key`
     Email,
+    /// `users_external_id_key`
+    ExternalId,
     /// `clients_name_key`
     ClientName,
 }
@@ -90,6 +96,7 @@ impl From<sqlx::Error> for Error {
         match error.as_database_error().and_then(|error| error.constraint()) {
             Some("users_username_key") => Self::Taken(Unique::Username),
             Some("users_email_key") => Self::Taken(Unique::Email),
+            Some("users_external_id_key") => Self::Taken(Unique::ExternalId),
             Some("clients_name_key") => Self::Taken(Unique::ClientName),
             Some("users_last_admin") => Self::LastAdmin,
             _ if is_conflict(&error) => Self::Conflict(error),

@@ -104,6 +104,12 @@ impl Imported {
             argon::check_imported(text, peppers)?;
             return Ok(Self::Keep(HashedPassword(text.to_owned())));
         }
+        // What an earlier import has made, on its way back.
+        if let Some(wrapped) = Wrapped::parse(text) {
+            let (_, argon2) = wrapped.map_err(|_| Refused::Malformed("wrapped"))?;
+            argon::check_imported(argon2, peppers)?;
+            return Ok(Self::Keep(HashedPassword(text.to_owned())));
+        }
         if text.starts_with(['!', '*']) {
             return Err(Refused::NoPassword);
         }

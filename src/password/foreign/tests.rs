@@ -300,8 +300,9 @@ fn refused() {
         ("$argon2id$v=19$m=131072,t=9,p=1$AAECAwQFBgcICQoLDA0ODw$fQXnu2lcRVW87PU7wSxCyjf7dkJaCTH9lUUs2L+PJMw".into(), TooCostly("Argon2")),
         ("$argon2id$v=19$m=64,t=5,p=1,keyid=MQ$AAECAwQFBgcICQoLDA0ODw$fQXnu2lcRVW87PU7wSxCyjf7dkJaCTH9lUUs2L+PJMw".into(), Refused::Pepper),
         ("$argon2id$v=19$m=64,t=5,p=1$AAECAwQFBgcICQoLDA0ODw".into(), Malformed("Argon2")),
-        // What is wrapped has no digest to take over.
-        ("$wrapped$digest$of=md5,template=e3Bhc3N3b3JkfQ$$argon2id$v=19$m=8,t=1,p=1$BwcHBwcHBwcHBwcHBwcHBw$AAAA".into(), Unknown),
+        // What was wrapped comes back as it is, or not at all.
+        ("$wrapped$digest$of=md5,template=e3Bhc3N3b3JkfQ$$argon2id$v=19$m=8,t=1,p=1$BwcHBwcHBwcHBwcHBwcHBw$AAAA".into(), Malformed("Argon2")),
+        ("$wrapped$digest$of=md5".into(), Malformed("wrapped")),
         (format!("{{SSHA}}{}", "a".repeat(4000)), Unknown),
     ];
     for (text, expected) in table {

@@ -1,0 +1,49 @@
+//! Django: `manage.py dumpdata auth.user`, or the table `auth_user` as CSV with a heading.
+//! <https://docs.djangoproject.com/en/stable/ref/django-admin/#dumpdata>
+
+use serde_json::{Map, Value};
+
+use super::{Draft, Rules, object::Object};
+use crate::password::foreign::Imported;
+
+/// Of a dump of everything the users alone, also those of a model of the project's own.
+pub(super) fn is_user(fields: &Map<String, Value>) -> bool {
+    match fields.get("model") {
+        Some(model) => model
+            .as_str()
+            .is_some_and(|model| model.rsplit('.').next().is_some_and(|name| name.ends_with("user"))),
+        None => true,
+    }
+}
+
+pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
+    // In CSV there is one level, in a dump two.
+    let fields = object.object("fields");
+    let Some(fields) = fields else { return of_row(object, rules).with_username() };
+    let mut inner = Object::new(&fields, false);
+    let draft = of_row(&mut inner, rules);
+    object.errors.append(&mut inner.errors);
+    Draft { external_id: object.id("pk"), ..draft }.with_username()
+}
+
+fn of_row(row: &mut Object<'_>, rules: &Rules) -> Draft {
+    let names: Vec<String> = ["first_name", "last_name"]
+        .into_iter()
+        .filter_map(|name| row.text(name))
+        .filter(|name| !name.is_empty())
+        .collect();
+    Draft {
+        external_id: row.id("id"),
+        username: row.text("username"),
+        email: row.text("email").filter(|address| !address.is_empty()),
+        full_name: (!names.is_empty()).then(|| names.join(" ")),
+        // What Django's superusers may do there says nothing of what they may do here.
+        roles: None,
+        is_email_verified: None,
+        disabled: row.flag("is_active").map(|active| !active),
+        created_at: row.time("date_joined"),
+        updated_at: None,
+        password_changed_at: None,
+        password: row.text("password").map(|text| Imported::parse(&text, &rules.peppers)),
+    }
+}

@@ -1,0 +1,681 @@
+//! Users come in by the file: `gatepass import`.
+//!
+//! One thread reads, and makes of each record a user that has passed every check, in whatever format it is
+//! ([`reader`], one file for each format); the other end takes some thousands of them at a time. Fast hashes are
+//! [wrapped](crate::password::foreign) by the pool; then one transaction looks who is there already, copies the new ones,
+//! changes those who are newer in the file, writes what was refused to its file, and notes how far it has come. So at
+//! every moment the database has what the note says, and an import that was killed goes on from there when it is run
+//! again.
+
+mod auth0;
+mod django;
+mod draft;
+mod firebase;
+mod keycloak;
+mod object;
+mod own;
+mod reader;
+mod rejects;
+mod supabase;
+
+use std::{
+    collections::HashMap,
+    io::{self, Read},
+    path::PathBuf,
+    thread,
+};
+
+use rand_core::CryptoRng;
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+use uuid::Uuid;
+
+pub use self::firebase::hash_config;
+use self::{
+    draft::{Checked, Draft},
+    object::Object,
+    reader::{Layout, Original},
+    rejects::Rejects,
+};
+use super::{Cause, Email, Error, FieldError, FullName, Roles, Username};
+pub use crate::store::imports::{Progress, Source};
+use crate::{
+    password::{
+        HashedPassword, Peppers, Pool,
+        foreign::{Algorithm, FirebaseProject, Imported},
+    },
+    random,
+    store::{
+        self, PgConnection, Transaction, Unique,
+        imports::{self, Holders, Names, Present, Row},
+    },
+};
+
+/// How many records one transaction takes.
+const CHUNK: usize = 10_000;
+
+/// How many hashes to wrap one transaction takes: some seconds of them, so that no more is lost when the import is killed.
+pub const WRAPPED_CHUNK: usize = 256;
+
+/// How many records the reading thread may be ahead.
+const READ_AHEAD: usize = 2_000;
+
+/// How often a transaction is tried again when others have changed the same users meanwhile.
+const MAX_CONFLICTS: usize = 8;
+
+/// What the records are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Ours, one JSON object a line.
+    Jsonl,
+    /// Ours, as CSV with a heading.
+    Csv,
+    /// Auth0's export.
+    Auth0,
+    /// `firebase auth:export`.
+    Firebase,
+    /// A realm of Keycloak.
+    Keycloak,
+    /// Supabase's `auth.users`, as CSV or JSON.
+    Supabase,
+    /// Django's `auth_user`, as CSV or from `dumpdata`.
+    Django,
+    /// Rows of a Postgres, one JSON object a line: with our names, or the usual course's.
+    Database,
+}
+
+impl Format {
+    /// All that a file may have, with their names.
+    pub const FILES: [(&str, Self); 7] = [
+        ("jsonl", Self::Jsonl),
+        ("csv", Self::Csv),
+        ("auth0", Self::Auth0),
+        ("firebase", Self::Firebase),
+        ("keycloak", Self::Keycloak),
+        ("supabase", Self::Supabase),
+        ("django", Self::Django),
+    ];
+}
+
+/// How records are read and held against the rules.
+#[derive(Debug)]
+pub struct Rules {
+    /// What they are.
+    pub format: Format,
+    /// Whether a record may give the role `admin`.
+    pub allow_admin: bool,
+    /// What bare hexadecimal is: the algorithm, and a template when there is one.
+    pub bare: Option<(Algorithm, Option<String>)>,
+    /// The parameters of Firebase's hashes.
+    pub firebase: Option<FirebaseProject>,
+    /// Our own, for our own hashes on their way back.
+    pub peppers: Peppers,
+    /// The time of the import.
+    pub now: OffsetDateTime,
+}
+
+/// What is to be done, besides the reading.
+#[derive(Debug)]
+pub struct Wanted {
+    /// What is imported, when it can be found again; `None`: it cannot be taken up where it stopped.
+    pub source: Option<Source>,
+    /// Where refused records go; `None`: nowhere.
+    pub rejects: Option<PathBuf>,
+    /// Do everything, and then undo it.
+    pub dry_run: bool,
+}
+
+/// Why an import has stopped. What was reported as done until then is done.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The file.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The file of what was refused.
+    #[error("the file of what was refused; to begin anew, name another one with --rejects")]
+    Rejects(#[source] io::Error),
+    /// Somebody else has taken it on.
+    #[error("somebody else imports the same file")]
+    Overtaken,
+    /// Others register the same names all the time.
+    #[error("others were changing the same users, again and again")]
+    Contended,
+    /// A hash could not be wrapped, or the database failed.
+    #[error(transparent)]
+    Account(#[from] Error),
+}
+
+impl From<store::Error> for ImportError {
+    fn from(error: store::Error) -> Self {
+        Self::Account(error.into())
+    }
+}
+
+/// Why a file cannot be read on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The system.
+    #[error("the file cannot be read")]
+    Io(#[from] io::Error),
+    /// Not a document of JSON, or not one with users.
+    #[error("the file is no such document: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Not CSV.
+    #[error("the file is no CSV: {0}")]
+    Csv(#[from] csv::Error),
+    /// A heading that is no field.
+    #[error("the column {0:?} is no field of the format")]
+    UnknownColumn(String),
+    /// A line without an end.
+    #[error("line {number} is longer than 1 MiB")]
+    TooLong {
+        /// Which.
+        number: u64,
+    },
+}
+
+/// What was refused.
+#[derive(Debug)]
+pub struct Rejection {
+    /// The line; of a document the user, from 1 on.
+    pub number: u64,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// One record, read and checked.
+pub(in crate::account) struct Record {
+    number: u64,
+    original: Original,
+    user: Result<Box<Checked>, Vec<FieldError>>,
+}
+
+impl Record {
+    fn unreadable(number: u64, original: Original, message: String) -> Self {
+        Self { number, original, user: Err(vec![FieldError::new("record", "unreadable", message)]) }
+    }
+
+    /// `None`: it is about no user.
+    fn of_object(number: u64, fields: Map<String, Value>, rules: &Rules) -> Option<Self> {
+        let user = check(&fields, false, rules)?;
+        Some(Self { number, original: Original::Object(fields), user })
+    }
+
+    /// `None`: it is about no user.
+    fn of_row(number: u64, original: Original, fields: &Map<String, Value>, rules: &Rules) -> Option<Self> {
+        Some(Self { number, original, user: check(fields, true, rules)? })
+    }
+}
+
+fn check(
+    fields: &Map<String, Value>,
+    is_text: bool,
+    rules: &Rules,
+) -> Option<Result<Box<Checked>, Vec<FieldError>>> {
+    let is_user = match rules.format {
+        Format::Supabase => supabase::is_user(fields),
+        Format::Django => django::is_user(fields),
+        _ => true,
+    };
+    if !is_user {
+        return None;
+    }
+    let mut object = Object::new(fields, is_text);
+    let draft: Draft = match rules.format {
+        Format::Jsonl | Format::Csv => own::draft(&mut object, rules),
+        Format::Auth0 => auth0::draft(&mut object, rules),
+        Format::Firebase => firebase::draft(&mut object, rules),
+        Format::Keycloak => keycloak::draft(&mut object),
+        Format::Supabase => supabase::draft(&mut object, rules),
+        Format::Django => django::draft(&mut object, rules),
+        Format::Database if own::is_course(fields) => own::course_draft(&mut object, rules),
+        Format::Database => own::draft(&mut object, rules),
+    };
+    Some(draft.check(object, rules).map(Box::new))
+}
+
+/// A user that has passed every check and has a hash to store.
+struct Ready {
+    /// For a user who is new.
+    id: Uuid,
+    number: u64,
+    original: Original,
+    user: Box<Checked>,
+    password: Option<HashedPassword>,
+}
+
+type Refused = (u64, Original, Vec<FieldError>);
+
+/// What comes of some records.
+#[derive(Default)]
+struct Done {
+    created: u64,
+    updated: u64,
+    unchanged: u64,
+    refused: Vec<(usize, FieldError)>,
+}
+
+/// Who imports, and into what.
+#[derive(Debug)]
+pub struct Importer<'a, R> {
+    /// The database.
+    pub conn: &'a mut PgConnection,
+    /// What wraps hashes: with room for a chunk of them in its queue.
+    pub passwords: &'a Pool,
+    /// In whose name.
+    pub cause: &'a Cause,
+    /// For ids and salts.
+    pub rng: &'a mut R,
+}
+
+impl<R: CryptoRng> Importer<'_, R> {
+    /// How far an import of this source has come that was killed, and whether there was one of another file in the same
+    /// place, which is forgotten.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn former(&mut self, source: &Source) -> Result<(Option<Progress>, bool), Error> {
+        let was_other = imports::forget_former(self.conn, source).await?;
+        Ok((imports::progress(self.conn, source).await?, was_other))
+    }
+
+    /// Imports users, from where `before` ends. `seen` hears after each transaction how far it has come, and of what was
+    /// refused.
+    ///
+    /// # Errors
+    ///
+    /// [`ImportError`].
+    pub async fn run(
+        &mut self,
+        input: impl Read + Send + 'static,
+        rules: Rules,
+        wanted: &Wanted,
+        before: Progress,
+        mut seen: impl FnMut(&Progress, &[Rejection]),
+    ) -> Result<Progress, ImportError> {
+        let rejects = wanted.rejects.clone().map(|path| Rejects::open(path, before.rejects_bytes));
+        let rejects = rejects.transpose().map_err(ImportError::Rejects)?;
+        let now = rules.now;
+        let mut records = Records::begin(input, rules, before.records());
+        let layout = records.layout().await?;
+        let mut run = Run {
+            wanted,
+            layout,
+            rejects,
+            progress: before,
+            now,
+            passwords: self.passwords,
+            cause: self.cause,
+            rng: &mut *self.rng,
+        };
+        if wanted.dry_run {
+            // One transaction that nobody commits, so that it finds what is twice in the file too. Those of the chunks are
+            // then a part of it.
+            let mut transaction = imports::begin(self.conn).await?;
+            run.all(&mut transaction, &mut records, &mut seen).await?;
+            imports::end(transaction, false).await?;
+        } else {
+            run.all(self.conn, &mut records, &mut seen).await?;
+            if let Some(source) = &wanted.source {
+                imports::finish(self.conn, source).await?;
+            }
+        }
+        Ok(run.progress)
+    }
+}
+
+/// An import on its way.
+struct Run<'a, R> {
+    wanted: &'a Wanted,
+    layout: Layout,
+    rejects: Option<Rejects>,
+    progress: Progress,
+    now: OffsetDateTime,
+    passwords: &'a Pool,
+    cause: &'a Cause,
+    rng: &'a mut R,
+}
+
+impl<R: CryptoRng> Run<'_, R> {
+    /// Takes all records.
+    async fn all(
+        &mut self,
+        conn: &mut PgConnection,
+        records: &mut Records,
+        seen: &mut impl FnMut(&Progress, &[Rejection]),
+    ) -> Result<(), ImportError> {
+        let mut is_last = false;
+        while !is_last {
+            let mut chunk = Chunk::default();
+            let end = chunk.fill(records, self.passwords, self.rng, self.wanted.dry_run).await?;
+            if !chunk.ready.is_empty() || !chunk.refused.is_empty() {
+                let refused = self.take(conn, chunk).await?;
+                seen(&self.progress, &refused);
+            }
+            is_last = match end {
+                End::More => false,
+                End::Last => true,
+                End::Broken(error) => return Err(error.into()),
+            };
+        }
+        Ok(())
+    }
+
+    /// Takes some records, in one transaction; what was refused of them.
+    async fn take(&mut self, conn: &mut PgConnection, chunk: Chunk) -> Result<Vec<Rejection>, ImportError> {
+        let Chunk { ready, mut refused } = chunk;
+        let mut attempts = 0;
+        let (mut transaction, done) = loop {
+            let mut transaction = imports::begin(conn).await?;
+            match write(&mut transaction, &ready, self.now, self.cause).await {
+                Ok(done) => break (transaction, done),
+                Err(store::Error::Taken(_) | store::Error::Conflict(_)) if attempts < MAX_CONFLICTS => {
+                    attempts += 1;
+                    imports::end(transaction, false).await?;
+                }
+                Err(store::Error::Taken(_) | store::Error::Conflict(_)) => {
+                    return Err(ImportError::Contended);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        for (i, error) in done.refused {
+            refused.push((ready[i].number, ready[i].original.clone(), vec![error]));
+        }
+        refused.sort_by_key(|(number, ..)| *number);
+        // Before it is committed: what is in the file too much is cut off when the import goes on.
+        if let Some(rejects) = &mut self.rejects {
+            rejects.write(&self.layout, &refused).map_err(ImportError::Rejects)?;
+        }
+        let progress = Progress {
+            created: self.progress.created + done.created,
+            updated: self.progress.updated + done.updated,
+            unchanged: self.progress.unchanged + done.unchanged,
+            rejected: self.progress.rejected + refused.len() as u64,
+            rejects_bytes: self.rejects.as_ref().map_or(0, Rejects::bytes),
+        };
+        if let Some(source) = self.wanted.source.as_ref().filter(|_| !self.wanted.dry_run)
+            && !imports::note_progress(&mut transaction, source, &self.progress, &progress, self.now).await?
+        {
+            return Err(ImportError::Overtaken);
+        }
+        imports::end(transaction, true).await?;
+        self.progress = progress;
+        let told =
+            |(number, _, errors): &Refused| Rejection { number: *number, reason: rejects::reason(errors) };
+        Ok(refused.iter().map(told).collect())
+    }
+}
+
+/// What the reading thread hands over.
+struct Records {
+    layout: Option<oneshot::Receiver<Layout>>,
+    records: mpsc::Receiver<Result<Record, ReadError>>,
+}
+
+impl Records {
+    /// Starts the thread, which passes over the first `skip` records.
+    fn begin(input: impl Read + Send + 'static, rules: Rules, skip: u64) -> Self {
+        let (layout, layout_read) = oneshot::channel();
+        let (send, records) = mpsc::channel(READ_AHEAD);
+        thread::spawn(move || {
+            let mut layout = Some(layout);
+            let mut begin = |found| {
+                if let Some(layout) = layout.take() {
+                    drop(layout.send(found));
+                }
+            };
+            let mut skip = skip;
+            // Nobody takes any more: the import has failed elsewhere.
+            let mut take = |record| {
+                if skip > 0 {
+                    skip -= 1;
+                    return true;
+                }
+                send.blocking_send(Ok(record)).is_ok()
+            };
+            if let Err(error) = reader::read(input, &rules, &mut begin, &mut take) {
+                drop(send.blocking_send(Err(error)));
+            }
+        });
+        Self { layout: Some(layout_read), records }
+    }
+
+    /// How the records stand in the file.
+    async fn layout(&mut self) -> Result<Layout, ReadError> {
+        let layout = match self.layout.take() {
+            Some(layout) => layout.await.ok(),
+            None => None,
+        };
+        match layout {
+            Some(layout) => Ok(layout),
+            // It has failed before it knew.
+            None => match self.records.recv().await {
+                Some(Err(error)) => Err(error),
+                _ => Ok(Layout::Json),
+            },
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Record>, ReadError> {
+        self.records.recv().await.transpose()
+    }
+}
+
+/// What comes after some records.
+enum End {
+    More,
+    Last,
+    /// The file cannot be read on. What stands before that is good.
+    Broken(ReadError),
+}
+
+/// Some records that go together.
+#[derive(Default)]
+struct Chunk {
+    ready: Vec<Ready>,
+    refused: Vec<Refused>,
+}
+
+impl Chunk {
+    /// Takes the next records.
+    async fn fill(
+        &mut self,
+        records: &mut Records,
+        passwords: &Pool,
+        rng: &mut impl CryptoRng,
+        dry_run: bool,
+    ) -> Result<End, ImportError> {
+        let mut wrapping = JoinSet::new();
+        let mut end = End::More;
+        while self.ready.len() + self.refused.len() < CHUNK && wrapping.len() < WRAPPED_CHUNK {
+            let Record { number, original, user } = match records.next().await {
+                Ok(Some(record)) => record,
+                Ok(None) => {
+                    end = End::Last;
+                    break;
+                }
+                Err(error) => {
+                    end = End::Broken(error);
+                    break;
+                }
+            };
+            let mut user = match user {
+                Ok(user) => user,
+                Err(errors) => {
+                    self.refused.push((number, original, errors));
+                    continue;
+                }
+            };
+            let password = match user.password.take() {
+                Some(Imported::Keep(hash)) => Some(hash),
+                // What comes of it nobody sees.
+                Some(Imported::Wrap(_)) if dry_run => Some(HashedPassword::from_stored("$wrapped")),
+                Some(Imported::Wrap(fast)) => {
+                    let (place, passwords, salt) = (self.ready.len(), passwords.clone(), random::bytes(rng));
+                    wrapping.spawn(async move { (place, passwords.wrap(fast, salt).await) });
+                    None
+                }
+                None => None,
+            };
+            let id = random::uuid_v7(user.created_at, rng);
+            self.ready.push(Ready { id, number, original, user, password });
+        }
+        while let Some(wrapped) = wrapping.join_next().await {
+            let (place, hash) = wrapped.map_err(|_| Error::Hasher)?;
+            self.ready[place].password = Some(hash.map_err(Error::from)?);
+        }
+        Ok(end)
+    }
+}
+
+/// Writes some users, in one transaction. Those who share a name with one before them come after that one, when it is
+/// clear what has become of it.
+async fn write(
+    transaction: &mut Transaction<'_>,
+    chunk: &[Ready],
+    now: OffsetDateTime,
+    cause: &Cause,
+) -> Result<Done, store::Error> {
+    let mut done = Done::default();
+    let mut waiting: Vec<usize> = (0..chunk.len()).collect();
+    while !waiting.is_empty() {
+        let mut names = Names::default();
+        for &i in &waiting {
+            names.external_ids.push(chunk[i].user.external_id.clone());
+            names.usernames.push(chunk[i].user.username.as_str().to_owned());
+            names.emails.push(chunk[i].user.email.as_str().to_owned());
+        }
+        let holders = imports::holders(transaction, &names).await?;
+        let (mut new, mut known, mut later) = (Vec::new(), HashMap::new(), Vec::new());
+        for (i, holders) in waiting.into_iter().zip(holders) {
+            match place(&chunk[i].user, &holders) {
+                Place::New if holders.is_repeated => later.push(i),
+                Place::New => new.push(i),
+                Place::Known(_) if holders.is_repeated => later.push(i),
+                Place::Known(id) => {
+                    known.insert(id, i);
+                }
+                Place::Same => done.unchanged += 1,
+                Place::Taken(error) => done.refused.push((i, error)),
+            }
+        }
+        let rows = new.iter().map(|&i| new_row(&chunk[i], now));
+        if !new.is_empty() {
+            done.created += imports::copy(transaction, rows, cause).await?;
+        }
+        let present = imports::lock(transaction, &known.keys().copied().collect::<Vec<_>>()).await?;
+        for present in &present {
+            let Some(i) = known.remove(&present.id) else { continue };
+            let ready = &chunk[i];
+            if ready.user.updated_at.is_none_or(|at| at <= present.updated_at) {
+                done.unchanged += 1;
+                continue;
+            }
+            let (row, is_other_password) = changed_row(ready, present, now);
+            if is_same(&row, present) {
+                done.unchanged += 1;
+                continue;
+            }
+            match imports::change(transaction, &row, is_other_password, now, cause).await {
+                Ok(()) => done.updated += 1,
+                Err(store::Error::LastAdmin) => {
+                    let message = "would leave nobody who administers users";
+                    done.refused.push((i, FieldError::new("roles", "last_admin", message)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // Who has been deleted meanwhile is new.
+        later.extend(known.into_values());
+        later.sort_unstable();
+        waiting = later;
+    }
+    Ok(done)
+}
+
+/// What a record is to the users who are there.
+enum Place {
+    New,
+    /// The user of this id.
+    Known(Uuid),
+    /// Made by an earlier import, or by themselves, and has no name in another system: nothing of it is taken over.
+    Same,
+    Taken(FieldError),
+}
+
+fn place(user: &Checked, holders: &Holders) -> Place {
+    let taken = |field, unique: Unique| {
+        let code = if unique == Unique::Email { "email_taken" } else { "username_taken" };
+        Place::Taken(FieldError::new(field, code, "is another user's"))
+    };
+    match (holders.external_id, holders.username, holders.email) {
+        // The username stays as it is, whosever this one is.
+        (Some(id), _, email) if email.is_none_or(|holder| holder == id) => Place::Known(id),
+        (Some(_), ..) => taken("email", Unique::Email),
+        (None, None, None) => Place::New,
+        (None, Some(one), Some(other)) if one == other && user.external_id.is_none() => Place::Same,
+        (None, Some(_), _) => taken("username", Unique::Username),
+        (None, None, Some(_)) => taken("email", Unique::Email),
+    }
+}
+
+fn new_row(ready: &Ready, now: OffsetDateTime) -> Row<'_> {
+    let user = &ready.user;
+    Row {
+        id: ready.id,
+        external_id: user.external_id.as_deref(),
+        username: user.username.as_str(),
+        email: user.email.as_str(),
+        full_name: user.full_name.as_ref().map(FullName::as_str),
+        password_hash: ready.password.as_ref(),
+        roles: user.roles.as_ref().map_or(&[], Roles::as_slice),
+        is_email_verified: user.is_email_verified.unwrap_or(false),
+        disabled: user.disabled.unwrap_or(false),
+        password_changed_at: user.password_changed_at.unwrap_or(user.created_at),
+        created_at: user.created_at,
+        updated_at: user.updated_at.unwrap_or(now),
+    }
+}
+
+/// The user as the record has them, and where it says nothing as they are; and whether the password is another one.
+fn changed_row<'a>(ready: &'a Ready, present: &'a Present, now: OffsetDateTime) -> (Row<'a>, bool) {
+    let user = &ready.user;
+    let is_other_password =
+        ready.password.as_ref().is_some_and(|hash| present.password_hash.as_ref() != Some(hash));
+    let is_other_address = !present.email.eq_ignore_ascii_case(user.email.as_str());
+    let row = Row {
+        id: present.id,
+        external_id: user.external_id.as_deref(),
+        username: user.username.as_str(),
+        email: user.email.as_str(),
+        full_name: user.full_name.as_ref().map(FullName::as_str).or(present.full_name.as_deref()),
+        password_hash: ready.password.as_ref().or(present.password_hash.as_ref()),
+        roles: user.roles.as_ref().map_or(&present.roles, Roles::as_slice),
+        is_email_verified: user.is_email_verified.unwrap_or(present.is_email_verified && !is_other_address),
+        disabled: user.disabled.unwrap_or(present.disabled),
+        password_changed_at: if is_other_password {
+            user.password_changed_at.or(user.updated_at).unwrap_or(now)
+        } else {
+            present.password_changed_at
+        },
+        created_at: user.created_at,
+        updated_at: user.updated_at.unwrap_or(now),
+    };
+    (row, is_other_password)
+}
+
+/// Whether nothing would change but the time.
+fn is_same(row: &Row<'_>, present: &Present) -> bool {
+    row.email == present.email
+        && row.full_name == present.full_name.as_deref()
+        && row.password_hash == present.password_hash.as_ref()
+        && row.roles == present.roles
+        && row.is_email_verified == present.is_email_verified
+        && row.disabled == present.disabled
+}

@@ -1,0 +1,90 @@
+//! Our own format: one object a line, or one row of CSV, of a few fields. `gatepass export` writes it.
+
+use serde_json::{Map, Value};
+
+use super::{Draft, Rules, object::Object};
+use crate::password::foreign::{Bare, Imported};
+
+/// Every field.
+pub(super) const FIELDS: [&str; 12] = [
+    "external_id",
+    "username",
+    "email",
+    "full_name",
+    "roles",
+    "is_email_verified",
+    "disabled",
+    "created_at",
+    "updated_at",
+    "password_changed_at",
+    "password_hash",
+    "salt",
+];
+
+pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
+    object.knows(&FIELDS);
+    let salt = object.text("salt");
+    let password = object.text("password_hash").map(|text| match &rules.bare {
+        Some((algorithm, template)) if text.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            let salt = salt.as_deref().unwrap_or_default().as_bytes();
+            let bare = Bare { algorithm: *algorithm, template: template.as_deref(), salt, key: None };
+            Imported::bare(&text, &bare)
+        }
+        _ => Imported::parse(&text, &rules.peppers),
+    });
+    Draft {
+        external_id: object.text("external_id"),
+        username: object.text("username"),
+        email: object.text("email"),
+        full_name: object.text("full_name"),
+        roles: object.texts("roles"),
+        is_email_verified: object.flag("is_email_verified"),
+        disabled: object.flag("disabled"),
+        created_at: object.time("created_at"),
+        updated_at: object.time("updated_at"),
+        password_changed_at: object.time("password_changed_at"),
+        password,
+    }
+}
+
+/// A row of `users` of a service as the usual course has it builds it: `username, hashed_password, full_name, email,
+/// password_changed_at, created_at, is_email_verified, role`.
+pub(super) fn course_draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
+    // Go's zero time stands for never.
+    let known = |at: Option<time::OffsetDateTime>| at.filter(|at| at.year() >= 1970);
+    let username = object.text("username");
+    Draft {
+        external_id: username.clone(),
+        username,
+        email: object.text("email"),
+        full_name: object.text("full_name"),
+        roles: object.text("role").map(|role| vec![role]),
+        is_email_verified: object.flag("is_email_verified"),
+        disabled: None,
+        created_at: known(object.time("created_at")),
+        updated_at: None,
+        password_changed_at: known(object.time("password_changed_at")),
+        password: object.text("hashed_password").map(|text| Imported::parse(&text, &rules.peppers)),
+    }
+}
+
+/// Whether a row from a database is one of the course's.
+pub(super) fn is_course(fields: &Map<String, Value>) -> bool {
+    fields.contains_key("hashed_password")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_has_every_field_and_no_other() {
+        let schema: Value = serde_json::from_str(include_str!("../../../docs/import.schema.json")).unwrap();
+        let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let mut fields = FIELDS.map(str::to_owned).to_vec();
+        fields.sort();
+        assert_eq!(names(&schema["properties"]), fields);
+        assert_eq!(schema["required"], serde_json::json!(["username", "email"]));
+        assert_eq!(schema["additionalProperties"], false);
+    }
+}

@@ -1,0 +1,257 @@
+//! From bytes to records, one at a time, whatever the size of the file: lines of JSON, rows of CSV, and documents of JSON
+//! that hold a list of users somewhere.
+
+use std::{
+    cell::Cell,
+    io::{self, BufRead, BufReader, Read},
+    rc::Rc,
+};
+
+use csv::StringRecord;
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::{Format, ReadError, Record, Rules};
+
+/// The longest line or row, in bytes.
+const MAX_RECORD: usize = 1 << 20;
+
+/// The most of a document between one user and the next, in bytes: what else a realm of Keycloak holds.
+const MAX_BETWEEN: usize = 64 << 20;
+
+/// A record as it stands in the file.
+#[derive(Clone, Debug)]
+pub(super) enum Original {
+    Object(Map<String, Value>),
+    /// What should have been one.
+    Text(String),
+    Row(Vec<Vec<u8>>),
+}
+
+/// How the records stand in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    Json,
+    /// With these columns.
+    Csv(Vec<String>),
+}
+
+/// Reads records for `take`, until it returns `false`. Tells it the layout first.
+pub(super) fn read(
+    input: impl Read,
+    rules: &Rules,
+    begin: &mut dyn FnMut(Layout),
+    take: &mut dyn FnMut(Record) -> bool,
+) -> Result<(), ReadError> {
+    let mut input = BufReader::with_capacity(1 << 16, input);
+    if input.fill_buf()?.starts_with(b"\xef\xbb\xbf") {
+        input.consume(3);
+    }
+    let is_csv = match rules.format {
+        Format::Csv => true,
+        Format::Django | Format::Supabase => !starts_with(&mut input, b"[{")?,
+        _ => false,
+    };
+    if is_csv {
+        return rows(input, rules, begin, take);
+    }
+    begin(Layout::Json);
+    let is_lines = match rules.format {
+        Format::Jsonl | Format::Database => true,
+        Format::Auth0 => !starts_with(&mut input, b"[")?,
+        _ => false,
+    };
+    if is_lines { lines(input, rules, take) } else { document(input, rules, take) }
+}
+
+/// Whether the first byte that is no blank is one of these. Blanks before it go.
+fn starts_with(input: &mut impl BufRead, bytes: &[u8]) -> io::Result<bool> {
+    loop {
+        let buffer = input.fill_buf()?;
+        let Some(first) = buffer.first() else { return Ok(false) };
+        if !first.is_ascii_whitespace() {
+            return Ok(bytes.contains(first));
+        }
+        input.consume(1);
+    }
+}
+
+fn lines(
+    mut input: impl BufRead,
+    rules: &Rules,
+    take: &mut dyn FnMut(Record) -> bool,
+) -> Result<(), ReadError> {
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        if (&mut input).take(MAX_RECORD as u64 + 1).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        if line.len() > MAX_RECORD {
+            return Err(ReadError::TooLong { number });
+        }
+        let text = line.trim_ascii();
+        if text.is_empty() {
+            continue;
+        }
+        let record = match serde_json::from_slice::<Map<String, Value>>(text) {
+            Ok(fields) => match Record::of_object(number, fields, rules) {
+                Some(record) => record,
+                None => continue,
+            },
+            Err(error) => {
+                // Its message names a line, which is always the first one here.
+                let message = error.to_string();
+                let message = message.split(" at line ").next().unwrap_or_default();
+                let message = format!("is no JSON object: {message} at column {}", error.column());
+                Record::unreadable(
+                    number,
+                    Original::Text(String::from_utf8_lossy(text).into_owned()),
+                    message,
+                )
+            }
+        };
+        if !take(record) {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Counts what is read since the counter was last set to zero, and ends at its limit.
+struct Bounded<R> {
+    inner: R,
+    since: Rc<Cell<usize>>,
+    limit: usize,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.since.get() > self.limit {
+            return Err(io::Error::other("one record is too long"));
+        }
+        let read = self.inner.read(buffer)?;
+        self.since.set(self.since.get() + read);
+        Ok(read)
+    }
+}
+
+fn rows(
+    input: impl Read,
+    rules: &Rules,
+    begin: &mut dyn FnMut(Layout),
+    take: &mut dyn FnMut(Record) -> bool,
+) -> Result<(), ReadError> {
+    let since = Rc::new(Cell::new(0));
+    // What it has read ahead belongs to the next rows.
+    let bounded = Bounded { inner: input, since: Rc::clone(&since), limit: MAX_RECORD + (1 << 16) };
+    let mut reader = csv::ReaderBuilder::new().flexible(true).buffer_capacity(1 << 15).from_reader(bounded);
+    let columns: Vec<String> = reader.headers()?.iter().map(|name| name.trim().to_owned()).collect();
+    if rules.format == Format::Csv {
+        let is_known = |name: &&String| name.starts_with('_') || super::own::FIELDS.contains(&name.as_str());
+        if let Some(unknown) = columns.iter().find(|name| !is_known(name)) {
+            return Err(ReadError::UnknownColumn(unknown.clone()));
+        }
+    }
+    begin(Layout::Csv(columns.clone()));
+    let mut row = csv::ByteRecord::new();
+    let mut line = 2;
+    loop {
+        since.set(0);
+        if !reader.read_byte_record(&mut row)? {
+            return Ok(());
+        }
+        // Where the row begins. The reader's own count is behind where lines end with two bytes.
+        let number = line;
+        line += 1 + row.iter().flatten().filter(|byte| **byte == b'\n').count() as u64;
+        let original = || Original::Row(row.iter().map(<[u8]>::to_vec).collect());
+        let record = match StringRecord::from_byte_record(row.clone()) {
+            Err(_) => Record::unreadable(number, original(), "is not in UTF-8".to_owned()),
+            Ok(text) if text.len() != columns.len() => {
+                let message = format!("has {} columns, the heading {}", text.len(), columns.len());
+                Record::unreadable(number, original(), message)
+            }
+            Ok(text) => {
+                let cells = text.iter().map(|cell| Value::String(cell.to_owned()));
+                let fields = columns.iter().cloned().zip(cells).collect();
+                match Record::of_row(number, original(), &fields, rules) {
+                    Some(record) => record,
+                    None => continue,
+                }
+            }
+        };
+        if !take(record) {
+            return Ok(());
+        }
+    }
+}
+
+fn document(input: impl Read, rules: &Rules, take: &mut dyn FnMut(Record) -> bool) -> Result<(), ReadError> {
+    let since = Rc::new(Cell::new(0));
+    let bounded = Bounded { inner: input, since: Rc::clone(&since), limit: MAX_BETWEEN };
+    let mut document = serde_json::Deserializer::from_reader(BufReader::new(bounded));
+    let (mut number, mut is_stopped) = (0, false);
+    let mut take = |fields: Map<String, Value>| {
+        since.set(0);
+        number += 1;
+        is_stopped = Record::of_object(number, fields, rules).is_some_and(|record| !take(record));
+        !is_stopped
+    };
+    // One after the other, so that what was refused can be mended and fed again.
+    let mut read = Ok(());
+    while read.is_ok() && document.end().is_err() {
+        read = Users { take: &mut take, is_list: false }.deserialize(&mut document);
+    }
+    match read {
+        Err(error) if !is_stopped => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// A list of users, or a user, or an object with a list of them at `users`.
+struct Users<'a> {
+    take: &'a mut dyn FnMut(Map<String, Value>) -> bool,
+    is_list: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for Users<'_> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        if self.is_list { deserializer.deserialize_seq(self) } else { deserializer.deserialize_any(self) }
+    }
+}
+
+impl<'de> Visitor<'de> for Users<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of users")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(fields) = list.next_element::<Map<String, Value>>()? {
+            if !(self.take)(fields) {
+                return Err(A::Error::custom("stopped"));
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut is_list = false;
+        let mut fields = Map::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "users" {
+                is_list = true;
+                fields.clear();
+                map.next_value_seed(Users { take: &mut *self.take, is_list: true })?;
+            } else if is_list {
+                map.next_value::<IgnoredAny>()?;
+            } else {
+                fields.insert(name, map.next_value()?);
+            }
+        }
+        if is_list || (self.take)(fields) { Ok(()) } else { Err(A::Error::custom("stopped")) }
+    }
+}

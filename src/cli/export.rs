@@ -1,0 +1,51 @@
+//! `gatepass export`: all users, in the format that `gatepass import` reads.
+
+use std::{
+    fs::{File, OpenOptions, Permissions},
+    io::{self, BufWriter, ErrorKind, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use super::{Failure, setup};
+use crate::account::export::{ExportError, export};
+
+/// Write all users, one JSON object a line, as `gatepass import` reads them.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// With password hashes: whoever has them can guess at the passwords
+    #[arg(long)]
+    hashes: bool,
+    /// Write to FILE, which nobody else may read, instead of standard output
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), Failure> {
+    let settings = setup::begin(config_file).await?;
+    setup::on_database(&settings, async |db| {
+        let mut conn = db.acquire().await?;
+        let Some(path) = &args.output else {
+            let out = BufWriter::new(io::stdout().lock());
+            return match export(&mut conn, args.hashes, out).await {
+                // A reader that has gone, such as `head`.
+                Err(ExportError::Write(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+                done => Ok(done.map(drop)?),
+            };
+        };
+        let file = make(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let mut out = BufWriter::new(file);
+        let count = export(&mut conn, args.hashes, &mut out).await?;
+        out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+        writeln!(io::stderr(), "{count} user(s) written to {}", path.display())?;
+        Ok(())
+    })
+    .await
+}
+
+/// Makes or empties a file that nobody but its owner may read.
+fn make(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}

@@ -1,0 +1,391 @@
+//! `gatepass import`: users from a file, or from another Postgres.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::{self, IsTerminal, Read},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::{Failure, print, print_json, setup};
+use crate::{
+    account::import::{self, Format, Importer, Progress, Rejection, Rules, Source, Wanted, hash_config},
+    clock::Clock,
+    config::Settings,
+    password::{Pool, PoolSettings, foreign::Algorithm},
+    random, store,
+};
+
+/// How long a hash may wait for its turn: longer than all that are before it take.
+const HASH_DEADLINE: Duration = Duration::from_secs(3600);
+/// How often something is said where there is no terminal.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// How many refusals are told on the way. All are in the file.
+const TOLD: usize = 10;
+/// What is read of another Postgres when nobody says.
+const COURSE_QUERY: &str = "SELECT * FROM users";
+
+/// Import users from FILE: their names, roles and password hashes (docs/import.md has the formats).
+///
+/// Run again after it was stopped, it goes on where it was. Run again with a later file, it changes those who are newer
+/// there. Exit code 0: all users of the file are there; 1: some were refused, or it has failed.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The file; `-`: standard input; postgres://…: the table `users` of another Postgres
+    #[arg(value_name = "FILE")]
+    source: OsString,
+    /// What the file is [default: by its name's end, jsonl or csv]
+    #[arg(long, value_parser = Format::FILES.map(|(name, _)| name))]
+    format: Option<String>,
+    /// Do everything and then undo it: say what would happen. Others who want the same names wait for it
+    #[arg(long)]
+    dry_run: bool,
+    /// Where refused records go, each with its reason [default: FILE.rejects]
+    #[arg(long, value_name = "FILE")]
+    rejects: Option<PathBuf>,
+    /// What hexadecimal password hashes are
+    #[arg(long, value_name = "ALGORITHM", value_parser = Algorithm::ALL.map(Algorithm::name))]
+    hash: Option<String>,
+    /// What was hashed, as in '{salt}{password}'
+    #[arg(long, value_name = "TEMPLATE", requires = "hash")]
+    hash_template: Option<String>,
+    /// With --format firebase: a file with the project's password hash parameters
+    #[arg(long, value_name = "FILE")]
+    hash_config: Option<PathBuf>,
+    /// With postgres://…: a file with a SELECT whose columns are named as the fields of the format
+    #[arg(long, value_name = "FILE")]
+    mapping: Option<PathBuf>,
+    /// Let the file make administrators
+    #[arg(long)]
+    allow_admin: bool,
+    /// The summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where the records come from.
+enum Origin {
+    File(PathBuf),
+    Stdin,
+    Postgres { source: Box<store::Source>, query: String },
+}
+
+impl Args {
+    fn origin(&self) -> Result<Origin, Failure> {
+        let text = self.source.to_string_lossy();
+        if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
+            if self.mapping.is_some() {
+                return Err("--mapping is for postgres://…".into());
+            }
+            let is_stdin = self.source == "-";
+            return Ok(if is_stdin {
+                Origin::Stdin
+            } else {
+                Origin::File(
+                    fs::canonicalize(&self.source).map_err(|error| named(Path::new(&self.source), error))?,
+                )
+            });
+        }
+        let source = Box::new(store::Source::new(&text.into_owned().into())?);
+        let query = match &self.mapping {
+            Some(path) => fs::read_to_string(path).map_err(|error| named(path, error))?,
+            None => COURSE_QUERY.to_owned(),
+        };
+        Ok(Origin::Postgres { source, query })
+    }
+
+    fn format(&self, origin: &Origin) -> Result<Format, Failure> {
+        if matches!(origin, Origin::Postgres { .. }) {
+            return Ok(Format::Database);
+        }
+        let name = match (&self.format, origin) {
+            (Some(name), _) => Some(&**name),
+            (None, Origin::File(path)) => path.extension().and_then(|end| end.to_str()),
+            (None, _) => None,
+        };
+        let known = Format::FILES.into_iter().find(|(known, _)| Some(*known) == name);
+        known.map(|(_, format)| format).ok_or_else(|| "which format is it? --format says".into())
+    }
+
+    fn rules(&self, settings: &Settings, format: Format) -> Result<Rules, Failure> {
+        let firebase = match &self.hash_config {
+            None => None,
+            Some(path) => {
+                let text = fs::read_to_string(path).map_err(|error| named(path, error))?;
+                Some(hash_config(&text).map_err(|error| format!("{}: {error}", path.display()))?)
+            }
+        };
+        let algorithm = self.hash.as_deref().and_then(Algorithm::by_name);
+        Ok(Rules {
+            format,
+            allow_admin: self.allow_admin,
+            bare: algorithm.map(|algorithm| (algorithm, self.hash_template.clone())),
+            firebase,
+            peppers: settings.password_pepper.clone(),
+            now: Clock::system().now(),
+        })
+    }
+
+    fn rejects(&self, origin: &Origin) -> Result<Option<PathBuf>, Failure> {
+        let Origin::File(file) = origin else { return Ok(self.rejects.clone()) };
+        let path = self.rejects.clone().unwrap_or_else(|| {
+            let mut name = file.clone().into_os_string();
+            // An import that was killed goes on with its own.
+            name.push(if self.dry_run { ".dry-run.rejects" } else { ".rejects" });
+            name.into()
+        });
+        if fs::canonicalize(&path).is_ok_and(|path| path == *file) {
+            return Err("--rejects names the file itself".into());
+        }
+        Ok(Some(path))
+    }
+
+    /// What tells this import from others: the bytes of the file, and how they are read.
+    fn identity(&self, file: &Path, format: Format, rejects: Option<&Path>) -> io::Result<Source> {
+        let mut context = Context::new(&SHA256);
+        let how =
+            format!("{format:?} {} {:?} {:?} {rejects:?}\n", self.allow_admin, self.hash, self.hash_template);
+        context.update(how.as_bytes());
+        let mut file_read = File::open(file)?;
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match file_read.read(&mut buffer)? {
+                0 => break,
+                read => context.update(&buffer[..read]),
+            }
+        }
+        let mut hash = [0; 32];
+        hash.copy_from_slice(context.finish().as_ref());
+        Ok(Source { hash, name: file.display().to_string() })
+    }
+}
+
+fn named(path: &Path, error: io::Error) -> Failure {
+    format!("{}: {error}", path.display()).into()
+}
+
+pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), Failure> {
+    let origin = args.origin()?;
+    let format = args.format(&origin)?;
+    let settings = setup::begin(config_file).await?;
+    let rules = args.rules(&settings, format)?;
+    let rejects = args.rejects(&origin)?;
+    let source = match &origin {
+        Origin::File(file) => {
+            Some(args.identity(file, format, rejects.as_deref()).map_err(|error| named(file, error))?)
+        }
+        _ => None,
+    };
+    let wanted = Wanted { source, rejects, dry_run: args.dry_run };
+    let done = setup::on_database(&settings, async |db| {
+        let passwords = Pool::new(PoolSettings {
+            threads: NonZeroUsize::new(settings.password_hash_threads).unwrap_or(NonZeroUsize::MIN),
+            queue: import::WRAPPED_CHUNK,
+            params: setup::params(&settings),
+            peppers: settings.password_pepper.clone(),
+            deadline: HASH_DEADLINE,
+        })?;
+        let mut conn = db.acquire().await?;
+        let importer = Importer {
+            conn: &mut conn,
+            passwords: &passwords,
+            cause: &setup::operator(),
+            rng: &mut random::system(),
+        };
+        import(importer, origin, rules, &wanted).await
+    })
+    .await?;
+    report(&args, &wanted, &done)
+}
+
+async fn import(
+    mut importer: Importer<'_, impl rand_core::CryptoRng>,
+    origin: Origin,
+    rules: Rules,
+    wanted: &Wanted,
+) -> Result<Progress, Failure> {
+    let mut before = Progress::default();
+    if let Some(source) = wanted.source.as_ref().filter(|_| !wanted.dry_run) {
+        let (former, was_other) = importer.former(source).await?;
+        if let Some(former) = former {
+            eprintln!("going on after the {} records that are done", former.records());
+            before = former;
+        } else if was_other {
+            eprintln!(
+                "the file, or how it is to be read, has changed since an import of it was stopped: from the beginning"
+            );
+        }
+    }
+    let counted = Arc::new(AtomicU64::new(0));
+    let (input, total): (Box<dyn Read + Send>, _) = match origin {
+        Origin::Stdin => (Box::new(io::stdin()), None),
+        Origin::File(path) => {
+            let file = File::open(&path).map_err(|error| named(&path, error))?;
+            let total = file.metadata()?.len();
+            (Box::new(file), Some(total))
+        }
+        Origin::Postgres { source, query } => (Box::new(Rows::begin(*source, query)), None),
+    };
+    let mut display = Display::new(Arc::clone(&counted), total, before.records());
+    let input = Counted { inner: input, counted };
+    let seen = |progress: &Progress, refused: &[Rejection]| display.show(progress, refused);
+    let done = importer.run(input, rules, wanted, before, seen).await;
+    display.end();
+    Ok(done?)
+}
+
+fn report(args: &Args, wanted: &Wanted, done: &Progress) -> Result<(), Failure> {
+    let Progress { created, updated, unchanged, rejected, rejects_bytes: _ } = done;
+    let read = done.records();
+    if args.json {
+        print_json(&json!({
+            "read": read, "created": created, "updated": updated, "unchanged": unchanged, "rejected": rejected,
+        }))?;
+    } else {
+        let what = if args.dry_run { "it would have been: " } else { "" };
+        print(&format!(
+            "{what}{read} read, {created} created, {updated} updated, {unchanged} unchanged, {rejected} rejected\n"
+        ))?;
+    }
+    match &wanted.rejects {
+        _ if *rejected == 0 => Ok(()),
+        Some(path) => {
+            Err(format!("{rejected} of {read} were refused: mend them in {} and import that", path.display())
+                .into())
+        }
+        None => Err(format!("{rejected} of {read} were refused: with --rejects they are kept").into()),
+    }
+}
+
+/// Counts the bytes that are read.
+struct Counted {
+    inner: Box<dyn Read + Send>,
+    counted: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.counted.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+}
+
+/// The rows of another database as a file of lines.
+struct Rows {
+    rows: mpsc::Receiver<Result<Vec<u8>, sqlx::Error>>,
+    buffer: io::Cursor<Vec<u8>>,
+}
+
+impl Rows {
+    fn begin(source: store::Source, query: String) -> Self {
+        let (send, rows) = mpsc::channel(4);
+        let runtime = tokio::runtime::Handle::current();
+        thread::spawn(move || {
+            runtime.block_on(async {
+                let take = async |rows: Vec<String>| {
+                    send.send(Ok((rows.join("\n") + "\n").into_bytes())).await.is_ok()
+                };
+                if let Err(error) = store::imports::foreign_rows(&source, &query, take).await {
+                    drop(send.send(Err(error)).await);
+                }
+            });
+        });
+        Self { rows, buffer: io::Cursor::default() }
+    }
+}
+
+impl Read for Rows {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = self.buffer.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            match self.rows.blocking_recv() {
+                Some(rows) => self.buffer = io::Cursor::new(rows.map_err(io::Error::other)?),
+                None => return Ok(0),
+            }
+        }
+    }
+}
+
+/// What people see while it goes on: at a terminal a bar, elsewhere a line now and then.
+struct Display {
+    bar: Option<ProgressBar>,
+    counted: Arc<AtomicU64>,
+    total: Option<u64>,
+    skipped: u64,
+    started: Instant,
+    reported: Instant,
+    told: usize,
+}
+
+impl Display {
+    fn new(counted: Arc<AtomicU64>, total: Option<u64>, skipped: u64) -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(total.unwrap_or_default());
+            let template = if total.is_some() { "{bar:30} {percent:>3} %  {msg}" } else { "{spinner} {msg}" };
+            bar.set_style(
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
+            bar
+        });
+        let now = Instant::now();
+        Self { bar, counted, total, skipped, started: now, reported: now, told: 0 }
+    }
+
+    fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    fn show(&mut self, progress: &Progress, refused: &[Rejection]) {
+        for Rejection { number, reason } in refused.iter().take(TOLD.saturating_sub(self.told)) {
+            self.say(&format!("{number}: {reason}"));
+        }
+        if self.told < TOLD && self.told + refused.len() > TOLD {
+            self.say("more were refused, which are not told here");
+        }
+        self.told += refused.len();
+        let read = self.counted.load(Ordering::Relaxed);
+        let elapsed = self.started.elapsed().as_secs_f64().max(0.001);
+        let rate = (progress.records() - self.skipped) as f64 / elapsed;
+        let mut text = format!("{} records, {rate:.0}/s", progress.records());
+        if let Some(total) = self.total.filter(|_| read > 0) {
+            let left = Duration::from_secs_f64(elapsed * total.saturating_sub(read) as f64 / read as f64);
+            text.push_str(&format!(", {} left", HumanDuration(left)));
+        }
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(read);
+                bar.set_message(text);
+            }
+            None if self.reported.elapsed() >= REPORT_INTERVAL => {
+                self.reported = Instant::now();
+                eprintln!("{text}");
+            }
+            None => {}
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,503 @@
+//! Table `imports`, and the rows of `users` that come in and go out by the thousand.
+//!
+//! New users go in by `COPY`, which nothing can prepare: that one statement is not checked at compile time.
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use uuid::Uuid;
+
+use super::{
+    Cause, Error, Transaction,
+    sessions::{self, EndReason, Which},
+};
+use crate::password::HashedPassword;
+
+/// What is imported: the same file again goes on where it stopped.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// SHA-256 of the file and of what it is read by.
+    pub hash: [u8; 32],
+    /// Where the file lies.
+    pub name: String,
+}
+
+/// How far an import has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Users that were made.
+    pub created: u64,
+    /// Users that were there, and were changed.
+    pub updated: u64,
+    /// Users that were there, and stayed as they were.
+    pub unchanged: u64,
+    /// Records that were refused.
+    pub rejected: u64,
+    /// The length of the file of those.
+    pub rejects_bytes: u64,
+}
+
+impl Progress {
+    /// How many records are done.
+    pub fn records(&self) -> u64 {
+        self.created + self.updated + self.unchanged + self.rejected
+    }
+}
+
+/// Begins a transaction; within another one, a part of it.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn begin(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
+    let mut transaction = conn.begin().await?;
+    be_patient(&mut transaction).await?;
+    Ok(transaction)
+}
+
+/// Thousands of users take longer than a request may.
+async fn be_patient(transaction: &mut Transaction<'_>) -> Result<(), Error> {
+    let patience = sqlx::query!("SELECT set_config('statement_timeout', '0', true)");
+    patience.fetch_one(&mut **transaction).await?;
+    Ok(())
+}
+
+/// Ends a transaction: with what it did, or without.
+///
+/// # Errors
+///
+/// When the database fails; then nothing has changed.
+pub async fn end(transaction: Transaction<'_>, keep: bool) -> Result<(), Error> {
+    if keep {
+        transaction.commit().await?;
+    } else {
+        transaction.rollback().await?;
+    }
+    Ok(())
+}
+
+/// How far the import of this source has come, if it has begun and is not done.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn progress(conn: &mut PgConnection, source: &Source) -> Result<Option<Progress>, Error> {
+    let row = sqlx::query!(
+        "SELECT created, updated, unchanged, rejected, rejects_bytes FROM imports WHERE source_hash = $1",
+        &source.hash[..],
+    );
+    let row = row.fetch_optional(conn).await?;
+    Ok(row.map(|row| Progress {
+        created: row.created.cast_unsigned(),
+        updated: row.updated.cast_unsigned(),
+        unchanged: row.unchanged.cast_unsigned(),
+        rejected: row.rejected.cast_unsigned(),
+        rejects_bytes: row.rejects_bytes.cast_unsigned(),
+    }))
+}
+
+/// Forgets imports of other files that lay where this one lies; whether there were any.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn forget_former(conn: &mut PgConnection, source: &Source) -> Result<bool, Error> {
+    let done = sqlx::query!(
+        "DELETE FROM imports WHERE source_name = $1 AND source_hash <> $2",
+        source.name,
+        &source.hash[..],
+    );
+    Ok(done.execute(conn).await?.rows_affected() > 0)
+}
+
+/// Notes how far an import has come since `before`; `false`, and nothing is noted, when somebody else has taken it on from
+/// there.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn note_progress(
+    conn: &mut PgConnection,
+    source: &Source,
+    before: &Progress,
+    after: &Progress,
+    now: OffsetDateTime,
+) -> Result<bool, Error> {
+    let done = if before.records() == 0 {
+        let insert = sqlx::query!(
+            "INSERT INTO imports (source_hash, source_name, created, updated, unchanged, rejected, rejects_bytes,
+                                  started_at, updated_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8) ON CONFLICT DO NOTHING",
+            &source.hash[..],
+            source.name,
+            after.created.cast_signed(),
+            after.updated.cast_signed(),
+            after.unchanged.cast_signed(),
+            after.rejected.cast_signed(),
+            after.rejects_bytes.cast_signed(),
+            now,
+        );
+        insert.execute(conn).await?
+    } else {
+        let update = sqlx::query!(
+            "UPDATE imports
+             SET created = $2, updated = $3, unchanged = $4, rejected = $5, rejects_bytes = $6, updated_at = $7
+             WHERE source_hash = $1 AND created + updated + unchanged + rejected = $8",
+            &source.hash[..],
+            after.created.cast_signed(),
+            after.updated.cast_signed(),
+            after.unchanged.cast_signed(),
+            after.rejected.cast_signed(),
+            after.rejects_bytes.cast_signed(),
+            now,
+            before.records().cast_signed(),
+        );
+        update.execute(conn).await?
+    };
+    Ok(done.rows_affected() == 1)
+}
+
+/// An import is done: run again, it begins from the beginning.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn finish(conn: &mut PgConnection, source: &Source) -> Result<(), Error> {
+    sqlx::query!("DELETE FROM imports WHERE source_hash = $1", &source.hash[..]).execute(conn).await?;
+    Ok(())
+}
+
+/// What tells users apart, of users who may be new.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// In the system that they come from.
+    pub external_ids: Vec<Option<String>>,
+    /// Usernames.
+    pub usernames: Vec<String>,
+    /// E-mail addresses.
+    pub emails: Vec<String>,
+}
+
+/// Who has a user's names already.
+#[derive(Clone, Copy, Debug)]
+pub struct Holders {
+    /// Who has the external id.
+    pub external_id: Option<Uuid>,
+    /// Who has the username.
+    pub username: Option<Uuid>,
+    /// Who has the address.
+    pub email: Option<Uuid>,
+    /// Whether one of the names is one of those before it.
+    pub is_repeated: bool,
+}
+
+/// Who has these names, in their order. Each is looked up by its index, whatever Postgres thinks of the table's size.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn holders(conn: &mut PgConnection, names: &Names) -> Result<Vec<Holders>, Error> {
+    let holders = sqlx::query_as!(
+        Holders,
+        r#"SELECT (SELECT id FROM users WHERE users.external_id = wanted.external_id) AS external_id,
+                  (SELECT id FROM users WHERE users.username_key = wanted.username_key) AS username,
+                  (SELECT id FROM users WHERE users.email_key = wanted.email_key) AS email,
+                  coalesce(wanted.external_id IS NOT NULL AND row_number() OVER by_external_id > 1, false)
+                      OR row_number() OVER by_username > 1 OR row_number() OVER by_email > 1 AS "is_repeated!"
+           FROM (
+               SELECT number, external_id COLLATE "C" AS external_id, lower(username COLLATE "C") AS username_key,
+                      lower(normalize(email) COLLATE "und-x-icu") COLLATE "C" AS email_key
+               FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY
+                   AS given (external_id, username, email, number)
+           ) AS wanted
+           WINDOW by_external_id AS (PARTITION BY wanted.external_id ORDER BY number),
+                  by_username AS (PARTITION BY wanted.username_key ORDER BY number),
+                  by_email AS (PARTITION BY wanted.email_key ORDER BY number)
+           ORDER BY number"#,
+        &names.external_ids as _,
+        &names.usernames,
+        &names.emails,
+    );
+    Ok(holders.fetch_all(conn).await?)
+}
+
+/// A whole row.
+#[derive(Debug)]
+pub struct Row<'a> {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// Who they are in the system that they come from.
+    pub external_id: Option<&'a str>,
+    /// Checked by the caller; the table's constraints hold it.
+    pub username: &'a str,
+    /// Checked by the caller; the table's constraints hold it.
+    pub email: &'a str,
+    /// Checked by the caller; the table's constraints hold it.
+    pub full_name: Option<&'a str>,
+    /// The password; `None`: the user cannot log in with one.
+    pub password_hash: Option<&'a HashedPassword>,
+    /// Sorted, none twice.
+    pub roles: &'a [String],
+    /// Whether the user has shown that the address is theirs.
+    pub is_email_verified: bool,
+    /// Whether the user is locked out.
+    pub disabled: bool,
+    /// When the present password was set.
+    pub password_changed_at: OffsetDateTime,
+    /// When the user was made.
+    pub created_at: OffsetDateTime,
+    /// As of when this is so.
+    pub updated_at: OffsetDateTime,
+}
+
+const COPY: &str = "COPY users (id, external_id, username, email, full_name, password_hash, roles, is_email_verified, \
+                    disabled, password_changed_at, created_at, updated_at) FROM STDIN";
+
+/// How much is sent at once, in bytes.
+const COPY_BUFFER: usize = 1 << 16;
+
+/// Makes users, all of them or none.
+///
+/// # Errors
+///
+/// [`Error::Taken`] when a name is another's.
+pub async fn copy(
+    transaction: &mut Transaction<'_>,
+    rows: impl Iterator<Item = Row<'_>>,
+    cause: &Cause,
+) -> Result<u64, Error> {
+    let named =
+        sqlx::query_scalar!(r#"SELECT caused_by($1, $2) AS "done!""#, cause.actor(), cause.request_id());
+    named.fetch_one(&mut **transaction).await?;
+    let mut copy = transaction.copy_in_raw(COPY).await?;
+    let mut buffer = String::with_capacity(2 * COPY_BUFFER);
+    for row in rows {
+        row.write(&mut buffer);
+        if buffer.len() >= COPY_BUFFER {
+            copy.send(buffer.as_bytes()).await?;
+            buffer.clear();
+        }
+    }
+    copy.send(buffer.as_bytes()).await?;
+    Ok(copy.finish().await?)
+}
+
+impl Row<'_> {
+    /// In the text format of `COPY`.
+    fn write(&self, out: &mut String) {
+        let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
+        let roles = format!("{{{}}}", self.roles.join(","));
+        let columns = [
+            Some(&*self.id.to_string()),
+            self.external_id,
+            Some(self.username),
+            Some(self.email),
+            self.full_name,
+            self.password_hash.map(HashedPassword::as_str),
+            Some(&roles),
+            Some(if self.is_email_verified { "t" } else { "f" }),
+            Some(if self.disabled { "t" } else { "f" }),
+            Some(&time(self.password_changed_at)),
+            Some(&time(self.created_at)),
+            Some(&time(self.updated_at)),
+        ];
+        for (i, column) in columns.into_iter().enumerate() {
+            if i > 0 {
+                out.push('\t');
+            }
+            let Some(text) = column else {
+                out.push_str("\\N");
+                continue;
+            };
+            for c in text.chars() {
+                match c {
+                    '\\' => out.push_str("\\\\"),
+                    '\t' => out.push_str("\\t"),
+                    '\n' => out.push_str("\\n"),
+                    '\r' => out.push_str("\\r"),
+                    c => out.push(c),
+                }
+            }
+        }
+        out.push('\n');
+    }
+}
+
+/// A user as they are before an import changes them.
+#[derive(Debug)]
+pub struct Present {
+    /// Who.
+    pub id: Uuid,
+    /// As the user wrote it.
+    pub email: String,
+    /// For display.
+    pub full_name: Option<String>,
+    /// The password; `None`: none.
+    pub password_hash: Option<HashedPassword>,
+    /// Sorted, none twice.
+    pub roles: Vec<String>,
+    /// Whether the user has shown that the address is theirs.
+    pub is_email_verified: bool,
+    /// Whether the user is locked out.
+    pub disabled: bool,
+    /// When the present password was set.
+    pub password_changed_at: OffsetDateTime,
+    /// As of when this is so.
+    pub updated_at: OffsetDateTime,
+}
+
+/// These users, locked in the order of their ids.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn lock(transaction: &mut Transaction<'_>, ids: &[Uuid]) -> Result<Vec<Present>, Error> {
+    let users = sqlx::query!(
+        "SELECT id, email, full_name, password_hash, roles, is_email_verified, disabled, password_changed_at, updated_at
+         FROM users WHERE id = ANY ($1) ORDER BY id FOR UPDATE",
+        ids,
+    );
+    let present = users.map(|row| Present {
+        id: row.id,
+        email: row.email,
+        full_name: row.full_name,
+        password_hash: row.password_hash.map(HashedPassword::from_stored),
+        roles: row.roles,
+        is_email_verified: row.is_email_verified,
+        disabled: row.disabled,
+        password_changed_at: row.password_changed_at,
+        updated_at: row.updated_at,
+    });
+    Ok(present.fetch_all(&mut **transaction).await?)
+}
+
+/// Changes a user whom [`lock`] has locked to what `row` says, but for the names that never change. Another password ends
+/// the user's sessions.
+///
+/// # Errors
+///
+/// [`Error::Taken`], [`Error::LastAdmin`]; then nothing of this user has changed.
+pub async fn change(
+    transaction: &mut Transaction<'_>,
+    row: &Row<'_>,
+    is_other_password: bool,
+    now: OffsetDateTime,
+    cause: &Cause,
+) -> Result<(), Error> {
+    let mut savepoint = transaction.begin().await?;
+    let done = sqlx::query!(
+        "UPDATE users
+         SET email = $2, full_name = $3, password_hash = $4, roles = $5, is_email_verified = $6, disabled = $7,
+             password_changed_at = $8, updated_at = $9
+         WHERE id = $1 AND (SELECT caused_by($10, $11))",
+        row.id,
+        row.email,
+        row.full_name,
+        row.password_hash.map(HashedPassword::as_str),
+        row.roles,
+        row.is_email_verified,
+        row.disabled,
+        row.password_changed_at,
+        row.updated_at,
+        cause.actor(),
+        cause.request_id(),
+    );
+    let done = done.execute(&mut *savepoint).await?;
+    debug_assert_eq!(done.rows_affected(), 1, "the row is locked");
+    if is_other_password {
+        sessions::end(&mut savepoint, row.id, Which::All, EndReason::PasswordChanged, now, cause).await?;
+    }
+    savepoint.commit().await?;
+    Ok(())
+}
+
+/// What another database's query gives, as of one moment: each row an object of JSON, some at a time, until `take` returns
+/// `false`.
+///
+/// # Errors
+///
+/// When that database fails, or `query` is none, or would change something.
+pub async fn foreign_rows(
+    source: &super::Source,
+    query: &str,
+    mut take: impl AsyncFnMut(Vec<String>) -> bool,
+) -> Result<(), sqlx::Error> {
+    let mut conn = source.connect().await?;
+    let mut transaction = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let query = query.trim().trim_end_matches(';');
+    let declare = format!(
+        "SET LOCAL timezone = 'UTC';
+         DECLARE source NO SCROLL CURSOR FOR SELECT to_jsonb(source)::text FROM ({query}\n) AS source"
+    );
+    sqlx::raw_sql(AssertSqlSafe(declare)).execute(&mut *transaction).await?;
+    loop {
+        let rows = sqlx::raw_sql("FETCH 1000 FROM source").fetch_all(&mut *transaction).await?;
+        let rows: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        if rows.is_empty() || !take(rows).await {
+            return transaction.rollback().await;
+        }
+    }
+}
+
+/// A user as they go out.
+#[derive(Debug)]
+pub struct Leaving {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// Who they are in the system that they came from.
+    pub external_id: Option<String>,
+    /// As the user wrote it.
+    pub username: String,
+    /// As the user wrote it.
+    pub email: String,
+    /// For display.
+    pub full_name: Option<String>,
+    /// Sorted, none twice.
+    pub roles: Vec<String>,
+    /// Whether the user has shown that the address is theirs.
+    pub is_email_verified: bool,
+    /// Whether the user is locked out.
+    pub disabled: bool,
+    /// When the user was made.
+    pub created_at: OffsetDateTime,
+    /// As of when this is so.
+    pub updated_at: OffsetDateTime,
+    /// When the present password was set.
+    pub password_changed_at: OffsetDateTime,
+    /// The password's, for whoever asks for it.
+    pub password_hash: Option<String>,
+}
+
+/// All users as they are at one moment.
+#[derive(Debug)]
+pub struct Export<'c>(Transaction<'c>);
+
+/// Begins to export.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn export(conn: &mut PgConnection) -> Result<Export<'_>, Error> {
+    let mut transaction = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    be_patient(&mut transaction).await?;
+    Ok(Export(transaction))
+}
+
+impl Export<'_> {
+    /// At most `limit` users by id after `after`; with their hashes or without.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn page(&mut self, after: Uuid, limit: i64, hashes: bool) -> Result<Vec<Leaving>, Error> {
+        let page = sqlx::query_as!(
+            Leaving,
+            "SELECT id, external_id, username, email, full_name, roles, is_email_verified, disabled, created_at,
+                    updated_at, password_changed_at, CASE WHEN $3 THEN password_hash END AS password_hash
+             FROM users WHERE id > $1 ORDER BY id LIMIT $2",
+            after,
+            limit,
+            hashes,
+        );
+        Ok(page.fetch_all(&mut *self.0).await?)
+    }
+}

@@ -1,0 +1,818 @@
+//! Users come from another system by the file, all of them, once, with their passwords: whatever the format, whatever is
+//! wrong with some lines, however often the import is killed and run again. And they leave again by the file.
+
+use std::{
+    env, fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use gatepass::store::roles;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use time::OffsetDateTime;
+
+use crate::{
+    app::{App, PASSWORD, START, as_role, empty_database},
+    process::{Ended, Home, Invocation, Process, QUICK, Signal, until},
+};
+
+/// `correct horse` in bcrypt.
+const BCRYPT: &str = "$2b$08$qZ9e3.J/1Zf8ZpAUCuK3HeQYVxdxTCio0r6MwOVn4oc4G3Z6Pj8C2";
+
+/// A service, and somebody beside it with files to import.
+struct Move {
+    app: App,
+    home: Home,
+}
+
+impl Move {
+    async fn new() -> Self {
+        Self { app: App::new().await, home: Home::new() }
+    }
+
+    fn gatepass(&self, args: &[&str]) -> Invocation {
+        let url = as_role(&self.app.database_url, roles::APP);
+        self.home.gatepass(args).envs(&QUICK).env("DB_SOURCE", &url).env("USER", "olga")
+    }
+
+    /// `gatepass import ARGS…`
+    async fn import(&self, args: &[&str]) -> Ended {
+        self.gatepass(&[&["import"], args].concat()).run().await
+    }
+
+    /// The same with a summary of `read, created, updated, unchanged, rejected`.
+    async fn summary(&self, args: &[&str]) -> [u64; 5] {
+        let ended = self.import(&[args, &["--json"]].concat()).await;
+        let summary: Value = serde_json::from_str(&ended.stdout)
+            .unwrap_or_else(|_| panic!("{}\n{}", ended.stdout, ended.stderr));
+        let counts = ["read", "created", "updated", "unchanged", "rejected"];
+        let counts = counts.map(|name| summary[name].as_u64().unwrap());
+        assert_eq!(ended.code, Some(i32::from(counts[4] > 0)), "{}", ended.stderr);
+        counts
+    }
+
+    async fn status(&self, username: &str, password: &str) -> u16 {
+        let body = json!({ "username": username, "password": password });
+        self.app.post("/users/login").json(&body).send().await.status.as_u16()
+    }
+
+    async fn count(&self, sql: &str) -> i64 {
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.app.db).await.unwrap()
+    }
+
+    /// One row of `users` as JSON.
+    async fn user(&self, username: &str) -> Value {
+        sqlx::query_scalar("SELECT to_jsonb(users) FROM users WHERE username = $1")
+            .bind(username)
+            .fetch_one(&self.app.db)
+            .await
+            .unwrap()
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.home.path(name)).unwrap()
+    }
+}
+
+/// A hash of those that other systems' libraries have made, and its password.
+fn vector(what: &str) -> (Value, String) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/foreign_hashes/vectors.json");
+    let vectors: Vec<Value> = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let vector = vectors.into_iter().find(|vector| vector["what"] == what).unwrap();
+    let password = vector["password"].as_str().unwrap().to_owned();
+    (vector, password)
+}
+
+fn lines(users: &[Value]) -> String {
+    users.iter().map(|user| format!("{user}\n")).collect()
+}
+
+/// So many users, of whom each has a name, an address and a hash.
+fn many(count: usize) -> String {
+    let mut text = String::new();
+    for i in 0..count {
+        let user = json!({
+            "external_id": format!("x-{i}"), "username": format!("user{i}"), "email": format!("user{i}@example.com"),
+            "full_name": format!("User {i}"), "created_at": "2020-01-02T03:04:05Z", "updated_at": "2021-01-02T03:04:05Z",
+            "password_hash": BCRYPT,
+        });
+        text.push_str(&format!("{user}\n"));
+    }
+    text
+}
+
+fn is_drill() -> bool {
+    env::var_os("GATEPASS_DRILL").is_some_and(|form| form == "full")
+}
+
+#[tokio::test]
+async fn users_come_with_all_that_is_known_of_them_and_log_in_with_their_old_password() {
+    let here = Move::new().await;
+    let (bcrypt, password) = vector("bcrypt 2b");
+    let (fast, fast_password) = vector("{SSHA}");
+    let users = [
+        json!({
+            "external_id": "17", "username": "Alice", "email": "Alice@Example.com", "full_name": "Alice Liddell",
+            "roles": ["support", "billing"], "is_email_verified": true, "disabled": false,
+            "created_at": "2019-05-06T07:08:09.123456Z", "updated_at": "2020-01-01T00:00:00+02:00",
+            "password_changed_at": "2019-06-06T00:00:00Z", "password_hash": bcrypt["text"],
+        }),
+        json!({ "username": "bob", "email": "bob@example.com", "password_hash": fast["text"], "full_name": null }),
+        json!({ "username": "carol", "email": "carol@example.com", "disabled": true, "password_hash": bcrypt["text"] }),
+        json!({ "username": "dave", "email": "dave@example.com", "password_hash": "!" }),
+    ];
+    here.home.write("users.jsonl", &(lines(&users) + "\n"));
+    assert_eq!(here.summary(&["users.jsonl"]).await, [4, 4, 0, 0, 0]);
+    assert!(!here.home.path("users.jsonl.rejects").exists());
+
+    let alice = here.user("Alice").await;
+    for (column, value) in [
+        ("external_id", json!("17")),
+        ("email", json!("Alice@Example.com")),
+        ("full_name", json!("Alice Liddell")),
+        ("roles", json!(["billing", "support"])),
+        ("is_email_verified", json!(true)),
+        ("created_at", json!("2019-05-06T07:08:09.123456+00:00")),
+        ("updated_at", json!("2019-12-31T22:00:00+00:00")),
+        ("password_changed_at", json!("2019-06-06T00:00:00+00:00")),
+        ("password_hash", bcrypt["text"].clone()),
+    ] {
+        assert_eq!(alice[column], value, "{column}");
+    }
+    // An id is as old as its user, so that lists by age are.
+    assert!(alice["id"].as_str().unwrap().starts_with("016a8b"), "{alice}");
+    assert!(here.user("bob").await["password_hash"].as_str().unwrap().starts_with("$wrapped$digest$of=sha1"));
+
+    assert_eq!(here.status("alice", &password).await, 200);
+    assert_eq!(here.status("alice@example.com", &password).await, 200);
+    assert_eq!(here.status("alice", "another").await, 401);
+    assert_eq!(here.status("bob", &fast_password).await, 200);
+    assert_eq!(here.status("carol", &password).await, 401);
+    assert_eq!(here.status("dave", "!").await, 401);
+    // The history has them, by whom and with what.
+    let actors = "SELECT count(*) FROM history WHERE table_name = 'users' AND operation = 'INSERT' AND actor = 'cli:olga'";
+    assert_eq!(here.count(actors).await, 4);
+
+    // Once more, nothing happens: neither to who has an id, nor to who has none.
+    assert_eq!(here.summary(&["users.jsonl"]).await, [4, 0, 0, 4, 0]);
+    assert_eq!(here.count("SELECT count(*) FROM imports").await, 0);
+}
+
+#[tokio::test]
+async fn a_refused_line_is_told_with_its_reason_and_goes_in_once_it_is_mended() {
+    let here = Move::new().await;
+    here.app.register("taken").await;
+    let long = format!("{}@example.com", "x".repeat(300));
+    let text = [
+        r#"{"username": "alice", "email": "alice@example.com"}"#,
+        r#"{"username": "b b", "email": "nowhere", "roles": ["Boss"], "full_name": "Bob"}"#,
+        "",
+        r#"{"username": "carol", "email": "carol@example.com""#,
+        r#"{"username": "TAKEN", "email": "other@example.com"}"#,
+        r#"{"username": "other", "email": "Taken@Example.com"}"#,
+        r#"{"username": "ALICE", "email": "alice2@example.com"}"#,
+        r#"{"username": "dora", "email": "dora@example.com", "pasword_hash": "x"}"#,
+        r#"{"username": "emil", "email": "emil@example.com", "password_hash": "plain text"}"#,
+        r#"{"username": "fred", "email": "fred@example.com", "roles": ["admin"]}"#,
+        r#"{"username": "gina", "email": "gina@example.com", "created_at": "2999-01-01T00:00:00Z"}"#,
+        r#"{"username": "hans", "email": "hans@example.com", "external_id": "", "disabled": "yes"}"#,
+        &json!({ "username": "ines", "email": long }).to_string(),
+        r#"["kurt"]"#,
+        r#"{"username": "zoe", "email": "zoe@example.com"}"#,
+    ]
+    .join("\n");
+    here.home.write("users.jsonl", &text);
+    let ended = here.import(&["users.jsonl"]).await.expect(1);
+    assert_eq!(ended.stdout, "14 read, 2 created, 0 updated, 0 unchanged, 12 rejected\n");
+    assert!(ended.stderr.contains("users.jsonl.rejects"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("\n4: record is no JSON object"), "{}", ended.stderr);
+
+    let path = here.home.path("users.jsonl.rejects");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let refused = here.read("users.jsonl.rejects");
+    let refused: Vec<Value> = refused.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> =
+        refused.iter().map(|line| (line["_line"].as_u64().unwrap(), &line["_reason"])).collect();
+    for (i, (number, codes)) in [
+        (2, &["(invalid_characters)", "(invalid_email)", "(invalid_role)"][..]),
+        (4, &["(unreadable)"]),
+        (5, &["username is another user's (username_taken)"]),
+        (6, &["email is another user's (email_taken)"]),
+        (7, &["(username_taken)"]),
+        (8, &["pasword_hash is no field of the format (unknown_field)"]),
+        (9, &["password_hash is not a password hash of a kind that is known (refused)"]),
+        (10, &["(admin_not_allowed)"]),
+        (11, &["created_at lies in the future (in_the_future)"]),
+        (
+            12,
+            &[
+                "external_id needs 1 to 256 characters (too_short)",
+                "disabled is neither true nor false (invalid_type)",
+            ],
+        ),
+        (13, &["(too_long)"]),
+        (14, &["(unreadable)"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert_eq!(told[i].0, number, "{told:?}");
+        for code in codes {
+            assert!(told[i].1.as_str().unwrap().contains(code), "{:?}", told[i]);
+        }
+    }
+    assert_eq!(refused[0]["full_name"], "Bob");
+    assert_eq!(refused[1]["_text"], r#"{"username": "carol", "email": "carol@example.com""#);
+
+    // Mended in place, with our notes still beside it.
+    let mended = [
+        json!({ "username": "bob", "email": "bob@example.com", "_line": 2, "_reason": "…" }),
+        json!({ "username": "carol", "email": "carol@example.com", "_line": 4, "_reason": "…" }),
+    ];
+    fs::write(&path, lines(&mended)).unwrap();
+    assert_eq!(here.summary(&["users.jsonl.rejects", "--format", "jsonl"]).await, [2, 2, 0, 0, 0]);
+    assert_eq!(here.count("SELECT count(*) FROM users").await, 5);
+}
+
+#[tokio::test]
+async fn csv_goes_in_and_what_is_refused_comes_back_as_csv() {
+    let here = Move::new().await;
+    let (bcrypt, password) = vector("bcrypt 2b");
+    let hash = bcrypt["text"].as_str().unwrap();
+    let text = format!(
+        "\u{feff}username,email,full_name,roles,is_email_verified,password_hash,created_at\r\n\
+         alice,alice@example.com,\"Liddell, \"\"Alice\"\"\",support billing,t,{hash},2020-01-02 03:04:05+00\r\n\
+         b,bob@example.com,,,,,\r\n\
+         carol,carol@example.com,\"Carol\nof two lines\",,maybe,,\r\n\
+         dave,dave@example.com\r\n\
+         emil,emil@example.com,,,,,\r\n"
+    );
+    here.home.write("users.csv", &text);
+    assert_eq!(here.summary(&["users.csv", "--rejects", "bad.csv"]).await, [5, 2, 0, 0, 3]);
+    let alice = here.user("alice").await;
+    assert_eq!(alice["full_name"], "Liddell, \"Alice\"");
+    assert_eq!(alice["roles"], json!(["billing", "support"]));
+    assert_eq!(here.status("alice", &password).await, 200);
+    assert_eq!(here.user("emil").await["full_name"], Value::Null);
+    let bad = here.read("bad.csv");
+    assert!(bad.starts_with(
+        "username,email,full_name,roles,is_email_verified,password_hash,created_at,_line,_reason\n"
+    ));
+    assert!(
+        bad.contains("b,bob@example.com,,,,,,3,username needs 3 to 64 characters (too_short)\n"),
+        "{bad}"
+    );
+    assert!(bad.contains(",4,is_email_verified is neither") || bad.contains(",4,full_name may"), "{bad}");
+    assert!(bad.contains("dave,dave@example.com,6,"), "{bad}");
+
+    let mended = "username,email,_line,_reason\nbob,bob@example.com,3,too short\n";
+    here.home.write("bad.csv", mended);
+    assert_eq!(here.summary(&["bad.csv"]).await, [1, 1, 0, 0, 0]);
+
+    here.home.write("odd.csv", "username,mail\nkurt,kurt@example.com\n");
+    here.import(&["odd.csv"]).await.fails(1, &["the column \"mail\" is no field"]);
+}
+
+#[tokio::test]
+async fn one_bad_line_in_many_costs_that_line() {
+    let here = Move::new().await;
+    let count = if is_drill() { 1_000_000 } else { 12_000 };
+    let mut text = many(count);
+    let middle = text[..text.len() / 2].rfind('\n').unwrap() + 1;
+    text.insert_str(middle, "{\"username\": \u{1}\n");
+    here.home.write("users.jsonl", &text);
+    assert_eq!(here.summary(&["users.jsonl"]).await, [count as u64 + 1, count as u64, 0, 0, 1]);
+    assert_eq!(here.count("SELECT count(*) FROM users").await, count as i64);
+    let refused = here.read("users.jsonl.rejects");
+    assert_eq!(refused.lines().count(), 1);
+    assert!(refused.contains(&format!("\"_line\":{}", text[..middle].lines().count() + 1)), "{refused}");
+}
+
+#[tokio::test]
+async fn killed_at_any_moment_it_goes_on_and_nothing_is_there_twice() {
+    let here = Move::new().await;
+    let mut text = String::new();
+    for (i, line) in many(45_000).lines().enumerate() {
+        text.push_str(if i % 5000 == 77 { "{}\n" } else { "" });
+        text.push_str(line);
+        text.push('\n');
+    }
+    here.home.write("users.jsonl", &text);
+    let mut kills = 0;
+    loop {
+        let done = here.count("SELECT coalesce(max(created + rejected), 0) FROM imports").await;
+        let mut process: Process = here.gatepass(&["import", "users.jsonl", "--json"]).start();
+        if kills < 2 {
+            if done > 0 {
+                process.logged(&format!("going on after the {done} records")).await;
+            }
+            until("it has come further", async || {
+                here.count("SELECT coalesce(max(created + rejected), 0) FROM imports").await > done
+            })
+            .await;
+            process.stop(Signal::KILL).await;
+            kills += 1;
+            continue;
+        }
+        let summary: Value = serde_json::from_str(&process.end().await.expect(1).stdout).unwrap();
+        assert_eq!(
+            summary,
+            json!({ "read": 45_009, "created": 45_000, "updated": 0, "unchanged": 0, "rejected": 9 })
+        );
+        break;
+    }
+    assert_eq!(here.count("SELECT count(*) FROM users").await, 45_000);
+    assert_eq!(here.count("SELECT count(*) FROM history WHERE table_name = 'users'").await, 45_000);
+    assert_eq!(here.read("users.jsonl.rejects").lines().count(), 9);
+    assert_eq!(here.count("SELECT count(*) FROM imports").await, 0);
+}
+
+#[tokio::test]
+async fn a_file_that_has_changed_since_it_was_killed_is_told_and_begun_anew() {
+    let here = Move::new().await;
+    here.home.write("users.jsonl", &many(25_000));
+    let process = here.gatepass(&["import", "users.jsonl"]).start();
+    until("it has begun", async || here.count("SELECT count(*) FROM imports").await > 0).await;
+    process.stop(Signal::KILL).await;
+    here.home.write("users.jsonl", &many(100));
+    let ended = here.import(&["users.jsonl"]).await.expect(0);
+    assert!(ended.stderr.contains("has changed since"), "{}", ended.stderr);
+    assert_eq!(ended.stdout, "100 read, 0 created, 0 updated, 100 unchanged, 0 rejected\n");
+}
+
+#[tokio::test]
+async fn of_two_who_import_one_file_at_once_one_goes_on() {
+    let here = Move::new().await;
+    here.home.write("users.jsonl", &many(25_000));
+    // Both have found that nobody has begun, and are about to write the first users.
+    let mut hold = PgConnection::connect(&here.app.database_url).await.unwrap();
+    let mut hold = hold.begin().await.unwrap();
+    sqlx::query("LOCK TABLE users IN SHARE MODE").execute(&mut *hold).await.unwrap();
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let one = here.gatepass(&["import", "users.jsonl"]).start();
+    let other = here.gatepass(&["import", "users.jsonl"]).start();
+    until("both wait", async || here.count(waiting).await == 2).await;
+    hold.rollback().await.unwrap();
+    let (one, other) = (one.end().await, other.end().await);
+    let failed = if one.code == Some(0) { &other } else { &one };
+    assert_eq!(one.code.unwrap() + other.code.unwrap(), 1, "{one:?} {other:?}");
+    assert!(failed.stderr.contains("somebody else imports the same file"), "{failed:?}");
+    assert_eq!(here.count("SELECT count(*) FROM users").await, 25_000);
+}
+
+#[tokio::test]
+async fn who_registers_while_the_file_comes_in_keeps_the_name() {
+    let here = Move::new().await;
+    here.app.register("alice").await;
+    here.home.write("users.jsonl", &many(10));
+    let mut other = PgConnection::connect(&here.app.database_url).await.unwrap();
+    let mut other = other.begin().await.unwrap();
+    sqlx::query("UPDATE users SET username = 'User5'").execute(&mut *other).await.unwrap();
+    let process = here.gatepass(&["import", "users.jsonl"]).start();
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    until("the COPY waits", async || here.count(waiting).await == 1).await;
+    other.commit().await.unwrap();
+    let ended = process.end().await.expect(1);
+    assert_eq!(ended.stdout, "10 read, 9 created, 0 updated, 0 unchanged, 1 rejected\n");
+    assert!(ended.stderr.contains("6: username is another user's (username_taken)"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_would_happen_and_does_nothing() {
+    let here = Move::new().await;
+    here.app.register("alice").await;
+    let (fast, _) = vector("{SSHA}");
+    let users = [
+        json!({ "username": "bob", "email": "bob@example.com", "password_hash": fast["text"] }),
+        json!({ "username": "BOB", "email": "bob2@example.com" }),
+        json!({ "username": "alice", "email": "alice@example.com" }),
+        json!({ "username": "carol", "email": "alice@example.com" }),
+    ];
+    here.home.write("users.jsonl", &lines(&users));
+    assert_eq!(here.summary(&["users.jsonl", "--dry-run"]).await, [4, 1, 0, 1, 2]);
+    assert_eq!(here.count("SELECT count(*) FROM users").await, 1);
+    assert_eq!(here.count("SELECT count(*) FROM history WHERE actor = 'cli:olga'").await, 0);
+    assert_eq!(here.summary(&["users.jsonl"]).await, [4, 1, 0, 1, 2]);
+}
+
+#[tokio::test]
+async fn of_a_user_who_comes_again_what_is_newer_wins() {
+    let here = Move::new().await;
+    let (one, one_password) = vector("bcrypt 2b");
+    let (other, other_password) = vector("bcrypt 2y");
+    let user = |more: Value| {
+        let mut user = json!({
+            "external_id": "17", "username": "alice", "email": "alice@example.com", "full_name": "Alice",
+            "is_email_verified": true, "updated_at": "2020-01-01T00:00:00Z", "created_at": "2019-01-01T00:00:00Z",
+            "password_hash": one["text"],
+        });
+        user.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        user
+    };
+    let import = async |more: Value| {
+        here.home.write("users.jsonl", &lines(&[user(more)]));
+        here.summary(&["users.jsonl"]).await
+    };
+    // The command has no clock but the system's.
+    here.app.clock.advance(OffsetDateTime::now_utc() - START);
+    assert_eq!(import(json!({})).await, [1, 1, 0, 0, 0]);
+    let login = json!({ "username": "alice", "password": one_password });
+    let login = here.app.post("/users/login").json(&login).send().await.expect(200);
+
+    // Older, as old, without an age.
+    for at in [json!("2019-12-31T23:59:59Z"), json!("2020-01-01T00:00:00Z"), Value::Null] {
+        assert_eq!(import(json!({ "full_name": "Eve", "updated_at": at })).await, [1, 0, 0, 1, 0], "{at}");
+    }
+    // Newer; the username stays, whatever the file says. What it does not say stays too.
+    let newer = json!({
+        "username": "alicia", "email": "alice@new.example", "updated_at": "2020-02-01T00:00:00Z", "full_name": null,
+        "is_email_verified": null, "roles": ["support"], "password_hash": null,
+    });
+    assert_eq!(import(newer.clone()).await, [1, 0, 1, 0, 0]);
+    assert_eq!(import(newer).await, [1, 0, 0, 1, 0]);
+    let alice = here.user("alice").await;
+    assert_eq!(alice["email"], "alice@new.example");
+    assert_eq!(alice["full_name"], "Alice");
+    assert_eq!(alice["is_email_verified"], false);
+    assert_eq!(alice["roles"], json!(["support"]));
+    assert_eq!(alice["updated_at"], "2020-02-01T00:00:00+00:00");
+    here.app.hear().await;
+    here.app.get("/users/me").bearer(&login).send().await.expect_problem(401, "token_outdated");
+    assert_eq!(here.status("alice", &one_password).await, 200);
+
+    // Another password ends sessions, and so does a user who is locked out.
+    let live = "SELECT count(*) FROM sessions WHERE ended_at IS NULL";
+    assert_eq!(here.count(live).await, 2);
+    let newer = json!({ "updated_at": "2020-03-01T00:00:00Z", "password_hash": other["text"] });
+    assert_eq!(import(newer).await, [1, 0, 1, 0, 0]);
+    assert_eq!(here.count(live).await, 0);
+    assert_eq!(here.status("alice", &one_password).await, 401);
+    assert_eq!(here.status("alice", &other_password).await, 200);
+    let newer = json!({ "updated_at": "2020-04-01T00:00:00Z", "disabled": true, "password_hash": null });
+    assert_eq!(import(newer).await, [1, 0, 1, 0, 0]);
+    assert_eq!(here.count(live).await, 0);
+
+    // Somebody else has the address by now.
+    here.app.register("bob").await;
+    let newer = json!({ "updated_at": "2020-05-01T00:00:00Z", "email": "bob@example.com" });
+    assert_eq!(import(newer).await, [1, 0, 0, 0, 1]);
+
+    // In one file the same user again and again.
+    let again: Vec<_> = (1..=5)
+        .map(|i| {
+            user(
+                json!({ "updated_at": format!("2021-0{i}-01T00:00:00Z"), "full_name": format!("Alice {i}") }),
+            )
+        })
+        .collect();
+    here.home.write("users.jsonl", &lines(&again));
+    assert_eq!(here.summary(&["users.jsonl"]).await, [5, 0, 5, 0, 0]);
+    assert_eq!(here.user("alice").await["full_name"], "Alice 5");
+}
+
+#[tokio::test]
+async fn administrators_come_only_when_the_operator_says_so_and_the_last_one_stays() {
+    let here = Move::new().await;
+    let user = json!({ "external_id": "1", "username": "root", "email": "root@example.com", "roles": ["admin"], "updated_at": "2020-01-01T00:00:00Z" });
+    here.home.write("users.jsonl", &lines(std::slice::from_ref(&user)));
+    assert_eq!(here.summary(&["users.jsonl"]).await, [1, 0, 0, 0, 1]);
+    assert_eq!(here.summary(&["users.jsonl", "--allow-admin"]).await, [1, 1, 0, 0, 0]);
+    let mut demoted = user.clone();
+    demoted["roles"] = json!([]);
+    demoted["updated_at"] = json!("2020-02-01T00:00:00Z");
+    let other = json!({ "username": "alice", "email": "alice@example.com" });
+    here.home.write("users.jsonl", &lines(&[demoted, other]));
+    assert_eq!(here.summary(&["users.jsonl"]).await, [2, 1, 0, 0, 1]);
+    assert!(here.read("users.jsonl.rejects").contains("last_admin"));
+    assert_eq!(here.user("root").await["roles"], json!(["admin"]));
+}
+
+#[tokio::test]
+async fn bare_digests_are_read_as_the_operator_says_and_wrapped() {
+    let here = Move::new().await;
+    let (sha1, password) = vector("sha1");
+    let bare = &sha1["bare"];
+    let user = json!({ "username": "alice", "email": "alice@example.com", "password_hash": bare["hash"], "salt": bare["salt"] });
+    here.home.write("users.jsonl", &lines(&[user]));
+    assert_eq!(here.summary(&["users.jsonl"]).await, [1, 0, 0, 0, 1]);
+    let template = bare["template"].as_str().unwrap();
+    let args = ["users.jsonl", "--hash", "sha1", "--hash-template", template];
+    assert_eq!(here.summary(&args).await, [1, 1, 0, 0, 0]);
+    assert!(here.user("alice").await["password_hash"].as_str().unwrap().starts_with("$wrapped$"));
+    assert_eq!(here.status("alice", &password).await, 200);
+}
+
+#[tokio::test]
+async fn who_was_exported_is_imported_elsewhere_as_they_were() {
+    let here = Move::new().await;
+    let there = Move::new().await;
+    here.app.register("alice").await;
+    here.app.register("bob").await;
+    let (fast, fast_password) = vector("{SSHA}");
+    let user = json!({
+        "external_id": "c\\N 17", "username": "carol", "email": "carol@example.com", "full_name": "Carol \\ \"C\" O'Hara",
+        "roles": ["support"], "is_email_verified": true, "password_hash": fast["text"],
+        "created_at": "2019-01-01T00:00:00.000001Z", "updated_at": "2020-01-01T00:00:00Z", "disabled": false,
+    });
+    here.home.write("users.jsonl", &lines(&[user]));
+    assert_eq!(here.summary(&["users.jsonl"]).await, [1, 1, 0, 0, 0]);
+
+    let without = here.gatepass(&["export"]).run().await.expect(0).stdout;
+    assert_eq!(without.lines().count(), 3);
+    assert!(!without.contains("password_hash") && !without.contains("argon2"), "{without}");
+    let ended = here.gatepass(&["export", "--hashes", "--output", "out.jsonl"]).run().await.expect(0);
+    assert_eq!(ended.stdout, "");
+    let path = here.home.path("out.jsonl");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    there.home.write("in.jsonl", &here.read("out.jsonl"));
+    assert_eq!(there.summary(&["in.jsonl"]).await, [3, 3, 0, 0, 0]);
+    let again = there.gatepass(&["export", "--hashes"]).run().await.expect(0).stdout;
+    let sorted = |text: &str| {
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&again), sorted(&here.read("out.jsonl")));
+    for (username, password) in [("alice", PASSWORD), ("bob", PASSWORD), ("carol", &fast_password)] {
+        assert_eq!(there.status(username, password).await, 200, "{username}");
+    }
+}
+
+#[tokio::test]
+async fn users_of_auth0_log_in() {
+    let here = Move::new().await;
+    let (hash, password) = vector("bcrypt 2b");
+    let users = [
+        json!({
+            "_id": { "$oid": "60425dc43519d90068f82973" }, "email": "alice@example.com", "email_verified": true,
+            "passwordHash": hash["text"], "tenant": "t", "connection": "Username-Password-Authentication",
+            "name": "Alice Liddell", "last_password_reset": "2021-03-05T16:32:52.973Z",
+        }),
+        json!({
+            "user_id": "auth0|2", "email": "bob@example.com", "username": "bobby", "blocked": true,
+            "created_at": "2020-01-01T00:00:00.000Z", "updated_at": "2021-01-01T00:00:00.000Z", "name": "bob@example.com",
+        }),
+        json!({ "user_id": "sms|3", "phone_number": "+1" }),
+    ];
+    here.home.write("users.json", &lines(&users));
+    assert_eq!(here.summary(&["users.json", "--format", "auth0"]).await, [3, 2, 0, 0, 1]);
+    assert_eq!(here.status("alice@example.com", &password).await, 200);
+    assert_eq!(here.count("SELECT count(*) FROM users WHERE username ~ '^alice-[0-9a-f]{8}$' AND external_id = 'auth0|60425dc43519d90068f82973' AND is_email_verified").await, 1);
+    let bob = here.user("bobby").await;
+    assert_eq!((&bob["disabled"], &bob["full_name"]), (&json!(true), &Value::Null));
+    // As an array, too.
+    here.home.write("users.json", &Value::from(users.to_vec()).to_string());
+    assert_eq!(here.summary(&["users.json", "--format", "auth0"]).await, [3, 0, 0, 2, 1]);
+    assert!(here.read("users.json.rejects").contains("sms|3"));
+}
+
+#[tokio::test]
+async fn users_of_firebase_log_in() {
+    let here = Move::new().await;
+    let (vector, password) = vector("Firebase");
+    let hash = &vector["firebase"];
+    let file = json!({ "users": [
+        {
+            "localId": "abc", "email": "alice@example.com", "emailVerified": true, "displayName": "Alice",
+            "passwordHash": hash["hash"], "salt": hash["salt"], "createdAt": "1600000000000",
+            "lastSignedInAt": "1600000000001", "providerUserInfo": [], "passwordUpdatedAt": 1600000000002_i64,
+        },
+        { "localId": "anonymous", "createdAt": "1600000000000" },
+    ]});
+    here.home.write("users.json", &format!("{file:#}"));
+    let args = ["users.json", "--format", "firebase"];
+    assert_eq!(here.summary(&args).await, [2, 0, 0, 0, 2]);
+    assert!(here.read("users.json.rejects").contains("--hash-config"));
+    let text = |name: &str| hash[name].as_str().unwrap();
+    let config = format!(
+        "hash_config {{\n  algorithm: SCRYPT,\n  base64_signer_key: {},\n  base64_salt_separator: {},\n  rounds: {},\n  \
+         mem_cost: {},\n}}\n",
+        text("signer_key"),
+        text("salt_separator"),
+        hash["rounds"],
+        hash["mem_cost"]
+    );
+    here.home.write("hash_config", &config);
+    // What was refused goes in again as it was written.
+    let args = ["users.json.rejects", "--format", "firebase", "--hash-config", "hash_config"];
+    assert_eq!(here.summary(&args).await, [2, 1, 0, 0, 1]);
+    assert_eq!(here.status("alice@example.com", &password).await, 200);
+    let external_ids = "SELECT count(*) FROM users WHERE external_id = 'abc' AND full_name = 'Alice' AND created_at = 'epoch'::timestamptz + interval '1600000000 s'";
+    assert_eq!(here.count(external_ids).await, 1);
+}
+
+#[tokio::test]
+async fn users_of_a_keycloak_realm_log_in() {
+    let here = Move::new().await;
+    let mut users = Vec::new();
+    let mut passwords = Vec::new();
+    for (i, what) in
+        ["Keycloak pbkdf2", "Keycloak pbkdf2-sha256", "Keycloak pbkdf2-sha512", "Keycloak argon2"]
+            .into_iter()
+            .enumerate()
+    {
+        let (vector, password) = vector(what);
+        let hash = &vector["keycloak"];
+        users.push(json!({
+            "id": format!("id-{i}"), "createdTimestamp": 1600000000000_i64, "username": format!("user{i}"), "enabled": true,
+            "emailVerified": true, "firstName": "Given", "lastName": format!("Family {i}"), "email": format!("user{i}@example.com"),
+            "credentials": [
+                { "type": "otp", "secretData": "{}", "credentialData": "{}" },
+                { "id": "c", "type": "password", "createdDate": 1600000000001_i64,
+                  "secretData": hash["secret_data"], "credentialData": hash["credential_data"] },
+            ],
+            "realmRoles": ["default-roles-demo", "offline_access", "support"], "requiredActions": [], "groups": [],
+        }));
+        passwords.push(password);
+    }
+    let realm = json!({
+        "id": "demo", "realm": "demo", "roles": { "realm": [{ "name": "support" }] }, "users": users,
+        "clients": [{ "clientId": "account" }], "zzz": { "users": [{ "username": "not one" }] },
+    });
+    here.home.write("realm.json", &format!("{realm:#}"));
+    assert_eq!(here.summary(&["realm.json", "--format", "keycloak"]).await, [4, 4, 0, 0, 0]);
+    for (i, password) in passwords.iter().enumerate() {
+        assert_eq!(here.status(&format!("user{i}"), password).await, 200, "{i}");
+    }
+    let user = here.user("user2").await;
+    assert_eq!((&user["roles"], &user["full_name"]), (&json!(["support"]), &json!("Given Family 2")));
+}
+
+#[tokio::test]
+async fn users_of_supabase_log_in() {
+    let here = Move::new().await;
+    let (hash, password) = vector("bcrypt 2a");
+    let hash = hash["text"].as_str().unwrap();
+    let csv = format!(
+        "instance_id,id,aud,role,email,encrypted_password,email_confirmed_at,raw_user_meta_data,created_at,updated_at,banned_until,deleted_at\n\
+         0,9d7a,authenticated,authenticated,alice@example.com,{hash},2024-01-02 03:04:05.678901+00,\"{{\"\"full_name\"\": \"\"Alice\"\"}}\",\
+         2024-01-02 03:04:05.678901+00,2024-01-03 03:04:05+00,,\n\
+         0,9d7b,authenticated,authenticated,bob@example.com,{hash},,{{}},2024-01-02 03:04:05+00,2024-01-02 03:04:05+00,2999-01-01 00:00:00+00,\n\
+         0,9d7c,authenticated,authenticated,gone@example.com,{hash},,{{}},2024-01-02 03:04:05+00,2024-01-02 03:04:05+00,,2024-01-03 00:00:00+00\n"
+    );
+    here.home.write("auth_users.csv", &csv);
+    assert_eq!(here.summary(&["auth_users.csv", "--format", "supabase"]).await, [2, 2, 0, 0, 0]);
+    assert_eq!(here.status("alice@example.com", &password).await, 200);
+    assert_eq!(here.status("bob@example.com", &password).await, 401);
+    let alice =
+        "SELECT count(*) FROM users WHERE external_id = '9d7a' AND full_name = 'Alice' AND is_email_verified";
+    assert_eq!(here.count(alice).await, 1);
+    let row = json!([{
+        "id": "9d7a", "email": "alice@new.example", "encrypted_password": hash, "email_confirmed_at": null,
+        "raw_user_meta_data": { "name": "Alice L." }, "created_at": "2024-01-02T03:04:05.678901+00:00",
+        "updated_at": "2024-02-03T03:04:05+00:00", "banned_until": null, "deleted_at": null,
+    }]);
+    here.home.write("auth_users.json", &row.to_string());
+    assert_eq!(here.summary(&["auth_users.json", "--format", "supabase"]).await, [1, 0, 1, 0, 0]);
+    assert_eq!(here.status("alice@new.example", &password).await, 200);
+}
+
+#[tokio::test]
+async fn users_of_django_log_in() {
+    let here = Move::new().await;
+    let (pbkdf2, pbkdf2_password) = vector("django pbkdf2_sha256");
+    let (sha1, sha1_password) = vector("django sha1");
+    let fields = |username: &str, hash: &Value| {
+        json!({
+            "password": hash, "last_login": null, "is_superuser": true, "username": username, "first_name": "Given",
+            "last_name": "Family", "email": format!("{username}@example.com"), "is_staff": true, "is_active": true,
+            "date_joined": "2020-01-02T03:04:05.678Z", "groups": [1], "user_permissions": [],
+        })
+    };
+    let dump = json!([
+        { "model": "auth.group", "pk": 1, "fields": { "name": "staff", "permissions": [] } },
+        { "model": "auth.user", "pk": 1, "fields": fields("alice", &pbkdf2["text"]) },
+        { "model": "accounts.user", "pk": 2, "fields": fields("bob", &sha1["text"]) },
+        { "model": "auth.user", "pk": 3, "fields": fields("carol", &json!("!unusable")) },
+        { "model": "auth.user", "pk": 4, "fields": fields("dave+1", &json!("")) },
+    ]);
+    here.home.write("dump.json", &format!("{dump:#}"));
+    assert_eq!(here.summary(&["dump.json", "--format", "django"]).await, [4, 3, 0, 0, 1]);
+    assert_eq!(here.status("alice", &pbkdf2_password).await, 200);
+    assert_eq!(here.status("bob", &sha1_password).await, 200);
+    let alice = here.user("alice").await;
+    assert_eq!((&alice["roles"], &alice["full_name"]), (&json!([]), &json!("Given Family")));
+    assert_eq!(
+        (&alice["external_id"], &alice["created_at"]),
+        (&json!("1"), &json!("2020-01-02T03:04:05.678+00:00"))
+    );
+
+    let csv = format!(
+        "id,password,last_login,is_superuser,username,first_name,last_name,email,is_staff,is_active,date_joined\n\
+         7,{},,f,dora@example.com,,,dora@example.com,f,t,2020-01-02 03:04:05.678+00\n\
+         8,{},,f,emil,,,,f,f,2020-01-02 03:04:05+00\n",
+        pbkdf2["text"].as_str().unwrap(),
+        pbkdf2["text"].as_str().unwrap()
+    );
+    here.home.write("auth_user.csv", &csv);
+    assert_eq!(here.summary(&["auth_user.csv", "--format", "django"]).await, [2, 1, 0, 0, 1]);
+    assert_eq!(here.status("dora@example.com", &pbkdf2_password).await, 200);
+    assert!(here.read("auth_user.csv.rejects").contains("email is missing"));
+}
+
+#[tokio::test]
+async fn users_come_straight_from_another_postgres() {
+    let here = Move::new().await;
+    let (hash, password) = vector("bcrypt 2a");
+    let url = empty_database().await;
+    let mut conn = PgConnection::connect(&url).await.unwrap();
+    let schema = format!(
+        "CREATE TABLE users (
+             username varchar PRIMARY KEY, hashed_password varchar NOT NULL, full_name varchar NOT NULL,
+             email varchar UNIQUE NOT NULL, password_changed_at timestamptz NOT NULL DEFAULT '0001-01-01 00:00:00Z',
+             created_at timestamptz NOT NULL DEFAULT now(), is_email_verified bool NOT NULL DEFAULT false,
+             role varchar NOT NULL DEFAULT 'depositor'
+         );
+         INSERT INTO users (username, hashed_password, full_name, email)
+         SELECT 'user' || i, '{hash}', E'The \\\\ \"' || i || E'\"\\n' , 'user' || i || '@example.com' FROM generate_series(1, 2500) AS i;
+         CREATE TABLE people (id int, login text, mail text, hash text, shut bool);
+         INSERT INTO people VALUES (1, 'alice', 'alice@example.com', '{hash}', false), (2, 'x', 'x@example.com', NULL, true)",
+        hash = hash["text"].as_str().unwrap()
+    );
+    sqlx::raw_sql(AssertSqlSafe(schema)).execute(&mut conn).await.unwrap();
+    assert_eq!(here.summary(&[&url]).await, [2500, 2500, 0, 0, 0]);
+    assert_eq!(here.summary(&[&url]).await, [2500, 0, 0, 2500, 0]);
+    assert_eq!(here.status("user2500", &password).await, 200);
+    let user = here.user("user7").await;
+    assert_eq!((&user["roles"], &user["full_name"]), (&json!(["depositor"]), &json!("The \\ \"7\"")));
+    assert_eq!(user["password_changed_at"], user["created_at"]);
+
+    let mapping = "SELECT id::text AS external_id, login AS username, mail AS email, hash AS password_hash,\n shut AS disabled FROM people -- all of them";
+    here.home.write("people.sql", mapping);
+    let args = [&url[..], "--mapping", "people.sql", "--rejects", "bad.jsonl"];
+    assert_eq!(here.summary(&args).await, [2, 1, 0, 0, 1]);
+    assert_eq!(here.status("alice", &password).await, 200);
+    assert!(here.read("bad.jsonl").contains("too_short"));
+    // It is only read.
+    here.home.write("people.sql", "WITH gone AS (DELETE FROM people RETURNING *) SELECT * FROM gone");
+    here.import(&[&url, "--mapping", "people.sql"]).await.fails(1, &[]);
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM people").fetch_one(&mut conn).await.unwrap();
+    assert_eq!(left, 2);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_file_itself_is_said_and_what_stands_before_it_is_good() {
+    let here = Move::new().await;
+    here.import(&["nowhere.jsonl"]).await.fails(1, &["nowhere.jsonl"]);
+    here.home.write("users.txt", "");
+    here.import(&["users.txt"]).await.fails(1, &["--format"]);
+    here.home
+        .write("cut.json", r#"{"users": [{"localId": "1", "email": "alice@example.com"}, {"localId": "2", "#);
+    here.import(&["cut.json", "--format", "firebase"]).await.fails(1, &["line 1 column"]);
+    assert_eq!(here.count("SELECT count(*) FROM users").await, 1);
+    here.home.write("long.jsonl", &format!("{}{}", many(3), "x".repeat(1 << 21)));
+    here.import(&["long.jsonl"]).await.fails(1, &["line 4 is longer than 1 MiB"]);
+    here.home
+        .write("quote.csv", &format!("username,email\nkurt,kurt@example.com\nx,\"{}", "x\n".repeat(1 << 20)));
+    here.import(&["quote.csv"]).await.fails(1, &["too long"]);
+    assert_eq!(here.count("SELECT count(*) FROM users").await, 5);
+    let piped = here.gatepass(&["import", "-", "--format", "csv", "--json"]);
+    let piped = piped.stdin("username,email\nzoe,zoe@example.com\n").run().await.json();
+    assert_eq!(piped["created"], 1);
+}
+
+/// Ours and a bare `COPY` of the same rows into the same tables, one after the other, in the same run.
+#[tokio::test]
+async fn a_million_users_come_in_at_half_the_rate_of_a_bare_copy_or_more() {
+    let here = Move::new().await;
+    let count = if is_drill() { 1_000_000 } else { 20_000 };
+    here.home.write("users.jsonl", &many(count));
+    let started = Instant::now();
+    // It takes longer than anything else here may.
+    let process = here.gatepass(&["import", "users.jsonl", "--json"]).start();
+    let ended = process.end_within(Duration::from_secs(1800)).await;
+    let ours = started.elapsed();
+    assert_eq!(serde_json::from_str::<Value>(&ended.expect(0).stdout).unwrap()["created"], count);
+
+    let there = Move::new().await;
+    let columns = "id, external_id, username, email, full_name, password_hash, roles, is_email_verified, disabled, \
+                   password_changed_at, created_at, updated_at";
+    let mut from = PgConnection::connect(&here.app.database_url).await.unwrap();
+    let rows: Vec<String> = sqlx::query_scalar(
+        "SELECT array_to_string(ARRAY[id::text, external_id, username, email, full_name, password_hash, roles::text,
+             is_email_verified::text, disabled::text, password_changed_at::text, created_at::text, updated_at::text], E'\\t')
+         FROM users ORDER BY external_id",
+    )
+    .fetch_all(&mut from)
+    .await
+    .unwrap();
+    let rows = rows.join("\n") + "\n";
+    let mut to = PgConnection::connect(&as_role(&there.app.database_url, roles::APP)).await.unwrap();
+    let started = Instant::now();
+    let mut copy = to.copy_in_raw(&format!("COPY users ({columns}) FROM STDIN")).await.unwrap();
+    for part in rows.as_bytes().chunks(1 << 16) {
+        copy.send(part).await.unwrap();
+    }
+    copy.finish().await.unwrap();
+    let bare = started.elapsed();
+    assert_eq!(there.count("SELECT count(*) FROM users").await, count as i64);
+    let ratio = bare.as_secs_f64() / ours.as_secs_f64();
+    println!("{count} users: imported in {ours:.1?}, a bare COPY in {bare:.1?}: {ratio:.2} of its rate");
+    if is_drill() {
+        assert!(ratio >= 0.5, "{ratio}");
+    }
+}
