@@ -39,6 +39,10 @@ docker-run: ## Run the image on port 8080, with DB_SOURCE and TOKEN_SYMMETRIC_KE
 test-image: ## Build the image, and see a login in a container that may do nothing else
 	scripts/test-image
 
+.PHONY: test-rotate-dev-db
+test-rotate-dev-db: ## Replace a developers' database in an AWS that moto plays
+	scripts/test-rotate-dev-db
+
 .PHONY: deploy
 deploy: ## Apply eks/overlays/OVERLAY with kubectl, wait until it runs, go back if it does not
 	scripts/deploy '$(OVERLAY)'
@@ -176,7 +180,7 @@ lint-shell:
 
 .PHONY: lint-image
 lint-image:
-	scripts/checker hadolint Dockerfile
+	scripts/checker hadolint Dockerfile devdata/Dockerfile
 	@if docker compose version >/dev/null 2>&1; \
 	then POSTGRES_PASSWORD=x TOKEN_SYMMETRIC_KEY=x docker compose -f compose.yaml config --quiet && echo 'compose.yaml: ok'; \
 	else echo 'docker compose is not installed: whether it takes compose.yaml was NOT checked'; fi

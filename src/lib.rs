@@ -1,9 +1,10 @@
 //! Token authentication for teams with a few services and a Postgres.
 //!
 //! The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store, revocation}`,
-//! `revocation → {token, store}`, `http → {keys → {token, store}, bearer → token, tls}`; never upward. Some take a type from
-//! below, so that a secret never travels as text: `store → password` and `config → {password, token}`. `aws → {store, metrics}`
-//! logs in to the database, for `cli`.
+//! `cli → devdata → {password, store, embedded}`, `revocation → {token, store}`,
+//! `http → {keys → {token, store}, bearer → token, tls}`; never upward. Some take a type from below, so that a secret never
+//! travels as text: `store → password` and `config → {password, token}`. `aws → {store, metrics}` logs in to the database,
+//! for `cli`.
 //!
 //! | room | what happens there |
 //! |---|---|
@@ -14,6 +15,7 @@
 //! | [`password`] | the rules, the hash, and the pool that bounds what hashing may cost |
 //! | [`store`] | the only room with SQL: one file for each table, and the migrations |
 //! | [`account`] | the use cases: register, log in, … |
+//! | [`devdata`] | data for developers: made up, or a masked sample of real ones |
 //! | [`http`] | the only room with axum: one file for each resource |
 //! | [`tls`] | the service's certificate: read, checked, and read again when its files change |
 //! | [`config`] | settings from `app.env`, a secret, the environment and files, checked all at once |
@@ -47,6 +49,8 @@ pub mod cli;
 pub mod clock;
 #[cfg(feature = "server")]
 pub mod config;
+#[cfg(feature = "server")]
+pub mod devdata;
 #[cfg(feature = "server")]
 pub mod embedded;
 #[cfg(feature = "server")]

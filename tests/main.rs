@@ -20,6 +20,7 @@ mod clients;
 mod command_line;
 mod connections;
 mod deploy;
+mod devdata;
 mod doctor;
 mod embedded_default;
 mod failover;

@@ -5,6 +5,7 @@
 mod client;
 mod config;
 mod db;
+mod devdata;
 mod development_key;
 mod doctor;
 mod export;
@@ -74,6 +75,9 @@ enum Command {
     Import(import::Args),
     /// Write all users, as `import` reads them
     Export(export::Args),
+    /// Make data for developers: made up, or a masked sample of real ones
+    #[command(subcommand)]
+    Devdata(devdata::Command),
     /// Look into tokens
     #[command(subcommand)]
     Token(token::Command),
@@ -115,6 +119,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::History(args) => history::run(config_file, args).await,
         Command::Import(args) => import::run(config_file, args).await,
         Command::Export(args) => export::run(config_file, args).await,
+        Command::Devdata(command) => devdata::run(config_file, command).await,
         Command::Token(command) => token::run(config_file, command).await,
         Command::Doctor(args) => doctor::run(config_file, &args).await,
         Command::Openapi => print(&crate::http::document()),

@@ -68,8 +68,13 @@ async fn secret(place: &SecretPlace) -> Result<SecretString, aws::Error> {
 
 /// The settings of a command that is over soon; its log holds only what somebody at a terminal should know.
 pub(super) async fn begin(config_file: Option<PathBuf>) -> Result<Settings, Failure> {
+    begin_with(config_file, "warn").await
+}
+
+/// The same, with another filter for the log.
+pub(super) async fn begin_with(config_file: Option<PathBuf>, log: &str) -> Result<Settings, Failure> {
     let settings = load(config_file).await?.settings;
-    telemetry::init(telemetry::LogFormat::Pretty, "warn", None)?;
+    telemetry::init(telemetry::LogFormat::Pretty, log, None)?;
     Ok(settings)
 }
 
@@ -167,6 +172,11 @@ impl Database {
     /// Where the database is, for messages.
     pub(super) fn place(&self) -> String {
         self.source.place()
+    }
+
+    /// Where [`migration_connection`](Self::migration_connection) leads.
+    pub(super) fn migration_place(&self) -> String {
+        self.chosen(true).0.place()
     }
 
     /// Whether it is on this machine.

@@ -81,6 +81,12 @@ use self::{
     user::{check_link, create_private, give, open_file},
 };
 
+/// Where the program `name` of the newest Postgres is that is installed here.
+pub async fn program(name: &str) -> Option<PathBuf> {
+    let newest = Programs::installed().await.into_iter().max_by_key(|programs| programs.major)?;
+    Some(newest.path(name))
+}
+
 /// A running Postgres with an empty or used database `gatepass` in it; see the [module](self) for whose it is.
 ///
 /// End it with [`stop`](Self::stop). Dropped without that (a panic), it sends the server an order to shut down and

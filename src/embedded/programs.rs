@@ -85,6 +85,10 @@ impl Programs {
         })
     }
 
+    pub(super) fn path(&self, program: &str) -> PathBuf {
+        self.bin.join(program)
+    }
+
     pub(super) fn command(&self, program: &str, user: Option<User>) -> Command {
         command(&self.bin.join(program), user)
     }

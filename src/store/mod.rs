@@ -18,6 +18,7 @@
 //! whoever has to give way tries again ([`retrying`]).
 
 pub mod clients;
+pub mod devdata;
 pub mod history;
 pub mod imports;
 pub mod login_attempts;
@@ -271,6 +272,36 @@ impl Source {
             .before_acquire(move |conn, _| Box::pin(revive(conn, before.clone())))
             .after_release(move |conn, _| Box::pin(revive(conn, after.clone())))
             .connect_lazy_with(self.options.clone())
+    }
+
+    /// The same for programs of Postgres, by the names of the environment that libpq reads. Among them is the password.
+    pub(crate) fn libpq_environment(&self) -> Vec<(&'static str, String)> {
+        let options = &self.options;
+        let url = options.to_url_lossy();
+        let host = options.get_socket().map(|socket| socket.display().to_string());
+        let mut environment = vec![
+            ("PGHOST", host.unwrap_or_else(|| options.get_host().to_owned())),
+            ("PGPORT", options.get_port().to_string()),
+            ("PGUSER", options.get_username().to_owned()),
+            ("PGDATABASE", self.database().to_owned()),
+            ("PGAPPNAME", "gatepass".to_owned()),
+        ];
+        // Percent-encoded, every sign that is neither a letter nor a digit: a form reads it as well as a URL.
+        if let Some(password) = url.password() {
+            let password =
+                form_urlencoded::parse(password.as_bytes()).map(|(password, _)| password.into_owned());
+            environment.push(("PGPASSWORD", password.collect()));
+        }
+        for (name, value) in url.query_pairs() {
+            match &*name {
+                "sslmode" => environment.push(("PGSSLMODE", value.into_owned())),
+                "sslrootcert" => environment.push(("PGSSLROOTCERT", value.into_owned())),
+                "sslcert" => environment.push(("PGSSLCERT", value.into_owned())),
+                "sslkey" => environment.push(("PGSSLKEY", value.into_owned())),
+                _ => {}
+            }
+        }
+        environment
     }
 
     /// The name of the database.

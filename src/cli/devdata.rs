@@ -1,0 +1,235 @@
+//! `gatepass devdata`: data for developers.
+
+use std::{fs, path::PathBuf};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use secrecy::SecretString;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{Failure, print, print_json, setup};
+use crate::{
+    config::{Environment, Settings},
+    devdata::{self, Key, Manifest, PASSWORD, Wanted},
+    random,
+    store::{self, Source},
+};
+
+/// When made-up people live, if nobody says otherwise: the same command makes the same rows on every day.
+const NOW: &str = "2026-01-01T00:00:00Z";
+
+/// Make data for developers.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Fill an empty database with made-up users, their sessions and their history
+    ///
+    /// The same numbers make the same rows, but for the times of the seals. Everybody has the password
+    /// `made-up-for-developers`; the first user is `admin`.
+    Seed {
+        /// How many users
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+        users: u64,
+        /// Another number makes other people
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// The moment until which they have lived; a session is good for 24 hours after it was last used
+        #[arg(long, value_name = "TIME", value_parser = time, default_value = NOW)]
+        now: OffsetDateTime,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take users of a real database, with all that is theirs, masked
+    ///
+    /// Names, addresses and browsers are masked on the server that has them, so that no clear value leaves it; everybody's
+    /// password is `made-up-for-developers`. Needs a role that can only read, and pg_dump.
+    Sample {
+        /// The URL of the database; leave the password to PGPASSWORD or ~/.pgpass, for others see arguments
+        #[arg(long, value_name = "URL")]
+        from: SecretString,
+        /// How many users, spread evenly; all, if --where stands alone
+        #[arg(long, value_name = "N", required_unless_present = "condition", value_parser = clap::value_parser!(i64).range(1..))]
+        users: Option<i64>,
+        /// Only users for whom this holds, in SQL, such as "created_at > now() - interval '1 month'"
+        #[arg(long = "where", value_name = "CONDITION")]
+        condition: Option<String>,
+        /// A file with a secret: the same makes the same masks in each sample. Without, the masks are this run's alone
+        #[arg(long, value_name = "FILE")]
+        mask_key: Option<PathBuf>,
+        /// Where to: a directory that is made, or empty
+        directory: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Load a sample into an empty database
+    ///
+    /// The schema is in the sample. Its statements are run as they are: load what you trust.
+    Load {
+        /// The sample
+        directory: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Mask a restored copy of a real database, where it is
+    ///
+    /// Nothing of it can be had back. So three things have to say that this is a copy: a row in the table devdata.copy with
+    /// the place of this database, a pattern that the place matches, and a flag. The place is HOST:PORT/DATABASE.
+    Mask {
+        /// What the place of copies looks like, such as "gatepass-dev-*"
+        #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+        only: String,
+        /// Say that it is one
+        #[arg(long, required = true)]
+        this_is_a_copy: bool,
+        /// A file with a secret: the same makes the same masks each time. Without, the masks are this run's alone
+        #[arg(long, value_name = "FILE")]
+        mask_key: Option<PathBuf>,
+    },
+}
+
+/// Whether a text is what a pattern says, in which `*` stands for anything.
+fn matches(pattern: &str, text: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
+    text.strip_prefix(first)
+        .is_some_and(|text| (0..=text.len()).any(|at| text.get(at..).is_some_and(|text| matches(rest, text))))
+}
+
+/// A pattern that does not match everything.
+fn pattern(text: &str) -> Result<String, String> {
+    let letters = text.chars().filter(|letter| letter.is_alphanumeric()).count();
+    if letters < 3 { Err("needs three letters besides *".into()) } else { Ok(text.to_owned()) }
+}
+
+/// The least length of a file with a secret, in bytes: 128 bits as hexadecimal.
+const MASK_KEY_LENGTH: usize = 32;
+
+fn mask_key(file: Option<&PathBuf>) -> Result<Key, Failure> {
+    let Some(file) = file else { return Ok(Key::new(&random::bytes::<32>(&mut random::system()))) };
+    let secret = fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let secret = secret.trim_ascii();
+    if secret.len() < MASK_KEY_LENGTH {
+        return Err(format!("{}: needs at least {MASK_KEY_LENGTH} bytes", file.display()).into());
+    }
+    Ok(Key::new(secret))
+}
+
+fn time(text: &str) -> Result<OffsetDateTime, String> {
+    OffsetDateTime::parse(text, &Rfc3339).map_err(|error| format!("not a time as in RFC 3339: {error}"))
+}
+
+pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
+    // Here statements take long, as they should, and are long.
+    let settings = setup::begin_with(config_file, "warn,sqlx::query=error").await?;
+    let writes = !matches!(command, Command::Sample { .. });
+    if writes && settings.environment == Environment::Production {
+        return Err("ENVIRONMENT=production: there is no place for developers' data".into());
+    }
+    match command {
+        Command::Seed { users, seed, now, json } => {
+            let bar = bar(users);
+            let made = on_database(&settings, true, async |conn| {
+                let params = setup::params(&settings);
+                Ok(devdata::seed(conn, users, seed, now, params, |done| bar.set_position(done)).await?)
+            })
+            .await?;
+            bar.finish_and_clear();
+            if json {
+                return print_json(&made);
+            }
+            print(&format!(
+                "{} users, {} sessions, {} rows of history; everybody's password is {PASSWORD}\n",
+                made.users, made.sessions, made.history
+            ))
+        }
+        Command::Sample { from, users, condition, mask_key: key, directory, json } => {
+            let source = Source::new(&from).map_err(|error| format!("--from: {error}"))?;
+            let key = mask_key(key.as_ref())?;
+            let wanted = Wanted { count: users, condition: condition.as_deref() };
+            let params = setup::params(&settings);
+            let manifest = devdata::sample(&source, &wanted, &directory, &key, params, note).await?;
+            report(&manifest, json)
+        }
+        Command::Load { directory, json } => {
+            let manifest =
+                on_database(&settings, false, async |conn| Ok(devdata::load(conn, &directory, note).await?))
+                    .await?;
+            report(&manifest, json)
+        }
+        Command::Mask { only, this_is_a_copy: _, mask_key: key } => {
+            let key = mask_key(key.as_ref())?;
+            let database = setup::Database::open(&settings).await?;
+            let done = mask(&settings, &database, &only, &key).await;
+            done.and(database.close().await)
+        }
+    }
+}
+
+async fn mask(settings: &Settings, database: &setup::Database, only: &str, key: &Key) -> Result<(), Failure> {
+    let place = database.migration_place();
+    if !matches(only, &place) {
+        return Err(format!("{place} is not what --only says: this might be production").into());
+    }
+    let mut conn = database.migration_connection().await?;
+    let users = devdata::mask(&mut conn, &place, key, setup::params(settings)).await?;
+    print(&format!("{users} users masked; everybody's password is {PASSWORD}\n"))
+}
+
+fn note(table: &str, rows: u64) {
+    eprintln!("{table}: {rows} rows");
+}
+
+/// What is in the sample, by table.
+fn report(manifest: &Manifest, json: bool) -> Result<(), Failure> {
+    if json {
+        return print_json(manifest);
+    }
+    let users = manifest.files.iter().find(|entry| entry.file == "users.copy").and_then(|entry| entry.rows);
+    print(&format!("{} users; everybody's password is {PASSWORD}\n", users.unwrap_or(0)))
+}
+
+/// Does `work` on a connection that may change the schema; with `migrated`, of a Postgres of our own once it is migrated.
+async fn on_database<T>(
+    settings: &Settings,
+    migrated: bool,
+    work: impl AsyncFnOnce(&mut store::PgConnection) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let database = setup::Database::open(settings).await?;
+    let done = async {
+        if migrated {
+            database.migrate(database.embedded().is_some()).await?;
+        }
+        work(&mut database.migration_connection().await?).await
+    }
+    .await;
+    let closed = database.close().await;
+    let done = done?;
+    closed.map(|()| done)
+}
+
+/// Shown where standard error is a terminal.
+fn bar(length: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} {elapsed}, {eta} to go");
+    // The template is a constant, and right.
+    ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_matches_all_of_a_place() {
+        for (pattern, place, is_match) in [
+            ("gatepass-dev-*", "gatepass-dev-3.example.com:5432/gatepass", true),
+            ("*-dev-*/gatepass", "gatepass-dev-3.example.com:5432/gatepass", true),
+            ("gatepass-dev-*", "gatepass.example.com:5432/gatepass-dev-1", false),
+            ("*/gatepass", "host:5432/gatepass_production", false),
+            ("host:5432/dev", "host:5432/dev", true),
+            ("host:5432/dev", "host:5432/dev2", false),
+        ] {
+            assert_eq!(matches(pattern, place), is_match, "{pattern} {place}");
+        }
+        assert!(pattern("*").is_err() && pattern("*-*/*").is_err() && pattern("dev*").is_ok());
+    }
+}

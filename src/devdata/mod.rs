@@ -1,0 +1,166 @@
+//! Data for developers: made up ([`seed`]), or a sample of real ones, masked before it leaves the server that has them.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `people` | made-up people and sessions, from a seed |
+//! | `transfer` | [`sample`] and [`load`] |
+//! | `directory` | what a sample looks like on disk |
+//! | `dump` | the schema, by `pg_dump` |
+//!
+//! What is masked, and how, is in [`store::devdata`](crate::store::devdata), where the SQL is.
+
+mod directory;
+mod dump;
+mod people;
+mod transfer;
+
+use std::{fmt::Write, io, num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use time::OffsetDateTime;
+
+use self::people::People;
+pub use self::{
+    directory::{Entry, Manifest},
+    transfer::{load, sample},
+};
+pub use crate::store::devdata::{masks::Key, sample::Wanted};
+use crate::{
+    password::{HashedPassword, Params, Password, Peppers, Pool, PoolError, PoolSettings, StartError},
+    random,
+    store::{
+        PgConnection,
+        devdata::{self as store, seed::Seeding},
+    },
+};
+
+/// The password of everybody whom this room makes up or masks. Everybody may know it.
+pub const PASSWORD: &str = "made-up-for-developers";
+
+/// What the one hash of masked users is salted with. Everybody may know the password.
+const SALT: [u8; 16] = *b"for developers..";
+/// How many people are made and written at once.
+const BATCH: u64 = 10_000;
+/// How long one password hash may take.
+const HASH_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Why there are no data.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database, or what is in it.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The one password could not be hashed.
+    #[error("the password could not be hashed")]
+    Start(#[from] StartError),
+    /// The one password could not be hashed.
+    #[error("the password could not be hashed")]
+    Hash(#[from] PoolError),
+    /// A file of a sample.
+    #[error("{}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A sample goes into a directory of its own.
+    #[error("{}: there is something in it", .0.display())]
+    DirectoryNotEmpty(PathBuf),
+    /// A file is not what was written.
+    #[error("{}: not what was written: it is damaged or was changed", .0.display())]
+    Damaged(PathBuf),
+    /// A sample without one of its files.
+    #[error("the sample has no {0}")]
+    Incomplete(String),
+    /// A sample that some other version made.
+    #[error("the sample has the format {0}, which this version does not know")]
+    Format(u32),
+    /// Another number of rows came out than went in.
+    #[error("{file}: {rows} rows, which is not what the manifest says")]
+    Rows {
+        /// Which.
+        file: String,
+        /// How many there are.
+        rows: u64,
+    },
+    /// The condition holds for no user.
+    #[error("there is no such user")]
+    Nobody,
+    /// The client programs of Postgres are not installed.
+    #[error("there is no pg_dump here: install the client programs of Postgres")]
+    NoProgram,
+    /// It could not be run.
+    #[error("pg_dump could not be run")]
+    Program(#[source] io::Error),
+    /// It failed.
+    #[error("pg_dump failed: {0}")]
+    Dump(String),
+}
+
+/// How many rows were made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Seeded {
+    /// Users.
+    pub users: u64,
+    /// Their sessions.
+    pub sessions: u64,
+    /// What the history tells of both.
+    pub history: u64,
+}
+
+/// Makes up `users` people, who came within the two years before `now`, with their sessions and their history, in an empty
+/// database. The same `seed`, `now` and `params` make the same rows. `progress` is told how many users there are.
+///
+/// They all have one hash of [`PASSWORD`]: a salt for each would take an hour for a million, and hide nothing.
+///
+/// # Errors
+///
+/// [`Error`]; then nothing has changed.
+pub async fn seed(
+    conn: &mut PgConnection,
+    users: u64,
+    seed: u64,
+    now: OffsetDateTime,
+    params: Params,
+    mut progress: impl FnMut(u64),
+) -> Result<Seeded, Error> {
+    let mut rng = people::rng(seed);
+    let hash = hash(params, random::bytes(&mut rng)).await?;
+    let mut people = People::new(rng, now, hash.as_str());
+    let mut seeding = Seeding::begin(conn).await?;
+    let mut made = Seeded { users: 0, sessions: 0, history: 0 };
+    while made.users < users {
+        let batch = people.next(BATCH.min(users - made.users));
+        made.users += seeding.users(&batch.users).await?;
+        made.sessions += seeding.sessions(&batch.sessions).await?;
+        progress(made.users);
+    }
+    made.history = seeding.finish(&seed.to_string(), now).await?;
+    Ok(made)
+}
+
+/// Masks a restored copy of a real database where it is, which is at `place`; how many users there are.
+///
+/// # Errors
+///
+/// [`Error`], also when nothing says that it is a copy; then nothing has changed.
+pub async fn mask(conn: &mut PgConnection, place: &str, key: &Key, params: Params) -> Result<u64, Error> {
+    let hash = hash(params, SALT).await?;
+    Ok(store::mask::mask(conn, place, key, hash.as_str()).await?)
+}
+
+/// The hash of [`PASSWORD`], without a pepper: the service that it is for may have another, or none.
+async fn hash(params: Params, salt: [u8; 16]) -> Result<HashedPassword, Error> {
+    let threads = NonZeroUsize::MIN;
+    let settings =
+        PoolSettings { threads, queue: 1, params, peppers: Peppers::default(), deadline: HASH_DEADLINE };
+    Ok(Pool::new(settings)?.hash(&Password::new(PASSWORD), salt).await?)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Into a string, that cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

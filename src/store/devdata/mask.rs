@@ -1,0 +1,100 @@
+//! A restored copy of a database is masked where it is.
+
+use sqlx::{Connection, Row};
+
+use super::{
+    Error,
+    masks::{self, Key, Mask, Rows, TABLES},
+    run,
+};
+use crate::store::{
+    PgConnection,
+    migrations::{self, Schema},
+    roles,
+};
+
+/// Masks every row, in one transaction, and then writes the tables anew, so that nothing of what was there before is left in
+/// their files. Returns how many users there are.
+///
+/// The history's seals go, since they are of what was there before. So do keys, clients, revocations and what is known of
+/// failed logins: they are secrets of the service that this is a copy of.
+///
+/// # Errors
+///
+/// [`Error::NotMarked`] unless a row of `devdata.copy` says that the database is a copy, and that it is at `place`;
+/// [`Error::InUse`] when somebody else is connected; [`Error::Unknown`], [`Error::Schema`]. Then nothing has changed.
+pub async fn mask(
+    conn: &mut PgConnection,
+    place: &str,
+    key: &Key,
+    password_hash: &str,
+) -> Result<u64, Error> {
+    require_marker(&mut *conn, place).await?;
+    let others = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM pg_stat_activity
+           WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"#
+    );
+    let others = others.fetch_one(&mut *conn).await?;
+    if others > 0 {
+        return Err(Error::InUse(others));
+    }
+    if let Schema::Newer(version) = migrations::check(&mut *conn).await? {
+        return Err(migrations::Error::Newer(version).into());
+    }
+    masks::check(&mut *conn).await?;
+    roles::become_owner(&mut *conn).await?;
+    let mut transaction = conn.begin().await?;
+    key.set(&mut transaction, password_hash).await?;
+    let emptied: Vec<_> =
+        TABLES.iter().filter(|table| table.rows == Rows::None).map(|table| table.name).collect();
+    // With the triggers off, or they would write down what was there before.
+    for table in ["users", "sessions", "clients", "signing_keys"] {
+        run(&mut transaction, &format!("ALTER TABLE {table} DISABLE TRIGGER USER")).await?;
+    }
+    run(&mut transaction, &format!("TRUNCATE {}", emptied.join(", "))).await?;
+    let mut users = 0;
+    for table in TABLES {
+        let set: Vec<_> = table
+            .columns
+            .iter()
+            .filter(|(_, mask)| *mask != Mask::Keep)
+            .map(|(column, mask)| format!("{column} = {}", mask.sql(&format!("{}.{column}", table.name))))
+            .collect();
+        if set.is_empty() {
+            continue;
+        }
+        let sql = format!("UPDATE {} SET {}", table.name, set.join(", "));
+        let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *transaction).await?;
+        if table.name == "users" {
+            users = done.rows_affected();
+        }
+    }
+    sqlx::query!("INSERT INTO history_unsealed (id) SELECT id FROM history")
+        .execute(&mut *transaction)
+        .await?;
+    for table in ["users", "sessions", "clients", "signing_keys"] {
+        run(&mut transaction, &format!("ALTER TABLE {table} ENABLE TRIGGER USER")).await?;
+    }
+    transaction.commit().await?;
+    for table in TABLES.iter().filter(|table| table.columns.iter().any(|(_, mask)| *mask != Mask::Keep)) {
+        // With its statistics, which quote values.
+        run(&mut *conn, &format!("VACUUM (FULL, ANALYZE) {}", table.name)).await?;
+    }
+    roles::be_oneself(conn).await?;
+    Ok(users)
+}
+
+/// A marker says where the copy is, so that a copy of a marked copy, at another place, is not marked.
+async fn require_marker(conn: &mut PgConnection, place: &str) -> Result<(), Error> {
+    let exists = sqlx::query_scalar!(r#"SELECT to_regclass('devdata.copy') IS NOT NULL AS "exists!""#);
+    let mut is_marked = false;
+    if exists.fetch_one(&mut *conn).await? {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "no migration makes the table: whoever restores a copy does"
+        )]
+        let row = sqlx::query("SELECT EXISTS (SELECT FROM devdata.copy WHERE place = $1)");
+        is_marked = row.bind(place).fetch_one(conn).await?.try_get(0)?;
+    }
+    if is_marked { Ok(()) } else { Err(Error::NotMarked(place.to_owned())) }
+}

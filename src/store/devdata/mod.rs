@@ -1,0 +1,49 @@
+//! The SQL of data for developers. Much of it is not checked at compile time: `COPY` and what changes tables take no
+//! parameters, and so cannot be told to the macros of sqlx. What is put into such a statement is a constant or comes quoted
+//! from the catalogue; values go the way of `set_config`.
+
+pub mod load;
+pub mod mask;
+pub mod masks;
+pub mod names;
+pub mod sample;
+pub mod seed;
+
+use sqlx::AssertSqlSafe;
+
+use super::{PgConnection, migrations};
+
+/// Why there are no data.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody's data are there already.
+    #[error("the database is not empty: there is {0}; make or take an empty one")]
+    NotEmpty(String),
+    /// Whoever is logged in could change something.
+    #[error("{0} may write: take a role that can only read (docs/devdata.md)")]
+    MayWrite(String),
+    /// Nobody has decided how these are masked.
+    #[error("there is no mask for {0}: this version does not know what it is")]
+    Unknown(String),
+    /// A constraint that does not hold, or of which nobody knows.
+    #[error("the constraint {0} was not checked")]
+    NotValidated(String),
+    /// Nothing says that this is a copy.
+    #[error("no row of devdata.copy says that {0} is a copy: this might be production (docs/devdata.md)")]
+    NotMarked(String),
+    /// Somebody works with it.
+    #[error("{0} others are connected to the database: a copy that is to be masked is nobody's yet")]
+    InUse(i64),
+    /// The schema is not this version's.
+    #[error(transparent)]
+    Schema(#[from] migrations::Error),
+    /// The database failed.
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+}
+
+/// Runs statements that take no parameters.
+async fn run(conn: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(conn).await?;
+    Ok(())
+}
