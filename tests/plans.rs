@@ -18,18 +18,24 @@ use crate::{
 };
 
 /// Tables that stay small, however many users there are.
-const SMALL: [&str; 3] = ["_sqlx_migrations", "clients", "signing_keys"];
+const SMALL: [&str; 4] = ["_sqlx_migrations", "clients", "imports", "signing_keys"];
 /// Tables of more rows than this must not be read from one end to the other.
 const MANY: i64 = 1_000;
 
 /// Queries that may read whole tables, by words that they alone have. No request asks them: `gatepass history verify` holds
-/// all of the history against all of its seals.
-const WHOLE: [&str; 5] = [
+/// all of the history against all of its seals, `gatepass devdata` makes or masks every row, and `gatepass db setup` looks at the
+/// whole server.
+const WHOLE: [&str; 10] = [
     "FROM history_seals WHERE number > $1",
     "WHERE NOT id <@ (SELECT coalesce(range_agg(range)",
     "WHERE NOT EXISTS (SELECT FROM history WHERE history.id = history_unsealed.id)",
     r#"SELECT count(*) AS "count!" FROM history_unsealed"#,
     r#"SELECT person AS "person!""#,
+    "tgname IN ('users_history', 'sessions_history_begun')",
+    "INSERT INTO history_unsealed (id) SELECT id FROM history",
+    r#"SELECT EXISTS (SELECT FROM users) AS "users!""#,
+    "(SELECT date_trunc('month', min(created_at)) FROM users)",
+    "FROM pg_shdepend AS dependency",
 ];
 /// What a plan may cost by the planner's count, in which a page read in order is 1.
 const COST: f64 = 1_000.0;
@@ -197,10 +203,13 @@ async fn no_request_reads_a_whole_table() {
     let is_asked = |query: &&Query| {
         !query.text.starts_with("SET ") && !WHOLE.iter().any(|words| query.text.contains(words))
     };
+    let mut faults = Vec::new();
     for query in queries.iter().filter(is_asked) {
         for plan in plans(&mut conn, query).await {
             let (found, cost) = (whole_tables(&plan, &large, false), plan["Total Cost"].as_f64().unwrap());
-            assert!(found.is_empty() && cost < COST, "{found:?}: {}\n{plan:#}", query.text);
+            if !found.is_empty() || cost >= COST {
+                faults.push(format!("cost {cost}, {found:?}: {}", query.text));
+            }
             if is_drill {
                 let words: Vec<_> = query.text.split_whitespace().collect();
                 println!("cost {cost:>8}: {:.100}", words.join(" "));
@@ -208,9 +217,12 @@ async fn no_request_reads_a_whole_table() {
         }
     }
 
+    assert!(faults.is_empty(), "{}", faults.join("\n\n"));
+
     // Functions and triggers show no plan. So here is what a day's requests have read.
     let before = read(&app).await;
     requests(&app).await;
+    app.lose_database().await;
     app.db.close().await;
     until("what was counted is told", async || {
         let own = "SELECT count(*) FROM pg_stat_activity

@@ -751,8 +751,8 @@ async fn the_roles_rule_nothing_else_and_belong_to_one_database() {
     setup(&other, &other, &["--new-passwords"])
         .await
         .fails(1, &["another database of this server (postgres)"]);
-    let kept =
-        "SELECT coalesce(rolpassword, '') FROM pg_authid WHERE rolname LIKE 'gatepass\\_%' ORDER BY rolname";
+    let kept = "SELECT coalesce(rolpassword, '') FROM pg_authid
+         WHERE rolname IN ('gatepass_owner', 'gatepass_app', 'gatepass_readonly') ORDER BY rolname";
     let passwords = rows(&mut postgres, kept).await;
     setup(&other, &other, &["--share-roles"]).await.expect(0);
     assert_eq!(rows(&mut postgres, kept).await, passwords);
@@ -778,8 +778,8 @@ async fn passwords_are_made_once_and_only_what_checks_them_is_kept() {
     let (home, url) = (Home::new(), empty_database().await);
     let app = as_role(&url, APP);
     let mut postgres = PgConnection::connect(&url).await.unwrap();
-    let kept =
-        "SELECT coalesce(rolpassword, '') FROM pg_authid WHERE rolname LIKE 'gatepass\\_%' ORDER BY rolname";
+    let kept = "SELECT coalesce(rolpassword, '') FROM pg_authid
+         WHERE rolname IN ('gatepass_owner', 'gatepass_app', 'gatepass_readonly') ORDER BY rolname";
     let made = set_up(&home, &app, &url, &["--json", "--new-passwords"]).await.json();
     let passwords: Vec<_> =
         [OWNER, APP, READONLY].map(|role| made["passwords"][role].as_str().unwrap().to_owned()).into();

@@ -253,12 +253,14 @@ async fn of_a_replica_that_is_killed_only_the_requests_in_flight_fail() {
     let Some(mut fleet) = Fleet::new("a kill behind nginx", &[]).await else { return };
     let clients = Clients::new(&fleet.nginx.socket());
     let mut load = JoinSet::new();
+    let logged_in = Arc::new(AtomicUsize::new(0));
     for i in 0..CLIENTS {
-        let clients = clients.clone();
+        let (clients, logged_in) = (clients.clone(), logged_in.clone());
         load.spawn(async move {
             let name = format!("user{i}");
             clients.register(&name).await;
             let mut tokens = clients.log_in(&name).await.unwrap();
+            logged_in.fetch_add(1, Ordering::Relaxed);
             let (mut renewals, mut failed) = (0, 0);
             while !clients.done.load(Ordering::Relaxed) {
                 failed += usize::from(clients.me(&tokens).await.is_none());
@@ -275,6 +277,7 @@ async fn of_a_replica_that_is_killed_only_the_requests_in_flight_fail() {
             (tokens["session_id"].as_str().unwrap().to_owned(), renewals, failed)
         });
     }
+    until("all are logged in", async || logged_in.load(Ordering::Relaxed) == CLIENTS).await;
     let kills = rounds() * REPLICAS;
     for i in (0..REPLICAS).cycle().take(kills) {
         fleet

@@ -7,7 +7,7 @@
 //! | [`READONLY`] | people who look | read the views of the schema `masked` |
 //!
 //! [`set_up`] makes them, once. From then on the schema `public` and the tables belong to [`OWNER`]; by that
-//! [`become_owner`] and [`migrations`](super::migrations) know that there are roles. Without them whoever migrates owns
+//! [`become_owner`] and [`migrations`] know that there are roles. Without them whoever migrates owns
 //! everything, and nothing here is done. [`TABLES`] and [`FUNCTIONS`] are the one place that says what the roles may do:
 //! [`grant`] makes it so, with each migration and in [`set_up`]; [`Privileges`] compares.
 
