@@ -191,8 +191,10 @@ impl ServerSpan {
         } else if let Err(error) = span.set_parent(caller) {
             tracing::debug!(%error, "a request is no part of its caller's trace");
         }
-        let trace_id = span.context().span().span_context().trace_id().to_string();
-        Self { span, trace_id: Some(trace_id) }
+        // All zero where nobody collects traces.
+        let trace_id = Some(span.context().span().span_context().trace_id());
+        let trace_id = trace_id.filter(|id| *id != TraceId::INVALID).map(|id| id.to_string());
+        Self { span, trace_id }
     }
 
     /// The trace's id, in hexadecimal; `None` when there are no traces.
