@@ -5,7 +5,7 @@
 
 # Both bases are rebuilt under the same tag, with the fixes of Debian. To hold them, write the digest behind the tag,
 # tag@sha256:…, as `docker buildx imagetools inspect IMAGE` prints it; Dependabot raises tag and digest together.
-FROM docker.io/library/rust:1.95.0-bookworm AS build
+FROM docker.io/library/rust:1.95-bookworm AS build
 WORKDIR /src
 
 # Writes the list of crates into the binary, where `cargo audit bin` and scanners of images look for it.
