@@ -61,6 +61,23 @@ async fn revocations_go_a_day_after_the_tokens_that_they_are_about() {
 }
 
 #[tokio::test]
+async fn imports_that_nobody_goes_on_with_go_after_thirty_days() {
+    let app = App::new().await;
+    let insert =
+        "INSERT INTO imports (source_hash, source_name, created, updated, unchanged, rejected, rejects_bytes,
+                      started_at, updated_at)
+                  SELECT sha256(int8send(n)), 'users.jsonl', 1, 0, 0, 0, 0, $1 - n * interval '1 day',
+                      $1 - n * interval '1 day'
+                  FROM generate_series(0, 1500) AS n";
+    sqlx::query(insert).bind(app.clock.now()).execute(&app.db).await.unwrap();
+    let cleaned = app.state().clean_up().run(app.clock.now()).await.unwrap();
+    // Of thirty days and no more, it stays.
+    assert_eq!(cleaned.imports, 1470);
+    let cleaned = app.state().clean_up().run(app.clock.now()).await.unwrap();
+    assert_eq!(cleaned.imports, 0);
+}
+
+#[tokio::test]
 async fn many_rows_go_in_many_batches_and_tell_no_replica_anything() {
     let app = App::new().await;
     let user = app.register("alice").await;

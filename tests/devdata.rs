@@ -102,6 +102,38 @@ async fn seeded_users_log_in_and_their_history_is_what_triggers_would_have_writt
     service.stop(Signal::TERM).await.expect(0);
 }
 
+#[tokio::test]
+async fn everybody_logs_in_at_a_service_with_a_pepper_too_which_their_hash_then_has() {
+    let home = Home::new();
+    let url = database().await;
+    let pepper = [("PASSWORD_PEPPER", "1:cGVwcGVyIHR3byBpcyB0aGVzZSAzMiBieXRlcyBvZiA=")];
+    let run = async |args: &[&str]| {
+        let command = home.gatepass(args).envs(&QUICK).envs(&pepper).env("DB_SOURCE", &url);
+        command.env("TOKEN_SYMMETRIC_KEY", KEY).run().await
+    };
+    let log_in = async |username: &str| {
+        let settings = [("DB_SOURCE", &*url), ("TOKEN_SYMMETRIC_KEY", KEY), pepper[0]];
+        let service = home.serve(&settings).await;
+        let body = json!({ "username": username, "password": MADE_UP });
+        let (status, answer) = service.post("/users/login", &body).await;
+        assert_eq!(status, 200, "{answer}");
+        service.stop(Signal::TERM).await.expect(0);
+        let hash = format!("SELECT password_hash FROM users WHERE username = '{username}'");
+        assert!(text(&url, &hash).await.contains(",keyid=MQ$"));
+    };
+    run(&["devdata", "seed", "--users", "3"]).await.expect(0);
+    log_in("admin").await;
+
+    // In a copy, every hash is replaced by the one, whatever it was made with.
+    let mask = ["devdata", "mask", "--only", "*test_*", "--this-is-a-copy"];
+    admin_of(&url, "CREATE SCHEMA devdata; CREATE TABLE devdata.copy (place text)").await;
+    let place = run(&mask).await.stderr;
+    let place = place.split("says that ").nth(1).unwrap().split(" is a copy").next().unwrap();
+    admin_of(&url, &format!("INSERT INTO devdata.copy VALUES ('{place}')")).await;
+    run(&mask).await.expect(0);
+    log_in(&username_of(&url, "NOT disabled AND password_hash IS NOT NULL").await).await;
+}
+
 async fn username_of(url: &str, condition: &str) -> String {
     text(url, &format!("SELECT username FROM users WHERE {condition} ORDER BY id DESC LIMIT 1")).await
 }

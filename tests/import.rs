@@ -18,7 +18,7 @@ use crate::{
     process::{Ended, Home, Invocation, Process, QUICK, Signal, until},
 };
 
-/// `correct horse` in bcrypt.
+/// In bcrypt.
 const BCRYPT: &str = "$2b$08$qZ9e3.J/1Zf8ZpAUCuK3HeQYVxdxTCio0r6MwOVn4oc4G3Z6Pj8C2";
 
 /// A service, and somebody beside it with files to import.
@@ -273,6 +273,104 @@ async fn csv_goes_in_and_what_is_refused_comes_back_as_csv() {
 
     here.home.write("odd.csv", "username,mail\nkurt,kurt@example.com\n");
     here.import(&["odd.csv"]).await.fails(1, &["the column \"mail\" is no field"]);
+}
+
+#[tokio::test]
+async fn a_key_that_is_there_twice_costs_that_user_and_is_named() {
+    let here = Move::new().await;
+    let text = concat!(
+        r#"{"username": "alice", "email": "alice@example.com", "roles": ["support"], "roles": []}"#,
+        "\n",
+        r#"{"username": "bob", "email": "bob@example.com", "_note": {"a": 1, "\u0061": 2}}"#,
+        "\n",
+        r#"{"username": "carol", "email": "carol@example.com"}"#,
+        "\n",
+    );
+    here.home.write("users.jsonl", text);
+    assert_eq!(here.summary(&["users.jsonl"]).await, [3, 1, 0, 0, 2]);
+    let refused = here.read("users.jsonl.rejects");
+    assert!(refused.contains("roles is given more than once (duplicate_field)"), "{refused}");
+    assert!(refused.contains("a is given more than once (duplicate_field)"), "{refused}");
+    // As nobody has mended it, it is refused again.
+    assert_eq!(here.summary(&["users.jsonl.rejects", "--format", "jsonl"]).await, [2, 0, 0, 0, 2]);
+
+    // The users before and after it in a document are there.
+    let realm = r#"{"realm": "demo", "realm": "demo", "users": [
+        {"id": "1", "username": "dora", "email": "dora@example.com"},
+        {"id": "2", "username": "emil", "email": "emil@example.com", "enabled": false, "enabled": true},
+        {"id": "3", "username": "fred", "email": "fred@example.com", "credentials": [{"type": "otp", "type": "password"}]},
+        {"id": "4", "username": "gina", "email": "gina@example.com"}]}"#;
+    here.home.write("realm.json", realm);
+    assert_eq!(here.summary(&["realm.json", "--format", "keycloak"]).await, [4, 2, 0, 0, 2]);
+    let refused = here.read("realm.json.rejects");
+    assert!(refused.contains("enabled is given more than once"), "{refused}");
+    assert!(refused.contains("type is given more than once"), "{refused}");
+    assert_eq!(here.summary(&["realm.json.rejects", "--format", "keycloak"]).await, [2, 0, 0, 0, 2]);
+    let csv =
+        "id,email,raw_user_meta_data\n9,hans@example.com,\"{\"\"name\"\":1,\"\"name\"\":\"\"Hans\"\"}\"\n";
+    here.home.write("auth_users.csv", csv);
+    assert_eq!(here.summary(&["auth_users.csv", "--format", "supabase"]).await, [1, 0, 0, 0, 1]);
+    assert!(here.read("auth_users.csv.rejects").contains("raw_user_meta_data.name is given more than once"));
+
+    here.home.write("twice.csv", "username,email,username\nines,ines@example.com,kurt\n");
+    here.import(&["twice.csv"]).await.fails(1, &["the column \"username\" is there twice"]);
+}
+
+#[tokio::test]
+async fn rows_of_csv_have_the_numbers_of_their_lines_whatever_stands_between_them() {
+    let here = Move::new().await;
+    // Lines 1 and 2 are empty, 3 is the heading. The last row has no end.
+    let text =
+        "\n\nusername,email\n\n\na,five@example.com,x\n\n\"b\n\nb\",\"eight\n@\"\n\n\nc,fifteen@example.com";
+    let numbers = async |name: &str| {
+        let ended = here.import(&[name, "--rejects", "bad.csv"]).await.expect(1);
+        let told = ended.stderr.lines().filter_map(|line| line.split_once(": ")?.0.parse::<u32>().ok());
+        told.collect::<Vec<_>>()
+    };
+    for (name, text) in [
+        ("lf.csv", text.to_owned()),
+        ("crlf.csv", text.replace('\n', "\r\n")),
+        ("bom.csv", format!("\u{feff}{text}")),
+        ("ended.csv", format!("{text}\n\n")),
+    ] {
+        here.home.write(name, &text);
+        assert_eq!(numbers(name).await, [6, 8, 14], "{name}");
+    }
+    // Over what is read ahead, too.
+    let mut text = String::from("username,email\r\n");
+    let mut expected = Vec::new();
+    for i in 0..4000 {
+        text.push_str(&"\r\n".repeat(i % 13));
+        if i % 1000 == 7 {
+            expected.push(text.matches('\n').count() as u32 + 1);
+            text.push_str("x,x\r\n");
+        }
+        text.push_str(&format!("user{i},user{i}@example.com\r\n"));
+    }
+    here.home.write("long.csv", &text);
+    assert_eq!(numbers("long.csv").await, expected);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn at_a_terminal_a_bar_says_how_far_it_is_and_goes_when_it_is_done() {
+    let here = Move::new().await;
+    here.home.write("users.jsonl", &format!("{{}}\n{}", many(12_000)));
+    let url = as_role(&here.app.database_url, roles::APP);
+    // `script` gives it a terminal, and no size.
+    let command =
+        format!("stty cols 100 rows 20; exec {} import users.jsonl", env!("CARGO_BIN_EXE_gatepass"));
+    let script = here.home.program(Path::new("script")).arg("-qec").arg(&command).arg("/dev/null");
+    let script = script.envs(&QUICK).env("DB_SOURCE", &url).env("USER", "olga").env("TERM", "xterm");
+    let shown = script.run().await.expect(1).stdout;
+    assert!(shown.contains("1: username is missing"), "{shown}");
+    assert!(shown.contains(" %  10000 records, "), "{shown}");
+    assert!(shown.contains("/s, "), "{shown}");
+    // Nothing of the bar is left before the summary.
+    let summary = "12001 read, 12000 created, 0 updated, 0 unchanged, 1 rejected";
+    let (bar, rest) = shown.split_once(summary).unwrap();
+    assert!(bar.ends_with("\u{1b}[2K") || bar.ends_with("\u{1b}[2K\r"), "{bar:?}");
+    assert!(!rest.contains('%'), "{rest:?}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "tests look into the database with queries of their own")]
 
+mod account_export;
 mod admin;
 mod app;
 #[cfg(feature = "aws")]
@@ -23,6 +24,7 @@ mod deploy;
 mod devdata;
 mod doctor;
 mod embedded_default;
+mod external_id;
 mod failover;
 mod foreign_hashes;
 mod forge;

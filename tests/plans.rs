@@ -256,7 +256,7 @@ async fn requests(app: &App) {
         app.post("/tokens/renew_access").json(&body).send().await
     };
     let renewed = renew(&login).await.expect(200);
-    for path in ["/users/me", "/sessions", "/users/me/history"] {
+    for path in ["/users/me", "/sessions", "/users/me/history", "/users/me/export"] {
         app.get(path).bearer(&renewed).send().await.expect(200);
     }
     app.state().activity().flush().await.unwrap();
@@ -282,6 +282,9 @@ async fn requests(app: &App) {
     let bob = format!("/admin/users/{}", login["user"]["id"].as_str().unwrap());
     app.get("/admin/users?query=user77").bearer(&root).send().await.expect(200);
     app.get("/admin/history?table=users").bearer(&root).send().await.expect(200);
+    let put = app.request(Method::PUT, "/admin/users/by-external-id/17").bearer(&root);
+    let dora = json!({ "username": "dora", "email": "dora@example.com" });
+    put.json(&dora).send().await.expect(201);
     for change in [json!({ "roles": ["admin"] }), json!({ "roles": [] }), json!({ "disabled": true })] {
         app.patch(&bob).bearer(&root).json(&change).send().await.expect(200);
     }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     clock::Clock,
-    store::{self, Cause, PgConnection, PgPool, login_attempts, revocations, sessions},
+    store::{self, Cause, PgConnection, PgPool, imports, login_attempts, revocations, sessions},
 };
 
 const INTERVAL: Duration = Duration::from_secs(3600);
@@ -18,6 +18,8 @@ const BATCH: i64 = 1000;
 /// How long a revocation is kept after the last token that it is about has expired: a replica whose clock was wrong reads
 /// it again once the clock is right.
 const REVOCATION_RETENTION: time::Duration = time::Duration::DAY;
+/// How long an import that was stopped can be taken up where it stopped.
+const IMPORT_RETENTION: time::Duration = time::Duration::days(30);
 
 /// Deletes what has had its time.
 #[derive(Clone, Debug)]
@@ -35,6 +37,8 @@ pub struct Cleaned {
     pub revocations: u64,
     /// Failed attempts that count no more, and devices that are known no more.
     pub login_attempts: u64,
+    /// Notes of how far an import has come that was never ended.
+    pub imports: u64,
 }
 
 impl CleanUp {
@@ -69,8 +73,15 @@ impl CleanUp {
         }
         loop {
             match self.batch(async |conn| login_attempts::delete_expired(conn, now, BATCH).await).await? {
-                0 => return Ok(cleaned),
+                0 => break,
                 deleted => cleaned.login_attempts += deleted,
+            }
+        }
+        let before = now - IMPORT_RETENTION;
+        loop {
+            match self.batch(async |conn| imports::delete_forsaken(conn, before, BATCH).await).await? {
+                0 => return Ok(cleaned),
+                deleted => cleaned.imports += deleted,
             }
         }
     }
@@ -91,9 +102,15 @@ impl CleanUp {
         loop {
             ticks.tick().await;
             match self.run(clock.now()).await {
-                Ok(Cleaned { sessions: 0, revocations: 0, login_attempts: 0 }) => {}
-                Ok(Cleaned { sessions, revocations, login_attempts }) => {
-                    tracing::info!(sessions, revocations, login_attempts, "deleted what has had its time");
+                Ok(cleaned) if cleaned == Cleaned::default() => {}
+                Ok(Cleaned { sessions, revocations, login_attempts, imports }) => {
+                    tracing::info!(
+                        sessions,
+                        revocations,
+                        login_attempts,
+                        imports,
+                        "deleted what has had its time"
+                    );
                 }
                 Err(error) => {
                     let error: &(dyn std::error::Error + 'static) = &error;

@@ -14,6 +14,7 @@ mod history;
 pub mod import;
 mod login;
 mod own;
+mod personal;
 mod renewal;
 mod seals;
 mod throttle;
@@ -24,7 +25,6 @@ use rand_core::CryptoRng;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use self::throttle::Kind;
 pub use self::{
     activity::Activity,
     admin::{Page, Position, Search, UserChange},
@@ -33,12 +33,17 @@ pub use self::{
     fields::{Email, FieldError, FullName, Roles, Username},
     history::{Entry, History, HistoryPage, Wanted},
     login::{Caller, Login},
+    personal::PersonalData,
     renewal::Renewed,
     seals::{Head, Problem, Verification},
     throttle::{KNOWN_FOR, Rate, Throttle},
 };
+use self::{personal::Exports, throttle::Kind};
 pub use crate::store::users::User;
-pub use crate::store::{Actor, Cause, sessions::Overview};
+pub use crate::store::{
+    Actor, Cause,
+    sessions::{Overview, Stored},
+};
 use crate::{
     metrics::{HashJobs, Metrics},
     password::{self, Password, PoolError},
@@ -104,6 +109,7 @@ pub struct Accounts {
     feed: Option<Feed>,
     metrics: Metrics,
     policy: Policy,
+    exports: Exports,
     cause: Cause,
 }
 
@@ -167,6 +173,9 @@ pub enum Error {
         /// When the next one is let in, and not before.
         retry_after: Duration,
     },
+    /// This replica is giving the user what is stored of them already, or as many others as it may.
+    #[error("an export is under way")]
+    ExportUnderWay,
     /// More password hashes are wanted than the machine can do.
     #[error("too many passwords to hash at once")]
     Overloaded {
@@ -192,7 +201,7 @@ impl From<store::Error> for Error {
         match error {
             store::Error::Taken(Unique::Username) => Self::UsernameTaken,
             store::Error::Taken(Unique::Email) => Self::EmailTaken,
-            // Nobody but an import gives one, and that looks again.
+            // Nobody but imports give one, and those look again.
             store::Error::Taken(Unique::ExternalId) => Self::Contended,
             store::Error::Taken(Unique::ClientName) => Self::ClientNameTaken,
             store::Error::LastAdmin => Self::LastAdmin,
@@ -253,8 +262,8 @@ impl Accounts {
     /// The use cases.
     pub fn new(parts: Parts) -> Self {
         let Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy } = parts;
-        let cause = Cause::default();
-        Self { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy, cause }
+        let (exports, cause) = (Exports::default(), Cause::default());
+        Self { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy, exports, cause }
     }
 
     /// Password hashes under way.

@@ -149,7 +149,7 @@ pub async fn mask(conn: &mut PgConnection, place: &str, key: &Key, params: Param
     Ok(store::mask::mask(conn, place, key, hash.as_str()).await?)
 }
 
-/// The hash of [`PASSWORD`], without a pepper: the service that it is for may have another, or none.
+/// The hash of [`PASSWORD`], without a pepper: the service that it is for may have any or none, and takes it in either case.
 async fn hash(params: Params, salt: [u8; 16]) -> Result<HashedPassword, Error> {
     let threads = NonZeroUsize::MIN;
     let settings =

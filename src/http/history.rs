@@ -86,7 +86,7 @@ pub(super) struct OwnChange {
 }
 
 impl OwnChange {
-    fn new(change: Entry, me: Uuid) -> Self {
+    pub(super) fn new(change: Entry, me: Uuid) -> Self {
         let by = match change.actor.as_deref() {
             Some("service") => By::Service,
             Some(actor) => match Uuid::parse_str(actor) {

@@ -7,6 +7,7 @@ mod cause;
 mod client_address;
 mod client_auth;
 mod docs;
+mod external_users;
 mod form;
 mod forward_auth;
 mod health;
@@ -16,6 +17,7 @@ mod layers;
 mod openapi;
 mod ops;
 mod patience;
+mod personal;
 mod problem;
 mod query;
 mod request_id;
@@ -247,12 +249,14 @@ fn bearer_routes() -> OpenApiRouter<App> {
         .routes(routes!(users::me, users::update_me))
         .routes(routes!(users::change_password))
         .routes(routes!(users::delete_me))
+        .routes(routes!(personal::export))
         .routes(routes!(history::own_history))
         .routes(routes!(sessions::list_sessions, sessions::end_others))
         .routes(routes!(sessions::end))
         .routes(routes!(admin::list_users))
         .routes(routes!(admin::user, admin::update_user, admin::delete_user))
         .routes(routes!(admin::end_sessions))
+        .routes(routes!(external_users::put))
         .routes(routes!(history::whole_history))
 }
 

@@ -207,6 +207,7 @@ fn samples(media_type: &str) -> Vec<Problem> {
         account::Error::UsernameTaken.into(),
         account::Error::EmailTaken.into(),
         account::Error::TooManyAttempts { retry_after: Duration::from_secs(90) }.into(),
+        account::Error::ExportUnderWay.into(),
         account::Error::LastAdmin.into(),
         account::Error::Overloaded { retry_after: Duration::from_secs(1) }.into(),
         Problem::database_unavailable(),

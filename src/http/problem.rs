@@ -265,6 +265,12 @@ impl From<account::Error> for Problem {
                 "Too many attempts have failed; wait as long as `Retry-After` says.",
             )
             .retry_after(retry_after),
+            E::ExportUnderWay => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "export_under_way",
+                "An export of yours, or as many as there may be at once, are under way; let them end.",
+            )
+            .retry_after(Duration::from_secs(1)),
             E::Overloaded { retry_after } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "overloaded",

@@ -49,7 +49,7 @@ pub(super) struct SessionBody {
 }
 
 impl SessionBody {
-    fn new(session: Overview, current: Uuid) -> Self {
+    pub(super) fn new(session: Overview, current: Uuid) -> Self {
         Self {
             current: session.id == current,
             id: session.id,

@@ -252,6 +252,11 @@ impl Pool {
         })
     }
 
+    /// What goes into its hashes.
+    pub fn peppers(&self) -> &Peppers {
+        &self.0.recipe.peppers
+    }
+
     /// How many jobs wait for a thread.
     pub fn queued(&self) -> usize {
         self.0.queue.lock().jobs.len()

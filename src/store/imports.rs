@@ -54,6 +54,15 @@ pub async fn begin(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
     Ok(transaction)
 }
 
+/// Begins a transaction for one user, in a request.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn begin_one(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
+    Ok(conn.begin().await?)
+}
+
 /// Thousands of users take longer than a request may.
 async fn be_patient(transaction: &mut Transaction<'_>) -> Result<(), Error> {
     let patience = sqlx::query!("SELECT set_config('statement_timeout', '0', true)");
@@ -164,6 +173,25 @@ pub async fn note_progress(
 pub async fn finish(conn: &mut PgConnection, source: &Source) -> Result<(), Error> {
     sqlx::query!("DELETE FROM imports WHERE source_hash = $1", &source.hash[..]).execute(conn).await?;
     Ok(())
+}
+
+/// Forgets at most `limit` imports that have not gone on since `before`; how many.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn delete_forsaken(
+    conn: &mut PgConnection,
+    before: OffsetDateTime,
+    limit: i64,
+) -> Result<u64, Error> {
+    let done = sqlx::query!(
+        "DELETE FROM imports
+         WHERE source_hash IN (SELECT source_hash FROM imports WHERE updated_at < $1 LIMIT $2) AND updated_at < $1",
+        before,
+        limit,
+    );
+    Ok(done.execute(conn).await?.rows_affected())
 }
 
 /// What tells users apart, of users who may be new.

@@ -318,6 +318,50 @@ pub async fn of_user(
     Ok(rows.fetch_all(conn).await?)
 }
 
+/// A session as long as it is stored.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// As its owner sees it.
+    pub overview: Overview,
+    /// When it was ended before its time.
+    pub ended_at: Option<OffsetDateTime>,
+    /// Why: an [`EndReason`] as it stands in the table.
+    pub end_reason: Option<String>,
+}
+
+/// At most `limit` of all sessions of a user that are stored, oldest first, after the session `after`.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn stored(
+    conn: &mut PgConnection,
+    user_id: Uuid,
+    after: Uuid,
+    limit: i64,
+) -> Result<Vec<Stored>, Error> {
+    let rows = sqlx::query!(
+        "SELECT id, created_at, last_used_at, expires_at, user_agent, client_ip, ended_at, end_reason FROM sessions
+         WHERE user_id = $1 AND id > $2 ORDER BY id LIMIT $3",
+        user_id,
+        after,
+        limit,
+    );
+    let rows = rows.map(|row| Stored {
+        overview: Overview {
+            id: row.id,
+            created_at: row.created_at,
+            last_used_at: row.last_used_at,
+            expires_at: row.expires_at,
+            user_agent: row.user_agent,
+            client_ip: row.client_ip,
+        },
+        ended_at: row.ended_at,
+        end_reason: row.end_reason,
+    });
+    Ok(rows.fetch_all(conn).await?)
+}
+
 /// How far a clean-up has come.
 #[derive(Debug)]
 pub struct CleanUp {

@@ -129,6 +129,34 @@ pub async fn by_name(conn: &mut PgConnection, name: Name<'_>) -> Result<Option<U
     Ok(user?)
 }
 
+/// The user who has this id in the system that they come from.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn by_external_id(conn: &mut PgConnection, external_id: &str) -> Result<Option<User>, Error> {
+    Ok(select_user!("WHERE external_id = $1", external_id).fetch_optional(conn).await?)
+}
+
+/// What is known of a user that others do not get to see with them.
+#[derive(Debug)]
+pub struct Particulars {
+    /// Who they are in the system that they come from.
+    pub external_id: Option<String>,
+    /// When they were last changed.
+    pub updated_at: OffsetDateTime,
+}
+
+/// Those of this user.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn particulars(conn: &mut PgConnection, id: Uuid) -> Result<Option<Particulars>, Error> {
+    let row = sqlx::query_as!(Particulars, "SELECT external_id, updated_at FROM users WHERE id = $1", id);
+    Ok(row.fetch_optional(conn).await?)
+}
+
 /// At most `limit` users by id, which is by age, after the user `after`; those alone who have `role`.
 ///
 /// Without a role that is the primary key. With one, Postgres knows how many have it: few are found by their role and

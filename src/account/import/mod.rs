@@ -6,13 +6,17 @@
 //! changes those who are newer in the file, writes what was refused to its file, and notes how far it has come. So at
 //! every moment the database has what the note says, and an import that was killed goes on from there when it is run
 //! again.
+//!
+//! [`Accounts::put`](super::Accounts::put) takes a single user by the same rules, from an administrator's request.
 
 mod auth0;
 mod django;
 mod draft;
 mod firebase;
+mod json;
 mod keycloak;
 mod object;
+mod one;
 mod own;
 mod reader;
 mod rejects;
@@ -34,13 +38,14 @@ use tokio::{
 };
 use uuid::Uuid;
 
-pub use self::firebase::hash_config;
 use self::{
     draft::{Checked, Draft},
+    json::Fields,
     object::Object,
     reader::{Layout, Original},
     rejects::Rejects,
 };
+pub use self::{firebase::hash_config, one::Outcome};
 use super::{Cause, Email, Error, FieldError, FullName, Roles, Username};
 pub use crate::store::imports::{Progress, Source};
 use crate::{
@@ -50,7 +55,7 @@ use crate::{
     },
     random,
     store::{
-        self, PgConnection, Transaction, Unique,
+        self, PgConnection, Transaction,
         imports::{self, Holders, Names, Present, Row},
     },
 };
@@ -167,6 +172,9 @@ pub enum ReadError {
     /// Not CSV.
     #[error("the file is no CSV: {0}")]
     Csv(#[from] csv::Error),
+    /// A heading that names a column twice.
+    #[error("the column {0:?} is there twice")]
+    ColumnTwice(String),
     /// A heading that is no field.
     #[error("the column {0:?} is no field of the format")]
     UnknownColumn(String),
@@ -200,9 +208,17 @@ impl Record {
     }
 
     /// `None`: it is about no user.
-    fn of_object(number: u64, fields: Map<String, Value>, rules: &Rules) -> Option<Self> {
+    fn of_object(number: u64, fields: Fields, rules: &Rules) -> Option<Self> {
+        let Fields { fields, repeated } = fields;
         let user = check(&fields, false, rules)?;
-        Some(Self { number, original: Original::Object(fields), user })
+        if repeated.is_empty() {
+            return Some(Self { number, original: Original::Object(fields), user });
+        }
+        // As a text, which is refused again as long as nobody has mended it: which of the values is right, nobody knows.
+        let original = Original::Text(Value::Object(fields).to_string());
+        let errors =
+            repeated.iter().map(|key| json::is_repeated(key)).chain(user.err().into_iter().flatten());
+        Some(Self { number, original, user: Err(errors.collect()) })
     }
 
     /// `None`: it is about no user.
@@ -256,7 +272,27 @@ struct Done {
     created: u64,
     updated: u64,
     unchanged: u64,
-    refused: Vec<(usize, FieldError)>,
+    refused: Vec<(usize, Denied)>,
+}
+
+/// Why a user who has passed every check cannot be as the record says.
+#[derive(Clone, Copy)]
+enum Denied {
+    UsernameTaken,
+    EmailTaken,
+    LastAdmin,
+}
+
+impl Denied {
+    fn told(self) -> FieldError {
+        match self {
+            Self::UsernameTaken => FieldError::new("username", "username_taken", "is another user's"),
+            Self::EmailTaken => FieldError::new("email", "email_taken", "is another user's"),
+            Self::LastAdmin => {
+                FieldError::new("roles", "last_admin", "would leave nobody who administers users")
+            }
+        }
+    }
 }
 
 /// Who imports, and into what.
@@ -384,8 +420,8 @@ impl<R: CryptoRng> Run<'_, R> {
                 Err(error) => return Err(error.into()),
             }
         };
-        for (i, error) in done.refused {
-            refused.push((ready[i].number, ready[i].original.clone(), vec![error]));
+        for (i, denied) in done.refused {
+            refused.push((ready[i].number, ready[i].original.clone(), vec![denied.told()]));
         }
         refused.sort_by_key(|(number, ..)| *number);
         // Before it is committed: what is in the file too much is cut off when the import goes on.
@@ -562,7 +598,7 @@ async fn write(
                     known.insert(id, i);
                 }
                 Place::Same => done.unchanged += 1,
-                Place::Taken(error) => done.refused.push((i, error)),
+                Place::Taken(denied) => done.refused.push((i, denied)),
             }
         }
         let rows = new.iter().map(|&i| new_row(&chunk[i], now));
@@ -578,16 +614,11 @@ async fn write(
                 continue;
             }
             let (row, is_other_password) = changed_row(ready, present, now);
-            if is_same(&row, present) {
-                done.unchanged += 1;
-                continue;
-            }
+            // What is the same but newer is noted, too: something in between may come later.
             match imports::change(transaction, &row, is_other_password, now, cause).await {
+                Ok(()) if is_same(&row, present) => done.unchanged += 1,
                 Ok(()) => done.updated += 1,
-                Err(store::Error::LastAdmin) => {
-                    let message = "would leave nobody who administers users";
-                    done.refused.push((i, FieldError::new("roles", "last_admin", message)));
-                }
+                Err(store::Error::LastAdmin) => done.refused.push((i, Denied::LastAdmin)),
                 Err(error) => return Err(error),
             }
         }
@@ -606,22 +637,18 @@ enum Place {
     Known(Uuid),
     /// Made by an earlier import, or by themselves, and has no name in another system: nothing of it is taken over.
     Same,
-    Taken(FieldError),
+    Taken(Denied),
 }
 
 fn place(user: &Checked, holders: &Holders) -> Place {
-    let taken = |field, unique: Unique| {
-        let code = if unique == Unique::Email { "email_taken" } else { "username_taken" };
-        Place::Taken(FieldError::new(field, code, "is another user's"))
-    };
     match (holders.external_id, holders.username, holders.email) {
         // The username stays as it is, whosever this one is.
         (Some(id), _, email) if email.is_none_or(|holder| holder == id) => Place::Known(id),
-        (Some(_), ..) => taken("email", Unique::Email),
+        (Some(_), ..) => Place::Taken(Denied::EmailTaken),
         (None, None, None) => Place::New,
         (None, Some(one), Some(other)) if one == other && user.external_id.is_none() => Place::Same,
-        (None, Some(_), _) => taken("username", Unique::Username),
-        (None, None, Some(_)) => taken("email", Unique::Email),
+        (None, Some(_), _) => Place::Taken(Denied::UsernameTaken),
+        (None, None, Some(_)) => Place::Taken(Denied::EmailTaken),
     }
 }
 

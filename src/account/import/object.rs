@@ -4,7 +4,10 @@
 use serde_json::{Map, Value};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::FieldError;
+use super::{
+    FieldError,
+    json::{Fields, is_repeated},
+};
 
 /// A record, and what is wrong with it.
 pub(super) struct Object<'a> {
@@ -46,7 +49,10 @@ impl<'a> Object<'a> {
         match self.value(name)? {
             Value::Object(fields) => Some(fields.clone()),
             Value::String(text) if self.is_text => match serde_json::from_str(text) {
-                Ok(fields) => Some(fields),
+                Ok(Fields { fields, repeated }) => {
+                    self.errors.extend(repeated.iter().map(|key| is_repeated(&format!("{name}.{key}"))));
+                    Some(fields)
+                }
                 Err(_) => self.wrong(name, "is no JSON object"),
             },
             _ => self.wrong(name, "is no JSON object"),

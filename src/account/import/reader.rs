@@ -2,7 +2,8 @@
 //! that hold a list of users somewhere.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
+    collections::VecDeque,
     io::{self, BufRead, BufReader, Read},
     rc::Rc,
 };
@@ -11,7 +12,7 @@ use csv::StringRecord;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::{Format, ReadError, Record, Rules};
+use super::{Format, ReadError, Record, Rules, json::Fields};
 
 /// The longest line or row, in bytes.
 const MAX_RECORD: usize = 1 << 20;
@@ -94,7 +95,7 @@ fn lines(
         if text.is_empty() {
             continue;
         }
-        let record = match serde_json::from_slice::<Map<String, Value>>(text) {
+        let record = match serde_json::from_slice::<Fields>(text) {
             Ok(fields) => match Record::of_object(number, fields, rules) {
                 Some(record) => record,
                 None => continue,
@@ -136,6 +137,58 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
+/// Where the lines of a file end, as far as it has been read ahead.
+#[derive(Default)]
+struct LineEnds {
+    /// Each `\r` and `\n` that is not passed yet: its place in the file, and whether it ends a line.
+    ahead: VecDeque<(u64, bool)>,
+    read: u64,
+    /// How many lines have ended before.
+    lines: u64,
+}
+
+impl LineEnds {
+    fn note(&mut self, bytes: &[u8]) {
+        for (at, byte) in (self.read..).zip(bytes) {
+            if matches!(byte, b'\r' | b'\n') {
+                self.ahead.push_back((at, *byte == b'\n'));
+            }
+        }
+        self.read += bytes.len() as u64;
+    }
+
+    fn pass_first(&mut self) {
+        self.lines += u64::from(self.ahead.pop_front().is_some_and(|(_, is_end)| is_end));
+    }
+
+    /// The line on which the row stands that the reader has begun to look for at `from`: it passes over what is left of
+    /// the line before, and over lines with nothing on them.
+    fn line_from(&mut self, mut from: u64) -> u64 {
+        while self.ahead.front().is_some_and(|(at, _)| *at < from) {
+            self.pass_first();
+        }
+        while self.ahead.front().is_some_and(|(at, _)| *at == from) {
+            self.pass_first();
+            from += 1;
+        }
+        self.lines + 1
+    }
+}
+
+/// Notes where lines end. The reader's own count is of where it is, not of where a row begins.
+struct Lined<R> {
+    inner: R,
+    ends: Rc<RefCell<LineEnds>>,
+}
+
+impl<R: Read> Read for Lined<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.ends.borrow_mut().note(&buffer[..read]);
+        Ok(read)
+    }
+}
+
 fn rows(
     input: impl Read,
     rules: &Rules,
@@ -145,7 +198,9 @@ fn rows(
     let since = Rc::new(Cell::new(0));
     // What it has read ahead belongs to the next rows.
     let bounded = Bounded { inner: input, since: Rc::clone(&since), limit: MAX_RECORD + (1 << 16) };
-    let mut reader = csv::ReaderBuilder::new().flexible(true).buffer_capacity(1 << 15).from_reader(bounded);
+    let ends = Rc::new(RefCell::new(LineEnds::default()));
+    let lined = Lined { inner: bounded, ends: Rc::clone(&ends) };
+    let mut reader = csv::ReaderBuilder::new().flexible(true).buffer_capacity(1 << 15).from_reader(lined);
     let columns: Vec<String> = reader.headers()?.iter().map(|name| name.trim().to_owned()).collect();
     if rules.format == Format::Csv {
         let is_known = |name: &&String| name.starts_with('_') || super::own::FIELDS.contains(&name.as_str());
@@ -153,17 +208,18 @@ fn rows(
             return Err(ReadError::UnknownColumn(unknown.clone()));
         }
     }
+    if let Some(twice) = columns.iter().enumerate().find(|(i, name)| columns[..*i].contains(name)) {
+        return Err(ReadError::ColumnTwice(twice.1.clone()));
+    }
     begin(Layout::Csv(columns.clone()));
     let mut row = csv::ByteRecord::new();
-    let mut line = 2;
     loop {
         since.set(0);
+        let from = reader.position().byte();
         if !reader.read_byte_record(&mut row)? {
             return Ok(());
         }
-        // Where the row begins. The reader's own count is behind where lines end with two bytes.
-        let number = line;
-        line += 1 + row.iter().flatten().filter(|byte| **byte == b'\n').count() as u64;
+        let number = ends.borrow_mut().line_from(from);
         let original = || Original::Row(row.iter().map(<[u8]>::to_vec).collect());
         let record = match StringRecord::from_byte_record(row.clone()) {
             Err(_) => Record::unreadable(number, original(), "is not in UTF-8".to_owned()),
@@ -191,7 +247,7 @@ fn document(input: impl Read, rules: &Rules, take: &mut dyn FnMut(Record) -> boo
     let bounded = Bounded { inner: input, since: Rc::clone(&since), limit: MAX_BETWEEN };
     let mut document = serde_json::Deserializer::from_reader(BufReader::new(bounded));
     let (mut number, mut is_stopped) = (0, false);
-    let mut take = |fields: Map<String, Value>| {
+    let mut take = |fields: Fields| {
         since.set(0);
         number += 1;
         is_stopped = Record::of_object(number, fields, rules).is_some_and(|record| !take(record));
@@ -210,7 +266,7 @@ fn document(input: impl Read, rules: &Rules, take: &mut dyn FnMut(Record) -> boo
 
 /// A list of users, or a user, or an object with a list of them at `users`.
 struct Users<'a> {
-    take: &'a mut dyn FnMut(Map<String, Value>) -> bool,
+    take: &'a mut dyn FnMut(Fields) -> bool,
     is_list: bool,
 }
 
@@ -230,7 +286,7 @@ impl<'de> Visitor<'de> for Users<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while let Some(fields) = list.next_element::<Map<String, Value>>()? {
+        while let Some(fields) = list.next_element::<Fields>()? {
             if !(self.take)(fields) {
                 return Err(A::Error::custom("stopped"));
             }
@@ -240,16 +296,16 @@ impl<'de> Visitor<'de> for Users<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut is_list = false;
-        let mut fields = Map::new();
+        let mut fields = Fields::default();
         while let Some(name) = map.next_key::<String>()? {
             if name == "users" {
                 is_list = true;
-                fields.clear();
+                fields = Fields::default();
                 map.next_value_seed(Users { take: &mut *self.take, is_list: true })?;
             } else if is_list {
                 map.next_value::<IgnoredAny>()?;
             } else {
-                fields.insert(name, map.next_value()?);
+                fields.read_value(name, &mut map)?;
             }
         }
         if is_list || (self.take)(fields) { Ok(()) } else { Err(A::Error::custom("stopped")) }

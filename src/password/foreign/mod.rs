@@ -35,6 +35,9 @@ use super::{HashedPassword, MAX_BORROWED, Peppers, Unreadable, argon};
 /// takes nearly all of it.
 const MAX_TEXT: usize = 640;
 
+/// The shortest digest in hexadecimal: MD5's.
+const MIN_BARE: usize = 32;
+
 /// The longest password that is tried, in bytes: as long as the longest of ASCII that we take. The time of most functions
 /// grows with it, `$6$`'s to five times that of a short one; crypt(3) itself takes 511 bytes, bcrypt sees 72.
 const MAX_PASSWORD: usize = 256;
@@ -57,6 +60,9 @@ pub enum Refused {
     /// No form that is known.
     #[error("not a password hash of a kind that is known")]
     Unknown,
+    /// A digest in hexadecimal that says nothing of itself: [`Imported::bare`] is told what it is.
+    #[error("hexadecimal that does not say which hash it is; `gatepass import --hash` takes it")]
+    Bare,
     /// One that says that nobody can log in with a password (`!`, `*`).
     #[error("no password hash, but the mark of an account without a password")]
     NoPassword,
@@ -112,6 +118,9 @@ impl Imported {
         }
         if text.starts_with(['!', '*']) {
             return Err(Refused::NoPassword);
+        }
+        if text.len() >= MIN_BARE && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(Refused::Bare);
         }
         let hash = Hash::parse(text)?;
         Ok(if hash.function.is_slow() {
@@ -184,7 +193,7 @@ fn without_name(text: &str) -> &str {
 
 /// What other systems compute of a password: an algorithm with its cost and salt. `Display` is the beginning of a PHC
 /// string, `$name$parameters$salt`, which [`function`] reads.
-trait Function: fmt::Display + Send {
+trait Function: fmt::Display + Send + Sync {
     /// What it is called when a hash is refused.
     fn name(&self) -> &'static str;
 
@@ -297,9 +306,11 @@ impl From<Refused> for Unreadable {
         match refused {
             Refused::TooCostly(_) => Self::TooCostly,
             Refused::Pepper => Self::Pepper,
-            Refused::Unknown | Refused::NoPassword | Refused::Malformed(_) | Refused::Template => {
-                Self::Format
-            }
+            Refused::Unknown
+            | Refused::Bare
+            | Refused::NoPassword
+            | Refused::Malformed(_)
+            | Refused::Template => Self::Format,
         }
     }
 }

@@ -241,7 +241,7 @@ fn refused() {
         ("".to_owned(), Unknown),
         ("secret".into(), Unknown),
         ("пароль".into(), Unknown),
-        ("5f4dcc3b5aa765d61d8327deb882cf99".into(), Unknown),
+        ("5f4dcc3b5aa765d61d8327deb882cf99".into(), Refused::Bare),
         ("$".into(), Unknown),
         ("$$$$".into(), Unknown),
         ("U$".into(), Unknown),

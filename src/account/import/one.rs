@@ -1,0 +1,107 @@
+//! One user as another system has changed them: `PUT /admin/users/by-external-id/{id}`. By the rules of a line of a file.
+
+use rand_core::CryptoRng;
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+
+use super::{Denied, Done, Format, MAX_CONFLICTS, Object, Original, Ready, Rules, own, write};
+use crate::{
+    account::{Accounts, Error, User},
+    password::foreign::Imported,
+    random,
+    store::{self, imports, users},
+};
+
+/// What has come of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The user is new.
+    Created,
+    /// The user was there, and was changed.
+    Updated,
+    /// The user was there, and stays: the record is not newer, or says nothing new.
+    Unchanged,
+}
+
+impl Accounts {
+    /// Has the user whom another system calls `external_id` be as `record`, of our own format, says: who is there as an
+    /// import changes them, who is not is made. The record may give the role `admin`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] with everything that breaks a rule, [`Error::UsernameTaken`], [`Error::EmailTaken`],
+    /// [`Error::LastAdmin`]; [`Error::Overloaded`] when a fast hash finds no place to be wrapped.
+    pub async fn put(
+        &self,
+        external_id: &str,
+        mut record: Map<String, Value>,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<(User, Outcome), Error> {
+        let given = record.insert("external_id".to_owned(), external_id.into());
+        let rules = Rules {
+            format: Format::Jsonl,
+            allow_admin: true,
+            bare: None,
+            firebase: None,
+            peppers: self.passwords.peppers().clone(),
+            now,
+        };
+        let mut object = Object::new(&record, false);
+        if given.is_some_and(|given| !given.is_null() && given != external_id) {
+            object.refuse("external_id", "mismatch", "is another one than in the address");
+        }
+        let draft = own::draft(&mut object, &rules);
+        let mut user = Box::new(draft.check(object, &rules).map_err(Error::Invalid)?);
+        let password = match user.password.take() {
+            Some(Imported::Keep(hash)) => Some(hash),
+            Some(Imported::Wrap(fast)) => Some(self.passwords.wrap(fast, random::bytes(rng)).await?),
+            None => None,
+        };
+        let id = random::uuid_v7(user.created_at, rng);
+        let ready = Ready { id, number: 1, original: Original::Object(record), user, password };
+        let mut attempts = 0;
+        let (user, outcome) = loop {
+            match self.put_once(external_id, &ready, now).await {
+                // Somebody else was first with one of the names, perhaps with this very user.
+                Err(store::Error::Taken(_) | store::Error::Conflict(_)) if attempts < MAX_CONFLICTS => {
+                    attempts += 1;
+                }
+                done => break done??,
+            }
+        };
+        if outcome == Outcome::Updated {
+            self.tell_revocations().await;
+        }
+        tracing::info!(user_id = %user.id, ?outcome, "user put by external id");
+        Ok((user, outcome))
+    }
+
+    async fn put_once(
+        &self,
+        external_id: &str,
+        ready: &Ready,
+        now: OffsetDateTime,
+    ) -> Result<Result<(User, Outcome), Error>, store::Error> {
+        let mut conn = self.db_conn().await?;
+        let mut transaction = imports::begin_one(&mut conn).await?;
+        let done = write(&mut transaction, std::slice::from_ref(ready), now, &self.cause).await?;
+        if let Some((_, denied)) = done.refused.first() {
+            return Ok(Err(match denied {
+                Denied::UsernameTaken => Error::UsernameTaken,
+                Denied::EmailTaken => Error::EmailTaken,
+                Denied::LastAdmin => Error::LastAdmin,
+            }));
+        }
+        let outcome = match done {
+            Done { created: 1, .. } => Outcome::Created,
+            Done { updated: 1, .. } => Outcome::Updated,
+            Done { .. } => Outcome::Unchanged,
+        };
+        let Some(user) = users::by_external_id(&mut transaction, external_id).await? else {
+            return Ok(Err(Error::Contended));
+        };
+        imports::end(transaction, true).await?;
+        Ok(Ok((user, outcome)))
+    }
+}

@@ -1,0 +1,193 @@
+//! `/users/me/export`: all that is stored of a user, in one document that is written while it is read.
+
+use std::{
+    error::Error,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::{
+    Extension,
+    body::Body,
+    extract::State,
+    http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE},
+    response::IntoResponse,
+};
+use futures_core::Stream;
+use serde::Serialize;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::sync::mpsc;
+use tracing::Instrument;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{App, Problem, UserBody, history::OwnChange, json::MEDIA_TYPE, problem, sessions::SessionBody};
+use crate::{
+    account::{PersonalData, Stored},
+    token::Claims,
+};
+
+/// The user, with what others do not get to see.
+#[derive(Serialize, ToSchema)]
+struct ExportedUser {
+    #[serde(flatten)]
+    user: UserBody,
+    /// Who the user is in the system that they come from.
+    #[schema(example = "17")]
+    external_id: Option<String>,
+    /// When the user was last changed.
+    #[schema(example = "2026-01-02T03:04:05.678901Z")]
+    #[serde(with = "time::serde::rfc3339")]
+    updated_at: OffsetDateTime,
+}
+
+/// A session, also one that is over.
+#[derive(Serialize, ToSchema)]
+struct ExportedSession {
+    #[serde(flatten)]
+    session: SessionBody,
+    /// When it was ended before its time.
+    #[serde(with = "time::serde::rfc3339::option")]
+    ended_at: Option<OffsetDateTime>,
+    /// Why.
+    #[schema(example = "logout")]
+    end_reason: Option<String>,
+}
+
+/// All that is stored of a user.
+#[derive(ToSchema)]
+#[schema(as = PersonalData)]
+#[expect(dead_code, reason = "describes what `write` writes piece by piece")]
+struct Document {
+    /// When it was asked for.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-02T03:04:05.678901Z")]
+    exported_at: OffsetDateTime,
+    /// The account.
+    user: ExportedUser,
+    /// Every session that is still stored, oldest first.
+    sessions: Vec<ExportedSession>,
+    /// What happened to the account, newest first.
+    history: Vec<OwnChange>,
+}
+
+/// Take along all that is stored about oneself: the account, its sessions, its history; no hash and no token.
+///
+/// It is read piece by piece as it is sent, each piece as it is then. If something fails on the way, the connection breaks.
+#[utoipa::path(
+    get, path = "/users/me/export", tag = "users", security(("bearer" = [])),
+    responses(
+        (status = 200, description = "One document, to be saved.", body = Document, headers(
+            ("Content-Disposition" = String, description = "`attachment`, with a name for the file."),
+            ("Cache-Control" = String, description = "`no-store`."),
+        )),
+        (status = 429, description = "`export_under_way`: one of the user's, or as many as a replica has at once. Try again after `Retry-After`."),
+    ),
+)]
+pub(super) async fn export(
+    State(app): State<App>,
+    Extension(claims): Extension<Arc<Claims>>,
+) -> Result<impl IntoResponse, Problem> {
+    let now = app.clock().now();
+    let data = app.accounts().personal_data(claims.user_id).await?;
+    let disposition =
+        format!("attachment; filename=\"gatepass-export-{}-{}.json\"", data.user.username, now.date());
+    // One piece is being sent, one is ready, one is being made.
+    let (send, pieces) = mpsc::channel(1);
+    let session_id = claims.session_id;
+    tokio::spawn(async move { write(data, session_id, now, send).await }.in_current_span());
+    let headers = [
+        (CONTENT_TYPE, MEDIA_TYPE.to_owned()),
+        (CONTENT_DISPOSITION, disposition),
+        (CACHE_CONTROL, "no-store".to_owned()),
+    ];
+    Ok((headers, Body::from_stream(Pieces(pieces))))
+}
+
+type Piece = Result<Vec<u8>, io::Error>;
+
+/// What has been written, as the body takes it.
+struct Pieces(mpsc::Receiver<Piece>);
+
+impl Stream for Pieces {
+    type Item = Piece;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Piece>> {
+        self.0.poll_recv(context)
+    }
+}
+
+/// Writes the document until it is whole, or nobody takes it.
+async fn write(data: PersonalData, session_id: Uuid, now: OffsetDateTime, out: mpsc::Sender<Piece>) {
+    let last = match pieces(data, session_id, now, &out).await {
+        Ok(last) => Ok(last),
+        // Nobody takes any more.
+        Err(_) if out.is_closed() => return,
+        Err(error) => {
+            tracing::error!(cause = problem::chain(&*error), "an export has stopped half way");
+            Err(io::Error::other("the export has stopped"))
+        }
+    };
+    let _ = out.send(last).await;
+}
+
+/// Sends all pieces but the last, which is given back: by then the user may export again.
+async fn pieces(
+    mut data: PersonalData,
+    session_id: Uuid,
+    now: OffsetDateTime,
+    out: &mpsc::Sender<Piece>,
+) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
+    let user = ExportedUser {
+        user: data.user.clone().into(),
+        external_id: data.particulars.external_id.take(),
+        updated_at: data.particulars.updated_at,
+    };
+    let now = now.format(&Rfc3339)?;
+    let mut piece = format!("{{\"exported_at\":\"{now}\",\"user\":").into_bytes();
+    serde_json::to_writer(&mut piece, &user)?;
+    piece.extend(b",\"sessions\":[");
+    let mut is_first = true;
+    loop {
+        let page = data.sessions().await?;
+        if page.is_empty() {
+            break;
+        }
+        let session = |Stored { overview, ended_at, end_reason }| ExportedSession {
+            session: SessionBody::new(overview, session_id),
+            ended_at,
+            end_reason,
+        };
+        append(&mut piece, page.into_iter().map(session), &mut is_first)?;
+        out.send(Ok(std::mem::take(&mut piece))).await?;
+    }
+    piece.extend(b"],\"history\":[");
+    is_first = true;
+    loop {
+        let page = data.changes().await?;
+        if page.is_empty() {
+            break;
+        }
+        let changes = page.into_iter().map(|change| OwnChange::new(change, data.user.id));
+        append(&mut piece, changes, &mut is_first)?;
+        out.send(Ok(std::mem::take(&mut piece))).await?;
+    }
+    piece.extend(b"]}\n");
+    Ok(piece)
+}
+
+/// Adds the elements of a list.
+fn append(
+    out: &mut Vec<u8>,
+    elements: impl Iterator<Item = impl Serialize>,
+    is_first: &mut bool,
+) -> Result<(), serde_json::Error> {
+    for element in elements {
+        if !std::mem::take(is_first) {
+            out.push(b',');
+        }
+        serde_json::to_writer(&mut *out, &element)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,372 @@
+//! While two systems run side by side, the old one tells of each user who changes there: `PUT
+//! /admin/users/by-external-id/{id}`. By the rules of the import; also when two tell the same at the same moment.
+
+use axum::http::Method;
+use serde_json::{Value, json};
+use sqlx::Connection;
+use time::Duration;
+use tokio::task::JoinSet;
+
+use crate::{
+    app::{Answer, App, Story},
+    process::until,
+};
+
+/// Alice's password in the other system, and what that has of it: one of the vectors of tests/foreign_hashes.rs.
+const OLD_PASSWORD: &str = "пароль 密碼 🦀 02da6d9d";
+const BCRYPT: &str = "$2y$08$19Gq6c13aVMyQ5QM/c3qFeR7H5V/6UzcigJrXYMaWBNIrvna/8UK.";
+/// `secret` as LDAP has it, which is too fast to be kept.
+const SSHA: &str = "{SSHA}VWbG6s3jSVi5IHhYR0Ihgc9ccFY0UVZz";
+
+struct Bridge {
+    app: App,
+    root: Value,
+}
+
+impl Bridge {
+    async fn new() -> Self {
+        Self::with(&[]).await
+    }
+
+    async fn with(settings: &[(&str, &str)]) -> Self {
+        let app = App::with(settings).await;
+        let root = app.login_admin("root").await;
+        Self { app, root }
+    }
+
+    fn request(&self, id: &str, body: &Value) -> Story {
+        let path = format!("/admin/users/by-external-id/{id}");
+        self.app.request(Method::PUT, &path).bearer(&self.root).json(body)
+    }
+
+    async fn put(&self, id: &str, body: &Value) -> Answer {
+        self.request(id, body).send().await
+    }
+
+    /// Alice, with more said of her.
+    async fn alice(&self, more: Value) -> Answer {
+        let mut body = json!({
+            "username": "alice", "email": "alice@example.com", "full_name": "Alice", "is_email_verified": true,
+            "created_at": "2019-01-01T00:00:00Z", "updated_at": "2020-01-01T00:00:00Z", "password_hash": BCRYPT,
+        });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        self.put("17", &body).await
+    }
+
+    async fn column(&self, name: &str, id: &str) -> Value {
+        let row: Value = sqlx::query_scalar("SELECT to_jsonb(users) FROM users WHERE external_id = $1")
+            .bind(id)
+            .fetch_one(&self.app.db)
+            .await
+            .unwrap();
+        row[name].clone()
+    }
+
+    async fn log_in(&self, password: &str) -> Answer {
+        self.app.post("/users/login").json(&json!({ "username": "alice", "password": password })).send().await
+    }
+}
+
+/// The errors of a 422, `field code`.
+fn faults(answer: Answer) -> Vec<String> {
+    let problem = answer.expect_problem(422, "validation_failed");
+    let text = |error: &Value, name: &str| error[name].as_str().unwrap().to_owned();
+    let errors = problem["errors"].as_array().unwrap().iter();
+    errors.map(|error| format!("{} {}", text(error, "field"), text(error, "code"))).collect()
+}
+
+#[tokio::test]
+async fn a_user_is_made_then_changed_by_what_is_newer_and_by_nothing_else() {
+    let here = Bridge::new().await;
+    let made = here.alice(json!({ "external_id": "17" })).await;
+    let location = made.header("location").to_owned();
+    let made = made.expect(201);
+    assert_eq!(made["outcome"], "created");
+    assert_eq!(made["created_at"], "2019-01-01T00:00:00Z");
+    assert_eq!(location, format!("/admin/users/{}", made["id"].as_str().unwrap()));
+    let mut user = here.app.get(&location).bearer(&here.root).send().await.expect(200);
+    user["outcome"] = "created".into();
+    assert_eq!(user, made);
+    assert_eq!(here.column("external_id", "17").await, "17");
+
+    // The same again, older, without an age.
+    for at in [json!("2020-01-01T00:00:00Z"), json!("2019-12-31T23:59:59Z"), Value::Null] {
+        let answer = here.alice(json!({ "updated_at": at, "full_name": "Eve", "disabled": true })).await;
+        assert_eq!(answer.header("location"), "");
+        let same = answer.expect(200);
+        assert_eq!((&same["outcome"], &same["full_name"]), (&json!("unchanged"), &json!("Alice")), "{at}");
+        assert_eq!(same["disabled"], false);
+    }
+    // Newer, and the same.
+    let same = here.alice(json!({ "updated_at": "2020-06-01T00:00:00Z" })).await.expect(200);
+    assert_eq!(same["outcome"], "unchanged");
+    // What was true in between comes too late.
+    let late =
+        here.alice(json!({ "updated_at": "2020-03-01T00:00:00Z", "full_name": "Eve" })).await.expect(200);
+    assert_eq!((&late["outcome"], &late["full_name"]), (&json!("unchanged"), &json!("Alice")));
+    here.log_in(OLD_PASSWORD).await.expect(200);
+    // Newer. The username stays, and what is not said; another address is nobody's until it is shown to be theirs.
+    let newer = json!({
+        "username": "alicia", "email": "alice@new.example", "updated_at": "2021-01-01T00:00:00Z", "full_name": null,
+        "is_email_verified": null, "roles": ["admin", "support"], "password_hash": "!",
+    });
+    let changed = here.alice(newer).await.expect(200);
+    assert_eq!(changed["outcome"], "updated");
+    for (field, value) in [
+        ("id", made["id"].clone()),
+        ("username", json!("alice")),
+        ("email", json!("alice@new.example")),
+        ("full_name", json!("Alice")),
+        ("is_email_verified", json!(false)),
+        ("roles", json!(["admin", "support"])),
+        ("created_at", json!("2019-01-01T00:00:00Z")),
+    ] {
+        assert_eq!(changed[field], value, "{field}");
+    }
+    here.log_in(OLD_PASSWORD).await.expect(200);
+
+    // What an administrator does here is newer than what was before it.
+    here.app.patch(&location).bearer(&here.root).json(&json!({ "full_name": "Al" })).send().await.expect(200);
+    let older = here.alice(json!({ "updated_at": "2022-01-01T00:00:00Z" })).await.expect(200);
+    assert_eq!((&older["outcome"], &older["full_name"]), (&json!("unchanged"), &json!("Al")));
+
+    // The history has the administrator and the requests.
+    let history = format!("/admin/history?table=users&user={}", made["id"].as_str().unwrap());
+    let history = here.app.get(&history).bearer(&here.root).send().await.expect(200);
+    // But for the login, which has replaced the hash.
+    let by_people = |change: &&Value| change["actor"] != "service";
+    let changes: Vec<_> = history["changes"].as_array().unwrap().iter().filter(by_people).collect();
+    assert_eq!(changes.len(), 3, "{history}");
+    for change in changes {
+        assert_eq!(change["actor"], here.root["user"]["id"], "{change}");
+        assert!(change["request_id"].is_string());
+    }
+    assert!(!history.to_string().contains("$2y$"));
+}
+
+#[tokio::test]
+async fn an_id_is_any_text_and_is_read_from_the_address() {
+    let here = Bridge::new().await;
+    let body = |i: usize| json!({ "username": format!("user{i}"), "email": format!("user{i}@example.com") });
+    let long = "ü".repeat(256);
+    for (i, (address, id)) in [
+        ("auth0%7C5f%2F1", "auth0|5f/1"),
+        ("a%20b+c", "a b+c"),
+        ("%25", "%"),
+        ("..%2f..", "../.."),
+        ("%C3%A4", "ä"),
+        ("sessions", "sessions"),
+        (&"%C3%BC".repeat(256), &long),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let user = here.put(address, &body(i)).await.expect(201);
+        assert_eq!(user["username"], format!("user{i}"));
+        assert_eq!(here.column("id", id).await, user["id"], "{address}");
+        let mut named = body(i);
+        named["external_id"] = id.into();
+        assert_eq!(here.put(address, &named).await.expect(200)["outcome"], "unchanged");
+    }
+    for (address, fault) in [
+        ("a%00b", "external_id invalid_characters"),
+        ("a%0Ab", "external_id invalid_characters"),
+        ("%FF", "external_id invalid_characters"),
+        (&"x".repeat(257), "external_id too_long"),
+    ] {
+        assert_eq!(faults(here.put(address, &body(99)).await), [fault], "{address}");
+    }
+    for other in ["", "18", " 17"] {
+        let mut other_id = body(99);
+        other_id["external_id"] = other.into();
+        assert_eq!(faults(here.put("17", &other_id).await), ["external_id mismatch"], "{other}");
+    }
+    here.app
+        .request(Method::PUT, "/admin/users/by-external-id/")
+        .bearer(&here.root)
+        .json(&body(99))
+        .send()
+        .await
+        .expect_problem(404, "not_found");
+}
+
+#[tokio::test]
+async fn what_breaks_a_rule_is_told_all_at_once_and_changes_nothing() {
+    let here = Bridge::new().await;
+    let bad = json!({
+        "username": "b b", "email": "nowhere", "full_name": "a\u{7}", "roles": ["Boss"], "created_at": "yesterday",
+        "updated_at": "2999-01-01T00:00:00Z", "password_changed_at": "1969-01-01T00:00:00Z", "password_hash": "secret",
+    });
+    let told = faults(here.alice(bad).await);
+    for fault in [
+        "username invalid_characters",
+        "email invalid_email",
+        "full_name invalid_characters",
+        "roles[0] invalid_role",
+        "created_at invalid_type",
+        "updated_at in_the_future",
+        "password_changed_at too_early",
+        "password_hash refused",
+    ] {
+        assert!(told.iter().any(|told| told == fault), "{fault}: {told:?}");
+    }
+    assert_eq!(told.len(), 8, "{told:?}");
+    // What hexadecimal is of, nobody has said.
+    let bare = here.alice(json!({ "password_hash": "5f4dcc3b5aa765d61d8327deb882cf99" })).await;
+    let problem = bare.expect_problem(422, "validation_failed");
+    let message = problem["errors"][0]["message"].as_str().unwrap();
+    assert!(message.contains("hexadecimal") && message.contains("--hash"), "{message}");
+    let costly = format!("$2y$31${}", &BCRYPT[7..]);
+    assert_eq!(faults(here.alice(json!({ "password_hash": costly })).await), ["password_hash refused"]);
+    assert_eq!(faults(here.alice(json!({ "salt": "x" })).await), ["salt unknown_field"]);
+    let users: i64 = sqlx::query_scalar("SELECT count(*) FROM users").fetch_one(&here.app.db).await.unwrap();
+    assert_eq!(users, 1);
+
+    // Nobody else learns anything.
+    here.app.register("bob").await;
+    let bob = here.app.login("bob").await;
+    let request = here.app.request(Method::PUT, "/admin/users/by-external-id/%00").bearer(&bob);
+    request.json(&json!({})).send().await.expect_problem(403, "forbidden");
+}
+
+#[tokio::test]
+async fn whose_name_it_is_stays_who_they_are() {
+    let here = Bridge::new().await;
+    here.app.register("alice").await;
+    // Who has registered here by themselves is not taken over.
+    here.alice(json!({})).await.expect_problem(409, "username_taken");
+    here.alice(json!({ "username": "alice2", "email": "ALICE@example.com" }))
+        .await
+        .expect_problem(409, "email_taken");
+    here.alice(json!({ "username": "ALICE2", "email": "alice2@example.com" })).await.expect(201);
+    here.alice(json!({ "email": "alice@example.com", "updated_at": "2021-01-01T00:00:00Z" }))
+        .await
+        .expect_problem(409, "email_taken");
+
+    // The last administrator stays one.
+    let root = json!({ "username": "boss", "email": "boss@example.com", "roles": ["admin"] });
+    here.put("boss", &root).await.expect(201);
+    sqlx::query("UPDATE users SET roles = '{}' WHERE username = 'root'").execute(&here.app.db).await.unwrap();
+    let set = "UPDATE users SET external_id = $1 WHERE username = 'root'";
+    sqlx::query(set).bind("root").execute(&here.app.db).await.unwrap();
+    sqlx::query("UPDATE users SET roles = '{admin}', updated_at = '2020-01-01Z' WHERE username = 'root'")
+        .execute(&here.app.db)
+        .await
+        .unwrap();
+    sqlx::query("UPDATE users SET disabled = true WHERE username = 'boss'")
+        .execute(&here.app.db)
+        .await
+        .unwrap();
+    here.app.hear().await;
+    let here = Bridge { root: here.app.login("root").await, ..here };
+    for change in [json!({ "roles": [] }), json!({ "disabled": true })] {
+        let mut body =
+            json!({ "username": "root", "email": "root@example.com", "updated_at": "2021-01-01T00:00:00Z" });
+        body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        here.put("root", &body).await.expect_problem(409, "last_admin");
+    }
+}
+
+#[tokio::test]
+async fn a_change_ends_and_outdates_what_it_does_elsewhere() {
+    let here = Bridge::new().await;
+    here.alice(json!({})).await.expect(201);
+    let me = async |login: &Value| here.app.get("/users/me").bearer(login).send().await;
+    let login = here.log_in(OLD_PASSWORD).await.expect(200);
+    let newer = json!({ "updated_at": "2020-02-01T00:00:00Z", "roles": ["support"], "password_hash": null });
+    here.alice(newer).await.expect(200);
+    me(&login).await.expect_problem(401, "token_outdated");
+
+    // A login has replaced the hash, so that nobody can tell whether it is another password.
+    let login = here.log_in(OLD_PASSWORD).await.expect(200);
+    assert!(here.column("password_hash", "17").await.as_str().unwrap().starts_with("$argon2id$"));
+    let later = json!({ "updated_at": "2026-01-02T03:04:06Z", "password_hash": SSHA });
+    assert_eq!(here.alice(later).await.expect(200)["outcome"], "updated");
+    me(&login).await.expect_problem(401, "session_revoked");
+    here.log_in(OLD_PASSWORD).await.expect_problem(401, "invalid_credentials");
+    let kept = here.column("password_hash", "17").await;
+    assert!(kept.as_str().unwrap().starts_with("$wrapped$digest$of=sha1"), "{kept}");
+
+    here.app.clock.advance(Duration::minutes(1));
+    here.alice(json!({ "updated_at": "2026-01-02T03:04:07Z" })).await.expect(200);
+    let login = here.log_in(OLD_PASSWORD).await.expect(200);
+    here.app.clock.advance(Duration::minutes(1));
+    here.alice(json!({ "updated_at": "2026-01-02T03:06:05Z", "disabled": true })).await.expect(200);
+    me(&login).await.expect_problem(401, "session_revoked");
+    here.log_in(OLD_PASSWORD).await.expect_problem(401, "invalid_credentials");
+}
+
+#[tokio::test]
+async fn of_two_who_tell_of_the_same_new_user_at_once_one_makes_them_and_both_succeed() {
+    let here = Bridge::new().await;
+    // Both have found nobody, and are about to write.
+    let mut hold = here.app.db.acquire().await.unwrap();
+    let mut hold = hold.begin().await.unwrap();
+    sqlx::query("LOCK TABLE users IN SHARE MODE").execute(&mut *hold).await.unwrap();
+    let body =
+        json!({ "username": "alice", "email": "alice@example.com", "updated_at": "2020-01-01T00:00:00Z" });
+    let mut crowd = JoinSet::new();
+    for _ in 0..2 {
+        crowd.spawn(here.request("17", &body).send());
+    }
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    until("both wait", async || {
+        sqlx::query_scalar::<_, i64>(waiting).fetch_one(&here.app.db).await.unwrap() == 2
+    })
+    .await;
+    hold.rollback().await.unwrap();
+    let answers = crowd.join_all().await;
+    let mut statuses: Vec<_> = answers.iter().map(|answer| answer.status.as_u16()).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 201], "{answers:?}");
+    let ids: Vec<Value> = answers
+        .into_iter()
+        .map(|answer| serde_json::from_str::<Value>(&answer.body).unwrap()["id"].clone())
+        .collect();
+    assert_eq!(ids[0], ids[1]);
+
+    // And many, each with something else to say: the newest is what stays.
+    for round in 0..5 {
+        let mut crowd = JoinSet::new();
+        for i in 0..6 {
+            let body = json!({
+                "username": format!("user{round}"), "email": format!("user{round}-{i}@example.com"),
+                "updated_at": format!("2020-01-01T00:00:0{i}Z"),
+            });
+            crowd.spawn(here.request(&format!("x-{round}"), &body).send());
+        }
+        let answers = crowd.join_all().await;
+        let made = answers.iter().filter(|answer| answer.status.as_u16() == 201).count();
+        assert_eq!(made, 1, "{answers:?}");
+        assert!(answers.iter().all(|answer| answer.status.is_success()), "{answers:?}");
+        assert_eq!(here.column("email", &format!("x-{round}")).await, format!("user{round}-5@example.com"));
+    }
+}
+
+#[tokio::test]
+async fn fast_hashes_wait_their_turn_with_logins() {
+    let here = Bridge::with(&[
+        ("PASSWORD_HASH_THREADS", "1"),
+        ("PASSWORD_HASH_QUEUE", "1"),
+        ("ARGON2_MEMORY_KIB", "19456"),
+        ("ARGON2_ITERATIONS", "8"),
+    ])
+    .await;
+    let mut crowd = JoinSet::new();
+    for i in 0..8 {
+        let body = json!({
+            "username": format!("user{i}"), "email": format!("user{i}@example.com"), "password_hash": SSHA,
+        });
+        crowd.spawn(here.request(&i.to_string(), &body).send());
+    }
+    let (made, turned_away): (Vec<_>, Vec<_>) =
+        crowd.join_all().await.into_iter().partition(|answer| answer.status.as_u16() == 201);
+    assert!(made.len() >= 2 && turned_away.len() >= 2, "{} {}", made.len(), turned_away.len());
+    for answer in turned_away {
+        assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
+        answer.expect_problem(503, "overloaded");
+    }
+    // What is slow by itself needs no turn.
+    here.alice(json!({})).await.expect(201);
+}
