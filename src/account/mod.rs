@@ -12,6 +12,7 @@ pub mod export;
 mod fields;
 mod history;
 pub mod import;
+mod legacy;
 mod login;
 mod own;
 mod renewal;
@@ -40,6 +41,7 @@ pub use self::{
 pub use crate::store::users::User;
 pub use crate::store::{Actor, Cause, sessions::Overview};
 use crate::{
+    legacy::Legacy,
     metrics::{HashJobs, Metrics},
     password::{self, Password, PoolError},
     random,
@@ -85,6 +87,8 @@ pub struct Parts {
     pub refresh_keys: RefreshKeys,
     /// How often somebody may fail.
     pub throttle: Throttle,
+    /// Where users may still come from.
+    pub legacy: Option<Legacy>,
     /// With it, what is revoked here is refused here when the use case returns.
     pub feed: Option<Feed>,
     /// What is counted.
@@ -101,6 +105,7 @@ pub struct Accounts {
     issuer: Arc<Issuer>,
     refresh_keys: RefreshKeys,
     throttle: Throttle,
+    legacy: Option<Legacy>,
     feed: Option<Feed>,
     metrics: Metrics,
     policy: Policy,
@@ -252,9 +257,9 @@ struct Valid<'a> {
 impl Accounts {
     /// The use cases.
     pub fn new(parts: Parts) -> Self {
-        let Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy } = parts;
+        let Parts { db, passwords, issuer, refresh_keys, throttle, legacy, feed, metrics, policy } = parts;
         let cause = Cause::default();
-        Self { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy, cause }
+        Self { db, passwords, issuer, refresh_keys, throttle, legacy, feed, metrics, policy, cause }
     }
 
     /// Password hashes under way.

@@ -248,11 +248,13 @@ pub async fn app(
     let pools = PoolWatch::new(move || pools.iter().map(|(name, pool)| pool_use(name, pool)).collect());
     let feed = Feed::new(feed, listens, clock.clone(), settings.revocation_max_staleness, metrics.clone());
     let threads = settings.password_hash_threads;
+    let legacy = setup::legacy(settings, limits.legacy_login, clock.clone(), metrics.clone())?;
     let accounts = setup::accounts(
         settings,
         key,
         keys.issuer(),
         requests.clone(),
+        legacy,
         Some(feed.clone()),
         metrics.clone(),
         threads,

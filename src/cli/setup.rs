@@ -16,6 +16,7 @@ use crate::{
     },
     embedded::Embedded,
     keys,
+    legacy::{self, Legacy},
     metrics::Metrics,
     password::{Params, Pool, PoolSettings, Rules},
     revocation::Feed,
@@ -460,6 +461,7 @@ pub(super) fn accounts(
     key: &SymmetricKey,
     issuer: Arc<Issuer>,
     db: PgPool,
+    legacy: Option<Legacy>,
     feed: Option<Feed>,
     metrics: Metrics,
     threads: usize,
@@ -492,7 +494,29 @@ pub(super) fn accounts(
     );
     let watcher = metrics.clone();
     passwords.watch(move |waited, took| watcher.password_hash(waited, took));
-    Ok(Accounts::new(account::Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy }))
+    Ok(Accounts::new(account::Parts {
+        db,
+        passwords,
+        issuer,
+        refresh_keys,
+        throttle,
+        legacy,
+        feed,
+        metrics,
+        policy,
+    }))
+}
+
+/// The system that users may still come from, when the settings name one.
+pub(super) fn legacy(
+    settings: &Settings,
+    patience: Duration,
+    clock: Clock,
+    metrics: Metrics,
+) -> Result<Option<Legacy>, Failure> {
+    let Some(url) = settings.legacy_login_url.clone() else { return Ok(None) };
+    let traceparent = telemetry::traces::traceparent;
+    Ok(Some(Legacy::new(legacy::Settings { url, patience, traceparent, clock, metrics })?))
 }
 
 fn failures(rate: config::Rate) -> Rate {
