@@ -35,6 +35,7 @@ mod isolation;
 mod key_commands;
 mod keys;
 mod kill;
+mod legacy_login;
 mod login;
 mod logs;
 mod manners;

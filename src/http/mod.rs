@@ -68,7 +68,7 @@ pub struct Limits {
     /// From the header fields to the response, not counting the time for which a request may wait for news.
     pub handler: Duration,
     /// How long the old system may take to say whether it has a user (`LEGACY_LOGIN_URL`). Where there is one, every
-    /// refused login takes half a second more than that.
+    /// refused login takes a fifth longer than that.
     pub legacy_login: Duration,
     /// How long a client may leave an answer lying without taking any of it. On Linux alone: elsewhere such a client is
     /// waited for.

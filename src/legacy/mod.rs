@@ -31,9 +31,6 @@ use crate::{clock::Clock, metrics::Metrics, password::Password};
 /// How many questions may be under way at once.
 const PLACES: usize = 16;
 
-/// What else a refused login takes in which the old system was asked, and one in which it was not.
-const REST: Duration = Duration::from_millis(500);
-
 /// How the old system is asked.
 #[derive(Debug)]
 pub struct Settings {
@@ -94,9 +91,10 @@ impl Legacy {
         Ok(Self(Arc::new(Inner { client, patience, places: Semaphore::new(PLACES), gate, clock, metrics })))
     }
 
-    /// How long a refused login takes, whether or not the old system was asked: longer than it may take to answer.
+    /// How long a refused login takes, whether or not the old system was asked: a fifth longer than it may take to answer,
+    /// for what is done before and after.
     pub fn shortest_refusal(&self) -> Duration {
-        self.0.patience + REST
+        self.0.patience * 6 / 5
     }
 
     /// Asks for a user by what was typed as their name, and their password.
