@@ -87,8 +87,6 @@ pub struct Parts {
     pub refresh_keys: RefreshKeys,
     /// How often somebody may fail.
     pub throttle: Throttle,
-    /// Where users may still come from.
-    pub legacy: Option<Legacy>,
     /// With it, what is revoked here is refused here when the use case returns.
     pub feed: Option<Feed>,
     /// What is counted.
@@ -257,9 +255,15 @@ struct Valid<'a> {
 impl Accounts {
     /// The use cases.
     pub fn new(parts: Parts) -> Self {
-        let Parts { db, passwords, issuer, refresh_keys, throttle, legacy, feed, metrics, policy } = parts;
+        let Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy } = parts;
         let cause = Cause::default();
-        Self { db, passwords, issuer, refresh_keys, throttle, legacy, feed, metrics, policy, cause }
+        Self { db, passwords, issuer, refresh_keys, throttle, legacy: None, feed, metrics, policy, cause }
+    }
+
+    /// The same use cases, with a system that users may still come from.
+    #[must_use]
+    pub fn with_legacy(self, legacy: Option<Legacy>) -> Self {
+        Self { legacy, ..self }
     }
 
     /// Password hashes under way.

@@ -254,11 +254,11 @@ pub async fn app(
         key,
         keys.issuer(),
         requests.clone(),
-        legacy,
         Some(feed.clone()),
         metrics.clone(),
         threads,
-    )?;
+    )?
+    .with_legacy(legacy);
     Ok(App::new(Parts {
         accounts,
         clients: Clients::new(requests.clone()),

@@ -461,7 +461,6 @@ pub(super) fn accounts(
     key: &SymmetricKey,
     issuer: Arc<Issuer>,
     db: PgPool,
-    legacy: Option<Legacy>,
     feed: Option<Feed>,
     metrics: Metrics,
     threads: usize,
@@ -494,17 +493,7 @@ pub(super) fn accounts(
     );
     let watcher = metrics.clone();
     passwords.watch(move |waited, took| watcher.password_hash(waited, took));
-    Ok(Accounts::new(account::Parts {
-        db,
-        passwords,
-        issuer,
-        refresh_keys,
-        throttle,
-        legacy,
-        feed,
-        metrics,
-        policy,
-    }))
+    Ok(Accounts::new(account::Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy }))
 }
 
 /// The system that users may still come from, when the settings name one.

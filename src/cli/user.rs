@@ -136,7 +136,7 @@ async fn on(
     let db = database.pool(1);
     // No command makes tokens, so that any key will do.
     let issuer = Arc::new(Issuer::new(key.clone(), setup::party(settings)));
-    let accounts = setup::accounts(settings, &key, issuer, db.clone(), None, None, Metrics::new(), 1)?;
+    let accounts = setup::accounts(settings, &key, issuer, db.clone(), None, Metrics::new(), 1)?;
     let done = execute(&accounts.caused_by(setup::operator()), command, password).await;
     setup::close(&db).await;
     done.map_err(explain)
