@@ -1,7 +1,7 @@
 //! Token authentication for teams with a few services and a Postgres.
 //!
 //! The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store, revocation}`,
-//! `cli → devdata → {password, store, embedded}`, `revocation → {token, store}`,
+//! `account → legacy → password`, `cli → devdata → {password, store, embedded}`, `revocation → {token, store}`,
 //! `http → {keys → {token, store}, bearer → token, tls}`; never upward. Some take a type from below, so that a secret never
 //! travels as text: `store → password` and `config → {password, token}`. `aws → {store, metrics}` logs in to the database,
 //! for `cli`.
@@ -15,6 +15,7 @@
 //! | [`password`] | the rules, the hash, and the pool that bounds what hashing may cost |
 //! | [`store`] | the only room with SQL: one file for each table, and the migrations |
 //! | [`account`] | the use cases: register, log in, … |
+//! | [`legacy`] | the system that users come from, asked over HTTP about those who are unknown here |
 //! | [`devdata`] | data for developers: made up, or a masked sample of real ones |
 //! | [`http`] | the only room with axum: one file for each resource |
 //! | [`tls`] | the service's certificate: read, checked, and read again when its files change |
@@ -57,6 +58,8 @@ pub mod embedded;
 pub mod http;
 #[cfg(feature = "server")]
 pub mod keys;
+#[cfg(feature = "server")]
+pub mod legacy;
 #[cfg(feature = "server")]
 pub mod metrics;
 #[cfg(feature = "server")]

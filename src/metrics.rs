@@ -117,6 +117,8 @@ struct Series {
     hash_jobs_max: Gauge,
     hash_wait_seconds: Histogram,
     hash_seconds: Histogram,
+    legacy_logins: Family<Outcome, Counter>,
+    legacy_breaker_open: Gauge,
     database_tokens: Family<Outcome, Counter>,
     revocations: Family<Kind, Gauge>,
     revocation_silence: Seconds,
@@ -179,6 +181,20 @@ outcomes! {
         Overloaded = "overloaded",
         /// A fault of ours, or no database.
         Failed = "failed",
+    }
+}
+
+outcomes! {
+    /// What becomes of a login about which the old system should be asked.
+    LegacyOutcome {
+        /// The user is one of ours from now on.
+        TakenOver = "taken_over",
+        /// The old system has no such user with this password, or has disabled them.
+        Refused = "refused",
+        /// It did not answer, or what it answered cannot be used.
+        Failed = "failed",
+        /// It has too much to do, or has not answered lately.
+        NotAsked = "not_asked",
     }
 }
 
@@ -332,6 +348,16 @@ impl Metrics {
         self.0.series.renewals.get_or_create(&Outcome { outcome: outcome.label() }).inc();
     }
 
+    /// A login about which the old system should be asked came to its end.
+    pub fn legacy_login(&self, outcome: LegacyOutcome) {
+        self.0.series.legacy_logins.get_or_create(&Outcome { outcome: outcome.label() }).inc();
+    }
+
+    /// Whether the old system is left alone, since it does not answer.
+    pub fn set_legacy_breaker_open(&self, is_open: bool) {
+        self.0.series.legacy_breaker_open.set(is_open.into());
+    }
+
     /// An attempt was refused because of those that had failed before.
     pub fn throttled(&self, attempt: ThrottledAttempt) {
         self.0.series.throttled.get_or_create(&Attempt { attempt: attempt.label() }).inc();
@@ -400,6 +426,8 @@ impl Series {
             hash_jobs_max: Gauge::default(),
             hash_wait_seconds: latencies(),
             hash_seconds: latencies(),
+            legacy_logins: Family::default(),
+            legacy_breaker_open: Gauge::default(),
             database_tokens: Family::default(),
             revocations: Family::default(),
             revocation_silence: Seconds::default(),
@@ -421,6 +449,9 @@ impl Series {
         }
         for outcome in RenewalOutcome::ALL {
             drop(series.renewals.get_or_create(&Outcome { outcome: outcome.label() }));
+        }
+        for outcome in LegacyOutcome::ALL {
+            drop(series.legacy_logins.get_or_create(&Outcome { outcome: outcome.label() }));
         }
         for attempt in ThrottledAttempt::ALL {
             drop(series.throttled.get_or_create(&Attempt { attempt: attempt.label() }));
@@ -451,6 +482,10 @@ impl Series {
         registry.register("logins", "Logins, by what became of them", self.logins.clone());
         let about = "Renewals, by what became of them; reused: a copied refresh token has ended its session";
         registry.register("renewals", about, self.renewals.clone());
+        let about = "Logins of users unknown here, with LEGACY_LOGIN_URL, by what became of them";
+        registry.register("legacy_logins", about, self.legacy_logins.clone());
+        let about = "1 while the old system of LEGACY_LOGIN_URL is left alone, since it does not answer";
+        registry.register("legacy_breaker_open", about, self.legacy_breaker_open.clone());
         let about = "IAM tokens for the database, by whether one could be made";
         registry.register("database_tokens", about, self.database_tokens.clone());
         let about = "Attempts refused because of those that had failed before";

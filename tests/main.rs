@@ -37,6 +37,7 @@ mod isolation;
 mod key_commands;
 mod keys;
 mod kill;
+mod legacy_login;
 mod login;
 mod logs;
 mod manners;

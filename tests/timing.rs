@@ -11,12 +11,19 @@
 //!
 //! A few samples in `make test`; with `GATEPASS_DRILL=full` so many that the bounds are close.
 
-use std::{env, time::Instant};
+use std::{
+    env,
+    time::{Duration, Instant},
+};
 
-use gatepass::random;
+use gatepass::{http::Limits, random};
 use serde_json::json;
+use tokio::task::JoinSet;
 
-use crate::app::{Answer, App, PASSWORD};
+use crate::{
+    app::{Answer, App, PASSWORD},
+    legacy_login::OldSystem,
+};
 
 const WRONG: &str = "wrong-horse-battery-9";
 
@@ -142,6 +149,46 @@ async fn a_failed_login_takes_as_long_with_a_dear_hash_of_another_system() {
         log_in(&app, username, password).await.expect_problem(401, "invalid_credentials");
     });
     assert_alike(&cases.map(|(name, ..)| name), &times.await, bound);
+}
+
+/// Nothing but waiting makes these alike. All at once, since all of them wait.
+#[tokio::test]
+async fn a_failed_login_takes_as_long_whether_or_not_the_old_system_was_asked() {
+    let old = OldSystem::start().await;
+    old.takes(Duration::from_millis(40));
+    let limits = Limits { legacy_login: Duration::from_millis(100), ..Limits::default() };
+    let app = App::with_limits(&[("LEGACY_LOGIN_URL", &old.url())], limits).await;
+    users(&app).await;
+    let cases = [
+        ("a wrong password", "alice", WRONG),
+        ("an unknown user", "nobody", PASSWORD),
+        ("an unknown address", "nobody@example.com", PASSWORD),
+        ("a disabled user", "bob", PASSWORD),
+        ("a user without a password", "carol", PASSWORD),
+    ];
+    let (samples, bound) = effort();
+    let mut times = vec![Vec::new(); cases.len()];
+    for _ in 0..samples {
+        let mut order: Vec<usize> = (0..cases.len()).collect();
+        order.sort_by_cached_key(|_| random::bytes::<8>(&mut random::system()));
+        let logins = order.iter().map(|&case| {
+            let (_, username, password) = cases[case];
+            let body = json!({ "username": username, "password": password });
+            let login = app.post("/users/login").json(&body);
+            async move {
+                let began = Instant::now();
+                login.send().await.expect_problem(401, "invalid_credentials");
+                (case, began.elapsed().as_secs_f64())
+            }
+        });
+        for (case, took) in JoinSet::from_iter(logins).join_all().await {
+            assert!(took >= 0.12, "{took}");
+            times[case].push(took);
+        }
+        app.clock.advance(time::Duration::minutes(1));
+    }
+    assert!(old.asked().len() >= samples);
+    assert_alike(&cases.map(|(name, ..)| name), &times, bound);
 }
 
 #[tokio::test]

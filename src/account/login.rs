@@ -4,12 +4,13 @@
 //! one answer, and before all that one place of the [throttle](super::throttle). Where the operator has raised the cost of
 //! a hash, those who have not logged in since cost the same to within a tenth; so do those who came with a cheaper one of
 //! another system. Where a hash costs more, nobody else pays for it, but everybody's refusal waits as long
-//! ([`password::Pool::verify`]).
+//! ([`password::Pool::verify`]). So it does where there is an old system that may know the user ([`legacy`](super::legacy)).
 
 use std::net::IpAddr;
 
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
+use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
@@ -61,7 +62,11 @@ impl Accounts {
     ) -> Result<Login, Error> {
         let admit = self.throttle.admit_login(username, caller.ip, now);
         let attempt = admit.instrument(info_span!("throttle")).await?;
+        let begun = Instant::now();
         let login = self.try_login(username, password, caller, now, rng).await;
+        if let (Err(Error::InvalidCredentials), Some(legacy)) = (&login, &self.legacy) {
+            sleep_until(begun + legacy.shortest_refusal()).await;
+        }
         let settle = self.throttle.settle(attempt, login.as_ref().map(|login| &login.user), now);
         settle.instrument(info_span!("settle")).await;
         login
@@ -76,20 +81,36 @@ impl Accounts {
         rng: &mut impl CryptoRng,
     ) -> Result<Login, Error> {
         // The connection goes back to the pool before the hash, which takes far longer than both statements.
-        let found = match name(username) {
+        let name = name(username);
+        let found = match name {
             Some(name) => users::credentials(&mut *self.conn().await?, name).await?,
             None => None,
         };
+        let stranger = self.stranger(username, name, found.as_ref(), password);
         // A disabled user is nobody here: not even the right password takes another way.
         let (user, stored) = match found.filter(|found| !found.user.disabled) {
             Some(credentials) => (Some(credentials.user), credentials.password_hash),
             None => (None, None),
         };
         // Nobody's password is that long, and the longer it is the more it would cost to say so.
-        let verdict = match password.length() {
-            0..=password::MAX_LENGTH => self.passwords.verify(password, stored.as_ref()).await?,
-            _ => self.passwords.verify(&Password::new(""), None).await?,
+        let verify = async {
+            match password.length() {
+                0..=password::MAX_LENGTH => self.passwords.verify(password, stored.as_ref()).await,
+                _ => self.passwords.verify(&Password::new(""), None).await,
+            }
         };
+        // At once, so that a stranger with the right password does not wait for both.
+        let ask = async {
+            match &stranger {
+                Some(stranger) => Ok(Some((stranger, self.ask_about(stranger).await))),
+                None => Ok(None),
+            }
+        };
+        let (verdict, answered) = tokio::try_join!(verify, ask)?;
+        if let Some((stranger, answer)) = answered {
+            let user = self.take_over(stranger, answer, now, rng).await?;
+            return self.begin_session(user.ok_or(Error::InvalidCredentials)?, caller, now, rng).await;
+        }
         let user = match (user, verdict) {
             (Some(user), Verdict::Match { outdated }) => {
                 if outdated && let Some(stored) = &stored {

@@ -12,6 +12,7 @@ pub mod export;
 mod fields;
 mod history;
 pub mod import;
+mod legacy;
 mod login;
 mod own;
 mod personal;
@@ -45,6 +46,7 @@ pub use crate::store::{
     sessions::{Overview, Stored},
 };
 use crate::{
+    legacy::Legacy,
     metrics::{HashJobs, Metrics},
     password::{self, Password, PoolError},
     random,
@@ -106,6 +108,7 @@ pub struct Accounts {
     issuer: Arc<Issuer>,
     refresh_keys: RefreshKeys,
     throttle: Throttle,
+    legacy: Option<Legacy>,
     feed: Option<Feed>,
     metrics: Metrics,
     policy: Policy,
@@ -263,7 +266,13 @@ impl Accounts {
     pub fn new(parts: Parts) -> Self {
         let Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy } = parts;
         let (exports, cause) = (Exports::default(), Cause::default());
-        Self { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy, exports, cause }
+        Self { db, passwords, issuer, refresh_keys, throttle, legacy: None, feed, metrics, policy, exports, cause }
+    }
+
+    /// The same use cases, with a system that users may still come from.
+    #[must_use]
+    pub fn with_legacy(self, legacy: Option<Legacy>) -> Self {
+        Self { legacy, ..self }
     }
 
     /// Password hashes under way.

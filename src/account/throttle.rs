@@ -289,7 +289,7 @@ fn report(done: Result<(), store::Error>) {
 }
 
 /// A name as it is looked up: of two that name one user, one.
-fn normalised(name: &str) -> String {
+pub(super) fn normalised(name: &str) -> String {
     name.nfc().collect::<String>().to_lowercase()
 }
 

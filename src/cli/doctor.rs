@@ -16,7 +16,9 @@ use super::{Failure, print, print_json, seconds, setup};
 use crate::{
     clock::Clock,
     config::{ConfigErrors, DbPooler, Environment, Settings},
+    http::Limits,
     keys::{self, Policy},
+    legacy,
     password::{self, Params},
     store::{
         self, PgConnection, PgPool, history,
@@ -148,6 +150,7 @@ async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
     findings.extend(passwords(&settings, args).await);
     findings.extend(certificate(&settings));
     findings.push(operators(&settings));
+    findings.extend(old_system(&settings).await);
     match setup::symmetric_key(&settings) {
         Ok(root) => {
             let policy = setup::key_policy(&settings, &root, setup::operator());
@@ -330,6 +333,24 @@ fn operators(settings: &Settings) -> Finding {
         Finding::new("ops", Level::Note, format!("{message}, in plain HTTP and for whoever can connect"))
             .advise("let nobody but Prometheus get there")
     }
+}
+
+/// Whether the system is there that users may still come from. It gets no password, nor who we are.
+async fn old_system(settings: &Settings) -> Option<Finding> {
+    const AREA: &str = "legacy";
+
+    let url = settings.legacy_login_url.as_ref()?;
+    let patience = Limits::default().legacy_login;
+    let begun = std::time::Instant::now();
+    Some(match legacy::probe(url, patience).await {
+        Ok(status) => {
+            let took = begun.elapsed().as_millis();
+            Finding::new(AREA, Level::Ok, format!("the old system is there: {status} after {took} ms"))
+        }
+        Err(error) => failed(AREA, &error).advise(
+            "check LEGACY_LOGIN_URL, and the way there: users who are not here yet cannot log in meanwhile",
+        ),
+    })
 }
 
 /// What was begun and has to be brought to an end.

@@ -248,6 +248,7 @@ pub async fn app(
     let pools = PoolWatch::new(move || pools.iter().map(|(name, pool)| pool_use(name, pool)).collect());
     let feed = Feed::new(feed, listens, clock.clone(), settings.revocation_max_staleness, metrics.clone());
     let threads = settings.password_hash_threads;
+    let legacy = setup::legacy(settings, limits.legacy_login, clock.clone(), metrics.clone())?;
     let accounts = setup::accounts(
         settings,
         key,
@@ -256,7 +257,8 @@ pub async fn app(
         Some(feed.clone()),
         metrics.clone(),
         threads,
-    )?;
+    )?
+    .with_legacy(legacy);
     Ok(App::new(Parts {
         accounts,
         clients: Clients::new(requests.clone()),

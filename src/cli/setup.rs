@@ -16,6 +16,7 @@ use crate::{
     },
     embedded::Embedded,
     keys,
+    legacy::{self, Legacy},
     metrics::Metrics,
     password::{Params, Pool, PoolSettings, Rules},
     revocation::Feed,
@@ -493,6 +494,18 @@ pub(super) fn accounts(
     let watcher = metrics.clone();
     passwords.watch(move |waited, took| watcher.password_hash(waited, took));
     Ok(Accounts::new(account::Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy }))
+}
+
+/// The system that users may still come from, when the settings name one.
+pub(super) fn legacy(
+    settings: &Settings,
+    patience: Duration,
+    clock: Clock,
+    metrics: Metrics,
+) -> Result<Option<Legacy>, Failure> {
+    let Some(url) = settings.legacy_login_url.clone() else { return Ok(None) };
+    let traceparent = telemetry::traces::traceparent;
+    Ok(Some(Legacy::new(legacy::Settings { url, patience, traceparent, clock, metrics })?))
 }
 
 fn failures(rate: config::Rate) -> Rate {

@@ -30,6 +30,7 @@ pub(super) fn check(settings: &Settings, reader: &mut Reader) {
     history(settings, reader);
     argon2(settings, reader);
     pepper(settings, reader);
+    legacy_login(settings, reader);
     aws(settings, reader);
 }
 
@@ -191,6 +192,13 @@ fn pepper(settings: &Settings, reader: &mut Reader) {
     if let Some(weakness) = settings.password_pepper.secrets().find_map(start) {
         let message = format!("a pepper {}; {PEPPER_ADVICE}", weakness.describe());
         is_unsafe(settings, reader, "PASSWORD_PEPPER", &message);
+    }
+}
+
+fn legacy_login(settings: &Settings, reader: &mut Reader) {
+    if settings.legacy_login_url.as_ref().is_some_and(|url| url.expose_secret().starts_with("http:")) {
+        let message = "passwords would travel without TLS; expected https://";
+        is_unsafe(settings, reader, "LEGACY_LOGIN_URL", message);
     }
 }
 

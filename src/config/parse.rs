@@ -12,6 +12,7 @@ use std::{
 
 use http::{Uri, uri::Authority};
 use ipnet::IpNet;
+use secrecy::SecretString;
 
 use crate::{
     password::{Peppers, breached::BreachedFile},
@@ -135,9 +136,38 @@ pub(super) fn url(text: &str) -> Result<String, String> {
     url_of(text, &["http", "https"]).ok_or_else(|| "expected a URL without user and password".into())
 }
 
-/// An `https` address.
-pub(super) fn https_url(text: &str) -> Result<String, String> {
-    url_of(text, &["https"]).ok_or_else(|| "expected an https URL without user and password".into())
+/// The address to which passwords are sent: `https`, or `http` to this machine. It may hold a user and a password.
+pub(super) fn login_url(text: &str) -> Result<SecretString, String> {
+    let is_right = || {
+        let uri: Uri = text.parse().ok()?;
+        let (user, authority) = match uri.authority()?.as_str().rsplit_once('@') {
+            Some((user, rest)) => (user, rest),
+            None => ("", uri.authority()?.as_str()),
+        };
+        let authority = authority.parse().ok()?;
+        let (host, _) = host_and_port(&authority)?;
+        let is_private = match uri.scheme_str()? {
+            "https" => true,
+            "http" => is_loopback(host),
+            _ => false,
+        };
+        // A second `@` is a sign of the password's that ends it too early.
+        (is_private && !user.contains('@') && !text.contains('#')).then_some(())
+    };
+    match is_right() {
+        Some(()) => Ok(text.into()),
+        None => Err(
+            "expected an https URL, for example https://old.example.com/login (http only to this machine); \
+                     write %-codes for signs in its user and password"
+                .into(),
+        ),
+    }
+}
+
+/// Whether a URL's host is this machine.
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']);
+    host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 fn url_of(text: &str, schemes: &[&str]) -> Option<String> {
@@ -190,6 +220,8 @@ fn host_and_port(authority: &Authority) -> Option<(&str, Option<u16>)> {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret;
+
     use super::*;
 
     #[test]
@@ -279,7 +311,42 @@ mod tests {
         ] {
             assert!(url(text).is_err(), "{text}");
         }
-        assert!(https_url("https://example.com").is_ok() && https_url("http://example.com").is_err());
+    }
+
+    #[test]
+    fn passwords_go_encrypted_or_nowhere() {
+        for text in [
+            "https://old.example.com",
+            "https://old.example.com:8443/a/login?b=c",
+            "https://me:p%40ss@old.example.com/login",
+            "https://me@old.example.com",
+            "http://localhost:3000/login",
+            "http://me:secret@127.0.0.1/login",
+            "http://127.8.8.8",
+            "http://[::1]:3000",
+        ] {
+            assert_eq!(login_url(text).unwrap().expose_secret(), text);
+        }
+        for text in [
+            "",
+            "hunter2",
+            "/login",
+            "ftp://old.example.com",
+            "http://old.example.com",
+            "http://10.0.0.1",
+            "http://[::2]",
+            "http://localhost.example.com",
+            "http://127.0.0.1.example.com",
+            "http://localhost@hunter2.example.com",
+            "https://me:p@ss@old.example.com",
+            "https://me:hunter2@",
+            "https://old.example.com:0",
+            "https://old.example.com#hunter2",
+            "https://old.example.com/a b",
+        ] {
+            let expected = login_url(text).unwrap_err();
+            assert!(expected.contains("https URL") && !expected.contains("hunter2"), "{text}: {expected}");
+        }
     }
 
     #[test]

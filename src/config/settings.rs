@@ -413,9 +413,9 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "LEGACY_LOGIN_URL",
-        about: "HTTPS address of the old system, asked once when an unknown user logs in.",
+        about: "HTTPS address of the old system, asked about users who are unknown here (docs/legacy-login.md).",
         example: Some("https://old.example.com/login"),
-        support: Support::NotYet,
+        secret: true,
         ..PASSWORDS
     },
     Setting {

@@ -158,7 +158,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
         ("PASSWORD_BREACHED_FILE", "/nonexistent/breached"),
         ("LOGIN_ATTEMPTS_PER_ACCOUNT", "10"),
         ("LOGIN_ATTEMPTS_PER_IP", "0/15m"),
-        ("LEGACY_LOGIN_URL", "http://old.example.com"),
+        ("LEGACY_LOGIN_URL", "http://hunter2@old.example.com"),
         ("SECRETS_MANAGER_SECRET_ID", "a b"),
         ("AWS_REGION", "a b"),
         ("AWS_ENDPOINT_URL", "moto"),
@@ -218,7 +218,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
       PASSWORD_BREACHED_FILE (environment): "/nonexistent/breached": the file of breached passwords cannot be read: No such file or directory (os error 2), for example /var/lib/gatepass/pwned-passwords.txt
       LOGIN_ATTEMPTS_PER_ACCOUNT (environment): "10": expected a number, a slash and a time, for example 10/15m
       LOGIN_ATTEMPTS_PER_IP (environment): "0/15m": expected a whole number of at least 1 before the slash, for example 100/15m
-      LEGACY_LOGIN_URL (environment): "http://old.example.com": expected an https URL without user and password, for example https://old.example.com/login
+      LEGACY_LOGIN_URL (environment): expected an https URL, for example https://old.example.com/login (http only to this machine); write %-codes for signs in its user and password
       SECRETS_MANAGER_SECRET_ID (environment): "a b": expected 1 to 255 characters without blanks, for example gatepass/production
       AWS_REGION (environment): "a b": expected 1 to 255 characters without blanks, for example eu-central-1
       AWS_ENDPOINT_URL (environment): "moto": expected a URL without user and password, for example http://localhost:5000
@@ -630,6 +630,19 @@ fn peppers() {
         let errors = load_environment(&[("PASSWORD_PEPPER", &*text)]).unwrap_err().to_string();
         assert!(errors.contains("PASSWORD_PEPPER (environment)") && !errors.contains("RO1q"), "{errors}");
     }
+}
+
+#[test]
+fn passwords_go_to_the_old_system_encrypted_or_in_development_nowhere_else() {
+    let url = [("LEGACY_LOGIN_URL", "https://me:hunter2@old.example.com/login")];
+    let loaded = load_production(&url).unwrap();
+    assert!(!format!("{loaded:?}").contains("hunter2"));
+    assert_eq!(line(&loaded, "LEGACY_LOGIN_URL").value_masked.as_deref(), Some("********"));
+    let plain = [("LEGACY_LOGIN_URL", "http://127.0.0.1:3000/login")];
+    let expected = "LEGACY_LOGIN_URL (environment): passwords would travel without TLS; expected https://";
+    assert_eq!(problem(load_production(&plain)), expected);
+    let warnings = load_environment(&plain).unwrap().warnings;
+    assert!(warnings.len() == 1 && warnings[0].starts_with(expected), "{warnings:?}");
 }
 
 #[test]

@@ -74,7 +74,7 @@ pub struct Settings {
     pub password_breached_file: Option<Arc<BreachedFile>>,
     pub login_attempts_per_account: Rate,
     pub login_attempts_per_ip: Rate,
-    pub legacy_login_url: Option<String>,
+    pub legacy_login_url: Option<SecretString>,
 
     pub secrets_manager_secret_id: Option<String>,
     pub aws_region: Option<String>,
@@ -152,7 +152,7 @@ impl Settings {
             password_breached_file: from.optional("PASSWORD_BREACHED_FILE", parse::breached_file),
             login_attempts_per_account: from.value("LOGIN_ATTEMPTS_PER_ACCOUNT", rate),
             login_attempts_per_ip: from.value("LOGIN_ATTEMPTS_PER_IP", rate),
-            legacy_login_url: from.optional("LEGACY_LOGIN_URL", parse::https_url),
+            legacy_login_url: from.optional("LEGACY_LOGIN_URL", parse::login_url),
 
             secrets_manager_secret_id: from.optional("SECRETS_MANAGER_SECRET_ID", parse::name),
             aws_region: from.optional("AWS_REGION", parse::name),

@@ -69,6 +69,9 @@ pub struct Limits {
     pub body_read: Duration,
     /// From the header fields to the response, not counting the time for which a request may wait for news.
     pub handler: Duration,
+    /// How long the old system may take to say whether it has a user (`LEGACY_LOGIN_URL`). Where there is one, every
+    /// refused login takes a fifth longer than that.
+    pub legacy_login: Duration,
     /// How long a client may leave an answer lying without taking any of it. On Linux alone: elsewhere such a client is
     /// waited for.
     pub stalled_write: Duration,
@@ -86,6 +89,7 @@ impl Default for Limits {
             idle: Duration::from_secs(100),
             body_read: Duration::from_secs(8),
             handler: Duration::from_secs(10),
+            legacy_login: Duration::from_millis(2500),
             stalled_write: Duration::from_secs(30),
             drain: Duration::from_secs(15),
             connections: 10_000,

@@ -79,6 +79,11 @@ impl Password {
         self.normalized.expose_secret()
     }
 
+    /// What was typed: for the system that users come from, which may not normalise.
+    pub(crate) fn as_typed(&self) -> &str {
+        self.typed().unwrap_or_else(|| self.expose())
+    }
+
     /// What was typed, where that is something else.
     fn typed(&self) -> Option<&str> {
         self.typed.as_ref().map(ExposeSecret::expose_secret)

@@ -54,8 +54,8 @@ impl Cause {
         self.actor.as_deref()
     }
 
-    /// As it stands in the table.
-    pub(super) fn request_id(&self) -> Option<&str> {
+    /// The request's id, as it stands in the table.
+    pub fn request_id(&self) -> Option<&str> {
         self.request_id.as_deref()
     }
 }

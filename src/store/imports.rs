@@ -2,6 +2,8 @@
 //!
 //! New users go in by `COPY`, which nothing can prepare: that one statement is not checked at compile time.
 
+use std::iter;
+
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
@@ -307,6 +309,18 @@ pub async fn copy(
     }
     copy.send(buffer.as_bytes()).await?;
     Ok(copy.finish().await?)
+}
+
+/// Makes one user, in a transaction of its own.
+///
+/// # Errors
+///
+/// [`Error::Taken`] when a name is another's.
+pub async fn insert(conn: &mut PgConnection, row: Row<'_>, cause: &Cause) -> Result<(), Error> {
+    let mut transaction = conn.begin().await?;
+    copy(&mut transaction, iter::once(row), cause).await?;
+    transaction.commit().await?;
+    Ok(())
 }
 
 impl Row<'_> {

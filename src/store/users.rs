@@ -285,6 +285,8 @@ pub struct Credentials {
     pub user: User,
     /// `None`: the user cannot log in with a password.
     pub password_hash: Option<HashedPassword>,
+    /// Who they are in the system that they were imported from.
+    pub external_id: Option<String>,
 }
 
 /// The credentials of the user of this name, whatever its case.
@@ -295,6 +297,7 @@ pub struct Credentials {
 pub async fn credentials(conn: &mut PgConnection, name: Name<'_>) -> Result<Option<Credentials>, Error> {
     struct Row {
         id: Uuid,
+        external_id: Option<String>,
         username: String,
         email: String,
         full_name: Option<String>,
@@ -309,7 +312,7 @@ pub async fn credentials(conn: &mut PgConnection, name: Name<'_>) -> Result<Opti
         ($condition:tt, $name:expr) => {
             sqlx::query_as!(
                 Row,
-                "SELECT id, username, email, full_name, password_hash, roles, is_email_verified, disabled,
+                "SELECT id, external_id, username, email, full_name, password_hash, roles, is_email_verified, disabled,
                         password_changed_at, created_at
                  FROM users WHERE "
                     + $condition,
@@ -328,6 +331,7 @@ pub async fn credentials(conn: &mut PgConnection, name: Name<'_>) -> Result<Opti
     };
     Ok(row?.map(|row| Credentials {
         password_hash: row.password_hash.map(HashedPassword::from_stored),
+        external_id: row.external_id,
         user: User {
             id: row.id,
             username: row.username,

@@ -34,18 +34,18 @@ pub(super) struct Draft {
 
 /// A user to be made, or what is known of one who is there. What is `None` stays as it is.
 #[derive(Debug)]
-pub(super) struct Checked {
-    pub(super) external_id: Option<String>,
-    pub(super) username: Username,
-    pub(super) email: Email,
-    pub(super) full_name: Option<FullName>,
-    pub(super) roles: Option<Roles>,
-    pub(super) is_email_verified: Option<bool>,
-    pub(super) disabled: Option<bool>,
-    pub(super) created_at: OffsetDateTime,
-    pub(super) updated_at: Option<OffsetDateTime>,
-    pub(super) password_changed_at: Option<OffsetDateTime>,
-    pub(super) password: Option<Imported>,
+pub(in crate::account) struct Checked {
+    pub(in crate::account) external_id: Option<String>,
+    pub(in crate::account) username: Username,
+    pub(in crate::account) email: Email,
+    pub(in crate::account) full_name: Option<FullName>,
+    pub(in crate::account) roles: Option<Roles>,
+    pub(in crate::account) is_email_verified: Option<bool>,
+    pub(in crate::account) disabled: Option<bool>,
+    pub(in crate::account) created_at: OffsetDateTime,
+    pub(in crate::account) updated_at: Option<OffsetDateTime>,
+    pub(in crate::account) password_changed_at: Option<OffsetDateTime>,
+    pub(in crate::account) password: Option<Imported>,
 }
 
 impl Draft {

@@ -38,8 +38,9 @@ use tokio::{
 };
 use uuid::Uuid;
 
+pub(super) use self::draft::Checked;
 use self::{
-    draft::{Checked, Draft},
+    draft::Draft,
     json::Fields,
     object::Object,
     reader::{Layout, Original},
@@ -252,6 +253,26 @@ fn check(
         Format::Database => own::draft(&mut object, rules),
     };
     Some(draft.check(object, rules).map(Box::new))
+}
+
+/// A user of our own format from a system that vouches for their password, so that a hash of it is passed over; or what is
+/// wrong with them, for people.
+pub(super) fn check_without_hash(
+    mut fields: Map<String, Value>,
+    now: OffsetDateTime,
+) -> Result<Checked, String> {
+    fields.retain(|name, _| name != "password_hash" && name != "salt");
+    let rules = Rules {
+        format: Format::Jsonl,
+        allow_admin: false,
+        bare: None,
+        firebase: None,
+        peppers: Peppers::default(),
+        now,
+    };
+    let mut object = Object::new(&fields, false);
+    let draft = own::draft(&mut object, &rules);
+    draft.check(object, &rules).map_err(|errors| rejects::reason(&errors))
 }
 
 /// A user that has passed every check and has a hash to store.
@@ -601,7 +622,8 @@ async fn write(
                 Place::Taken(denied) => done.refused.push((i, denied)),
             }
         }
-        let rows = new.iter().map(|&i| new_row(&chunk[i], now));
+        let rows =
+            new.iter().map(|&i| &chunk[i]).map(|new| new_row(new.id, &new.user, new.password.as_ref(), now));
         if !new.is_empty() {
             done.created += imports::copy(transaction, rows, cause).await?;
         }
@@ -652,15 +674,19 @@ fn place(user: &Checked, holders: &Holders) -> Place {
     }
 }
 
-fn new_row(ready: &Ready, now: OffsetDateTime) -> Row<'_> {
-    let user = &ready.user;
+pub(super) fn new_row<'a>(
+    id: Uuid,
+    user: &'a Checked,
+    password: Option<&'a HashedPassword>,
+    now: OffsetDateTime,
+) -> Row<'a> {
     Row {
-        id: ready.id,
+        id,
         external_id: user.external_id.as_deref(),
         username: user.username.as_str(),
         email: user.email.as_str(),
         full_name: user.full_name.as_ref().map(FullName::as_str),
-        password_hash: ready.password.as_ref(),
+        password_hash: password,
         roles: user.roles.as_ref().map_or(&[], Roles::as_slice),
         is_email_verified: user.is_email_verified.unwrap_or(false),
         disabled: user.disabled.unwrap_or(false),

@@ -1,0 +1,180 @@
+//! Users who are still in the old system (`LEGACY_LOGIN_URL`): whom it is asked about at a login, and how they become users
+//! of ours. docs/legacy-login.md has the whole of it.
+//!
+//! It is asked about a name that nobody has here, and about those whom an import has made without a password. Whoever has
+//! a password here is never asked about again, nor is who is disabled here. All others wait as long for their refusal
+//! ([`Legacy::shortest_refusal`]), so that the time does not tell who was asked about; and nothing but a success has
+//! another answer, so that nobody learns who is unknown here while the old system does not answer.
+
+use rand_core::CryptoRng;
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+
+use super::{
+    Accounts, Actor, Error, Name, User,
+    import::{self, Checked},
+    random, throttle, users,
+};
+use crate::{
+    legacy::{Answer, Legacy},
+    metrics::LegacyOutcome,
+    password::{self, Password, Verdict},
+    store::{self, imports, sessions::Which, users::Credentials},
+};
+
+/// Somebody about whom the old system is to be asked.
+pub(super) struct Stranger<'a> {
+    legacy: &'a Legacy,
+    typed: &'a str,
+    name: Name<'a>,
+    password: &'a Password,
+    /// Whom an import has made without a password, and who they are in the old system.
+    imported: Option<(User, String)>,
+}
+
+/// Why a user of the old system does not become one of ours. Nothing here says whose name or address it is.
+#[derive(Debug, thiserror::Error)]
+enum Unfit {
+    #[error("is disabled there")]
+    Disabled,
+    #[error("is not the one who was asked about")]
+    Another,
+    #[error("breaks a rule: {0}")]
+    Invalid(String),
+    #[error("has a name, an address or an external id that is another user's here")]
+    Taken,
+}
+
+impl Accounts {
+    /// Whom to ask the old system about; `None`: nobody, since it would not help or is not its business.
+    pub(super) fn stranger<'a>(
+        &'a self,
+        typed: &'a str,
+        name: Option<Name<'a>>,
+        found: Option<&Credentials>,
+        password: &'a Password,
+    ) -> Option<Stranger<'a>> {
+        let (legacy, name) = self.legacy.as_ref().zip(name)?;
+        // An old system that binds to an LDAP directory may take no password at all for an anonymous success.
+        if !(1..=password::MAX_LENGTH).contains(&password.length()) {
+            return None;
+        }
+        let imported = match found {
+            None => None,
+            Some(Credentials { user, password_hash: None, external_id: Some(id) }) if !user.disabled => {
+                Some((user.clone(), id.clone()))
+            }
+            Some(_) => return None,
+        };
+        Some(Stranger { legacy, typed, name, password, imported })
+    }
+
+    /// Asks the old system about somebody.
+    pub(super) async fn ask_about(&self, stranger: &Stranger<'_>) -> Answer {
+        stranger.legacy.ask(stranger.typed, stranger.password, self.cause.request_id()).await
+    }
+
+    /// The user, who is one of ours from now on, if the old system has answered that they are one of its own.
+    pub(super) async fn take_over(
+        &self,
+        stranger: &Stranger<'_>,
+        answer: Answer,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Option<User>, Error> {
+        let (outcome, user) = match answer {
+            Answer::Nobody => (LegacyOutcome::Refused, None),
+            Answer::Failed => (LegacyOutcome::Failed, None),
+            Answer::NotAsked => (LegacyOutcome::NotAsked, None),
+            Answer::User(fields) => match self.make_ours(stranger, fields, now, rng).await? {
+                Ok(user) => {
+                    tracing::info!(user_id = %user.id, "taken over from the old system");
+                    (LegacyOutcome::TakenOver, Some(user))
+                }
+                Err(Unfit::Disabled) => (LegacyOutcome::Refused, None),
+                Err(reason) => {
+                    tracing::warn!(%reason, "a user of the old system cannot be taken over");
+                    (LegacyOutcome::Failed, None)
+                }
+            },
+        };
+        self.metrics.legacy_login(outcome);
+        Ok(user)
+    }
+
+    async fn make_ours(
+        &self,
+        stranger: &Stranger<'_>,
+        fields: Map<String, Value>,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Result<User, Unfit>, Error> {
+        let checked = match import::check_without_hash(fields, now) {
+            Ok(checked) => checked,
+            Err(reason) => return Ok(Err(Unfit::Invalid(reason))),
+        };
+        if let Err(unfit) = stranger.is(&checked) {
+            return Ok(Err(unfit));
+        }
+        let hash = self.passwords.hash(stranger.password, random::bytes(rng)).await?;
+        // By nobody but us, on the old system's word.
+        let cause = self.cause.by(&Actor::Service);
+        let made = match &stranger.imported {
+            Some((user, _)) => {
+                let set_at = Some(user.password_changed_at);
+                let ours = self.caused_by(cause);
+                ours.replace_password(user.id, &hash, set_at, Which::All, now).await?.then_some(user.id)
+            }
+            None => {
+                let id = random::uuid_v7(checked.created_at, rng);
+                let row = import::new_row(id, &checked, Some(&hash), now);
+                match imports::insert(&mut *self.conn().await?, row, &cause).await {
+                    Ok(()) => Some(id),
+                    Err(store::Error::Taken(_)) => None,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        match made {
+            Some(id) => {
+                let user = users::by_name(&mut *self.conn().await?, Name::Id(id)).await?;
+                user.map(Ok).ok_or(Error::InvalidCredentials)
+            }
+            None => self.overtaken(stranger).await,
+        }
+    }
+
+    /// Somebody was first. If it was the same user, by another request, they log in to what that has made.
+    async fn overtaken(&self, stranger: &Stranger<'_>) -> Result<Result<User, Unfit>, Error> {
+        let found = users::credentials(&mut *self.conn().await?, stranger.name).await?;
+        let Some(Credentials { user, password_hash: Some(stored), .. }) =
+            found.filter(|found| !found.user.disabled)
+        else {
+            return Ok(Err(Unfit::Taken));
+        };
+        Ok(match self.passwords.verify(stranger.password, Some(&stored)).await? {
+            Verdict::Match { .. } => Ok(user),
+            Verdict::NoMatch | Verdict::Unreadable(_) => Err(Unfit::Taken),
+        })
+    }
+}
+
+impl Stranger<'_> {
+    /// Holds the user who was answered against the one who was asked about. A confused system must not hand out other
+    /// people's accounts.
+    fn is(&self, answered: &Checked) -> Result<(), Unfit> {
+        let name = match self.name {
+            Name::Email(_) => answered.email.as_str(),
+            Name::Username(_) | Name::Id(_) => answered.username.as_str(),
+        };
+        if throttle::normalised(name) != throttle::normalised(self.typed) {
+            return Err(Unfit::Another);
+        }
+        if let Some((_, external_id)) = &self.imported
+            && answered.external_id.as_ref() != Some(external_id)
+        {
+            return Err(Unfit::Another);
+        }
+        if answered.disabled == Some(true) { Err(Unfit::Disabled) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,195 @@
+//! The question as an HTTP request, and what its answer means.
+
+use std::{fmt, time::Duration};
+
+use http::{
+    HeaderValue, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE},
+};
+use reqwest::{Response, Url, redirect, retry};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::password::Password;
+
+/// The longest answer, in bytes: 64 KiB. A user takes a few hundred.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+pub(super) struct Client {
+    http: reqwest::Client,
+    /// With user and password, of which reqwest makes the header field.
+    url: Url,
+    traceparent: fn() -> Option<HeaderValue>,
+}
+
+/// Nobody can be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// It is not an address that a request can be sent to.
+    #[error("LEGACY_LOGIN_URL is no address that a password can be sent to")]
+    Address,
+    /// Most often, the system has no certificates.
+    #[error("the HTTP client for the old system could not be made")]
+    Client(#[source] reqwest::Error),
+}
+
+/// Why there is no answer that can be understood. No message has a part of the address or of the answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// Not even a request.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// No answer, or not all of it, in time.
+    #[error("no whole answer")]
+    Transport(#[source] reqwest::Error),
+    /// Neither a user nor the answer that it is nobody. Redirects are not followed.
+    #[error("answered with {0}")]
+    Status(StatusCode),
+    /// More than a user takes.
+    #[error("answered with more than {MAX_ANSWER_BYTES} bytes")]
+    TooLong,
+    /// Not JSON, or no object.
+    #[error("answered with 200 and no JSON object")]
+    NoObject,
+}
+
+impl Fault {
+    /// Whether it says that the old system does not work. What is wrong with one request (400, 422, …) does not: whoever
+    /// found out how to bring that about could keep everybody else out.
+    pub(super) fn is_down(&self) -> bool {
+        match self {
+            Self::Status(status) => !status.is_client_error() || *status == StatusCode::TOO_MANY_REQUESTS,
+            Self::Client(_) | Self::Transport(_) | Self::TooLong | Self::NoObject => true,
+        }
+    }
+}
+
+impl From<reqwest::Error> for Fault {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Transport(error.without_url())
+    }
+}
+
+pub(super) enum Reply {
+    User(Map<String, Value>),
+    Nobody,
+}
+
+/// What was typed, as it was typed.
+#[derive(Serialize)]
+struct Question<'a> {
+    username: &'a str,
+    password: &'a str,
+}
+
+impl Client {
+    /// Certificates are checked as the operating system does (`SSL_CERT_FILE` and `SSL_CERT_DIR` on Linux), and
+    /// `HTTPS_PROXY` and `NO_PROXY` are followed, as by `bearer::RemoteKeys`.
+    pub(super) fn new(
+        url: &SecretString,
+        patience: Duration,
+        traceparent: fn() -> Option<HeaderValue>,
+    ) -> Result<Self, ClientError> {
+        let url = Url::parse(url.expose_secret()).map_err(|_| ClientError::Address)?;
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("gatepass/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .timeout(patience)
+            // A connection that the other side is about to close would fail a login that nobody sends again.
+            .pool_max_idle_per_host(0);
+        if url.scheme() == "http" {
+            // What is unencrypted stays on this machine, and needs no certificates.
+            builder = builder.no_proxy().tls_certs_only([]);
+        }
+        let http = builder.build().map_err(|error| ClientError::Client(error.without_url()))?;
+        Ok(Self { http, url, traceparent })
+    }
+
+    pub(super) async fn ask(
+        &self,
+        username: &str,
+        password: &Password,
+        request_id: Option<&str>,
+    ) -> Result<Reply, Fault> {
+        let question = Question { username, password: password.as_typed() };
+        let question = serde_json::to_vec(&question).map_err(|_| Fault::NoObject)?;
+        let mut request = self.http.post(self.url.clone());
+        if let Some(id) = request_id {
+            request = request.header("x-request-id", id);
+        }
+        if let Some(traceparent) = (self.traceparent)() {
+            request = request.header("traceparent", traceparent);
+        }
+        let request = request
+            .header(ACCEPT, HeaderValue::from_static("application/json"))
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .body(question);
+        let response = request.send().await?;
+        match response.status() {
+            StatusCode::OK => {
+                let user = serde_json::from_slice(&body(response).await?).map_err(|_| Fault::NoObject)?;
+                Ok(Reply::User(user))
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => Ok(Reply::Nobody),
+            status => Err(Fault::Status(status)),
+        }
+    }
+
+    pub(super) async fn probe(&self) -> Result<StatusCode, Fault> {
+        let mut url = self.url.clone();
+        let anonymous = url.set_username("").and_then(|()| url.set_password(None));
+        anonymous.map_err(|()| ClientError::Address)?;
+        Ok(self.http.request(http::Method::OPTIONS, url).send().await?.status())
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Client([redacted])")
+    }
+}
+
+async fn body(mut response: Response) -> Result<Vec<u8>, Fault> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            return Err(Fault::TooLong);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_request_brings_about_does_not_keep_others_out() {
+        for (status, is_down) in [
+            (301, true),
+            (400, false),
+            (405, false),
+            (413, false),
+            (422, false),
+            (429, true),
+            (500, true),
+            (503, true),
+            (204, true),
+        ] {
+            let fault = Fault::Status(StatusCode::from_u16(status).unwrap());
+            assert_eq!(fault.is_down(), is_down, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_client_tells_nobody_its_address() {
+        let client = |url: &str| Client::new(&url.into(), Duration::from_secs(1), || None);
+        let shown = format!("{:?}", client("http://me:hunter2@127.0.0.1/login").unwrap());
+        let error = client("hunter2").unwrap_err();
+        assert!(matches!(error, ClientError::Address));
+        assert!(!format!("{shown} {error:?} {error}").contains("hunter2"));
+    }
+}

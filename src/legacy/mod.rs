@@ -1,0 +1,181 @@
+//! The system that users come from: asked over HTTP whether a name and a password are a user's of its own, when they are
+//! nobody's here. docs/legacy-login.md says what it has to answer; what becomes of the answer is `account::legacy`'s.
+//!
+//! It is asked no oftener than it bears ([`pace`]), by [`PLACES`] requests at once, and not at all for a while after it has
+//! not answered ([`breaker`]). All three are each replica's own.
+
+mod breaker;
+mod client;
+mod pace;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use http::HeaderValue;
+use secrecy::SecretString;
+use serde_json::{Map, Value};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tracing::{Instrument, info_span};
+
+pub use self::client::{ClientError, Fault};
+use self::{
+    breaker::{Breaker, Outcome, Permit, State},
+    client::{Client, Reply},
+    pace::Pace,
+};
+use crate::{clock::Clock, metrics::Metrics, password::Password};
+
+/// How many questions may be under way at once.
+const PLACES: usize = 16;
+
+/// How the old system is asked.
+#[derive(Debug)]
+pub struct Settings {
+    /// `LEGACY_LOGIN_URL`. A user and a password in it are sent as HTTP Basic.
+    pub url: SecretString,
+    /// How long it may take to answer.
+    pub patience: Duration,
+    /// The W3C `traceparent` of whatever is going on, for the old system to go on with.
+    pub traceparent: fn() -> Option<HeaderValue>,
+    /// Tells how much time has gone by.
+    pub clock: Clock,
+    /// Where the state of the breaker is shown.
+    pub metrics: Metrics,
+}
+
+/// The old system. Cheap to clone.
+#[derive(Clone)]
+pub struct Legacy(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    patience: Duration,
+    places: Semaphore,
+    gate: Mutex<Gate>,
+    clock: Clock,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct Gate {
+    breaker: Breaker,
+    pace: Pace,
+}
+
+/// What came of a question.
+#[derive(Debug)]
+pub enum Answer {
+    /// These are the name and the password of a user, of whom it says this: a line of an import, unchecked.
+    User(Map<String, Value>),
+    /// They are nobody's.
+    Nobody,
+    /// There was no answer, or none that can be understood. The log has it.
+    Failed,
+    /// It has too much to do, or does not answer: it was left alone.
+    NotAsked,
+}
+
+impl Legacy {
+    /// Nobody is asked yet.
+    ///
+    /// # Errors
+    ///
+    /// When the address is none, or there is no HTTP client.
+    pub fn new(settings: Settings) -> Result<Self, ClientError> {
+        let Settings { url, patience, traceparent, clock, metrics } = settings;
+        let client = Client::new(&url, patience, traceparent)?;
+        let gate = Mutex::new(Gate { breaker: Breaker::new(), pace: Pace::default() });
+        Ok(Self(Arc::new(Inner { client, patience, places: Semaphore::new(PLACES), gate, clock, metrics })))
+    }
+
+    /// How long a refused login takes, whether or not the old system was asked: a fifth longer than it may take to answer,
+    /// for what is done before and after.
+    pub fn shortest_refusal(&self) -> Duration {
+        self.0.patience * 6 / 5
+    }
+
+    /// Asks for a user by what was typed as their name, and their password.
+    pub async fn ask(&self, username: &str, password: &Password, request_id: Option<&str>) -> Answer {
+        let Some(mut turn) = self.0.turn() else {
+            tracing::debug!("the old system is not asked");
+            return Answer::NotAsked;
+        };
+        let asking = self.0.client.ask(username, password, request_id);
+        let span = info_span!("ask the old system", otel.kind = "client", http.request.method = "POST");
+        match asking.instrument(span).await {
+            Ok(reply) => {
+                turn.outcome = Outcome::Up;
+                match reply {
+                    Reply::User(user) => Answer::User(user),
+                    Reply::Nobody => Answer::Nobody,
+                }
+            }
+            Err(fault) => {
+                turn.outcome = if fault.is_down() { Outcome::Down } else { Outcome::Up };
+                let error: &(dyn std::error::Error + 'static) = &fault;
+                tracing::warn!(error, "the old system could not tell whether there is such a user");
+                Answer::Failed
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Legacy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Legacy").field("gate", &*self.0.gate()).finish_non_exhaustive()
+    }
+}
+
+/// Asks whether somebody answers at `url`, without a password or who we are; with which status.
+///
+/// # Errors
+///
+/// When nobody does, or not who should.
+pub async fn probe(url: &SecretString, patience: Duration) -> Result<http::StatusCode, Fault> {
+    Client::new(url, patience, || None)?.probe().await
+}
+
+impl Inner {
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        // Nothing panics while it is locked.
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to ask now.
+    fn turn(&self) -> Option<Turn<'_>> {
+        let place = self.places.try_acquire().ok()?;
+        let mut gate = self.gate();
+        let now = self.clock.elapsed();
+        let permit = gate.pace.admit(now).then(|| gate.breaker.admit(now)).flatten()?;
+        Some(Turn { inner: self, permit, outcome: Outcome::Unknown, _place: place })
+    }
+}
+
+/// A question under way. Also one that nobody waits for any more comes to its end.
+struct Turn<'a> {
+    inner: &'a Inner,
+    permit: Permit,
+    outcome: Outcome,
+    _place: SemaphorePermit<'a>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let now = self.inner.clock.elapsed();
+        match self.inner.gate().breaker.settle(self.permit, self.outcome, now) {
+            None => {}
+            Some(State::Open { .. }) => {
+                self.inner.metrics.set_legacy_breaker_open(true);
+                let seconds = breaker::PAUSE.as_secs();
+                tracing::warn!(seconds, "the old system does not answer, and is left alone for a while");
+            }
+            Some(State::Closed { .. } | State::Trial) => {
+                self.inner.metrics.set_legacy_breaker_open(false);
+                tracing::info!("the old system answers again");
+            }
+        }
+    }
+}
