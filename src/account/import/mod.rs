@@ -8,6 +8,7 @@
 //! again.
 
 mod auth0;
+mod compare;
 mod django;
 mod draft;
 mod firebase;
@@ -34,7 +35,10 @@ use tokio::{
 };
 use uuid::Uuid;
 
-pub use self::firebase::hash_config;
+pub use self::{
+    compare::{Comparison, FIELDS, compare},
+    firebase::hash_config,
+};
 use self::{
     draft::{Checked, Draft},
     object::Object,
@@ -138,6 +142,9 @@ pub enum ImportError {
     /// The file of what was refused.
     #[error("the file of what was refused; to begin anew, name another one with --rejects")]
     Rejects(#[source] io::Error),
+    /// The file of what differs.
+    #[error("the file of the differences")]
+    Differences(#[source] io::Error),
     /// Somebody else has taken it on.
     #[error("somebody else imports the same file")]
     Overtaken,
@@ -191,31 +198,35 @@ pub struct Rejection {
 pub(in crate::account) struct Record {
     number: u64,
     original: Original,
-    user: Result<Box<Checked>, Vec<FieldError>>,
+    /// Whom it is about, in the system that it comes from, as far as it says.
+    external_id: Option<String>,
+    user: Examined,
 }
+
+/// A user that has passed every check, or what is wrong with it.
+type Examined = Result<Box<Checked>, Vec<FieldError>>;
 
 impl Record {
     fn unreadable(number: u64, original: Original, message: String) -> Self {
-        Self { number, original, user: Err(vec![FieldError::new("record", "unreadable", message)]) }
+        let errors = vec![FieldError::new("record", "unreadable", message)];
+        Self { number, original, external_id: None, user: Err(errors) }
     }
 
     /// `None`: it is about no user.
     fn of_object(number: u64, fields: Map<String, Value>, rules: &Rules) -> Option<Self> {
-        let user = check(&fields, false, rules)?;
-        Some(Self { number, original: Original::Object(fields), user })
+        let (external_id, user) = check(&fields, false, rules)?;
+        Some(Self { number, original: Original::Object(fields), external_id, user })
     }
 
     /// `None`: it is about no user.
     fn of_row(number: u64, original: Original, fields: &Map<String, Value>, rules: &Rules) -> Option<Self> {
-        Some(Self { number, original, user: check(fields, true, rules)? })
+        let (external_id, user) = check(fields, true, rules)?;
+        Some(Self { number, original, external_id, user })
     }
 }
 
-fn check(
-    fields: &Map<String, Value>,
-    is_text: bool,
-    rules: &Rules,
-) -> Option<Result<Box<Checked>, Vec<FieldError>>> {
+/// Whom a record is about, in the system that it comes from, as far as it says, and the user. `None`: it is about no user.
+fn check(fields: &Map<String, Value>, is_text: bool, rules: &Rules) -> Option<(Option<String>, Examined)> {
     let is_user = match rules.format {
         Format::Supabase => supabase::is_user(fields),
         Format::Django => django::is_user(fields),
@@ -235,7 +246,8 @@ fn check(
         Format::Database if own::is_course(fields) => own::course_draft(&mut object, rules),
         Format::Database => own::draft(&mut object, rules),
     };
-    Some(draft.check(object, rules).map(Box::new))
+    let external_id = draft.external_id.clone();
+    Some((external_id, draft.check(object, rules).map(Box::new)))
 }
 
 /// A user that has passed every check and has a hash to store.
@@ -494,7 +506,7 @@ impl Chunk {
         let mut wrapping = JoinSet::new();
         let mut end = End::More;
         while self.ready.len() + self.refused.len() < CHUNK && wrapping.len() < WRAPPED_CHUNK {
-            let Record { number, original, user } = match records.next().await {
+            let Record { number, original, external_id: _, user } = match records.next().await {
                 Ok(Some(record)) => record,
                 Ok(None) => {
                     end = End::Last;
