@@ -123,7 +123,7 @@ bench-password: ## Measure password hashes, by who computes them, and what they 
 .PHONY: drill
 drill: ## Replace keys under load and race for sessions, for some minutes: the long forms of some tests
 	GATEPASS_DRILL=full scripts/with-postgres cargo test --locked --all-features --test gatepass \
-	  -- --nocapture --test-threads=1 plans:: rotation_drill:: session_model:: session_races:: million every_search_for_users storm:: rolling_update::
+	  -- --nocapture --test-threads=1 plans:: rotation_drill:: session_model:: session_races:: import:: million every_search_for_users storm:: rolling_update::
 
 .PHONY: timing
 timing: ## Compare the times of answers that must not tell users apart, for a few minutes

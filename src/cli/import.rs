@@ -1,6 +1,7 @@
 //! `gatepass import`: users from a file, or from another Postgres.
 
 use std::{
+    collections::HashMap,
     ffi::OsString,
     fs::{self, File},
     io::{self, IsTerminal, Read},
@@ -21,7 +22,9 @@ use tokio::sync::mpsc;
 
 use super::{Failure, print, print_json, setup};
 use crate::{
-    account::import::{self, Format, Importer, Progress, Rejection, Rules, Source, Wanted, hash_config},
+    account::import::{
+        self, Comparison, FIELDS, Format, Importer, Progress, Rejection, Rules, Source, Wanted, hash_config,
+    },
     clock::Clock,
     config::Settings,
     password::{Pool, PoolSettings, foreign::Algorithm},
@@ -52,6 +55,12 @@ pub(super) struct Args {
     /// Do everything and then undo it: say what would happen. Others who want the same names wait for it
     #[arg(long)]
     dry_run: bool,
+    /// Change nothing, and say whether the users here are as the file has them. Exit code 1: they are not
+    #[arg(long, conflicts_with_all = ["dry_run", "rejects"])]
+    compare: bool,
+    /// Where differences go, by id and field [default: FILE.differences]
+    #[arg(long, value_name = "FILE", requires = "compare")]
+    differences: Option<PathBuf>,
     /// Where refused records go, each with its reason [default: FILE.rejects]
     #[arg(long, value_name = "FILE")]
     rejects: Option<PathBuf>,
@@ -138,16 +147,22 @@ impl Args {
         })
     }
 
-    fn rejects(&self, origin: &Origin) -> Result<Option<PathBuf>, Failure> {
-        let Origin::File(file) = origin else { return Ok(self.rejects.clone()) };
-        let path = self.rejects.clone().unwrap_or_else(|| {
-            let mut name = file.clone().into_os_string();
+    /// Where that goes which an import refuses, or in which a comparison finds a difference.
+    fn beside(&self, origin: &Origin) -> Result<Option<PathBuf>, Failure> {
+        let (option, given, ending) = match self {
+            Self { compare: true, .. } => ("--differences", &self.differences, ".differences"),
             // An import that was killed goes on with its own.
-            name.push(if self.dry_run { ".dry-run.rejects" } else { ".rejects" });
+            Self { dry_run: true, .. } => ("--rejects", &self.rejects, ".dry-run.rejects"),
+            _ => ("--rejects", &self.rejects, ".rejects"),
+        };
+        let Origin::File(file) = origin else { return Ok(given.clone()) };
+        let path = given.clone().unwrap_or_else(|| {
+            let mut name = file.clone().into_os_string();
+            name.push(ending);
             name.into()
         });
         if fs::canonicalize(&path).is_ok_and(|path| path == *file) {
-            return Err("--rejects names the file itself".into());
+            return Err(format!("{option} names the file itself").into());
         }
         Ok(Some(path))
     }
@@ -181,7 +196,13 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
     let format = args.format(&origin)?;
     let settings = setup::begin(config_file).await?;
     let rules = args.rules(&settings, format)?;
-    let rejects = args.rejects(&origin)?;
+    let rejects = args.beside(&origin)?;
+    if args.compare {
+        let compared = setup::on_database(&settings, async |db| {
+            compare(&mut *db.acquire().await?, origin, rules, rejects.as_deref()).await
+        });
+        return report_comparison(&args, rejects.as_deref(), &compared.await?);
+    }
     let source = match &origin {
         Origin::File(file) => {
             Some(args.identity(file, format, rejects.as_deref()).map_err(|error| named(file, error))?)
@@ -228,8 +249,28 @@ async fn import(
             );
         }
     }
-    let counted = Arc::new(AtomicU64::new(0));
-    let (input, total): (Box<dyn Read + Send>, _) = match origin {
+    let (input, mut display) = begin(origin, before.records())?;
+    let seen = |progress: &Progress, refused: &[Rejection]| display.show(progress.records(), refused);
+    let done = importer.run(input, rules, wanted, before, seen).await;
+    display.end();
+    Ok(done?)
+}
+
+async fn compare(
+    conn: &mut store::PgConnection,
+    origin: Origin,
+    rules: Rules,
+    differences: Option<&Path>,
+) -> Result<Comparison, Failure> {
+    let (input, mut display) = begin(origin, 0)?;
+    let done = import::compare(conn, input, rules, differences, |records| display.show(records, &[])).await;
+    display.end();
+    Ok(done?)
+}
+
+/// Opens what is to be read, and begins to show how far it is.
+fn begin(origin: Origin, skipped: u64) -> Result<(Counted, Display), Failure> {
+    let (inner, total): (Box<dyn Read + Send>, _) = match origin {
         Origin::Stdin => (Box::new(io::stdin()), None),
         Origin::File(path) => {
             let file = File::open(&path).map_err(|error| named(&path, error))?;
@@ -238,12 +279,37 @@ async fn import(
         }
         Origin::Postgres { source, query } => (Box::new(Rows::begin(*source, query)), None),
     };
-    let mut display = Display::new(Arc::clone(&counted), total, before.records());
-    let input = Counted { inner: input, counted };
-    let seen = |progress: &Progress, refused: &[Rejection]| display.show(progress, refused);
-    let done = importer.run(input, rules, wanted, before, seen).await;
-    display.end();
-    Ok(done?)
+    let counted = Arc::new(AtomicU64::new(0));
+    let display = Display::new(Arc::clone(&counted), total, skipped);
+    Ok((Counted { inner, counted }, display))
+}
+
+/// Numbers and names of fields alone: nothing of anybody stands on a terminal.
+fn report_comparison(args: &Args, differences: Option<&Path>, found: &Comparison) -> Result<(), Failure> {
+    let Comparison { same, newer, older, undated, missing, refused, gone, fields } = found;
+    let read = found.records();
+    let fields = FIELDS.into_iter().zip(*fields);
+    if args.json {
+        print_json(&json!({
+            "read": read, "same": same, "newer": newer, "older": older, "undated": undated, "missing": missing,
+            "refused": refused, "gone": gone, "fields": fields.collect::<HashMap<_, _>>(),
+        }))?;
+    } else {
+        print(&format!(
+            "{read} read, {same} same, {newer} newer, {older} older, {undated} undated, {missing} missing, \
+             {refused} refused; {gone} gone\n"
+        ))?;
+        for (field, count) in fields.filter(|(_, count)| *count > 0) {
+            print(&format!("{field} differs in {count}\n"))?;
+        }
+    }
+    match differences {
+        _ if found.agrees() => Ok(()),
+        Some(path) => {
+            Err(format!("the two do not agree: {} says in whom and in what", path.display()).into())
+        }
+        None => Err("the two do not agree: with --differences it is kept in whom and in what".into()),
+    }
 }
 
 fn report(args: &Args, wanted: &Wanted, done: &Progress) -> Result<(), Failure> {
@@ -354,7 +420,7 @@ impl Display {
         }
     }
 
-    fn show(&mut self, progress: &Progress, refused: &[Rejection]) {
+    fn show(&mut self, records: u64, refused: &[Rejection]) {
         for Rejection { number, reason } in refused.iter().take(TOLD.saturating_sub(self.told)) {
             self.say(&format!("{number}: {reason}"));
         }
@@ -364,8 +430,8 @@ impl Display {
         self.told += refused.len();
         let read = self.counted.load(Ordering::Relaxed);
         let elapsed = self.started.elapsed().as_secs_f64().max(0.001);
-        let rate = (progress.records() - self.skipped) as f64 / elapsed;
-        let mut text = format!("{} records, {rate:.0}/s", progress.records());
+        let rate = (records - self.skipped) as f64 / elapsed;
+        let mut text = format!("{records} records, {rate:.0}/s");
         if let Some(total) = self.total.filter(|_| read > 0) {
             let left = Duration::from_secs_f64(elapsed * total.saturating_sub(read) as f64 / read as f64);
             text.push_str(&format!(", {} left", HumanDuration(left)));

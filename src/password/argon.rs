@@ -311,6 +311,9 @@ impl<'a> Readable<'a> {
 /// How every Argon2 hash begins, ours or not.
 pub(super) const PREFIX: &str = "$argon2";
 
+/// How those of ours begin.
+pub(super) const OURS: &str = "$argon2id$";
+
 /// The most memory that an imported hash may take, in KiB: 128 MiB. Less than what our own parameters may be, since an
 /// operator chooses those and anybody may have chosen these. Django has 100 MiB, PHP and argon2-cffi 64, Keycloak 7.
 const MAX_IMPORTED_KIB: u32 = 128 << 10;

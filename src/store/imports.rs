@@ -480,6 +480,80 @@ pub async fn foreign_rows(
     }
 }
 
+/// Begins to look at all as it is at one moment. Locks nothing that anybody else wants.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn snapshot(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
+    let mut transaction = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    be_patient(&mut transaction).await?;
+    Ok(transaction)
+}
+
+/// A user as a file is held against them.
+#[derive(Debug)]
+pub struct Compared {
+    /// As the user wrote it.
+    pub username: String,
+    /// All else that an import would change.
+    pub present: Present,
+}
+
+/// These users, in any order.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn compared(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Compared>, Error> {
+    let users = sqlx::query!(
+        "SELECT id, username, email, full_name, password_hash, roles, is_email_verified, disabled, password_changed_at,
+                updated_at
+         FROM users WHERE id = ANY ($1)",
+        ids,
+    );
+    let compared = users.map(|row| Compared {
+        username: row.username,
+        present: Present {
+            id: row.id,
+            email: row.email,
+            full_name: row.full_name,
+            password_hash: row.password_hash.map(HashedPassword::from_stored),
+            roles: row.roles,
+            is_email_verified: row.is_email_verified,
+            disabled: row.disabled,
+            password_changed_at: row.password_changed_at,
+            updated_at: row.updated_at,
+        },
+    });
+    Ok(compared.fetch_all(conn).await?)
+}
+
+/// The users who are these in another system, in any order.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn ids(conn: &mut PgConnection, external_ids: &[String]) -> Result<Vec<Uuid>, Error> {
+    let ids = sqlx::query_scalar!("SELECT id FROM users WHERE external_id = ANY ($1)", external_ids);
+    Ok(ids.fetch_all(conn).await?)
+}
+
+/// At most `limit` users who have come from another system, by id after `after`: the id, and the one there.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn foreign(conn: &mut PgConnection, after: Uuid, limit: i64) -> Result<Vec<(Uuid, String)>, Error> {
+    let users = sqlx::query!(
+        r#"SELECT id, external_id AS "external_id!" FROM users
+           WHERE id > $1 AND external_id IS NOT NULL ORDER BY id LIMIT $2"#,
+        after,
+        limit,
+    );
+    Ok(users.map(|row| (row.id, row.external_id)).fetch_all(conn).await?)
+}
+
 /// A user as they go out.
 #[derive(Debug)]
 pub struct Leaving {
@@ -519,9 +593,7 @@ pub struct Export<'c>(Transaction<'c>);
 ///
 /// When the database fails.
 pub async fn export(conn: &mut PgConnection) -> Result<Export<'_>, Error> {
-    let mut transaction = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-    be_patient(&mut transaction).await?;
-    Ok(Export(transaction))
+    Ok(Export(snapshot(conn).await?))
 }
 
 impl Export<'_> {

@@ -9,7 +9,7 @@
 //! one statement (`users::set_password`, `users::delete`) change the user first and the user's sessions second, and a
 //! login locks the user too, so that no session begins between the two unseen. Those that seal the history or give up a
 //! part of it take an advisory lock first. An import leaves it to the constraints who was first, and looks again. Only
-//! `history::inspect`, which reads all of it, and `imports::export` want a single snapshot, and say so.
+//! `history::inspect`, which reads all of it, and `imports::snapshot` want a single snapshot, and say so.
 //!
 //! That an administrator stays (`users_last_admin`) is a rule about the whole table, and no constraint can say it: a
 //! trigger does, and those who take an administrator away, they alone, go one after the other.

@@ -19,6 +19,7 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     Draft {
         external_id,
         username: object.text("username"),
+        is_username_made: false,
         email: object.text("email"),
         full_name: object.text("name").filter(|name| !name.contains('@')),
         roles: None,

@@ -35,6 +35,7 @@ fn of_row(row: &mut Object<'_>, rules: &Rules) -> Draft {
     Draft {
         external_id: row.id("id"),
         username: row.text("username"),
+        is_username_made: false,
         email: row.text("email").filter(|address| !address.is_empty()),
         full_name: (!names.is_empty()).then(|| names.join(" ")),
         // What Django's superusers may do there says nothing of what they may do here.

@@ -21,6 +21,8 @@ const MAX_EXTERNAL_ID: usize = 256;
 pub(super) struct Draft {
     pub(super) external_id: Option<String>,
     pub(super) username: Option<String>,
+    /// The username is one that we made.
+    pub(super) is_username_made: bool,
     pub(super) email: Option<String>,
     pub(super) full_name: Option<String>,
     pub(super) roles: Option<Vec<String>>,
@@ -37,6 +39,7 @@ pub(super) struct Draft {
 pub(in crate::account) struct Checked {
     pub(in crate::account) external_id: Option<String>,
     pub(in crate::account) username: Username,
+    pub(super) is_username_made: bool,
     pub(in crate::account) email: Email,
     pub(in crate::account) full_name: Option<FullName>,
     pub(in crate::account) roles: Option<Roles>,
@@ -102,6 +105,7 @@ impl Draft {
         Ok(Checked {
             external_id,
             username,
+            is_username_made: self.is_username_made,
             email,
             full_name,
             roles,
@@ -129,6 +133,7 @@ impl Draft {
         name.push('-');
         name.extend(whose.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")));
         self.username = Some(name);
+        self.is_username_made = true;
         self
     }
 }

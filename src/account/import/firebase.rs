@@ -20,6 +20,7 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     Draft {
         external_id: object.id("localId"),
         username: None,
+        is_username_made: false,
         email: object.text("email"),
         full_name: object.text("displayName"),
         roles: None,

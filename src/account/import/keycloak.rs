@@ -24,6 +24,7 @@ pub(super) fn draft(object: &mut Object<'_>) -> Draft {
     Draft {
         external_id: object.text("id"),
         username: object.text("username"),
+        is_username_made: false,
         email: object.text("email"),
         full_name: (!names.is_empty()).then(|| names.join(" ")),
         roles,

@@ -10,6 +10,7 @@
 //! [`Accounts::put`](super::Accounts::put) takes a single user by the same rules, from an administrator's request.
 
 mod auth0;
+mod compare;
 mod django;
 mod draft;
 mod firebase;
@@ -39,6 +40,7 @@ use tokio::{
 use uuid::Uuid;
 
 pub(super) use self::draft::Checked;
+pub use self::compare::{Comparison, FIELDS, compare};
 use self::{
     draft::Draft,
     json::Fields,
@@ -144,6 +146,9 @@ pub enum ImportError {
     /// The file of what was refused.
     #[error("the file of what was refused; to begin anew, name another one with --rejects")]
     Rejects(#[source] io::Error),
+    /// The file of what differs.
+    #[error("the file of the differences")]
+    Differences(#[source] io::Error),
     /// Somebody else has taken it on.
     #[error("somebody else imports the same file")]
     Overtaken,
@@ -200,39 +205,43 @@ pub struct Rejection {
 pub(in crate::account) struct Record {
     number: u64,
     original: Original,
-    user: Result<Box<Checked>, Vec<FieldError>>,
+    /// Whom it is about, in the system that it comes from, as far as it says.
+    external_id: Option<String>,
+    user: Examined,
 }
+
+/// A user that has passed every check, or what is wrong with it.
+type Examined = Result<Box<Checked>, Vec<FieldError>>;
 
 impl Record {
     fn unreadable(number: u64, original: Original, message: String) -> Self {
-        Self { number, original, user: Err(vec![FieldError::new("record", "unreadable", message)]) }
+        let errors = vec![FieldError::new("record", "unreadable", message)];
+        Self { number, original, external_id: None, user: Err(errors) }
     }
 
     /// `None`: it is about no user.
     fn of_object(number: u64, fields: Fields, rules: &Rules) -> Option<Self> {
         let Fields { fields, repeated } = fields;
-        let user = check(&fields, false, rules)?;
+        let (external_id, user) = check(&fields, false, rules)?;
         if repeated.is_empty() {
-            return Some(Self { number, original: Original::Object(fields), user });
+            return Some(Self { number, original: Original::Object(fields), external_id, user });
         }
         // As a text, which is refused again as long as nobody has mended it: which of the values is right, nobody knows.
         let original = Original::Text(Value::Object(fields).to_string());
         let errors =
             repeated.iter().map(|key| json::is_repeated(key)).chain(user.err().into_iter().flatten());
-        Some(Self { number, original, user: Err(errors.collect()) })
+        Some(Self { number, original, external_id, user: Err(errors.collect()) })
     }
 
     /// `None`: it is about no user.
     fn of_row(number: u64, original: Original, fields: &Map<String, Value>, rules: &Rules) -> Option<Self> {
-        Some(Self { number, original, user: check(fields, true, rules)? })
+        let (external_id, user) = check(fields, true, rules)?;
+        Some(Self { number, original, external_id, user })
     }
 }
 
-fn check(
-    fields: &Map<String, Value>,
-    is_text: bool,
-    rules: &Rules,
-) -> Option<Result<Box<Checked>, Vec<FieldError>>> {
+/// Whom a record is about, in the system that it comes from, as far as it says, and the user. `None`: it is about no user.
+fn check(fields: &Map<String, Value>, is_text: bool, rules: &Rules) -> Option<(Option<String>, Examined)> {
     let is_user = match rules.format {
         Format::Supabase => supabase::is_user(fields),
         Format::Django => django::is_user(fields),
@@ -252,7 +261,8 @@ fn check(
         Format::Database if own::is_course(fields) => own::course_draft(&mut object, rules),
         Format::Database => own::draft(&mut object, rules),
     };
-    Some(draft.check(object, rules).map(Box::new))
+    let external_id = draft.external_id.clone();
+    Some((external_id, draft.check(object, rules).map(Box::new)))
 }
 
 /// A user of our own format from a system that vouches for their password, so that a hash of it is passed over; or what is
@@ -551,7 +561,7 @@ impl Chunk {
         let mut wrapping = JoinSet::new();
         let mut end = End::More;
         while self.ready.len() + self.refused.len() < CHUNK && wrapping.len() < WRAPPED_CHUNK {
-            let Record { number, original, user } = match records.next().await {
+            let Record { number, original, external_id: _, user } = match records.next().await {
                 Ok(Some(record)) => record,
                 Ok(None) => {
                     end = End::Last;

@@ -35,6 +35,7 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     Draft {
         external_id: object.text("external_id"),
         username: object.text("username"),
+        is_username_made: false,
         email: object.text("email"),
         full_name: object.text("full_name"),
         roles: object.texts("roles"),
@@ -56,6 +57,7 @@ pub(super) fn course_draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     Draft {
         external_id: username.clone(),
         username,
+        is_username_made: false,
         email: object.text("email"),
         full_name: object.text("full_name"),
         roles: object.text("role").map(|role| vec![role]),

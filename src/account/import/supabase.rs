@@ -22,6 +22,7 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     Draft {
         external_id: object.text("id"),
         username: None,
+        is_username_made: false,
         email: object.text("email"),
         full_name: name.map(str::to_owned),
         roles: None,

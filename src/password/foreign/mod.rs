@@ -83,6 +83,17 @@ pub enum Refused {
     Template,
 }
 
+/// What can be told of a foreign hash and one that is stored, without the password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Likeness {
+    /// The very same.
+    Same,
+    /// The stored one may have been made of it, at a login or by wrapping, or of another password: that it does not show.
+    Possible,
+    /// Another one.
+    Other,
+}
+
 /// A foreign hash that is too cheap to be kept. `Debug` shows nothing of it.
 pub struct FastHash(Hash);
 
@@ -156,6 +167,21 @@ impl Imported {
     /// [`Refused`].
     pub fn bare(hexadecimal: &str, bare: &Bare<'_>) -> Result<Self, Refused> {
         bare.hash(hexadecimal).map(Self::of)
+    }
+
+    /// Holds it against what is stored.
+    pub fn likeness(&self, stored: &HashedPassword) -> Likeness {
+        let stored = stored.as_str();
+        match self {
+            Self::Keep(hash) if hash.as_str() == stored => Likeness::Same,
+            _ if stored.starts_with(argon::OURS) => Likeness::Possible,
+            Self::Wrap(fast)
+                if stored.strip_prefix(&fast.to_wrapped().0).is_some_and(|rest| rest.starts_with('$')) =>
+            {
+                Likeness::Possible
+            }
+            _ => Likeness::Other,
+        }
     }
 
     fn of(hash: Hash) -> Self {

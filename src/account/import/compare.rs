@@ -1,0 +1,314 @@
+//! Whether a file and the users here agree: `gatepass import --compare`.
+//!
+//! Each record is held against the user whom an import would find for it, in one snapshot that changes nothing and locks
+//! nothing that others want. Of the users who were found only the ids are kept, 16 bytes each; those who come from
+//! elsewhere and are not among them have gone there. What differs is written down by id and field, never by value.
+
+use std::{
+    collections::HashMap,
+    fs::{File, OpenOptions, Permissions},
+    io::{self, BufWriter, Read, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Checked, ImportError, Place, Record, Records, Rules, place, rejects};
+use crate::{
+    account::{FullName, Roles},
+    password::foreign::Likeness,
+    store::{
+        PgConnection,
+        imports::{self, Compared, Names, Present},
+    },
+};
+
+/// How many records are looked up at once.
+const CHUNK: usize = 1_000;
+
+/// How many users are read at once, of those who may have gone.
+const PAGE: i64 = 10_000;
+
+/// What is compared. Times are not: they say who is newer.
+pub const FIELDS: [&str; 7] =
+    ["username", "email", "full_name", "password_hash", "roles", "is_email_verified", "disabled"];
+
+/// What came of a comparison.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Comparison {
+    /// Records whose user here is as they say.
+    pub same: u64,
+    /// Records whose user differs and is older here: an import changes that one.
+    pub newer: u64,
+    /// Records whose user differs and is as new here, or newer, or in the username alone, which never changes here: an
+    /// import leaves that one as it is.
+    pub older: u64,
+    /// Records whose user differs, and that do not say how old they are: an import leaves that one as it is.
+    pub undated: u64,
+    /// Records of users who are not here.
+    pub missing: u64,
+    /// Records that an import refuses.
+    pub refused: u64,
+    /// Users here who have come from elsewhere and whom no record is about.
+    pub gone: u64,
+    /// How often each of [`FIELDS`] differs.
+    pub fields: [u64; FIELDS.len()],
+}
+
+impl Comparison {
+    /// How many records were read.
+    pub fn records(&self) -> u64 {
+        self.same + self.newer + self.older + self.undated + self.missing + self.refused
+    }
+
+    /// Whether both sides say the same.
+    pub fn agrees(&self) -> bool {
+        self.records() == self.same && self.gone == 0
+    }
+}
+
+/// One difference, as it is written down.
+#[derive(Debug, Default, Serialize)]
+struct Difference<'a> {
+    what: &'static str,
+    #[serde(rename = "_line", skip_serializing_if = "Option::is_none")]
+    number: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    external_id: Option<&'a str>,
+    /// The user's, here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Uuid>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    fields: Vec<&'static str>,
+    #[serde(rename = "_reason", skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// Where differences go, one JSON object a line. Nobody but its owner may read it.
+struct Differences {
+    path: Option<PathBuf>,
+    /// Made when there is the first one.
+    file: Option<BufWriter<File>>,
+}
+
+impl Differences {
+    /// Removes those of a former comparison, which would pass for this one's.
+    fn begin(path: Option<&Path>) -> io::Result<Self> {
+        match path.map(std::fs::remove_file) {
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(Self { path: path.map(Path::to_owned), file: None }),
+        }
+    }
+
+    fn write(&mut self, difference: &Difference<'_>) -> io::Result<()> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
+                file.set_permissions(Permissions::from_mode(0o600))?;
+                self.file.insert(BufWriter::new(file))
+            }
+        };
+        serde_json::to_writer(&mut *file, difference)?;
+        file.write_all(b"\n")
+    }
+
+    fn end(self) -> io::Result<()> {
+        self.file.map_or(Ok(()), |mut file| file.flush())
+    }
+}
+
+/// Holds records against the users. What differs goes to a file, if there is a place for it; `seen` hears now and then how
+/// many records were read.
+///
+/// # Errors
+///
+/// [`ImportError`].
+pub async fn compare(
+    conn: &mut PgConnection,
+    input: impl Read + Send + 'static,
+    rules: Rules,
+    differences: Option<&Path>,
+    mut seen: impl FnMut(u64),
+) -> Result<Comparison, ImportError> {
+    let mut records = Records::begin(input, rules, 0);
+    let mut run = Run {
+        comparison: Comparison::default(),
+        differences: Differences::begin(differences).map_err(ImportError::Differences)?,
+        found: Vec::new(),
+    };
+    let mut snapshot = imports::snapshot(conn).await?;
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        while chunk.len() < CHUNK
+            && let Some(record) = records.next().await?
+        {
+            chunk.push(record);
+        }
+        if chunk.is_empty() {
+            break;
+        }
+        run.take(&mut snapshot, chunk).await?;
+        seen(run.comparison.records());
+    }
+    run.gone(&mut snapshot).await?;
+    imports::end(snapshot, false).await?;
+    run.differences.end().map_err(ImportError::Differences)?;
+    Ok(run.comparison)
+}
+
+/// A comparison on its way.
+struct Run {
+    comparison: Comparison,
+    differences: Differences,
+    /// Users whom a record is about.
+    found: Vec<Uuid>,
+}
+
+impl Run {
+    fn note(&mut self, difference: &Difference<'_>) -> Result<(), ImportError> {
+        self.differences.write(difference).map_err(ImportError::Differences)
+    }
+
+    async fn take(&mut self, conn: &mut PgConnection, chunk: Vec<Record>) -> Result<(), ImportError> {
+        let (mut names, mut refused) = (Names::default(), Vec::new());
+        for record in &chunk {
+            match &record.user {
+                Ok(user) => {
+                    names.external_ids.push(user.external_id.clone());
+                    names.usernames.push(user.username.as_str().to_owned());
+                    names.emails.push(user.email.as_str().to_owned());
+                }
+                // Their users have not gone for that.
+                Err(_) => refused.extend(record.external_id.clone()),
+            }
+        }
+        self.found.extend(imports::ids(conn, &refused).await?);
+        let mut places = Vec::with_capacity(names.usernames.len());
+        let checked = chunk.iter().filter_map(|record| record.user.as_ref().ok());
+        for (user, holders) in checked.zip(imports::holders(conn, &names).await?) {
+            // The user of a record whose address is another's is here all the same.
+            self.found.extend(holders.external_id);
+            places.push(match place(user, &holders) {
+                Place::New => Ok(None),
+                Place::Known(id) => Ok(Some(id)),
+                // Both names are this one's.
+                Place::Same => {
+                    self.found.extend(holders.username);
+                    Ok(holders.username)
+                }
+                Place::Taken(denied) => Err(vec![denied.told()]),
+            });
+        }
+        let known: Vec<_> = places.iter().filter_map(|place| *place.as_ref().ok()?).collect();
+        let users = imports::compared(conn, &known).await?;
+        let users: HashMap<_, _> = users.iter().map(|user| (user.present.id, user)).collect();
+        let mut places = places.into_iter();
+        for Record { number, external_id, user, .. } in &chunk {
+            let (number, external_id) = (Some(*number), external_id.as_deref());
+            let difference = Difference { number, external_id, ..Difference::default() };
+            let (user, place) = match user {
+                Ok(user) => (Some(user), places.next().unwrap_or(Ok(None))),
+                Err(errors) => (None, Err(errors.clone())),
+            };
+            match (user, place) {
+                (_, Err(errors)) => {
+                    self.comparison.refused += 1;
+                    let reason = Some(rejects::reason(&errors));
+                    self.note(&Difference { what: "refused", reason, ..difference })?;
+                }
+                (Some(user), Ok(Some(id))) if let Some(here) = users.get(&id) => {
+                    self.hold(difference, user, here)?;
+                }
+                (_, Ok(_)) => {
+                    self.comparison.missing += 1;
+                    self.note(&Difference { what: "missing", ..difference })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds a record against its user.
+    fn hold(
+        &mut self,
+        difference: Difference<'_>,
+        user: &Checked,
+        here: &Compared,
+    ) -> Result<(), ImportError> {
+        let differs = differing(user, here);
+        let comparison = &mut self.comparison;
+        if !differs.contains(&true) {
+            comparison.same += 1;
+            return Ok(());
+        }
+        for (count, differs) in comparison.fields.iter_mut().zip(differs) {
+            *count += u64::from(differs);
+        }
+        let [_username, others @ ..] = differs;
+        // Who has no id there is never changed by an import.
+        let (what, count) = match user.updated_at.filter(|_| user.external_id.is_some()) {
+            None => ("undated", &mut comparison.undated),
+            Some(at) if at > here.present.updated_at && others.contains(&true) => {
+                ("newer", &mut comparison.newer)
+            }
+            Some(_) => ("older", &mut comparison.older),
+        };
+        *count += 1;
+        let fields = FIELDS.into_iter().zip(differs).filter(|(_, differs)| *differs);
+        let fields = fields.map(|(name, _)| name).collect();
+        let id = Some(here.present.id);
+        self.note(&Difference { what, id, fields, ..difference })
+    }
+
+    /// Counts those whom no record was about.
+    async fn gone(&mut self, conn: &mut PgConnection) -> Result<(), ImportError> {
+        self.found.sort_unstable();
+        let mut after = Uuid::nil();
+        loop {
+            let users = imports::foreign(conn, after, PAGE).await?;
+            let Some((last, _)) = users.last() else { return Ok(()) };
+            after = *last;
+            for (id, external_id) in &users {
+                if self.found.binary_search(id).is_err() {
+                    self.comparison.gone += 1;
+                    let (id, external_id) = (Some(*id), Some(&**external_id));
+                    self.note(&Difference { what: "gone", external_id, id, ..Difference::default() })?;
+                }
+            }
+        }
+    }
+}
+
+/// Which of [`FIELDS`] differ. What the record does not say does not.
+fn differing(user: &Checked, Compared { username, present }: &Compared) -> [bool; FIELDS.len()] {
+    [
+        !user.is_username_made && user.username.as_str() != username,
+        user.email.as_str() != present.email,
+        user.full_name
+            .as_ref()
+            .map(FullName::as_str)
+            .is_some_and(|name| present.full_name.as_deref() != Some(name)),
+        is_other_password(user, present),
+        user.roles.as_ref().map(Roles::as_slice).is_some_and(|roles| roles != present.roles),
+        user.is_email_verified.is_some_and(|flag| flag != present.is_email_verified),
+        user.disabled.is_some_and(|flag| flag != present.disabled),
+    ]
+}
+
+/// Whether the record has another password than the user. A hash that was wrapped, made anew at a login, or set here does
+/// not show that: then it is another one only if the record says that its is later.
+fn is_other_password(user: &Checked, present: &Present) -> bool {
+    let Some(password) = &user.password else { return false };
+    let likeness = present.password_hash.as_ref().map_or(Likeness::Other, |hash| password.likeness(hash));
+    match (likeness, user.password_changed_at) {
+        (Likeness::Same, _) => false,
+        (Likeness::Other, _) => true,
+        (Likeness::Possible, Some(at)) => at > present.password_changed_at,
+        // An import would take it for another one.
+        (Likeness::Possible, None) => user.updated_at.is_some_and(|at| at > present.updated_at),
+    }
+}
