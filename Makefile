@@ -125,6 +125,15 @@ drill: ## Replace keys under load and race for sessions, for some minutes: the l
 	GATEPASS_DRILL=full scripts/with-postgres cargo test --locked --all-features --test gatepass \
 	  -- --nocapture --test-threads=1 plans:: rotation_drill:: session_model:: session_races:: import:: million every_search_for_users storm:: rolling_update::
 
+# How long it goes on, and the seed of its dice, which each run prints.
+SOAK_MINUTES ?= 10
+SOAK_SEED ?=
+
+.PHONY: soak
+soak: ## Use three replicas for SOAK_MINUTES while they and Postgres are killed, and see that nothing is lost
+	export SOAK_MINUTES='$(SOAK_MINUTES)' SOAK_SEED='$(SOAK_SEED)' && \
+	scripts/with-postgres cargo test --locked --all-features --test gatepass soak:: -- --nocapture
+
 .PHONY: timing
 timing: ## Compare the times of answers that must not tell users apart, for a few minutes
 	GATEPASS_DRILL=full scripts/with-postgres cargo test --locked --all-features --test gatepass timing \

@@ -64,6 +64,7 @@ mod rolling_update;
 mod rotation_drill;
 mod session_model;
 mod session_races;
+mod soak;
 mod storm;
 mod throttle;
 mod timing;

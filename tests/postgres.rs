@@ -9,8 +9,10 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::LazyLock,
+    time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 use tokio::{
@@ -19,6 +21,7 @@ use tokio::{
     process::{Child, Command},
     sync::watch,
     task::JoinHandle,
+    time::sleep,
 };
 
 use crate::process::{is_root, until};
@@ -123,17 +126,35 @@ impl Server {
 
     async fn start(dir: TempDir) -> Self {
         let port = free_port();
-        let log = fs::File::create(dir.path().join("log")).unwrap();
-        let child = command(BIN.join("postgres"))
+        let child = Self::spawn(&dir, port);
+        let server = Self { dir, port, child };
+        server.is_up().await;
+        server
+    }
+
+    fn spawn(dir: &TempDir, port: u16) -> Child {
+        let log = fs::File::options().create(true).append(true).open(dir.path().join("log")).unwrap();
+        command(BIN.join("postgres"))
             .arg("-D")
             .arg(dir.path().join("data"))
             .args(["-p", &port.to_string()])
             .stderr(log)
             .spawn()
-            .unwrap();
-        let server = Self { dir, port, child };
-        until("the server is up", async || PgConnection::connect(&server.url()).await.is_ok()).await;
-        server
+            .unwrap()
+    }
+
+    async fn is_up(&self) {
+        until("the server is up", async || PgConnection::connect(&self.socket_url()).await.is_ok()).await;
+    }
+
+    /// Stops it, by `SIGINT` in order or by `SIGQUIT` at once, and starts it again; `pause` is for what goes on meanwhile.
+    pub async fn restart(&mut self, signal: Signal, pause: Duration) {
+        let pid = Pid::from_raw(self.child.id().unwrap().try_into().unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+        self.child.wait().await.unwrap();
+        sleep(pause).await;
+        self.child = Self::spawn(&self.dir, self.port);
+        self.is_up().await;
     }
 
     /// One that speaks TLS, with the `server.crt` and `server.key` of `dir`.
@@ -192,6 +213,12 @@ impl Server {
 
     pub fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=prefer", self.port)
+    }
+
+    /// By its Unix socket, which nobody else can get while it is down.
+    pub fn socket_url(&self) -> String {
+        let dir = self.dir.path().to_str().unwrap().replace('/', "%2F");
+        format!("postgres://postgres@localhost:{}/postgres?host={dir}", self.port)
     }
 
     pub fn log(&self) -> String {
