@@ -576,6 +576,38 @@ async fn of_a_user_who_comes_again_what_is_newer_wins() {
 }
 
 #[tokio::test]
+async fn a_hash_that_was_made_anew_here_stays_until_the_password_is_changed_there() {
+    let here = Move::new().await;
+    let (one, one_password) = vector("bcrypt 2b");
+    let (other, other_password) = vector("bcrypt 2y");
+    let import = async |updated_at: &str, changed_at: &str, hash: &Value| {
+        let alice = json!({
+            "external_id": "17", "username": "alice", "email": "alice@example.com", "full_name": updated_at,
+            "created_at": "2019-01-01T00:00:00Z", "updated_at": updated_at, "password_changed_at": changed_at,
+            "password_hash": hash["text"],
+        });
+        here.home.write("users.jsonl", &lines(&[alice]));
+        here.summary(&["users.jsonl"]).await
+    };
+    let live = "SELECT count(*) FROM sessions WHERE ended_at IS NULL";
+    here.app.clock.advance(OffsetDateTime::now_utc() - START);
+    assert_eq!(import("2020-01-01T00:00:00Z", "2019-06-01T00:00:00Z", &one).await, [1, 1, 0, 0, 0]);
+    assert_eq!(here.status("alice", &one_password).await, 200);
+    let made_anew = here.user("alice").await["password_hash"].clone();
+    assert!(made_anew.as_str().unwrap().starts_with("$argon2id$"));
+
+    assert_eq!(import("2020-02-01T00:00:00Z", "2019-06-01T00:00:00Z", &one).await, [1, 0, 1, 0, 0]);
+    let alice = here.user("alice").await;
+    assert_eq!((&alice["password_hash"], &alice["full_name"]), (&made_anew, &json!("2020-02-01T00:00:00Z")));
+    assert_eq!(here.count(live).await, 1);
+
+    assert_eq!(import("2020-03-01T00:00:00Z", "2020-03-01T00:00:00Z", &other).await, [1, 0, 1, 0, 0]);
+    assert_eq!(here.count(live).await, 0);
+    assert_eq!(here.status("alice", &one_password).await, 401);
+    assert_eq!(here.status("alice", &other_password).await, 200);
+}
+
+#[tokio::test]
 async fn administrators_come_only_when_the_operator_says_so_and_the_last_one_stays() {
     let here = Move::new().await;
     let user = json!({ "external_id": "1", "username": "root", "email": "root@example.com", "roles": ["admin"], "updated_at": "2020-01-01T00:00:00Z" });

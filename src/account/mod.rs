@@ -266,7 +266,19 @@ impl Accounts {
     pub fn new(parts: Parts) -> Self {
         let Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy } = parts;
         let (exports, cause) = (Exports::default(), Cause::default());
-        Self { db, passwords, issuer, refresh_keys, throttle, legacy: None, feed, metrics, policy, exports, cause }
+        Self {
+            db,
+            passwords,
+            issuer,
+            refresh_keys,
+            throttle,
+            legacy: None,
+            feed,
+            metrics,
+            policy,
+            exports,
+            cause,
+        }
     }
 
     /// The same use cases, with a system that users may still come from.

@@ -15,7 +15,7 @@ use std::{
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Checked, ImportError, Place, Record, Records, Rules, place, rejects};
+use super::{Checked, ImportError, Place, Record, Records, Rules, is_no_later_password, place, rejects};
 use crate::{
     account::{FullName, Roles},
     password::foreign::Likeness,
@@ -299,16 +299,18 @@ fn differing(user: &Checked, Compared { username, present }: &Compared) -> [bool
     ]
 }
 
-/// Whether the record has another password than the user. A hash that was wrapped, made anew at a login, or set here does
-/// not show that: then it is another one only if the record says that its is later.
+/// Whether the record has another password than the user. One that it does not date later is none (as in the import); and
+/// where it has no date, a hash that was wrapped, made anew at a login, or set here does not show it.
 fn is_other_password(user: &Checked, present: &Present) -> bool {
     let Some(password) = &user.password else { return false };
     let likeness = present.password_hash.as_ref().map_or(Likeness::Other, |hash| password.likeness(hash));
-    match (likeness, user.password_changed_at) {
-        (Likeness::Same, _) => false,
-        (Likeness::Other, _) => true,
-        (Likeness::Possible, Some(at)) => at > present.password_changed_at,
+    match likeness {
+        Likeness::Same => false,
+        Likeness::Other | Likeness::Possible if user.password_changed_at.is_some() => {
+            !is_no_later_password(user, present)
+        }
+        Likeness::Other => true,
         // An import would take it for another one.
-        (Likeness::Possible, None) => user.updated_at.is_some_and(|at| at > present.updated_at),
+        Likeness::Possible => user.updated_at.is_some_and(|at| at > present.updated_at),
     }
 }

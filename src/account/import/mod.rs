@@ -39,8 +39,8 @@ use tokio::{
 };
 use uuid::Uuid;
 
-pub(super) use self::draft::Checked;
 pub use self::compare::{Comparison, FIELDS, compare};
+pub(super) use self::draft::Checked;
 use self::{
     draft::Draft,
     json::Fields,
@@ -710,7 +710,8 @@ pub(super) fn new_row<'a>(
 fn changed_row<'a>(ready: &'a Ready, present: &'a Present, now: OffsetDateTime) -> (Row<'a>, bool) {
     let user = &ready.user;
     let is_other_password =
-        ready.password.as_ref().is_some_and(|hash| present.password_hash.as_ref() != Some(hash));
+        ready.password.as_ref().is_some_and(|hash| present.password_hash.as_ref() != Some(hash))
+            && !is_no_later_password(user, present);
     let is_other_address = !present.email.eq_ignore_ascii_case(user.email.as_str());
     let row = Row {
         id: present.id,
@@ -718,7 +719,7 @@ fn changed_row<'a>(ready: &'a Ready, present: &'a Present, now: OffsetDateTime) 
         username: user.username.as_str(),
         email: user.email.as_str(),
         full_name: user.full_name.as_ref().map(FullName::as_str).or(present.full_name.as_deref()),
-        password_hash: ready.password.as_ref().or(present.password_hash.as_ref()),
+        password_hash: if is_other_password { &ready.password } else { &present.password_hash }.as_ref(),
         roles: user.roles.as_ref().map_or(&present.roles, Roles::as_slice),
         is_email_verified: user.is_email_verified.unwrap_or(present.is_email_verified && !is_other_address),
         disabled: user.disabled.unwrap_or(present.disabled),
@@ -731,6 +732,13 @@ fn changed_row<'a>(ready: &'a Ready, present: &'a Present, now: OffsetDateTime) 
         updated_at: user.updated_at.unwrap_or(now),
     };
     (row, is_other_password)
+}
+
+/// Whether the record dates its password no later than the user's, which then stays: a login here makes the hash anew, and
+/// the old one would log the user out, or undo a password that was set here.
+fn is_no_later_password(user: &Checked, present: &Present) -> bool {
+    present.password_hash.is_some()
+        && user.password_changed_at.is_some_and(|at| at <= present.password_changed_at)
 }
 
 /// Whether nothing would change but the time.
