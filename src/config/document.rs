@@ -1,6 +1,6 @@
 //! The settings as documents, made from the table: `app.env.example` and the README's table.
 
-use super::settings::{DefaultValue, SETTINGS, Setting, Support};
+use super::settings::{DefaultValue, SETTINGS, Setting};
 
 /// What someone who starts out sets, with the value for that: the lines of the example that are not commented out.
 const FIRST: &[(&str, &str)] = &[("ENVIRONMENT", "development"), ("HTTP_SERVER_ADDRESS", "0.0.0.0:8080")];
@@ -23,7 +23,7 @@ pub fn app_env_example() -> String {
             group = setting.group;
             text += &format!("\n# --- {group} ---\n");
         }
-        text += &format!("\n# {}{}\n", setting.about, note(setting));
+        text += &format!("\n# {}\n", setting.about);
         text += &match FIRST.iter().find(|(name, _)| *name == setting.name) {
             Some((name, value)) => format!("{name}={value}\n"),
             None => format!("# {}={}\n", setting.name, shown(setting)),
@@ -41,7 +41,7 @@ pub fn settings_table_markdown() -> String {
             other => other.to_string(),
         };
         let file = setting.file_name().map(|name| format!(" Or `{name}`.")).unwrap_or_default();
-        let what = format!("{}{file}{}", setting.about, note(setting)).replace('|', r"\|");
+        let what = format!("{}{file}", setting.about).replace('|', r"\|");
         text += &format!("| `{}` | {default} | {what} |\n", setting.name);
     }
     text
@@ -53,13 +53,6 @@ fn shown(setting: &Setting) -> &'static str {
         DefaultValue::Text(text) => text,
         DefaultValue::Cores => "2",
         DefaultValue::Unset => setting.example.unwrap_or_default(),
-    }
-}
-
-fn note(setting: &Setting) -> &'static str {
-    match setting.support {
-        Support::InForce => "",
-        Support::NotYet => " (Not supported yet: leave it out.)",
     }
 }
 

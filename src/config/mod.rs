@@ -13,10 +13,6 @@
 //! 4. [`report`] tells what is in force and where it came from.
 //!
 //! [`settings`] is the table of all settings; [`document`] makes `app.env.example` and the README's table from it.
-//!
-//! # A later change that puts a setting in force
-//!
-//! Use its value, and delete its `support:` line in [`SETTINGS`].
 
 mod app_env;
 mod check;
@@ -43,7 +39,7 @@ pub use document::{app_env_example, settings_table_markdown};
 pub use duration::Rate;
 pub use error::{ConfigErrors, Problem};
 pub use report::ReportLine;
-pub use settings::{DefaultValue, EXAMPLE_KEY, SETTINGS, Setting, Support};
+pub use settings::{DefaultValue, EXAMPLE_KEY, SETTINGS, Setting};
 pub use values::{
     AcceptedFormat, Argon2Cost, DbPooler, Environment, JwtAlgorithm, LogFormat, Registration, Settings,
     TokenFormat,

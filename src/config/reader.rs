@@ -3,7 +3,7 @@
 use super::{
     error::Findings,
     layers::Given,
-    settings::{DefaultValue, Setting, Support, setting},
+    settings::{DefaultValue, Setting, setting},
 };
 
 /// What was given, and what has been found out about it.
@@ -32,16 +32,7 @@ impl Reader {
         let setting = setting(name);
         let value = self.given.get(name)?;
         match parse(&value.text) {
-            Ok(parsed) => {
-                let (text, origin) = (&value.text, &value.origin);
-                let is_default =
-                    value.is_default() || setting.default.text(self.cores).as_deref() == Some(text);
-                if setting.support == Support::NotYet && !is_default {
-                    let message = "this version does not support it yet; remove it";
-                    self.findings.problem(name, origin, message);
-                }
-                Some(parsed)
-            }
+            Ok(parsed) => Some(parsed),
             Err(expected) => {
                 let message = explain(setting, &value.text, &expected);
                 self.findings.problem(name, &value.origin, message);

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{
     db_source,
     layers::Given,
-    settings::{MASK, SETTINGS, Setting, Support},
+    settings::{MASK, SETTINGS, Setting},
 };
 
 /// One setting as it is in force. Displayed as a line of `app.env` with its origin behind it.
@@ -23,15 +23,12 @@ pub struct ReportLine {
     pub origin: String,
     /// Nobody set it.
     pub default: bool,
-    /// This version acts on it.
-    pub in_force: bool,
 }
 
 impl fmt::Display for ReportLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, value_masked, origin, in_force, .. } = self;
-        write!(f, "{name}={}  # {origin}", value_masked.as_deref().unwrap_or_default())?;
-        f.write_str(if *in_force { "" } else { ", no effect in this version yet" })
+        let Self { name, value_masked, origin, .. } = self;
+        write!(f, "{name}={}  # {origin}", value_masked.as_deref().unwrap_or_default())
     }
 }
 
@@ -46,7 +43,6 @@ pub(super) fn report(given: &Given) -> Vec<ReportLine> {
                 value_masked: value.map(|value| masked(setting, &value.text)),
                 origin: value.map_or("default", |value| &value.origin).into(),
                 default: value.is_none_or(|value| value.is_default()),
-                in_force: setting.support == Support::InForce,
             }
         })
         .collect()

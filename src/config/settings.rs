@@ -22,8 +22,6 @@ pub struct Setting {
     pub example: Option<&'static str>,
     /// It never prints, and may be read from the file that `NAME_FILE` names.
     pub secret: bool,
-    /// Whether this version acts on it.
-    pub support: Support,
 }
 
 /// Stands for a secret's value. Its length tells nothing of the secret's.
@@ -38,16 +36,6 @@ pub enum DefaultValue {
     Text(&'static str),
     /// The number of cores that the process may use.
     Cores,
-}
-
-/// Whether this version acts on a setting. The contract names more settings than the first versions have features for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Support {
-    /// It does what it says.
-    InForce,
-    /// It is known and checked, and does nothing yet. Who sets it would count on something that is not there: refused,
-    /// unless it is set to its default.
-    NotYet,
 }
 
 impl Setting {
@@ -131,7 +119,6 @@ const SERVICE: Setting = Setting {
     default: DefaultValue::Unset,
     example: None,
     secret: false,
-    support: Support::InForce,
 };
 const DATABASE: Setting = Setting { group: "Database", ..SERVICE };
 const HTTP: Setting = Setting { group: "HTTP", ..SERVICE };

@@ -455,7 +455,6 @@ fn published_formats_need_a_url_as_issuer_in_production() {
         ("jwt", "HS256", "gatepass", false),
     ] {
         let more = [("TOKEN_FORMAT", format), ("JWT_ALGORITHM", algorithm), ("TOKEN_ISSUER", issuer)];
-        // Whether the format itself is supported yet is another matter.
         let problems = load_production(&more).err().map(|errors| errors.0).unwrap_or_default();
         let is_refused = problems.iter().any(|problem| problem.key.as_deref() == Some("TOKEN_ISSUER"));
         assert_eq!(is_refused, refused, "{more:?}");
@@ -511,32 +510,6 @@ fn argon2_below_owasp_s_minimum_is_for_development() {
 }
 
 #[test]
-fn what_this_version_does_not_act_on_is_refused() {
-    for setting in SETTINGS {
-        let default = setting.default.text(4);
-        let other: &str = match setting.name {
-            "TOKEN_FORMAT" => "v4.public",
-            "DB_IAM_AUTH" => "true",
-            _ => default.as_deref().or(setting.example).unwrap(),
-        };
-        let loaded = load_environment(&[(setting.name, other)]);
-        match setting.support {
-            Support::InForce => continue,
-            Support::NotYet => {
-                let expected = format!(
-                    "{} (environment): this version does not support it yet; remove it",
-                    setting.name
-                );
-                assert_eq!(problem(loaded), expected);
-                if let Some(default) = default {
-                    assert!(load_environment(&[(setting.name, &default)]).unwrap().warnings.is_empty());
-                }
-            }
-        }
-    }
-}
-
-#[test]
 fn migrations_do_not_go_to_another_database_than_the_service() {
     for name in ["MIGRATION_DB_SOURCE", "MASTER_DB_SOURCE"] {
         let message = problem(load_environment(&[(name, DB)]));
@@ -573,7 +546,7 @@ fn no_secret_is_ever_printed() {
     }
     let json = serde_json::to_value(line(&loaded, "REGISTRATION")).unwrap();
     let expected = serde_json::json!(
-        {"name": "REGISTRATION", "value": "open", "origin": "default", "default": true, "in_force": true}
+        {"name": "REGISTRATION", "value": "open", "origin": "default", "default": true}
     );
     assert_eq!(json, expected);
     assert_eq!(line(&loaded, "REGISTRATION").to_string(), "REGISTRATION=open  # default");
@@ -596,20 +569,12 @@ fn the_example_loads_as_it_is_and_every_line_of_it_once_uncommented() {
             _ => format!("{line}\n"),
         })
         .collect();
-    let unsupported =
-        |setting: &&Setting| setting.support == Support::NotYet && setting.default == DefaultValue::Unset;
     // The one that names a file which is read, and is on no machine of ours.
     let all = all.replace("\nPASSWORD_BREACHED_FILE=", "\n# PASSWORD_BREACHED_FILE=");
     // And the one that names a secret, which somebody has to read.
     let all = all.replace("\nSECRETS_MANAGER_SECRET_ID=", "\n# SECRETS_MANAGER_SECRET_ID=");
-    let expected: Vec<_> = SETTINGS.iter().filter(unsupported).map(|setting| setting.name).collect();
     let problems = load_both(&all, &[]).err().map(|errors| errors.0).unwrap_or_default();
-    assert!(
-        problems.iter().all(|problem| problem.message.contains("does not support it yet")),
-        "{problems:#?}"
-    );
-    let named: Vec<_> = problems.iter().map(|problem| problem.key.as_deref().unwrap()).collect();
-    assert_eq!(named, expected);
+    assert!(problems.is_empty(), "{problems:#?}");
 }
 
 #[test]
