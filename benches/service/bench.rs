@@ -66,7 +66,7 @@ impl Bench {
         let bar = ProgressBar::new_spinner();
         bar.set_style(ProgressStyle::with_template("{spinner} {elapsed}  {msg}").expect("a template"));
         bar.enable_steady_tick(Duration::from_millis(200));
-        println!("{:<72}{:>11}{:>11}{:>8}{:>10}", "", "ours", "limit", "ratio", "to reach");
+        println!("{:<80}{:>8}{:>8}{:>8}{:>10}", "", "ours", "limit", "ratio", "to reach");
         Self { is_smoke, rows: Vec::new(), bar }
     }
 
@@ -123,13 +123,12 @@ impl Bench {
             Some((limit, _)) => format!("{} ÷ {limit}", row.what),
             None => row.what.clone(),
         };
-        let figure = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.1}"));
         let ratio = row.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}"));
-        let limit = figure(row.limit.as_ref().map(|(_, limit)| *limit));
+        let limit = row.limit.as_ref().map_or(String::new(), |(_, limit)| figure(*limit));
         let goal = row.goal.map_or(String::new(), |goal| goal.to_string());
         let missed = if row.is_reached() { "" } else { "  missed" };
-        let ours = figure(Some(row.ours));
-        self.say(&format!("{what:<72}{ours:>11}{limit:>11}{ratio:>8}{goal:>10}{missed}"));
+        let ours = figure(row.ours);
+        self.say(&format!("{what:<80}{ours:>8}{limit:>8}{ratio:>8}{goal:>10}{missed}"));
         self.rows.push(row);
     }
 
@@ -142,6 +141,12 @@ impl Bench {
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// As people read it: three digits, or all before the point.
+pub(crate) fn figure(value: f64) -> String {
+    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.digits$}")
 }
 
 /// The median.
