@@ -21,8 +21,11 @@ use std::{env, process::ExitCode};
 
 use bench::Bench;
 
-/// What can be measured by itself, in the order in which all is.
-const SECTIONS: &[(&str, fn(&mut Bench))] = &[
+/// What can be measured by itself: its name, and what measures it and adds its rows.
+type Section = (&'static str, fn(&mut Bench));
+
+/// In the order in which all is measured.
+const SECTIONS: &[Section] = &[
     ("logins", logins::logins),
     ("checks", checks::seen),
     ("fresh", checks::fresh),

@@ -63,7 +63,7 @@ impl Service {
         let child = command.spawn().expect("the service was built");
         let mut service = Self { child, address, started: Duration::ZERO };
         let ready = load::get("/readyz", "");
-        while !Connection::try_open(address).is_some_and(|mut connection| connection.ask(&ready).0 == 200) {
+        while Connection::try_open(address).is_none_or(|mut connection| connection.ask(&ready).0 != 200) {
             let ended = service.child.try_wait().expect("a child");
             assert!(ended.is_none() && start.elapsed() < PATIENCE, "not ready ({ended:?}): {command:?}");
             thread::sleep(Duration::from_micros(500));
