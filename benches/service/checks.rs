@@ -114,7 +114,7 @@ fn requests(count: usize, user: &Value) -> Vec<Vec<u8>> {
 #[expect(clippy::disallowed_methods, reason = "no part of the service: it has a clock")]
 fn some_requests(count: usize, user: &Value) -> Vec<Vec<u8>> {
     let party = Party { issuer: "gatepass".into(), audience: "gatepass".into() };
-    let issuer = Issuer::new(SymmetricKey::from_bytes(*KEY), party);
+    let issuer = Issuer::new(KEY.parse::<SymmetricKey>().expect("a key"), party);
     let id = |value: &Value| value.as_str().and_then(|text| text.parse::<Uuid>().ok()).expect("an id");
     let subject = Subject {
         user_id: id(&user["user"]["id"]),

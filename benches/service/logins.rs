@@ -14,7 +14,7 @@ use crate::{
     },
     hashing::{self, Hasher, ITERATIONS, MEMORY_KIB},
     load::{self, Client, Connection, Same, bearer, expect, get, percentile},
-    process::{PASSWORD, Service, database, login},
+    process::{PASSWORD, Service, database, login, text},
     start::memory_bound_mib,
 };
 
@@ -91,8 +91,11 @@ impl Client for Caller<'_> {
 
 /// A bearer check while logins take all that they can get, and one in peace.
 pub(crate) fn storm(bench: &mut Bench) {
-    let service = Service::start(&database(), &[]);
-    let check = get("/auth/verify", &bearer(&service.token_of_new("alice")));
+    let database = database();
+    // By another process: the check of a new password loads its dictionaries.
+    Service::start(&database, &[]).register("alice");
+    let service = Service::start(&database, &[]);
+    let check = get("/auth/verify", &bearer(&text(&service.log_in("alice")["access_token"])));
     let request = login("alice");
     let (turn, lead) = (bench.turn() * 2, Duration::from_millis(200));
     let in_storm = || {

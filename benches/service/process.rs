@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::load::{self, Connection};
 
 /// The symmetric key of every service here.
-pub(crate) const KEY: &[u8; 32] = b"correct-horse-battery-staple-321";
+pub(crate) const KEY: &str = "k4.local.THpDE3G_ozb_4dDQB4o8Ihzf8TtdgrDbUuGwmrIDr-c";
 
 /// The password of everybody here.
 pub(crate) const PASSWORD: &str = "a quiet river at noon";
@@ -49,7 +49,7 @@ impl Service {
             .current_dir(env::temp_dir())
             .env_clear()
             .env("DB_SOURCE", database)
-            .env("TOKEN_SYMMETRIC_KEY", str::from_utf8(KEY).expect("text"))
+            .env("TOKEN_SYMMETRIC_KEY", KEY)
             .env("HTTP_SERVER_ADDRESS", address.to_string())
             .env("OPS_SERVER_ADDRESS", free_address().to_string())
             .env("LOG_FORMAT", "json")
