@@ -113,12 +113,24 @@ FUZZ_SECONDS ?= 60
 fuzz: ## Fuzz the verifier of each format, FUZZ_SECONDS each
 	FUZZ_SECONDS='$(FUZZ_SECONDS)' scripts/fuzz
 
+# What is measured (`make bench ONLY=checks`), all if empty; WRITE=1 puts the table into docs/benchmarks.md; SMOKE=1 only
+# sees whether everything works, in seconds.
+ONLY ?=
+WRITE ?=
+SMOKE ?=
+BENCH_CARGO = CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}" cargo run --release --locked --manifest-path benches/Cargo.toml
+
 .PHONY: bench
-bench: bench-password ## Run all benchmarks
+bench: ## Measure what the service does beside what limits it; ONLY=… one section, WRITE=1 into docs/benchmarks.md
+	cargo build --release --locked --all-features
+	target=$$(cd "$${CARGO_TARGET_DIR:-target}" && pwd) && \
+	PATH="$$(scripts/ensure-postgres --print-bindir):$$PATH:/usr/sbin" GATEPASS="$$target/release/gatepass" \
+	  scripts/with-postgres --durable env $(BENCH_CARGO) --bin service -- \
+	  $(ONLY) $(if $(WRITE),--write) $(if $(SMOKE),--smoke)
 
 .PHONY: bench-password
 bench-password: ## Measure password hashes, by who computes them, and what they cost others; about a minute
-	cargo run --release --locked --manifest-path benches/Cargo.toml --bin password
+	$(BENCH_CARGO) --features others --bin password
 
 .PHONY: drill
 drill: ## Replace keys under load and race for sessions, for some minutes: the long forms of some tests

@@ -12,22 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use argon2::{Algorithm, Argon2, Block, Params, Version};
+use argon2::Block;
 
-// The service's own.
-#[expect(dead_code, reason = "only what computes is measured")]
-#[path = "../src/password/memory.rs"]
-mod memory;
+mod hashing;
 
-const MEMORY_KIB: u32 = 19456;
-const ITERATIONS: u32 = 2;
+use hashing::{Hash, Hasher, ITERATIONS, MEMORY_KIB, argon2, gatepass, plain};
 
 /// How long each is measured at a time, and how often.
 const TURN: Duration = Duration::from_millis(500);
 const TURNS: usize = 7;
-
-type Hash = [u8; 32];
-type Hasher = Box<dyn FnMut(&[u8], &[u8; 16]) -> Hash>;
 
 /// Somebody who computes hashes, as each thread makes its own.
 struct Candidate {
@@ -44,20 +37,6 @@ const CANDIDATES: &[Candidate] = &[
     Candidate { name: "rust-argon2 crate (fresh memory)", hasher: rust_argon2 },
 ];
 
-fn argon2(memory_kib: u32, iterations: u32) -> Argon2<'static> {
-    let params = Params::new(memory_kib, iterations, 1, None).expect("parameters within bounds");
-    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
-}
-
-fn plain(memory_kib: u32, iterations: u32) -> Hasher {
-    let argon2 = argon2(memory_kib, iterations);
-    Box::new(move |password, salt| {
-        let mut hash = Hash::default();
-        argon2.hash_password_into(password, salt, &mut hash).expect("inputs within bounds");
-        hash
-    })
-}
-
 fn reused(memory_kib: u32, iterations: u32) -> Hasher {
     let argon2 = argon2(memory_kib, iterations);
     let mut blocks = vec![Block::new(); memory_kib as usize];
@@ -65,20 +44,6 @@ fn reused(memory_kib: u32, iterations: u32) -> Hasher {
         let mut hash = Hash::default();
         argon2
             .hash_password_into_with_memory(password, salt, &mut hash, &mut blocks[..])
-            .expect("inputs within bounds");
-        hash
-    })
-}
-
-fn gatepass(memory_kib: u32, iterations: u32) -> Hasher {
-    let argon2 = argon2(memory_kib, iterations);
-    let count = argon2.params().block_count();
-    let mut memory = memory::Memory::of_blocks(count).expect("enough memory");
-    Box::new(move |password, salt| {
-        let mut hash = Hash::default();
-        memory
-            .with(count, |blocks| argon2.hash_password_into_with_memory(password, salt, &mut hash, blocks))
-            .expect("enough memory")
             .expect("inputs within bounds");
         hash
     })

@@ -1,6 +1,8 @@
 //! Where randomness comes from. Everything below the edge takes `rng: &mut impl CryptoRng`; only the edge calls
 //! [`system`].
 
+use std::thread;
+
 use getrandom::SysRng;
 use rand_core::{CryptoRng, UnwrapErr};
 use time::OffsetDateTime;
@@ -12,6 +14,14 @@ use uuid::Uuid;
 /// on with anything weaker would be worse.
 pub fn system() -> impl CryptoRng {
     UnwrapErr(SysRng)
+}
+
+/// Has aws-lc gather the entropy for its own generator, which keys and TLS draw from, on a thread beside the caller. It
+/// does so once in a process, from the processor's jitter, and takes tens of milliseconds; whoever drew first would wait.
+pub fn gather() {
+    // Should this or the thread fail, then whoever draws first does it, and waits.
+    let gather = || aws_lc_rs::rand::fill(&mut [0]).is_ok();
+    drop(thread::Builder::new().name("gatepass-entropy".into()).spawn(gather));
 }
 
 /// `N` random bytes.

@@ -23,6 +23,7 @@ use crate::{
     http::{self, App, Limits, Parts, Phase},
     keys::Keys,
     metrics::{Metrics, PoolUse, PoolWatch},
+    random,
     revocation::{Feed, Publisher},
     store::PgPool,
     telemetry::{self, traces::Traces},
@@ -46,6 +47,8 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 const OPS_CONNECTIONS: usize = 64;
 
 pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
+    // While the settings are read and the database is opened.
+    random::gather();
     let Loaded { settings, warnings, .. } = setup::load(config_file).await?;
     let endpoint = settings.otel_exporter_otlp_endpoint.as_deref();
     let traces =

@@ -14,7 +14,9 @@ use zeroize::Zeroize;
 /// (That takes about a thirtieth of a hash's time at the default parameters, and nothing under load.)
 #[derive(Debug)]
 pub(super) struct Memory {
+    /// None of them or all.
     blocks: Vec<Block>,
+    count: usize,
     /// How many of the blocks, from the first, have been written since the last wipe.
     dirty: usize,
     pub(super) pace: Pace,
@@ -49,15 +51,15 @@ impl Pace {
 }
 
 impl Memory {
-    /// Memory of so many blocks of 1 KiB.
+    /// Memory of so many blocks of 1 KiB, which the system has promised and need not give before [`Memory::fill`].
     pub(super) fn of_blocks(count: usize) -> Result<Self, Error> {
         let mut blocks = Vec::new();
         blocks.try_reserve_exact(count).map_err(|_| Error::OutOfMemory)?;
         // Before anything is written, for it is the first write that makes the system choose the page.
         ask_for_huge_pages(&mut blocks);
-        blocks.resize(count, Block::new());
         Ok(Self {
             blocks,
+            count,
             dirty: 0,
             pace: Pace::default(),
             #[cfg(test)]
@@ -65,9 +67,15 @@ impl Memory {
         })
     }
 
+    /// Has the system give all of it, which takes it about as long as half a hash. The first hash does so otherwise.
+    pub(super) fn fill(&mut self) {
+        self.blocks.resize(self.count, Block::new());
+    }
+
     /// Lends that many blocks. When there are not as many, as for a stored hash with greater parameters, they are
     /// allocated for this once, wiped and given back.
     pub(super) fn with<T>(&mut self, count: usize, work: impl FnOnce(&mut [Block]) -> T) -> Result<T, Error> {
+        self.fill();
         match self.blocks.get_mut(..count) {
             Some(blocks) => {
                 self.dirty = self.dirty.max(count);
@@ -146,6 +154,7 @@ mod tests {
     #[test]
     fn wiped_memory_is_zero() {
         let mut memory = Memory::of_blocks(64).unwrap();
+        memory.fill();
         assert!(is_zero(&memory) && !memory.is_dirty());
         let fill = |blocks: &mut [Block]| blocks.iter_mut().for_each(|block| block.as_mut().fill(7));
         memory.with(64, fill).unwrap();
@@ -172,7 +181,9 @@ mod tests {
     #[test]
     fn huge_pages_change_nothing() {
         for count in [1, 3, 4, 8, 100, 19456] {
-            assert!(is_zero(&Memory::of_blocks(count).unwrap()), "{count}");
+            let mut memory = Memory::of_blocks(count).unwrap();
+            memory.fill();
+            assert!(memory.blocks.len() == count && is_zero(&memory), "{count}");
         }
     }
 

@@ -161,6 +161,8 @@ impl Pool {
             let queue = Arc::clone(&pool.0.queue);
             thread::Builder::new().name(format!("gatepass-hash-{number}")).spawn(move || {
                 yield_to_others();
+                // Here, beside the rest of the start and the other threads.
+                memory.fill();
                 while queue.run_next(&mut memory) {}
             })?;
         }

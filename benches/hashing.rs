@@ -1,0 +1,45 @@
+//! Argon2 by its crate: as anybody uses it, and as the service does, in memory of its own.
+
+use argon2::{Algorithm, Argon2, Params, Version};
+
+// The service's own.
+#[expect(dead_code, reason = "only what computes is measured")]
+#[path = "../src/password/memory.rs"]
+mod memory;
+
+/// The service's default parameters.
+pub(crate) const MEMORY_KIB: u32 = 19456;
+pub(crate) const ITERATIONS: u32 = 2;
+
+pub(crate) type Hash = [u8; 32];
+pub(crate) type Hasher = Box<dyn FnMut(&[u8], &[u8; 16]) -> Hash>;
+
+pub(crate) fn argon2(memory_kib: u32, iterations: u32) -> Argon2<'static> {
+    let params = Params::new(memory_kib, iterations, 1, None).expect("parameters within bounds");
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+}
+
+/// What the crate's `hash_password` does: fresh memory for each hash.
+pub(crate) fn plain(memory_kib: u32, iterations: u32) -> Hasher {
+    let argon2 = argon2(memory_kib, iterations);
+    Box::new(move |password, salt| {
+        let mut hash = Hash::default();
+        argon2.hash_password_into(password, salt, &mut hash).expect("inputs within bounds");
+        hash
+    })
+}
+
+/// What the service does.
+pub(crate) fn gatepass(memory_kib: u32, iterations: u32) -> Hasher {
+    let argon2 = argon2(memory_kib, iterations);
+    let count = argon2.params().block_count();
+    let mut memory = memory::Memory::of_blocks(count).expect("enough memory");
+    Box::new(move |password, salt| {
+        let mut hash = Hash::default();
+        memory
+            .with(count, |blocks| argon2.hash_password_into_with_memory(password, salt, &mut hash, blocks))
+            .expect("enough memory")
+            .expect("inputs within bounds");
+        hash
+    })
+}

@@ -1,0 +1,157 @@
+//! The run: how long things are measured, and the table of what came out.
+
+use std::{fmt, time::Duration};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::load::percentile;
+
+/// What is to be reached.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Goal {
+    fn is_reached_by(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(bound) => value >= bound,
+            Self::AtMost(bound) => value <= bound,
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtLeast(bound) => write!(f, "≥ {bound}"),
+            Self::AtMost(bound) => write!(f, "≤ {bound}"),
+        }
+    }
+}
+
+/// A line of the table.
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) what: String,
+    pub(crate) ours: f64,
+    /// What it is held against, and that one's figure from the same run.
+    pub(crate) limit: Option<(String, f64)>,
+    /// Of the ratio, or of the figure itself where there is no limit.
+    pub(crate) goal: Option<Goal>,
+}
+
+impl Row {
+    pub(crate) fn ratio(&self) -> Option<f64> {
+        self.limit.as_ref().map(|(_, limit)| self.ours / limit)
+    }
+
+    /// Whether it reaches its goal; yes where there is none.
+    pub(crate) fn is_reached(&self) -> bool {
+        self.goal.is_none_or(|goal| goal.is_reached_by(self.ratio().unwrap_or(self.ours)))
+    }
+}
+
+/// One run of the benchmarks.
+pub(crate) struct Bench {
+    /// Only to see that everything works: the figures mean nothing.
+    pub(crate) is_smoke: bool,
+    pub(crate) rows: Vec<Row>,
+    bar: ProgressBar,
+}
+
+impl Bench {
+    pub(crate) fn new(is_smoke: bool) -> Self {
+        let bar = ProgressBar::new_spinner();
+        bar.set_style(ProgressStyle::with_template("{spinner} {elapsed}  {msg}").expect("a template"));
+        bar.enable_steady_tick(Duration::from_millis(200));
+        println!("{:<80}{:>8}{:>8}{:>8}{:>10}", "", "ours", "limit", "ratio", "to reach");
+        Self { is_smoke, rows: Vec::new(), bar }
+    }
+
+    /// How long something is measured at a time; and how much of anything a smoke run does.
+    pub(crate) fn turn(&self) -> Duration {
+        if self.is_smoke { Duration::from_millis(50) } else { Duration::from_millis(1500) }
+    }
+
+    /// `full`, or `smoke` where the figures mean nothing.
+    pub(crate) fn size(&self, full: usize, smoke: usize) -> usize {
+        if self.is_smoke { smoke } else { full }
+    }
+
+    /// Says what goes on, to who watches.
+    pub(crate) fn doing(&self, what: &str) {
+        self.bar.set_message(what.to_owned());
+    }
+
+    /// Measures several things in turns, A B C A B C …, so that what disturbs the machine disturbs all of them.
+    pub(crate) fn in_turns<T, const N: usize>(
+        &self,
+        what: &str,
+        mut measure: [&mut dyn FnMut() -> T; N],
+    ) -> [Vec<T>; N] {
+        let turns = self.size(5, 1);
+        let mut all = [const { Vec::new() }; N];
+        for turn in 1..=turns {
+            self.doing(&format!("{what}, turn {turn} of {turns}"));
+            for (measure, values) in measure.iter_mut().zip(&mut all) {
+                values.push(measure());
+            }
+        }
+        all
+    }
+
+    /// A figure beside its limit.
+    pub(crate) fn ratio(&mut self, what: &str, ours: f64, (limited_by, limit): (&str, f64), goal: Goal) {
+        let limit = Some((limited_by.to_owned(), limit));
+        self.row(Row { what: what.to_owned(), ours, limit, goal: Some(goal) });
+    }
+
+    /// A figure that is to stay within a bound.
+    pub(crate) fn bound(&mut self, what: &str, ours: f64, goal: Goal) {
+        self.row(Row { what: what.to_owned(), ours, limit: None, goal: Some(goal) });
+    }
+
+    /// A figure to keep.
+    pub(crate) fn note(&mut self, what: &str, ours: f64) {
+        self.row(Row { what: what.to_owned(), ours, limit: None, goal: None });
+    }
+
+    fn row(&mut self, row: Row) {
+        let what = match &row.limit {
+            Some((limit, _)) => format!("{} ÷ {limit}", row.what),
+            None => row.what.clone(),
+        };
+        let ratio = row.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        let limit = row.limit.as_ref().map_or(String::new(), |(_, limit)| figure(*limit));
+        let goal = row.goal.map_or(String::new(), |goal| goal.to_string());
+        let missed = if row.is_reached() { "" } else { "  missed" };
+        let ours = figure(row.ours);
+        self.say(&format!("{what:<80}{ours:>8}{limit:>8}{ratio:>8}{goal:>10}{missed}"));
+        self.rows.push(row);
+    }
+
+    /// A line of its own.
+    pub(crate) fn say(&self, line: &str) {
+        self.bar.suspend(|| println!("{line}"));
+    }
+
+    /// The end of all measuring.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// As people read it: three digits, or all before the point.
+pub(crate) fn figure(value: f64) -> String {
+    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.digits$}")
+}
+
+/// The median.
+pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    percentile(&values, 50.0)
+}

@@ -1,0 +1,130 @@
+//! Bearer checks: `/auth/verify` beside the same server's `/healthz`, which is sent the same header fields.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
+
+use gatepass::token::{Issuer, Lifetime, Party, Subject, SymmetricKey};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::{
+    bench::{
+        Bench,
+        Goal::{AtLeast, AtMost},
+        median,
+    },
+    load::{self, Client, Same, bearer, expect, get},
+    process::{KEY, Service, database, text},
+};
+
+/// Of those who ask.
+const CONNECTIONS: usize = 32;
+
+/// The settings of each format.
+const FORMATS: [(&str, &[(&str, &str)]); 7] = [
+    ("v4.local", &[]),
+    ("v4.public", &[("TOKEN_FORMAT", "v4.public")]),
+    ("EdDSA", &[("TOKEN_FORMAT", "jwt")]),
+    ("ES256", &[("TOKEN_FORMAT", "jwt"), ("JWT_ALGORITHM", "ES256")]),
+    ("RS256", &[("TOKEN_FORMAT", "jwt"), ("JWT_ALGORITHM", "RS256")]),
+    ("PS256", &[("TOKEN_FORMAT", "jwt"), ("JWT_ALGORITHM", "PS256")]),
+    ("HS256", &[("TOKEN_FORMAT", "jwt"), ("JWT_ALGORITHM", "HS256")]),
+];
+
+/// With one token, by format.
+pub(crate) fn seen(bench: &mut Bench) {
+    for (name, settings) in FORMATS {
+        let service = Service::start(&database(), settings);
+        let field = bearer(&service.token_of_new("alice"));
+        let (check, health) = (get("/auth/verify", &field), get("/healthz", &field));
+        let once = |request: &[u8]| {
+            let before = service.processor_time();
+            let outcome = load::run(service.address, bench.turn(), &mut [Same(request); CONNECTIONS]);
+            let used = service.processor_time() - before;
+            let used = used.as_secs_f64() * 1e6 / outcome.answers as f64;
+            [outcome.rate, used, outcome.percentile(99.0)]
+        };
+        once(&check);
+        let what = format!("checks/s, {name}, token seen before");
+        let [ours, limits] = bench.in_turns(&what, [&mut || once(&check), &mut || once(&health)]);
+        let figure = |values: &[[f64; 3]], which: usize| median(values.iter().map(|figures| figures[which]));
+        bench.ratio(&what, figure(&ours, 0), ("/healthz", figure(&limits, 0)), AtLeast(0.9));
+        let what = format!("the server's processor time for one, {name}, µs");
+        bench.ratio(&what, figure(&ours, 1), ("/healthz", figure(&limits, 1)), AtMost(1.3));
+        if settings.is_empty() {
+            bench.note(&format!("p99 of a check at that load, {name}, µs"), figure(&ours, 2));
+        }
+    }
+}
+
+/// With tokens that the service has never seen.
+pub(crate) fn fresh(bench: &mut Bench) {
+    let service = Service::start(&database(), &[]);
+    service.register("alice");
+    let user = service.log_in("alice");
+    let health = get("/healthz", &bearer(&text(&user["access_token"])));
+    // The limit's turn comes first and says how many tokens are enough, whatever disturbed it.
+    let tokens = AtomicUsize::new(10_000);
+    let mut limit = || {
+        let outcome = load::run(service.address, bench.turn(), &mut [Same(&health); CONNECTIONS]);
+        tokens.fetch_max(3 * outcome.answers, Ordering::Relaxed);
+        outcome.rate
+    };
+    let mut ours = || {
+        let requests = requests(tokens.load(Ordering::Relaxed), &user);
+        let next = AtomicUsize::new(0);
+        let mut clients = [(); CONNECTIONS].map(|()| Unseen { requests: &requests, next: &next });
+        load::run(service.address, bench.turn(), &mut clients).rate
+    };
+    let what = "checks/s, v4.local, every token new";
+    let [limits, rates] = bench.in_turns(what, [&mut limit, &mut ours]);
+    bench.ratio(what, median(rates), ("/healthz", median(limits)), AtLeast(0.5));
+}
+
+/// Takes from all requests the next one that nobody has sent.
+struct Unseen<'a> {
+    requests: &'a [Vec<u8>],
+    next: &'a AtomicUsize,
+}
+
+impl Client for Unseen<'_> {
+    fn ask(&mut self, buffer: &mut Vec<u8>) {
+        let request = self.requests.get(self.next.fetch_add(1, Ordering::Relaxed));
+        buffer.extend_from_slice(request.expect("more tokens than can be asked about"));
+    }
+
+    fn hear(&mut self, status: u16, body: &[u8]) {
+        expect(200, status, body);
+    }
+}
+
+/// Checks of as many tokens, each made as the service makes it.
+fn requests(count: usize, user: &Value) -> Vec<Vec<u8>> {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let all: Vec<_> =
+            (0..threads).map(|_| scope.spawn(move || some_requests(count.div_ceil(threads), user))).collect();
+        all.into_iter().flat_map(|some| some.join().expect("no panic")).collect()
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "no part of the service: it has a clock")]
+fn some_requests(count: usize, user: &Value) -> Vec<Vec<u8>> {
+    let party = Party { issuer: "gatepass".into(), audience: "gatepass".into() };
+    let issuer = Issuer::new(KEY.parse::<SymmetricKey>().expect("a key"), party);
+    let id = |value: &Value| value.as_str().and_then(|text| text.parse::<Uuid>().ok()).expect("an id");
+    let subject = Subject {
+        user_id: id(&user["user"]["id"]),
+        session_id: id(&user["session_id"]),
+        username: "alice".into(),
+        roles: Vec::new(),
+    };
+    let now = time::OffsetDateTime::now_utc();
+    let lifetime = Lifetime { now, expires_at: now + Duration::from_secs(900) };
+    let token =
+        |number| issuer.issue(subject.clone(), Uuid::from_u128(number), lifetime).expect("randomness");
+    (0..count).map(|number| get("/auth/verify", &bearer(token(number as u128).expose()))).collect()
+}

@@ -1,0 +1,130 @@
+//! Logins beside what limits them, the password hash; and what they cost everybody else.
+
+use std::{
+    num::NonZeroUsize,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    bench::{
+        Bench,
+        Goal::{AtLeast, AtMost},
+        median,
+    },
+    hashing::{self, Hasher, ITERATIONS, MEMORY_KIB},
+    load::{self, Client, Connection, Same, bearer, expect, get, percentile},
+    process::{PASSWORD, Service, database, login, text},
+    start::memory_bound_mib,
+};
+
+/// How many try at the same time in a storm.
+const CALLERS: usize = 60;
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+/// Logins on all cores, and hashes alone on as many threads.
+pub(crate) fn logins(bench: &mut Bench) {
+    let service = Service::start(&database(), &[]);
+    let requests: Vec<_> = (0..2 * cores()).map(|number| format!("user{number}")).collect();
+    for name in &requests {
+        service.register(name);
+    }
+    let requests: Vec<_> = requests.iter().map(|name| login(name)).collect();
+    // There is always a password that waits for its turn.
+    let mut clients: Vec<_> = requests.iter().map(|request| Same(request)).collect();
+    let turn = bench.turn() * 2;
+    load::run(service.address, turn / 4, &mut clients);
+    let [ours, alone, plain] = bench
+        .in_turns(
+            "logins",
+            [
+                &mut || load::run(service.address, turn, &mut clients).rate,
+                &mut || hashes(hashing::gatepass, turn),
+                &mut || hashes(hashing::plain, turn),
+            ],
+        )
+        .map(median);
+    let per_thread = cores() as f64;
+    bench.ratio("logins/s", ours, ("our hash alone, as many threads", alone), AtLeast(0.95));
+    bench.ratio("logins/s", ours, ("argon2 crate's hash alone, as many threads", plain), AtLeast(0.95));
+    let limit = ("argon2 crate's hash", plain / per_thread);
+    bench.ratio("hashes/s for each thread, all at work", alone / per_thread, limit, AtLeast(1.25));
+}
+
+/// Hashes a second on a thread for each core, as nice to others as the service's are.
+fn hashes(hasher: fn(u32, u32) -> Hasher, time: Duration) -> f64 {
+    let on_one_thread = || {
+        rustix::process::setpriority_process(None, 10).expect("may be nice");
+        let mut hash = hasher(MEMORY_KIB, ITERATIONS);
+        hash(b"warm", &[0; 16]);
+        let (start, mut count) = (Instant::now(), 0);
+        while start.elapsed() < time {
+            hash(PASSWORD.as_bytes(), &[7; 16]);
+            count += 1;
+        }
+        f64::from(count) / start.elapsed().as_secs_f64()
+    };
+    thread::scope(|scope| {
+        let all: Vec<_> = (0..cores()).map(|_| scope.spawn(on_one_thread)).collect();
+        all.into_iter().map(|one| one.join().expect("no panic")).sum()
+    })
+}
+
+/// One who logs in again and again, or is told to come later.
+#[derive(Clone)]
+struct Caller<'a>(&'a [u8]);
+
+impl Client for Caller<'_> {
+    fn ask(&mut self, buffer: &mut Vec<u8>) {
+        buffer.extend_from_slice(self.0);
+    }
+
+    fn hear(&mut self, status: u16, body: &[u8]) {
+        if status != 503 {
+            expect(200, status, body);
+        }
+    }
+}
+
+/// A bearer check while logins take all that they can get, and one in peace.
+pub(crate) fn storm(bench: &mut Bench) {
+    let database = database();
+    // By another process: the check of a new password loads its dictionaries.
+    Service::start(&database, &[]).register("alice");
+    let service = Service::start(&database, &[]);
+    let check = get("/auth/verify", &bearer(&text(&service.log_in("alice")["access_token"])));
+    let request = login("alice");
+    let (turn, lead) = (bench.turn() * 2, Duration::from_millis(200));
+    let in_storm = || {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                load::run(service.address, turn + 2 * lead, &mut vec![Caller(&request); CALLERS]);
+            });
+            thread::sleep(lead);
+            worst(&service, &check, turn)
+        })
+    };
+    let what = "p99 of a bearer check in a storm of logins, µs";
+    let [peace, storm] =
+        bench.in_turns(what, [&mut || worst(&service, &check, turn), &mut || in_storm()]).map(median);
+    bench.ratio(what, storm, ("in peace", peace), AtMost(5.0));
+    bench.bound("peak memory in the storm, MiB", service.memory_mib("VmHWM"), AtMost(memory_bound_mib()));
+}
+
+/// What 99 of 100 requests do not exceed, asked one after the other with pauses, in microseconds.
+fn worst(service: &Service, request: &[u8], time: Duration) -> f64 {
+    let mut connection = Connection::open(service.address);
+    let (begun, mut times) = (Instant::now(), Vec::new());
+    while begun.elapsed() < time {
+        thread::sleep(Duration::from_millis(1));
+        let start = Instant::now();
+        let (status, body) = connection.ask(request);
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+        expect(200, status, body);
+    }
+    times.sort_by(f64::total_cmp);
+    percentile(&times, 99.0)
+}

@@ -1,0 +1,78 @@
+//! What the service does, as ratios to a limit that is measured beside it, in turns and in the same run: `make bench`.
+//!
+//! Everything runs on one machine and shares its cores, those who ask as well, so that only ratios mean something. What
+//! is to be reached stands beside each; a line that misses it says so, and is no failure: machines are noisy. An answer
+//! that is not the expected one is.
+
+mod bench;
+mod build;
+mod checks;
+#[path = "../hashing.rs"]
+mod hashing;
+mod load;
+mod logins;
+mod page;
+mod process;
+mod proxy;
+mod revocation;
+mod start;
+
+use std::{env, process::ExitCode};
+
+use bench::Bench;
+
+/// What can be measured by itself: its name, and what measures it and adds its rows.
+type Section = (&'static str, fn(&mut Bench));
+
+/// In the order in which all is measured.
+const SECTIONS: &[Section] = &[
+    ("logins", logins::logins),
+    ("checks", checks::seen),
+    ("fresh", checks::fresh),
+    ("nginx", proxy::measure),
+    ("storm", logins::storm),
+    ("revocation", revocation::measure),
+    ("start", start::start),
+    ("memory", start::memory),
+    ("size", build::size),
+    (COLD_BUILD, build::time),
+];
+
+/// Takes minutes, so only by name, or for the page.
+const COLD_BUILD: &str = "build";
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    let (is_smoke, is_for_page) = (has("--smoke"), has("--write"));
+    let only = arguments.iter().find(|argument| !argument.starts_with("--"));
+    if is_for_page && (is_smoke || only.is_some()) {
+        eprintln!("bench: the page has the figures of one whole run");
+        return ExitCode::from(2);
+    }
+    let is_wanted = |name: &str| match only {
+        Some(only) => name == only,
+        None => name != COLD_BUILD || is_for_page,
+    };
+    let sections: Vec<_> = SECTIONS.iter().filter(|(name, _)| is_wanted(name)).collect();
+    if sections.is_empty() {
+        let names: Vec<_> = SECTIONS.iter().map(|(name, _)| *name).collect();
+        eprintln!("bench: there is nothing of that name, but {}", names.join(", "));
+        return ExitCode::from(2);
+    }
+    let mut bench = Bench::new(is_smoke);
+    for (_, measure) in sections {
+        measure(&mut bench);
+    }
+    bench.finish();
+    let missed = bench.rows.iter().filter(|row| !row.is_reached()).count();
+    match (is_smoke, missed) {
+        (true, _) => println!("\nEverything works. The figures of so short a run mean nothing."),
+        (false, 0) => println!("\nAll that is to be reached is."),
+        (false, missed) => println!("\n{missed} of {} missed.", bench.rows.len()),
+    }
+    if is_for_page {
+        page::write(&bench.rows);
+    }
+    ExitCode::SUCCESS
+}
