@@ -24,7 +24,7 @@ use crate::{
     keys::Keys,
     metrics::{Metrics, PoolUse, PoolWatch},
     revocation::{Feed, Publisher},
-    store::PgPool,
+    store::{PgPool, Use},
     telemetry::{self, traces::Traces},
     tls::Tls,
     token::SymmetricKey,
@@ -137,7 +137,6 @@ async fn serve(
         background: database.pool(BACKGROUND_CONNECTIONS),
         feed: database.pool(FEED_CONNECTIONS),
     };
-    let all_pools = [pools.feed.clone(), pools.background.clone(), pools.requests.clone()];
     let clock = Clock::system();
     let app = app(settings, key, pools.clone(), clock.clone(), Limits::default()).await?;
     app.feed().hear().await?;
@@ -171,7 +170,7 @@ async fn serve(
             beside.activity().keep_writing(),
             beside.clean_up().keep_clean(&clock),
             beside.history().keep(&clock),
-            renewal.keep(&all_pools, &clock, beside.metrics()),
+            renewal.keep(&clock, beside.metrics()),
         );
     });
     let router = http::router(app.clone());
@@ -278,9 +277,8 @@ pub async fn app(
 }
 
 fn pool_use(pool: &'static str, connections: &PgPool) -> PoolUse {
-    let idle = u32::try_from(connections.num_idle()).unwrap_or(u32::MAX);
-    let max = connections.options().get_max_connections();
-    PoolUse { pool, used: connections.size().saturating_sub(idle), idle, max }
+    let Use { used, idle, max } = connections.in_use();
+    PoolUse { pool, used, idle, max }
 }
 
 fn log_format(settings: &Settings) -> telemetry::LogFormat {
