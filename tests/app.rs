@@ -34,14 +34,14 @@ use gatepass::{
     http::{self, Limits},
     random,
     store::{
-        PgPool, Source, migrations,
+        Source, migrations,
         roles::{self, Login, Sharing},
     },
     token::SymmetricKey,
 };
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, postgres::PgConnectOptions};
 use time::{OffsetDateTime, macros::datetime};
 use tokio::sync::OnceCell;
 use tower::ServiceExt;
@@ -80,11 +80,19 @@ impl App {
 
     /// With other limits, too.
     pub async fn with_limits(more: &[(&str, &str)], limits: Limits) -> Self {
-        let database_url = database().await;
+        Self::made(database().await, more, limits).await
+    }
+
+    /// With a database that somebody else has made.
+    pub async fn over(database_url: String, more: &[(&str, &str)]) -> Self {
+        Self::made(database_url, more, Limits::default()).await
+    }
+
+    async fn made(database_url: String, more: &[(&str, &str)], limits: Limits) -> Self {
         let settings = settings(more);
         let clock = Clock::fixed(START);
         let key: SymmetricKey = KEY.parse().unwrap();
-        let db = Source::new(&database_url.clone().into()).unwrap().pool(8);
+        let db = PgPool::connect_lazy(&database_url).unwrap();
         let pools = pools(&database_url);
         let app = serve::app(&settings, &key, pools.clone(), clock.clone(), limits).await.unwrap();
         app.feed().hear().await.unwrap();
@@ -108,7 +116,7 @@ impl App {
         clock: Clock,
         more: &[(&str, &str)],
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        let db = Source::new(&self.database_url.clone().into()).unwrap().pool(8);
+        let db = PgPool::connect_lazy(&self.database_url).unwrap();
         let key: SymmetricKey = key.parse().unwrap();
         let pools = pools(&self.database_url);
         let app = serve::app(&settings(more), &key, pools.clone(), clock.clone(), Limits::default()).await?;
@@ -122,6 +130,11 @@ impl App {
         let user = self.register(username).await;
         self.sql("UPDATE users SET roles = '{admin}' WHERE id = $1::uuid", &user["id"]).await;
         self.login(username).await
+    }
+
+    /// The same database, for a part of the service that the test calls by itself.
+    pub fn pool(&self) -> gatepass::store::PgPool {
+        Source::new(&self.database_url.clone().into()).unwrap().pool(2)
     }
 
     /// Takes the database away from the service.
@@ -170,7 +183,7 @@ impl App {
 
     /// Makes an introspection client; its `client_id` and `client_secret`.
     pub async fn client(&self, name: &str) -> (String, String) {
-        let clients = Clients::new(self.db.clone());
+        let clients = Clients::new(self.pool());
         let (client, secret) = clients.create(name, self.clock.now(), &mut random::system()).await.unwrap();
         (client.id.to_string(), secret.expose().to_owned())
     }

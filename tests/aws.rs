@@ -30,7 +30,7 @@ use gatepass::{
     aws::{Aws, LIFE, database_token, login::Login},
     clock::Clock,
     metrics::{Exposition, Metrics},
-    store::Source,
+    store::{PoolConnection, Source},
 };
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -522,8 +522,8 @@ async fn new_connections_get_a_token_that_is_good_however_late_it_is() {
     assert_eq!(access.renew_at - START, time::Duration::minutes(10));
     let pool = access.source.pool(2);
     let keeping = tokio::spawn({
-        let (pools, clock, metrics) = ([pool.clone()], clock.clone(), metrics.clone());
-        async move { login.keep(&pools, access.renew_at, &clock, &metrics).await }
+        let (clock, metrics) = (clock.clone(), metrics.clone());
+        async move { login.keep(access.renew_at, &clock, &metrics).await }
     });
     let counted = |metrics: &Metrics, outcome: &str| {
         metrics
@@ -537,14 +537,14 @@ async fn new_connections_get_a_token_that_is_good_however_late_it_is() {
     // As long as it is good, a token stays.
     clock.advance(time::Duration::minutes(9));
     rds.set(&clock);
-    pool.acquire().await.unwrap().close().await.unwrap();
+    end(pool.acquire().await.unwrap()).await;
     assert_eq!(made_at(&mut rds), Some(0));
 
     // Renewed well before its end.
     clock.advance(time::Duration::minutes(1));
     rds.set(&clock);
     until("the token is renewed", async || {
-        pool.acquire().await.unwrap().close().await.unwrap();
+        end(pool.acquire().await.unwrap()).await;
         made_at(&mut rds).unwrap() == 600
     })
     .await;
@@ -573,6 +573,12 @@ async fn new_connections_get_a_token_that_is_good_however_late_it_is() {
     drop(open);
     keeping.abort();
     assert!(counted(&metrics, "made"));
+}
+
+/// Ends a connection, so that the next one is new.
+async fn end(mut conn: PoolConnection) {
+    let end = sqlx::raw_sql("SELECT pg_terminate_backend(pg_backend_pid())");
+    end.execute(&mut *conn).await.unwrap_err();
 }
 
 #[tokio::test]

@@ -6,10 +6,13 @@ use std::{fs, time::Duration};
 use gatepass::store::Source;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use crate::{
-    app::{KEY, PASSWORD, database},
+    app::{App, KEY, PASSWORD, database},
     postgres::{Server, directory, openssl, self_signed},
     process::{Home, Process, Signal, until},
 };
@@ -88,7 +91,8 @@ async fn a_connection_has_limits_and_a_name() {
     let url = database().await;
     let show = async |url: &str, setting: &str| -> String {
         let pool = Source::new(&url.to_owned().into()).unwrap().pool(1);
-        sqlx::query_scalar("SELECT current_setting($1)").bind(setting).fetch_one(&pool).await.unwrap()
+        let mut conn = pool.acquire().await.unwrap();
+        sqlx::query_scalar("SELECT current_setting($1)").bind(setting).fetch_one(&mut *conn).await.unwrap()
     };
     for (setting, value) in [
         ("statement_timeout", "8s"),
@@ -99,6 +103,52 @@ async fn a_connection_has_limits_and_a_name() {
     }
     let named = format!("{url}&application_name=blue");
     assert_eq!(show(&named, "application_name").await, "blue");
+}
+
+/// They are lent again without a question for a moment, and in that moment they end.
+#[tokio::test]
+async fn connections_that_are_cut_fail_no_login_and_no_renewal() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let cut = async || {
+        let cut = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
+                   WHERE datname = current_database() AND usename = 'gatepass_app'";
+        let count: i64 = sqlx::query_scalar(cut).fetch_one(&app.db).await.unwrap();
+        assert!(count > 0);
+    };
+    for _ in 0..3 {
+        cut().await;
+        let login = app.login("alice").await;
+        cut().await;
+        let renewal = json!({ "refresh_token": login["refresh_token"] });
+        app.post("/tokens/renew_access").json(&renewal).send().await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn what_was_given_up_is_over_before_its_connection_is_lent_again() {
+    let pool = Source::new(&database().await.into()).unwrap().pool(1);
+    let mut conn = pool.acquire().await.unwrap();
+    let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *conn).await.unwrap();
+    let slow = sqlx::query("SELECT pg_sleep(0.2)").execute(&mut *conn);
+    timeout(Duration::from_millis(20), slow).await.unwrap_err();
+    drop(conn);
+
+    let mut conn = pool.acquire().await.unwrap();
+    let mut transaction = conn.begin().await.unwrap();
+    sqlx::query("CREATE TABLE given_up ()").execute(&mut *transaction).await.unwrap();
+    drop(transaction);
+    drop(conn);
+
+    let mut conn = pool.acquire().await.unwrap();
+    let found: (i32, bool) = sqlx::query_as("SELECT pg_backend_pid(), to_regclass('given_up') IS NOT NULL")
+        .fetch_one(&mut *conn)
+        .await
+        .unwrap();
+    assert_eq!(found, (pid, false));
+    drop(conn);
+    pool.close().await;
+    assert!(matches!(pool.acquire().await, Err(sqlx::Error::PoolClosed)));
 }
 
 #[tokio::test]

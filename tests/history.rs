@@ -636,8 +636,7 @@ async fn a_sealer_that_dies_leaves_nothing_half_done() {
 #[tokio::test]
 async fn months_are_made_ahead_and_given_up_as_a_whole_when_they_are_sealed() {
     let app = App::new().await;
-    let history =
-        History::new(app.db.clone(), app.db.clone(), Some(std::time::Duration::from_hours(24 * 365)));
+    let history = History::new(app.pool(), app.pool(), Some(std::time::Duration::from_hours(24 * 365)));
     app.register("alice").await;
     let login = app.login("alice").await;
     // As if these had been written two and three years ago.
@@ -679,7 +678,7 @@ async fn months_are_made_ahead_and_given_up_as_a_whole_when_they_are_sealed() {
     seal(&app).await;
     assert_eq!(verify(&app).await.problems, []);
     // The last month is nobody's to give up.
-    let all = History::new(app.db.clone(), app.db.clone(), Some(std::time::Duration::ZERO));
+    let all = History::new(app.pool(), app.pool(), Some(std::time::Duration::ZERO));
     assert_eq!(all.keep_up(now + Duration::days(4000)).await.unwrap(), [""; 0]);
     // Who deletes rows and says nothing is found out all the same.
     execute(&app, "DELETE FROM history WHERE operation = 'INSERT' AND table_name = 'sessions'").await;

@@ -6,6 +6,7 @@ use std::{fs, path::Path};
 use axum::http::Method;
 use gatepass::store::{
     Cause, history,
+    login_attempts::Forgiveness,
     sessions::{self, NewSession, Sighting},
 };
 use serde_json::{Value, json};
@@ -72,7 +73,10 @@ async fn a_login_that_is_under_way_when_the_password_changes_ends_with_the_other
         expires_at: START + Duration::hours(1),
         access_expires_at: START + Duration::minutes(15),
     };
-    sessions::insert(&mut login, &session, &Cause::default()).await.unwrap().unwrap();
+    sessions::insert(&mut login, &session, &Forgiveness::default(), &Cause::default())
+        .await
+        .unwrap()
+        .unwrap();
 
     let passwords = json!({ "current_password": PASSWORD, "new_password": "another-horse-battery-10" });
     let change = app.request(Method::PUT, "/users/me/password").bearer(&own).json(&passwords).send();

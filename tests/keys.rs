@@ -83,7 +83,7 @@ async fn published(app: &App) -> BTreeSet<String> {
 /// Every key in the table and what it does by now, oldest first.
 async fn table(app: &App) -> Vec<(String, Option<KeyStatus>)> {
     let now = app.clock.now();
-    let keys = keys::list(&app.db).await.unwrap();
+    let keys = keys::list(&app.pool()).await.unwrap();
     keys.iter().map(|(key, _)| (key.id().to_string(), key.status(now))).collect()
 }
 
@@ -120,12 +120,12 @@ fn policy(key: &str, more: &[Setting]) -> Policy {
 
 /// `gatepass key retire ID --now`, with the clock of `app`.
 async fn retire_now(app: &App, id: &str) {
-    keys::retire(&policy(KEY, &[]), &app.db, id, true, app.clock.now()).await.unwrap();
+    keys::retire(&policy(KEY, &[]), &app.pool(), id, true, app.clock.now()).await.unwrap();
 }
 
 /// The private key, in the hands of somebody who has the root key and a copy of the table.
 async fn steal(app: &App, id: &str) -> Arc<KeyPair> {
-    let keys = keys::list(&app.db).await.unwrap();
+    let keys = keys::list(&app.pool()).await.unwrap();
     let (key, _) = keys.iter().find(|(key, _)| key.id().as_str() == id).unwrap();
     let mut conn = app.db.acquire().await.unwrap();
     let (wrapped, _) = signing_keys::wrapped(&mut conn, id).await.unwrap().unwrap();
@@ -321,7 +321,7 @@ async fn no_key_signs_before_everybody_can_know_it() {
         }
         let active = the(KeyStatus::Active, &app).await;
         let policy = policy(KEY, &settings);
-        let refused = keys::retire(&policy, &app.db, &active, false, app.clock.now()).await.unwrap_err();
+        let refused = keys::retire(&policy, &app.pool(), &active, false, app.clock.now()).await.unwrap_err();
         assert!(matches!(refused, Error::TooEarly(_)), "{refused}");
         app.clock.advance(Duration::seconds(wait) - Duration::MICROSECOND);
         let refused = app.state().keys().rotate(app.clock.now()).await.unwrap_err();
@@ -395,7 +395,7 @@ async fn tokens_of_a_key_that_is_retired_at_once_are_refused_and_no_others() {
             .unwrap();
             assert_eq!(left, 0);
             let twice =
-                keys::retire(&policy(KEY, &settings), &app.db, id.as_str(), true, app.clock.now()).await;
+                keys::retire(&policy(KEY, &settings), &app.pool(), id.as_str(), true, app.clock.now()).await;
             assert!(matches!(twice, Err(Error::NoSuchKey(_))), "{twice:?}");
         }
         is_refused(&app, &alice).await;
@@ -471,7 +471,7 @@ async fn a_leaked_key_is_refused_by_running_services_within_a_second() {
     let mut took = Vec::new();
     // The machine may stall once; it does not three times in a row.
     while took.len() < 3 && took.last().is_none_or(|seconds| *seconds >= 1.0) {
-        took.push(seconds_to_refusal(&services, &app.db, &settings).await);
+        took.push(seconds_to_refusal(&services, &app.pool(), &settings).await);
     }
     println!("seconds from the retirement to the refusal by both: {took:.3?}");
     assert!(*took.last().unwrap() < 1.0, "{took:?}");
@@ -540,7 +540,7 @@ async fn the_root_key_is_replaced_in_two_rollouts_and_no_token_is_refused() {
             }
             if state == [SECOND, SECOND] {
                 let new = OTHER_KEY.parse::<SymmetricKey>().unwrap().id();
-                let keys = keys::list(&app.db).await.unwrap();
+                let keys = keys::list(&app.pool()).await.unwrap();
                 assert!(
                     keys.iter().all(|(_, root)| root.as_ref().is_none_or(|root| *root == new)),
                     "{keys:?}"

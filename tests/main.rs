@@ -62,6 +62,7 @@ mod revocations;
 mod roles;
 mod rolling_update;
 mod rotation_drill;
+mod round_trips;
 mod session_model;
 mod session_races;
 mod soak;

@@ -173,7 +173,7 @@ async fn in_session_mode_all_is_as_without_a_pooler() {
         {
             let found: String = sqlx::query_scalar("SELECT current_setting($1)")
                 .bind(setting)
-                .fetch_one(&pool)
+                .fetch_one(&mut *pool.acquire().await.unwrap())
                 .await
                 .unwrap();
             assert_eq!(found, value, "{setting}");

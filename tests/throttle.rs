@@ -4,7 +4,7 @@
 
 use gatepass::{
     account::KNOWN_FOR,
-    store::login_attempts::{self, Bucket},
+    store::login_attempts::{self, Bucket, Places},
 };
 use serde_json::{Value, json};
 use time::Duration;
@@ -492,7 +492,8 @@ async fn the_table_tells_no_names_and_gets_rid_of_what_has_had_its_time() {
     for n in 0..10_000_u128 {
         let spacing = std::time::Duration::from_secs(90);
         let bucket = Bucket { key: (n << 64).to_be_bytes(), spacing, span: spacing * 10 };
-        let taken = login_attempts::take(&mut conn, &[bucket], None, app.clock.now()).await.unwrap();
+        let places = Places { buckets: vec![bucket], device: None };
+        let taken = login_attempts::take(&mut conn, &places, app.clock.now()).await.unwrap();
         assert_eq!(taken.again_at, None);
     }
     let count = async || -> i64 {

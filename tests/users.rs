@@ -3,6 +3,7 @@
 
 use gatepass::store::{
     Cause,
+    login_attempts::Forgiveness,
     sessions::{self, NewSession},
 };
 use serde_json::{Value, json};
@@ -411,7 +412,8 @@ async fn no_session_begins_for_a_user_who_changed_while_the_password_was_checked
             expires_at: START + Duration::hours(1),
             access_expires_at: START + Duration::minutes(15),
         };
-        sessions::insert(&mut app.db.acquire().await.unwrap(), &session, &Cause::default())
+        let nothing = Forgiveness::default();
+        sessions::insert(&mut app.db.acquire().await.unwrap(), &session, &nothing, &Cause::default())
             .await
             .unwrap()
             .is_some()

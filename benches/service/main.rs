@@ -14,7 +14,9 @@ mod logins;
 mod page;
 mod process;
 mod proxy;
+mod renewals;
 mod revocation;
+mod scale;
 mod start;
 
 use std::{env, process::ExitCode};
@@ -30,6 +32,8 @@ const SECTIONS: &[Section] = &[
     ("checks", checks::seen),
     ("fresh", checks::fresh),
     ("nginx", proxy::measure),
+    ("renewals", renewals::renewals),
+    ("scale", scale::scale),
     ("storm", logins::storm),
     ("revocation", revocation::measure),
     ("start", start::start),

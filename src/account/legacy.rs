@@ -146,7 +146,12 @@ impl Accounts {
 
     /// Somebody was first. If it was the same user, by another request, they log in to what that has made.
     async fn overtaken(&self, stranger: &Stranger<'_>) -> Result<Result<User, Unfit>, Error> {
-        let found = users::credentials(&mut *self.conn().await?, stranger.name).await?;
+        let mut conn = self.conn().await?;
+        let found = match users::by_name(&mut conn, stranger.name).await? {
+            Some(user) => users::credentials(&mut conn, user.id).await?,
+            None => None,
+        };
+        drop(conn);
         let Some(Credentials { user, password_hash: Some(stored), .. }) =
             found.filter(|found| !found.user.disabled)
         else {

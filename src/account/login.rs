@@ -14,10 +14,17 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
-use super::{Accounts, Actor, Email, Error, Name, User, Username, random, users};
+use super::{
+    Accounts, Actor, Email, Error, Name, User, Username, random,
+    throttle::{Attempt, Kind},
+    users::{self, Credentials},
+};
 use crate::{
     password::{self, HashedPassword, Password, Verdict},
-    store::sessions::{self, NewSession},
+    store::{
+        self,
+        sessions::{self, NewSession},
+    },
     token::{AccessToken, Lifetime, Subject, refresh::RefreshToken},
 };
 
@@ -60,33 +67,45 @@ impl Accounts {
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<Login, Error> {
-        let admit = self.throttle.admit_login(username, caller.ip, now);
-        let attempt = admit.instrument(info_span!("throttle")).await?;
+        let (attempt, found) = self.attempt(username, caller, now).instrument(info_span!("throttle")).await?;
         let begun = Instant::now();
-        let login = self.try_login(username, password, caller, now, rng).await;
+        let login = self.try_login(found, username, password, caller, now, rng).await;
         if let (Err(Error::InvalidCredentials), Some(legacy)) = (&login, &self.legacy) {
             sleep_until(begun + legacy.shortest_refusal()).await;
         }
-        let settle = self.throttle.settle(attempt, login.as_ref().map(|login| &login.user), now);
-        settle.instrument(info_span!("settle")).await;
+        if let Err(failure) = &login {
+            self.throttle.settle(attempt, failure).instrument(info_span!("settle")).await;
+        }
         login
+    }
+
+    /// Takes the places of the throttle and looks up the user, in one statement. The connection goes back to the pool
+    /// before the hash, which takes far longer.
+    async fn attempt(
+        &self,
+        username: &str,
+        caller: &Caller,
+        now: OffsetDateTime,
+    ) -> Result<(Attempt, Option<Credentials>), Error> {
+        let places = self.throttle.places(username, caller.ip);
+        // At worst it takes a place more.
+        let attempt = store::asking(async || {
+            users::attempt(&mut *self.db_conn().await?, &places, name(username), now).await
+        });
+        let (taken, found) = attempt.await?;
+        Ok((self.throttle.admitted(Kind::Login, places, &taken, now)?, found))
     }
 
     async fn try_login(
         &self,
+        found: Option<Credentials>,
         username: &str,
         password: &Password,
         caller: &Caller,
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<Login, Error> {
-        // The connection goes back to the pool before the hash, which takes far longer than both statements.
-        let name = name(username);
-        let found = match name {
-            Some(name) => users::credentials(&mut *self.conn().await?, name).await?,
-            None => None,
-        };
-        let stranger = self.stranger(username, name, found.as_ref(), password);
+        let stranger = self.stranger(username, name(username), found.as_ref(), password);
         // A disabled user is nobody here: not even the right password takes another way.
         let (user, stored) = match found.filter(|found| !found.user.disabled) {
             Some(credentials) => (Some(credentials.user), credentials.password_hash),
@@ -109,7 +128,7 @@ impl Accounts {
         let (verdict, answered) = tokio::try_join!(verify, ask)?;
         if let Some((stranger, answer)) = answered {
             let user = self.take_over(stranger, answer, now, rng).await?;
-            return self.begin_session(user.ok_or(Error::InvalidCredentials)?, caller, now, rng).await;
+            return self.begin_session(user.ok_or(Error::InvalidCredentials)?, username, caller, now, rng).await;
         }
         let user = match (user, verdict) {
             (Some(user), Verdict::Match { outdated }) => {
@@ -124,12 +143,13 @@ impl Accounts {
             }
             _ => return Err(Error::InvalidCredentials),
         };
-        self.begin_session(user, caller, now, rng).await
+        self.begin_session(user, username, caller, now, rng).await
     }
 
     async fn begin_session(
         &self,
         user: User,
+        username: &str,
         caller: &Caller,
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
@@ -155,9 +175,11 @@ impl Accounts {
             access_expires_at,
         };
         // With the name and the roles of this moment: those that were read before the hash may have changed.
-        let owner = sessions::insert(&mut *self.conn().await?, &session, &self.cause.or_user(user.id))
-            .await?
-            .ok_or(Error::InvalidCredentials)?;
+        let forgiveness = &self.throttle.forgiveness(username, &user, caller.ip, now);
+        let (session, cause) = (&session, &self.cause.or_user(user.id));
+        let insert =
+            async || sessions::insert(&mut *self.db_conn().await?, session, forgiveness, cause).await;
+        let owner = store::retrying(insert).await?.ok_or(Error::InvalidCredentials)?;
         let user = User { username: owner.username, roles: owner.roles, ..user };
         let subject = Subject {
             user_id: user.id,

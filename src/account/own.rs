@@ -13,7 +13,7 @@ use crate::{
     store::{
         self,
         sessions::Which,
-        users::{self, Credentials, Name},
+        users::{self, Credentials},
     },
 };
 
@@ -74,11 +74,14 @@ impl Accounts {
         ip: Option<IpAddr>,
         now: OffsetDateTime,
     ) -> Result<User, Error> {
-        let found = users::credentials(&mut *self.conn().await?, Name::Id(user_id)).await?;
+        let found = users::credentials(&mut *self.conn().await?, user_id).await?;
         let credentials = found.filter(|found| !found.user.disabled).ok_or(Error::SessionRevoked)?;
         let attempt = self.throttle.admit_login(&credentials.user.username, ip, now).await?;
         let user = self.verify(credentials, password).await;
-        self.throttle.settle(attempt, user.as_ref(), now).await;
+        match &user {
+            Ok(user) => self.throttle.forgive(user, ip, now).await,
+            Err(failure) => self.throttle.settle(attempt, failure).await,
+        }
         user
     }
 

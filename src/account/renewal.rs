@@ -37,7 +37,10 @@ use uuid::Uuid;
 use super::{Accounts, Actor, Caller, Error, random, throttle::Kind};
 use crate::{
     metrics::RenewalOutcome,
-    store::sessions::{self, EndReason, Session, Which},
+    store::{
+        self,
+        sessions::{self, EndReason, Session, Which},
+    },
     token::{
         AccessToken, Lifetime, Subject,
         refresh::{Presented, RefreshToken},
@@ -156,10 +159,9 @@ impl Accounts {
             return ended(RenewalOutcome::Invalid, Error::InvalidRefreshToken);
         };
         let id = presented.session_id;
-        let mut conn = self.conn().await?;
         for _ in 0..MAX_RACES {
             // Before anything is said of the session: only who holds one of its tokens learns what has become of it.
-            let row = sessions::by_id(&mut conn, id).await?;
+            let row = store::asking(async || sessions::by_id(&mut *self.db_conn().await?, id).await).await?;
             let row = row.filter(|row| self.refresh_keys.is_authentic(&presented, &row.refresh_salt));
             let Some(row) = row else {
                 return ended(RenewalOutcome::Invalid, Error::InvalidRefreshToken);
@@ -178,7 +180,7 @@ impl Accounts {
                         access_expires_at: self.access_expires_at(&row, now),
                         now,
                     };
-                    if sessions::rotate(&mut conn, &renewal).await? {
+                    if sessions::rotate(&mut *self.conn().await?, &renewal).await? {
                         tracing::debug!(session_id = %id, "session renewed");
                         self.metrics.renewal(RenewalOutcome::Rotated);
                         return self.renewed(row, state.generation + 1, refresh_expires_at, now, rng);
@@ -188,8 +190,13 @@ impl Accounts {
                     let access_expires_at = self.access_expires_at(&row, now);
                     // Whoever ends the session revokes what the row says that it has been given.
                     if access_expires_at <= row.access_expires_at
-                        || sessions::extend_access(&mut conn, id, row.refresh_generation, access_expires_at)
-                            .await?
+                        || sessions::extend_access(
+                            &mut *self.conn().await?,
+                            id,
+                            row.refresh_generation,
+                            access_expires_at,
+                        )
+                        .await?
                     {
                         self.metrics.renewal(RenewalOutcome::Repeated);
                         let refresh_expires_at = row.refresh_expires_at;
@@ -200,7 +207,7 @@ impl Accounts {
                     let which = Which::OneAt(id, row.refresh_generation);
                     let reason = EndReason::RefreshTokenReused;
                     if sessions::end(
-                        &mut conn,
+                        &mut *self.conn().await?,
                         row.user_id,
                         which,
                         reason,
@@ -210,7 +217,6 @@ impl Accounts {
                     .await?
                         > 0
                     {
-                        drop(conn);
                         tracing::warn!(
                             session_id = %id,
                             user_id = %row.user_id,

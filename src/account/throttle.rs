@@ -61,7 +61,7 @@ use crate::{
     metrics::{Metrics, ThrottledAttempt},
     store::{
         self, PgPool,
-        login_attempts::{self, Bucket, Device, Key},
+        login_attempts::{self, Bucket, Device, Forgiveness, Key, Places, Taken},
     },
     token::SymmetricKey,
 };
@@ -126,9 +126,6 @@ pub struct Throttle {
 #[derive(Debug)]
 #[must_use = "an attempt that is not settled counts as a failure"]
 pub(super) struct Attempt {
-    ip: Option<IpAddr>,
-    /// The account's key, by the name that was typed.
-    account: Option<Key>,
     taken: Vec<Bucket>,
 }
 
@@ -145,6 +142,15 @@ impl Throttle {
         Self { db, key, per_account, per_address, metrics }
     }
 
+    /// The places that a login by `name` takes before it begins; so does what counts as one.
+    pub(super) fn places(&self, name: &str, ip: Option<IpAddr>) -> Places {
+        let account = self.account_key(name);
+        let device = ip.map(|ip| Device { account, device: self.device_key(name, ip) });
+        let address = ip.map(|ip| self.address(Kind::Login, ip));
+        let buckets = address.into_iter().chain([self.per_account.bucket(account)]).collect();
+        Places { buckets, device }
+    }
+
     /// Lets a login by `name` begin, or what counts as one.
     ///
     /// # Errors
@@ -156,17 +162,35 @@ impl Throttle {
         ip: Option<IpAddr>,
         now: OffsetDateTime,
     ) -> Result<Attempt, Error> {
-        let account = self.account_key(name);
-        let device = ip.map(|ip| Device { account, device: self.device_key(name, ip) });
-        let address = ip.map(|ip| self.address(Kind::Login, ip));
-        let mut taken: Vec<_> = address.into_iter().chain([self.per_account.bucket(account)]).collect();
-        if self.take(Kind::Login, &taken, device, now).await?
-            && let Some(Device { device, .. }) = device
-        {
-            taken.pop();
-            taken.push(self.per_account.bucket(device));
+        let places = self.places(name, ip);
+        let mut conn = self.db.acquire().await.map_err(Error::Unavailable)?;
+        let taken = login_attempts::take(&mut conn, &places, now).await?;
+        self.admitted(Kind::Login, places, &taken, now)
+    }
+
+    /// The attempt that has taken these places.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooManyAttempts`] when it has not got them.
+    pub(super) fn admitted(
+        &self,
+        kind: Kind,
+        Places { mut buckets, device }: Places,
+        taken: &Taken,
+        now: OffsetDateTime,
+    ) -> Result<Attempt, Error> {
+        if let Some(at) = taken.again_at {
+            self.metrics.throttled(kind.label());
+            return Err(Error::TooManyAttempts { retry_after: (at - now).try_into().unwrap_or_default() });
         }
-        Ok(Attempt { ip, account: Some(account), taken })
+        if taken.is_device_known
+            && let Some(device) = device
+            && let Some(account) = buckets.iter_mut().find(|bucket| bucket.key == device.account)
+        {
+            account.key = device.device;
+        }
+        Ok(Attempt { taken: buckets })
     }
 
     /// Lets an attempt begin that only its address limits.
@@ -180,50 +204,45 @@ impl Throttle {
         ip: Option<IpAddr>,
         now: OffsetDateTime,
     ) -> Result<Attempt, Error> {
-        let taken: Vec<_> = ip.map(|ip| self.address(kind, ip)).into_iter().collect();
-        self.take(kind, &taken, None, now).await?;
-        Ok(Attempt { ip, account: None, taken })
-    }
-
-    /// Takes a place of each bucket; whether `device` is known, and has given the place in the account's stead.
-    async fn take(
-        &self,
-        kind: Kind,
-        buckets: &[Bucket],
-        device: Option<Device>,
-        now: OffsetDateTime,
-    ) -> Result<bool, Error> {
+        let buckets = ip.map(|ip| self.address(kind, ip)).into_iter().collect();
+        let places = Places { buckets, device: None };
         let mut conn = self.db.acquire().await.map_err(Error::Unavailable)?;
-        let taken = login_attempts::take(&mut conn, buckets, device, now).await?;
-        match taken.again_at {
-            None => Ok(taken.is_device_known),
-            Some(at) => {
-                self.metrics.throttled(kind.label());
-                Err(Error::TooManyAttempts { retry_after: (at - now).try_into().unwrap_or_default() })
-            }
-        }
+        let taken = login_attempts::take(&mut conn, &places, now).await?;
+        self.admitted(kind, places, &taken, now)
     }
 
-    /// Tells what came of a login, or of what counts as one: the user, or why not.
-    pub(super) async fn settle(&self, attempt: Attempt, outcome: Result<&User, &Error>, now: OffsetDateTime) {
-        match outcome {
-            Ok(user) => self.forgive(attempt, user, now).await,
-            Err(Error::InvalidCredentials) => {}
+    /// Tells why an attempt to log in, or what counts as one, has come to nothing.
+    pub(super) async fn settle(&self, attempt: Attempt, failure: &Error) {
+        match failure {
+            Error::InvalidCredentials => {}
             // No password was tried, or nobody hears whether it was right.
-            Err(_) => self.give_back(attempt).await,
+            _ => self.give_back(attempt).await,
         }
     }
 
-    async fn forgive(&self, attempt: Attempt, user: &User, now: OffsetDateTime) {
+    /// What `user` is forgiven, who has just shown their password, having given `name` for theirs.
+    pub(super) fn forgiveness(
+        &self,
+        name: &str,
+        user: &User,
+        ip: Option<IpAddr>,
+        now: OffsetDateTime,
+    ) -> Forgiveness {
         let names = [&*user.username, &*user.email];
-        let mut accounts = names.map(|name| self.account_key(name)).to_vec();
-        accounts.extend(attempt.account);
-        let device = |ip| names.map(|name| self.device_key(name, ip)).to_vec();
-        let devices = attempt.ip.map(device).unwrap_or_default();
-        let address = attempt.ip.map(|ip| self.address(Kind::Login, ip));
+        Forgiveness {
+            address: ip.map(|ip| self.address(Kind::Login, ip)),
+            accounts: names.into_iter().chain([name]).map(|name| self.account_key(name)).collect(),
+            devices: ip.map(|ip| names.map(|name| self.device_key(name, ip)).to_vec()).unwrap_or_default(),
+            known_until: Some(now + KNOWN_FOR),
+        }
+    }
+
+    /// The same, where nothing else is to be done with it.
+    pub(super) async fn forgive(&self, user: &User, ip: Option<IpAddr>, now: OffsetDateTime) {
+        let forgiveness = &self.forgiveness(&user.username, user, ip, now);
         let forgive = async || {
             let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
-            login_attempts::forgive(&mut conn, address, &accounts, &devices, now, now + KNOWN_FOR).await
+            login_attempts::forgive(&mut conn, forgiveness, now).await
         };
         report(store::retrying(forgive).await);
     }
@@ -304,6 +323,7 @@ fn network(ip: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Source;
 
     fn rate(count: u32, seconds: u64) -> Rate {
         Rate { count: NonZeroU32::new(count).unwrap(), per: Duration::from_secs(seconds) }
@@ -341,7 +361,7 @@ mod tests {
 
     #[tokio::test]
     async fn names_of_one_user_are_one_and_no_two_keys_are() {
-        let db = PgPool::connect_lazy("postgres://localhost/nowhere").unwrap();
+        let db = Source::new(&"postgres://localhost/nowhere".to_owned().into()).unwrap().pool(1);
         let throttle = |root| {
             let root = SymmetricKey::from_bytes(root);
             Throttle::new(db.clone(), &root, rate(10, 900), rate(100, 900), Metrics::new())

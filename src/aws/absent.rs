@@ -40,11 +40,7 @@ pub mod login {
     use time::OffsetDateTime;
 
     use super::{Aws, Error};
-    use crate::{
-        clock::Clock,
-        metrics::Metrics,
-        store::{PgPool, Source},
-    };
+    use crate::{clock::Clock, metrics::Metrics, store::Source};
 
     /// A database that takes tokens for passwords.
     #[derive(Clone, Debug)]
@@ -75,13 +71,7 @@ pub mod login {
         }
 
         /// Nobody has a [`Login`] to call this on.
-        pub async fn keep(
-            &self,
-            _pools: &[PgPool],
-            _renew_at: OffsetDateTime,
-            _clock: &Clock,
-            _metrics: &Metrics,
-        ) {
+        pub async fn keep(&self, _renew_at: OffsetDateTime, _clock: &Clock, _metrics: &Metrics) {
             match self.0.0 {}
         }
     }

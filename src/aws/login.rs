@@ -6,11 +6,7 @@ use time::OffsetDateTime;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{Aws, Error, LIFE, database_token};
-use crate::{
-    clock::Clock,
-    metrics::Metrics,
-    store::{PgPool, Source},
-};
+use crate::{clock::Clock, metrics::Metrics, store::Source};
 
 /// How often the clock is looked at.
 const POLL: Duration = Duration::from_secs(1);
@@ -57,15 +53,9 @@ impl Login {
         Ok(Access { source: source.with_password(&token), renew_at: now + life * 2 / 3 })
     }
 
-    /// Has the new connections of `pools` log in with a token that is good, for as long as it is polled. Open
+    /// Has the new connections of the source's pools log in with a token that is good, for as long as it is polled. Open
     /// connections stay as they are: RDS looks at a token only once.
-    pub async fn keep(
-        &self,
-        pools: &[PgPool],
-        mut renew_at: OffsetDateTime,
-        clock: &Clock,
-        metrics: &Metrics,
-    ) {
+    pub async fn keep(&self, mut renew_at: OffsetDateTime, clock: &Clock, metrics: &Metrics) {
         let mut ticks = interval(POLL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut was_renewed = true;
@@ -91,11 +81,8 @@ impl Login {
             }
             was_renewed = renewed.is_ok();
             renew_at = match renewed {
-                Ok(access) => {
-                    pools.iter().for_each(|pool| access.source.log_in(pool));
-                    // Of credentials about to expire, the next ones are not there yet.
-                    access.renew_at.max(now + REST)
-                }
+                // Of credentials about to expire, the next ones are not there yet.
+                Ok(access) => access.renew_at.max(now + REST),
                 Err(_) => now + REST,
             };
         }

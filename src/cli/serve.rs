@@ -25,7 +25,7 @@ use crate::{
     metrics::{Metrics, PoolUse, PoolWatch},
     random,
     revocation::{Feed, Publisher},
-    store::PgPool,
+    store::{PgPool, Use},
     telemetry::{self, traces::Traces},
     tls::Tls,
     token::SymmetricKey,
@@ -140,7 +140,6 @@ async fn serve(
         background: database.pool(BACKGROUND_CONNECTIONS),
         feed: database.pool(FEED_CONNECTIONS),
     };
-    let all_pools = [pools.feed.clone(), pools.background.clone(), pools.requests.clone()];
     let clock = Clock::system();
     let app = app(settings, key, pools.clone(), clock.clone(), Limits::default()).await?;
     app.feed().hear().await?;
@@ -174,7 +173,7 @@ async fn serve(
             beside.activity().keep_writing(),
             beside.clean_up().keep_clean(&clock),
             beside.history().keep(&clock),
-            renewal.keep(&all_pools, &clock, beside.metrics()),
+            renewal.keep(&clock, beside.metrics()),
         );
     });
     let router = http::router(app.clone());
@@ -283,9 +282,8 @@ pub async fn app(
 }
 
 fn pool_use(pool: &'static str, connections: &PgPool) -> PoolUse {
-    let idle = u32::try_from(connections.num_idle()).unwrap_or(u32::MAX);
-    let max = connections.options().get_max_connections();
-    PoolUse { pool, used: connections.size().saturating_sub(idle), idle, max }
+    let Use { used, idle, max } = connections.in_use();
+    PoolUse { pool, used, idle, max }
 }
 
 fn log_format(settings: &Settings) -> telemetry::LogFormat {

@@ -296,10 +296,10 @@ impl Database {
 pub(super) struct Renewal(Option<(Login, OffsetDateTime)>);
 
 impl Renewal {
-    /// Keeps the token of `pools` good, for as long as it is polled.
-    pub(super) async fn keep(&self, pools: &[PgPool], clock: &Clock, metrics: &Metrics) {
+    /// Keeps the token good, for as long as it is polled.
+    pub(super) async fn keep(&self, clock: &Clock, metrics: &Metrics) {
         match &self.0 {
-            Some((login, renew_at)) => login.keep(pools, *renew_at, clock, metrics).await,
+            Some((login, renew_at)) => login.keep(*renew_at, clock, metrics).await,
             None => std::future::pending().await,
         }
     }
@@ -422,7 +422,7 @@ pub(super) async fn on_database<T>(
             let (renewal, clock, metrics) = (database.renewal(), Clock::system(), Metrics::new());
             let done = tokio::select! {
                 done = work(&db) => done,
-                () = renewal.keep(std::slice::from_ref(&db), &clock, &metrics) => Err("no more tokens".into()),
+                () = renewal.keep(&clock, &metrics) => Err("no more tokens".into()),
             };
             close(&db).await;
             done

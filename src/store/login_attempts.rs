@@ -33,6 +33,15 @@ pub struct Device {
     pub device: Key,
 }
 
+/// What an attempt needs one place of each of.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Whose places.
+    pub buckets: Vec<Bucket>,
+    /// Whose stands in for the account's, if it is known.
+    pub device: Option<Device>,
+}
+
 /// What came of an attempt to take places.
 #[derive(Debug)]
 pub struct Taken {
@@ -42,20 +51,34 @@ pub struct Taken {
     pub is_device_known: bool,
 }
 
-/// Takes one place of each bucket, or none at all.
+/// Buckets, as the statements have them.
+pub(super) struct Columns {
+    pub(super) keys: Vec<Vec<u8>>,
+    pub(super) spacings: Vec<PgInterval>,
+    pub(super) spans: Vec<PgInterval>,
+}
+
+impl Columns {
+    pub(super) fn new(buckets: &[Bucket]) -> Self {
+        Self {
+            keys: buckets.iter().map(|bucket| bucket.key.to_vec()).collect(),
+            spacings: buckets.iter().map(|bucket| interval(bucket.spacing)).collect(),
+            spans: buckets.iter().map(|bucket| interval(bucket.span)).collect(),
+        }
+    }
+}
+
+/// Takes one of each of these places, or none at all.
 ///
 /// # Errors
 ///
 /// When the database fails.
 pub async fn take(
     conn: &mut PgConnection,
-    buckets: &[Bucket],
-    device: Option<Device>,
+    Places { buckets, device }: &Places,
     now: OffsetDateTime,
 ) -> Result<Taken, Error> {
-    let keys: Vec<_> = buckets.iter().map(|bucket| bucket.key.to_vec()).collect();
-    let spacings: Vec<_> = buckets.iter().map(|bucket| interval(bucket.spacing)).collect();
-    let spans: Vec<_> = buckets.iter().map(|bucket| interval(bucket.span)).collect();
+    let Columns { keys, spacings, spans } = Columns::new(buckets);
     let taken = sqlx::query_as!(
         Taken,
         r#"SELECT again_at, is_device_known AS "is_device_known!"
@@ -76,8 +99,7 @@ pub async fn take(
 ///
 /// When the database fails.
 pub async fn give_back(conn: &mut PgConnection, buckets: &[Bucket]) -> Result<(), Error> {
-    let keys: Vec<_> = buckets.iter().map(|bucket| bucket.key.to_vec()).collect();
-    let spacings: Vec<_> = buckets.iter().map(|bucket| interval(bucket.spacing)).collect();
+    let Columns { keys, spacings, .. } = Columns::new(buckets);
     sqlx::query!(
         "WITH locked AS MATERIALIZED (
              SELECT key, spacing FROM login_attempts
@@ -94,44 +116,64 @@ pub async fn give_back(conn: &mut PgConnection, buckets: &[Bucket]) -> Result<()
     Ok(())
 }
 
-/// Somebody has succeeded: `address` gets one place back, all attempts on `accounts` are forgotten, and `devices` are known
-/// until `known_until`, with no attempts of theirs.
+/// What somebody is forgiven who has succeeded; by default nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Forgiveness {
+    /// Gets one place back.
+    pub address: Option<Bucket>,
+    /// All attempts on them are forgotten.
+    pub accounts: Vec<Key>,
+    /// Are known, with no attempts of theirs.
+    pub devices: Vec<Key>,
+    /// Until when they are known.
+    pub known_until: Option<OffsetDateTime>,
+}
+
+/// A statement that forgives what its parameters $1 to $6 say, if `$succeeded`, its first `WITH` queries, leave a row in
+/// the one that is called `succeeded`. Then it gives back what `$result` selects.
+macro_rules! forgiving {
+    ($succeeded:tt, $result:tt, $forgiveness:expr, $now:expr $(, $parameter:expr)* $(,)?) => {
+        sqlx::query!(
+            "WITH " + $succeeded + ", locked AS MATERIALIZED (
+                 SELECT key FROM login_attempts
+                 WHERE key = ANY($3::bytea[] || $4::bytea[] || $1::bytea) AND EXISTS (SELECT FROM succeeded)
+                 ORDER BY key
+                 FOR UPDATE
+             ), all_locked AS MATERIALIZED (
+                 SELECT count(*) FROM locked HAVING EXISTS (SELECT FROM succeeded)
+             ), given_back AS (
+                 UPDATE login_attempts SET free_at = free_at - $2::interval FROM all_locked WHERE key = $1
+             ), forgotten AS (
+                 DELETE FROM login_attempts USING all_locked WHERE key = ANY($3::bytea[])
+             ), known AS (
+                 INSERT INTO login_attempts (key, free_at, expires_at)
+                 SELECT device, $5, $6 FROM all_locked, unnest($4::bytea[]) AS device ORDER BY device
+                 ON CONFLICT (key) DO UPDATE SET free_at = excluded.free_at, expires_at = excluded.expires_at
+             )
+             " + $result,
+            $forgiveness.address.as_ref().map(|address| &address.key[..]),
+            $forgiveness.address.map(|address| $crate::store::login_attempts::interval(address.spacing)),
+            &$forgiveness.accounts.iter().map(|key| key.to_vec()).collect::<Vec<_>>(),
+            &$forgiveness.devices.iter().map(|key| key.to_vec()).collect::<Vec<_>>(),
+            $now,
+            $forgiveness.known_until
+            $(, $parameter)*
+        )
+    };
+}
+pub(super) use forgiving;
+
+/// Somebody has succeeded.
 ///
 /// # Errors
 ///
 /// When the database fails.
 pub async fn forgive(
     conn: &mut PgConnection,
-    address: Option<Bucket>,
-    accounts: &[Key],
-    devices: &[Key],
+    forgiveness: &Forgiveness,
     now: OffsetDateTime,
-    known_until: OffsetDateTime,
 ) -> Result<(), Error> {
-    let accounts: Vec<_> = accounts.iter().map(|key| key.to_vec()).collect();
-    let devices: Vec<_> = devices.iter().map(|key| key.to_vec()).collect();
-    sqlx::query!(
-        "WITH locked AS MATERIALIZED (
-             SELECT key FROM login_attempts WHERE key = ANY($3::bytea[] || $4::bytea[] || $1::bytea) ORDER BY key FOR UPDATE
-         ), all_locked AS MATERIALIZED (
-             SELECT count(*) FROM locked
-         ), given_back AS (
-             UPDATE login_attempts SET free_at = free_at - $2::interval FROM all_locked WHERE key = $1
-         ), forgotten AS (
-             DELETE FROM login_attempts USING all_locked WHERE key = ANY($3::bytea[])
-         )
-         INSERT INTO login_attempts (key, free_at, expires_at)
-         SELECT device, $5, $6 FROM all_locked, unnest($4::bytea[]) AS device ORDER BY device
-         ON CONFLICT (key) DO UPDATE SET free_at = excluded.free_at, expires_at = excluded.expires_at",
-        address.as_ref().map(|address| &address.key[..]),
-        address.map(|address| interval(address.spacing)),
-        &accounts,
-        &devices,
-        now,
-        known_until,
-    )
-    .execute(conn)
-    .await?;
+    forgiving!("succeeded AS (SELECT)", "SELECT FROM succeeded", forgiveness, now).execute(conn).await?;
     Ok(())
 }
 
@@ -151,6 +193,6 @@ pub async fn delete_expired(conn: &mut PgConnection, now: OffsetDateTime, limit:
     Ok(done.execute(conn).await?.rows_affected())
 }
 
-fn interval(time: Duration) -> PgInterval {
+pub(super) fn interval(time: Duration) -> PgInterval {
     PgInterval { months: 0, days: 0, microseconds: i64::try_from(time.as_micros()).unwrap_or(i64::MAX) }
 }

@@ -23,6 +23,7 @@ pub mod history;
 pub mod imports;
 pub mod login_attempts;
 pub mod migrations;
+mod pool;
 pub mod pooler;
 pub mod revocations;
 pub mod roles;
@@ -35,19 +36,16 @@ use std::{net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{
-    ConnectOptions, Connection,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::{ConnectOptions, Connection, postgres::PgConnectOptions};
 use time::OffsetDateTime;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::log::LevelFilter;
 
-pub use self::history::{Actor, Cause};
-pub use sqlx::{PgConnection, PgPool};
-
-/// A connection of a pool, given back when dropped.
-pub type PoolConnection = sqlx::pool::PoolConnection<sqlx::Postgres>;
+pub use self::{
+    history::{Actor, Cause},
+    pool::{PgPool, PoolConnection, Use},
+};
+pub use sqlx::PgConnection;
 
 /// A transaction, undone when dropped.
 pub type Transaction<'c> = sqlx::Transaction<'c, sqlx::Postgres>;
@@ -134,6 +132,35 @@ where
     work().await
 }
 
+/// Does `work` once more, with another connection, when the one that it had turns out to have ended. For what may be done
+/// twice; each time it has to take a connection of its own.
+///
+/// # Errors
+///
+/// Those of `work`.
+pub async fn asking<T, W>(mut work: impl FnMut() -> W) -> Result<T, Error>
+where
+    W: Future<Output = Result<T, Error>>,
+{
+    match work().await {
+        Err(Error::Unavailable(error)) if has_ended(&error) => {
+            tracing::debug!(%error, "asking once more");
+            work().await
+        }
+        done => done,
+    }
+}
+
+/// Whether the connection is gone, or goes.
+fn has_ended(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        // 57P01 to 57P03: the server, or whoever may, has ended it.
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
+        _ => false,
+    }
+}
+
 /// Whether somebody answers who cannot show to be the server that we want, or does not speak TLS.
 pub fn is_about_tls(error: &sqlx::Error) -> bool {
     match error {
@@ -195,13 +222,6 @@ const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long we wait for the end of a statement. The server should have given it up before; one that has vanished says
 /// nothing at all.
 const PATIENCE: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(2));
-/// How long a pool may take to give a connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection that nobody uses may take to show that it is alive. Otherwise another takes its place.
-const PING_PATIENCE: Duration = Duration::from_secs(1);
-/// How long to wait between two attempts at that.
-const REVIVE_REST: Duration = Duration::from_millis(200);
-
 /// Waits for one statement of a pool's connection, and no longer than it may take. No socket tells that the other end has
 /// vanished without a word (a host that lost its power, a network that was cut): without this the wait has no end.
 ///
@@ -255,23 +275,21 @@ impl Source {
         PgConnection::connect_with(&self.options).await
     }
 
-    /// A pool that connects when it is first used, of at most `max_connections`.
+    /// A pool that connects when it is first used, of at most `max_connections`, with the password that was last given to
+    /// this server's user.
     ///
     /// A statement that hangs, on a lock or a slow disk, is given up by the server, so that it cannot hold its connection
-    /// for ever. A connection that hangs is found out when it is taken and when it is given back, and replaced; one to a
-    /// standby, which takes no writes, is not used at all: after a failover, an address may for a while lead there.
+    /// for ever. A connection that hangs is found out when it is taken or given back, and replaced; one to a standby, which
+    /// takes no writes, is not used at all: after a failover, an address may for a while lead there.
     pub fn pool(&self, max_connections: u32) -> PgPool {
-        let is_shared = self.is_shared;
-        let (before, after) = (Arc::new(self.clone()), Arc::new(self.clone()));
-        PgPoolOptions::new()
-            .max_connections(max_connections)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .after_connect(move |conn, _| Box::pin(prepare(conn, is_shared)))
-            // In place of sqlx's own test, and before the one at the end: those wait for ever.
-            .test_before_acquire(false)
-            .before_acquire(move |conn, _| Box::pin(revive(conn, before.clone())))
-            .after_release(move |conn, _| Box::pin(revive(conn, after.clone())))
-            .connect_lazy_with(self.options.clone())
+        PgPool::new(self.clone(), max_connections)
+    }
+
+    /// A connection of a pool.
+    async fn open(&self) -> Result<PgConnection, sqlx::Error> {
+        let mut conn = PgConnection::connect_with(&self.newest.load()).await?;
+        prepare(&mut conn, self.is_shared).await?;
+        Ok(conn)
     }
 
     /// The same for programs of Postgres, by the names of the environment that libpq reads. Among them is the password.
@@ -316,17 +334,12 @@ impl Source {
         self.options.get_socket().is_some() || host == "localhost" || host.starts_with('/') || is_loopback
     }
 
-    /// The same with another password, which is also that of connections that replace hanging ones from now on.
+    /// The same with another password, which is also that of every pool's connections from now on. Those that are open stay.
     #[must_use]
     pub fn with_password(&self, password: &SecretString) -> Self {
         let options = self.options.clone().password(password.expose_secret());
         self.newest.store(Arc::new(options.clone()));
         Self { options, ..self.clone() }
-    }
-
-    /// Has a pool log in as this says from now on. Its open connections stay.
-    pub fn log_in(&self, pool: &PgPool) {
-        pool.set_connect_options(self.options.clone());
     }
 
     /// Host, port and user.
@@ -366,37 +379,13 @@ async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<(), sqlx::E
         );
         set.fetch_one(conn).await?.is_standby
     };
-    if is_standby {
-        let message =
-            "the server is a standby, which takes no writes: it has not been promoted, or the address is old";
-        return Err(sqlx::Error::Protocol(message.into()));
-    }
-    Ok(())
+    if is_standby { Err(sqlx::Error::Protocol(STANDBY.to_owned())) } else { Ok(()) }
 }
 
-/// Puts another connection in the place of one that does not answer: always `Ok(true)`, or the error of a connection that
-/// has ended.
-///
-/// The other is dropped and not closed. Over TLS, sqlx closes only with an answer, and the pool, which would wait for it,
-/// would never have the place back. So this tries until there is a connection, or nobody waits for one.
-async fn revive(conn: &mut PgConnection, source: Arc<Source>) -> Result<bool, sqlx::Error> {
-    if let Ok(answer) = timeout(PING_PATIENCE, conn.ping()).await {
-        return answer.map(|()| true);
-    }
-    loop {
-        let another = async {
-            let mut another = PgConnection::connect_with(&source.newest.load()).await?;
-            prepare(&mut another, source.is_shared).await?;
-            Ok::<_, sqlx::Error>(another)
-        };
-        match timeout(ACQUIRE_TIMEOUT, another).await {
-            Ok(Ok(another)) => {
-                *conn = another;
-                return Ok(true);
-            }
-            Ok(Err(error)) => tracing::debug!(%error, "a connection that hangs cannot be replaced yet"),
-            Err(_) => tracing::debug!("a connection that hangs cannot be replaced yet: no answer"),
-        }
-        sleep(REVIVE_REST).await;
-    }
+const STANDBY: &str =
+    "the server is a standby, which takes no writes: it has not been promoted, or the address is old";
+
+/// Whether a connection was not used because it leads to a standby.
+fn is_standby(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Protocol(message) if message == STANDBY)
 }

@@ -36,14 +36,18 @@ pub struct Listener(PgListener);
 ///
 /// When the database fails.
 pub async fn listen(db: &PgPool) -> Result<Listener, Error> {
+    Ok(Listener(listener(db, CHANNEL).await?))
+}
+
+async fn listener(db: &PgPool, channel: &str) -> Result<PgListener, sqlx::Error> {
     let own = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(SILENCE)
-        .connect_lazy_with(db.connect_options().as_ref().clone());
+        .connect_lazy_with(db.options().as_ref().clone());
     let mut listener = PgListener::connect_with(&own).await?;
     listener.eager_reconnect(false);
-    listener.listen(CHANNEL).await?;
-    Ok(Listener(listener))
+    listener.listen(channel).await?;
+    Ok(listener)
 }
 
 impl Listener {
@@ -75,7 +79,7 @@ impl Listener {
     }
 }
 
-/// Whether what is notified on one connection of `db` is heard on another within `patience`, as it is not through a pooler
+/// Whether what is notified on a connection of `db` is heard on another within `patience`, as it is not through a pooler
 /// that hands out connections for each transaction. Nobody else hears of it.
 ///
 /// # Errors
@@ -84,9 +88,8 @@ impl Listener {
 pub async fn is_heard(db: &PgPool, patience: Duration) -> Result<bool, Error> {
     const TRIAL: &str = "gatepass_trial";
 
-    let mut listener = PgListener::connect_with(db).await?;
-    listener.listen(TRIAL).await?;
-    sqlx::query!("SELECT pg_notify($1, '')", TRIAL).execute(db).await?;
+    let mut listener = listener(db, TRIAL).await?;
+    sqlx::query!("SELECT pg_notify($1, '')", TRIAL).execute(&mut *db.acquire().await?).await?;
     match timeout(patience, listener.recv()).await {
         Ok(heard) => Ok(heard.map(|_| true)?),
         Err(_) => Ok(false),

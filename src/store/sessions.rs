@@ -6,7 +6,10 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Cause, Error};
+use super::{
+    Cause, Error,
+    login_attempts::{Forgiveness, forgiving},
+};
 
 /// A session to be begun.
 #[derive(Debug)]
@@ -42,11 +45,12 @@ pub struct Owner {
     pub roles: Vec<String>,
 }
 
-/// Begins a session, in generation 0, for a user as they are at that moment. `None`, and no session, when the user has
-/// been disabled or deleted or has another password since it was checked.
+/// Begins a session, in generation 0, for a user as they are at that moment, and forgives. `None`, no session and nothing
+/// forgiven, when the user has been disabled or deleted or has another password since it was checked.
 ///
 /// That race is settled here, in one statement: `FOR SHARE` waits for whoever is changing the user and looks again at
 /// what they left, and whoever comes later finds the session. Who ends a user's sessions has to change the user first.
+/// What is forgiven is locked last, in the same transaction: neither goes without the other.
 ///
 /// # Errors
 ///
@@ -54,35 +58,38 @@ pub struct Owner {
 pub async fn insert(
     conn: &mut PgConnection,
     new: &NewSession<'_>,
+    forgiveness: &Forgiveness,
     cause: &Cause,
 ) -> Result<Option<Owner>, Error> {
-    let owner = sqlx::query_as!(
-        Owner,
-        r#"WITH owner AS (
-             SELECT id, username, roles FROM users WHERE id = $2 AND password_changed_at = $3 AND NOT disabled
+    let owner = forgiving!(
+        "owner AS (
+             SELECT id, username, roles FROM users WHERE id = $8 AND password_changed_at = $9 AND NOT disabled
              FOR SHARE
-         ), begun AS (
+         ), succeeded AS (
              INSERT INTO sessions
                  (id, user_id, refresh_generation, refresh_salt, user_agent, client_ip, created_at, renewed_at,
                   is_confirmed, last_used_at, refresh_expires_at, expires_at, access_expires_at)
-             SELECT $1, owner.id, 0, $4, $5, $6, $7, $7, false, $7, $8, $9, $10 FROM owner
-             WHERE (SELECT caused_by($11, $12))
-         )
-         SELECT username AS "username!", roles AS "roles!" FROM owner"#,
+             SELECT $7, owner.id, 0, $10, $11, $12, $5, $5, false, $5, $13, $14, $15 FROM owner
+             WHERE (SELECT caused_by($16, $17))
+             RETURNING user_id
+         )",
+        r#"SELECT username AS "username!", roles AS "roles!" FROM owner"#,
+        forgiveness,
+        new.now,
         new.id,
         new.user_id,
         new.password_changed_at,
         &new.refresh_salt[..],
         new.user_agent,
         new.client_ip.map(ipnet::IpNet::from),
-        new.now,
         new.refresh_expires_at,
         new.expires_at,
         new.access_expires_at,
         cause.actor(),
         cause.request_id(),
     );
-    Ok(owner.fetch_optional(conn).await?)
+    let owner = owner.fetch_optional(conn).await?;
+    Ok(owner.map(|owner| Owner { username: owner.username, roles: owner.roles }))
 }
 
 /// Why a session was ended before its time.

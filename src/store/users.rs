@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Cause, Error,
+    login_attempts::{Columns, Places, Taken},
     sessions::{self, EndReason, Which},
 };
 use crate::password::HashedPassword;
@@ -273,9 +274,7 @@ pub async fn search(
 /// Begins a transaction whose statements are planned for the values that they are given, each time: how rare a role or a
 /// prefix is decides which index is the right one, and a plan made for any value would take the wrong one for some.
 async fn begin_planning(conn: &mut PgConnection) -> Result<Transaction<'_, Postgres>, Error> {
-    let mut transaction = conn.begin().await?;
-    sqlx::query!("SET LOCAL plan_cache_mode = force_custom_plan").execute(&mut *transaction).await?;
-    Ok(transaction)
+    Ok(conn.begin_with("BEGIN; SET LOCAL plan_cache_mode = force_custom_plan").await?)
 }
 
 /// What a login is checked against.
@@ -289,47 +288,19 @@ pub struct Credentials {
     pub external_id: Option<String>,
 }
 
-/// The credentials of the user of this name, whatever its case.
+/// The credentials of the user of this id.
 ///
 /// # Errors
 ///
 /// When the database fails.
-pub async fn credentials(conn: &mut PgConnection, name: Name<'_>) -> Result<Option<Credentials>, Error> {
-    struct Row {
-        id: Uuid,
-        external_id: Option<String>,
-        username: String,
-        email: String,
-        full_name: Option<String>,
-        password_hash: Option<String>,
-        roles: Vec<String>,
-        is_email_verified: bool,
-        disabled: bool,
-        password_changed_at: OffsetDateTime,
-        created_at: OffsetDateTime,
-    }
-    macro_rules! select {
-        ($condition:tt, $name:expr) => {
-            sqlx::query_as!(
-                Row,
-                "SELECT id, external_id, username, email, full_name, password_hash, roles, is_email_verified, disabled,
-                        password_changed_at, created_at
-                 FROM users WHERE "
-                    + $condition,
-                $name
-            )
-            .fetch_optional(conn)
-            .await
-        };
-    }
-    let row = match name {
-        Name::Id(id) => select!("id = $1", id),
-        Name::Username(name) => select!(r#"username_key = lower($1::text COLLATE "C")"#, name),
-        Name::Email(name) => {
-            select!(r#"email_key = lower(normalize($1::text) COLLATE "und-x-icu") COLLATE "C""#, name)
-        }
-    };
-    Ok(row?.map(|row| Credentials {
+pub async fn credentials(conn: &mut PgConnection, id: Uuid) -> Result<Option<Credentials>, Error> {
+    let row = sqlx::query!(
+        "SELECT id, external_id, username, email, full_name, password_hash, roles, is_email_verified, disabled,
+                password_changed_at, created_at
+         FROM users WHERE id = $1",
+        id,
+    );
+    Ok(row.fetch_optional(conn).await?.map(|row| Credentials {
         password_hash: row.password_hash.map(HashedPassword::from_stored),
         external_id: row.external_id,
         user: User {
@@ -344,6 +315,90 @@ pub async fn credentials(conn: &mut PgConnection, name: Name<'_>) -> Result<Opti
             created_at: row.created_at,
         },
     }))
+}
+
+/// Takes the places of an attempt to log in, as [`login_attempts::take`](super::login_attempts::take) does, and once it has
+/// them looks up the credentials of the user of this name, whatever its case. `None` is nobody's name.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn attempt(
+    conn: &mut PgConnection,
+    Places { buckets, device }: &Places,
+    name: Option<Name<'_>>,
+    now: OffsetDateTime,
+) -> Result<(Taken, Option<Credentials>), Error> {
+    struct Row {
+        again_at: Option<OffsetDateTime>,
+        is_device_known: bool,
+        id: Option<Uuid>,
+        external_id: Option<String>,
+        username: Option<String>,
+        email: Option<String>,
+        full_name: Option<String>,
+        password_hash: Option<String>,
+        roles: Option<Vec<String>>,
+        is_email_verified: Option<bool>,
+        disabled: Option<bool>,
+        password_changed_at: Option<OffsetDateTime>,
+        created_at: Option<OffsetDateTime>,
+    }
+    let Columns { keys, spacings, spans } = Columns::new(buckets);
+    macro_rules! select {
+        ($condition:tt, $name:expr) => {
+            sqlx::query_as!(
+                Row,
+                r#"SELECT again_at, is_device_known AS "is_device_known!", id AS "id?", external_id,
+                          username AS "username?", email AS "email?", full_name AS "full_name?", password_hash AS "password_hash?",
+                          roles AS "roles?", is_email_verified AS "is_email_verified?", disabled AS "disabled?",
+                          password_changed_at AS "password_changed_at?", created_at AS "created_at?"
+                   FROM take_login_attempt($1, $2, $3, $4, $5, $6)
+                   LEFT JOIN users ON again_at IS NULL AND "#
+                    + $condition,
+                now,
+                &keys,
+                &spacings,
+                &spans,
+                device.as_ref().map(|device| &device.account[..]),
+                device.as_ref().map(|device| &device.device[..]),
+                $name
+            )
+            .fetch_one(conn)
+            .await
+        };
+    }
+    let username = match name {
+        Some(Name::Username(name)) => Some(name),
+        _ => None,
+    };
+    let row = match name {
+        Some(Name::Id(id)) => select!("id = $7", id),
+        Some(Name::Email(name)) => {
+            select!(r#"email_key = lower(normalize($7::text) COLLATE "und-x-icu") COLLATE "C""#, name)
+        }
+        Some(Name::Username(_)) | None => select!(r#"username_key = lower($7::text COLLATE "C")"#, username),
+    };
+    let row = row?;
+    let taken = Taken { again_at: row.again_at, is_device_known: row.is_device_known };
+    let credentials = |row: Row| {
+        Some(Credentials {
+            password_hash: row.password_hash.map(HashedPassword::from_stored),
+            external_id: row.external_id,
+            user: User {
+                id: row.id?,
+                username: row.username?,
+                email: row.email?,
+                full_name: row.full_name,
+                roles: row.roles?,
+                is_email_verified: row.is_email_verified?,
+                disabled: row.disabled?,
+                password_changed_at: row.password_changed_at?,
+                created_at: row.created_at?,
+            },
+        })
+    };
+    Ok((taken, credentials(row)))
 }
 
 /// What to change of a user. `None` leaves a field as it is.

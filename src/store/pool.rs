@@ -1,0 +1,234 @@
+//! Connections, lent for a statement or two.
+//!
+//! sqlx's own pool asks the server whether a connection is alive when it is given back, with no end if nobody answers, and
+//! so it took three round trips beside each statement. Here one that has answered a moment ago is lent again without a
+//! question ([`TRUSTED_FOR`]); what may be asked twice, [`asking`](super::asking) asks again where that was too much trust.
+
+use std::{
+    fmt, mem,
+    ops::{Deref, DerefMut},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+
+use super::Source;
+
+/// How long a pool may take to give a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long after its last answer a connection counts as alive. Long enough for a busy pool to ask nothing, and short
+/// enough that one which was cut while nobody used it is seldom lent.
+const TRUSTED_FOR: Duration = Duration::from_millis(500);
+/// How long a connection may take to show that it is alive. Otherwise another takes its place.
+const PING_PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait between two attempts to connect.
+const CONNECT_REST: Duration = Duration::from_millis(200);
+/// How old a connection becomes: a server whose sessions grow, or an address that leads elsewhere by now, is left in time.
+const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+
+/// At most so many connections to one database, opened as they are needed. Cheap to clone.
+#[derive(Clone)]
+pub struct PgPool(Arc<Inner>);
+
+struct Inner {
+    source: Source,
+    max: u32,
+    /// One for each connection that is lent, being opened or being tested.
+    places: Arc<Semaphore>,
+    /// The one that was used last lies on top, so that a pool that is little used trusts one rather than asking each.
+    idle: Mutex<Vec<Open>>,
+}
+
+/// A connection, and what there is to know of it.
+struct Open {
+    conn: PgConnection,
+    opened_at: Instant,
+    /// `None`: it has to show that it is alive before it is lent again.
+    trusted_until: Option<Instant>,
+}
+
+/// How a pool is used at the moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Use {
+    /// Connections that are lent, being opened or being tested.
+    pub used: u32,
+    /// Connections that nobody uses.
+    pub idle: u32,
+    /// As many as there may be.
+    pub max: u32,
+}
+
+impl PgPool {
+    pub(super) fn new(source: Source, max: u32) -> Self {
+        let places = Arc::new(Semaphore::new(max as usize));
+        Self(Arc::new(Inner { source, max, places, idle: Mutex::default() }))
+    }
+
+    /// A connection that is alive, or was a moment ago. Who came first gets the first.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be reached or refuses us, or all connections are lent, for as long as one may wait; when
+    /// the pool is closed.
+    pub async fn acquire(&self) -> Result<PoolConnection, sqlx::Error> {
+        let mut why = sqlx::Error::PoolTimedOut;
+        let found = async {
+            let place = self.0.places.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+            let open = match self.0.find().await {
+                Some(open) => open,
+                None => self.0.connect(&mut why).await?,
+            };
+            Ok(PoolConnection { lent: Some((open, place)), pool: self.0.clone() })
+        };
+        timeout(ACQUIRE_TIMEOUT, found).await.unwrap_or_else(|_| Err(why))
+    }
+
+    /// How it is used.
+    pub fn in_use(&self) -> Use {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let free = count(self.0.places.available_permits());
+        Use { used: self.0.max.saturating_sub(free), idle: count(self.0.idle().len()), max: self.0.max }
+    }
+
+    /// Waits until every connection is given back, and closes them. From then on there are none.
+    pub async fn close(&self) {
+        let all = self.0.places.acquire_many(self.0.max).await;
+        self.0.places.close();
+        let idle = mem::take(&mut *self.0.idle());
+        for open in idle {
+            if let Err(error) = open.conn.close().await {
+                tracing::debug!(%error, "a connection could not be closed");
+            }
+        }
+        drop(all);
+    }
+
+    /// Where connections lead, with the password of the moment.
+    pub(super) fn options(&self) -> Arc<PgConnectOptions> {
+        self.0.source.newest.load_full()
+    }
+}
+
+impl fmt::Debug for PgPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PgPool({}, {:?})", self.0.source.place(), self.in_use())
+    }
+}
+
+impl Inner {
+    fn idle(&self) -> MutexGuard<'_, Vec<Open>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One that is open and alive.
+    async fn find(&self) -> Option<Open> {
+        loop {
+            let mut open = self.idle().pop()?;
+            if open.is_trusted() || open.is_alive().await {
+                return Some(open);
+            }
+            self.trust_nobody();
+        }
+    }
+
+    /// Another one. Tries until it succeeds where that may come to pass by itself, and then leaves in `why` what is wrong.
+    async fn connect(&self, why: &mut sqlx::Error) -> Result<Open, sqlx::Error> {
+        loop {
+            match self.source.open().await {
+                Ok(conn) => return Ok(Open { conn, opened_at: Instant::now(), trusted_until: None }),
+                Err(error) if super::may_pass(&error) || super::is_standby(&error) => *why = error,
+                Err(error) => return Err(error),
+            }
+            sleep(CONNECT_REST).await;
+        }
+    }
+
+    /// Whatever has become of one connection, it may have become of all.
+    fn trust_nobody(&self) {
+        for open in &mut *self.idle() {
+            open.trusted_until = None;
+        }
+    }
+
+    /// Takes back one that is alive and waits for nothing.
+    fn take_back(&self, open: Open) {
+        if open.opened_at.elapsed() < MAX_AGE && !self.places.is_closed() {
+            let trusted_until = Some(Instant::now() + TRUSTED_FOR);
+            self.idle().push(Open { trusted_until, ..open });
+        }
+    }
+}
+
+impl Open {
+    fn is_trusted(&self) -> bool {
+        self.trusted_until.is_some_and(|end| Instant::now() < end)
+    }
+
+    async fn is_alive(&mut self) -> bool {
+        matches!(timeout(PING_PATIENCE, self.conn.ping()).await, Ok(Ok(())))
+    }
+
+    /// Whether all that was asked was answered to the end, and nothing is left to be sent, without waiting for it: a
+    /// request that was given up may leave a statement under way, or a transaction to be undone.
+    fn is_settled(&mut self) -> bool {
+        let settled = pin!(self.conn.flush());
+        matches!(settled.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
+    }
+}
+
+/// A connection of a pool, given back when dropped.
+pub struct PoolConnection {
+    /// Until it is given back.
+    lent: Option<(Open, OwnedSemaphorePermit)>,
+    pool: Arc<Inner>,
+}
+
+impl PoolConnection {
+    const LENT: &str = "only drop takes it away";
+}
+
+impl Deref for PoolConnection {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.lent.as_ref().expect(Self::LENT).0.conn
+    }
+}
+
+impl DerefMut for PoolConnection {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.lent.as_mut().expect(Self::LENT).0.conn
+    }
+}
+
+impl fmt::Debug for PoolConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PoolConnection({})", self.pool.source.place())
+    }
+}
+
+impl Drop for PoolConnection {
+    fn drop(&mut self) {
+        let Some((mut open, place)) = self.lent.take() else { return };
+        if open.is_settled() {
+            self.pool.take_back(open);
+            return;
+        }
+        self.pool.trust_nobody();
+        let pool = self.pool.clone();
+        // It keeps its place meanwhile. One that hangs is not waited for, nor closed, which over TLS takes an answer.
+        tokio::spawn(async move {
+            if open.is_alive().await {
+                pool.take_back(open);
+            }
+            drop(place);
+        });
+    }
+}

@@ -1,0 +1,135 @@
+//! How often a request waits for Postgres: each of these is a round trip, which on a network takes longer than most
+//! statements. Counted on the way, between service and server, so that nothing is forgotten: what the pool asks, what begins
+//! and ends a transaction, what is prepared.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use serde_json::{Value, json};
+use sqlx::postgres::PgConnectOptions;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy},
+    net::{TcpListener, TcpStream, UnixStream},
+};
+
+use crate::app::{App, PASSWORD, Story, database};
+
+/// Where the service finds its database, and how often it has been asked there.
+struct Wire {
+    url: String,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Wire {
+    async fn new() -> Self {
+        let direct: PgConnectOptions = database().await.parse().unwrap();
+        let socket = direct.get_socket().unwrap().join(format!(".s.PGSQL.{}", direct.get_port()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let url = format!(
+            "postgres://{}@127.0.0.1:{port}/{}?sslmode=disable",
+            direct.get_username(),
+            direct.get_database().unwrap()
+        );
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(relay(stream, socket.clone(), count.clone()));
+            }
+        });
+        Self { url, asked }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+/// Passes everything on, and counts what Postgres answers with ReadyForQuery: Sync and Query.
+async fn relay(client: TcpStream, socket: PathBuf, asked: Arc<AtomicUsize>) {
+    let server = UnixStream::connect(socket).await.unwrap();
+    let (mut from_server, mut to_server) = server.into_split();
+    let (mut from_client, mut to_client) = client.into_split();
+    tokio::spawn(async move { copy(&mut from_server, &mut to_client).await });
+    // The first message has no kind.
+    let mut kind = 0;
+    loop {
+        let Ok(length) = from_client.read_u32().await else { return };
+        let mut message = vec![0; length as usize - 4];
+        from_client.read_exact(&mut message).await.unwrap();
+        if matches!(kind, b'S' | b'Q') {
+            asked.fetch_add(1, Ordering::SeqCst);
+        }
+        let mut whole: Vec<u8> = (kind != 0).then_some(kind).into_iter().collect();
+        whole.extend(length.to_be_bytes());
+        whole.extend(message);
+        to_server.write_all(&whole).await.unwrap();
+        let Ok(next) = from_client.read_u8().await else { return };
+        kind = next;
+    }
+}
+
+impl Wire {
+    /// How often a request asks, once its statements are prepared. The fewest of some, for on a busy machine so much time
+    /// may pass between two that a connection has to show that it is alive.
+    async fn fewest(&self, status: u16, mut request: impl FnMut(Value) -> Story) -> usize {
+        let (mut fewest, mut answer) = (usize::MAX, Value::Null);
+        for _ in 0..6 {
+            let before = self.asked();
+            answer = request(answer).send().await.expect(status);
+            fewest = fewest.min(self.asked() - before);
+        }
+        fewest
+    }
+}
+
+#[tokio::test]
+async fn a_request_asks_the_database_as_often_as_it_has_to_and_no_more() {
+    let wire = Wire::new().await;
+    let app = App::over(wire.url.clone(), &[]).await;
+    app.register("alice").await;
+    let root = app.login_admin("root").await;
+    let alice = app.login("alice").await;
+
+    let login = |username: &str, password: &str| {
+        app.post("/users/login").json(&json!({ "username": username, "password": password }))
+    };
+    // To take the throttle's places and read the user; to begin the session and forgive.
+    for username in ["alice", "ALICE@example.com"] {
+        assert_eq!(wire.fewest(200, |_| login(username, PASSWORD)).await, 2, "{username}");
+    }
+    for username in ["alice", "nobody", "no name at all"] {
+        assert_eq!(wire.fewest(401, |_| login(username, "wrong-horse-battery-9")).await, 1, "{username}");
+    }
+
+    // To read what the token is checked against; to move the session on. In one, whoever has a session's id could do that.
+    let renewal = |last: Value| {
+        let tokens = if last.is_null() { &alice } else { &last };
+        app.post("/tokens/renew_access").json(&json!({ "refresh_token": tokens["refresh_token"] }))
+    };
+    assert_eq!(wire.fewest(200, renewal).await, 2);
+
+    let mut found = Vec::new();
+    let expected = [
+        ("/healthz", 0),
+        ("/auth/verify", 0),
+        // Whether there is a schema, and which.
+        ("/readyz", 2),
+        ("/users/me", 1),
+        ("/sessions", 1),
+        ("/users/me/history", 1),
+        // Whether they are an administrator now; and planned for what is looked for, which takes a transaction.
+        ("/admin/users", 4),
+        ("/admin/users?query=ali", 5),
+    ];
+    for (path, _) in expected {
+        found.push((path, wire.fewest(200, |_| app.get(path).bearer(&root)).await));
+    }
+    assert_eq!(found, expected);
+}
