@@ -2,7 +2,8 @@
 
 .DEFAULT_GOAL := help
 
-# More arguments for the command behind `make run` and `make test`, as in: make test ARGS='--test gatepass login'
+# More arguments for the command behind `make run`, `make test` and `make instructions`, as in:
+# make test ARGS='--test gatepass login'
 ARGS ?=
 
 # One cargo at a time, also under `make -j`.
@@ -131,6 +132,11 @@ bench: ## Measure what the service does beside what limits it; ONLY=… one sect
 .PHONY: bench-password
 bench-password: ## Measure password hashes, by who computes them, and what they cost others; about a minute
 	$(BENCH_CARGO) --features others --bin password
+
+.PHONY: instructions
+instructions: ## Count the instructions of a request, with valgrind, and hold them against benches/instructions
+	cargo build --release --locked --all-features --bin gatepass
+	scripts/with-postgres scripts/count-instructions $(ARGS)
 
 .PHONY: drill
 drill: ## Replace keys under load and race for sessions, for some minutes: the long forms of some tests

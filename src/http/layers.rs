@@ -1,65 +1,130 @@
-//! The small layers around every route; [`super::router`] says in which order and why.
+//! What is around every route, in its order: [`around`].
 
 use std::{
     any::Any,
+    convert::Infallible,
+    future::poll_fn,
     net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use axum::{
-    body::Body,
-    extract::{ConnectInfo, MatchedPath, Request, State},
+    body::{Body, HttpBody},
+    extract::{ConnectInfo, MatchedPath, Request},
     http::{
-        HeaderName, HeaderValue, Method, Response,
+        HeaderMap, HeaderName, HeaderValue, Method, Response,
         header::{
-            ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY,
-            CONTENT_TYPE, LOCATION, ORIGIN, REFERRER_POLICY, RETRY_AFTER, WWW_AUTHENTICATE,
+            ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CACHE_CONTROL,
+            CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ORIGIN, REFERRER_POLICY, VARY,
             X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
         },
     },
-    middleware::Next,
     response::IntoResponse,
+    routing::Route,
 };
-use tower::{Layer, ServiceExt};
+use http_body_util::Limited;
+use tokio::time::timeout;
+use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::{AllowOrigin, CorsLayer};
-use tracing::{Instrument, info_span};
+use tracing::{Instrument, Span, info_span};
 
-use super::{App, Problem, client_address, request_id::RequestId, revocations};
+use super::{App, MAX_BODY_BYTES, Problem, client_address, problem, request_id::RequestId, revocations};
 use crate::{
     metrics::Metrics,
     telemetry::{REQUEST, traces::ServerSpan},
     token::{Claims, Sighting},
 };
 
-/// One line for each request, one more in the counts, and a span: id, method, route, status, latency, and the problem's
-/// code. Never a header, a query or a body: those hold secrets and personal data.
-pub(super) async fn log(State(app): State<App>, request: Request, next: Next) -> Response<Body> {
-    let id = request.extensions().get::<RequestId>().cloned().unwrap_or_default();
-    let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let known_route = route.as_ref().map(MatchedPath::as_str);
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
-    let is_ours = peer.is_some_and(|peer| client_address::is_trusted(peer, app.trusted_proxies()));
-    let trace = ServerSpan::begin(id.as_str(), known(&method), known_route, request.headers(), is_ours);
-    let metrics = app.metrics().clone();
-    metrics.request_begins();
-    let mut line = Line { id, method, route, began: Instant::now(), metrics, trace, is_written: false };
+/// Which routes a request is to.
+#[derive(Clone)]
+pub(super) enum Area {
+    /// Our own, which pages of other origins may call by these rules.
+    Own(Arc<CorsLayer>),
+    /// What a proxy asks is about a request to somebody else: no preflight of it is ours to answer, and how large its body
+    /// may be is not for us to say.
+    ForwardAuth,
+}
 
-    let span = info_span!(
-        REQUEST,
-        request_id = line.id.as_str(),
-        method = %line.method,
-        route = line.route(),
-        trace_id = line.trace.id(),
-    );
-    let response = next.run(request).instrument(line.trace.span().clone()).instrument(span).await;
+/// Everything around a route: a request passes it from top to bottom, its response from bottom to top.
+///
+/// One function, and not a stack of layers: of axum's, each puts a copy of all that is below it on the heap, for each
+/// request, which cost more than everything that they do.
+pub(super) async fn around(
+    app: App,
+    area: Area,
+    mut request: Request,
+    route: Route,
+) -> Result<Response<Body>, Infallible> {
+    // First, so that everything below has an id to log and to answer with.
+    let id = RequestId::assign(&mut request, &app);
+    // One line in the log for each request, whatever becomes of it below.
+    let mut line = Line::begin(&app, &request, id.clone());
+    let (steps, span) = (line.trace.span().clone(), line.span());
+    let answer = async {
+        match area {
+            // Outside of problems: a page of an allowed origin may read what went wrong.
+            Area::Own(rules) => cors(&rules, request, |request| own(&app, &id, request, route.clone())).await,
+            Area::ForwardAuth => guarded(&app, &id, request, route).await,
+        }
+    };
+    let mut response = answer.instrument(steps).instrument(span).await;
+    // Outside of CORS and of problems, so that those have the header fields too.
+    security_headers(response.headers_mut());
+    line.end(&response);
+    id.answer(response.headers_mut());
+    Ok(response)
+}
 
-    let code = response.extensions().get::<Problem>().map(Problem::code);
-    line.write(response.status().as_u16(), code);
+/// No body is read beyond the limit, declared or not.
+async fn own(app: &App, id: &RequestId, request: Request, route: Route) -> Response<Body> {
+    let declared =
+        request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if declared.is_some_and(|length: usize| length > MAX_BODY_BYTES) {
+        let mut response = Problem::too_large().into_response();
+        problem::render(&mut response, id);
+        return response;
+    }
+    let request = if request.body().is_end_stream() {
+        request
+    } else {
+        request.map(|body| Body::new(Limited::new(body, MAX_BODY_BYTES)))
+    };
+    guarded(app, id, request, route).await
+}
+
+/// The route's answer, or the document of the error that came of it.
+async fn guarded(app: &App, id: &RequestId, request: Request, route: Route) -> Response<Body> {
+    // A handler that hangs gives its connection and its place back.
+    let wait = if request.uri().path() == revocations::PATH { revocations::MAX_WAIT } else { Duration::ZERO };
+    let answer = timeout(app.limits().handler + wait, route.oneshot(request));
+    // A panic in a handler is a 500 for that request and nothing more.
+    let mut response = match unwinding(answer).await {
+        Ok(Ok(answer)) => answer.unwrap_or_else(|never| match never {}),
+        Ok(Err(_)) => Problem::timeout().into_response(),
+        Err(panic) => panicked(&*panic),
+    };
+    // Writes the document of every error from above, whoever made it.
+    problem::render(&mut response, id);
     response
 }
 
+/// What `future` gives, or what it panicked with.
+async fn unwinding<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send>> {
+    let mut future = pin!(future);
+    // It is not polled again after a panic.
+    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
+}
+
+/// One line for each request, one more in the counts, and a span: id, method, route, status, latency, and the problem's
+/// code. Never a header, a query or a body: those hold secrets and personal data.
 struct Line {
     id: RequestId,
     method: Method,
@@ -71,6 +136,34 @@ struct Line {
 }
 
 impl Line {
+    fn begin(app: &App, request: &Request, id: RequestId) -> Self {
+        let method = request.method().clone();
+        let route = request.extensions().get::<MatchedPath>().cloned();
+        let known_route = route.as_ref().map(MatchedPath::as_str);
+        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+        let is_ours = peer.is_some_and(|peer| client_address::is_trusted(peer, app.trusted_proxies()));
+        let trace = ServerSpan::begin(id.as_str(), known(&method), known_route, request.headers(), is_ours);
+        let metrics = app.metrics().clone();
+        metrics.request_begins();
+        Self { id, method, route, began: Instant::now(), metrics, trace, is_written: false }
+    }
+
+    /// What stands in each line that is logged within the request.
+    fn span(&self) -> Span {
+        info_span!(
+            REQUEST,
+            request_id = self.id.as_str(),
+            method = %self.method,
+            route = self.route(),
+            trace_id = self.trace.id(),
+        )
+    }
+
+    fn end(&mut self, response: &Response<Body>) {
+        let code = response.extensions().get::<Problem>().map(Problem::code);
+        self.write(response.status().as_u16(), code);
+    }
+
     /// The route as it is written in the code, with no id of anybody; other paths are the client's own invention.
     fn route(&self) -> &str {
         self.route.as_ref().map_or("-", MatchedPath::as_str)
@@ -113,50 +206,60 @@ impl Drop for Line {
 }
 
 /// What a browser may do with a response: next to nothing, as nearly all are JSON. A handler that set a field keeps it.
-pub(super) async fn security_headers(mut response: Response<Body>) -> Response<Body> {
-    for (name, value) in [
+fn security_headers(headers: &mut HeaderMap) {
+    let fields = [
         (CACHE_CONTROL, "no-store"),
         (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
         (REFERRER_POLICY, "no-referrer"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (X_FRAME_OPTIONS, "DENY"),
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-    ] {
-        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+    ];
+    // Those, the length and the request's id: room for all of them at once.
+    headers.reserve(fields.len() + 2);
+    for (name, value) in fields {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
-    response
 }
+
+/// What an answer depends on, and what of its header a page may read: in every answer, also where no page asks.
+const VARIES: &str = "origin";
+const EXPOSED: &str = "location,retry-after,www-authenticate,x-request-id";
 
 /// Which pages may call: those of the allowed origins. Cookies play no part here, so credentials stay off.
 pub(super) fn cors_rules(allowed_origins: &[String]) -> CorsLayer {
     let origins = allowed_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
     let request_id = HeaderName::from_static("x-request-id");
+    let exposed = EXPOSED.split(',').map(HeaderName::from_static);
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
-        .allow_headers([AUTHORIZATION, CONTENT_TYPE, request_id.clone()])
-        .expose_headers([LOCATION, RETRY_AFTER, WWW_AUTHENTICATE, request_id])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE, request_id])
+        .expose_headers(exposed.collect::<Vec<_>>())
         .max_age(Duration::from_secs(3600))
 }
 
 /// Applies the rules. tower-http answers every `OPTIONS` with 200, as if it were a preflight; only a real one (Fetch
 /// standard: it has both header fields) may be answered in a route's place.
-pub(super) async fn cors(State(rules): State<CorsLayer>, request: Request, next: Next) -> Response<Body> {
+async fn cors<F: Future<Output = Response<Body>>>(
+    rules: &CorsLayer,
+    request: Request,
+    next: impl Fn(Request) -> F,
+) -> Response<Body> {
     let headers = request.headers();
     let is_preflight = headers.contains_key(ORIGIN) && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
     if request.method() == Method::OPTIONS && !is_preflight {
-        return next.run(request).await;
+        return next(request).await;
     }
+    // Nobody's page asks: what CORS says then is always the same, and making it costs as much as answering `/healthz`.
+    if !headers.contains_key(ORIGIN) {
+        let mut response = next(request).await;
+        response.headers_mut().append(VARY, HeaderValue::from_static(VARIES));
+        response.headers_mut().insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
+        return response;
+    }
+    let next = service_fn(async |request| Ok::<_, Infallible>(next(request).await));
     rules.layer(next).oneshot(request).await.unwrap_or_else(|never| match never {})
-}
-
-/// Gives a handler up that takes longer than it may.
-pub(super) async fn time_out(State(app): State<App>, request: Request, next: Next) -> Response<Body> {
-    let wait = if request.uri().path() == revocations::PATH { revocations::MAX_WAIT } else { Duration::ZERO };
-    match tokio::time::timeout(app.limits().handler + wait, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => Problem::timeout().into_response(),
-    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -164,8 +267,7 @@ pub(super) async fn time_out(State(app): State<App>, request: Request, next: Nex
 struct Panicked(String);
 
 /// A panic is a fault of ours: 500, and the log has what it said.
-#[expect(clippy::needless_pass_by_value, reason = "the signature that tower-http asks for")]
-pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
+fn panicked(panic: &(dyn Any + Send)) -> Response<Body> {
     let text = panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
@@ -175,7 +277,7 @@ pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
 }
 
 /// Counts a token that was accepted, and notes it when it has been used for the first time here.
-pub(super) async fn note_sighting(State(app): State<App>, request: Request, next: Next) -> Response<Body> {
+pub(super) fn note_sighting(app: &App, request: &Request) {
     let extensions = request.extensions();
     if let (Some(Sighting::First), Some(claims)) = (extensions.get(), extensions.get::<Arc<Claims>>()) {
         app.metrics().bearer_accepted(false);
@@ -183,5 +285,23 @@ pub(super) async fn note_sighting(State(app): State<App>, request: Request, next
     } else {
         app.metrics().bearer_accepted(true);
     }
-    next.run(request).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn where_no_page_asks_the_answer_has_what_a_foreign_page_gets() {
+        let rules = cors_rules(&["https://app.example".to_owned()]);
+        let answer = async |origin: Option<&'static str>| {
+            let mut request = Request::new(Body::empty());
+            request.headers_mut().extend(origin.map(|origin| (ORIGIN, HeaderValue::from_static(origin))));
+            cors(&rules, request, async |_| Response::new(Body::empty())).await.headers().clone()
+        };
+        let nobody = answer(None).await;
+        assert_eq!(nobody.len(), 2);
+        assert_eq!(nobody, answer(Some("https://evil.example")).await);
+        assert_eq!(answer(Some("https://app.example")).await.len(), 3);
+    }
 }

@@ -1,5 +1,4 @@
-//! HTTP: the only room with axum. One file for each resource; every request goes through the layers of [`router`] from
-//! top to bottom.
+//! HTTP: the only room with axum. One file for each resource; around every route is what `layers` has.
 
 mod admin;
 mod body;
@@ -30,16 +29,20 @@ mod well_known;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, middleware, routing::any};
+use axum::{
+    Router,
+    extract::Request,
+    routing::{Route, any},
+};
 use ipnet::IpNet;
 use tokio::sync::watch;
-use tower::ServiceBuilder;
-use tower_http::{catch_panic::CatchPanicLayer, limit::RequestBodyLimitLayer};
+use tower::{ServiceBuilder, layer::layer_fn, service_fn};
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouter},
     routes,
 };
 
+use self::layers::Area;
 pub use self::{
     client_address::client_address, history::ChangeBody, openapi::document, ops::router as ops_router,
     problem::Problem, request_id::RequestId, server::Phase, users::UserBody,
@@ -287,44 +290,30 @@ pub fn router(app: App) -> Router {
         .with_clock(app.clock().clone())
         .with_answer(refuse);
 
-    // From the outside in: a request passes them from top to bottom, its response from bottom to top.
-    let outer = ServiceBuilder::new()
-        // First, so that everything below has an id to log and to answer with.
-        .layer(middleware::from_fn_with_state(app.clone(), request_id::assign))
-        // One line in the log for each request, whatever becomes of it below.
-        .layer(middleware::from_fn_with_state(app.clone(), layers::log))
-        // Outside of CORS and of problems, so that those have the header fields too.
-        .layer(middleware::map_response(layers::security_headers));
-    // Outside of problems: a page of an allowed origin may read what went wrong.
-    let cors = middleware::from_fn_with_state(layers::cors_rules(&app.0.allowed_origins), layers::cors);
-    let inner = ServiceBuilder::new()
-        // Writes the document of every error from below, whoever made it.
-        .layer(middleware::from_fn(problem::render))
-        // A panic in a handler is a 500 for that request and nothing more.
-        .layer(CatchPanicLayer::custom(layers::panicked))
-        // A handler that hangs gives its connection and its place back.
-        .layer(middleware::from_fn_with_state(app.clone(), layers::time_out));
-    // No body is read beyond this, declared or not.
-    let limit = RequestBodyLimitLayer::new(MAX_BODY_BYTES);
-
+    let noting = app.clone();
     let bearer = ServiceBuilder::new()
         // Claims, or a refusal.
         .layer(bearer)
         // After it: only what was accepted is noted and counted.
-        .layer(middleware::from_fn_with_state(app.clone(), layers::note_sighting));
+        .map_request(move |request: Request| {
+            layers::note_sighting(&noting, &request);
+            request
+        });
+    let around = |area: Area| {
+        let app = app.clone();
+        layer_fn(move |route: Route| {
+            let (app, area) = (app.clone(), area.clone());
+            service_fn(move |request| layers::around(app.clone(), area.clone(), request, route.clone()))
+        })
+    };
 
-    // What a proxy asks is about a request to somebody else: no preflight of it is ours to answer, and how large its body
-    // may be is not for us to say.
     let (forward_auth, _) = forward_auth_routes().route_layer(bearer.clone()).split_for_parts();
-    let forward_auth = forward_auth.layer(inner.clone());
-
     let (router, _) = routes().merge(bearer_routes().route_layer(bearer)).split_for_parts();
     router
         .merge(docs::assets())
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
-        .layer(ServiceBuilder::new().layer(cors).layer(inner).layer(limit))
-        .merge(forward_auth)
-        .layer(outer)
+        .layer(around(Area::Own(Arc::new(layers::cors_rules(&app.0.allowed_origins)))))
+        .merge(forward_auth.layer(around(Area::ForwardAuth)))
         .with_state(app)
 }

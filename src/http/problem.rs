@@ -1,19 +1,17 @@
 //! Every error that a client sees: problem documents (RFC 9457), made here and nowhere else.
 //!
-//! A handler's error becomes a response without a body that carries the [`Problem`] among its extensions; the layer
-//! [`render`] writes the document, once the request id is known, and logs. Server faults are logged at error with their
+//! A handler's error becomes a response without a body that carries the [`Problem`] among its extensions; [`render`]
+//! writes the document, once the request id is known, and logs. Server faults are logged at error with their
 //! cause, client faults at debug; the client never sees a cause.
 
 use std::{borrow::Cow, error::Error, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    extract::Request,
     http::{
         HeaderName, HeaderValue, Response, StatusCode,
         header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
-    middleware::Next,
     response::IntoResponse,
 };
 use serde::Serialize;
@@ -318,12 +316,10 @@ pub(super) struct ProblemDocument<'a> {
 
 /// Writes the document of a response that carries a [`Problem`], and makes one of every error that some layer or the
 /// router answered by a bare status.
-pub(super) async fn render(request: Request, next: Next) -> Response<Body> {
-    let request_id = request.extensions().get::<RequestId>().cloned().unwrap_or_default();
-    let mut response = next.run(request).await;
+pub(super) fn render(response: &mut Response<Body>, request_id: &RequestId) {
     let status = response.status();
     if !status.is_client_error() && !status.is_server_error() {
-        return response;
+        return;
     }
     let problem = response.extensions_mut().remove::<Problem>().unwrap_or_else(|| match status {
         StatusCode::NOT_FOUND => Problem::not_found(),
@@ -337,7 +333,7 @@ pub(super) async fn render(request: Request, next: Next) -> Response<Body> {
     log(&problem);
 
     let body =
-        serde_json::to_vec(&problem.document(&request_id)).expect("strings and numbers have a JSON form");
+        serde_json::to_vec(&problem.document(request_id)).expect("strings and numbers have a JSON form");
     *response.status_mut() = problem.0.status;
     response.headers_mut().remove(CONTENT_LENGTH);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -347,7 +343,6 @@ pub(super) async fn render(request: Request, next: Next) -> Response<Body> {
     *response.body_mut() = Body::from(body);
     // For the request's line in the log.
     response.extensions_mut().insert(problem);
-    response
 }
 
 fn log(problem: &Problem) {

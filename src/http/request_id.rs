@@ -1,11 +1,12 @@
 //! `x-request-id`: taken from the request when it is sane, else made; on every response and in every line of the log.
 
+use std::sync::Arc;
+
 use axum::{
-    body::Body,
-    extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Response},
-    middleware::Next,
+    extract::Request,
+    http::{HeaderMap, HeaderName, HeaderValue},
 };
+use uuid::Uuid;
 
 use super::App;
 use crate::random;
@@ -14,7 +15,7 @@ const NAME: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The id of one request: at most 128 letters that need no escaping in a log or a header.
 #[derive(Clone, Debug, Default)]
-pub struct RequestId(String);
+pub struct RequestId(Arc<str>);
 
 impl RequestId {
     /// The id as text.
@@ -24,7 +25,24 @@ impl RequestId {
 
     /// For examples.
     pub(super) fn sample() -> Self {
-        Self("019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e".to_owned())
+        Self("019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e".into())
+    }
+
+    /// Gives the request its id: among its extensions, too.
+    pub(super) fn assign(request: &mut Request, app: &App) -> Self {
+        let id = Self::from_headers(request.headers()).unwrap_or_else(|| {
+            let id = random::uuid_v7(app.clock().now(), &mut random::system());
+            Self((*id.hyphenated().encode_lower(&mut Uuid::encode_buffer())).into())
+        });
+        request.extensions_mut().insert(id.clone());
+        id
+    }
+
+    /// Puts it on the response.
+    pub(super) fn answer(&self, headers: &mut HeaderMap) {
+        let value =
+            HeaderValue::from_str(self.as_str()).expect("an id has no letters that a header may not hold");
+        headers.insert(NAME, value);
     }
 
     fn from_headers(headers: &HeaderMap) -> Option<Self> {
@@ -33,19 +51,8 @@ impl RequestId {
         let sane = (1..=128).contains(&id.len())
             && fields.next().is_none()
             && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/+=@~".contains(&b));
-        sane.then(|| Self(id.to_owned()))
+        sane.then(|| Self(id.into()))
     }
-}
-
-/// Gives the request its id, and the response too.
-pub(super) async fn assign(State(app): State<App>, mut request: Request, next: Next) -> Response<Body> {
-    let id = RequestId::from_headers(request.headers())
-        .unwrap_or_else(|| RequestId(random::uuid_v7(app.clock().now(), &mut random::system()).to_string()));
-    let value = HeaderValue::from_str(id.as_str()).expect("an id has no letters that a header may not hold");
-    request.extensions_mut().insert(id);
-    let mut response = next.run(request).await;
-    response.headers_mut().insert(NAME, value);
-    response
 }
 
 #[cfg(test)]
@@ -59,14 +66,14 @@ mod tests {
             for field in fields {
                 headers.append(NAME, HeaderValue::from_str(field).unwrap());
             }
-            RequestId::from_headers(&headers).map(|id| id.0)
+            RequestId::from_headers(&headers)
         };
         for id in ["a", "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e", "Root=1-67891233-abcdef", &"x".repeat(128)] {
-            assert_eq!(taken(&[id]).as_deref(), Some(id));
+            assert_eq!(taken(&[id]).unwrap().as_str(), id);
         }
         for id in ["", "a b", "a\"b", "<script>", "${jndi:ldap://x}", "é", &"x".repeat(129)] {
-            assert_eq!(taken(&[id]), None, "{id}");
+            assert!(taken(&[id]).is_none(), "{id}");
         }
-        assert_eq!(taken(&["a", "b"]), None);
+        assert!(taken(&["a", "b"]).is_none());
     }
 }

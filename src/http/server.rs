@@ -35,11 +35,10 @@ use axum::{
         header::{CONNECTION, STRICT_TRANSPORT_SECURITY},
     },
 };
-use hyper::{Request, body::Incoming};
+use hyper::{Request, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
-    service::TowerToHyperService,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -250,7 +249,7 @@ impl Server {
         let (router, phase, is_secure) = (self.router.clone(), self.phase.clone(), self.tls.is_some());
         let (hears, streams) = (asked.clone(), Arc::new(Streams::default()));
         let counts = streams.clone();
-        let service = tower::service_fn(move |mut request: Request<Incoming>| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
             let version = request.version();
             // Set by the first one: all requests on a connection are of one version.
             let _ = hears.set(version);
@@ -277,7 +276,7 @@ impl Server {
         let mut builder = self.builder.clone();
         let stream = TokioIo::new(patience.listen(stream));
         builder.http1().timer(patience.clone());
-        let mut connection = pin!(builder.serve_connection(stream, TowerToHyperService::new(service)));
+        let mut connection = pin!(builder.serve_connection(stream, service));
         let is_late = async {
             if timeout_at(deadline, asked.wait()).await.is_ok() {
                 pending::<()>().await;

@@ -1,19 +1,21 @@
 //! What the service tells its operators: logs, one event a line, to standard error; and [`traces`].
 
+mod json;
 pub mod traces;
 
 use std::io::{self, IsTerminal};
 
-use tracing::Metadata;
+use tracing::{Metadata, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer,
     filter::{FilterExt, filter_fn},
     fmt,
     layer::SubscriberExt,
+    registry::LookupSpan,
     util::SubscriberInitExt,
 };
 
-use self::traces::Traces;
+use self::{json::JsonLines, traces::Traces};
 
 /// The span whose fields stand in each line that is logged within a request. All other spans are for [`traces`] alone, so
 /// that a step of a request does not stand in the place of the request.
@@ -40,25 +42,34 @@ pub struct InvalidFilter(#[from] tracing_subscriber::filter::ParseError);
 ///
 /// When `filter` cannot be read.
 pub fn init(format: LogFormat, filter: &str, traces: Option<&Traces>) -> Result<(), InvalidFilter> {
-    let filter = EnvFilter::builder().parse(filter)?.and(filter_fn(is_logged));
-    let layer = fmt::layer().with_writer(io::stderr);
-    let registry = tracing_subscriber::registry().with(traces.map(Traces::layer));
-    let done = match format {
-        LogFormat::Json => {
-            let layer = layer.json().flatten_event(true).with_span_list(false);
-            registry.with(layer.with_filter(filter)).try_init()
-        }
-        LogFormat::Pretty => {
-            let colours = io::stderr().is_terminal();
-            let layer = layer.compact().with_ansi(colours).with_target(false);
-            registry.with(layer.with_filter(filter)).try_init()
-        }
+    let filter = EnvFilter::builder().parse(filter)?;
+    let registry = tracing_subscriber::registry();
+    // Not `with(None)`: then every span of a trace would be made, for nobody.
+    let done = match traces {
+        Some(traces) => registry.with(traces.layer()).with(lines(format, filter)).try_init(),
+        None => registry.with(lines(format, filter)).try_init(),
     };
     // Only tests initialise twice.
     if let Err(error) = done {
         tracing::debug!(%error, "logging was initialised before");
     }
     Ok(())
+}
+
+/// What writes the lines that pass `filter`.
+fn lines<S>(format: LogFormat, filter: EnvFilter) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let layer = fmt::layer().with_writer(io::stderr);
+    let filter = filter.and(filter_fn(is_logged));
+    match format {
+        LogFormat::Json => layer.event_format(JsonLines).fmt_fields(JsonLines).with_filter(filter).boxed(),
+        LogFormat::Pretty => {
+            let colours = io::stderr().is_terminal();
+            layer.compact().with_ansi(colours).with_target(false).with_filter(filter).boxed()
+        }
+    }
 }
 
 /// Events, also where somebody asks beforehand whether one would be logged (which is neither span nor event).
