@@ -55,7 +55,7 @@ pub(crate) fn logins(bench: &mut Bench) {
 }
 
 /// Hashes a second on a thread for each core, as nice to others as the service's are.
-fn hashes(hasher: fn(u32, u32) -> Hasher, time: Duration) -> f64 {
+pub(crate) fn hashes(hasher: fn(u32, u32) -> Hasher, time: Duration) -> f64 {
     let on_one_thread = || {
         rustix::process::setpriority_process(None, 10).expect("may be nice");
         let mut hash = hasher(MEMORY_KIB, ITERATIONS);

@@ -6,11 +6,13 @@
 
 mod bench;
 mod build;
+mod capacity;
 mod checks;
 #[path = "../hashing.rs"]
 mod hashing;
 mod load;
 mod logins;
+mod model;
 mod page;
 mod process;
 mod proxy;
@@ -36,6 +38,7 @@ const SECTIONS: &[Section] = &[
     ("scale", scale::scale),
     ("storm", logins::storm),
     ("revocation", revocation::measure),
+    ("capacity", capacity::measure),
     ("start", start::start),
     ("memory", start::memory),
     ("size", build::size),

@@ -1,0 +1,226 @@
+//! What a request costs each of those who work on it, whether a machine on paper with these costs does what the real one
+//! does, and what follows for services of other sizes: docs/capacity.md.
+
+use std::{fs, thread, time::Duration};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::{
+    bench::{
+        Bench,
+        Goal::AtLeast,
+        figure, median,
+    },
+    hashing,
+    load::{self, Client, Same, bearer, expect, get},
+    logins::hashes,
+    model::{Cost, Costs, Demand, Machine, need, simulate},
+    process::{QUICK, Service, database, login, sql, text},
+};
+
+/// The pool's size by default.
+const CONNECTIONS: usize = 4;
+/// How many ask at once.
+const ASKERS: usize = 4;
+
+/// What is to be planned for, in the busiest hour: a tenth of all users are there in a day, each for an hour in which they
+/// log in once, renew four times and make 200 requests that are checked; 15 of 100 of that fall into one hour.
+const PLANS: [(&str, f64); 3] = [("10 thousand", 1e4), ("1 million", 1e6), ("100 million", 1e8)];
+
+fn demand(users: f64) -> Demand {
+    let a_second = users * 0.1 * 0.15 / 3600.0;
+    Demand { logins: a_second, renewals: 4.0 * a_second, checks: 200.0 * a_second }
+}
+
+pub(crate) fn measure(bench: &mut Bench) {
+    let costs = costs(bench);
+    for (what, cost) in [("login", costs.login), ("renewal", costs.renewal), ("check", costs.check)] {
+        for (part, seconds) in cost.parts() {
+            if seconds > 0.0 {
+                bench.note(&format!("a {what}, {part}, µs"), seconds * 1e6);
+            }
+        }
+    }
+    hold_against_paper(bench, &costs);
+    for (name, users) in PLANS {
+        let (demand, need) = (demand(users), need(&demand(users), &costs));
+        bench.say(&format!(
+            "{name} users: {} logins/s, {} renewals/s, {} checks/s: {} cores for hashes, {} for the rest, {} replicas, \
+             {} cores of Postgres, {} commits/s, {} connections",
+            figure(demand.logins),
+            figure(demand.renewals),
+            figure(demand.checks),
+            figure(need.hash_cores),
+            figure(need.other_cores),
+            need.replicas,
+            figure(need.postgres_cores),
+            figure(need.commits),
+            need.connections,
+        ));
+    }
+}
+
+/// Logins, renewals and checks at once, on this machine and on paper.
+fn hold_against_paper(bench: &mut Bench, costs: &Costs) {
+    let service = Service::start(&database(), &[]);
+    let names = register(&service);
+    let logins: Vec<_> = names.iter().map(|name| login(name)).collect();
+    let check = get("/auth/verify", &bearer(&text(&service.log_in(&names[0])["access_token"])));
+    let mut askers = (
+        logins.iter().map(|request| Same(request)).collect::<Vec<_>>(),
+        names.iter().map(|name| Renewing::new(&service, name)).collect::<Vec<_>>(),
+        vec![Same(&check); ASKERS],
+    );
+    let turn = bench.turn() * 2;
+    let mut at_once = || {
+        let (logins, renewals, checks) = &mut askers;
+        thread::scope(|scope| {
+            let logins = scope.spawn(|| load::run(service.address, turn, logins).rate);
+            let renewals = scope.spawn(|| load::run(service.address, turn, renewals).rate);
+            let checks = load::run(service.address, turn, checks).rate;
+            let join = |thread: thread::ScopedJoinHandle<'_, f64>| thread.join().expect("no panic");
+            [join(logins), join(renewals), checks]
+        })
+    };
+    let [measured] = bench.in_turns("a mix of logins, renewals and checks", [&mut at_once]);
+
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let machine = Machine { cores, hash_threads: cores, connections: CONNECTIONS };
+    let kinds = [costs.login, costs.renewal, costs.check].map(|cost| (cost, ASKERS));
+    let paper = simulate(machine, &kinds, turn.as_secs_f64());
+    for (index, what) in ["logins/s", "renewals/s", "checks/s"].into_iter().enumerate() {
+        let measured = median(measured.iter().map(|rates| rates[index]));
+        let what = format!("{what} of a mix, measured");
+        bench.ratio(&what, measured, ("on paper", paper[index].rate), AtLeast(0.7));
+    }
+}
+
+fn register(service: &Service) -> Vec<String> {
+    let names: Vec<_> = (0..ASKERS).map(|number| format!("user{number}")).collect();
+    for name in &names {
+        service.register(name);
+    }
+    names
+}
+
+/// Measures each kind of request by itself. The hash is measured alone, and left out of the logins: it is so much dearer
+/// than the rest that a difference would be noise.
+fn costs(bench: &Bench) -> Costs {
+    let database = database();
+    let service = Service::start(&database, &QUICK);
+    let names = register(&service);
+    let logins: Vec<_> = names.iter().map(|name| login(name)).collect();
+    let check = get("/auth/verify", &bearer(&text(&service.log_in(&names[0])["access_token"])));
+    let mut logins: Vec<_> = logins.iter().map(|request| Same(request)).collect();
+    let mut renewals: Vec<_> = names.iter().map(|name| Renewing::new(&service, name)).collect();
+    let mut checks = vec![Same(&check); ASKERS];
+
+    let meter = Meter { service: &service, postmaster: postmaster(&database), turn: bench.turn() };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let [login, renewal, check] = bench
+        .in_turns(
+            "what a request costs",
+            [&mut || meter.cost(&mut logins), &mut || meter.cost(&mut renewals), &mut || meter.cost(&mut checks)],
+        )
+        .map(|costs| median_cost(&costs));
+    let [rates] = bench.in_turns("what a hash costs", [&mut || hashes(hashing::gatepass, bench.turn())]);
+    Costs {
+        login: Cost { hash: cores as f64 / median(rates), ..login },
+        renewal,
+        // It asks nobody; what Postgres did meanwhile was not for it.
+        check: Cost { postgres: 0.0, wait: 0.0, ..check },
+    }
+}
+
+fn median_cost(costs: &[Cost]) -> Cost {
+    let median = |part: fn(&Cost) -> f64| median(costs.iter().map(part));
+    Cost {
+        service: median(|cost| cost.service),
+        hash: 0.0,
+        postgres: median(|cost| cost.postgres),
+        client: median(|cost| cost.client),
+        wait: median(|cost| cost.wait),
+    }
+}
+
+/// One who renews again and again.
+struct Renewing(Vec<u8>);
+
+impl Renewing {
+    fn new(service: &Service, username: &str) -> Self {
+        Self(Self::request(&text(&service.log_in(username)["refresh_token"])))
+    }
+
+    fn request(token: &str) -> Vec<u8> {
+        load::post("/tokens/renew_access", "", &format!(r#"{{"refresh_token":"{token}"}}"#))
+    }
+}
+
+impl Client for Renewing {
+    fn ask(&mut self, buffer: &mut Vec<u8>) {
+        buffer.extend_from_slice(&self.0);
+    }
+
+    fn hear(&mut self, status: u16, body: &[u8]) {
+        expect(200, status, body);
+        let body = str::from_utf8(body).expect("text");
+        let token = body.split_once(r#""refresh_token":""#).and_then(|(_, rest)| rest.split_once('"'));
+        self.0 = Self::request(token.expect("it is there").0);
+    }
+}
+
+/// Reads what requests cost.
+struct Meter<'a> {
+    service: &'a Service,
+    postmaster: u32,
+    turn: Duration,
+}
+
+impl Meter<'_> {
+    /// What one request costs: processor time when all ask, and what of a lone one's time nobody computes in.
+    fn cost<C: Client>(&self, clients: &mut [C]) -> Cost {
+        let before = self.used();
+        let answers = load::run(self.service.address, self.turn, clients).answers as f64;
+        let after = self.used();
+        let [service, postgres, client] =
+            std::array::from_fn(|index| (after[index] - before[index]).as_secs_f64() / answers);
+        let alone = load::run(self.service.address, self.turn / 2, &mut clients[..1]).percentile(50.0) / 1e6;
+        Cost { service, hash: 0.0, postgres, client, wait: (alone - service - postgres - client).max(0.0) }
+    }
+
+    /// Processor time of the service, of Postgres and of this process.
+    fn used(&self) -> [Duration; 3] {
+        let postgres = children(self.postmaster).map(processor_time_of).sum();
+        let own = clock_gettime(ClockId::ProcessCPUTime);
+        let own = Duration::new(own.tv_sec.cast_unsigned(), u32::try_from(own.tv_nsec).expect("below a second"));
+        [self.service.processor_time(), postgres, own]
+    }
+}
+
+/// The process that all of the database's are children of.
+fn postmaster(database: &str) -> u32 {
+    let place = sql(database, "SHOW data_directory");
+    let file = fs::read_to_string(format!("{place}/postmaster.pid")).expect("the server runs on this machine");
+    file.lines().next().and_then(|line| line.trim().parse().ok()).expect("a process")
+}
+
+fn children(of: u32) -> impl Iterator<Item = u32> {
+    let all = fs::read_dir("/proc").expect("Linux").flatten();
+    let processes = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    processes.filter(move |process| {
+        // Behind the name, which may have any character: state and parent.
+        let text = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        let parent = text.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
+        parent == Some(of)
+    })
+}
+
+/// Zero for one that has gone.
+fn processor_time_of(process: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let nanoseconds = threads.filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanoseconds.sum())
+}
