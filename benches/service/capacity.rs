@@ -6,16 +6,13 @@ use std::{fs, thread, time::Duration};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
-    bench::{
-        Bench,
-        Goal::AtLeast,
-        figure, median,
-    },
+    bench::{Bench, Goal::AtLeast, figure, median},
     hashing,
-    load::{self, Client, Same, bearer, expect, get},
+    load::{self, Client, Same, bearer, get},
     logins::hashes,
     model::{Cost, Costs, Demand, Machine, need, simulate},
     process::{QUICK, Service, database, login, sql, text},
+    renewals::Renewing,
 };
 
 /// The pool's size by default.
@@ -68,7 +65,7 @@ fn hold_against_paper(bench: &mut Bench, costs: &Costs) {
     let check = get("/auth/verify", &bearer(&text(&service.log_in(&names[0])["access_token"])));
     let mut askers = (
         logins.iter().map(|request| Same(request)).collect::<Vec<_>>(),
-        names.iter().map(|name| Renewing::new(&service, name)).collect::<Vec<_>>(),
+        renewing(&service),
         vec![Same(&check); ASKERS],
     );
     let turn = bench.turn() * 2;
@@ -103,6 +100,10 @@ fn register(service: &Service) -> Vec<String> {
     names
 }
 
+fn renewing(service: &Service) -> Vec<Renewing> {
+    (0..ASKERS).map(|number| Renewing::of_new(service, &format!("renewing{number}"))).collect()
+}
+
 /// Measures each kind of request by itself. The hash is measured alone, and left out of the logins: it is so much dearer
 /// than the rest that a difference would be noise.
 fn costs(bench: &Bench) -> Costs {
@@ -112,7 +113,7 @@ fn costs(bench: &Bench) -> Costs {
     let logins: Vec<_> = names.iter().map(|name| login(name)).collect();
     let check = get("/auth/verify", &bearer(&text(&service.log_in(&names[0])["access_token"])));
     let mut logins: Vec<_> = logins.iter().map(|request| Same(request)).collect();
-    let mut renewals: Vec<_> = names.iter().map(|name| Renewing::new(&service, name)).collect();
+    let mut renewals = renewing(&service);
     let mut checks = vec![Same(&check); ASKERS];
 
     let meter = Meter { service: &service, postmaster: postmaster(&database), turn: bench.turn() };
@@ -120,7 +121,9 @@ fn costs(bench: &Bench) -> Costs {
     let [login, renewal, check] = bench
         .in_turns(
             "what a request costs",
-            [&mut || meter.cost(&mut logins), &mut || meter.cost(&mut renewals), &mut || meter.cost(&mut checks)],
+            [&mut || meter.cost(&mut logins), &mut || meter.cost(&mut renewals), &mut || {
+                meter.cost(&mut checks)
+            }],
         )
         .map(|costs| median_cost(&costs));
     let [rates] = bench.in_turns("what a hash costs", [&mut || hashes(hashing::gatepass, bench.turn())]);
@@ -140,32 +143,6 @@ fn median_cost(costs: &[Cost]) -> Cost {
         postgres: median(|cost| cost.postgres),
         client: median(|cost| cost.client),
         wait: median(|cost| cost.wait),
-    }
-}
-
-/// One who renews again and again.
-struct Renewing(Vec<u8>);
-
-impl Renewing {
-    fn new(service: &Service, username: &str) -> Self {
-        Self(Self::request(&text(&service.log_in(username)["refresh_token"])))
-    }
-
-    fn request(token: &str) -> Vec<u8> {
-        load::post("/tokens/renew_access", "", &format!(r#"{{"refresh_token":"{token}"}}"#))
-    }
-}
-
-impl Client for Renewing {
-    fn ask(&mut self, buffer: &mut Vec<u8>) {
-        buffer.extend_from_slice(&self.0);
-    }
-
-    fn hear(&mut self, status: u16, body: &[u8]) {
-        expect(200, status, body);
-        let body = str::from_utf8(body).expect("text");
-        let token = body.split_once(r#""refresh_token":""#).and_then(|(_, rest)| rest.split_once('"'));
-        self.0 = Self::request(token.expect("it is there").0);
     }
 }
 
@@ -192,7 +169,8 @@ impl Meter<'_> {
     fn used(&self) -> [Duration; 3] {
         let postgres = children(self.postmaster).map(processor_time_of).sum();
         let own = clock_gettime(ClockId::ProcessCPUTime);
-        let own = Duration::new(own.tv_sec.cast_unsigned(), u32::try_from(own.tv_nsec).expect("below a second"));
+        let own =
+            Duration::new(own.tv_sec.cast_unsigned(), u32::try_from(own.tv_nsec).expect("below a second"));
         [self.service.processor_time(), postgres, own]
     }
 }
@@ -200,7 +178,8 @@ impl Meter<'_> {
 /// The process that all of the database's are children of.
 fn postmaster(database: &str) -> u32 {
     let place = sql(database, "SHOW data_directory");
-    let file = fs::read_to_string(format!("{place}/postmaster.pid")).expect("the server runs on this machine");
+    let file =
+        fs::read_to_string(format!("{place}/postmaster.pid")).expect("the server runs on this machine");
     file.lines().next().and_then(|line| line.trim().parse().ok()).expect("a process")
 }
 

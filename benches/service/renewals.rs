@@ -22,12 +22,12 @@ const STATEMENTS: [&str; 2] =
     ["FROM sessions JOIN users ON users.id = user_id WHERE sessions.id = $1", "SET refresh_generation ="];
 
 /// A session that is renewed again and again.
-struct Renewing {
+pub(crate) struct Renewing {
     refresh_token: String,
 }
 
 impl Renewing {
-    fn of_new(service: &Service, username: &str) -> Self {
+    pub(crate) fn of_new(service: &Service, username: &str) -> Self {
         service.register(username);
         Self { refresh_token: text(&service.log_in(username)["refresh_token"]) }
     }
