@@ -128,7 +128,9 @@ impl Accounts {
         let (verdict, answered) = tokio::try_join!(verify, ask)?;
         if let Some((stranger, answer)) = answered {
             let user = self.take_over(stranger, answer, now, rng).await?;
-            return self.begin_session(user.ok_or(Error::InvalidCredentials)?, username, caller, now, rng).await;
+            return self
+                .begin_session(user.ok_or(Error::InvalidCredentials)?, username, caller, now, rng)
+                .await;
         }
         let user = match (user, verdict) {
             (Some(user), Verdict::Match { outdated }) => {
