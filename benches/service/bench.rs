@@ -58,6 +58,8 @@ pub(crate) struct Bench {
     /// Only to see that everything works: the figures mean nothing.
     pub(crate) is_smoke: bool,
     pub(crate) rows: Vec<Row>,
+    /// The tables of docs/capacity.md.
+    pub(crate) capacity: String,
     bar: ProgressBar,
 }
 
@@ -67,7 +69,7 @@ impl Bench {
         bar.set_style(ProgressStyle::with_template("{spinner} {elapsed}  {msg}").expect("a template"));
         bar.enable_steady_tick(Duration::from_millis(200));
         println!("{:<80}{:>8}{:>8}{:>8}{:>10}", "", "ours", "limit", "ratio", "to reach");
-        Self { is_smoke, rows: Vec::new(), bar }
+        Self { is_smoke, rows: Vec::new(), capacity: String::new(), bar }
     }
 
     /// How long something is measured at a time; and how much of anything a smoke run does.

@@ -37,13 +37,15 @@ pub(crate) fn logins(bench: &mut Bench) {
     let mut clients: Vec<_> = requests.iter().map(|request| Same(request)).collect();
     let turn = bench.turn() * 2;
     load::run(service.address, turn / 4, &mut clients);
-    let [ours, alone, plain] = bench
+    let [ours, alone, plain, one, one_plain] = bench
         .in_turns(
             "logins",
             [
                 &mut || load::run(service.address, turn, &mut clients).rate,
-                &mut || hashes(hashing::gatepass, turn),
-                &mut || hashes(hashing::plain, turn),
+                &mut || hashes(hashing::gatepass, cores(), turn),
+                &mut || hashes(hashing::plain, cores(), turn),
+                &mut || hashes(hashing::gatepass, 1, turn),
+                &mut || hashes(hashing::plain, 1, turn),
             ],
         )
         .map(median);
@@ -52,10 +54,11 @@ pub(crate) fn logins(bench: &mut Bench) {
     bench.ratio("logins/s", ours, ("argon2 crate's hash alone, as many threads", plain), AtLeast(0.95));
     let limit = ("argon2 crate's hash", plain / per_thread);
     bench.ratio("hashes/s for each thread, all at work", alone / per_thread, limit, AtLeast(1.25));
+    bench.ratio("hashes/s of one thread", one, ("argon2 crate's hash", one_plain), AtLeast(1.25));
 }
 
-/// Hashes a second on a thread for each core, as nice to others as the service's are.
-pub(crate) fn hashes(hasher: fn(u32, u32) -> Hasher, time: Duration) -> f64 {
+/// Hashes a second on so many threads, as nice to others as the service's are.
+pub(crate) fn hashes(hasher: fn(u32, u32) -> Hasher, threads: usize, time: Duration) -> f64 {
     let on_one_thread = || {
         rustix::process::setpriority_process(None, 10).expect("may be nice");
         let mut hash = hasher(MEMORY_KIB, ITERATIONS);
@@ -68,7 +71,7 @@ pub(crate) fn hashes(hasher: fn(u32, u32) -> Hasher, time: Duration) -> f64 {
         f64::from(count) / start.elapsed().as_secs_f64()
     };
     thread::scope(|scope| {
-        let all: Vec<_> = (0..cores()).map(|_| scope.spawn(on_one_thread)).collect();
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(on_one_thread)).collect();
         all.into_iter().map(|one| one.join().expect("no panic")).sum()
     })
 }

@@ -79,7 +79,7 @@ fn main() -> ExitCode {
         (false, missed) => println!("\n{missed} of {} missed.", bench.rows.len()),
     }
     if is_for_page {
-        page::write(&bench.rows);
+        page::write(&bench);
     }
     ExitCode::SUCCESS
 }

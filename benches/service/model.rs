@@ -17,15 +17,9 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
-    /// Each with its name.
-    pub(crate) fn parts(&self) -> [(&'static str, f64); 5] {
-        [
-            ("its hash", self.hash),
-            ("service", self.service),
-            ("Postgres", self.postgres),
-            ("who asks", self.client),
-            ("waiting", self.wait),
-        ]
+    /// Processor time of all who work on the request.
+    pub(crate) fn processor(&self) -> f64 {
+        self.service + self.hash + self.postgres + self.client
     }
 }
 
@@ -37,6 +31,8 @@ pub(crate) struct Machine {
     pub(crate) hash_threads: usize,
     /// To the database, for requests.
     pub(crate) connections: usize,
+    /// Of those who ask.
+    pub(crate) client_threads: usize,
 }
 
 /// How much a hashing thread counts beside another: `nice` 10 beside 0, as Linux weighs them.
@@ -89,7 +85,9 @@ pub(crate) struct Simulated {
 /// are given in the order of asking. From one event to the next nothing changes, so that every step is exact.
 pub(crate) fn simulate(machine: Machine, kinds: &[(Cost, usize)], time: f64) -> Vec<Simulated> {
     let places = |place| match place {
-        Place::Client | Place::Service => usize::MAX,
+        Place::Client => machine.client_threads,
+        // As many threads as there are cores serve all requests.
+        Place::Service => machine.cores,
         Place::HashThread => machine.hash_threads,
         Place::Connection => machine.connections,
     };
@@ -225,6 +223,7 @@ fn speeds(askers: &[Asker], cores: f64) -> Vec<f64> {
 /// What people do in the busiest hour, a second.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Demand {
+    pub(crate) users: f64,
     pub(crate) logins: f64,
     pub(crate) renewals: f64,
     pub(crate) checks: f64,
@@ -252,6 +251,8 @@ pub(crate) struct Need {
     pub(crate) commits: f64,
     /// That replicas keep open.
     pub(crate) connections: f64,
+    /// For password hashes, when every user logs in within one hour.
+    pub(crate) rush_cores: f64,
 }
 
 /// How busy cores may be in the busiest hour: the rest is for the minute that is busier, and for a replica that is gone.
@@ -263,7 +264,7 @@ pub(crate) const REPLICA_CONNECTIONS: f64 = 8.0;
 
 /// The arithmetic of docs/capacity.md.
 pub(crate) fn need(demand: &Demand, costs: &Costs) -> Need {
-    let Demand { logins, renewals, checks, .. } = *demand;
+    let Demand { users, logins, renewals, checks } = *demand;
     let sum = |part: fn(&Cost) -> f64| {
         logins * part(&costs.login) + renewals * part(&costs.renewal) + checks * part(&costs.check)
     };
@@ -275,8 +276,10 @@ pub(crate) fn need(demand: &Demand, costs: &Costs) -> Need {
         other_cores,
         replicas,
         postgres_cores: sum(|cost| cost.postgres) / BUSY,
-        commits: logins + renewals,
+        // Before the hash its place in the throttle, after it the session.
+        commits: 2.0 * logins + renewals,
         connections: replicas * REPLICA_CONNECTIONS,
+        rush_cores: users / 3600.0 * costs.login.hash,
     }
 }
 
@@ -284,7 +287,7 @@ pub(crate) fn need(demand: &Demand, costs: &Costs) -> Need {
 mod tests {
     use super::*;
 
-    const MACHINE: Machine = Machine { cores: 2, hash_threads: 2, connections: 4 };
+    const MACHINE: Machine = Machine { cores: 2, hash_threads: 2, connections: 4, client_threads: 2 };
 
     fn near(value: f64, expected: f64) {
         assert!((value / expected - 1.0).abs() < 0.02, "{value} for {expected}");
@@ -323,7 +326,7 @@ mod tests {
             renewal: Cost { service: 0.0001, postgres: 0.0001, ..Cost::default() },
             check: Cost { service: 0.00002, ..Cost::default() },
         };
-        let demand = Demand { logins: 600.0, renewals: 0.0, checks: 0.0 };
+        let demand = Demand { users: 1e6, logins: 600.0, renewals: 0.0, checks: 0.0 };
         let need_of_many = need(&demand, &costs);
         near(need_of_many.hash_cores, 20.0);
         assert_eq!(need_of_many.replicas, 11.0);

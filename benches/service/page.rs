@@ -1,26 +1,30 @@
-//! The table of docs/benchmarks.md, and on what machine it was measured.
+//! The tables of docs/benchmarks.md and docs/capacity.md, and on what machine they were measured.
 
 use std::{fs, process::Command, thread};
 
 use crate::{
-    bench::{Row, figure},
+    bench::{Bench, Row, figure},
     process::{server, sql},
 };
 
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmarks.md");
-const FROM: &str = "<!-- benchmarks -->\n";
-const TO: &str = "<!-- /benchmarks -->";
-
-/// Puts the rows of this run in place of those that the page has.
-pub(crate) fn write(rows: &[Row]) {
-    let page = fs::read_to_string(PAGE).expect("the page is there");
-    let (before, rest) = page.split_once(FROM).expect("the page has a place for the table");
-    let (_, after) = rest.split_once(TO).expect("and its end");
-    let table: String = rows.iter().map(line).collect();
+/// Puts what this run has found in place of what the pages have: the rows, and the tables of the capacity.
+pub(crate) fn write(bench: &Bench) {
     let head = "| what | ours | against | its figure | ratio | to reach | reached |\n|---|--:|---|--:|--:|--:|---|\n";
-    let page = format!("{before}{FROM}\n{}\n\n{head}{table}\n{TO}{after}", machine());
-    fs::write(PAGE, page).expect("the page can be written");
-    println!("docs/benchmarks.md has these figures now.");
+    let rows: String = bench.rows.iter().map(line).collect();
+    let machine = machine();
+    put("benchmarks", &format!("{machine}\n\n{head}{rows}"));
+    put("capacity", &format!("{machine}\n\n{}", bench.capacity));
+    println!("docs/benchmarks.md and docs/capacity.md have these figures now.");
+}
+
+/// Between the two comments with the page's name.
+fn put(name: &str, text: &str) {
+    let path = format!("{}/../docs/{name}.md", env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(&path).expect("the page is there");
+    let (from, to) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->"));
+    let (before, rest) = page.split_once(&from).expect("the page has a place for it");
+    let (_, after) = rest.split_once(&to).expect("and its end");
+    fs::write(path, format!("{before}{from}\n{text}\n{to}{after}")).expect("the page can be written");
 }
 
 fn line(row: &Row) -> String {
