@@ -145,9 +145,13 @@ impl Bench {
     }
 }
 
-/// As people read it: three digits, or all before the point.
+/// As people read it: three digits, or all before the point; of a count none after it.
 pub(crate) fn figure(value: f64) -> String {
-    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    let digits = match value {
+        _ if value.fract() == 0.0 => 0,
+        _ if value < 10.0 => 2,
+        _ => usize::from(value < 100.0),
+    };
     format!("{value:.digits$}")
 }
 
