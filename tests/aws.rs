@@ -8,7 +8,7 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
-    fs::{self, Permissions},
+    fs,
     io::{self, BufRead, BufReader, Write},
     os::unix::fs::PermissionsExt,
     path::Path,
@@ -39,7 +39,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     app::{KEY, PASSWORD, START, database},
-    process::{Ended, Home, QUICK, Signal, until},
+    process::{Ended, Home, QUICK, Signal, make_program, until},
 };
 
 const PYTHON: &str = "GATEPASS_TEST_PYTHON";
@@ -656,8 +656,7 @@ fn tools() -> Option<(tempfile::TempDir, String)> {
     let directory = tempfile::tempdir().unwrap();
     let aws = directory.path().join("aws");
     let python = PLAYERS.as_ref()?;
-    fs::write(&aws, format!("#!/bin/sh\nexec '{}' -m awscli \"$@\"\n", python.display())).unwrap();
-    fs::set_permissions(&aws, Permissions::from_mode(0o755)).unwrap();
+    make_program(&aws, format!("#!/bin/sh\nexec '{}' -m awscli \"$@\"\n", python.display()).as_bytes());
     let path = format!("{}:{path}", directory.path().display());
     Some((directory, path))
 }

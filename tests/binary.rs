@@ -5,14 +5,11 @@ use std::{fs, net::TcpListener, time::Instant};
 
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpSocket,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     app::{KEY, PASSWORD, database, empty_database},
-    process::{Home, Process, Signal, until},
+    process::{Home, Port, Process, Signal, until},
 };
 
 /// A key that nothing can be said against; [`KEY`] is too regular for production.
@@ -135,10 +132,9 @@ async fn a_taken_port_ends_the_start_at_once() {
 
 #[tokio::test]
 async fn a_signal_calls_off_the_wait_for_a_database() {
-    // Bound and not listening: whoever comes is refused, and nobody else can take the port.
-    let reserved = TcpSocket::new_v4().unwrap();
-    reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let url = format!("postgres://gatepass:hunter2@{}/gatepass", reserved.local_addr().unwrap());
+    // Whoever comes there is refused.
+    let reserved = Port::reserve();
+    let url = format!("postgres://gatepass:hunter2@{}/gatepass", reserved.address());
     for signal in [Signal::TERM, Signal::INT] {
         let home = Home::new();
         let mut service = home.start(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]);

@@ -3,12 +3,13 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::{Command, Output},
 };
 
 use tempfile::TempDir;
+
+use crate::process::make_program;
 
 /// `rollout status` fails until there has been an undo; `get deployment` prints the revision in `revision`, `kustomize`
 /// what the overlay makes. Whatever else is asked has to be about the namespace `elsewhere`.
@@ -72,8 +73,7 @@ impl Cluster {
         ] {
             let path = dir.path().join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+            make_program(&path, text.as_bytes());
         }
         Self(dir)
     }

@@ -9,7 +9,6 @@
 use std::{
     env, fs,
     io::{self, Write},
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -24,8 +23,8 @@ use tokio::{net::TcpStream, process::Child, task::JoinSet};
 
 use crate::{
     app::{KEY, PASSWORD, database},
-    postgres::{command, directory, free_port, other_user, write},
-    process::{Home, Process, Signal, until},
+    postgres::{command, directory, other_user, write},
+    process::{Home, Port, Process, Signal, make_program, until},
 };
 
 const DEBIAN: &str = "GATEPASS_TEST_PGBOUNCER";
@@ -33,7 +32,7 @@ const PREPARED: &str = "GATEPASS_TEST_PGBOUNCER_PREPARED";
 
 /// A pgbouncer before the database of one test.
 struct Pgbouncer {
-    port: u16,
+    port: Port,
     database: String,
     direct: String,
     _child: Child,
@@ -55,29 +54,30 @@ impl Pgbouncer {
         let direct = database().await;
         let server: PgConnectOptions = direct.parse().unwrap();
         let database = server.get_database().unwrap().to_owned();
-        let (dir, port) = (directory(), free_port());
+        let (dir, port) = (directory(), Port::reserve());
         // The build may lie where that user does not come.
         let copy = dir.path().join("pgbouncer");
-        fs::copy(PathBuf::from(program), &copy).unwrap();
+        make_program(&copy, &fs::read(program).unwrap());
         if let Some((user, group)) = other_user() {
             std::os::unix::fs::chown(&copy, Some(user), Some(group)).unwrap();
         }
         let config = dir.path().join("pgbouncer.ini");
         let text = format!(
-            "[databases]\n* = host={} port={} user={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+            "[databases]\n* = host={} port={} user={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\n\
              unix_socket_dir =\nauth_type = any\n{settings}\n",
             server.get_socket().unwrap().display(),
             server.get_port(),
             server.get_username(),
+            port.address().port(),
         );
         write(&config, &text);
         let child = command(&copy).arg(&config).spawn().unwrap();
-        until("pgbouncer is up", async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await;
+        until("pgbouncer is up", async || TcpStream::connect(port.address()).await.is_ok()).await;
         Some(Self { port, database, direct, _child: child, _dir: dir })
     }
 
     fn url(&self) -> String {
-        format!("postgres://gatepass@127.0.0.1:{}/{}", self.port, self.database)
+        format!("postgres://gatepass@{}/{}", self.port.address(), self.database)
     }
 
     fn source(&self) -> Source {

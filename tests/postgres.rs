@@ -4,7 +4,6 @@
 use std::{
     fs,
     fs::Permissions,
-    net::TcpListener as StdListener,
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::Stdio,
@@ -24,7 +23,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::process::{is_root, until};
+use crate::process::{Port, is_root, until};
 
 /// Where the server programs are.
 static BIN: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -78,11 +77,6 @@ pub fn command(program: impl AsRef<Path>) -> Command {
     command
 }
 
-/// A port of 127.0.0.1 on which nobody listens.
-pub fn free_port() -> u16 {
-    StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// Runs openssl in `dir`.
 pub async fn openssl(dir: &Path, args: &str) {
     let output = Command::new("openssl").args(args.split(' ')).current_dir(dir).output().await.unwrap();
@@ -100,6 +94,7 @@ pub async fn self_signed(dir: &Path, name: &str) {
 pub struct Server {
     dir: TempDir,
     pub port: u16,
+    _port: Port,
     child: Child,
 }
 
@@ -125,9 +120,10 @@ impl Server {
     }
 
     async fn start(dir: TempDir) -> Self {
-        let port = free_port();
+        let reserved = Port::reserve();
+        let port = reserved.address().port();
         let child = Self::spawn(&dir, port);
-        let server = Self { dir, port, child };
+        let server = Self { dir, port, _port: reserved, child };
         server.is_up().await;
         server
     }

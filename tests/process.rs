@@ -10,6 +10,8 @@
 use std::{
     env, fs,
     fs::{File, Permissions},
+    io::Write,
+    net::{Ipv4Addr, SocketAddr},
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::Stdio,
@@ -23,6 +25,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
     io::AsyncWriteExt,
+    net::TcpSocket,
     process::{Child, Command},
     time::{Instant, sleep, timeout},
 };
@@ -48,6 +51,34 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// A port of 127.0.0.1 for a program that we start, kept from everybody else: bound, and not listening.
+pub struct Port(TcpSocket);
+
+impl Port {
+    pub fn reserve() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        // The program may bind it too then, as all servers ask to.
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        Self(socket)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
+}
+
+/// Makes a program, of its bytes or a script's text, that can be run at once. Another process writes it: what we have open
+/// to write is also open in whatever other tests start meanwhile, until that runs, and no such file can be run ("Text file
+/// busy").
+pub fn make_program(path: &Path, contents: &[u8]) {
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", r#"cat > "$0" && chmod 755 "$0""#]).arg(path).stdin(Stdio::piped());
+    let mut shell = shell.spawn().unwrap();
+    shell.stdin.take().unwrap().write_all(contents).unwrap();
+    assert!(shell.wait().unwrap().success());
 }
 
 /// A working directory to run the binary in. A Postgres that is left in it when it is dropped is ended.
@@ -93,7 +124,7 @@ impl Home {
         // The build may lie where nobody else comes.
         let binary = home.around.path().join("gatepass");
         if fs::hard_link(&home.binary, &binary).is_err() {
-            fs::copy(&home.binary, &binary).unwrap();
+            make_program(&binary, &fs::read(&home.binary).unwrap());
         }
         chown(&home.dir, Some(user.0), Some(user.1)).unwrap();
         home.binary = binary;

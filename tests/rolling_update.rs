@@ -6,7 +6,6 @@
 
 use std::{
     env,
-    net::SocketAddr,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -17,12 +16,12 @@ use std::{
 
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection, Row};
-use tokio::{net::TcpSocket, task::JoinSet, time::sleep};
+use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     app::{KEY, PASSWORD, database},
     nginx::Nginx,
-    process::{Home, Process, Signal, until},
+    process::{Home, Port, Process, Signal, until},
 };
 
 const REPLICAS: usize = 3;
@@ -32,25 +31,19 @@ const CLIENTS: usize = 6;
 struct Fleet {
     home: Home,
     settings: Vec<(&'static str, String)>,
-    /// Bound and not listening, so that nobody else gets the port while a replica is away.
-    ports: Vec<(SocketAddr, TcpSocket)>,
+    /// Kept while a replica is away.
+    ports: Vec<Port>,
     replicas: Vec<Process>,
     nginx: Nginx,
 }
 
 impl Fleet {
     async fn new(what_for: &str, settings: &[(&'static str, &str)]) -> Option<Self> {
-        let mut ports = Vec::new();
-        for _ in 0..REPLICAS {
-            let socket = TcpSocket::new_v4().unwrap();
-            socket.set_reuseaddr(true).unwrap();
-            socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-            ports.push((socket.local_addr().unwrap(), socket));
-        }
+        let ports: Vec<_> = (0..REPLICAS).map(|_| Port::reserve()).collect();
         let nginx = Nginx::start(what_for, |listen| {
             let mut site = documented().replace("listen 80;", listen);
-            for (i, (address, _)) in ports.iter().enumerate() {
-                site = site.replace(&format!("gatepass-{}:8080", i + 1), &address.to_string());
+            for (i, port) in ports.iter().enumerate() {
+                site = site.replace(&format!("gatepass-{}:8080", i + 1), &port.address().to_string());
             }
             assert!(!site.contains("8080") && site.contains(listen), "{site}");
             site
@@ -73,7 +66,7 @@ impl Fleet {
     }
 
     async fn start(&self, i: usize) -> Process {
-        let address = self.ports[i].0.to_string();
+        let address = self.ports[i].address().to_string();
         let mut settings: Vec<_> =
             self.settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
         settings.push(("HTTP_SERVER_ADDRESS", &address));
