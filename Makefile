@@ -48,6 +48,7 @@ test-rotate-dev-db: ## Replace a developers' database in an AWS that moto plays
 deploy: ## Apply eks/overlays/OVERLAY with kubectl, wait until it runs, go back if it does not
 	scripts/deploy '$(OVERLAY)'
 
+# Twice as many tests at once as there are cores: most of them wait for processes and the database.
 .PHONY: test
 test: ## Run all tests, against a throw-away Postgres
 	python=$$(scripts/other-libraries) && export GATEPASS_TEST_PYTHON="$$python" && \
@@ -56,6 +57,7 @@ test: ## Run all tests, against a throw-away Postgres
 	pgbouncer=$$(scripts/test-pgbouncer) && export GATEPASS_TEST_PGBOUNCER="$$pgbouncer" && \
 	pgbouncer=$$(scripts/test-pgbouncer prepared) && export GATEPASS_TEST_PGBOUNCER_PREPARED="$$pgbouncer" && \
 	promtool=$$(scripts/promtool) && export GATEPASS_TEST_PROMTOOL="$$promtool" && \
+	export RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$((2 * $$(getconf _NPROCESSORS_ONLN)))} && \
 	scripts/with-postgres cargo test --locked --all-features $(ARGS)
 
 # A Postgres in a container, for development; `make run` and the tests need none, they have their own. Published to this
