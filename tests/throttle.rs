@@ -7,6 +7,7 @@ use gatepass::{
     store::login_attempts::{self, Bucket, Places},
 };
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use time::Duration;
 use tokio::task::JoinSet;
 
@@ -509,4 +510,50 @@ async fn the_table_tells_no_names_and_gets_rid_of_what_has_had_its_time() {
     assert_eq!(count().await, 2, "what is known of devices stays");
     app.clock.advance(KNOWN_FOR);
     assert_eq!(clean().await, 2);
+}
+
+/// How many pages of the database an attempt touches.
+async fn pages(conn: &mut PgConnection, key: i64) -> i64 {
+    let attempt = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON)
+        SELECT FROM take_login_attempt(
+            now(), ARRAY[int8send($1) || int8send(0), int8send($1) || int8send(1)], '{90s,90s}', '{15m,15m}',
+            int8send($1) || int8send(0), int8send($1) || int8send(2)
+        )";
+    let plan: Value = sqlx::query_scalar(attempt).bind(key).fetch_one(conn).await.unwrap();
+    let count = |what: &str| plan[0]["Plan"][what].as_i64().unwrap();
+    count("Shared Hit Blocks") + count("Shared Read Blocks")
+}
+
+#[tokio::test]
+async fn what_an_attempt_costs_does_not_grow_with_the_table() {
+    let app = App::new().await;
+    let mut conn = app.db.acquire().await.unwrap();
+    // Planned while there is next to nothing in it, and the planner knows that.
+    for key in 0..10 {
+        pages(&mut conn, key).await;
+    }
+    sqlx::query("ANALYZE login_attempts").execute(&mut *conn).await.unwrap();
+    for key in 10..20 {
+        pages(&mut conn, key).await;
+    }
+    let many = "INSERT INTO login_attempts
+                SELECT substr(sha256(int8send(n)), 1, 16), now(), now() + interval '1 day' FROM generate_series(1, 50000) AS n";
+    sqlx::query(many).execute(&mut *conn).await.unwrap();
+    let touched = pages(&mut conn, 20).await;
+    assert!(touched < 60, "{touched}");
+}
+
+#[tokio::test]
+async fn nobody_waits_until_an_attempt_is_on_the_disk() {
+    let app = App::new().await;
+    let mut conn = app.db.acquire().await.unwrap();
+    let setting = async |conn: &mut PgConnection| -> String {
+        sqlx::query_scalar("SELECT current_setting('synchronous_commit')").fetch_one(conn).await.unwrap()
+    };
+    sqlx::query("SET synchronous_commit = on").execute(&mut *conn).await.unwrap();
+    let mut transaction = conn.begin().await.unwrap();
+    pages(&mut transaction, 1).await;
+    assert_eq!(setting(&mut transaction).await, "off");
+    transaction.commit().await.unwrap();
+    assert_eq!(setting(&mut conn).await, "on", "for what the connection does next");
 }

@@ -18,7 +18,7 @@ use crate::{
     start::memory_bound_mib,
 };
 
-/// How many try at the same time in a storm.
+/// How many try at the same time in a storm, each of them to their own account.
 const CALLERS: usize = 60;
 
 fn cores() -> usize {
@@ -77,7 +77,6 @@ pub(crate) fn hashes(hasher: fn(u32, u32) -> Hasher, threads: usize, time: Durat
 }
 
 /// One who logs in again and again, or is told to come later.
-#[derive(Clone)]
 struct Caller<'a>(&'a [u8]);
 
 impl Client for Caller<'_> {
@@ -95,16 +94,20 @@ impl Client for Caller<'_> {
 /// A bearer check while logins take all that they can get, and one in peace.
 pub(crate) fn storm(bench: &mut Bench) {
     let database = database();
+    let names: Vec<_> = (0..CALLERS).map(|number| format!("caller{number}")).collect();
     // By another process: the check of a new password loads its dictionaries.
-    Service::start(&database, &[]).register("alice");
+    let registering = Service::start(&database, &[]);
+    names.iter().for_each(|name| registering.register(name));
+    drop(registering);
     let service = Service::start(&database, &[]);
-    let check = get("/auth/verify", &bearer(&text(&service.log_in("alice")["access_token"])));
-    let request = login("alice");
+    let check = get("/auth/verify", &bearer(&text(&service.log_in(&names[0])["access_token"])));
+    let requests: Vec<_> = names.iter().map(|name| login(name)).collect();
     let (turn, lead) = (bench.turn() * 2, Duration::from_millis(200));
     let in_storm = || {
         thread::scope(|scope| {
             scope.spawn(|| {
-                load::run(service.address, turn + 2 * lead, &mut vec![Caller(&request); CALLERS]);
+                let mut callers: Vec<_> = requests.iter().map(|request| Caller(request)).collect();
+                load::run(service.address, turn + 2 * lead, &mut callers);
             });
             thread::sleep(lead);
             worst(&service, &check, turn)
