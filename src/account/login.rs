@@ -127,7 +127,8 @@ impl Accounts {
         };
         let (verdict, answered) = tokio::try_join!(verify, ask)?;
         if let Some((stranger, answer)) = answered {
-            let user = self.take_over(stranger, answer, now, rng).await?;
+            // Seldom; in a box, or every login would have room for it.
+            let user = Box::pin(self.take_over(stranger, answer, now, rng)).await?;
             return self
                 .begin_session(user.ok_or(Error::InvalidCredentials)?, username, caller, now, rng)
                 .await;

@@ -230,7 +230,8 @@ impl Server {
             () = self.patience_at_the_end() => return,
         };
         match handshake {
-            Ok(Ok(stream)) => self.converse(stream, peer, patience, deadline).await,
+            // In a box, or connections without TLS would have room for it.
+            Ok(Ok(stream)) => Box::pin(self.converse(stream, peer, patience, deadline)).await,
             Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
             Err(_) => tracing::debug!("no TLS handshake in time"),
         }

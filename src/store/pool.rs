@@ -83,7 +83,8 @@ impl PgPool {
             let place = self.0.places.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
             let open = match self.0.find().await {
                 Some(open) => open,
-                None => self.0.connect(&mut why).await?,
+                // Seldom; in a box, or the future of every request would have room for it.
+                None => Box::pin(self.0.connect(&mut why)).await?,
             };
             Ok(PoolConnection { lent: Some((open, place)), pool: self.0.clone() })
         };
