@@ -1,11 +1,13 @@
-//! Argon2 by its crate: as anybody uses it, and as the service does, in memory of its own.
+//! Argon2 as anybody uses its crate, and as the service computes it.
 
 use argon2::{Algorithm, Argon2, Params, Version};
 
 // The service's own.
+#[path = "../src/password/compute/mod.rs"]
+mod compute;
 #[expect(dead_code, reason = "only what computes is measured")]
 #[path = "../src/password/memory.rs"]
-mod memory;
+pub(crate) mod memory;
 
 /// The service's default parameters.
 pub(crate) const MEMORY_KIB: u32 = 19456;
@@ -31,13 +33,15 @@ pub(crate) fn plain(memory_kib: u32, iterations: u32) -> Hasher {
 
 /// What the service does.
 pub(crate) fn gatepass(memory_kib: u32, iterations: u32) -> Hasher {
-    let argon2 = argon2(memory_kib, iterations);
-    let count = argon2.params().block_count();
+    let params = argon2(memory_kib, iterations).params().clone();
+    let count = params.block_count();
     let mut memory = memory::Memory::of_blocks(count).expect("enough memory");
     Box::new(move |password, salt| {
+        let (algorithm, version, params) = (Algorithm::Argon2id, Version::V0x13, params.clone());
+        let inputs = compute::Inputs { algorithm, version, params, secret: &[], password, salt };
         let mut hash = Hash::default();
         memory
-            .with(count, |blocks| argon2.hash_password_into_with_memory(password, salt, &mut hash, blocks))
+            .with(count, |blocks| inputs.hash_into(&mut hash, blocks))
             .expect("enough memory")
             .expect("inputs within bounds");
         hash

@@ -10,12 +10,13 @@
 use std::{fmt, time::Instant};
 
 use argon2::{
-    Algorithm, Argon2, Error, Version,
+    Algorithm, Error, Version,
     password_hash::phc::{Output, PasswordHash, Salt},
 };
 
 use super::{
     HashedPassword, MAX_BORROWED, Password,
+    compute::Inputs,
     foreign::{self, FastHash, Refused, Wrapped},
     memory::Memory,
     pepper::{self, Pepper, Peppers},
@@ -395,9 +396,13 @@ impl<'a> Stored<'a> {
     fn compute(&self, input: &[u8], memory: &mut Memory) -> Result<Output, Error> {
         let params = self.params.for_argon2().map_err(|_| Error::MemoryTooMuch)?;
         let blocks = params.block_count();
-        let argon2 = match self.pepper {
-            Some(pepper) => Argon2::new_with_secret(pepper.secret(), self.algorithm, self.version, params)?,
-            None => Argon2::new(self.algorithm, self.version, params),
+        let inputs = Inputs {
+            algorithm: self.algorithm,
+            version: self.version,
+            params,
+            secret: self.pepper.map_or(&[], Pepper::secret),
+            password: input,
+            salt: &self.salt,
         };
         let mut bytes = [0; Output::MAX_LENGTH];
         let output = &mut bytes[..self.output.len()];
@@ -406,9 +411,7 @@ impl<'a> Stored<'a> {
             memory.computed += self.params.work();
         }
         let begun = Instant::now();
-        memory.with(blocks, |blocks| {
-            argon2.hash_password_into_with_memory(input, &self.salt, output, blocks)
-        })??;
+        memory.with(blocks, |blocks| inputs.hash_into(output, blocks))??;
         memory.pace.note(self.params.work(), begun.elapsed());
         Output::new(output).map_err(|_| Error::OutputTooLong)
     }
@@ -442,7 +445,7 @@ impl fmt::Display for Params {
 
 #[cfg(test)]
 mod tests {
-    use argon2::{PasswordHasher, PasswordVerifier};
+    use argon2::{Argon2, PasswordHasher, PasswordVerifier};
     use proptest::prelude::*;
 
     use super::*;
