@@ -7,7 +7,7 @@ use argon2::{Algorithm, Argon2, Params, Version};
 mod compute;
 #[expect(dead_code, reason = "only what computes is measured")]
 #[path = "../src/password/memory.rs"]
-pub(crate) mod memory;
+mod memory;
 
 /// The service's default parameters.
 pub(crate) const MEMORY_KIB: u32 = 19456;
@@ -27,6 +27,22 @@ pub(crate) fn plain(memory_kib: u32, iterations: u32) -> Hasher {
     Box::new(move |password, salt| {
         let mut hash = Hash::default();
         argon2.hash_password_into(password, salt, &mut hash).expect("inputs within bounds");
+        hash
+    })
+}
+
+/// The crate in the service's memory.
+#[cfg(feature = "others")]
+pub(crate) fn huge(memory_kib: u32, iterations: u32) -> Hasher {
+    let argon2 = argon2(memory_kib, iterations);
+    let count = argon2.params().block_count();
+    let mut memory = memory::Memory::of_blocks(count).expect("enough memory");
+    Box::new(move |password, salt| {
+        let mut hash = Hash::default();
+        memory
+            .with(count, |blocks| argon2.hash_password_into_with_memory(password, salt, &mut hash, blocks))
+            .expect("enough memory")
+            .expect("inputs within bounds");
         hash
     })
 }

@@ -16,7 +16,7 @@ use argon2::Block;
 
 mod hashing;
 
-use hashing::{Hash, Hasher, ITERATIONS, MEMORY_KIB, argon2, gatepass, memory::Memory, plain};
+use hashing::{Hash, Hasher, ITERATIONS, MEMORY_KIB, argon2, gatepass, huge, plain};
 
 /// How long each is measured at a time, and how often.
 const TURN: Duration = Duration::from_millis(500);
@@ -45,21 +45,6 @@ fn reused(memory_kib: u32, iterations: u32) -> Hasher {
         let mut hash = Hash::default();
         argon2
             .hash_password_into_with_memory(password, salt, &mut hash, &mut blocks[..])
-            .expect("inputs within bounds");
-        hash
-    })
-}
-
-/// As [`gatepass`], but computed by the crate.
-fn huge(memory_kib: u32, iterations: u32) -> Hasher {
-    let argon2 = argon2(memory_kib, iterations);
-    let count = argon2.params().block_count();
-    let mut memory = Memory::of_blocks(count).expect("enough memory");
-    Box::new(move |password, salt| {
-        let mut hash = Hash::default();
-        memory
-            .with(count, |blocks| argon2.hash_password_into_with_memory(password, salt, &mut hash, blocks))
-            .expect("enough memory")
             .expect("inputs within bounds");
         hash
     })
