@@ -1,4 +1,5 @@
-//! Argon2 with the arithmetic of AVX2. Sections and names are those of RFC 9106.
+//! Argon2 for processors with AVX2: `G` in vectors, and around it what the argon2 crate has but keeps to itself. Sections
+//! and names are those of RFC 9106.
 
 use std::{
     arch::x86_64::{
@@ -17,7 +18,7 @@ use blake2::{
         block_buffer::LazyBuffer,
     },
 };
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 use super::Inputs;
 
@@ -37,7 +38,7 @@ impl Avx2 {
     }
 
     /// Computes the tag (section 3.2), of 1 to 64 bytes.
-    #[expect(unsafe_code, reason = "nothing else calls what is compiled for some processors alone")]
+    #[expect(unsafe_code, reason = "calls what is compiled for some processors alone")]
     pub(super) fn hash_into(
         self,
         inputs: &Inputs<'_>,
@@ -46,34 +47,30 @@ impl Avx2 {
     ) -> Result<(), Error> {
         let fill = Fill::new(inputs);
         let blocks = blocks.get_mut(..inputs.params.block_count()).ok_or(Error::MemoryTooLittle)?;
-        let mut h0 = h0(inputs, output)?;
+        let h0 = h0(inputs, output)?;
         for (lane, blocks) in (0..).zip(blocks.chunks_exact_mut(fill.lane_length)) {
-            fill_first(&mut blocks[0], &h0, 0, lane)?;
-            fill_first(&mut blocks[1], &h0, 1, lane)?;
+            fill_first(&mut blocks[0], &*h0, 0, lane)?;
+            fill_first(&mut blocks[1], &*h0, 1, lane)?;
         }
-        h0.zeroize();
-        // SAFETY: `self` says that the processor has what it is compiled for.
+        // SAFETY: there is no `self` unless the processor has AVX2, which is all that it is compiled for.
         unsafe { fill.run(blocks) };
-        let mut last = Block::new();
+        let mut c = Zeroizing::new(Block::new());
         for lane in blocks.chunks_exact(fill.lane_length) {
-            last ^= &lane[fill.lane_length - 1];
+            *c ^= &lane[fill.lane_length - 1];
         }
-        let mut bytes = [0; Block::SIZE];
-        for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(last.as_ref()) {
+        let mut bytes = Zeroizing::new([0; Block::SIZE]);
+        for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip((*c).as_ref()) {
             *bytes = word.to_le_bytes();
         }
-        let hashed = blake2b(&[&length(output)?, &bytes], output);
-        last.zeroize();
-        bytes.zeroize();
-        hashed
+        blake2b(&[&length(output)?, &*bytes], output)
     }
 }
 
 /// `H_0` (section 3.2): all that goes in.
-fn h0(inputs: &Inputs<'_>, output: &[u8]) -> Result<[u8; 64], Error> {
+fn h0(inputs: &Inputs<'_>, output: &[u8]) -> Result<Zeroizing<[u8; 64]>, Error> {
     let Inputs { algorithm, version, params, secret, password, salt } = inputs;
     let le32 = u32::to_le_bytes;
-    let mut h0 = [0; 64];
+    let mut h0 = Zeroizing::new([0; 64]);
     blake2b(
         &[
             &le32(params.p_cost()),
@@ -91,23 +88,23 @@ fn h0(inputs: &Inputs<'_>, output: &[u8]) -> Result<[u8; 64], Error> {
             &length(params.data())?,
             params.data(),
         ],
-        &mut h0,
+        &mut *h0,
     )?;
     Ok(h0)
 }
 
 /// The first or second block of a lane (section 3.2): `H'` of its place, as long as a block (section 3.3).
 fn fill_first(block: &mut Block, h0: &[u8], index: u32, lane: u32) -> Result<(), Error> {
-    let mut bytes = [0; Block::SIZE];
-    let mut v = [0; 64];
-    blake2b(&[&length(&bytes)?, h0, &index.to_le_bytes(), &lane.to_le_bytes()], &mut v)?;
+    let mut bytes = Zeroizing::new([0; Block::SIZE]);
+    let mut v = Zeroizing::new([0; 64]);
+    blake2b(&[&length(&*bytes)?, h0, &index.to_le_bytes(), &lane.to_le_bytes()], &mut *v)?;
     let (halves, last) = bytes.split_at_mut(Block::SIZE - v.len());
     for half in halves.as_chunks_mut::<32>().0 {
         half.copy_from_slice(&v[..32]);
-        let previous = v;
-        blake2b(&[&previous], &mut v)?;
+        let previous = v.clone();
+        blake2b(&[&*previous], &mut *v)?;
     }
-    last.copy_from_slice(&v);
+    last.copy_from_slice(&*v);
     for (word, &bytes) in block.as_mut().iter_mut().zip(bytes.as_chunks().0) {
         *word = u64::from_le_bytes(bytes);
     }
@@ -198,14 +195,16 @@ impl Fill {
             let r = if is_xored { z.xor(State::of(block)) } else { z };
             z.permute_rows();
             z.permute_columns(0);
-            // As soon as the next reference is known: it has to come from afar.
+            // The first column holds the first word, and with it the next reference, which has to come from afar.
             if index + 1 < length {
                 let j =
                     if is_independent { addresses.at(index + 1) } else { z.first_word() ^ r.first_word() };
                 reference = self.reference(segment, index + 1, j);
                 prefetch(&blocks[reference]);
             }
-            (1..4).for_each(|columns| z.permute_columns(columns));
+            for columns in 1..4 {
+                z.permute_columns(columns);
+            }
             z = z.xor(r);
             z.store(&mut blocks[begin + index]);
         }
@@ -217,6 +216,7 @@ impl Fill {
         let length = self.lane_length / SLICES;
         let (j1, j2) = (j & 0xffff_ffff, (j >> 32) as usize);
         let chosen = if pass == 0 && slice == 0 { lane } else { j2 % self.lanes };
+        // How many there are to choose from: those of finished segments, and of this one all but the last.
         let finished = if pass == 0 { slice * length } else { self.lane_length - length };
         let area = if chosen == lane { finished + index - 1 } else { finished - usize::from(index == 0) };
         let x = (j1 * j1) >> 32;
@@ -251,7 +251,9 @@ impl Addresses {
             for _ in 0..2 {
                 let r = z;
                 z.permute_rows();
-                (0..4).for_each(|columns| z.permute_columns(columns));
+                for columns in 0..4 {
+                    z.permute_columns(columns);
+                }
                 z = z.xor(r);
             }
             z.store(&mut self.values);
@@ -260,7 +262,7 @@ impl Addresses {
     }
 }
 
-/// A block in the registers of AVX2: eight rows of four vectors of four words (section 3.5 counts two words as one).
+/// A block as eight rows of four vectors. The matrix of section 3.5 has two words in each of its places.
 #[derive(Clone, Copy)]
 struct State([__m256i; 32]);
 
@@ -301,7 +303,7 @@ impl State {
         Self(array::from_fn(|i| _mm256_xor_si256(self.0[i], other.0[i])))
     }
 
-    /// `P` of each row: a vector holds a row of its matrix.
+    /// `P` of each row: four vectors, which are the rows of the matrix in section 3.6.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn permute_rows(&mut self) {
@@ -317,14 +319,14 @@ impl State {
         }
     }
 
-    /// `P` of two columns: a vector holds half a row of the matrix of each.
+    /// `P` of two columns at once, the vectors in this place of each row: half a row of the matrix for either column.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn permute_columns(&mut self, at: usize) {
-        let [a0, a1, b0, b1, c0, c1, d0, d1] = array::from_fn(|row| self.0[4 * row + at]);
+    fn permute_columns(&mut self, place: usize) {
+        let [a0, a1, b0, b1, c0, c1, d0, d1] = array::from_fn(|row| self.0[4 * row + place]);
         let [a0, b0, c0, d0] = mix(a0, b0, c0, d0);
         let [a1, b1, c1, d1] = mix(a1, b1, c1, d1);
-        // The rows turn by one word, by two, and by three.
+        // From columns to diagonals: the rows turn by one word, by two, by three.
         let (b0, b1) = (_mm256_alignr_epi8::<8>(b1, b0), _mm256_alignr_epi8::<8>(b0, b1));
         let (c0, c1) = (c1, c0);
         let (d0, d1) = (_mm256_alignr_epi8::<8>(d0, d1), _mm256_alignr_epi8::<8>(d1, d0));
@@ -334,7 +336,7 @@ impl State {
         let (c0, c1) = (c1, c0);
         let (d0, d1) = (_mm256_alignr_epi8::<8>(d1, d0), _mm256_alignr_epi8::<8>(d0, d1));
         for (row, x) in [a0, a1, b0, b1, c0, c1, d0, d1].into_iter().enumerate() {
-            self.0[4 * row + at] = x;
+            self.0[4 * row + place] = x;
         }
     }
 }
