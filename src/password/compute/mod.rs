@@ -1,7 +1,6 @@
 //! What Argon2 computes (RFC 9106, section 3), from all that goes into it to the output.
 //!
-//! By the argon2 crate, or by [`avx2`] where the processor has that, which takes two thirds of the time. Both give the
-//! same.
+//! By the argon2 crate, or by `avx2` where the processor has that, which takes two thirds of the time. Both give the same.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
