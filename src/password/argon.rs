@@ -1,21 +1,21 @@
 //! Argon2 (RFC 9106): one password, one hash, and the text it is kept as.
 //!
-//! The computing is the argon2 crate's, in [`Memory`] of ours: of what is well kept and builds with nothing but Rust, the
-//! fastest. `benches/` measures it against others and holds their outputs together. On a machine of two cores with
-//! AVX-512, as ratios to the crate's plain use, which takes fresh memory for each hash: 1.2 to 1.3 in memory that is
-//! reused, 1.25 to 1.4 when that lies on huge pages, and 1.0 to 1.1 for libsodium, whose arithmetic is faster but whose
-//! interface takes no memory: it maps its own for each hash and gives it back, and the system spends what is gained on
-//! pages.
+//! The computing is [`compute`](super::compute)'s, in [`Memory`] of ours. `benches/` measures it against others and holds
+//! their outputs together. On a machine of two cores, on one or on both at once, as ratios to the argon2 crate's plain use,
+//! which takes fresh memory for each hash: 2.0 to 2.25 for ours, 1.3 to 1.6 for the crate in the same memory, and 1.0 to 1.15
+//! for libsodium, whose arithmetic is fast as well but whose interface takes no memory: it maps its own for each hash and
+//! gives it back, and the system spends what is gained on pages.
 
 use std::{fmt, time::Instant};
 
 use argon2::{
-    Algorithm, Argon2, Error, Version,
+    Algorithm, Error, Version,
     password_hash::phc::{Output, PasswordHash, Salt},
 };
 
 use super::{
     HashedPassword, MAX_BORROWED, Password,
+    compute::Inputs,
     foreign::{self, FastHash, Refused, Wrapped},
     memory::Memory,
     pepper::{self, Pepper, Peppers},
@@ -395,9 +395,13 @@ impl<'a> Stored<'a> {
     fn compute(&self, input: &[u8], memory: &mut Memory) -> Result<Output, Error> {
         let params = self.params.for_argon2().map_err(|_| Error::MemoryTooMuch)?;
         let blocks = params.block_count();
-        let argon2 = match self.pepper {
-            Some(pepper) => Argon2::new_with_secret(pepper.secret(), self.algorithm, self.version, params)?,
-            None => Argon2::new(self.algorithm, self.version, params),
+        let inputs = Inputs {
+            algorithm: self.algorithm,
+            version: self.version,
+            params,
+            secret: self.pepper.map_or(&[], Pepper::secret),
+            password: input,
+            salt: &self.salt,
         };
         let mut bytes = [0; Output::MAX_LENGTH];
         let output = &mut bytes[..self.output.len()];
@@ -406,9 +410,7 @@ impl<'a> Stored<'a> {
             memory.computed += self.params.work();
         }
         let begun = Instant::now();
-        memory.with(blocks, |blocks| {
-            argon2.hash_password_into_with_memory(input, &self.salt, output, blocks)
-        })??;
+        memory.with(blocks, |blocks| inputs.hash_into(output, blocks))??;
         memory.pace.note(self.params.work(), begun.elapsed());
         Output::new(output).map_err(|_| Error::OutputTooLong)
     }
@@ -442,7 +444,7 @@ impl fmt::Display for Params {
 
 #[cfg(test)]
 mod tests {
-    use argon2::{PasswordHasher, PasswordVerifier};
+    use argon2::{Argon2, PasswordHasher, PasswordVerifier};
     use proptest::prelude::*;
 
     use super::*;

@@ -18,6 +18,7 @@
 
 mod argon;
 pub mod breached;
+mod compute;
 pub mod foreign;
 mod measure;
 mod memory;
