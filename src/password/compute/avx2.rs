@@ -18,7 +18,7 @@ use blake2::{
         block_buffer::LazyBuffer,
     },
 };
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::Inputs;
 
@@ -121,6 +121,7 @@ fn blake2b(parts: &[&[u8]], output: &mut [u8]) -> Result<(), Error> {
     let mut whole = Default::default();
     state.finalize_variable_core(&mut buffer, &mut whole);
     output.copy_from_slice(&whole[..output.len()]);
+    whole.zeroize();
     Ok(())
 }
 
