@@ -37,10 +37,7 @@ use axum::{
 use ipnet::IpNet;
 use tokio::sync::watch;
 use tower::{ServiceBuilder, layer::layer_fn, service_fn};
-use utoipa_axum::{
-    router::{OpenApiRouter, UtoipaMethodRouter},
-    routes,
-};
+use utoipa_axum::{router::UtoipaMethodRouter, routes};
 
 use self::layers::Area;
 pub use self::{
@@ -231,51 +228,62 @@ impl App {
     }
 }
 
-/// Every route with its documentation. A handler that is not here is neither served nor documented.
-fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(openapi::frame())
-        .routes(routes!(users::register))
-        .routes(routes!(users::log_in))
-        .routes(routes!(tokens::renew))
-        .routes(routes!(tokens::introspect))
-        .routes(routes!(tokens::revoke))
-        .routes(routes!(revocations::list_revocations))
-        .routes(routes!(well_known::jwks))
-        .routes(routes!(well_known::paserks))
-        .routes(routes!(well_known::metadata))
-        .routes(routes!(health::alive))
-        .routes(routes!(health::ready))
-        .routes(routes!(docs::openapi_json))
-        .routes(routes!(docs::page))
-}
+/// Makes a route with its documentation.
+type Documented = fn() -> UtoipaMethodRouter<App>;
+
+/// Every route but those below. A handler that is in none of the three is neither served nor documented.
+const ROUTES: &[Documented] = &[
+    || routes!(users::register),
+    || routes!(users::log_in),
+    || routes!(tokens::renew),
+    || routes!(tokens::introspect),
+    || routes!(tokens::revoke),
+    || routes!(revocations::list_revocations),
+    || routes!(well_known::jwks),
+    || routes!(well_known::paserks),
+    || routes!(well_known::metadata),
+    || routes!(health::alive),
+    || routes!(health::ready),
+    || routes!(docs::openapi_json),
+    || routes!(docs::page),
+];
 
 /// The routes that take a bearer token.
-fn bearer_routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .routes(routes!(users::log_out))
-        .routes(routes!(users::me, users::update_me))
-        .routes(routes!(users::change_password))
-        .routes(routes!(users::delete_me))
-        .routes(routes!(personal::export))
-        .routes(routes!(history::own_history))
-        .routes(routes!(sessions::list_sessions, sessions::end_others))
-        .routes(routes!(sessions::end))
-        .routes(routes!(admin::list_users))
-        .routes(routes!(admin::user, admin::update_user, admin::delete_user))
-        .routes(routes!(admin::end_sessions))
-        .routes(routes!(external_users::put))
-        .routes(routes!(history::whole_history))
-}
+const BEARER_ROUTES: &[Documented] = &[
+    || routes!(users::log_out),
+    || routes!(users::me, users::update_me),
+    || routes!(users::change_password),
+    || routes!(users::delete_me),
+    || routes!(personal::export),
+    || routes!(history::own_history),
+    || routes!(sessions::list_sessions, sessions::end_others),
+    || routes!(sessions::end),
+    || routes!(admin::list_users),
+    || routes!(admin::user, admin::update_user, admin::delete_user),
+    || routes!(admin::end_sessions),
+    || routes!(external_users::put),
+    || routes!(history::whole_history),
+];
 
 /// The routes that proxies ask. OpenAPI has no word for "any method": the document shows `GET`, the router takes all.
-fn forward_auth_routes() -> OpenApiRouter<App> {
-    let (schemas, paths, _): UtoipaMethodRouter<App> = routes!(forward_auth::verify);
-    let (schemas_below, paths_below, _): UtoipaMethodRouter<App> = routes!(forward_auth::verify_below);
-    OpenApiRouter::new()
-        .routes((schemas, paths, any(forward_auth::verify)))
-        .routes((schemas_below, paths_below, any(forward_auth::verify_below)))
-        // With nothing below.
-        .route("/auth/verify/", any(forward_auth::verify_below))
+const FORWARD_AUTH_ROUTES: &[Documented] = &[
+    || {
+        let (schemas, paths, _): UtoipaMethodRouter<App> = routes!(forward_auth::verify);
+        (schemas, paths, any(forward_auth::verify))
+    },
+    || {
+        let (schemas, paths, _): UtoipaMethodRouter<App> = routes!(forward_auth::verify_below);
+        (schemas, paths, any(forward_auth::verify_below))
+    },
+];
+
+/// What serves these. The documentation of each goes as soon as it has said the path: all of it at once would be a
+/// megabyte, of which the allocator gives nothing back.
+fn serving(routes: &[Documented]) -> Router<App> {
+    routes.iter().fold(Router::new(), |router, route| {
+        let (_, documented, methods) = route();
+        documented.paths.keys().fold(router, |router, path| router.route(path, methods.clone()))
+    })
 }
 
 /// The whole service.
@@ -307,9 +315,12 @@ pub fn router(app: App) -> Router {
         })
     };
 
-    let (forward_auth, _) = forward_auth_routes().route_layer(bearer.clone()).split_for_parts();
-    let (router, _) = routes().merge(bearer_routes().route_layer(bearer)).split_for_parts();
-    router
+    let forward_auth = serving(FORWARD_AUTH_ROUTES)
+        // With nothing below.
+        .route("/auth/verify/", any(forward_auth::verify_below))
+        .route_layer(bearer.clone());
+    serving(ROUTES)
+        .merge(serving(BEARER_ROUTES).route_layer(bearer))
         .merge(docs::assets())
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())

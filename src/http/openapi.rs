@@ -13,6 +13,7 @@ use utoipa::{
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     },
 };
+use utoipa_axum::router::OpenApiRouter;
 
 use super::{Problem, RequestId, form, json, problem::ProblemDocument};
 use crate::{
@@ -65,15 +66,11 @@ impl Modify for Schemes {
     }
 }
 
-/// What the routes are put into.
-pub(super) fn frame() -> openapi::OpenApi {
-    Frame::openapi()
-}
-
 /// The whole document as JSON, as it is served and as it is kept in `docs/openapi.json`.
 pub fn document() -> String {
-    let mut openapi =
-        super::routes().merge(super::bearer_routes()).merge(super::forward_auth_routes()).into_openapi();
+    let routes = [super::ROUTES, super::BEARER_ROUTES, super::FORWARD_AUTH_ROUTES].concat();
+    let frame = OpenApiRouter::with_openapi(Frame::openapi());
+    let mut openapi = routes.iter().fold(frame, |all, route| all.routes(route())).into_openapi();
     // OpenAPI has no parameter that takes more than one segment; axum's has a star.
     let paths = mem::take(&mut openapi.paths.paths);
     openapi.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
