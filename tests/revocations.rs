@@ -691,6 +691,22 @@ const BYTES_EACH: usize = 48;
 const BYTES_BESIDES: usize = 64 * 1024;
 
 #[test]
+fn what_is_revoked_is_known_until_the_last_token_has_expired() {
+    let revocations = Revocations::new(SECOND);
+    // Tokens end with a second.
+    let end = START.truncate_to_second() + Duration::minutes(15);
+    revocations.end_session(Uuid::from_u128(1), end);
+    revocations.change_roles(Uuid::from_u128(2), vec![], 1, end);
+    let known = |now| {
+        revocations.forget_expired(now);
+        let count = revocations.count();
+        (count.sessions, count.users)
+    };
+    assert_eq!(known(end - Duration::milliseconds(1)), (1, 1));
+    assert_eq!(known(end), (0, 0));
+}
+
+#[test]
 fn an_ended_session_takes_48_bytes_at_most_and_gives_them_back() {
     let revocations = Revocations::new(SECOND);
     let mut count = 0;
@@ -705,7 +721,7 @@ fn an_ended_session_takes_48_bytes_at_most_and_gives_them_back() {
         }
     }
     println!("{:?}", revocations.count());
-    revocations.forget_expired(START + Duration::minutes(15));
+    revocations.forget_expired(START + Duration::minutes(15) + SECOND);
     let held = revocations.count();
     assert_eq!(held.sessions, 0);
     assert!(held.session_bytes <= BYTES_BESIDES, "{held:?}");

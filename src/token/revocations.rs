@@ -159,7 +159,8 @@ impl Revocations {
 
     /// Forgets what concerns no token that is alive at `now`.
     pub fn forget_expired(&self, now: OffsetDateTime) {
-        let now = seconds(now);
+        // Down, where `seconds` goes up: what lasts for a part of this second is alive.
+        let now = u32::try_from(now.unix_timestamp().max(0)).unwrap_or(u32::MAX);
         for shard in &self.sessions {
             forget(&mut write(shard), |until| *until > now);
         }
