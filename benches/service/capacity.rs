@@ -66,7 +66,7 @@ fn table_of_needs(costs: &Costs) -> String {
         line("cores for the rest", |_, need| need.other_cores),
         line("replicas of two cores", |_, need| need.replicas),
         line("cores of Postgres", |_, need| need.postgres_cores),
-        line("commits/s", |_, need| need.commits),
+        line("commits/s that wait for the disk", |_, need| need.commits),
         line("connections to Postgres", |_, need| need.connections),
         line("cores for hashes when all log in within an hour", |_, need| need.rush_cores),
     ]

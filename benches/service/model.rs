@@ -247,7 +247,7 @@ pub(crate) struct Need {
     /// With 2 cores each; three for the sake of their zones.
     pub(crate) replicas: f64,
     pub(crate) postgres_cores: f64,
-    /// A second.
+    /// A second, of those that wait for the disk: a session, a renewal; a place in the throttle does not.
     pub(crate) commits: f64,
     /// That replicas keep open.
     pub(crate) connections: f64,
@@ -276,8 +276,7 @@ pub(crate) fn need(demand: &Demand, costs: &Costs) -> Need {
         other_cores,
         replicas,
         postgres_cores: sum(|cost| cost.postgres) / BUSY,
-        // Before the hash its place in the throttle, after it the session.
-        commits: 2.0 * logins + renewals,
+        commits: logins + renewals,
         connections: replicas * REPLICA_CONNECTIONS,
         rush_cores: users / 3600.0 * costs.login.hash,
     }
