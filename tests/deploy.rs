@@ -101,7 +101,7 @@ impl Cluster {
 const FORWARD: [&str; 3] = [
     "delete job/gatepass-migrate --ignore-not-found",
     "apply -k eks/overlays/test",
-    "rollout status deployment/gatepass --timeout=10m",
+    "rollout status deployment/gatepass --timeout=30m",
 ];
 const BACK: [&str; 2] =
     ["rollout undo deployment/gatepass --to-revision=7", "rollout status deployment/gatepass --timeout=10m"];

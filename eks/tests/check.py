@@ -1,5 +1,6 @@
 """Checks rendered manifests: strictly against the schemas of Kubernetes and of the custom resources, that what they name
-is there, and that the policies for certificates go with their hosts. scripts/lint-kubernetes runs it.
+is there, that the migration can run beside the replicas, and that the policies for certificates go with their hosts. And
+of the commands in the documentation some that have gone wrong. scripts/lint-kubernetes runs it.
 
     check.py KUBERNETES_VERSION DIRECTORY_OF_NODE_MODULES FILE…
 """
@@ -39,7 +40,9 @@ def settings():
 
 
 def pod_of(manifest):
-    """The pod template of a workload."""
+    """The pod template of a workload; of a pod, itself."""
+    if manifest["kind"] == "Pod":
+        return manifest
     spec = manifest.get("spec", {})
     if manifest["kind"] == "CronJob":
         spec = spec["jobTemplate"]["spec"]
@@ -148,6 +151,34 @@ def unresolved(manifests):
                 yield f"{name}: is not what rules.yaml says; run `make prometheus-rule`"
 
 
+def migration(manifests):
+    """Where the Job that migrates takes settings that are for the replicas, the Deployment does not wait for it, or proxies
+    of another namespace get in."""
+    by_name = {(manifest["kind"], manifest["metadata"]["name"]): manifest for manifest in manifests}
+    deployment, job = by_name.get(("Deployment", "gatepass")), by_name.get(("Job", "gatepass-migrate"))
+    if deployment and job:
+        # What comes after it: the longest wait of a container that has failed.
+        needed = job["spec"]["activeDeadlineSeconds"] + 300
+        if deployment["spec"]["progressDeadlineSeconds"] < needed:
+            yield f"Deployment gatepass: is given up before the migration's {needed} s are over"
+        [container] = pod_of(job)["spec"]["containers"]
+        environment = {}
+        for source in container["envFrom"]:
+            environment |= by_name["ConfigMap", source["configMapRef"]["name"]]["data"]
+        environment |= {variable["name"]: variable.get("value") for variable in container["env"]}
+        # It has no role in AWS.
+        if environment.get("DB_IAM_AUTH", "false") != "false" or environment.get("SECRETS_MANAGER_SECRET_ID"):
+            yield "Job gatepass-migrate: needs AWS"
+        for setting in ("DB_SOURCE_FILE", "TOKEN_SYMMETRIC_KEY_FILE", "MIGRATION_DB_SOURCE_FILE"):
+            if not environment.get(setting):
+                yield f"Job gatepass-migrate: {setting} is not set"
+    policy = by_name.get(("NetworkPolicy", "from-gateway"))
+    if policy:
+        labels = policy["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
+        if labels["gateway.envoyproxy.io/owning-gateway-namespace"] != policy["metadata"]["namespace"]:
+            yield "NetworkPolicy from-gateway: lets the proxies of another namespace in"
+
+
 def challenges(manifests):
     """Where the role of an issuer, by its policy in cluster/iam, may not write the challenge for the hosts of the
     certificates beside it, or more than that."""
@@ -170,8 +201,20 @@ def challenges(manifests):
                 yield f"Issuer {manifest['metadata']['name']}: for {hosts}, and {policy}.json lets it write {names}"
 
 
+def commands():
+    """Commands in the documentation that do not do what they say."""
+    for file in [ROOT / "eks/README.md", *sorted(ROOT.glob("docs/*.md"))]:
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            # By label, kubectl shows the last ten lines of each pod unless it is told otherwise.
+            if re.search(r"kubectl .*\blogs\b.* -l", line) and "--tail=" not in line:
+                yield f"{file.relative_to(ROOT)}:{number}: kubectl logs -l without --tail"
+    storage = re.search(r"--allocated-storage (\d+)", (ROOT / "eks/README.md").read_text())[1]
+    if f"vector({int(storage) << 30})" not in (ROOT / "eks/components/monitoring/rules.yaml").read_text():
+        yield f"rules.yaml: the disk is not of the {storage} GiB of eks/README.md"
+
+
 def main(version, node_modules, *files):
-    problems, custom, count = [], [], 0
+    problems, custom, count = list(commands()), [], 0
     for file in map(pathlib.Path, files):
         manifests = [manifest for manifest in yaml.safe_load_all(file.read_text()) if manifest]
         for manifest in manifests:
@@ -184,7 +227,8 @@ def main(version, node_modules, *files):
                 kubernetes_validate.validate(manifest, version, strict=True)
             except kubernetes_validate.ValidationError as error:
                 problems.append(f"{where}: {'.'.join(map(str, error.path))}: {error.message}")
-        problems += [f"{file.stem}: {problem}" for problem in [*unresolved(manifests), *challenges(manifests)]]
+        found = [*unresolved(manifests), *migration(manifests), *challenges(manifests)]
+        problems += [f"{file.stem}: {problem}" for problem in found]
     for problem in problems:
         print(problem, file=sys.stderr)
     # Node looks for packages from where the program is.
