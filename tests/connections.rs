@@ -157,8 +157,34 @@ async fn a_standby_is_not_used() {
     let standby = primary.standby().await;
     let pool = Source::new(&standby.url().into()).unwrap().pool(1);
     pool.acquire().await.unwrap_err();
+    let doctor = Home::new().gatepass(&["doctor"]).env("DB_SOURCE", &standby.url()).run().await;
+    assert!(doctor.code == Some(1) && doctor.stdout.contains("the server is a standby"), "{doctor:?}");
     standby.promote().await;
     pool.acquire().await.unwrap();
+}
+
+/// A setting of the server, which those who are connected feel, too.
+#[tokio::test]
+async fn a_database_that_is_read_only_is_read() {
+    let server = Server::new("", |_| ()).await;
+    let home = Home::new();
+    let service = home.serve(&[("DB_SOURCE", &server.url()), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+    register(&service, "alice").await;
+    let credentials = json!({ "username": "alice", "password": PASSWORD });
+    let (_, login) = service.post("/users/login", &credentials).await;
+    let me = async || service.get_as(login["access_token"].as_str().unwrap(), "/users/me").await.0;
+
+    server.run("ALTER SYSTEM SET default_transaction_read_only = on").await;
+    server.run("SELECT pg_reload_conf()").await;
+    until("it is not ready", async || service.get("/readyz").await.0 == 503).await;
+    assert_eq!(service.get("/readyz").await.1["reasons"], json!(["database: takes no writes"]));
+    assert_eq!((service.post("/users/login", &credentials).await.0, me().await), (503, 200));
+
+    server.run("ALTER SYSTEM RESET default_transaction_read_only").await;
+    server.run("SELECT pg_reload_conf()").await;
+    until("it is ready", async || service.get("/readyz").await.0 == 200).await;
+    assert_eq!((service.post("/users/login", &credentials).await.0, me().await), (200, 200));
+    service.stop(Signal::TERM).await.expect(0);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use gatepass::clock::Clock;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
@@ -14,9 +14,9 @@ use tokio::{
 };
 
 use crate::{
-    app::{KEY, as_role, database},
+    app::{KEY, PASSWORD, admin, as_role, database},
     certificate::{Authority, Issued, pem},
-    process::{Ended, Home},
+    process::{Ended, Home, Signal},
 };
 
 async fn doctor_says(home: &Home, args: &[&str], settings: &[(&str, &str)]) -> Ended {
@@ -269,4 +269,80 @@ async fn a_database_that_is_away_ahead_or_behind() {
     let by_hand = [("DB_SOURCE", &*url), ("MIGRATE_ON_START", "false")];
     finds("schema", &by_hand, 1, "problem", &["`gatepass migrate up`"]).await;
     finds("schema", &[("DB_SOURCE", &url)], 0, "note", &["migrations are waiting"]).await;
+}
+
+/// A host of Postgres may do that when the disk is full.
+#[tokio::test]
+async fn a_database_that_takes_no_writes() {
+    let url = database().await;
+    let options: PgConnectOptions = url.parse().unwrap();
+    let alter = async |what: &str| {
+        admin(&format!(r#"ALTER DATABASE "{}" {what}"#, options.get_database().unwrap())).await;
+    };
+    let settings = [("DB_SOURCE", &*url), ("TOKEN_SYMMETRIC_KEY", KEY)];
+    let alice = json!({ "username": "alice", "email": "alice@example.com", "password": PASSWORD });
+
+    alter("SET default_transaction_read_only = on").await;
+    let parts = ["takes no writes", "is its disk full?", "RESET it"];
+    finds("database", &settings, 1, "problem", &parts).await;
+    let home = Home::new();
+    let service = home.serve(&settings).await;
+    let (status, not_ready) = service.get("/readyz").await;
+    assert_eq!((status, &not_ready["reasons"]), (503, &json!(["database: takes no writes"])));
+    assert_eq!(service.post("/users", &alice).await.0, 503);
+
+    // As soon as it takes them again, so does the service.
+    alter("RESET default_transaction_read_only").await;
+    assert_eq!(service.post("/users", &alice).await.0, 201);
+    assert_eq!(service.get("/readyz").await.0, 200);
+    finds("database", &settings, 0, "ok", &["is there"]).await;
+    let log = service.stop(Signal::TERM).await.expect(0).stderr;
+    assert!(log.contains("read-only transaction") && !log.contains("cannot be reached"), "{log}");
+}
+
+#[tokio::test]
+async fn a_database_with_no_connection_left() {
+    let url = database().await;
+    let options: PgConnectOptions = url.parse().unwrap();
+    admin(&format!(r#"ALTER DATABASE "{}" CONNECTION LIMIT 0"#, options.get_database().unwrap())).await;
+    let service = as_role(&url, "gatepass_app");
+    let parts = ["pg_stat_activity", "max_connections", "too many connections"];
+    finds("database", &[("DB_SOURCE", &service)], 1, "problem", &parts).await;
+}
+
+#[tokio::test]
+async fn migrations_that_the_service_may_not_apply() {
+    let url = database().await;
+    let [service, owner] = ["gatepass_app", "gatepass_owner"].map(|role| as_role(&url, role));
+    execute(&url, "DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)")
+        .await;
+    let alone = [("DB_SOURCE", &*service), ("TOKEN_SYMMETRIC_KEY", KEY)];
+    let said =
+        "gatepass_app may not change the schema, which belongs to gatepass_owner: set MIGRATION_DB_SOURCE";
+    finds("schema", &alone, 1, "problem", &[said]).await;
+    Home::new().start(&alone).end().await.fails(1, &[said]);
+    let with_owner = [("DB_SOURCE", &*service), ("MIGRATION_DB_SOURCE", &owner)];
+    finds("schema", &with_owner, 0, "note", &["migrations are waiting"]).await;
+}
+
+/// Neither the schema nor what was applied is missing: the service's role may not see it.
+#[tokio::test]
+async fn rights_that_the_service_has_lost() {
+    let url = database().await;
+    let [service, owner] = ["gatepass_app", "gatepass_owner"].map(|role| as_role(&url, role));
+    let (alone, with_owner) =
+        ([("DB_SOURCE", &*service)], [("DB_SOURCE", &*service), ("MIGRATION_DB_SOURCE", &owner)]);
+    for (revoked, shown) in
+        [("USAGE ON SCHEMA public", "USAGE on public"), ("SELECT ON _sqlx_migrations", "_sqlx_migrations")]
+    {
+        execute(&url, &format!("REVOKE {revoked} FROM gatepass_app, PUBLIC")).await;
+        let lacks = format!("gatepass_app may not see which migrations were applied: it lacks {revoked}");
+        finds("schema", &alone, 1, "problem", &[&lacks, "`gatepass migrate up` as gatepass_owner"]).await;
+        Home::new().gatepass(&["migrate", "up"]).envs(&alone).run().await.fails(1, &[&lacks]);
+        // The owner sees it all the same.
+        finds("schema", &with_owner, 1, "ok", &["current"]).await;
+        finds("roles", &with_owner, 1, "problem", &[shown, "gatepass db setup"]).await;
+        Home::new().gatepass(&["migrate", "up"]).envs(&with_owner).run().await.expect(0);
+        finds("roles", &alone, 0, "ok", &["may do what the service has to, and nothing else"]).await;
+    }
 }

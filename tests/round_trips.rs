@@ -119,8 +119,8 @@ async fn a_request_asks_the_database_as_often_as_it_has_to_and_no_more() {
     let expected = [
         ("/healthz", 0),
         ("/auth/verify", 0),
-        // Whether there is a schema, and which.
-        ("/readyz", 2),
+        // Whether it takes writes, whether there is a schema, and which.
+        ("/readyz", 3),
         ("/users/me", 1),
         ("/sessions", 1),
         ("/users/me/history", 1),

@@ -52,7 +52,7 @@ use crate::{
     random,
     revocation::Feed,
     store::{
-        self, PgPool, PoolConnection, Unique,
+        self, Access, PgPool, PoolConnection, Unique,
         migrations::{self, Schema},
         users::{self, Change, Name, NewUser, Whom},
     },
@@ -191,8 +191,8 @@ pub enum Error {
     /// No token could be made.
     #[error(transparent)]
     Issue(#[from] IssueError),
-    /// The database cannot be reached or has no connection free: the same call may succeed later.
-    #[error("the database cannot be reached")]
+    /// The database cannot be reached, has no connection free or takes no writes: the same call may succeed later.
+    #[error("the database cannot do this at the moment")]
     Unavailable(#[source] sqlx::Error),
     /// A fault of ours or of the schema.
     #[error("the database refused a statement")]
@@ -229,6 +229,9 @@ pub enum Unready {
     /// It cannot be asked.
     #[error("database: not reachable")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It can be asked, and nothing be written.
+    #[error("database: takes no writes")]
+    ReadOnly,
     /// So many migrations are waiting.
     #[error("schema: {0} migration(s) pending")]
     Pending(usize),
@@ -307,7 +310,8 @@ impl Accounts {
         Self { cause, ..self.clone() }
     }
 
-    /// Whether there is a key to make tokens with, and the database answers and has the schema that the use cases need.
+    /// Whether there is a key to make tokens with, and the database answers, takes writes and has the schema that the use
+    /// cases need.
     ///
     /// # Errors
     ///
@@ -317,6 +321,12 @@ impl Accounts {
             return Err(Unready::NoKey);
         }
         let mut conn = self.conn().await.map_err(|error| Unready::Database(error.into()))?;
+        // A setting of the server's changes with the connection open.
+        match store::access(&mut conn).await {
+            Ok(Access::Full) => {}
+            Ok(Access::ReadOnly | Access::Standby) => return Err(Unready::ReadOnly),
+            Err(error) => return Err(Unready::Database(error.into())),
+        }
         match migrations::check(&mut conn).await {
             // A newer schema is what a rolling update looks like to the release before: it goes on serving.
             Ok(Schema::Current | Schema::Newer(_)) => Ok(()),

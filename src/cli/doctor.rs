@@ -21,7 +21,7 @@ use crate::{
     legacy,
     password::{self, Params},
     store::{
-        self, PgConnection, PgPool, history,
+        self, Access, PgConnection, PgPool, history,
         migrations::{self, Schema},
         revocations,
         roles::{self, Privilege, Privileges, Standing},
@@ -407,13 +407,14 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
         }
         Err(error) => findings.push(failed("database", &error)),
     }
+    findings.extend(writes(&mut conn).await);
     match database.check_pooler(settings.db_pooler).await {
         Ok(None) => {}
         Ok(Some(warning)) => findings.push(Finding::new("database", Level::Warning, warning)),
         Err(error) => findings.push(failed("database", &*error)),
     }
     findings.extend(plain_text(database, settings, &mut conn).await);
-    match schema(database).await {
+    match schema(database, settings).await {
         Ok(Schema::Current) => findings.push(Finding::new("schema", Level::Ok, "current")),
         Ok(Schema::Newer(version)) => {
             let message = format!("at migration {version:06}, of a later release than this");
@@ -447,6 +448,27 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
     }
     findings.push(seals(&mut conn).await);
     findings
+}
+
+/// Whether anything can be written.
+async fn writes(conn: &mut PgConnection) -> Option<Finding> {
+    const AREA: &str = "database";
+
+    match store::access(conn).await {
+        Ok(Access::Full) => None,
+        Ok(Access::ReadOnly) => Some(
+            Finding::new(AREA, Level::Problem, "the database takes no writes: default_transaction_read_only is on")
+                .advise(
+                    "is its disk full? some hosts set that then, and take it back when there is room; otherwise RESET it \
+                     where it is set: ALTER SYSTEM, DATABASE or ROLE (`\\drds` in psql)",
+                ),
+        ),
+        Ok(Access::Standby) => Some(
+            Finding::new(AREA, Level::Problem, store::STANDBY)
+                .advise("promote it, or have DB_SOURCE lead to the primary"),
+        ),
+        Err(error) => Some(failed(AREA, &error)),
+    }
 }
 
 /// What others may listen to.
@@ -513,8 +535,14 @@ async fn seals(conn: &mut PgConnection) -> Finding {
     }
 }
 
-async fn schema(database: &setup::Database) -> Result<Schema, Failure> {
-    Ok(migrations::check(&mut database.connection(true).await?).await?)
+/// Whether the schema is as it should be; where `serve` would migrate, whether it may.
+async fn schema(database: &setup::Database, settings: &Settings) -> Result<Schema, Failure> {
+    let mut conn = database.connection(true).await?;
+    let found = migrations::check(&mut conn).await;
+    if settings.migrate_on_start && matches!(found, Err(migrations::Error::Pending(_))) {
+        migrations::may_apply(&mut conn).await?;
+    }
+    Ok(found?)
 }
 
 /// Whether the service may do what it has to, and nothing else.

@@ -339,6 +339,11 @@ fn hint(error: &sqlx::Error, setting: &str, takes_tokens: bool) -> String {
         }
         // insufficient_privilege: CONNECT
         Some("42501") => format!(": this user may not connect to it; check user and database in {setting}"),
+        // too_many_connections: of the server, the database or the role
+        Some("53300") => ": all the connections it allows are in use; look in pg_stat_activity who has them, and \
+             compare max_connections and the CONNECTION LIMIT of database and role with what the replicas need \
+             (docs/database.md)"
+            .to_owned(),
         _ => String::new(),
     }
 }

@@ -28,7 +28,7 @@ pub(super) async fn alive() -> axum::Json<Health> {
     axum::Json(Health { status: "ok" })
 }
 
-/// Whether the service can serve: database reachable, schema current, keys and revocations read, not about to stop.
+/// Whether the service can serve: database reachable and writable, schema current, keys and revocations read, not about to stop.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
     responses(

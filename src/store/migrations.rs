@@ -49,6 +49,18 @@ pub enum Error {
         owner = roles::OWNER
     )]
     NotOwner(String),
+    /// What was applied cannot be seen: not every right to it is there. That is no sign that nothing was.
+    #[error(
+        "{user} may not see which migrations were applied: it lacks {privilege}. `gatepass migrate up` as {owner} gives \
+         the service's role what it needs; to any other, the schema's owner has to `GRANT {privilege} TO {user}`",
+        owner = roles::OWNER
+    )]
+    MayNotLook {
+        /// Who is logged in.
+        user: String,
+        /// As in `GRANT`.
+        privilege: &'static str,
+    },
     /// A migration was refused, and this lacks the right to make a schema, which one of them needs.
     #[error(
         "a migration was refused and rolled back: {user} may not make schemas in the database {database}. Have its owner \
@@ -113,8 +125,8 @@ pub enum State {
 ///
 /// # Errors
 ///
-/// When the database fails.
-pub async fn status(conn: &mut PgConnection) -> Result<Vec<Status>, sqlx::Error> {
+/// [`Error::MayNotLook`], or when the database fails.
+pub async fn status(conn: &mut PgConnection) -> Result<Vec<Status>, Error> {
     let mut applied = applied(conn).await?;
     let mut all: Vec<Status> = MIGRATOR
         .iter()
@@ -156,7 +168,8 @@ pub enum Schema {
 ///
 /// # Errors
 ///
-/// [`Error::Changed`] or [`Error::Pending`] when it has not; [`Error::Newer`] when it lacks some and has others.
+/// [`Error::Changed`] or [`Error::Pending`] when it has not; [`Error::Newer`] when it lacks some and has others;
+/// [`Error::MayNotLook`].
 pub async fn check(conn: &mut PgConnection) -> Result<Schema, Error> {
     let all = status(conn).await?;
     match all.iter().filter(|status| status.state == State::Pending).count() {
@@ -181,6 +194,15 @@ pub async fn is_due(conn: &mut PgConnection) -> Result<bool, Error> {
         // Nothing to be done here, and for the caller to find out.
         Ok(Schema::Newer(_)) | Err(_) => Ok(false),
     }
+}
+
+/// Whether whoever is logged in is one from whom [`up`] takes migrations.
+///
+/// # Errors
+///
+/// [`Error::NotOwner`] when not, or when the database fails.
+pub async fn may_apply(conn: &mut PgConnection) -> Result<(), Error> {
+    roles::needs_owner(conn).await.map(drop)
 }
 
 /// Applies the next `limit` migrations that wait, or all, each in a transaction of its own, unless its first line is
@@ -375,16 +397,32 @@ struct Applied {
     installed_on: OffsetDateTime,
 }
 
-async fn applied(conn: &mut PgConnection) -> Result<HashMap<i64, Applied>, sqlx::Error> {
-    let exists = sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "exists!""#)
-        .fetch_one(&mut *conn);
-    if !exists.await? {
-        return Ok(HashMap::new());
+async fn applied(conn: &mut PgConnection) -> Result<HashMap<i64, Applied>, Error> {
+    let there = sqlx::query!(
+        r#"SELECT current_user::text AS "user!", to_regclass('_sqlx_migrations') IS NOT NULL AS "exists!",
+               EXISTS (
+                   SELECT FROM pg_namespace WHERE nspname = 'public' AND NOT has_schema_privilege(oid, 'USAGE')
+               ) AS "is_hidden!""#
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    if !there.exists {
+        return if there.is_hidden {
+            Err(Error::MayNotLook { user: there.user, privilege: "USAGE ON SCHEMA public" })
+        } else {
+            Ok(HashMap::new())
+        };
     }
     #[expect(clippy::disallowed_methods, reason = "the table is sqlx's own: no migration of ours makes it")]
-    let rows: Vec<Applied> =
-        sqlx::query_as("SELECT version, description, checksum, installed_on FROM _sqlx_migrations")
-            .fetch_all(conn)
-            .await?;
+    let rows = sqlx::query_as("SELECT version, description, checksum, installed_on FROM _sqlx_migrations")
+        .fetch_all(conn)
+        .await;
+    let rows: Vec<Applied> = rows.map_err(|error| {
+        if is_not_privileged(&error) {
+            Error::MayNotLook { user: there.user, privilege: "SELECT ON _sqlx_migrations" }
+        } else {
+            error.into()
+        }
+    })?;
     Ok(rows.into_iter().map(|row| (row.version, row)).collect())
 }

@@ -59,8 +59,8 @@ pub enum Error {
     /// Nobody would be left who administers users: `users_last_admin`.
     #[error("the user is the last administrator who is not disabled")]
     LastAdmin,
-    /// The database cannot be reached or has no connection free: the same call may succeed later.
-    #[error("the database cannot be reached")]
+    /// The database cannot be reached, has no connection free or takes no writes: the same call may succeed later.
+    #[error("the database cannot do this at the moment")]
     Unavailable(#[source] sqlx::Error),
     /// Somebody else was changing the same rows, and one of us had to give way: the same call may succeed at once.
     #[error("others were changing the same rows")]
@@ -171,12 +171,12 @@ pub fn is_about_tls(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Whether the same call may succeed later: the database is not there, not up yet, going down, or full.
+/// Whether the same call may succeed later: the database is not there, not up yet, going down, full, or read only.
 pub fn may_pass(error: &sqlx::Error) -> bool {
     match error {
         error if is_about_tls(error) => false,
         // Class 08, connection exception; 53, insufficient resources; 57, operator intervention, statement_timeout
-        // among them; 25006, a standby that has not been promoted yet.
+        // among them; 25006, a standby that has not been promoted yet, or a database that is read only.
         sqlx::Error::Database(error) => error
             .code()
             .is_some_and(|code| ["08", "53", "57", "25006"].iter().any(|class| code.starts_with(class))),
@@ -195,6 +195,41 @@ pub fn may_pass(error: &sqlx::Error) -> bool {
 /// When the database fails.
 pub async fn now(conn: &mut PgConnection) -> Result<OffsetDateTime, Error> {
     Ok(sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(conn).await?)
+}
+
+/// What a connection can be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads and writes.
+    Full,
+    /// Reads alone, by `default_transaction_read_only`: somebody wants it so, or that is how the server answers a full disk.
+    ReadOnly,
+    /// Reads of what has come over from the primary.
+    Standby,
+}
+
+impl Access {
+    fn of(is_standby: bool, is_read_only: bool) -> Self {
+        match (is_standby, is_read_only) {
+            (true, _) => Self::Standby,
+            (false, true) => Self::ReadOnly,
+            (false, false) => Self::Full,
+        }
+    }
+}
+
+/// What this connection can be used for now.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn access(conn: &mut PgConnection) -> Result<Access, sqlx::Error> {
+    let found = sqlx::query!(
+        r#"SELECT pg_is_in_recovery() AS "is_standby!",
+                  current_setting('transaction_read_only')::bool AS "is_read_only!""#
+    );
+    let found = found.fetch_one(conn).await?;
+    Ok(Access::of(found.is_standby, found.is_read_only))
 }
 
 /// Whether this connection is encrypted on its way to the server.
@@ -280,16 +315,19 @@ impl Source {
     ///
     /// A statement that hangs, on a lock or a slow disk, is given up by the server, so that it cannot hold its connection
     /// for ever. A connection that hangs is found out when it is taken or given back, and replaced; one to a standby, which
-    /// takes no writes, is not used at all: after a failover, an address may for a while lead there.
+    /// takes no writes, is not used at all: after a failover, an address may for a while lead there. One to a database that
+    /// is read only is used, since what it says is true, and not kept: the next one may take writes again.
     pub fn pool(&self, max_connections: u32) -> PgPool {
         PgPool::new(self.clone(), max_connections)
     }
 
     /// A connection of a pool.
-    async fn open(&self) -> Result<PgConnection, sqlx::Error> {
+    async fn open(&self) -> Result<(PgConnection, Access), sqlx::Error> {
         let mut conn = PgConnection::connect_with(&self.newest.load()).await?;
-        prepare(&mut conn, self.is_shared).await?;
-        Ok(conn)
+        match prepare(&mut conn, self.is_shared).await? {
+            Access::Standby => Err(sqlx::Error::Protocol(STANDBY.to_owned())),
+            access => Ok((conn, access)),
+        }
     }
 
     /// The same for programs of Postgres, by the names of the environment that libpq reads. Among them is the password.
@@ -365,24 +403,25 @@ impl std::fmt::Debug for Source {
 }
 
 /// Makes a new connection fit for use. What is set here and not as it is opened, a pooler lets through.
-async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<(), sqlx::Error> {
+async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<Access, sqlx::Error> {
+    if is_shared {
+        return access(conn).await;
+    }
     let millis = |duration: Duration| duration.as_millis().to_string();
-    let is_standby = if is_shared {
-        sqlx::query_scalar!(r#"SELECT pg_is_in_recovery() AS "is_standby!""#).fetch_one(conn).await?
-    } else {
-        let set = sqlx::query!(
-            r#"SELECT set_config('statement_timeout', $1, false) AS statement,
-                      set_config('idle_in_transaction_session_timeout', $2, false) AS idle,
-                      pg_is_in_recovery() AS "is_standby!""#,
-            millis(STATEMENT_TIMEOUT),
-            millis(IDLE_IN_TRANSACTION_TIMEOUT),
-        );
-        set.fetch_one(conn).await?.is_standby
-    };
-    if is_standby { Err(sqlx::Error::Protocol(STANDBY.to_owned())) } else { Ok(()) }
+    let set = sqlx::query!(
+        r#"SELECT set_config('statement_timeout', $1, false) AS statement,
+                  set_config('idle_in_transaction_session_timeout', $2, false) AS idle,
+                  pg_is_in_recovery() AS "is_standby!",
+                  current_setting('transaction_read_only')::bool AS "is_read_only!""#,
+        millis(STATEMENT_TIMEOUT),
+        millis(IDLE_IN_TRANSACTION_TIMEOUT),
+    );
+    let set = set.fetch_one(conn).await?;
+    Ok(Access::of(set.is_standby, set.is_read_only))
 }
 
-const STANDBY: &str =
+/// What is said of a connection that leads to a standby.
+pub const STANDBY: &str =
     "the server is a standby, which takes no writes: it has not been promoted, or the address is old";
 
 /// Whether a connection was not used because it leads to a standby.

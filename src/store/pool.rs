@@ -19,7 +19,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::Source;
+use super::{Access, Source};
 
 /// How long a pool may take to give a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +52,8 @@ struct Open {
     opened_at: Instant,
     /// `None`: it has to show that it is alive before it is lent again.
     trusted_until: Option<Instant>,
+    /// As it was opened.
+    access: Access,
 }
 
 /// How a pool is used at the moment.
@@ -143,7 +145,9 @@ impl Inner {
     async fn connect(&self, why: &mut sqlx::Error) -> Result<Open, sqlx::Error> {
         loop {
             match self.source.open().await {
-                Ok(conn) => return Ok(Open { conn, opened_at: Instant::now(), trusted_until: None }),
+                Ok((conn, access)) => {
+                    return Ok(Open { conn, opened_at: Instant::now(), trusted_until: None, access });
+                }
                 Err(error) if super::may_pass(&error) || super::is_standby(&error) => *why = error,
                 Err(error) => return Err(error),
             }
@@ -160,7 +164,8 @@ impl Inner {
 
     /// Takes back one that is alive and waits for nothing.
     fn take_back(&self, open: Open) {
-        if open.opened_at.elapsed() < MAX_AGE && !self.places.is_closed() {
+        let is_good = open.opened_at.elapsed() < MAX_AGE && open.access == Access::Full;
+        if is_good && !self.places.is_closed() {
             let trusted_until = Some(Instant::now() + TRUSTED_FOR);
             self.idle().push(Open { trusted_until, ..open });
         }

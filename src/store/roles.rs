@@ -857,13 +857,25 @@ pub async fn owns_schema(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
     .await
 }
 
-/// Goes on as [`OWNER`] until [`be_oneself`], where the schema or the users are its: then what a migration makes is its
-/// too, whoever is logged in. `false` when there are no roles.
+/// Goes on as [`OWNER`] until [`be_oneself`], where [`it has to`](needs_owner). `false` when there are no roles.
 ///
 /// # Errors
 ///
-/// [`migrations::Error::NotOwner`] when whoever is logged in may not.
+/// As [`needs_owner`].
 pub(super) async fn become_owner(conn: &mut PgConnection) -> Result<bool, migrations::Error> {
+    let needs_owner = needs_owner(&mut *conn).await?;
+    if needs_owner {
+        run(conn, &format!("SET ROLE {OWNER}")).await?;
+    }
+    Ok(needs_owner)
+}
+
+/// Whether the schema or the users are [`OWNER`]'s: then what a migration makes is its too, whoever is logged in.
+///
+/// # Errors
+///
+/// [`migrations::Error::NotOwner`] when whoever is logged in may not act as that.
+pub(super) async fn needs_owner(conn: &mut PgConnection) -> Result<bool, migrations::Error> {
     let state = sqlx::query!(
         r#"SELECT current_user::text AS "user!", pg_has_role(pg_roles.oid, 'MEMBER') AS "is_member!"
            FROM pg_roles
@@ -874,14 +886,13 @@ pub(super) async fn become_owner(conn: &mut PgConnection) -> Result<bool, migrat
            )"#,
         OWNER
     )
-    .fetch_optional(&mut *conn)
+    .fetch_optional(conn)
     .await?;
-    let Some(state) = state else { return Ok(false) };
-    if !state.is_member {
-        return Err(migrations::Error::NotOwner(state.user));
+    match state {
+        None => Ok(false),
+        Some(state) if state.is_member => Ok(true),
+        Some(state) => Err(migrations::Error::NotOwner(state.user)),
     }
-    run(conn, &format!("SET ROLE {OWNER}")).await?;
-    Ok(true)
 }
 
 /// Whether there are roles that may do something else than they should.
@@ -931,16 +942,14 @@ pub(super) async fn grant(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
             "REVOKE ALL ON {kind} {name} FROM PUBLIC, {APP}, {READONLY}{strangers} CASCADE;\n"
         ));
     }
-    let has_schema = |name: &str| all.objects.iter().any(|(kind, schema)| kind == "SCHEMA" && schema == name);
-    for (schema, role) in [("public", APP), ("masked", READONLY)] {
-        if has_schema(schema) {
-            sql.push_str(&format!("GRANT USAGE ON SCHEMA {schema} TO {role};\n"));
-        }
-    }
     for (role, wanted) in [(APP, Privileges::of_app()), (READONLY, Privileges::of_readonly())] {
         for privilege in wanted.0.iter().filter(|privilege| all.has(privilege)) {
             let columns = privilege.column.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-            let kind = if privilege.name == "EXECUTE" { "ROUTINE" } else { "TABLE" };
+            let kind = match &*privilege.name {
+                "EXECUTE" => "ROUTINE",
+                "USAGE" => "SCHEMA",
+                _ => "TABLE",
+            };
             sql.push_str(&format!(
                 "GRANT {}{columns} ON {kind} {} TO {role};\n",
                 privilege.name, privilege.object
@@ -1028,12 +1037,19 @@ async fn everything(conn: &mut PgConnection) -> Result<Everything, sqlx::Error> 
 /// Leave to do one thing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Privilege {
-    /// The full name of a table, a view or a function.
+    /// The full name of a table, a view or a function, or a schema's.
     pub object: String,
     /// One column alone.
     pub column: Option<String>,
     /// As in `GRANT`.
     pub name: String,
+}
+
+impl Privilege {
+    /// To find anything in a schema.
+    fn to_use(schema: &str) -> Self {
+        Self { object: schema.into(), column: None, name: "USAGE".into() }
+    }
 }
 
 impl fmt::Display for Privilege {
@@ -1045,7 +1061,7 @@ impl fmt::Display for Privilege {
     }
 }
 
-/// What a role may do with tables, views and functions.
+/// What a role may do with schemas, tables, views and functions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Privileges(pub BTreeSet<Privilege>);
 
@@ -1076,6 +1092,7 @@ impl Privileges {
             column: None,
             name: "EXECUTE".into(),
         }));
+        all.insert(Privilege::to_use("public"));
         Self(all)
     }
 
@@ -1087,7 +1104,7 @@ impl Privileges {
             column: None,
             name: "SELECT".into(),
         });
-        Self(all.collect())
+        Self(all.chain([Privilege::to_use("masked")]).collect())
     }
 
     /// What `role` has, in whatever way it comes by it.
@@ -1124,6 +1141,11 @@ impl Privileges {
                SELECT name, NULL, privilege
                FROM relation CROSS JOIN unnest('{USAGE,SELECT,UPDATE}'::text[]) AS privilege
                WHERE relkind = 'S' AND has_sequence_privilege(role, oid, privilege)
+               UNION ALL
+               SELECT nspname::text, NULL, 'USAGE'
+               FROM pg_namespace AS space CROSS JOIN pg_roles AS role
+               WHERE rolname = $1 AND nspname IN ('public', 'masked')
+                   AND has_schema_privilege(role.oid, space.oid, 'USAGE')
                UNION ALL
                SELECT proc.oid::regprocedure::text, NULL, 'EXECUTE'
                FROM pg_proc AS proc CROSS JOIN pg_roles AS role
