@@ -361,9 +361,6 @@ async fn what_is_no_token_of_a_session_ends_none_and_is_answered_the_same() {
     for token in unknown.into_iter().chain(altered.iter().map(String::as_str)) {
         revoke(&app, token).await;
     }
-    // An access token that has expired is no credential any more, though its session goes on.
-    app.clock.advance(Duration::minutes(15));
-    revoke(&app, access(&login)).await;
     for tokens in [&login, &foreign] {
         assert_eq!(end_of(&app, tokens).await, None);
     }
@@ -378,6 +375,17 @@ async fn what_is_no_token_of_a_session_ends_none_and_is_answered_the_same() {
     // The user's session is gone with the user.
     app.sql("DELETE FROM users WHERE id = $1::uuid", &login["user"]["id"]).await;
     revoke(&app, refresh(&login)).await;
+}
+
+#[tokio::test]
+async fn an_access_token_that_has_expired_still_ends_its_session() {
+    let (app, login, _) = alice_and_a_client().await;
+    app.clock.advance(Duration::minutes(16));
+    app.get("/users/me").bearer(&login).send().await.expect_problem(401, "token_expired");
+    revoke(&app, access(&login)).await;
+    let (_, reason) = end_of(&app, &login).await.unwrap();
+    assert_eq!(reason, "revoked");
+    renew(&app, &login).await.expect_problem(401, "session_revoked");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Registration and login: from a name and a password to a token that opens the protected routes.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::app::{App, PASSWORD, START};
@@ -70,4 +70,50 @@ async fn a_token_ends_when_it_says() {
     let answer = app.get("/users/me").bearer(&alice).send().await;
     assert!(answer.header("www-authenticate").starts_with(r#"Bearer error="invalid_token""#));
     answer.expect_problem(401, "token_expired");
+}
+
+/// Or else who has somebody's password could begin so many that nobody can end them in the time of a statement.
+#[tokio::test]
+async fn of_very_many_sessions_those_not_used_for_longest_end() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let first = app.login("alice").await;
+    // Each used a second later than the one before, and the first one longest ago.
+    sqlx::query(
+        "INSERT INTO sessions
+             (id, user_id, refresh_generation, refresh_salt, created_at, renewed_at, is_confirmed, last_used_at,
+              refresh_expires_at, expires_at, access_expires_at)
+         SELECT overlay(gen_random_uuid()::text PLACING '7' FROM 15 FOR 1)::uuid, user_id, 0, refresh_salt, created_at,
+                renewed_at, false, last_used_at + n * interval '1 second', refresh_expires_at, expires_at, access_expires_at
+         FROM sessions, generate_series(1, 4020) AS n",
+    )
+    .execute(&app.db)
+    .await
+    .unwrap();
+    app.clock.advance(Duration::hours(2));
+    let going_on = async || -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM sessions WHERE ended_at IS NULL")
+            .fetch_one(&app.db)
+            .await
+            .unwrap()
+    };
+    // One login of 64 looks.
+    let mut logins = 0;
+    let last = loop {
+        let login = app.login("alice").await;
+        logins += 1;
+        if going_on().await <= 4000 {
+            break login;
+        }
+        assert!(logins < 2000, "{} sessions", going_on().await);
+    };
+    assert_eq!(going_on().await, 4000);
+    let renew = async |login: &Value| {
+        app.post("/tokens/renew_access")
+            .json(&json!({ "refresh_token": login["refresh_token"] }))
+            .send()
+            .await
+    };
+    renew(&first).await.expect_problem(401, "session_revoked");
+    renew(&last).await.expect(200);
 }

@@ -360,6 +360,27 @@ async fn who_asks_for_many_names_that_are_taken_waits() {
 }
 
 #[tokio::test]
+async fn who_asks_for_many_addresses_that_are_taken_waits() {
+    let app = App::with(&[("LOGIN_ATTEMPTS_PER_IP", "4/15m")]).await;
+    for name in ["alice", "bob"] {
+        app.register(name).await;
+    }
+    let alice = app.login("alice").await;
+    let change = |body: Value| app.patch("/users/me").bearer(&alice).json(&body).send();
+    // What is nobody's counts as little as what is no address.
+    for n in 0..10 {
+        change(json!({ "email": format!("alice{n}@example.com") })).await.expect(200);
+        change(json!({ "email": "alice" })).await.expect_problem(422, "validation_failed");
+    }
+    for _ in 0..4 {
+        change(json!({ "email": "bob@example.com" })).await.expect_problem(409, "email_taken");
+    }
+    expect_wait(change(json!({ "email": "bob@example.com" })).await, 225);
+    expect_wait(change(json!({ "email": "new@example.com" })).await, 225);
+    change(json!({ "full_name": "Alice" })).await.expect(200);
+}
+
+#[tokio::test]
 async fn who_renews_with_what_is_no_refresh_token_waits_and_nobody_else() {
     let rates = [("LOGIN_ATTEMPTS_PER_IP", "4/15m")];
     let app = App::with(&rates).await;
@@ -384,6 +405,29 @@ async fn who_renews_with_what_is_no_refresh_token_waits_and_nobody_else() {
     app.clock.advance(Duration::seconds(225));
     renew(&app, &json!("nonsense")).await.expect_problem(401, "invalid_refresh_token");
     log_in(&app, "alice", PASSWORD).await.expect(200);
+}
+
+/// A replica whose clock is ahead, or this one before its clock was set back.
+#[tokio::test]
+async fn a_clock_that_is_ahead_locks_nobody_out() {
+    let app = app().await;
+    for name in ["alice", "bob", "carol"] {
+        app.register(name).await;
+    }
+    let ahead = Duration::hours(1);
+    app.clock.set(ahead);
+    log_in(&app, "alice", PASSWORD).await.expect(200);
+    assert_eq!(failures_until_refused(&app, HERE, "bob").await, 10);
+    app.clock.set(-ahead);
+    for name in ["alice", "carol"] {
+        log_in(&app, name, PASSWORD).await.expect(200);
+    }
+    // What was counted by that clock is not known here; what is counted from now on is.
+    assert_eq!(failures_until_refused(&app, HERE, "bob").await, 10);
+    expect_wait(log_in(&app, "bob", PASSWORD).await, 90);
+    // Nor does a clock that is right again forget anything.
+    app.clock.set(Duration::seconds(-20));
+    expect_wait(log_in(&app, "bob", PASSWORD).await, 110);
 }
 
 #[tokio::test]

@@ -14,6 +14,9 @@ use crate::{
 
 /// How many sessions of a user are shown.
 const MAX_SHOWN: i64 = 1000;
+/// How many sessions of a user may go on, about. Who has somebody's password could begin so many that no statement ends all
+/// of them in its time: neither another password nor an administrator would get rid of them.
+const MAX_SESSIONS: i64 = 4000;
 
 impl Accounts {
     /// The sessions of a user that go on, those used last first; of very many, the first thousand.
@@ -76,6 +79,16 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<u64, Error> {
         self.end_sessions(user_id, keep.map_or(Which::All, Which::AllBut), EndReason::Revoked, now).await
+    }
+
+    /// Ends those sessions of a user that are beyond the number that may go on, and were not used for longest.
+    pub(super) async fn end_surplus(&self, user_id: Uuid, now: OffsetDateTime) {
+        if let Err(error) =
+            self.end_sessions(user_id, Which::Beyond(MAX_SESSIONS), EndReason::Revoked, now).await
+        {
+            let error: &(dyn std::error::Error + 'static) = &error;
+            tracing::warn!(%user_id, error, "a user's sessions could not be counted");
+        }
     }
 
     async fn end_sessions(

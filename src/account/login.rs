@@ -193,6 +193,10 @@ impl Accounts {
         let lifetime = Lifetime { now, expires_at: access_expires_at };
         let access_token = self.issuer.issue(subject, random::token_id(now, 0, rng), lifetime)?;
         tracing::info!(user_id = %user.id, %session_id, "logged in");
+        // One login of 64, by chance, which nobody can time: it reads all of the user's sessions.
+        if session_id.as_bytes()[15].is_multiple_of(64) {
+            Box::pin(self.end_surplus(user.id, now)).await;
+        }
         Ok(Login {
             session_id,
             access_token,

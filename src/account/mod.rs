@@ -363,7 +363,7 @@ impl Accounts {
         let valid = self.check(registration).await?;
         let attempt = self.throttle.admit_from(Kind::Registration, ip, now).await?;
         let created = self.insert(&valid, &Roles::default(), now, rng).await;
-        // Each of these tells that somebody has an account; nothing else does.
+        // Each of these tells that somebody has an account. Only a change of one's own address does so too.
         if !matches!(created, Err(Error::UsernameTaken | Error::EmailTaken)) {
             self.throttle.give_back(attempt).await;
         }
@@ -449,18 +449,38 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] with every field that breaks a rule, [`Error::EmailTaken`], [`Error::SessionRevoked`].
+    /// [`Error::Invalid`] with every field that breaks a rule, [`Error::EmailTaken`], [`Error::TooManyAttempts`] where the
+    /// address is to change, [`Error::SessionRevoked`].
     pub async fn update_profile(
         &self,
         user_id: Uuid,
         full_name: Option<Option<&str>>,
         email: Option<&str>,
+        ip: Option<IpAddr>,
         now: OffsetDateTime,
     ) -> Result<User, Error> {
         let change = ProfileChange::parse(full_name, email).map_err(Error::Invalid)?;
-        users::update(&mut *self.conn().await?, Whom::Enabled(user_id), &change.as_change(), now, &self.cause)
+        let update = async || {
+            users::update(
+                &mut *self.conn().await?,
+                Whom::Enabled(user_id),
+                &change.as_change(),
+                now,
+                &self.cause,
+            )
             .await?
             .ok_or(Error::SessionRevoked)
+        };
+        if email.is_none() {
+            return update().await;
+        }
+        // It tells that somebody has the address, as a registration does.
+        let attempt = self.throttle.admit_from(Kind::Registration, ip, now).await?;
+        let updated = update().await;
+        if !matches!(updated, Err(Error::EmailTaken)) {
+            self.throttle.give_back(attempt).await;
+        }
+        updated
     }
 
     async fn check_password(

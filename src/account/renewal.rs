@@ -17,10 +17,16 @@
 //! # What a thief gains
 //!
 //! Who has stolen a token and shows it second is found out: the owner has moved on and confirmed the next generation by
-//! using it, so that the stolen one is a reuse and ends the session for both. Who shows it first moves the session on, and
-//! the owner's next renewal is the reuse. The window in which both hold the same token is the reuse interval, or the time
-//! until the owner uses what they were given; in it nobody has more than the one session that was stolen, and the next
-//! renewal but one tells.
+//! using it, so that the stolen one is a reuse and ends the session for both. Who shows it first moves the session on and
+//! uses what they were given, and the owner's next renewal is the reuse. The window in which both hold the same token is the
+//! reuse interval, or the time until somebody uses what they were given; in it nobody has more than the one session that was
+//! stolen.
+//!
+//! Who is patient is not found out: to renew each time shortly before the owner does, and to use nothing of it until the
+//! owner has renewed too, makes each of the owner's renewals one whose answer may have got lost. That is the price of
+//! forgiving those, for as long as the session lasts. Each that comes later than the reuse interval is logged, with both
+//! addresses: an owner's second ones come from where the first did. A service that verifies tokens by itself confirms
+//! nothing here; where all do, a lost answer is forgiven until the next renewal, and so is the patient one.
 //!
 //! Compared with others: Hydra's grace period lets the old token make a sibling, a second chain that lives on beside the
 //! first and is never noticed; here there is one chain. Supabase takes the parent of the active token at any time, so that
@@ -199,6 +205,15 @@ impl Accounts {
                         .await?
                     {
                         self.metrics.renewal(RenewalOutcome::Repeated);
+                        if now >= row.renewed_at + self.policy.refresh_reuse_interval {
+                            tracing::info!(
+                                session_id = %id,
+                                user_id = %row.user_id,
+                                client_ip = caller.ip.map(tracing::field::display),
+                                last_client_ip = row.client_ip.map(|ip| tracing::field::display(ip.addr())),
+                                "a renewal was asked for once more, late"
+                            );
+                        }
                         let refresh_expires_at = row.refresh_expires_at;
                         return self.renewed(row, state.generation, refresh_expires_at, now, rng);
                     }

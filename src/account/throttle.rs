@@ -8,7 +8,7 @@
 //! | attempt | limited by | a success |
 //! |---|---|---|
 //! | login, change of password, deletion | account name, and address | forgives the account, gives the address its place back |
-//! | registration (failure: a name that is taken) | address | gives its place back |
+//! | registration, a new e-mail address (failure: a name that is taken) | address | gives its place back |
 //! | renewal (failure: no refresh token of ours) | address | never asks |
 //! | introspection, revocation, the feed (failure: wrong client secret) | address | never asks |
 //!

@@ -227,8 +227,8 @@ pub(super) async fn introspect(
 
 /// End the session of a token (RFC 7009).
 ///
-/// Who holds an access token or a refresh token of a session may end it, with or without the credentials of a client. The
-/// answer is the same for a token that is of no session, or not of one that goes on.
+/// Who holds an access token or a refresh token of a session may end it, with or without the credentials of a client, also
+/// when the token has expired. The answer is the same for a token that is of no session, or not of one that goes on.
 #[utoipa::path(
     post, path = "/tokens/revoke", tag = "tokens", security((), ("client" = [])),
     request_body(content = TokenRequest, content_type = "application/x-www-form-urlencoded"),
@@ -241,8 +241,8 @@ pub(super) async fn revoke(
     Form(body): Form<TokenRequest>,
 ) -> Result<StatusCode, Problem> {
     let (token, now) = (body.token.expose_secret(), app.clock().now());
-    // Whatever has been revoked already: the token is of the session.
-    let session = match app.keys().verifier().verify(token, now) {
+    // Revoked or expired: the token is of the session, which may go on for long.
+    let session = match app.keys().verifier().recognize(token, now) {
         Ok(claims) => Some((claims.user_id, claims.session_id)),
         Err(_) => app.accounts().session_of(token).await?,
     };

@@ -228,11 +228,13 @@ pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     responses(
         (status = 200, description = "The user as it is now.", body = UserBody),
         (status = 409, description = "`email_taken`: another user has it."),
+        (status = 429, description = "`too_many_attempts`: too many addresses or names that were taken, from this address. Try again after `Retry-After`."),
     ),
 )]
 pub(super) async fn update_me(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
+    caller: Caller,
     cause: Cause,
     Json(body): Json<UpdateMeRequest>,
 ) -> Result<axum::Json<UserBody>, Problem> {
@@ -240,7 +242,7 @@ pub(super) async fn update_me(
     let user = app
         .accounts()
         .caused_by(cause)
-        .update_profile(claims.user_id, full_name, body.email.as_deref(), app.clock().now())
+        .update_profile(claims.user_id, full_name, body.email.as_deref(), caller.ip, app.clock().now())
         .await?;
     Ok(axum::Json(UserBody::from(user)))
 }

@@ -98,7 +98,7 @@ pub async fn insert(
 pub enum EndReason {
     /// Its user logged out.
     Logout,
-    /// Its user or an administrator ended it.
+    /// Its user or an administrator ended it, or there were too many others that were used later.
     Revoked,
     /// The password was changed.
     PasswordChanged,
@@ -238,6 +238,8 @@ pub enum Which {
     One(Uuid),
     /// This one, if it is in this generation.
     OneAt(Uuid, i32),
+    /// Those beyond so many that were used last, a thousand at most.
+    Beyond(i64),
 }
 
 /// Ends sessions of a user that go on at `now`; how many those were. Whoever ends a session does it here, but for a user
@@ -256,11 +258,12 @@ pub async fn end(
     now: OffsetDateTime,
     cause: &Cause,
 ) -> Result<u64, Error> {
-    let (one, generation, but) = match which {
-        Which::All => (None, None, None),
-        Which::AllBut(id) => (None, None, Some(id)),
-        Which::One(id) => (Some(id), None, None),
-        Which::OneAt(id, generation) => (Some(id), Some(generation), None),
+    let (one, generation, but, beyond) = match which {
+        Which::All => (None, None, None, None),
+        Which::AllBut(id) => (None, None, Some(id), None),
+        Which::One(id) => (Some(id), None, None, None),
+        Which::OneAt(id, generation) => (Some(id), Some(generation), None, None),
+        Which::Beyond(count) => (None, None, None, Some(count)),
     };
     let done = sqlx::query!(
         "WITH ending AS (
@@ -268,16 +271,23 @@ pub async fn end(
              WHERE user_id = $1 AND ended_at IS NULL AND greatest(refresh_expires_at, access_expires_at) > $2
                  AND ($3::uuid IS NULL OR id = $3) AND ($4::int IS NULL OR refresh_generation = $4)
                  AND ($5::uuid IS NULL OR id <> $5)
+                 AND ($6::bigint IS NULL OR id IN (
+                     SELECT id FROM sessions
+                     WHERE user_id = $1 AND ended_at IS NULL AND greatest(refresh_expires_at, access_expires_at) > $2
+                     ORDER BY last_used_at DESC, id DESC
+                     OFFSET $6 LIMIT 1000
+                 ))
              ORDER BY id
              FOR UPDATE
          )
-         UPDATE sessions SET ended_at = $2, end_reason = $6 FROM ending
-         WHERE sessions.id = ending.id AND (SELECT caused_by($7, $8))",
+         UPDATE sessions SET ended_at = $2, end_reason = $7 FROM ending
+         WHERE sessions.id = ending.id AND (SELECT caused_by($8, $9))",
         user_id,
         now,
         one,
         generation,
         but,
+        beyond,
         reason as EndReason,
         cause.actor(),
         cause.request_id(),
