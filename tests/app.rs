@@ -270,11 +270,7 @@ pub async fn database() -> String {
         .get_or_init(async || {
             let name = template();
             admin(&format!(r#"CREATE DATABASE "{name}""#)).await;
-            let mut conn = PgConnection::connect(&url_of(&name)).await.unwrap();
-            migrations::up(&mut conn, None).await.unwrap();
-            let mut rng = random::system();
-            roles::set_up(&mut conn, Login::Otherwise, Sharing::Allowed, &mut rng).await.unwrap();
-            conn.close().await.unwrap();
+            set_up(&url_of(&name)).await;
         })
         .await;
     let url = new_database(&format!(r#"TEMPLATE "{}""#, template())).await;
@@ -283,6 +279,15 @@ pub async fn database() -> String {
     admin(&format!(r#"GRANT CREATE ON DATABASE "{}" TO {}"#, options.get_database().unwrap(), roles::OWNER))
         .await;
     url
+}
+
+/// Makes the whole schema, and the roles, in an empty database.
+pub async fn set_up(database_url: &str) {
+    let mut conn = PgConnection::connect(database_url).await.unwrap();
+    migrations::up(&mut conn, None).await.unwrap();
+    let mut rng = random::system();
+    roles::set_up(&mut conn, Login::Otherwise, Sharing::Allowed, &mut rng).await.unwrap();
+    conn.close().await.unwrap();
 }
 
 /// A database of one's own with nothing in it; its URL.

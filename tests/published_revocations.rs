@@ -85,7 +85,7 @@ async fn at_first_everything_that_concerns_living_tokens_comes_at_once() {
     let nothing = ask(&app, &client, "").await;
     assert_eq!(nothing.header("cache-control"), "no-store");
     let nothing = nothing.expect(200);
-    assert_eq!(nothing, json!({ "revocations": [], "next": nothing["next"], "more": false }));
+    assert_eq!(nothing, json!({ "revocations": [], "next": nothing["next"], "more": false, "reset": true }));
 
     let old = app.login("alice").await;
     log_out(&app, &old).await;
@@ -253,6 +253,7 @@ async fn very_many_come_in_pages_and_none_is_lost_between_them() {
         }
         let lengths: Vec<_> = pages.iter().map(|page| sessions(page).len()).collect();
         assert_eq!(lengths, [5_000, 5_000, 2_000]);
+        assert!(pages[1..].iter().all(|page| page["reset"] == false));
         let all: std::collections::BTreeSet<_> = pages.iter().flat_map(sessions).collect();
         assert_eq!(all.len(), 12_000);
     }
@@ -283,16 +284,23 @@ fn altered(feed: &Value, alter: impl FnOnce(String) -> String) -> Value {
 #[tokio::test]
 async fn a_cursor_of_a_server_that_is_no_more_gives_everything_again() {
     let (app, client) = alice_and_a_client().await;
-    let gone = app.login("alice").await;
-    log_out(&app, &gone).await;
     let feed = ask(&app, &client, "").await.expect(200);
-    assert_eq!(sessions(&since(&app, &client, &feed).await), [""; 0]);
     let former = altered(&feed, |json| {
         let (before, started_at) = json.split_once("\"server_started_at\":").unwrap();
         format!("{before}\"server_started_at\":1{}", &started_at[1..].replacen(['2', '3', '4'], "5", 1))
     });
     assert_ne!(former["next"], feed["next"]);
-    assert_eq!(sessions(&since(&app, &client, &former).await), [text(&gone["session_id"])]);
+    // Where there is nothing, that is said without waiting for something.
+    let nothing = timeout(SOON, wait(&app, &client, &former)).await.unwrap().unwrap().expect(200);
+    assert_eq!((&nothing["revocations"], &nothing["reset"]), (&json!([]), &json!(true)));
+
+    let gone = app.login("alice").await;
+    log_out(&app, &gone).await;
+    for (cursor, reset) in [(&feed, false), (&former, true)] {
+        let answer = since(&app, &client, cursor).await;
+        assert_eq!(sessions(&answer), [text(&gone["session_id"])]);
+        assert_eq!(answer["reset"], reset);
+    }
 }
 
 #[tokio::test]

@@ -356,6 +356,56 @@ async fn a_wrong_answer_forgets_nothing_and_asks_the_same_again() {
 }
 
 #[tokio::test]
+async fn roles_that_are_counted_anew_count_when_all_have_been_told() {
+    let (alice, bob) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    let user = |id: Uuid, roles: &[&str], change: i64| {
+        let expires_at = "2999-01-01T00:00:00Z";
+        json!({ "user_id": id, "roles": roles, "change": change, "expires_at": expires_at })
+    };
+    let page = |users: &[Value], next: &str, more: bool, reset: bool| json!({ "revocations": users, "next": next, "more": more, "reset": reset });
+    let known = page(&[user(alice, &[], 41), user(bob, &["admin"], 42)], "known", false, true);
+    let (somebody, base) = Somebody::start((StatusCode::OK, known.to_string())).await;
+    let revocations = follow(&base, MINUTE).await.unwrap();
+    // Of tokens of alice and bob that say admin.
+    let checks = || {
+        [alice, bob].map(|user_id| {
+            let claims = Claims {
+                issuer: "gatepass".into(),
+                user_id,
+                audience: "gatepass".into(),
+                issued_at: START,
+                not_before: START,
+                expires_at: START + MINUTE,
+                token_id: Uuid::from_u128(3),
+                session_id: Uuid::from_u128(4),
+                username: "somebody".into(),
+                roles: vec!["admin".into()],
+            };
+            revocations.check(&claims, Clock::system().elapsed())
+        })
+    };
+    let before = [Err(Rejection::RolesChanged), Ok(())];
+    assert_eq!(checks(), before);
+
+    let last = || somebody.questions.lock().unwrap().last().unwrap().clone();
+    somebody.answers(StatusCode::OK, page(&[user(bob, &[], 1)], "first", true, true));
+    until("it goes on", async || last() == "wait=0&since=first").await;
+    assert_eq!(checks(), before);
+    somebody.answers(StatusCode::BAD_GATEWAY, "later");
+    for _ in 0..2 {
+        somebody.asked_again().await;
+        assert_eq!(checks(), before);
+    }
+    somebody.answers(StatusCode::OK, page(&[user(alice, &[], 2)], "second", false, false));
+    until("all is told", async || last() == "wait=15&since=second").await;
+    assert_eq!(checks(), [Err(Rejection::RolesChanged), Err(Rejection::RolesChanged)]);
+    // From now on these numbers count.
+    somebody.answers(StatusCode::OK, page(&[user(bob, &["admin"], 3)], "third", false, false));
+    until("there is more", async || last() == "wait=15&since=third").await;
+    assert_eq!(checks(), before);
+}
+
+#[tokio::test]
 async fn a_gatepass_that_never_waits_is_not_flooded() {
     let (somebody, base) = Somebody::start((StatusCode::OK, nothing("x").to_string())).await;
     let _revocations = follow(&base, MINUTE).await.unwrap();

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     app::{self, Answer, App, PASSWORD, START},
+    postgres::Server,
     process::{Home, Signal, until},
 };
 
@@ -415,6 +416,75 @@ async fn what_a_slow_transaction_commits_late_is_not_skipped() {
     app.hear().await;
     for login in [&first, &second, &third] {
         assert_eq!(app.knock(login).await, refused("session_revoked"));
+    }
+}
+
+/// A restart or a failover: everything is read from the beginning, and until it has been, what was known holds.
+#[tokio::test]
+async fn while_another_server_is_read_nobody_has_former_roles_back() {
+    const SET: &str = "UPDATE users SET roles = '{admin}' WHERE id = $1::uuid";
+    const UNSET: &str = "UPDATE users SET roles = '{}' WHERE id = $1::uuid";
+    // More than one statement reads; behind them one that nobody can read, and all of it before what is heard later.
+    const FLOOD: &str = "INSERT INTO revocations (xid, session_id, expires_at)
+                         SELECT '3', gen_random_uuid(), now() + interval '15 minutes' FROM generate_series(1, 10000)";
+    const UNREADABLE: &str = "INSERT INTO revocations (xid, user_id, roles, expires_at)
+                              SELECT '3', id, '{NULL}', now() + interval '15 minutes' FROM users WHERE id = $1::uuid";
+    let mut server = Server::new("", |_| {}).await;
+    app::set_up(&server.url()).await;
+    let app = App::over(server.url(), &[]).await;
+    app.clock.set(OffsetDateTime::now_utc() - START);
+    app.login_admin("root").await;
+    for name in ["alice", "bob"] {
+        app.register(name).await;
+        app.sql(SET, &app.login(name).await["user"]["id"]).await;
+    }
+    let (alice, bob) = (app.login("alice").await, app.login("bob").await);
+    app.sql(UNSET, &alice["user"]["id"]).await;
+    app.hear().await;
+    let outdated = refused("token_outdated");
+    assert_eq!((app.knock(&alice).await, app.knock(&bob).await), (outdated.clone(), accepted()));
+
+    // The new server has lost bob's change, which was heard, and gives lower numbers to the one after it.
+    sqlx::query(FLOOD).execute(&app.db).await.unwrap();
+    app.sql(UNREADABLE, &alice["user"]["id"]).await;
+    app.sql("DELETE FROM revocations WHERE user_id = $1::uuid", &bob["user"]["id"]).await;
+    server.run("ALTER TABLE revocations ALTER COLUMN id RESTART WITH 1").await;
+    app.sql(UNSET, &bob["user"]["id"]).await;
+    server.restart(rustix::process::Signal::INT, std::time::Duration::ZERO).await;
+
+    // A reading that ends in the middle.
+    let feed = app.state().feed();
+    until("it is read as far as that goes", async || {
+        let error = feed.hear().await.unwrap_err().to_string();
+        assert_eq!(app.knock(&alice).await, outdated, "{error}");
+        feed.revocations().count().sessions == 10_000
+    })
+    .await;
+    assert_eq!(app.knock(&alice).await, outdated);
+
+    // One that is held up.
+    let mut psql = server.connect().await;
+    sqlx::query("DELETE FROM revocations WHERE roles = '{NULL}'").execute(&mut psql).await.unwrap();
+    let mut lock = psql.begin().await.unwrap();
+    sqlx::query("LOCK TABLE revocations IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let reading = tokio::spawn({
+        let feed = feed.clone();
+        async move { feed.hear().await }
+    });
+    until("it waits", async || {
+        let waits =
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'revocations'::regclass AND NOT granted)";
+        sqlx::query_scalar(waits).fetch_one(&mut *lock).await.unwrap()
+    })
+    .await;
+    assert_eq!(app.knock(&alice).await, outdated);
+    lock.rollback().await.unwrap();
+    reading.await.unwrap().unwrap();
+
+    for login in [&alice, &bob] {
+        assert_eq!(app.knock(login).await, outdated);
+        let name = text(&login["user"]["username"]);
+        assert_eq!(app.knock(&app.login(name).await).await, accepted(), "{name}");
     }
 }
 

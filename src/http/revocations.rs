@@ -47,6 +47,11 @@ pub(super) struct Revocations {
     /// everything is known.
     #[schema(example = false)]
     more: bool,
+    /// Whether this is the beginning of all that concerns tokens which may be alive: there was no `since`, or the database
+    /// has failed over or restarted. Changes may be counted anew: keep these apart from what is known of users, and let them
+    /// take its place when an answer has `more` false.
+    #[schema(example = false)]
+    reset: bool,
 }
 
 /// One thing that was revoked.
@@ -79,7 +84,8 @@ pub(super) struct ChangedRoles {
     /// The user's roles since, sorted.
     #[schema(example = json!(["admin", "support"]))]
     roles: Vec<String>,
-    /// Of two changes to one user the one with the higher number is the later, in whatever order they come.
+    /// Of two changes to one user the one with the higher number is the later, in whatever order they come, unless there was
+    /// a `reset` between them.
     #[schema(example = 42)]
     change: i64,
     /// When the last access token with other roles expires; nobody has to know of it any more then.
@@ -108,8 +114,8 @@ impl RevocationBody {
 /// For services that verify access tokens by themselves and yet refuse those of a session that has ended: ask without
 /// `since`, keep what comes until its `expires_at`, and ask again with `next` as `since`, for ever. The answer comes when
 /// there is something new, otherwise when `wait` is over, and holds all that was revoked before the request was sent.
-/// After a failover of the database the answer is everything once more. Who hears nothing any more should soon accept
-/// nothing any more.
+/// After a failover or restart of the database the answer is everything once more, with `reset`. Who hears nothing any
+/// more should soon accept nothing any more.
 #[utoipa::path(
     get, path = "/revocations", tag = "tokens", security(("client" = [])),
     params(Since),
@@ -132,6 +138,7 @@ pub(super) async fn list_revocations(
         revocations: page.rows.into_iter().filter_map(RevocationBody::new).collect(),
         next: page.next.to_string(),
         more: page.more,
+        reset: page.reset,
     }))
 }
 

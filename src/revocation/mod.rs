@@ -41,7 +41,7 @@ use crate::{
         self, PgPool,
         revocations::{self, Position},
     },
-    token::Revocations,
+    token::{Revocations, UserRoles},
 };
 
 /// How often the feed is read without being notified. Twice within the second that a revocation may take.
@@ -156,10 +156,10 @@ impl Feed {
             .since
             .as_ref()
             .filter(|since| !was_set && since.server_started_at == position.server_started_at);
-        // Another server: it may have lost the last changes of roles, and give their numbers again.
-        if reading.since.as_ref().is_some_and(|since| since.server_started_at != position.server_started_at) {
-            revocations.forget_roles();
-        }
+        // Another server may have lost the last changes of roles, and give their numbers again: they count anew.
+        let is_other_server =
+            reading.since.as_ref().is_some_and(|since| since.server_started_at != position.server_started_at);
+        let mut anew = is_other_server.then(UserRoles::default);
         let mut last = None;
         let mut is_news = false;
         loop {
@@ -168,11 +168,14 @@ impl Feed {
             is_news |= !page.is_empty();
             last = page.last().map(Revocation::place);
             for row in page {
-                take(revocations, row);
+                take(revocations, anew.as_mut(), row);
             }
             if is_last {
                 break;
             }
+        }
+        if let Some(roles) = anew {
+            revocations.replace_roles(roles);
         }
         // What came now, the reading before did not see: it was committed later. (The first reading tells nothing.)
         if is_news && let Some(before) = reading.began_at {
@@ -251,11 +254,16 @@ async fn patiently<T>(work: impl Future<Output = Result<T, store::Error>>) -> Re
     timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(store::Error::timeout()))
 }
 
-fn take(revocations: &Revocations, row: Revocation) {
+/// Takes what the row says; of roles into `anew`, where they are told anew.
+fn take(revocations: &Revocations, anew: Option<&mut UserRoles>, row: Revocation) {
     if let Some(session_id) = row.session_id {
         revocations.end_session(session_id, row.expires_at);
     }
     if let Some(user_id) = row.user_id {
-        revocations.change_roles(user_id, row.roles.unwrap_or_default(), row.id, row.expires_at);
+        let roles = row.roles.unwrap_or_default();
+        match anew {
+            Some(anew) => anew.change(user_id, roles, row.id, row.expires_at),
+            None => revocations.change_roles(user_id, roles, row.id, row.expires_at),
+        }
     }
 }

@@ -42,6 +42,8 @@ pub struct Page {
     pub next: Cursor,
     /// Whether there is more already, that was revoked before this was asked for.
     pub more: bool,
+    /// Whether this is the beginning of all, and changes of roles may be counted anew.
+    pub reset: bool,
 }
 
 /// Why there is no page.
@@ -65,7 +67,7 @@ impl Publisher {
     }
 
     /// What was revoked after `cursor`, at once; without one, or with one of a server that is no more, everything that
-    /// concerns tokens which are alive. Where that is nothing, waits for it: until `wait` is over, or `cut_short`
+    /// concerns tokens which are alive. Where there is nothing new, waits for it: until `wait` is over, or `cut_short`
     /// resolves. Everything is there, or to come with the next pages, that was committed before this was called.
     ///
     /// # Errors
@@ -87,7 +89,7 @@ impl Publisher {
         let mut page = self.read(cursor).await?;
         let over = sleep(wait);
         pin!(over, cut_short);
-        while waits && page.rows.is_empty() {
+        while waits && page.rows.is_empty() && !page.reset {
             let is_over = tokio::select! {
                 Ok(()) = news.changed() => false,
                 () = &mut over => true,
@@ -111,6 +113,7 @@ impl Publisher {
         let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
         let here = revocations::position(&mut conn).await?;
         let cursor = cursor.filter(|cursor| cursor.server_started_at() == here.server_started_at);
+        let reset = cursor.is_none();
         let (since, until, after) = match cursor {
             None => (None, here, None),
             Some(Cursor::Past(since)) => (Some(since), here, None),
@@ -123,7 +126,7 @@ impl Publisher {
             Some(last) => Cursor::Amid { since, until, after: last.place() },
             None => Cursor::Past(until),
         };
-        Ok(Page { rows, next, more: is_full })
+        Ok(Page { rows, next, more: is_full, reset })
     }
 }
 

@@ -65,7 +65,7 @@ pub use jwt::Hs256Key;
 pub use key::{InvalidKey, KeyId, SymmetricKey};
 pub use key_pair::{KeyPair, PublicKey};
 pub use published::{InvalidKeySet, KeyStatus, jwks, paserks, read_jwks, read_paserks};
-pub use revocations::{RevocationCount, Revocations};
+pub use revocations::{RevocationCount, Revocations, UserRoles};
 pub use verifier::{Check, Inspection, Sighting, Verifier, VerifyingKey};
 pub use wrap::WrappingKey;
 

@@ -14,6 +14,7 @@
 
 use std::{
     collections::HashMap,
+    mem,
     sync::{
         PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering},
@@ -58,11 +59,16 @@ const SHARDS: usize = 64;
 pub struct Revocations {
     /// Until when each is kept, in seconds since 1970.
     sessions: [RwLock<HashMap<Uuid, u32>>; SHARDS],
-    users: RwLock<HashMap<Uuid, PresentRoles>>,
+    users: RwLock<UserRoles>,
     /// In milliseconds, plus one; 0: never.
     heard_at: AtomicU64,
     max_silence: Duration,
 }
+
+/// The roles of users, as far as they have changed. A further one than that in [`Revocations`] collects what is told anew,
+/// for [`replace_roles`](Revocations::replace_roles).
+#[derive(Debug, Default)]
+pub struct UserRoles(HashMap<Uuid, PresentRoles>);
 
 #[derive(Debug)]
 struct PresentRoles {
@@ -100,19 +106,16 @@ impl Revocations {
         write(self.shard(session_id)).insert(session_id, until);
     }
 
-    /// From now on tokens of this user are refused unless they have just these roles. Of two changes the one with the
-    /// higher number is the later. `expires_at` is when the last token with other roles expires.
+    /// From now on tokens of this user are refused unless they have just these roles; as [`UserRoles::change`].
     pub fn change_roles(&self, user_id: Uuid, roles: Vec<String>, change: i64, expires_at: OffsetDateTime) {
-        let mut users = write(&self.users);
-        if users.get(&user_id).is_none_or(|known| known.change <= change) {
-            let roles = PresentRoles { roles: roles.into(), change, until: seconds(expires_at) };
-            users.insert(user_id, roles);
-        }
+        write(&self.users).change(user_id, roles, change, expires_at);
     }
 
-    /// Forgets which roles users have, before all changes are told again by a database that may count them anew.
-    pub fn forget_roles(&self) {
-        write(&self.users).clear();
+    /// In one step, takes these for all that is known of roles, once a database that may count the changes anew has told
+    /// every one of them. Until then what was known stays, so that nobody has former roles back meanwhile.
+    pub fn replace_roles(&self, roles: UserRoles) {
+        // The former ones go when nobody waits for the lock any more.
+        let _former = mem::replace(&mut *write(&self.users), roles);
     }
 
     /// Everything that was revoked until `at` is in here now. `at` is measured from any moment, by a clock that only goes
@@ -151,7 +154,7 @@ impl Revocations {
         if self.staleness(at).is_some() {
             return Err(Rejection::RevocationsUnknown);
         }
-        match read(&self.users).get(&claims.user_id) {
+        match read(&self.users).0.get(&claims.user_id) {
             Some(present) if *present.roles != *claims.roles => Err(Rejection::RolesChanged),
             _ => Ok(()),
         }
@@ -164,12 +167,12 @@ impl Revocations {
         for shard in &self.sessions {
             forget(&mut write(shard), |until| *until > now);
         }
-        forget(&mut write(&self.users), |present| present.until > now);
+        forget(&mut write(&self.users).0, |present| present.until > now);
     }
 
     /// How much is held.
     pub fn count(&self) -> RevocationCount {
-        let mut count = RevocationCount { sessions: 0, users: read(&self.users).len(), session_bytes: 0 };
+        let mut count = RevocationCount { sessions: 0, users: read(&self.users).0.len(), session_bytes: 0 };
         for shard in &self.sessions {
             let shard = read(shard);
             count.sessions += shard.len();
@@ -183,6 +186,17 @@ impl Revocations {
     /// The last bits of a UUIDv7 are random.
     fn shard(&self, session_id: Uuid) -> &RwLock<HashMap<Uuid, u32>> {
         &self.sessions[usize::from(session_id.as_bytes()[15]) % SHARDS]
+    }
+}
+
+impl UserRoles {
+    /// The user has just these roles. Of two changes the one with the higher number is the later. `expires_at` is when the
+    /// last token with other roles expires.
+    pub fn change(&mut self, user_id: Uuid, roles: Vec<String>, change: i64, expires_at: OffsetDateTime) {
+        if self.0.get(&user_id).is_none_or(|known| known.change <= change) {
+            let roles = PresentRoles { roles: roles.into(), change, until: seconds(expires_at) };
+            self.0.insert(user_id, roles);
+        }
     }
 }
 

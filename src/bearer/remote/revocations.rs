@@ -18,7 +18,10 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::{DocumentError, Gatepass, RemoteError, body};
-use crate::{clock::Clock, token::Revocations};
+use crate::{
+    clock::Clock,
+    token::{Revocations, UserRoles},
+};
 
 /// How long gatepass may keep a request waiting for news; less where `max_staleness` is short.
 const MAX_WAIT: Duration = Duration::from_secs(25);
@@ -95,6 +98,7 @@ pub async fn follow_revocations(
         gatepass,
         authorization: basic(client_id, &client_secret.into()),
         since: None,
+        anew: None,
         clock,
     };
     let clock_offset = follower.clock_offset();
@@ -122,6 +126,8 @@ struct Follower {
     authorization: HeaderValue,
     /// Where the next request begins; `None`: at the beginning of all.
     since: Option<String>,
+    /// The roles of users, from the beginning of all to where it has been told.
+    anew: Option<UserRoles>,
     clock: Clock,
 }
 
@@ -217,18 +223,26 @@ impl Follower {
             if !page.revocations.is_empty() {
                 heard = Heard::News;
             }
+            // What was known holds until all of it has been told.
+            if page.reset {
+                self.anew = Some(UserRoles::default());
+            }
             for entry in page.revocations {
                 match entry {
                     Entry::Session { session_id, expires_at } => {
                         revocations.end_session(session_id, expires_at);
                     }
-                    Entry::User { user_id, roles, change, expires_at } => {
-                        revocations.change_roles(user_id, roles, change, expires_at);
-                    }
+                    Entry::User { user_id, roles, change, expires_at } => match &mut self.anew {
+                        Some(anew) => anew.change(user_id, roles, change, expires_at),
+                        None => revocations.change_roles(user_id, roles, change, expires_at),
+                    },
                 }
             }
             self.since = Some(page.next);
             if !page.more {
+                if let Some(roles) = self.anew.take() {
+                    revocations.replace_roles(roles);
+                }
                 revocations.heard(began_at);
                 return Ok(heard);
             }
@@ -263,6 +277,9 @@ struct Page {
     revocations: Vec<Entry>,
     next: String,
     more: bool,
+    /// A gatepass that is older does not say it.
+    #[serde(default)]
+    reset: bool,
 }
 
 #[derive(Deserialize)]
@@ -315,7 +332,7 @@ mod tests {
         let gatepass = Gatepass::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
         let url = gatepass.url("/revocations").unwrap();
         let authorization = basic(Uuid::from_u128(7), &"gps_secret".into());
-        (Follower { gatepass, url, authorization, since: None, clock: clock.clone() }, listener)
+        (Follower { gatepass, url, authorization, since: None, anew: None, clock: clock.clone() }, listener)
     }
 
     #[tokio::test(start_paused = true)]
