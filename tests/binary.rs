@@ -288,6 +288,7 @@ async fn replicas_that_start_at_once_migrate_once() {
         let mut applied = Vec::new();
         for service in services {
             let ended = service.stop(Signal::TERM).await.expect(0);
+            assert!(!ended.stderr.contains("skipping"), "{}", ended.stderr);
             let lines = ended.stderr.lines().filter_map(|line| line.split_once("applied migration "));
             applied.extend(lines.map(|(_, migration)| migration.to_owned()));
         }

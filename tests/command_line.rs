@@ -488,6 +488,14 @@ async fn a_deletion_is_confirmed_by_name_at_a_terminal() {
 }
 
 #[tokio::test]
+async fn a_working_directory_that_is_gone_is_told_as_such() {
+    let home = Home::new();
+    let gone = r#"mkdir gone && cd gone && rmdir ../gone && exec "$0" serve"#;
+    let shell = home.program(Path::new("sh")).arg("-c").arg(gone).arg(env!("CARGO_BIN_EXE_gatepass"));
+    shell.run().await.fails(1, &["working directory", "No such file or directory", "deleted?"]);
+}
+
+#[tokio::test]
 async fn key_generate_prints_a_key_that_production_takes() {
     let home = Home::new();
     let key = home.gatepass(&["key", "generate"]).run().await.expect(0).stdout;

@@ -368,10 +368,14 @@ async fn what_goes_wrong_here_is_logged_with_its_cause_under_the_requests_id() {
     assert_eq!(problem["code"], "internal_error");
     assert_eq!(problem["request_id"], "a-fault");
     assert!(!problem.to_string().contains("column"), "{problem}");
+    sqlx::raw_sql("DELETE FROM _sqlx_migrations WHERE version = 1").execute(&app.db).await.unwrap();
+    assert_eq!(reqwest::get(service.url("/readyz")).await.unwrap().status().as_u16(), 503);
 
     let said = service.stop().await;
     let events: Vec<Value> = said.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     let fault = events.iter().find(|event| event["level"] == "ERROR").unwrap();
     assert_eq!(fault["span"]["request_id"], "a-fault", "{fault}");
     assert!(fault["cause"].as_str().unwrap().contains("column \"roles\" does not exist"), "{fault}");
+    let unready = events.iter().find(|event| event["message"] == "not served").unwrap();
+    assert_eq!(unready["reasons"], "schema: 1 migration(s) pending", "{unready}");
 }

@@ -12,7 +12,7 @@ use std::{
 use serde_json::{Value, json};
 use time::Duration;
 
-use crate::app::App;
+use crate::app::{App, START};
 
 /// Metrics of others, by who exports them.
 const FOREIGN: &[(&str, &[&str])] = &[
@@ -21,7 +21,6 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("YACE, for CloudWatch", &["aws_rds_free_storage_space_average"]),
     ("cert-manager", &["certmanager_certificate_expiration_timestamp_seconds"]),
     ("blackbox_exporter", &["probe_ssl_earliest_cert_expiry"]),
-    ("gatepass with TLS_CERT_FILE: tests/tls.rs", &["gatepass_tls_certificate_expiry_timestamp_seconds"]),
 ];
 
 /// Words of PromQL that are no metric.
@@ -78,6 +77,11 @@ async fn story() -> App {
     app.post("/users/logout").bearer(&login).send().await.expect(204);
     app.get("/users/me").bearer(&login).send().await.expect_problem(401, "session_revoked");
     app.hear().await;
+    // What there is with DB_IAM_AUTH and with TLS_CERT_FILE: tests/aws.rs, tests/certificate.rs.
+    let metrics = app.state().metrics();
+    metrics.database_token(true);
+    metrics.set_certificate_expiry(START + Duration::days(90));
+    metrics.set_certificate_reloaded(true);
     app
 }
 

@@ -32,15 +32,13 @@ fn make(state_dir: &Path, path: &Path) -> Result<(), Failure> {
     })?;
     let draft = state_dir.join(format!(".token_symmetric_key.{}", std::process::id()));
     let remove_draft = || match fs::remove_file(&draft) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(format!("cannot remove {}: {error}; owned by another user? delete it", draft.display()))
-        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    // One that is there was left by a killed process, or is a trap: neither is written to.
-    remove_draft()?;
     let key = SymmetricKey::from_bytes(random::bytes(&mut random::system()));
     let write = || {
+        // One that is there was left by a killed process, or is a trap: neither is written to.
+        remove_draft()?;
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
         writeln!(file, "{}", key.to_paserk().expose_secret())?;
         file.sync_all()
@@ -49,8 +47,8 @@ fn make(state_dir: &Path, path: &Path) -> Result<(), Failure> {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     });
-    remove_draft()?;
-    linked.map_err(|error| {
+    let removed = remove_draft();
+    linked.and(removed).map_err(|error| {
         format!(
             "cannot make a key in {}: {error}; is {} owned by another user? delete it, or set TOKEN_SYMMETRIC_KEY",
             path.display(),
@@ -104,6 +102,13 @@ mod tests {
         let elsewhere = directory.path().join("elsewhere");
         fs::write(&elsewhere, "kept").unwrap();
         fs::create_dir(&state).unwrap();
+
+        // What cannot be done in the directory is told of the directory.
+        fs::create_dir(&draft).unwrap();
+        let error = read_or_make(&state).unwrap_err().to_string();
+        assert!(error.contains(&format!("is {} owned by another user?", state.display())), "{error}");
+        assert!(!error.contains(draft.to_str().unwrap()), "{error}");
+        fs::remove_dir(&draft).unwrap();
 
         // A draft that someone has put there is not written through.
         symlink(&elsewhere, &draft).unwrap();

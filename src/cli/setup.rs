@@ -57,9 +57,15 @@ pub(super) fn load_without_secret(config_file: Option<PathBuf>) -> Result<Settin
 
 fn gather(config_file: Option<PathBuf>) -> Result<Gathered, Failure> {
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let sources =
-        Sources { working_dir: env::current_dir()?, config_file, environment: env::vars_os(), cores };
+    let sources = Sources { working_dir: working_dir()?, config_file, environment: env::vars_os(), cores };
     Ok(config::gather(sources))
+}
+
+fn working_dir() -> Result<PathBuf, Failure> {
+    env::current_dir().map_err(|error| {
+        format!("cannot find the working directory, which may hold app.env: {error}; was it deleted? change to another")
+            .into()
+    })
 }
 
 async fn secret(place: &SecretPlace) -> Result<SecretString, aws::Error> {
@@ -353,7 +359,7 @@ fn named(result: Result<store::Source, store::InvalidUrl>, key: &str) -> Result<
 }
 
 fn state_dir() -> Result<PathBuf, Failure> {
-    Ok(env::current_dir()?.join(STATE_DIR))
+    Ok(working_dir()?.join(STATE_DIR))
 }
 
 /// Whether development has a Postgres of its own here already, running or not.

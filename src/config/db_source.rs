@@ -26,15 +26,23 @@ const SHOWN: &[&str] = &[
 /// The other parameters that sqlx knows. Of one that it does not know it would log name and value.
 const HIDDEN: &[&str] = &["options", "password", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
 
+/// How the server's certificate is looked at.
+const SSL_MODES: &[&str] = &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
+
 /// Checks a database URL, or says what is expected. The message never holds a part of it.
 pub(super) fn db_source(text: &str) -> Result<SecretString, String> {
     let known = |name: &str| SHOWN.contains(&name) || HIDDEN.contains(&name) || name.starts_with("options[");
+    let is_mode =
+        |(name, value): &(&str, &str)| !matches!(*name, "sslmode" | "ssl-mode") || SSL_MODES.contains(value);
     match Parts::of(text) {
-        Ok(parts) if parts.query.iter().all(|(name, _)| known(name)) => Ok(text.into()),
-        Ok(_) => Err(
+        Ok(parts) if !parts.query.iter().all(|(name, _)| known(name)) => Err(
             "a parameter after the ? is not one that a database URL has; a & in the password is written %26"
                 .to_owned(),
         ),
+        Ok(parts) if !parts.query.iter().all(is_mode) => {
+            Err(format!("expected one of these as sslmode: {}", SSL_MODES.join(", ")))
+        }
+        Ok(_) => Ok(text.into()),
         Err(expected) => {
             Err(format!("{expected}, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass"))
         }
@@ -256,6 +264,20 @@ mod tests {
             let expected = db_source(url).unwrap_err();
             assert!(expected.contains("%26") && !expected.contains("hun"), "{expected}");
             assert!(!masked(url).contains("hunter2"), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_mode_of_tls_is_one_that_there_is() {
+        for mode in SSL_MODES {
+            assert!(db_source(&format!("postgres://u@h/d?sslmode={mode}")).is_ok(), "{mode}");
+        }
+        for parameter in
+            ["sslmode=on", "sslmode=verify_full", "ssl-mode=hunter2", "sslmode=", "sslmode=require&sslmode=1"]
+        {
+            let expected = db_source(&format!("postgres://u@h/d?{parameter}")).unwrap_err();
+            assert!(expected.contains("sslmode") && expected.contains("verify-full"), "{expected}");
+            assert!(!expected.contains("hunter2"), "{expected}");
         }
     }
 

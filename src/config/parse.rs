@@ -13,6 +13,7 @@ use std::{
 use http::{Uri, uri::Authority};
 use ipnet::IpNet;
 use secrecy::SecretString;
+use tracing_subscriber::EnvFilter;
 
 use crate::{
     password::{Peppers, breached::BreachedFile},
@@ -115,19 +116,30 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
 /// The levels of `tracing`, as `RUST_LOG` spells them.
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace", "0", "1", "2", "3", "4", "5"];
 
-/// Directives for the log filter. Of their language only what everybody uses is checked: that a level after `=` is one.
+/// Directives for the log filter, as [`telemetry::init`](crate::telemetry::init) reads them. It would take any word that is
+/// no level for a module, and a filter for a module that there is not silences the log: without a level, only `gatepass`
+/// and what has a `::` is one.
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
     let is_level = |text: &str| LEVELS.iter().any(|level| text.eq_ignore_ascii_case(level));
-    let is_right = |directive: &str| {
-        let plain = !directive.contains(['[', ']', '{', '}', '"']);
-        !plain
-            || directive.rsplit_once('=').is_none_or(|(module, level)| !module.is_empty() && is_level(level))
+    let is_module = |text: &str| {
+        !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-:".contains(&b))
     };
-    let right = !text.contains(char::is_control) && text.split(',').map(str::trim).all(is_right);
-    if right {
+    let is_right = |directive: &str| match directive.split_once('[') {
+        // Spans and their fields: a language of their own.
+        Some((module, _)) => module.is_empty() || is_module(module),
+        None => match directive.rsplit_once('=') {
+            Some((module, level)) => is_module(module) && is_level(level),
+            None => {
+                let is_known = directive == "gatepass" || directive.contains("::");
+                is_level(directive) || is_module(directive) && is_known
+            }
+        },
+    };
+    if text.split(',').all(is_right) && EnvFilter::builder().parse(text).is_ok() {
         Ok(text.into())
     } else {
-        Err("expected levels (error, warn, info, debug, trace) by module".into())
+        Err("expected off, error, warn, info, debug or trace, alone or as MODULE=LEVEL, separated by commas"
+            .into())
     }
 }
 
@@ -365,14 +377,36 @@ mod tests {
             "info",
             "INFO",
             "info,gatepass=debug",
-            "warn, sqlx::query=off",
+            "warn,sqlx::query=off",
             "gatepass[span{a=b}]=trace",
+            "error,[request]=debug",
             "gatepass",
+            "info,sqlx::query",
+            "0",
         ] {
             assert_eq!(log_filter(text), Ok(text.into()));
         }
-        for text in ["gatepass=loud", "info,gatepass=", "=info", "info\nx"] {
-            assert!(log_filter(text).is_err(), "{text}");
+        for text in [
+            "warning",
+            "verbose",
+            "info ",
+            "info gatepass=debug",
+            "info, gatepass=debug",
+            "info [request]=debug",
+            "debug;x",
+            "debug;x=info",
+            "!!",
+            "!!=info",
+            "info,",
+            "gatepass=loud",
+            "info,gatepass=",
+            "=info",
+            "info\nx",
+            "[request=info",
+            "[request]=loud",
+            "[{id=(}]=info",
+        ] {
+            assert!(log_filter(text).unwrap_err().contains("warn, info"), "{text}");
         }
     }
 }

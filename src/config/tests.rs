@@ -178,7 +178,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
     the configuration has 46 problems:
       ENVIRONMENT (environment): "prod": expected development or production, for example development
       LOG_FORMAT (environment): "xml": expected json or pretty, for example json
-      RUST_LOG (environment): "gatepass=loud": expected levels (error, warn, info, debug, trace) by module, for example info
+      RUST_LOG (environment): "gatepass=loud": expected off, error, warn, info, debug or trace, alone or as MODULE=LEVEL, separated by commas, for example info
       OTEL_EXPORTER_OTLP_ENDPOINT (environment): "localhost": expected a URL without user and password, for example http://localhost:4318
       OTEL_TRACES_SAMPLER_ARG (environment): "10%": expected a number from 0 to 1, for example 1
       DB_SOURCE (environment): expected a URL that begins with postgres://, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass

@@ -350,7 +350,8 @@ fn log(problem: &Problem) {
     if problem.0.status.is_server_error() && problem.0.cause.is_some() {
         tracing::error!(code = problem.0.code, cause, "server fault");
     } else if problem.0.status.is_server_error() {
-        tracing::warn!(code = problem.0.code, detail = %problem.0.detail, reasons = ?problem.0.reasons, "not served");
+        let reasons = (!problem.0.reasons.is_empty()).then(|| problem.0.reasons.join("; "));
+        tracing::warn!(code = problem.0.code, detail = %problem.0.detail, reasons, "not served");
     } else {
         tracing::debug!(code = problem.0.code, detail = %problem.0.detail, cause, "refused");
     }

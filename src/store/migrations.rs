@@ -304,6 +304,7 @@ enum Way {
 async fn politely(conn: &mut PgConnection, way: Way, versions: &[i64]) -> Result<(), Error> {
     let is_owner = roles::become_owner(conn).await?;
     set_lock_timeout(conn, LOCK_TIMEOUT).await?;
+    keep_notices(conn).await?;
     let mut done = Ok(());
     for version in versions {
         let mut attempt = 1;
@@ -378,6 +379,12 @@ pub(super) fn is_not_privileged(error: &sqlx::Error) -> bool {
 
 async fn set_lock_timeout(conn: &mut PgConnection, timeout: &str) -> Result<(), sqlx::Error> {
     sqlx::query_scalar!("SELECT set_config('lock_timeout', $1, false)", timeout).fetch_one(conn).await?;
+    Ok(())
+}
+
+/// Has Postgres keep to itself what is no warning, as that sqlx's own table, asked for before each migration, is there.
+async fn keep_notices(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query_scalar!("SELECT set_config('client_min_messages', 'warning', false)").fetch_one(conn).await?;
     Ok(())
 }
 

@@ -1,8 +1,8 @@
-//! Lines of JSON: the ones that `tracing_subscriber` writes with `flatten_event`, at less than half of its cost. It keeps
-//! the fields of a span as a text that it parses again, and looks at every piece that it writes whether it is UTF-8; a
-//! request has a span and a line, whatever else becomes of it.
+//! Lines of JSON: the ones that `tracing_subscriber` writes with `flatten_event`, at less than half of its cost, and of an
+//! error what is behind it, too. `tracing_subscriber` keeps the fields of a span as a text that it parses again, and looks
+//! at every piece that it writes whether it is UTF-8; a request has a span and a line, whatever else becomes of it.
 
-use std::fmt;
+use std::{error::Error, fmt};
 
 use serde::Serialize;
 use tracing::{
@@ -108,6 +108,17 @@ impl Members {
 }
 
 impl Visit for Members {
+    /// With everything behind it, in one text.
+    fn record_error(&mut self, field: &Field, error: &(dyn Error + 'static)) {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        self.add(field.name(), &text);
+    }
+
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.add(field.name(), &format_args!("{value:?}"));
     }
@@ -205,5 +216,29 @@ mod tests {
         let (ours, theirs) = (ours.told(), theirs.told());
         assert_eq!(ours.len(), 7);
         assert_eq!(ours, theirs);
+    }
+    #[test]
+    fn an_error_comes_with_what_is_behind_it() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{text}")]
+        struct Fault {
+            text: &'static str,
+            source: Option<Box<Fault>>,
+        }
+        let root = Fault { text: "connection \"refused\"", source: None };
+        let cause = Fault { text: "the database cannot be reached", source: Some(Box::new(root)) };
+        let error = Fault { text: "no revocations", source: Some(Box::new(cause)) };
+
+        let lines = Lines::default();
+        let layer =
+            tracing_subscriber::fmt::layer::<Registry>().event_format(JsonLines).fmt_fields(JsonLines);
+        with_default(tracing_subscriber::registry().with(layer.with_writer(lines.clone())), || {
+            tracing::warn!(error = &error as &(dyn Error + 'static), "polling goes on");
+        });
+        let told = lines.told();
+        assert_eq!(
+            told[0]["error"],
+            "no revocations: the database cannot be reached: connection \"refused\""
+        );
     }
 }

@@ -127,7 +127,15 @@ pub async fn settle(conn: &mut PgConnection) -> Result<(), Error> {
     if roles::become_owner(conn).await? {
         roles::grant(conn).await?;
     }
-    run(conn, "ANALYZE").await?;
+    // With the names, since Postgres warns of each table that it has to leave alone, as its own are for most.
+    let tables = sqlx::query_scalar!(
+        r#"SELECT string_agg(pg_class.oid::regclass::text, ', ') AS "tables!" FROM pg_class
+           JOIN pg_namespace ON pg_namespace.oid = relnamespace
+           WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' AND relkind IN ('r', 'p') AND NOT relispartition"#
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    run(conn, &format!("ANALYZE {tables}")).await?;
     roles::be_oneself(conn).await?;
     Ok(())
 }
