@@ -627,7 +627,8 @@ async fn one_user_on_thousands_of_lines_is_one_change() {
     let expected = (json!("a0@example.com"), json!(["r3998"]), json!("Alice"));
     assert_eq!((alice["email"].clone(), alice["roles"].clone(), alice["full_name"].clone()), expected);
     assert_eq!(here.count("SELECT count(*) FROM history WHERE table_name = 'users'").await, 3);
-    assert_eq!(here.summary(&["users.jsonl"]).await, [4002, 0, 0, 4001, 1]);
+    // Once more: the address of half of her lines is Carol's by now.
+    assert_eq!(here.summary(&["users.jsonl"]).await, [4002, 0, 0, 2001, 2001]);
 }
 
 #[tokio::test]
