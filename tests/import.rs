@@ -6,6 +6,7 @@ use std::{
     env, fs,
     os::unix::fs::PermissionsExt,
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -377,6 +378,26 @@ async fn at_a_terminal_a_bar_says_how_far_it_is_and_goes_when_it_is_done() {
 }
 
 #[tokio::test]
+async fn who_has_a_hash_of_nothing_does_not_get_in_by_typing_nothing() {
+    let here = Move::new().await;
+    let user = json!({ "username": "alice", "email": "alice@example.com", "password_hash": "{SHA}2jmj7l5rSw0yVb/vlWAYkK/YBwk=" });
+    here.home.write("users.jsonl", &lines(&[user]));
+    assert_eq!(here.summary(&["users.jsonl"]).await, [1, 1, 0, 0, 0]);
+    assert_eq!(here.status("alice", "").await, 401);
+}
+
+#[tokio::test]
+async fn a_line_that_is_too_long_costs_that_line() {
+    let here = Move::new().await;
+    let users = many(3);
+    let (first, rest) = users.split_once('\n').unwrap();
+    here.home.write("users.jsonl", &format!("{first}\n{}\n{rest}", "x".repeat(1 << 21)));
+    assert_eq!(here.summary(&["users.jsonl"]).await, [4, 3, 0, 0, 1]);
+    let refused: Value = serde_json::from_str(&here.read("users.jsonl.rejects")).unwrap();
+    assert_eq!((&refused["_line"], refused["_text"].as_str().unwrap().len()), (&json!(2), 1024));
+}
+
+#[tokio::test]
 async fn one_bad_line_in_many_costs_that_line() {
     let here = Move::new().await;
     let count = if is_drill() { 1_000_000 } else { 12_000 };
@@ -576,6 +597,41 @@ async fn of_a_user_who_comes_again_what_is_newer_wins() {
 }
 
 #[tokio::test]
+async fn one_user_on_thousands_of_lines_is_one_change() {
+    let here = Move::new().await;
+    let dated = |i: usize| format!("2020-01-01T{:02}:{:02}:00Z", i / 240, i / 4 % 60);
+    let user = |external_id: &str, email: &str, updated_at: Value, more: Value| {
+        let mut user = json!({
+            "external_id": external_id, "username": external_id, "email": email, "updated_at": updated_at,
+        });
+        user.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        user
+    };
+    let mut users = vec![user("alice", "a0@example.com", Value::Null, json!({ "full_name": "Alice" }))];
+    for i in 1..4000 {
+        let (email, more) = (format!("a{}@example.com", i % 2), json!({ "roles": [format!("r{i}")] }));
+        let updated_at = match i % 4 {
+            // None, one that is too old, one that is new, and the same again.
+            0 => Value::Null,
+            1 => json!(dated(0)),
+            _ => json!(dated(i - i % 4)),
+        };
+        users.push(user("alice", &email, updated_at, more));
+    }
+    // One whose address she had last when it is their turn, and one whose is free.
+    users.push(user("bob", "a0@example.com", Value::Null, json!({})));
+    users.push(user("carol", "a1@example.com", Value::Null, json!({})));
+    here.home.write("users.jsonl", &lines(&users));
+    assert_eq!(here.summary(&["users.jsonl"]).await, [4002, 2, 1000, 2999, 1]);
+    let alice = here.user("alice").await;
+    let expected = (json!("a0@example.com"), json!(["r3998"]), json!("Alice"));
+    assert_eq!((alice["email"].clone(), alice["roles"].clone(), alice["full_name"].clone()), expected);
+    assert_eq!(here.count("SELECT count(*) FROM history WHERE table_name = 'users'").await, 3);
+    // Once more: the address of half of her lines is Carol's by now.
+    assert_eq!(here.summary(&["users.jsonl"]).await, [4002, 0, 0, 2001, 2001]);
+}
+
+#[tokio::test]
 async fn a_hash_that_was_made_anew_here_stays_until_the_password_is_changed_there() {
     let here = Move::new().await;
     let (one, one_password) = vector("bcrypt 2b");
@@ -622,6 +678,25 @@ async fn administrators_come_only_when_the_operator_says_so_and_the_last_one_sta
     assert_eq!(here.summary(&["users.jsonl"]).await, [2, 1, 0, 0, 1]);
     assert!(here.read("users.jsonl.rejects").contains("last_admin"));
     assert_eq!(here.user("root").await["roles"], json!(["admin"]));
+
+    // It costs the lines that demote, and no other of the same user.
+    let at = |month: u8, more: Value| {
+        let mut user = user.clone();
+        user["updated_at"] = json!(format!("2021-0{month}-01T00:00:00Z"));
+        user.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        user
+    };
+    let demoted = json!({ "roles": [], "full_name": "Nobody" });
+    let users = [
+        at(1, json!({ "full_name": "Root" })),
+        at(2, demoted.clone()),
+        at(3, json!({ "email": "root@new.example" })),
+        at(4, demoted),
+    ];
+    here.home.write("users.jsonl", &lines(&users));
+    assert_eq!(here.summary(&["users.jsonl", "--allow-admin"]).await, [4, 0, 2, 0, 2]);
+    let root = here.user("root").await;
+    assert_eq!((&root["full_name"], &root["email"]), (&json!("Root"), &json!("root@new.example")));
 }
 
 #[tokio::test]
@@ -683,7 +758,7 @@ async fn users_of_auth0_log_in() {
         json!({
             "_id": { "$oid": "60425dc43519d90068f82973" }, "email": "alice@example.com", "email_verified": true,
             "passwordHash": hash["text"], "tenant": "t", "connection": "Username-Password-Authentication",
-            "name": "Alice Liddell", "last_password_reset": "2021-03-05T16:32:52.973Z",
+            "name": "Alice Liddell", "password_set_date": { "$date": "2021-03-05T16:32:52.973Z" },
         }),
         json!({
             "user_id": "auth0|2", "email": "bob@example.com", "username": "bobby", "blocked": true,
@@ -694,13 +769,27 @@ async fn users_of_auth0_log_in() {
     here.home.write("users.json", &lines(&users));
     assert_eq!(here.summary(&["users.json", "--format", "auth0"]).await, [3, 2, 0, 0, 1]);
     assert_eq!(here.status("alice@example.com", &password).await, 200);
-    assert_eq!(here.count("SELECT count(*) FROM users WHERE username ~ '^alice-[0-9a-f]{8}$' AND external_id = 'auth0|60425dc43519d90068f82973' AND is_email_verified").await, 1);
+    assert_eq!(here.count("SELECT count(*) FROM users WHERE username ~ '^alice-[0-9a-f]{8}$' AND external_id = 'auth0|60425dc43519d90068f82973' AND is_email_verified AND password_changed_at = '2021-03-05T16:32:52.973Z'").await, 1);
     let bob = here.user("bobby").await;
     assert_eq!((&bob["disabled"], &bob["full_name"]), (&json!(true), &Value::Null));
     // As an array, too.
     here.home.write("users.json", &Value::from(users.to_vec()).to_string());
     assert_eq!(here.summary(&["users.json", "--format", "auth0"]).await, [3, 0, 0, 2, 1]);
     assert!(here.read("users.json.rejects").contains("sms|3"));
+
+    // The file with hashes does not say of when it is. What changed there between it and its import is news here.
+    let blocked = json!({
+        "user_id": "auth0|60425dc43519d90068f82973", "email": "alice@example.com", "blocked": true,
+        "created_at": "2021-03-05T16:32:52.973Z", "updated_at": "2021-03-06T00:00:00.000Z",
+    });
+    here.home.write("changes.json", &lines(&[blocked]));
+    let args = ["changes.json", "--format", "auth0"];
+    assert_eq!(compared(&here, &args).await.0["newer"], 1);
+    assert_eq!(here.summary(&args).await, [1, 0, 1, 0, 0]);
+    assert_eq!(here.status("alice@example.com", &password).await, 401);
+    let again = compared(&here, &args).await.0;
+    assert_eq!((&again["same"], &again["older"]), (&json!(1), &Value::Null));
+    assert_eq!(here.summary(&["users.json", "--format", "auth0"]).await, [3, 0, 0, 2, 1]);
 }
 
 #[tokio::test]
@@ -897,12 +986,16 @@ async fn what_is_wrong_with_the_file_itself_is_said_and_what_stands_before_it_is
         .write("cut.json", r#"{"users": [{"localId": "1", "email": "alice@example.com"}, {"localId": "2", "#);
     here.import(&["cut.json", "--format", "firebase"]).await.fails(1, &["line 1 column"]);
     assert_eq!(here.count("SELECT count(*) FROM users").await, 1);
-    here.home.write("long.jsonl", &format!("{}{}", many(3), "x".repeat(1 << 21)));
-    here.import(&["long.jsonl"]).await.fails(1, &["line 4 is longer than 1 MiB"]);
+    // A pipe would be read twice.
+    let pipe = here.home.path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    here.import(&["pipe", "--format", "jsonl"]).await.fails(1, &["pipe is no regular file", "`-`"]);
+    let directory = pipe.parent().unwrap().to_str().unwrap();
+    here.import(&[directory, "--format", "jsonl"]).await.fails(1, &["is no regular file"]);
     here.home
         .write("quote.csv", &format!("username,email\nkurt,kurt@example.com\nx,\"{}", "x\n".repeat(1 << 20)));
     here.import(&["quote.csv"]).await.fails(1, &["too long"]);
-    assert_eq!(here.count("SELECT count(*) FROM users").await, 5);
+    assert_eq!(here.count("SELECT count(*) FROM users").await, 2);
     let piped = here.gatepass(&["import", "-", "--format", "csv", "--json"]);
     let piped = piped.stdin("username,email\nzoe,zoe@example.com\n").run().await.json();
     assert_eq!(piped["created"], 1);

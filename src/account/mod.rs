@@ -16,6 +16,7 @@ mod legacy;
 mod login;
 mod own;
 mod personal;
+pub mod private_file;
 mod renewal;
 mod seals;
 mod throttle;

@@ -1,14 +1,15 @@
 //! `gatepass export`: all users, in the format that `gatepass import` reads.
 
 use std::{
-    fs::{File, OpenOptions, Permissions},
     io::{self, BufWriter, ErrorKind, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use super::{Failure, setup};
-use crate::account::export::{ExportError, export};
+use crate::account::{
+    export::{ExportError, export},
+    private_file,
+};
 
 /// Write all users, one JSON object a line, as `gatepass import` reads them.
 #[derive(Debug, clap::Args)]
@@ -33,19 +34,12 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
                 done => Ok(done.map(drop)?),
             };
         };
-        let file = make(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let file = private_file::make(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let mut out = BufWriter::new(file);
         let count = export(&mut conn, args.hashes, &mut out).await?;
-        out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+        private_file::sync(&out.into_inner().map_err(|error| error.into_error())?)?;
         writeln!(io::stderr(), "{count} user(s) written to {}", path.display())?;
         Ok(())
     })
     .await
-}
-
-/// Makes or empties a file that nobody but its owner may read.
-fn make(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    Ok(file)
 }

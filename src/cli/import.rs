@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_lc_rs::digest::{Context, SHA256};
+use aws_lc_rs::digest::{Context, SHA256, digest};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -98,14 +98,19 @@ impl Args {
             if self.mapping.is_some() {
                 return Err("--mapping is for postgres://…".into());
             }
-            let is_stdin = self.source == "-";
-            return Ok(if is_stdin {
-                Origin::Stdin
-            } else {
-                Origin::File(
-                    fs::canonicalize(&self.source).map_err(|error| named(Path::new(&self.source), error))?,
+            if self.source == "-" {
+                return Ok(Origin::Stdin);
+            }
+            let path = Path::new(&self.source);
+            // It is read twice: for what it is, and then for the users.
+            if !fs::metadata(path).map_err(|error| named(path, error))?.is_file() {
+                let path = path.display();
+                return Err(format!(
+                    "{path} is no regular file; what comes through a pipe is imported as `-`"
                 )
-            });
+                .into());
+            }
+            return Ok(Origin::File(fs::canonicalize(path).map_err(|error| named(path, error))?));
         }
         let source = Box::new(store::Source::new(&text.into_owned().into())?);
         let query = match &self.mapping {
@@ -168,15 +173,26 @@ impl Args {
     }
 
     /// What tells this import from others: the bytes of the file, and how they are read.
-    fn identity(&self, file: &Path, format: Format, rejects: Option<&Path>) -> io::Result<Source> {
+    fn identity(&self, file: &Path, format: Format, rejects: Option<&Path>) -> Result<Source, Failure> {
         let mut context = Context::new(&SHA256);
         let how =
             format!("{format:?} {} {:?} {:?} {rejects:?}\n", self.allow_admin, self.hash, self.hash_template);
         context.update(how.as_bytes());
-        let mut file_read = File::open(file)?;
+        // What is in the files of options, not where they lie.
+        for option in [&self.hash_config] {
+            let Some(path) = option else {
+                context.update(&[0]);
+                continue;
+            };
+            let content = fs::read(path).map_err(|error| named(path, error))?;
+            context.update(&[1]);
+            context.update(digest(&SHA256, &content).as_ref());
+        }
+        let read_error = |error| named(file, error);
+        let mut file_read = File::open(file).map_err(read_error)?;
         let mut buffer = vec![0; 1 << 16];
         loop {
-            match file_read.read(&mut buffer)? {
+            match file_read.read(&mut buffer).map_err(read_error)? {
                 0 => break,
                 read => context.update(&buffer[..read]),
             }
@@ -204,9 +220,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
         return report_comparison(&args, rejects.as_deref(), &compared.await?);
     }
     let source = match &origin {
-        Origin::File(file) => {
-            Some(args.identity(file, format, rejects.as_deref()).map_err(|error| named(file, error))?)
-        }
+        Origin::File(file) => Some(args.identity(file, format, rejects.as_deref())?),
         _ => None,
     };
     let wanted = Wanted { source, rejects, dry_run: args.dry_run };
@@ -453,5 +467,48 @@ impl Display {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn an_import_that_reads_otherwise_is_another_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let identity = |options: &str| {
+            let command = format!("import x --format firebase {options}");
+            let args = Command::parse_from(command.split_whitespace()).args;
+            args.identity(&path("users"), Format::Firebase, None).unwrap().hash
+        };
+        let (users, one, copy, other) = (path("users"), path("one"), path("copy"), path("other"));
+        for (path, content) in [(&users, "users"), (&one, "1"), (&copy, "1"), (&other, "2")] {
+            fs::write(path, content).unwrap();
+        }
+        let config = |path: &Path| identity(&format!("--hash-config {}", path.display()));
+        assert_eq!(config(&one), config(&copy));
+        let all = [
+            identity(""),
+            identity("--allow-admin"),
+            identity("--hash md5"),
+            identity("--hash md5 --hash-template {password}x"),
+            config(&one),
+            config(&other),
+        ];
+        for (i, hash) in all.iter().enumerate() {
+            assert!(!all[..i].contains(hash), "{i}");
+        }
+        fs::write(&users, "others").unwrap();
+        assert!(!all.contains(&identity("")));
     }
 }

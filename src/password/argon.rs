@@ -195,6 +195,8 @@ impl Recipe {
     ///
     /// A password that normalisation changes is tried both ways, whatever is stored, since other systems have hashed what
     /// was typed, and an Argon2 hash does not say whose it is. That is twice the work for everybody who types one.
+    ///
+    /// The empty password is nobody's, also where another system has kept a hash of it.
     pub(super) fn verify(
         &self,
         password: &Password,
@@ -203,6 +205,9 @@ impl Recipe {
     ) -> Result<Verdict, Error> {
         let stored = stored.map(|stored| Readable::parse(&stored.0, &self.peppers)).transpose();
         let verdict = self.verify_spelling(password.expose().as_bytes(), &stored, memory)?;
+        if password.expose().is_empty() && matches!(verdict, Verdict::Match { .. }) {
+            return Ok(Verdict::NoMatch);
+        }
         let (Some(typed), false) = (password.typed(), matches!(verdict, Verdict::Match { .. })) else {
             return Ok(verdict);
         };
@@ -448,6 +453,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::password::foreign::Imported;
 
     const TINY: Params = Params { memory_kib: 8, iterations: 1, parallelism: 1 };
 
@@ -507,8 +513,10 @@ mod tests {
             let verdict = |typed: &str, memory: &mut Memory| {
                 recipe.verify(&Password::new(typed), Some(&stored), memory).unwrap()
             };
-            prop_assert_eq!(verdict(&typed, &mut memory), Verdict::Match { outdated: false });
-            let is_same = Password::new(&other).expose() == password.expose();
+            let is_one = !password.expose().is_empty();
+            let right = if is_one { Verdict::Match { outdated: false } } else { Verdict::NoMatch };
+            prop_assert_eq!(verdict(&typed, &mut memory), right);
+            let is_same = is_one && Password::new(&other).expose() == password.expose();
             prop_assert_eq!(verdict(&other, &mut memory) != Verdict::NoMatch, is_same);
 
             let phc = PasswordHash::new(&expected).unwrap();
@@ -542,6 +550,34 @@ mod tests {
             let verdict = recipe.verify(&Password::new("secret"), Some(&stored), &mut memory).unwrap();
             prop_assert!(!matches!(verdict, Verdict::Match { .. }), "{}", text);
             prop_assert!(parsed.is_ok() || memory.computed == TINY.work(), "{}", text);
+        }
+    }
+
+    #[test]
+    fn the_empty_password_is_nobodys_and_costs_what_any_other_does() {
+        let (recipe, mut memory) = (recipe(&TINY), memory());
+        let Ok(Imported::Wrap(fast)) =
+            Imported::parse("{SHA}2jmj7l5rSw0yVb/vlWAYkK/YBwk=", &Peppers::default())
+        else {
+            panic!()
+        };
+        let slow = "$6$saltsalt$qkTgsCrWMTAS9gBGcf9W60sFfH.hU0oTCAOJjhbz5tSp/sU3/xXZK4OFwCtq8lIIdpJ6CatVdOTSHKp97TPkt/";
+        assert!(foreign::Hash::stored(slow).unwrap().verify(b""));
+        let table = [
+            ("ours", hash("", &recipe)),
+            ("wrapped", recipe.wrap(&fast, [7; 16], &mut memory).unwrap()),
+            ("kept", HashedPassword::from_stored(slow)),
+        ];
+        for (what, stored) in table {
+            let mut cost = |typed| {
+                let before = memory.computed;
+                let verdict = recipe.verify(&Password::new(typed), Some(&stored), &mut memory).unwrap();
+                assert_eq!(verdict, Verdict::NoMatch, "{what}: {typed:?}");
+                memory.computed - before
+            };
+            // How much is made up for a kept one depends on its time.
+            let (empty, other) = (cost(""), cost("x"));
+            assert!(what == "kept" || empty == other, "{what}: {empty}, {other}");
         }
     }
 

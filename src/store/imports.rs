@@ -216,8 +216,10 @@ pub struct Holders {
     pub username: Option<Uuid>,
     /// Who has the address.
     pub email: Option<Uuid>,
-    /// Whether one of the names is one of those before it.
+    /// Whether somebody before it has the same external id: it is the same user once more.
     pub is_repeated: bool,
+    /// Whether another user before it wants the username or the address.
+    pub is_claimed: bool,
 }
 
 /// Who has these names, in their order. Each is looked up by its index, whatever Postgres thinks of the table's size.
@@ -231,8 +233,12 @@ pub async fn holders(conn: &mut PgConnection, names: &Names) -> Result<Vec<Holde
         r#"SELECT (SELECT id FROM users WHERE users.external_id = wanted.external_id) AS external_id,
                   (SELECT id FROM users WHERE users.username_key = wanted.username_key) AS username,
                   (SELECT id FROM users WHERE users.email_key = wanted.email_key) AS email,
-                  coalesce(wanted.external_id IS NOT NULL AND row_number() OVER by_external_id > 1, false)
-                      OR row_number() OVER by_username > 1 OR row_number() OVER by_email > 1 AS "is_repeated!"
+                  wanted.external_id IS NOT NULL AND row_number() OVER by_external_id > 1 AS "is_repeated!",
+                  row_number() OVER by_username
+                      > CASE WHEN wanted.external_id IS NULL THEN 1 ELSE row_number() OVER by_own_username END
+                  OR row_number() OVER by_email
+                      > CASE WHEN wanted.external_id IS NULL THEN 1 ELSE row_number() OVER by_own_email END
+                      AS "is_claimed!"
            FROM (
                SELECT number, external_id COLLATE "C" AS external_id, lower(username COLLATE "C") AS username_key,
                       lower(normalize(email) COLLATE "und-x-icu") COLLATE "C" AS email_key
@@ -241,7 +247,9 @@ pub async fn holders(conn: &mut PgConnection, names: &Names) -> Result<Vec<Holde
            ) AS wanted
            WINDOW by_external_id AS (PARTITION BY wanted.external_id ORDER BY number),
                   by_username AS (PARTITION BY wanted.username_key ORDER BY number),
-                  by_email AS (PARTITION BY wanted.email_key ORDER BY number)
+                  by_own_username AS (PARTITION BY wanted.username_key, wanted.external_id ORDER BY number),
+                  by_email AS (PARTITION BY wanted.email_key ORDER BY number),
+                  by_own_email AS (PARTITION BY wanted.email_key, wanted.external_id ORDER BY number)
            ORDER BY number"#,
         &names.external_ids as _,
         &names.usernames,
@@ -364,8 +372,8 @@ impl Row<'_> {
     }
 }
 
-/// A user as they are before an import changes them.
-#[derive(Debug)]
+/// A user as far as an import changes them.
+#[derive(Clone, Debug)]
 pub struct Present {
     /// Who.
     pub id: Uuid,
@@ -412,15 +420,14 @@ pub async fn lock(transaction: &mut Transaction<'_>, ids: &[Uuid]) -> Result<Vec
     Ok(present.fetch_all(&mut **transaction).await?)
 }
 
-/// Changes a user whom [`lock`] has locked to what `row` says, but for the names that never change. Another password ends
-/// the user's sessions.
+/// Makes `user`, whom [`lock`] has locked, who it says. Another password ends the user's sessions.
 ///
 /// # Errors
 ///
 /// [`Error::Taken`], [`Error::LastAdmin`]; then nothing of this user has changed.
 pub async fn change(
     transaction: &mut Transaction<'_>,
-    row: &Row<'_>,
+    user: &Present,
     is_other_password: bool,
     now: OffsetDateTime,
     cause: &Cause,
@@ -431,22 +438,22 @@ pub async fn change(
          SET email = $2, full_name = $3, password_hash = $4, roles = $5, is_email_verified = $6, disabled = $7,
              password_changed_at = $8, updated_at = $9
          WHERE id = $1 AND (SELECT caused_by($10, $11))",
-        row.id,
-        row.email,
-        row.full_name,
-        row.password_hash.map(HashedPassword::as_str),
-        row.roles,
-        row.is_email_verified,
-        row.disabled,
-        row.password_changed_at,
-        row.updated_at,
+        user.id,
+        user.email,
+        user.full_name,
+        user.password_hash.as_ref().map(HashedPassword::as_str),
+        &user.roles,
+        user.is_email_verified,
+        user.disabled,
+        user.password_changed_at,
+        user.updated_at,
         cause.actor(),
         cause.request_id(),
     );
     let done = done.execute(&mut *savepoint).await?;
     debug_assert_eq!(done.rows_affected(), 1, "the row is locked");
     if is_other_password {
-        sessions::end(&mut savepoint, row.id, Which::All, EndReason::PasswordChanged, now, cause).await?;
+        sessions::end(&mut savepoint, user.id, Which::All, EndReason::PasswordChanged, now, cause).await?;
     }
     savepoint.commit().await?;
     Ok(())

@@ -27,7 +27,8 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
         disabled: object.flag("blocked"),
         created_at: object.time("created_at"),
         updated_at: object.time("updated_at"),
-        password_changed_at: object.time("last_password_reset"),
+        // The one in what the extension writes, the other beside the hash.
+        password_changed_at: object.time("last_password_reset").max(object.mongo_time("password_set_date")),
         password: password.map(|text| Imported::parse(&text, &rules.peppers)),
     }
     .with_username()

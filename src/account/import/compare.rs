@@ -6,9 +6,8 @@
 
 use std::{
     collections::HashMap,
-    fs::{File, OpenOptions, Permissions},
+    fs::File,
     io::{self, BufWriter, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -17,7 +16,7 @@ use uuid::Uuid;
 
 use super::{Checked, ImportError, Place, Record, Records, Rules, is_no_later_password, place, rejects};
 use crate::{
-    account::{FullName, Roles},
+    account::{FullName, Roles, private_file},
     password::foreign::Likeness,
     store::{
         PgConnection,
@@ -96,21 +95,15 @@ struct Differences {
 impl Differences {
     /// Removes those of a former comparison, which would pass for this one's.
     fn begin(path: Option<&Path>) -> io::Result<Self> {
-        match path.map(std::fs::remove_file) {
-            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(Self { path: path.map(Path::to_owned), file: None }),
-        }
+        path.map(private_file::remove).transpose()?;
+        Ok(Self { path: path.map(Path::to_owned), file: None })
     }
 
     fn write(&mut self, difference: &Difference<'_>) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         let file = match &mut self.file {
             Some(file) => file,
-            None => {
-                let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
-                file.set_permissions(Permissions::from_mode(0o600))?;
-                self.file.insert(BufWriter::new(file))
-            }
+            None => self.file.insert(BufWriter::new(private_file::make(path)?)),
         };
         serde_json::to_writer(&mut *file, difference)?;
         file.write_all(b"\n")

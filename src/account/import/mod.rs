@@ -24,7 +24,7 @@ mod rejects;
 mod supabase;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet, VecDeque},
     io::{self, Read},
     path::PathBuf,
     thread,
@@ -74,6 +74,9 @@ const READ_AHEAD: usize = 2_000;
 
 /// How often a transaction is tried again when others have changed the same users meanwhile.
 const MAX_CONFLICTS: usize = 8;
+
+/// As of when a user is who was made of a record that does not say: whatever has a date is newer.
+const UNDATED: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
 /// What the records are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,12 +187,6 @@ pub enum ReadError {
     /// A heading that is no field.
     #[error("the column {0:?} is no field of the format")]
     UnknownColumn(String),
-    /// A line without an end.
-    #[error("line {number} is longer than 1 MiB")]
-    TooLong {
-        /// Which.
-        number: u64,
-    },
 }
 
 /// What was refused.
@@ -601,8 +598,8 @@ impl Chunk {
     }
 }
 
-/// Writes some users, in one transaction. Those who share a name with one before them come after that one, when it is
-/// clear what has become of it.
+/// Writes some users, in one transaction. Those who share a name with another one before them come after that one, when it
+/// is clear what has become of it.
 async fn write(
     transaction: &mut Transaction<'_>,
     chunk: &[Ready],
@@ -619,47 +616,104 @@ async fn write(
             names.emails.push(chunk[i].user.email.as_str().to_owned());
         }
         let holders = imports::holders(transaction, &names).await?;
-        let (mut new, mut known, mut later) = (Vec::new(), HashMap::new(), Vec::new());
+        let (mut new, mut later) = (Vec::new(), Vec::new());
+        let (mut known, mut held_back) = (HashMap::<_, Vec<_>>::new(), HashSet::new());
         for (i, holders) in waiting.into_iter().zip(holders) {
             match place(&chunk[i].user, &holders) {
-                Place::New if holders.is_repeated => later.push(i),
+                Place::New if holders.is_repeated || holders.is_claimed => later.push(i),
                 Place::New => new.push(i),
-                Place::Known(_) if holders.is_repeated => later.push(i),
-                Place::Known(id) => {
-                    known.insert(id, i);
+                // What comes after one that waits has to wait as well.
+                Place::Known(id) if holders.is_claimed || held_back.contains(&id) => {
+                    held_back.insert(id);
+                    later.push(i);
                 }
+                Place::Known(id) => known.entry(id).or_default().push(i),
                 Place::Same => done.unchanged += 1,
                 Place::Taken(denied) => done.refused.push((i, denied)),
             }
         }
-        let rows =
-            new.iter().map(|&i| &chunk[i]).map(|new| new_row(new.id, &new.user, new.password.as_ref(), now));
+        let rows = new
+            .iter()
+            .map(|&i| &chunk[i])
+            .map(|new| new_row(new.id, &new.user, new.password.as_ref(), UNDATED));
         if !new.is_empty() {
             done.created += imports::copy(transaction, rows, cause).await?;
         }
         let present = imports::lock(transaction, &known.keys().copied().collect::<Vec<_>>()).await?;
-        for present in &present {
-            let Some(i) = known.remove(&present.id) else { continue };
-            let ready = &chunk[i];
-            if ready.user.updated_at.is_none_or(|at| at <= present.updated_at) {
-                done.unchanged += 1;
-                continue;
-            }
-            let (row, is_other_password) = changed_row(ready, present, now);
-            // What is the same but newer is noted, too: something in between may come later.
-            match imports::change(transaction, &row, is_other_password, now, cause).await {
-                Ok(()) if is_same(&row, present) => done.unchanged += 1,
-                Ok(()) => done.updated += 1,
-                Err(store::Error::LastAdmin) => done.refused.push((i, Denied::LastAdmin)),
-                Err(error) => return Err(error),
-            }
+        for present in present {
+            let Some(records) = known.remove(&present.id) else { continue };
+            change(transaction, chunk, &records, present, now, cause, &mut done).await?;
         }
         // Who has been deleted meanwhile is new.
-        later.extend(known.into_values());
+        later.extend(known.into_values().flatten());
         later.sort_unstable();
         waiting = later;
     }
     Ok(done)
+}
+
+/// Makes of a user who is there what these records of a chunk say, in their order and all at once. When that would take the
+/// last administrator, half of them at once, and so on down to the one that is refused.
+async fn change(
+    transaction: &mut Transaction<'_>,
+    chunk: &[Ready],
+    records: &[usize],
+    mut present: Present,
+    now: OffsetDateTime,
+    cause: &Cause,
+    done: &mut Done,
+) -> Result<(), store::Error> {
+    let mut parts = VecDeque::from([records]);
+    while let Some(part) = parts.pop_front() {
+        let Folded { user, is_other_password, updated, unchanged } = fold(chunk, part, &present);
+        if user.updated_at > present.updated_at {
+            match imports::change(transaction, &user, is_other_password, now, cause).await {
+                Ok(()) => {}
+                Err(store::Error::LastAdmin) => {
+                    if let &[i] = part {
+                        done.refused.push((i, Denied::LastAdmin));
+                    } else {
+                        let (first, rest) = part.split_at(part.len() / 2);
+                        parts.push_front(rest);
+                        parts.push_front(first);
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            present = user;
+        }
+        done.updated += updated;
+        done.unchanged += unchanged;
+    }
+    Ok(())
+}
+
+/// What records make of a user, one after the other.
+struct Folded {
+    user: Present,
+    is_other_password: bool,
+    /// How many of them change something.
+    updated: u64,
+    unchanged: u64,
+}
+
+fn fold(chunk: &[Ready], records: &[usize], present: &Present) -> Folded {
+    let mut folded = Folded { user: present.clone(), is_other_password: false, updated: 0, unchanged: 0 };
+    for ready in records.iter().map(|&i| &chunk[i]) {
+        let newer = ready.user.updated_at.filter(|at| *at > folded.user.updated_at);
+        let Some(at) = newer else {
+            folded.unchanged += 1;
+            continue;
+        };
+        let (user, is_other_password) = changed(ready, &folded.user, at);
+        let count = if is_same(&user, &folded.user) { &mut folded.unchanged } else { &mut folded.updated };
+        *count += 1;
+        folded.is_other_password |= is_other_password;
+        // What is the same but newer is noted, too: something in between may come later.
+        folded.user = user;
+    }
+    folded
 }
 
 /// What a record is to the users who are there.
@@ -684,11 +738,12 @@ fn place(user: &Checked, holders: &Holders) -> Place {
     }
 }
 
+/// A user to be made; `undated`: as of when, if the record does not say.
 pub(super) fn new_row<'a>(
     id: Uuid,
     user: &'a Checked,
     password: Option<&'a HashedPassword>,
-    now: OffsetDateTime,
+    undated: OffsetDateTime,
 ) -> Row<'a> {
     Row {
         id,
@@ -702,36 +757,34 @@ pub(super) fn new_row<'a>(
         disabled: user.disabled.unwrap_or(false),
         password_changed_at: user.password_changed_at.unwrap_or(user.created_at),
         created_at: user.created_at,
-        updated_at: user.updated_at.unwrap_or(now),
+        updated_at: user.updated_at.unwrap_or(undated),
     }
 }
 
 /// The user as the record has them, and where it says nothing as they are; and whether the password is another one.
-fn changed_row<'a>(ready: &'a Ready, present: &'a Present, now: OffsetDateTime) -> (Row<'a>, bool) {
+fn changed(ready: &Ready, present: &Present, at: OffsetDateTime) -> (Present, bool) {
     let user = &ready.user;
     let is_other_password =
         ready.password.as_ref().is_some_and(|hash| present.password_hash.as_ref() != Some(hash))
             && !is_no_later_password(user, present);
     let is_other_address = !present.email.eq_ignore_ascii_case(user.email.as_str());
-    let row = Row {
+    let full_name = user.full_name.as_ref().map(FullName::as_str).or(present.full_name.as_deref());
+    let changed = Present {
         id: present.id,
-        external_id: user.external_id.as_deref(),
-        username: user.username.as_str(),
-        email: user.email.as_str(),
-        full_name: user.full_name.as_ref().map(FullName::as_str).or(present.full_name.as_deref()),
-        password_hash: if is_other_password { &ready.password } else { &present.password_hash }.as_ref(),
-        roles: user.roles.as_ref().map_or(&present.roles, Roles::as_slice),
+        email: user.email.as_str().to_owned(),
+        full_name: full_name.map(str::to_owned),
+        password_hash: if is_other_password { &ready.password } else { &present.password_hash }.clone(),
+        roles: user.roles.as_ref().map_or(&present.roles[..], Roles::as_slice).to_vec(),
         is_email_verified: user.is_email_verified.unwrap_or(present.is_email_verified && !is_other_address),
         disabled: user.disabled.unwrap_or(present.disabled),
         password_changed_at: if is_other_password {
-            user.password_changed_at.or(user.updated_at).unwrap_or(now)
+            user.password_changed_at.unwrap_or(at)
         } else {
             present.password_changed_at
         },
-        created_at: user.created_at,
-        updated_at: user.updated_at.unwrap_or(now),
+        updated_at: at,
     };
-    (row, is_other_password)
+    (changed, is_other_password)
 }
 
 /// Whether the record dates its password no later than the user's, which then stays: a login here makes the hash anew, and
@@ -741,12 +794,12 @@ fn is_no_later_password(user: &Checked, present: &Present) -> bool {
         && user.password_changed_at.is_some_and(|at| at <= present.password_changed_at)
 }
 
-/// Whether nothing would change but the time.
-fn is_same(row: &Row<'_>, present: &Present) -> bool {
-    row.email == present.email
-        && row.full_name == present.full_name.as_deref()
-        && row.password_hash == present.password_hash.as_ref()
-        && row.roles == present.roles
-        && row.is_email_verified == present.is_email_verified
-        && row.disabled == present.disabled
+/// Whether nothing has changed but the time.
+fn is_same(user: &Present, present: &Present) -> bool {
+    user.email == present.email
+        && user.full_name == present.full_name
+        && user.password_hash == present.password_hash
+        && user.roles == present.roles
+        && user.is_email_verified == present.is_email_verified
+        && user.disabled == present.disabled
 }

@@ -101,6 +101,15 @@ impl<'a> Object<'a> {
         if read.is_none() { self.wrong(name, "is no time as in RFC 3339") } else { read }
     }
 
+    /// As MongoDB writes it: `{"$date": …}` with a time in it.
+    pub(super) fn mongo_time(&mut self, name: &str) -> Option<OffsetDateTime> {
+        let read = match self.value(name)?.get("$date") {
+            Some(Value::String(text)) => read_time(text),
+            _ => None,
+        };
+        if read.is_none() { self.wrong(name, "is no `$date` with a time as in RFC 3339") } else { read }
+    }
+
     /// Milliseconds since 1970, as a number or a text.
     pub(super) fn milliseconds(&mut self, name: &str) -> Option<OffsetDateTime> {
         let number = match self.value(name)? {

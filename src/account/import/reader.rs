@@ -17,6 +17,9 @@ use super::{Format, ReadError, Record, Rules, json::Fields};
 /// The longest line or row, in bytes.
 const MAX_RECORD: usize = 1 << 20;
 
+/// How much is kept of a longer line, in bytes: enough to find it by.
+const SHOWN: usize = 1 << 10;
+
 /// The most of a document between one user and the next, in bytes: what else a realm of Keycloak holds.
 const MAX_BETWEEN: usize = 64 << 20;
 
@@ -89,7 +92,15 @@ fn lines(
             return Ok(());
         }
         if line.len() > MAX_RECORD {
-            return Err(ReadError::TooLong { number });
+            if line.last() != Some(&b'\n') {
+                input.skip_until(b'\n')?;
+            }
+            line.truncate(SHOWN);
+            let original = Original::Text(String::from_utf8_lossy(&line).into_owned());
+            if !take(Record::unreadable(number, original, "is longer than 1 MiB".to_owned())) {
+                return Ok(());
+            }
+            continue;
         }
         let text = line.trim_ascii();
         if text.is_empty() {
@@ -309,5 +320,38 @@ impl<'de> Visitor<'de> for Users<'_> {
             }
         }
         if is_list || (self.take)(fields) { Ok(()) } else { Err(A::Error::custom("stopped")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::password::Peppers;
+
+    #[test]
+    fn a_line_that_is_too_long_costs_that_line() {
+        let rules = Rules {
+            format: Format::Jsonl,
+            allow_admin: false,
+            bare: None,
+            firebase: None,
+            peppers: Peppers::default(),
+            now: datetime!(2026-01-02 03:04:05 UTC),
+        };
+        let good = r#"{"username":"alice","email":"alice@example.com"}"#;
+        // One that ends where reading it does, one that goes on, and one that never ends.
+        let (just, long) = ("x".repeat(MAX_RECORD), "x".repeat(3 * MAX_RECORD));
+        let text = format!("{good}\n{just}\n{good}\n{long}\n{good}\n{long}");
+        let mut read = Vec::new();
+        let mut take = |record: Record| {
+            let kept = if let Original::Text(text) = &record.original { text.len() } else { 0 };
+            read.push((record.number, record.user.is_ok(), kept));
+            true
+        };
+        lines(text.as_bytes(), &rules, &mut take).unwrap();
+        let (good, long) = (|number| (number, true, 0), |number| (number, false, SHOWN));
+        assert_eq!(read, [good(1), long(2), good(3), long(4), good(5), long(6)]);
     }
 }

@@ -2,9 +2,8 @@
 //! mended and fed again. It holds personal data and hashes; nobody but its owner may read it.
 
 use std::{
-    fs::{File, OpenOptions, Permissions},
+    fs::{File, OpenOptions},
     io::{self, Seek, SeekFrom, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::PathBuf,
 };
 
@@ -14,6 +13,7 @@ use super::{
     FieldError,
     reader::{Layout, Original},
 };
+use crate::account::private_file;
 
 /// Where refused records go.
 #[derive(Debug)]
@@ -30,22 +30,23 @@ impl Rejects {
         let mut rejects = Self { path, file: None, bytes: 0 };
         if bytes == 0 {
             // Those of a former run would pass for this one's.
-            match std::fs::remove_file(&rejects.path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => return Ok(rejects),
+            private_file::remove(&rejects.path)?;
+            return Ok(rejects);
+        }
+        let mut file = OpenOptions::new().write(true).open(&rejects.path)?;
+        if private_file::is_regular(&file)? {
+            if file.metadata()?.len() < bytes {
+                return Err(io::Error::other("it is shorter than this import left it"));
             }
+            file.set_len(bytes)?;
+            file.seek(SeekFrom::End(0))?;
         }
-        let file = OpenOptions::new().write(true).open(&rejects.path)?;
-        if file.metadata()?.len() < bytes {
-            return Err(io::Error::other("it is shorter than this import left it"));
-        }
-        file.set_len(bytes)?;
         rejects.file = Some(file);
         rejects.bytes = bytes;
         Ok(rejects)
     }
 
-    /// How long the file is.
+    /// How much is in the file, or was written where there is none to keep it.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -97,21 +98,10 @@ impl Rejects {
         }
         let file = match &mut self.file {
             Some(file) => file,
-            None => {
-                let file = OpenOptions::new()
-                    .create(true)
-                    .write(true)
-                    .truncate(true)
-                    .mode(0o600)
-                    .open(&self.path)?;
-                // It may have been there.
-                file.set_permissions(Permissions::from_mode(0o600))?;
-                self.file.insert(file)
-            }
+            None => self.file.insert(private_file::make(&self.path)?),
         };
-        file.seek(SeekFrom::Start(self.bytes))?;
         file.write_all(&text)?;
-        file.sync_data()?;
+        private_file::sync(file)?;
         self.bytes += text.len() as u64;
         Ok(())
     }
@@ -143,4 +133,46 @@ fn row<'a>(out: &mut Vec<u8>, cells: impl Iterator<Item = &'a [u8]>) -> io::Resu
 pub(super) fn reason(errors: &[FieldError]) -> String {
     let one = |error: &FieldError| format!("{} {} ({})", error.field, error.message, error.code);
     errors.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    fn refused() -> [(u64, Original, Vec<FieldError>); 1] {
+        [(1, Original::Text("x".to_owned()), vec![FieldError::new("record", "unreadable", "is no JSON")])]
+    }
+
+    #[test]
+    fn what_was_never_committed_is_cut_off_and_the_rest_comes_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rejects");
+        let mut rejects = Rejects::open(path.clone(), 0).unwrap();
+        rejects.write(&Layout::Json, &refused()).unwrap();
+        let bytes = rejects.bytes();
+        rejects.write(&Layout::Json, &refused()).unwrap();
+        let whole = fs::read_to_string(&path).unwrap();
+        assert_eq!(whole.len() as u64, 2 * bytes);
+
+        let mut again = Rejects::open(path.clone(), bytes).unwrap();
+        again.write(&Layout::Json, &refused()).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), whole);
+        assert!(Rejects::open(path, 2 * bytes + 1).is_err());
+    }
+
+    #[test]
+    fn a_device_takes_them_and_stays_also_when_the_import_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("null");
+        symlink("/dev/null", &path).unwrap();
+        let mut bytes = 0;
+        for _ in 0..2 {
+            let mut rejects = Rejects::open(path.clone(), bytes).unwrap();
+            rejects.write(&Layout::Json, &refused()).unwrap();
+            bytes = rejects.bytes();
+        }
+        assert!(bytes > 0 && path.is_symlink());
+    }
 }
