@@ -221,6 +221,24 @@ async fn lived_in() -> App {
     app
 }
 
+/// What a mask deletes, with something in it that must not be found.
+const SECRETS_OF_THE_SERVICE: &str = "
+    INSERT INTO clients (id, name, secret_hash, created_at)
+        SELECT ('00000000-0000-7000-8000-00000000000' || n)::uuid, 'magrathea-' || n, sha256(n::text::bytea), now()
+        FROM generate_series(1, 5) AS n;
+    INSERT INTO imports (
+        source_hash, source_name, created, updated, unchanged, rejected, rejects_bytes, started_at, updated_at
+    ) SELECT sha256(n::text::bytea), '/home/magrathea/' || n, n, n, n, n, n, now(), now() FROM generate_series(1, 5) AS n;
+    INSERT INTO login_attempts (key, free_at, expires_at)
+        SELECT decode(md5(n::text), 'hex'), now(), now() FROM generate_series(1, 5) AS n;
+    INSERT INTO revocations (session_id, expires_at)
+        SELECT ('00000000-0000-7000-8000-00000000000' || n)::uuid, now() FROM generate_series(1, 5) AS n;
+    INSERT INTO signing_keys (
+        id, format, public_key, wrapped_key, wrapped_by, token_seconds, published_at, activated_at
+    ) SELECT repeat('x', 42) || n, (ARRAY['jwt:EdDSA', 'jwt:ES256', 'jwt:RS256'])[n], 'magrathea-' || n,
+        sha256(n::text::bytea), 'k4.lid.' || repeat('x', 43) || n, 60, now(), now() FROM generate_series(1, 3) AS n;
+";
+
 /// What must not be found: also in other cases and in parts.
 async fn secrets(url: &str) -> Vec<String> {
     let mut all = vec![
@@ -383,6 +401,16 @@ async fn a_sample_is_of_those_who_are_asked_for_and_has_the_same_masks_with_the_
     };
     bad(&from, "true); DELETE FROM users; --", &["syntax error"]).await;
     bad(&from, "username = 'nobody'", &["no such user"]).await;
+    // What fails over the rows would quote them.
+    admin_of(&source, "UPDATE users SET username = 'clearboss' WHERE username = 'admin'").await;
+    for (condition, code) in [("username::integer = 1", "22P02"), ("username::regclass IS NOT NULL", "42P01")]
+    {
+        let condition = format!("CASE username WHEN 'clearboss' THEN {condition} END");
+        let args = ["devdata", "sample", "--from", &from, "--where", &condition, "bad"];
+        let ended = home.gatepass(&args).envs(&QUICK).run().await;
+        let told = ended.fails(1, &[&format!("SQLSTATE {code}")]).stderr;
+        assert!(!told.contains("clearboss"), "{told}");
+    }
     bad(&from, "set_config('transaction_read_only', 'off', false) = 'off' AND false", &[]).await;
     for role in ["gatepass_app", "gatepass_owner"] {
         bad(&as_role(&source, role), "true", &[role, "may write"]).await;
@@ -400,6 +428,7 @@ async fn admin_of(url: &str, sql: &str) {
 #[tokio::test]
 async fn a_copy_is_masked_in_place_and_nothing_is_left_in_its_files() {
     let app = lived_in().await;
+    admin_of(&app.database_url, SECRETS_OF_THE_SERVICE).await;
     let secrets = secrets(&app.database_url).await;
     let before = counts(&app.database_url, "true").await;
     let home = Home::new();
@@ -420,6 +449,14 @@ async fn a_copy_is_masked_in_place_and_nothing_is_left_in_its_files() {
         .fails(2, &["three"]);
     gatepass(&home, &app.database_url, &mask).await.fails(1, &["--only"]);
     gatepass(&home, &copy, &mask).await.fails(1, &["devdata.copy"]);
+    admin_of(&copy, "ANALYZE").await;
+    let quoted =
+        rows(&copy, "SELECT tablename FROM pg_stats WHERE histogram_bounds::text LIKE '%magrathea%'").await;
+    assert!(
+        ["(clients)", "(imports)", "(signing_keys)"]
+            .iter()
+            .all(|table| quoted.iter().any(|row| row == table))
+    );
     let marker = "CREATE SCHEMA devdata; CREATE TABLE devdata.copy (place text)";
     admin_of(&copy, &format!("{marker}; INSERT INTO devdata.copy VALUES ('elsewhere:5432/{name}_copy')"))
         .await;
@@ -442,6 +479,12 @@ async fn a_copy_is_masked_in_place_and_nothing_is_left_in_its_files() {
     // What Postgres remembers of values.
     let statistics = rows(&copy, "SELECT * FROM pg_stats WHERE schemaname = 'public'").await;
     find(&secrets, &statistics.join("\n"), "the statistics");
+    // Of the tables that are emptied not one value, so that the next one is not forgotten.
+    let left = "SELECT tablename, attname FROM pg_stats
+            JOIN pg_class ON relname = tablename AND relnamespace = 'public'::regnamespace
+        WHERE schemaname = 'public' AND reltuples < 1
+            AND (histogram_bounds IS NOT NULL OR most_common_vals IS NOT NULL OR most_common_elems IS NOT NULL)";
+    assert_eq!(rows(&copy, left).await, [""; 0]);
     // And what is in the files, dead rows among it.
     admin_of(&copy, "CHECKPOINT").await;
     let files = "SELECT string_agg(encode(pg_read_binary_file(pg_relation_filepath(oid)), 'escape'), '')

@@ -126,9 +126,10 @@ async fn users_come_with_all_that_is_known_of_them_and_log_in_with_their_old_pas
         json!({ "username": "bob", "email": "bob@example.com", "password_hash": fast["text"], "full_name": null }),
         json!({ "username": "carol", "email": "carol@example.com", "disabled": true, "password_hash": bcrypt["text"] }),
         json!({ "username": "dave", "email": "dave@example.com", "password_hash": "!" }),
+        json!({ "username": "erin", "email": "erin@example.com", "password_hash": "" }),
     ];
     here.home.write("users.jsonl", &(lines(&users) + "\n"));
-    assert_eq!(here.summary(&["users.jsonl"]).await, [4, 4, 0, 0, 0]);
+    assert_eq!(here.summary(&["users.jsonl"]).await, [5, 5, 0, 0, 0]);
     assert!(!here.home.path("users.jsonl.rejects").exists());
 
     let alice = here.user("Alice").await;
@@ -155,12 +156,14 @@ async fn users_come_with_all_that_is_known_of_them_and_log_in_with_their_old_pas
     assert_eq!(here.status("bob", &fast_password).await, 200);
     assert_eq!(here.status("carol", &password).await, 401);
     assert_eq!(here.status("dave", "!").await, 401);
+    assert_eq!(here.user("erin").await["password_hash"], Value::Null);
+    assert_eq!(here.status("erin", "").await, 401);
     // The history has them, by whom and with what.
     let actors = "SELECT count(*) FROM history WHERE table_name = 'users' AND operation = 'INSERT' AND actor = 'cli:olga'";
-    assert_eq!(here.count(actors).await, 4);
+    assert_eq!(here.count(actors).await, 5);
 
     // Once more, nothing happens: neither to who has an id, nor to who has none.
-    assert_eq!(here.summary(&["users.jsonl"]).await, [4, 0, 0, 4, 0]);
+    assert_eq!(here.summary(&["users.jsonl"]).await, [5, 0, 0, 5, 0]);
     assert_eq!(here.count("SELECT count(*) FROM imports").await, 0);
 }
 
@@ -715,6 +718,35 @@ async fn bare_digests_are_read_as_the_operator_says_and_wrapped() {
 }
 
 #[tokio::test]
+async fn hmacs_have_a_key_from_a_file_or_each_their_salt() {
+    let here = Move::new().await;
+    // Made with Python's `hmac`, of "correct horse": with the key "a-key-of-all", and with the salt "sälz-17".
+    let shared = "a1bd22970f2b5ae8657ffb901afd8ef3b0ae8e5a65bdbb83258a68639a4bfaf4";
+    let salted = "34ab5a1f43020ae01247e72ed32f82886753c79235b72a3a6a3557979e13ce6d";
+    let user = |name: &str, hash: &str, salt: Option<&str>| json!({ "username": name, "email": format!("{name}@example.com"), "password_hash": hash, "salt": salt });
+    here.home.write("shared.jsonl", &lines(&[user("alice", shared, None)]));
+    here.home.write("salted.jsonl", &lines(&[user("bob", salted, Some("sälz-17"))]));
+    here.home.write("key", "a-key-of-all\n");
+    here.home.write("long", &"x".repeat(129));
+    let of = |name| ["--hash", "hmac-sha256", name];
+    let with_key = |name, key| [&of(name)[..], &["--hash-key-file", key]].concat();
+    assert_eq!(here.summary(&of("shared.jsonl")).await, [1, 0, 0, 0, 1]);
+    assert!(here.read("shared.jsonl.rejects").contains("the salt when no other is given"));
+    assert_eq!(here.summary(&with_key("shared.jsonl", "key")).await, [1, 1, 0, 0, 0]);
+    assert_eq!(here.summary(&of("salted.jsonl")).await, [1, 1, 0, 0, 0]);
+    for name in ["alice", "bob"] {
+        let stored = here.user(name).await["password_hash"].as_str().unwrap().to_owned();
+        assert!(stored.starts_with("$wrapped$digest$of=sha256,"), "{stored}");
+        assert_eq!(here.status(name, "wrong horse").await, 401);
+        assert_eq!(here.status(name, "correct horse").await, 200);
+    }
+    here.import(&with_key("shared.jsonl", "long")).await.fails(1, &["--hash-key-file", "128"]);
+    here.import(&with_key("shared.jsonl", "none")).await.fails(1, &["none"]);
+    let no_hmac = ["shared.jsonl", "--hash", "sha256", "--hash-key-file", "key"];
+    here.import(&no_hmac).await.fails(1, &["--hash-key-file"]);
+}
+
+#[tokio::test]
 async fn who_was_exported_is_imported_elsewhere_as_they_were() {
     let here = Move::new().await;
     let there = Move::new().await;
@@ -847,7 +879,8 @@ async fn users_of_a_keycloak_realm_log_in() {
                 { "id": "c", "type": "password", "createdDate": 1600000000001_i64,
                   "secretData": hash["secret_data"], "credentialData": hash["credential_data"] },
             ],
-            "realmRoles": ["default-roles-demo", "offline_access", "support"], "requiredActions": [], "groups": [],
+            "realmRoles": ["default-roles-demo", "offline_access", "support", "App User", "ROLE_USER"],
+            "requiredActions": [], "groups": [],
         }));
         passwords.push(password);
     }
@@ -856,7 +889,13 @@ async fn users_of_a_keycloak_realm_log_in() {
         "clients": [{ "clientId": "account" }], "zzz": { "users": [{ "username": "not one" }] },
     });
     here.home.write("realm.json", &format!("{realm:#}"));
-    assert_eq!(here.summary(&["realm.json", "--format", "keycloak"]).await, [4, 4, 0, 0, 0]);
+    let ended = here.import(&["realm.json", "--format", "keycloak"]).await.expect(0);
+    assert_eq!(ended.stdout, "4 read, 4 created, 0 updated, 0 unchanged, 0 rejected\n");
+    assert!(
+        ended.stderr.contains(r#"left out, since no role may be called that here: "App User", "ROLE_USER""#)
+    );
+    let bare = ["realm.json", "--format", "keycloak", "--hash", "md5"];
+    here.import(&bare).await.fails(1, &["--hash: the hashes of this format say what they are"]);
     for (i, password) in passwords.iter().enumerate() {
         assert_eq!(here.status(&format!("user{i}"), password).await, 200, "{i}");
     }
@@ -874,10 +913,11 @@ async fn users_of_supabase_log_in() {
          0,9d7a,authenticated,authenticated,alice@example.com,{hash},2024-01-02 03:04:05.678901+00,\"{{\"\"full_name\"\": \"\"Alice\"\"}}\",\
          2024-01-02 03:04:05.678901+00,2024-01-03 03:04:05+00,,\n\
          0,9d7b,authenticated,authenticated,bob@example.com,{hash},,{{}},2024-01-02 03:04:05+00,2024-01-02 03:04:05+00,2999-01-01 00:00:00+00,\n\
-         0,9d7c,authenticated,authenticated,gone@example.com,{hash},,{{}},2024-01-02 03:04:05+00,2024-01-02 03:04:05+00,,2024-01-03 00:00:00+00\n"
+         0,9d7c,authenticated,authenticated,gone@example.com,{hash},,{{}},2024-01-02 03:04:05+00,2024-01-02 03:04:05+00,,2024-01-03 00:00:00+00\n\
+         0,9d7d,authenticated,authenticated,carol@example.com,,,null,2024-01-02 03:04:05+00,2024-01-02 03:04:05+00,,\n"
     );
     here.home.write("auth_users.csv", &csv);
-    assert_eq!(here.summary(&["auth_users.csv", "--format", "supabase"]).await, [2, 2, 0, 0, 0]);
+    assert_eq!(here.summary(&["auth_users.csv", "--format", "supabase"]).await, [3, 3, 0, 0, 0]);
     assert_eq!(here.status("alice@example.com", &password).await, 200);
     assert_eq!(here.status("bob@example.com", &password).await, 401);
     let alice =
@@ -911,9 +951,14 @@ async fn users_of_django_log_in() {
         { "model": "accounts.user", "pk": 2, "fields": fields("bob", &sha1["text"]) },
         { "model": "auth.user", "pk": 3, "fields": fields("carol", &json!("!unusable")) },
         { "model": "auth.user", "pk": 4, "fields": fields("dave+1", &json!("")) },
+        // MD5 of "correct horse", by Django's hasher without a salt.
+        { "model": "auth.user", "pk": 5, "fields": fields("emma", &json!("3cb4e732631f47e6eb961f34554b7cde")) },
     ]);
     here.home.write("dump.json", &format!("{dump:#}"));
-    assert_eq!(here.summary(&["dump.json", "--format", "django"]).await, [4, 3, 0, 0, 1]);
+    assert_eq!(here.summary(&["dump.json", "--format", "django"]).await, [5, 4, 0, 0, 1]);
+    assert!(here.read("dump.json.rejects").contains("`gatepass import --hash` takes it"));
+    assert_eq!(here.summary(&["dump.json", "--format", "django", "--hash", "md5"]).await, [5, 1, 0, 4, 0]);
+    assert_eq!(here.status("emma", "correct horse").await, 200);
     assert_eq!(here.status("alice", &pbkdf2_password).await, 200);
     assert_eq!(here.status("bob", &sha1_password).await, 200);
     let alice = here.user("alice").await;
@@ -1297,12 +1342,27 @@ async fn the_commands_of_the_page_on_moving_work() {
     assert_eq!(imports, 9);
     assert_eq!(here.status("mapped", &password).await, 200);
     assert_eq!(here.status("course@example.com", &password).await, 200);
-    let left = page.split_once("```sql\nSELECT split_part").unwrap().1.split_once("```").unwrap().0;
-    let left: Vec<(String, i64)> = sqlx::query_as(AssertSqlSafe(format!("SELECT split_part{left}")))
+    for (name, what) in [
+        ("django", "django pbkdf2_sha256"),
+        ("mapped", "django bcrypt_sha256"),
+        ("course", "Drupal 7 of Drupal 6 (npm drupal-hash)"),
+    ] {
+        let (hash, _) = vector(what);
+        sqlx::query("UPDATE users SET password_hash = $2 WHERE username = $1")
+            .bind(name)
+            .bind(hash["text"].as_str().unwrap())
+            .execute(&here.app.db)
+            .await
+            .unwrap();
+    }
+    let left = page.split_once("```sql\nSELECT substring").unwrap().1.split_once("```").unwrap().0;
+    let left: Vec<(String, i64)> = sqlx::query_as(AssertSqlSafe(format!("SELECT substring{left}")))
         .fetch_all(&here.app.db)
         .await
         .unwrap();
-    assert!(left.contains(&("2b".to_owned(), 4)) && left.contains(&("wrapped".to_owned(), 1)), "{left:?}");
+    for kind in ["2b", "U", "bcrypt_sha256", "pbkdf2_sha256", "wrapped"] {
+        assert!(left.iter().any(|(left, count)| left == kind && *count > 0), "{kind}: {left:?}");
+    }
 }
 
 /// Ours and a bare `COPY` of the same rows into the same tables, one after the other, in the same run.

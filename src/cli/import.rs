@@ -8,7 +8,7 @@ use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -19,15 +19,17 @@ use aws_lc_rs::digest::{Context, SHA256, digest};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::sync::mpsc;
+use zeroize::Zeroizing;
 
 use super::{Failure, print, print_json, setup};
 use crate::{
     account::import::{
-        self, Comparison, FIELDS, Format, Importer, Progress, Rejection, Rules, Source, Wanted, hash_config,
+        self, Comparison, FIELDS, Format, Importer, LeftOut, Progress, Rejection, Rules, Source, Wanted,
+        hash_config,
     },
     clock::Clock,
     config::Settings,
-    password::{Pool, PoolSettings, foreign::Algorithm},
+    password::{Pool, PoolSettings, foreign::BareKind},
     random, store,
 };
 
@@ -64,12 +66,15 @@ pub(super) struct Args {
     /// Where refused records go, each with its reason [default: FILE.rejects]
     #[arg(long, value_name = "FILE")]
     rejects: Option<PathBuf>,
-    /// What hexadecimal password hashes are
-    #[arg(long, value_name = "ALGORITHM", value_parser = Algorithm::ALL.map(Algorithm::name))]
+    /// What hexadecimal password hashes are; not with --format auth0, firebase or keycloak, which have none
+    #[arg(long, value_name = "ALGORITHM", value_parser = BareKind::NAMES)]
     hash: Option<String>,
-    /// What was hashed, as in '{salt}{password}'
+    /// What was hashed, as in '{salt}{password}' [default: {password}]
     #[arg(long, value_name = "TEMPLATE", requires = "hash")]
     hash_template: Option<String>,
+    /// With --hash hmac-…: a file with the key of all hashes; without, the key of each is its user's salt
+    #[arg(long, value_name = "FILE", requires = "hash")]
+    hash_key_file: Option<PathBuf>,
     /// With --format firebase: a file with the project's password hash parameters
     #[arg(long, value_name = "FILE")]
     hash_config: Option<PathBuf>,
@@ -141,15 +146,29 @@ impl Args {
                 Some(hash_config(&text).map_err(|error| format!("{}: {error}", path.display()))?)
             }
         };
-        let algorithm = self.hash.as_deref().and_then(Algorithm::by_name);
         Ok(Rules {
             format,
             allow_admin: self.allow_admin,
-            bare: algorithm.map(|algorithm| (algorithm, self.hash_template.clone())),
+            bare: self.bare(format)?,
             firebase,
             peppers: settings.password_pepper.clone(),
             now: Clock::system().now(),
+            left_out: LeftOut::default(),
         })
+    }
+
+    /// What bare hexadecimal is.
+    fn bare(&self, format: Format) -> Result<Option<BareKind>, Failure> {
+        let Some(kind) = self.hash.as_deref().and_then(BareKind::by_name) else { return Ok(None) };
+        if !format.may_be_bare() {
+            return Err("--hash: the hashes of this format say what they are".into());
+        }
+        let mut kind = BareKind { template: self.hash_template.clone(), ..kind };
+        if let Some(path) = &self.hash_key_file {
+            let key = hash_key(path).map_err(|error| named(path, error))?;
+            kind = kind.with_key(key).map_err(|refused| format!("--hash-key-file: {refused}"))?;
+        }
+        Ok(Some(kind))
     }
 
     /// Where that goes which an import refuses, or in which a comparison finds a difference.
@@ -179,7 +198,7 @@ impl Args {
             format!("{format:?} {} {:?} {:?} {rejects:?}\n", self.allow_admin, self.hash, self.hash_template);
         context.update(how.as_bytes());
         // What is in the files of options, not where they lie.
-        for option in [&self.hash_config] {
+        for option in [&self.hash_config, &self.hash_key_file] {
             let Some(path) = option else {
                 context.update(&[0]);
                 continue;
@@ -203,6 +222,15 @@ impl Args {
     }
 }
 
+/// The bytes of the file, without the line break that editors put at the end.
+fn hash_key(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut key = Zeroizing::new(fs::read(path)?);
+    if key.pop_if(|last| *last == b'\n').is_some() {
+        key.pop_if(|last| *last == b'\r');
+    }
+    Ok(key)
+}
+
 fn named(path: &Path, error: io::Error) -> Failure {
     format!("{}: {error}", path.display()).into()
 }
@@ -212,12 +240,15 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
     let format = args.format(&origin)?;
     let settings = setup::begin(config_file).await?;
     let rules = args.rules(&settings, format)?;
+    let left_out = LeftOut::clone(&rules.left_out);
     let rejects = args.beside(&origin)?;
     if args.compare {
         let compared = setup::on_database(&settings, async |db| {
             compare(&mut *db.acquire().await?, origin, rules, rejects.as_deref()).await
         });
-        return report_comparison(&args, rejects.as_deref(), &compared.await?);
+        let compared = compared.await?;
+        tell_left_out(&left_out);
+        return report_comparison(&args, rejects.as_deref(), &compared);
     }
     let source = match &origin {
         Origin::File(file) => Some(args.identity(file, format, rejects.as_deref())?),
@@ -242,7 +273,21 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
         import(importer, origin, rules, &wanted).await
     })
     .await?;
+    tell_left_out(&left_out);
     report(&args, &wanted, &done)
+}
+
+/// Says which roles nobody has been given.
+fn tell_left_out(roles: &LeftOut) {
+    let roles = roles.lock().unwrap_or_else(PoisonError::into_inner);
+    if roles.is_empty() {
+        return;
+    }
+    let mut told: Vec<_> = roles.iter().take(TOLD).map(|role| format!("{role:?}")).collect();
+    if roles.len() > TOLD {
+        told.push(format!("and {} more", roles.len() - TOLD));
+    }
+    eprintln!("left out, since no role may be called that here: {}", told.join(", "));
 }
 
 async fn import(

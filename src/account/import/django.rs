@@ -4,7 +4,6 @@
 use serde_json::{Map, Value};
 
 use super::{Draft, Rules, object::Object};
-use crate::password::foreign::Imported;
 
 /// Of a dump of everything the users alone, also those of a model of the project's own.
 pub(super) fn is_user(fields: &Map<String, Value>) -> bool {
@@ -45,6 +44,7 @@ fn of_row(row: &mut Object<'_>, rules: &Rules) -> Draft {
         created_at: row.time("date_joined"),
         updated_at: None,
         password_changed_at: None,
-        password: row.text("password").map(|text| Imported::parse(&text, &rules.peppers)),
+        // Its hasher without a salt writes MD5 in hexadecimal and nothing else.
+        password: row.text("password").map(|text| rules.password(&text, "")),
     }
 }

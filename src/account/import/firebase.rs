@@ -6,7 +6,8 @@ use crate::password::foreign::{FirebaseProject, Imported, Refused};
 
 pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     let salt = object.text("salt");
-    let password = object.text("passwordHash").map(|hash| match &rules.firebase {
+    let hash = object.text("passwordHash").filter(|hash| !hash.is_empty());
+    let password = hash.map(|hash| match &rules.firebase {
         Some(project) => Imported::firebase(project, &hash, salt.as_deref().unwrap_or_default()),
         None => {
             object.refuse(

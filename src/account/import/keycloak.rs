@@ -1,19 +1,28 @@
 //! Keycloak: a realm with its users, or a file of users, as `kc.sh export` writes them.
 //! <https://www.keycloak.org/server/importExport>
 
+use std::sync::PoisonError;
+
 use serde_json::Value;
 
-use super::{Draft, object::Object};
+use super::{Draft, Roles, Rules, object::Object};
 use crate::password::foreign::Imported;
 
-pub(super) fn draft(object: &mut Object<'_>) -> Draft {
+pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     let names: Vec<String> =
         ["firstName", "lastName"].into_iter().filter_map(|name| object.text(name)).collect();
     // Every user has these, and they say nothing.
     let is_own = |role: &String| {
         !role.starts_with("default-roles-") && !["offline_access", "uma_authorization"].contains(&&**role)
     };
-    let roles = object.texts("realmRoles").map(|roles| roles.into_iter().filter(is_own).collect());
+    let roles = object.texts("realmRoles").map(|roles| {
+        let (roles, others): (Vec<_>, Vec<_>) =
+            roles.into_iter().filter(is_own).partition(|role| Roles::is_name(role));
+        if !others.is_empty() {
+            rules.left_out.lock().unwrap_or_else(PoisonError::into_inner).extend(others);
+        }
+        roles
+    });
     let credentials = object.value("credentials").and_then(Value::as_array);
     let is_password = |credential: &&Value| credential["type"] == "password";
     let credential = credentials.into_iter().flatten().find(is_password);

@@ -24,9 +24,10 @@ mod rejects;
 mod supabase;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     io::{self, Read},
     path::PathBuf,
+    sync::{Arc, Mutex},
     thread,
 };
 
@@ -54,7 +55,7 @@ pub use crate::store::imports::{Progress, Source};
 use crate::{
     password::{
         HashedPassword, Peppers, Pool,
-        foreign::{Algorithm, FirebaseProject, Imported},
+        foreign::{BareKind, FirebaseProject, Imported, Refused as RefusedHash},
     },
     random,
     store::{
@@ -100,6 +101,11 @@ pub enum Format {
 }
 
 impl Format {
+    /// Whether its hashes may be bare hexadecimal.
+    pub fn may_be_bare(self) -> bool {
+        !matches!(self, Self::Auth0 | Self::Firebase | Self::Keycloak)
+    }
+
     /// All that a file may have, with their names.
     pub const FILES: [(&str, Self); 7] = [
         ("jsonl", Self::Jsonl),
@@ -119,14 +125,26 @@ pub struct Rules {
     pub format: Format,
     /// Whether a record may give the role `admin`.
     pub allow_admin: bool,
-    /// What bare hexadecimal is: the algorithm, and a template when there is one.
-    pub bare: Option<(Algorithm, Option<String>)>,
+    /// What bare hexadecimal is.
+    pub bare: Option<BareKind>,
     /// The parameters of Firebase's hashes.
     pub firebase: Option<FirebaseProject>,
     /// Our own, for our own hashes on their way back.
     pub peppers: Peppers,
     /// The time of the import.
     pub now: OffsetDateTime,
+    /// The roles that were left out on the way, since no role may be called that here.
+    pub left_out: LeftOut,
+}
+
+/// Names of roles, each once.
+pub type LeftOut = Arc<Mutex<BTreeSet<String>>>;
+
+impl Rules {
+    /// Reads a hash; `salt` is what the record has for one.
+    fn password(&self, text: &str, salt: &str) -> Result<Imported, RefusedHash> {
+        Imported::of_kind(text, self.bare.as_ref(), salt, &self.peppers)
+    }
 }
 
 /// What is to be done, besides the reading.
@@ -252,7 +270,7 @@ fn check(fields: &Map<String, Value>, is_text: bool, rules: &Rules) -> Option<(O
         Format::Jsonl | Format::Csv => own::draft(&mut object, rules),
         Format::Auth0 => auth0::draft(&mut object, rules),
         Format::Firebase => firebase::draft(&mut object, rules),
-        Format::Keycloak => keycloak::draft(&mut object),
+        Format::Keycloak => keycloak::draft(&mut object, rules),
         Format::Supabase => supabase::draft(&mut object, rules),
         Format::Django => django::draft(&mut object, rules),
         Format::Database if own::is_course(fields) => own::course_draft(&mut object, rules),
@@ -276,6 +294,7 @@ pub(super) fn check_without_hash(
         firebase: None,
         peppers: Peppers::default(),
         now,
+        left_out: LeftOut::default(),
     };
     let mut object = Object::new(&fields, false);
     let draft = own::draft(&mut object, &rules);

@@ -44,10 +44,11 @@ impl<'a> Object<'a> {
         })
     }
 
-    /// An object within this one. In CSV it is a text of JSON.
+    /// An object within this one. In CSV it is a text of JSON, which may be `null`.
     pub(super) fn object(&mut self, name: &str) -> Option<Map<String, Value>> {
         match self.value(name)? {
             Value::Object(fields) => Some(fields.clone()),
+            Value::String(text) if self.is_text && text == "null" => None,
             Value::String(text) if self.is_text => match serde_json::from_str(text) {
                 Ok(Fields { fields, repeated }) => {
                     self.errors.extend(repeated.iter().map(|key| is_repeated(&format!("{name}.{key}"))));

@@ -4,7 +4,7 @@ use rand_core::CryptoRng;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
-use super::{Denied, Done, Format, MAX_CONFLICTS, Object, Original, Ready, Rules, own, write};
+use super::{Denied, Done, Format, LeftOut, MAX_CONFLICTS, Object, Original, Ready, Rules, own, write};
 use crate::{
     account::{Accounts, Error, User},
     password::foreign::Imported,
@@ -46,6 +46,7 @@ impl Accounts {
             firebase: None,
             peppers: self.passwords.peppers().clone(),
             now,
+            left_out: LeftOut::default(),
         };
         let mut object = Object::new(&record, false);
         if given.is_some_and(|given| !given.is_null() && given != external_id) {

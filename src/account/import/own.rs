@@ -3,7 +3,6 @@
 use serde_json::{Map, Value};
 
 use super::{Draft, Rules, object::Object};
-use crate::password::foreign::{Bare, Imported};
 
 /// Every field.
 pub(super) const FIELDS: [&str; 12] = [
@@ -24,14 +23,8 @@ pub(super) const FIELDS: [&str; 12] = [
 pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     object.knows(&FIELDS);
     let salt = object.text("salt");
-    let password = object.text("password_hash").map(|text| match &rules.bare {
-        Some((algorithm, template)) if text.bytes().all(|b| b.is_ascii_hexdigit()) => {
-            let salt = salt.as_deref().unwrap_or_default().as_bytes();
-            let bare = Bare { algorithm: *algorithm, template: template.as_deref(), salt, key: None };
-            Imported::bare(&text, &bare)
-        }
-        _ => Imported::parse(&text, &rules.peppers),
-    });
+    let password = object.text("password_hash");
+    let password = password.map(|text| rules.password(&text, salt.as_deref().unwrap_or_default()));
     Draft {
         external_id: object.text("external_id"),
         username: object.text("username"),
@@ -66,7 +59,7 @@ pub(super) fn course_draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
         created_at: known(object.time("created_at")),
         updated_at: None,
         password_changed_at: known(object.time("password_changed_at")),
-        password: object.text("hashed_password").map(|text| Imported::parse(&text, &rules.peppers)),
+        password: object.text("hashed_password").map(|text| rules.password(&text, "")),
     }
 }
 

@@ -328,7 +328,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::password::Peppers;
+    use crate::{account::import::LeftOut, password::Peppers};
 
     #[test]
     fn a_line_that_is_too_long_costs_that_line() {
@@ -339,6 +339,7 @@ mod tests {
             firebase: None,
             peppers: Peppers::default(),
             now: datetime!(2026-01-02 03:04:05 UTC),
+            left_out: LeftOut::default(),
         };
         let good = r#"{"username":"alice","email":"alice@example.com"}"#;
         // One that ends where reading it does, one that goes on, and one that never ends.

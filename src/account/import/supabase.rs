@@ -4,7 +4,6 @@
 use serde_json::{Map, Value};
 
 use super::{Draft, Rules, object::Object};
-use crate::password::foreign::Imported;
 
 /// Users who were deleted leave their row there.
 pub(super) fn is_user(fields: &Map<String, Value>) -> bool {
@@ -31,10 +30,7 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
         created_at: object.time("created_at"),
         updated_at: object.time("updated_at"),
         password_changed_at: None,
-        password: object
-            .text("encrypted_password")
-            .filter(|hash| !hash.is_empty())
-            .map(|text| Imported::parse(&text, &rules.peppers)),
+        password: object.text("encrypted_password").map(|text| rules.password(&text, "")),
     }
     .with_username()
 }

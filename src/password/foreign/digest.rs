@@ -83,6 +83,87 @@ pub struct Bare<'a> {
     pub key: Option<&'a [u8]>,
 }
 
+/// How the digests of a file were made: what [`Bare`] says, but for each one's salt.
+#[derive(Debug)]
+pub struct BareKind {
+    /// Of what they are digests.
+    pub algorithm: Algorithm,
+    /// What was hashed, as in [`Bare`].
+    pub template: Option<String>,
+    /// Whose key, when they are HMACs.
+    pub key: Option<HmacKey>,
+}
+
+/// The key of HMACs. `Debug` shows nothing of it.
+pub enum HmacKey {
+    /// One for all, of 1 to 128 bytes.
+    Shared(Zeroizing<Vec<u8>>),
+    /// Each one's salt.
+    Salt,
+}
+
+impl fmt::Debug for HmacKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shared(_) => "Shared([redacted])",
+            Self::Salt => "Salt",
+        })
+    }
+}
+
+impl BareKind {
+    /// `md5`, …, `hmac-sha512`.
+    pub const NAMES: [&str; 10] = [
+        "md5",
+        "sha1",
+        "sha256",
+        "sha384",
+        "sha512",
+        "hmac-md5",
+        "hmac-sha1",
+        "hmac-sha256",
+        "hmac-sha384",
+        "hmac-sha512",
+    ];
+
+    /// The one of that name; an HMAC of it has the salt as its key.
+    pub fn by_name(name: &str) -> Option<Self> {
+        let (name, key) = match name.strip_prefix("hmac-") {
+            Some(name) => (name, Some(HmacKey::Salt)),
+            None => (name, None),
+        };
+        Some(Self { algorithm: Algorithm::by_name(name)?, template: None, key })
+    }
+
+    /// Sets the key of all.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Key`] when these are no HMACs, or the key is too short or too long.
+    pub fn with_key(mut self, key: Zeroizing<Vec<u8>>) -> Result<Self, Refused> {
+        if self.key.is_none() || key.is_empty() || key.len() > MAX_SALT {
+            return Err(Refused::Key);
+        }
+        self.key = Some(HmacKey::Shared(key));
+        Ok(self)
+    }
+
+    pub(super) fn hash(&self, text: &str, salt: &[u8]) -> Result<Hash, Refused> {
+        let template = self.template.as_deref();
+        let bare = |salt, key| Bare { algorithm: self.algorithm, template, salt, key };
+        match &self.key {
+            None => bare(salt, None).hash(text),
+            Some(HmacKey::Shared(key)) => bare(salt, Some(key)).hash(text),
+            Some(HmacKey::Salt) if salt.is_empty() => Err(Refused::Key),
+            // As the key alone, unless the template names it too.
+            Some(HmacKey::Salt) => {
+                let is_hashed = template.is_some_and(|template| template.contains(SALT));
+                bare(if is_hashed { salt } else { &[] }, Some(salt)).hash(text)
+            }
+        }
+    }
+}
+
 impl fmt::Debug for Bare<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bare").field("algorithm", &self.algorithm).finish_non_exhaustive()

@@ -25,7 +25,7 @@ use std::fmt;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use zeroize::Zeroizing;
 
-pub use digest::{Algorithm, Bare};
+pub use digest::{Algorithm, Bare, BareKind, HmacKey};
 pub use scrypt::FirebaseProject;
 
 use self::phc::Phc;
@@ -63,7 +63,7 @@ pub enum Refused {
     /// A digest in hexadecimal that says nothing of itself: [`Imported::bare`] is told what it is.
     #[error("hexadecimal that does not say which hash it is; `gatepass import --hash` takes it")]
     Bare,
-    /// One that says that nobody can log in with a password (`!`, `*`).
+    /// One that says that nobody can log in with a password (`!`, `*`, or nothing).
     #[error("no password hash, but the mark of an account without a password")]
     NoPassword,
     /// A known form, not well-formed.
@@ -81,6 +81,11 @@ pub enum Refused {
         digest::MAX_TEMPLATE
     )]
     Template,
+    /// An HMAC without a key, or a key for what is none.
+    #[error(
+        "an HMAC has a key of 1 to {MAX_SALT} bytes, the salt when no other is given; what is none has no key"
+    )]
+    Key,
 }
 
 /// What can be told of a foreign hash and one that is stored, without the password.
@@ -116,6 +121,9 @@ impl Imported {
     /// assert!(matches!(read("$2b$31$EixZaYVK1fsbw1ZfbX3OXe"), Err(Refused::TooCostly("bcrypt"))));
     /// ```
     pub fn parse(text: &str, peppers: &Peppers) -> Result<Self, Refused> {
+        if text.is_empty() {
+            return Err(Refused::NoPassword);
+        }
         let text = without_name(text);
         if text.starts_with(argon::PREFIX) {
             argon::check_imported(text, peppers)?;
@@ -167,6 +175,26 @@ impl Imported {
     /// [`Refused`].
     pub fn bare(hexadecimal: &str, bare: &Bare<'_>) -> Result<Self, Refused> {
         bare.hash(hexadecimal).map(Self::of)
+    }
+
+    /// A hash from a file whose hexadecimal is `kind`; `salt` is that one's. Whatever is not hexadecimal says itself what it
+    /// is.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`].
+    pub fn of_kind(
+        text: &str,
+        kind: Option<&BareKind>,
+        salt: &str,
+        peppers: &Peppers,
+    ) -> Result<Self, Refused> {
+        match kind {
+            Some(kind) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                kind.hash(text, salt.as_bytes()).map(Self::of)
+            }
+            _ => Self::parse(text, peppers),
+        }
     }
 
     /// Holds it against what is stored.
@@ -336,7 +364,8 @@ impl From<Refused> for Unreadable {
             | Refused::Bare
             | Refused::NoPassword
             | Refused::Malformed(_)
-            | Refused::Template => Self::Format,
+            | Refused::Template
+            | Refused::Key => Self::Format,
         }
     }
 }

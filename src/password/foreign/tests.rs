@@ -177,6 +177,57 @@ fn the_recipe_of_a_function_reads_as_itself() {
     }
 }
 
+/// Made with Python's `hmac`, of "correct horse": with the key "a-key-of-all", and with the salt "sälz-17" as the key.
+#[test]
+fn hmacs_are_read_by_their_names_with_one_key_for_all_or_the_salt_as_the_key() {
+    let table = [
+        ("hmac-md5", "ec1b6d978ae0e019e6639881f8d3e982", "e1f32773c30b0ef2b566f876270d2047"),
+        ("hmac-sha1", "80e63a10baf349b0cf5e231dc4a08460123a8342", "d7275fc418a63d02b58bf027696cfcf2b02455e1"),
+        (
+            "hmac-sha256",
+            "a1bd22970f2b5ae8657ffb901afd8ef3b0ae8e5a65bdbb83258a68639a4bfaf4",
+            "34ab5a1f43020ae01247e72ed32f82886753c79235b72a3a6a3557979e13ce6d",
+        ),
+        (
+            "hmac-sha384",
+            "e460754ed0be6dd0454a0998d5e7658fa548308f0745df2f0d5b893d0aca824d7f6fed009a3d076965bf35d135fb7715",
+            "b4ef09cc25b7b5ce21238b4fc80fc854fb2213733327d4cadef3aea6fbcd0bab09e163e3aede59ae8994c40d5eaa9414",
+        ),
+        (
+            "hmac-sha512",
+            "8b4578eb1f818338c3e94ce9e72d28d427a11e7b92956d6fa4f26334c1b8e29026a2ea2d6d3eeefdbd49a1ce2d0eede8776aa886e6fbd43da861d5d8cd60d2ba",
+            "da269ea7b429b7b9ab754d358df99c33b0fddd50ef0821d24b5075e31ea5738576c4e3bbcee50b517012301ae5ecee520e834eabe6d6fea8a573cc4a57120c7d",
+        ),
+    ];
+    let kind = |name| BareKind::by_name(name).unwrap();
+    let shared = |name| kind(name).with_key(b"a-key-of-all".to_vec().into()).unwrap();
+    let import = |text: &str, kind: &BareKind, salt: &str| {
+        Imported::of_kind(text, Some(kind), salt, &Peppers::default())
+    };
+    let is_right = |imported: Result<Imported, Refused>| {
+        let stored = store(imported.unwrap());
+        assert!(stored.as_str().starts_with("$wrapped$digest$"));
+        assert_eq!(verdict("wrong horse", stored.as_str()), Verdict::NoMatch);
+        verdict("correct horse", stored.as_str()) == Verdict::Match { outdated: true }
+    };
+    for (name, with_key, with_salt) in table {
+        assert!(is_right(import(with_key, &shared(name), "")), "{name}");
+        assert!(is_right(import(with_salt, &kind(name), "sälz-17")), "{name}");
+        assert!(!is_right(import(with_salt, &kind(name), "sälz-18")), "{name}");
+        assert_eq!(import(with_salt, &kind(name), "").unwrap_err(), Refused::Key, "{name}");
+    }
+    // Of "sälz-17:correct horse", with the key of all.
+    let salted = "927be35d62eb6e8f3fa8f5ed66cd38845fc35873af864e7f3f8bc4ba73a029c7";
+    let template = Some("{salt}:{password}".to_owned());
+    let with_template = BareKind { template, ..shared("hmac-sha256") };
+    assert!(is_right(import(salted, &with_template, "sälz-17")));
+
+    assert!(BareKind::NAMES.iter().all(|name| BareKind::by_name(name).is_some()));
+    assert_eq!(kind("md5").with_key(b"key".to_vec().into()).unwrap_err(), Refused::Key);
+    assert_eq!(kind("hmac-md5").with_key(vec![0; 129].into()).unwrap_err(), Refused::Key);
+    assert!(!format!("{:?}", shared("hmac-md5")).contains("a-key"));
+}
+
 #[test]
 fn a_wrapped_hash_is_good_for_nothing_else() {
     // MD5 of "secret", as leaked elsewhere.
@@ -238,7 +289,7 @@ fn refused() {
     let sha = "a".repeat(86);
     let digest = "c2FsdHNhbHRzYWx0c2FsdHNhbHRzYWx0c2FsdHNhbHRzYWx0";
     let table = [
-        ("".to_owned(), Unknown),
+        ("".to_owned(), NoPassword),
         ("secret".into(), Unknown),
         ("пароль".into(), Unknown),
         ("5f4dcc3b5aa765d61d8327deb882cf99".into(), Refused::Bare),

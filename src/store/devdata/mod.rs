@@ -37,9 +37,25 @@ pub enum Error {
     /// The schema is not this version's.
     #[error(transparent)]
     Schema(#[from] migrations::Error),
+    /// A statement that was well-formed failed over the rows.
+    #[error(
+        "a statement failed with SQLSTATE {0}; what the database says of it may quote a value, and is left out"
+    )]
+    OfRows(String),
     /// The database failed.
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
+}
+
+/// What a statement fails with that was prepared before, and so fails over the rows that it reads: messages quote their
+/// values, whatever the class of the error (`username::integer`, `username::regclass`).
+fn without_values(error: sqlx::Error) -> Error {
+    match &error {
+        sqlx::Error::Database(told) if !super::may_pass(&error) => {
+            Error::OfRows(told.code().unwrap_or_default().into_owned())
+        }
+        _ => error.into(),
+    }
 }
 
 /// Runs statements that take no parameters.

@@ -4,12 +4,13 @@
 use std::{future::poll_fn, pin::pin};
 
 use futures_core::Stream;
-use sqlx::{AssertSqlSafe, Connection, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, SqlSafeStr, Transaction};
 use uuid::Uuid;
 
 use super::{
     Error,
     masks::{self, Key, Rows, TABLES},
+    without_values,
 };
 use crate::store::{
     PgConnection,
@@ -108,16 +109,18 @@ impl<'c> Snapshot<'c> {
     ///
     /// # Errors
     ///
-    /// When the condition is none, or the database fails.
+    /// When the condition is none; [`Error::OfRows`] when it fails for some user; or when the database fails.
     pub async fn choose(&mut self, wanted: &Wanted<'_>) -> Result<usize, Error> {
         // One statement, prepared: whatever the condition is, it is part of a query.
         let sql = format!(
             "SELECT id FROM public.users WHERE ({}\n) ORDER BY md5(id::text), id LIMIT $1",
             wanted.condition.unwrap_or("true")
         );
+        // What is wrong with the statement itself is said before it has seen a row.
+        (&mut *self.0).prepare(AssertSqlSafe(sql.clone()).into_sql_str()).await?;
         #[expect(clippy::disallowed_methods, reason = "the condition comes from the command line")]
-        let ids: Vec<Uuid> =
-            sqlx::query_scalar(AssertSqlSafe(sql)).bind(wanted.count).fetch_all(&mut *self.0).await?;
+        let ids = sqlx::query_scalar(AssertSqlSafe(sql)).bind(wanted.count).fetch_all(&mut *self.0).await;
+        let ids: Vec<Uuid> = ids.map_err(without_values)?;
         sqlx::query_scalar!("SELECT set_config('devdata.users', ($1::uuid[])::text, true)", &ids)
             .fetch_one(&mut *self.0)
             .await?;
@@ -135,10 +138,10 @@ impl<'c> Snapshot<'c> {
         mut write: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<u64, E> {
         let statement = format!("COPY ({}) TO STDOUT", part.query());
-        let mut stream = pin!(self.0.copy_out_raw(&statement).await.map_err(Error::from)?);
+        let mut stream = pin!(self.0.copy_out_raw(&statement).await.map_err(without_values)?);
         let mut rows = 0;
         while let Some(lines) = poll_fn(|context| stream.as_mut().poll_next(context)).await {
-            let lines = lines.map_err(Error::from)?;
+            let lines = lines.map_err(without_values)?;
             // A line break in a value is written as `\n`.
             rows += lines.iter().filter(|&&byte| byte == b'\n').count() as u64;
             write(&lines)?;
