@@ -1,7 +1,10 @@
 //! The connections to the database: no more of them than is said, with the limits that are said, encrypted to the right
 //! server or not at all.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use gatepass::store::Source;
 use serde_json::json;
@@ -125,6 +128,42 @@ async fn connections_that_are_cut_fail_no_login_and_no_renewal() {
     }
 }
 
+/// The pool's patience is waited for once, not once more for what may be asked twice: together that is all the time that a
+/// request has.
+#[tokio::test]
+async fn a_server_that_stays_away_is_waited_for_once() {
+    /// What docs/database.md promises.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let mut server = Server::new("", |_| ()).await;
+    let home = Home::new();
+    let service = home.serve(&[("DB_SOURCE", &server.url()), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+    register(&service, "alice").await;
+    let credentials = json!({ "username": "alice", "password": PASSWORD });
+    let (status, login) = service.post("/users/login", &credentials).await;
+    assert_eq!(status, 200, "{login}");
+    let renewal = json!({ "refresh_token": login["refresh_token"] });
+
+    server.kill().await;
+    let stories = [("/users/login", credentials), ("/tokens/renew_access", renewal)];
+    let mut requests = JoinSet::new();
+    // Two of each: one may be given a connection that was alive a moment ago. No more than there are connections to open.
+    for (path, body) in stories.clone().into_iter().chain(stories) {
+        let request = reqwest::Client::new().post(service.url(path)).json(&body).send();
+        let began = Instant::now();
+        requests.spawn(async move {
+            let answer = request.await.unwrap();
+            let (status, elapsed) = (answer.status().as_u16(), began.elapsed());
+            (path, status, answer.json::<serde_json::Value>().await.unwrap(), elapsed)
+        });
+    }
+    for (path, status, problem, elapsed) in requests.join_all().await {
+        assert_eq!((status, &problem["code"]), (503, &json!("database_unavailable")), "{path}: {problem}");
+        assert!((PATIENCE..PATIENCE + Duration::from_secs(3)).contains(&elapsed), "{path}: {elapsed:?}");
+    }
+    let log = service.stop(Signal::TERM).await.stderr;
+    assert!(log.contains("Connection refused"), "{log}");
+}
+
 #[tokio::test]
 async fn what_was_given_up_is_over_before_its_connection_is_lent_again() {
     let pool = Source::new(&database().await.into()).unwrap().pool(1);
@@ -178,7 +217,14 @@ async fn a_database_that_is_read_only_is_read() {
     server.run("SELECT pg_reload_conf()").await;
     until("it is not ready", async || service.get("/readyz").await.0 == 503).await;
     assert_eq!(service.get("/readyz").await.1["reasons"], json!(["database: takes no writes"]));
-    assert_eq!((service.post("/users/login", &credentials).await.0, me().await), (503, 200));
+    let (status, problem) = service.post("/users/login", &credentials).await;
+    assert_eq!(
+        (status, &problem["code"], me().await),
+        (503, &json!("database_unavailable"), 200),
+        "{problem}"
+    );
+    // It is there, and nobody says that it is not.
+    assert!(!problem["detail"].as_str().unwrap().contains("reach"), "{problem}");
 
     server.run("ALTER SYSTEM RESET default_transaction_read_only").await;
     server.run("SELECT pg_reload_conf()").await;

@@ -89,8 +89,8 @@ impl Accounts {
     ) -> Result<(Attempt, Option<Credentials>), Error> {
         let places = self.throttle.places(username, caller.ip);
         // At worst it takes a place more.
-        let attempt = store::asking(async || {
-            users::attempt(&mut *self.db_conn().await?, &places, name(username), now).await
+        let attempt = store::asking(&self.db, async |mut conn| {
+            users::attempt(&mut conn, &places, name(username), now).await
         });
         let (taken, found) = attempt.await?;
         Ok((self.throttle.admitted(Kind::Login, places, &taken, now)?, found))

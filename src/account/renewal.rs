@@ -167,7 +167,7 @@ impl Accounts {
         let id = presented.session_id;
         for _ in 0..MAX_RACES {
             // Before anything is said of the session: only who holds one of its tokens learns what has become of it.
-            let row = store::asking(async || sessions::by_id(&mut *self.db_conn().await?, id).await).await?;
+            let row = store::asking(&self.db, async |mut conn| sessions::by_id(&mut conn, id).await).await?;
             let row = row.filter(|row| self.refresh_keys.is_authentic(&presented, &row.refresh_salt));
             let Some(row) = row else {
                 return ended(RenewalOutcome::Invalid, Error::InvalidRefreshToken);

@@ -54,6 +54,7 @@ use std::{
 
 use aws_lc_rs::hmac;
 use time::OffsetDateTime;
+use tokio::time::timeout;
 use unicode_normalization::UnicodeNormalization;
 
 use super::{Error, User};
@@ -68,6 +69,8 @@ use crate::{
 
 /// How long a device is known after its last login: a few times as long as most sessions last.
 pub const KNOWN_FOR: time::Duration = time::Duration::days(90);
+/// How long a request that is otherwise done waits for its attempt to be written off.
+const WRITE_OFF_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many failures in what time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,7 +247,7 @@ impl Throttle {
             let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
             login_attempts::forgive(&mut conn, forgiveness, now).await
         };
-        report(store::retrying(forgive).await);
+        write_off(store::retrying(forgive)).await;
     }
 
     /// It was no failure that counts.
@@ -253,7 +256,7 @@ impl Throttle {
             let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
             login_attempts::give_back(&mut conn, &attempt.taken).await
         };
-        report(store::retrying(give_back).await);
+        write_off(store::retrying(give_back)).await;
     }
 
     /// Counts a failure that took no place beforehand; what to answer: [`Error::TooManyAttempts`] when there have been too
@@ -299,9 +302,11 @@ impl Throttle {
     }
 }
 
-/// What somebody got does not depend on whether their attempt could be written off. At worst it counts.
-fn report(done: Result<(), store::Error>) {
-    if let Err(error) = done {
+/// What somebody got does not depend on whether their attempt could be written off: they wait a little for it, not as long
+/// as for a database that they have just been denied. At worst it counts.
+async fn write_off(work: impl Future<Output = Result<(), store::Error>>) {
+    let done = timeout(WRITE_OFF_PATIENCE, work).await;
+    if let Err(error) = done.unwrap_or_else(|_| Err(store::Error::timeout())) {
         let error: &(dyn std::error::Error + 'static) = &error;
         tracing::warn!(error, "an attempt that was no failure counts as one");
     }

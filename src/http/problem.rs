@@ -132,12 +132,12 @@ impl Problem {
         problem.retry_after(Duration::from_secs(1))
     }
 
-    /// 503, the database is not there.
+    /// 503, the database is not there, has no connection free or takes no writes.
     pub fn database_unavailable() -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "database_unavailable",
-            "The service cannot reach its database at the moment.",
+            "The database cannot do this at the moment.",
         )
         .retry_after(Duration::from_secs(1))
     }

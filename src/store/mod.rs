@@ -132,20 +132,21 @@ where
     work().await
 }
 
-/// Does `work` once more, with another connection, when the one that it had turns out to have ended. For what may be done
-/// twice; each time it has to take a connection of its own.
+/// Does `work` with a connection of `db`, and once more with another when the one that it had turns out to have ended. For
+/// what may be done twice. That none can be had is an answer: the pool has tried for as long as anybody may wait.
 ///
 /// # Errors
 ///
-/// Those of `work`.
-pub async fn asking<T, W>(mut work: impl FnMut() -> W) -> Result<T, Error>
+/// Those of `work`, or [`Error::Unavailable`].
+pub async fn asking<T, W>(db: &PgPool, mut work: impl FnMut(PoolConnection) -> W) -> Result<T, Error>
 where
     W: Future<Output = Result<T, Error>>,
 {
-    match work().await {
+    let conn = async || db.acquire().await.map_err(Error::Unavailable);
+    match work(conn().await?).await {
         Err(Error::Unavailable(error)) if has_ended(&error) => {
             tracing::debug!(%error, "asking once more");
-            work().await
+            work(conn().await?).await
         }
         done => done,
     }
