@@ -192,6 +192,25 @@ async fn of_many_attempts_at_once_as_many_get_through_as_there_are_places() {
     }
 }
 
+/// Each makes the device known, and some find it known already: they must not be in each other's way.
+#[tokio::test]
+async fn many_first_logins_at_once_all_succeed() {
+    let rates = [("LOGIN_ATTEMPTS_PER_ACCOUNT", "1000/1m"), ("LOGIN_ATTEMPTS_PER_IP", "1000/1m")];
+    let app = App::with(&rates).await;
+    let replicas = [app.replica(&rates).await, app.replica(&rates).await];
+    for name in ["alice", "bob", "carol"] {
+        app.register(name).await;
+        let mut crowd = JoinSet::new();
+        for i in 0..24 {
+            let body = json!({ "username": name, "password": PASSWORD });
+            crowd.spawn(replicas[i % 2].post("/users/login").json(&body).send());
+        }
+        for answer in crowd.join_all().await {
+            answer.expect(200);
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_success_forgives_the_account_and_not_the_address() {
     let app = App::with(&[("LOGIN_ATTEMPTS_PER_ACCOUNT", "3/15m"), ("LOGIN_ATTEMPTS_PER_IP", "5/15m")]).await;

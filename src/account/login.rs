@@ -88,11 +88,14 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<(Attempt, Option<Credentials>), Error> {
         let places = self.throttle.places(username, caller.ip);
-        // At worst it takes a place more.
-        let attempt = store::asking(&self.db, async |mut conn| {
-            users::attempt(&mut conn, &places, name(username), now).await
-        });
-        let (taken, found) = attempt.await?;
+        // At worst it takes a place more. Who logs in for the first time, twice at once, may be in the other's way.
+        let attempt = async || {
+            store::asking(&self.db, async |mut conn| {
+                users::attempt(&mut conn, &places, name(username), now).await
+            })
+            .await
+        };
+        let (taken, found) = store::retrying(attempt).await?;
         Ok((self.throttle.admitted(Kind::Login, places, &taken, now)?, found))
     }
 

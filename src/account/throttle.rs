@@ -166,9 +166,16 @@ impl Throttle {
         now: OffsetDateTime,
     ) -> Result<Attempt, Error> {
         let places = self.places(name, ip);
-        let mut conn = self.db.acquire().await.map_err(Error::Unavailable)?;
-        let taken = login_attempts::take(&mut conn, &places, now).await?;
+        let taken = self.take(&places, now).await?;
         self.admitted(Kind::Login, places, &taken, now)
+    }
+
+    async fn take(&self, places: &Places, now: OffsetDateTime) -> Result<Taken, Error> {
+        let take = async || {
+            let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
+            login_attempts::take(&mut conn, places, now).await
+        };
+        Ok(store::retrying(take).await?)
     }
 
     /// The attempt that has taken these places.
@@ -209,8 +216,7 @@ impl Throttle {
     ) -> Result<Attempt, Error> {
         let buckets = ip.map(|ip| self.address(kind, ip)).into_iter().collect();
         let places = Places { buckets, device: None };
-        let mut conn = self.db.acquire().await.map_err(Error::Unavailable)?;
-        let taken = login_attempts::take(&mut conn, &places, now).await?;
+        let taken = self.take(&places, now).await?;
         self.admitted(kind, places, &taken, now)
     }
 
