@@ -731,7 +731,7 @@ async fn hmacs_have_a_key_from_a_file_or_each_their_salt() {
     let of = |name| ["--hash", "hmac-sha256", name];
     let with_key = |name, key| [&of(name)[..], &["--hash-key-file", key]].concat();
     assert_eq!(here.summary(&of("shared.jsonl")).await, [1, 0, 0, 0, 1]);
-    assert!(here.read("shared.jsonl.rejects").contains("the salt when no other is given"));
+    assert!(here.read("shared.jsonl.rejects").contains("the salt, when no other is given"));
     assert_eq!(here.summary(&with_key("shared.jsonl", "key")).await, [1, 1, 0, 0, 0]);
     assert_eq!(here.summary(&of("salted.jsonl")).await, [1, 1, 0, 0, 0]);
     for name in ["alice", "bob"] {

@@ -13,7 +13,7 @@
 //!    when they are set up as docs/rolling-updates.md says.
 //!
 //! What hyper refuses before there is a request (a malformed or oversized head) it answers by itself, with a bare 400 or
-//! 431: the only responses of the service that are no problem documents.
+//! 431: the only responses to clients that are no problem documents.
 
 use std::{
     convert::Infallible,

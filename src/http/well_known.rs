@@ -93,7 +93,10 @@ pub(super) struct Metadata {
 #[utoipa::path(
     get, path = "/.well-known/jwks.json", tag = "keys",
     responses(
-        (status = 200, description = "A JWK set (RFC 7517).", body = JwkSet),
+        (status = 200, description = "A JWK set (RFC 7517).", body = JwkSet, headers(
+            ("ETag" = String, description = "Changes when the document does."),
+            ("Cache-Control" = String, description = "For how long it may be used without asking again."),
+        )),
         (status = 304, description = "Not changed since the `ETag` of `If-None-Match`."),
     ),
 )]
@@ -106,7 +109,10 @@ pub(super) async fn jwks(State(app): State<App>, headers: HeaderMap) -> Response
 #[utoipa::path(
     get, path = "/.well-known/paserk.json", tag = "keys",
     responses(
-        (status = 200, description = "The keys as PASERKs.", body = PaserkSet),
+        (status = 200, description = "The keys as PASERKs.", body = PaserkSet, headers(
+            ("ETag" = String, description = "Changes when the document does."),
+            ("Cache-Control" = String, description = "For how long it may be used without asking again."),
+        )),
         (status = 304, description = "Not changed since the `ETag` of `If-None-Match`."),
     ),
 )]
@@ -119,7 +125,10 @@ pub(super) async fn paserks(State(app): State<App>, headers: HeaderMap) -> Respo
 #[utoipa::path(
     get, path = "/.well-known/oauth-authorization-server", tag = "keys",
     responses(
-        (status = 200, description = "Metadata (RFC 8414).", body = Metadata),
+        (status = 200, description = "Metadata (RFC 8414).", body = Metadata, headers(
+            ("ETag" = String, description = "Changes when the document does."),
+            ("Cache-Control" = String, description = "For how long it may be used without asking again."),
+        )),
         (status = 304, description = "Not changed since the `ETag` of `If-None-Match`."),
     ),
 )]

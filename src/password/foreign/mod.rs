@@ -77,13 +77,13 @@ pub enum Refused {
     Pepper,
     /// A template that names no password, or no salt where there is one, or one where there is none; or is too long.
     #[error(
-        "a template has {{password}} in it, and {{salt}} if and only if there is a salt, in at most {} bytes",
+        "one whose template has to have {{password}} in it, and {{salt}} if and only if there is a salt, in at most {} bytes",
         digest::MAX_TEMPLATE
     )]
     Template,
     /// An HMAC without a key, or a key for what is none.
     #[error(
-        "an HMAC has a key of 1 to {MAX_SALT} bytes, the salt when no other is given; what is none has no key"
+        "one whose key has to be of 1 to {MAX_SALT} bytes, if it is an HMAC (the salt, when no other is given), and else none"
     )]
     Key,
 }
