@@ -1,3 +1,5 @@
+//! What cargo does not see by itself, and how the binary is linked.
+
 use std::{env, fs};
 
 fn main() {

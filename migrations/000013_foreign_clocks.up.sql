@@ -33,8 +33,8 @@ BEGIN
     WITH taken AS (
         INSERT INTO login_attempts AS present (key, free_at, expires_at)
         SELECT key, at + spacing, at + spacing
-        FROM unnest(keys, spacings) AS bucket (key, spacing)
-        ORDER BY key
+        FROM unnest(keys, spacings) WITH ORDINALITY AS bucket (key, spacing, place)
+        ORDER BY place
         ON CONFLICT (key) DO UPDATE SET
             free_at = (excluded.free_at - at) + CASE
                 WHEN present.free_at <= at + spans[array_position(keys, present.key)] + leeway

@@ -2,14 +2,16 @@
 //! or not there is the user that they try; the owner gets in from a device that has logged in before; and what is kept of
 //! it is little and tells no names.
 
+use std::sync::Arc;
+
 use gatepass::{
     account::KNOWN_FOR,
-    store::login_attempts::{self, Bucket, Places},
+    store::login_attempts::{self, Bucket, Device, Forgiveness, Places},
 };
 use serde_json::{Value, json};
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 use time::Duration;
-use tokio::task::JoinSet;
+use tokio::{sync::Barrier, task::JoinSet};
 
 use crate::app::{Answer, App, PASSWORD};
 
@@ -209,6 +211,53 @@ async fn many_first_logins_at_once_all_succeed() {
             answer.expect(200);
         }
     }
+}
+
+/// However many log in at once, for the first time or not, fail or succeed: nobody waits in a circle, which Postgres would
+/// find out after a second, and end by having one of them begin again.
+#[tokio::test]
+async fn who_takes_and_who_is_forgiven_lock_in_one_order() {
+    let app = App::new().await;
+    let now = app.clock.now();
+    let bucket = |key| {
+        let spacing = std::time::Duration::from_millis(1);
+        Bucket { key, spacing, span: spacing * 1_000_000 }
+    };
+    let together = Arc::new(Barrier::new(16));
+    let mut crowd = JoinSet::new();
+    for n in 0..16 {
+        let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
+        let together = together.clone();
+        conn.execute("SET deadlock_timeout = '10ms'").await.unwrap();
+        crowd.spawn(async move {
+            for round in 0..30 {
+                together.wait().await;
+                // A user has two names, and a device by each. Their keys, and the address's, are in another order each time.
+                let key = |what: u128| {
+                    what.wrapping_mul(2 * round + 1).wrapping_mul(u128::MAX / 5 * 2 + 7).to_be_bytes()
+                };
+                let (address, names, devices) = (key(1), [key(2), key(3)], [key(4), key(5)]);
+                let name = n % 2;
+                let places = Places {
+                    buckets: vec![bucket(names[name]), bucket(address)],
+                    device: Some(Device { account: names[name], device: devices[name] }),
+                };
+                login_attempts::take(&mut conn, &places, now).await.unwrap();
+                let forgiveness = Forgiveness {
+                    address: Some(bucket(address)),
+                    accounts: names.to_vec(),
+                    devices: devices.to_vec(),
+                    known_until: Some(now + KNOWN_FOR),
+                };
+                if n % 3 == 0 {
+                    login_attempts::give_back(&mut conn, &places.buckets).await.unwrap();
+                } else {
+                    login_attempts::forgive(&mut conn, &forgiveness, now).await.unwrap();
+                }
+            }
+        });
+    }
+    crowd.join_all().await;
 }
 
 #[tokio::test]

@@ -88,7 +88,7 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<(Attempt, Option<Credentials>), Error> {
         let places = self.throttle.places(username, caller.ip);
-        // At worst it takes a place more. Who logs in for the first time, twice at once, may be in the other's way.
+        // A statement by hand may be in its way. At worst it takes a place more.
         let attempt = async || {
             store::asking(&self.db, async |mut conn| {
                 users::attempt(&mut conn, &places, name(username), now).await

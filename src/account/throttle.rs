@@ -150,7 +150,7 @@ impl Throttle {
         let account = self.account_key(name);
         let device = ip.map(|ip| Device { account, device: self.device_key(name, ip) });
         let address = ip.map(|ip| self.address(Kind::Login, ip));
-        let buckets = address.into_iter().chain([self.per_account.bucket(account)]).collect();
+        let buckets = [self.per_account.bucket(account)].into_iter().chain(address).collect();
         Places { buckets, device }
     }
 

@@ -1,7 +1,8 @@
 //! Table `login_attempts`: who has failed how often of late, as one time for each key (the generic cell rate algorithm,
 //! ITU-T I.371). Whose key it is, the database cannot tell.
 //!
-//! Rows are locked in the order of their keys.
+//! Whoever locks several rows, or is about to insert them, does so in one order, and nobody waits in a circle: devices by
+//! their keys, then accounts by theirs, then the address, which is what many have in common and is so held the shortest.
 
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ pub struct Device {
 /// What an attempt needs one place of each of.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// Whose places.
+    /// Whose places: an account before an address.
     pub buckets: Vec<Bucket>,
     /// Whose stands in for the account's, if it is known.
     pub device: Option<Device>,
@@ -103,8 +104,8 @@ pub async fn give_back(conn: &mut PgConnection, buckets: &[Bucket]) -> Result<()
     sqlx::query!(
         "WITH locked AS MATERIALIZED (
              SELECT key, spacing FROM login_attempts
-             JOIN unnest($1::bytea[], $2::interval[]) AS bucket (key, spacing) USING (key)
-             ORDER BY key
+             JOIN unnest($1::bytea[], $2::interval[]) WITH ORDINALITY AS bucket (key, spacing, place) USING (key)
+             ORDER BY place
              FOR UPDATE OF login_attempts
          )
          UPDATE login_attempts SET free_at = free_at - locked.spacing FROM locked WHERE login_attempts.key = locked.key",
@@ -134,21 +135,23 @@ pub struct Forgiveness {
 macro_rules! forgiving {
     ($succeeded:tt, $result:tt, $forgiveness:expr, $now:expr $(, $parameter:expr)* $(,)?) => {
         sqlx::query!(
-            "WITH " + $succeeded + ", locked AS MATERIALIZED (
-                 SELECT key FROM login_attempts
-                 WHERE key = ANY($3::bytea[] || $4::bytea[] || $1::bytea) AND EXISTS (SELECT FROM succeeded)
+            "WITH " + $succeeded + ", known AS (
+                 INSERT INTO login_attempts (key, free_at, expires_at)
+                 SELECT device, $5, $6 FROM succeeded, unnest($4::bytea[]) AS device ORDER BY device
+                 ON CONFLICT (key) DO UPDATE SET free_at = excluded.free_at, expires_at = excluded.expires_at
+                 RETURNING key
+             ), all_known AS MATERIALIZED (
+                 SELECT count(*) FROM known HAVING EXISTS (SELECT FROM succeeded)
+             ), locked AS MATERIALIZED (
+                 SELECT key FROM login_attempts, all_known WHERE key = ANY($3::bytea[])
                  ORDER BY key
-                 FOR UPDATE
+                 FOR UPDATE OF login_attempts
              ), all_locked AS MATERIALIZED (
-                 SELECT count(*) FROM locked HAVING EXISTS (SELECT FROM succeeded)
-             ), given_back AS (
-                 UPDATE login_attempts SET free_at = free_at - $2::interval FROM all_locked WHERE key = $1
+                 SELECT FROM all_known, (SELECT count(*) FROM locked) AS accounts
              ), forgotten AS (
                  DELETE FROM login_attempts USING all_locked WHERE key = ANY($3::bytea[])
-             ), known AS (
-                 INSERT INTO login_attempts (key, free_at, expires_at)
-                 SELECT device, $5, $6 FROM all_locked, unnest($4::bytea[]) AS device ORDER BY device
-                 ON CONFLICT (key) DO UPDATE SET free_at = excluded.free_at, expires_at = excluded.expires_at
+             ), given_back AS (
+                 UPDATE login_attempts SET free_at = free_at - $2::interval FROM all_locked WHERE key = $1
              )
              " + $result,
             $forgiveness.address.as_ref().map(|address| &address.key[..]),
