@@ -3,6 +3,8 @@
 
 use std::{
     fs,
+    pin::pin,
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
@@ -188,6 +190,30 @@ async fn what_was_given_up_is_over_before_its_connection_is_lent_again() {
     drop(conn);
     pool.close().await;
     assert!(matches!(pool.acquire().await, Err(sqlx::Error::PoolClosed)));
+}
+
+/// Else what the next one does would stay in it, be told to have succeeded, and be undone.
+#[tokio::test]
+async fn a_transaction_that_is_given_up_while_it_begins_is_ended() {
+    let url = database().await;
+    let pool = Source::new(&url.clone().into()).unwrap().pool(1);
+    let mut conn = pool.acquire().await.unwrap();
+    let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *conn).await.unwrap();
+    {
+        // Asked once whether it is done: by then the server has hardly heard of it.
+        let begin = pin!(conn.begin());
+        drop(begin.poll(&mut Context::from_waker(Waker::noop())));
+    }
+    drop(conn);
+
+    let mut conn = pool.acquire().await.unwrap();
+    sqlx::query("CREATE TABLE made ()").execute(&mut *conn).await.unwrap();
+    let same: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *conn).await.unwrap();
+    assert_eq!(same, pid);
+    let mut another = PgConnection::connect(&url).await.unwrap();
+    let is_there: bool =
+        sqlx::query_scalar("SELECT to_regclass('made') IS NOT NULL").fetch_one(&mut another).await.unwrap();
+    assert!(is_there);
 }
 
 #[tokio::test]

@@ -370,3 +370,53 @@ async fn fast_hashes_wait_their_turn_with_logins() {
     // What is slow by itself needs no turn.
     here.alice(json!({})).await.expect(201);
 }
+
+/// What a request had asked the database when it was given up is answered to nobody else.
+#[tokio::test]
+async fn who_hangs_up_leaves_the_next_ones_no_answers() {
+    let here = Bridge::new().await;
+    let mut users = vec![("root", here.root.clone())];
+    for name in ["bob", "carol"] {
+        here.app.register(name).await;
+        users.push((name, here.app.login(name).await));
+    }
+    let mut conn = here.app.db.acquire().await.unwrap();
+    for round in 0..3 {
+        // Somebody takes the name at the same moment.
+        let mut other = conn.begin().await.unwrap();
+        sqlx::query(
+            "INSERT INTO users (id, username, email, roles, is_email_verified, disabled, password_changed_at,
+                                created_at, updated_at)
+             SELECT overlay(gen_random_uuid()::text placing '7' from 15 for 1)::uuid, 'alice', 'alice@example.org', '{}',
+                    false, false, now(), now(), now()",
+        )
+        .execute(&mut *other)
+        .await
+        .unwrap();
+        let body = json!({ "username": "alice", "email": "alice@example.com", "created_at": "2019-01-01T00:00:00Z" });
+        let put = tokio::spawn(here.request("17", &body).send());
+        until("it waits", async || {
+            let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'
+                               AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database())";
+            sqlx::query_scalar::<_, i64>(waiting).fetch_one(&here.app.db).await.unwrap() == 1
+        })
+        .await;
+        put.abort();
+        assert!(put.await.unwrap_err().is_cancelled());
+        other.rollback().await.unwrap();
+
+        for (name, login) in &users {
+            let full_name = format!("{name} {round}");
+            let change = here.app.request(Method::PATCH, "/users/me").bearer(login);
+            change.json(&json!({ "full_name": full_name })).send().await.expect(200);
+            let me = here.app.get("/users/me").bearer(login).send().await.expect(200);
+            assert_eq!((&me["username"], &me["full_name"]), (&json!(name), &json!(full_name)));
+            let written: String = sqlx::query_scalar("SELECT full_name FROM users WHERE username = $1")
+                .bind(name)
+                .fetch_one(&here.app.db)
+                .await
+                .unwrap();
+            assert_eq!(written, full_name);
+        }
+    }
+}

@@ -128,7 +128,7 @@ impl Accounts {
             None => {
                 let id = random::uuid_v7(checked.created_at, rng);
                 let row = import::new_row(id, &checked, Some(&hash), now);
-                match imports::insert(&mut *self.conn().await?, row, &cause).await {
+                match imports::insert(&mut *self.conn().await?, &row, &cause).await {
                     Ok(()) => Some(id),
                     Err(store::Error::Taken(_)) => None,
                     Err(error) => return Err(error.into()),

@@ -123,8 +123,7 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<bool, Error> {
         let set = || async move {
-            users::set_password(&mut *self.db_conn().await?, id, hash, changed_at, end, now, &self.cause)
-                .await
+            users::set_password(&mut self.db_conn().await?, id, hash, changed_at, end, now, &self.cause).await
         };
         let is_done = store::retrying(set).await?;
         self.tell_revocations().await;
@@ -139,7 +138,7 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<bool, Error> {
         let delete = || async move {
-            users::delete(&mut *self.db_conn().await?, id, changed_at, now, &self.cause).await
+            users::delete(&mut self.db_conn().await?, id, changed_at, now, &self.cause).await
         };
         let is_done = store::retrying(delete).await?;
         self.tell_revocations().await;

@@ -1,11 +1,11 @@
 //! Table `history` and those that belong to it: what was changed, by whom, and the seals that show what was done to that
 //! afterwards. The rows are written by triggers, so that a change made by hand is there too; here is who they say it was.
 
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::Error;
+use super::{Error, PoolConnection};
 
 /// Who changes something.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,7 +207,7 @@ pub struct Previous {
 ///
 /// When the database fails; then nothing has changed.
 pub async fn seal(
-    conn: &mut PgConnection,
+    conn: &mut PoolConnection,
     limit: i64,
     make: impl FnOnce(&Previous, &[Sealable]) -> Seal,
 ) -> Result<Option<Seal>, Error> {
@@ -294,7 +294,7 @@ pub struct Inspection<'c>(sqlx::Transaction<'c, sqlx::Postgres>);
 ///
 /// When the database fails.
 pub async fn inspect(conn: &mut PgConnection) -> Result<Inspection<'_>, Error> {
-    let mut transaction = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let mut transaction = super::begin_snapshot(conn).await?;
     // A history may be long.
     let patience = sqlx::query!("SELECT set_config('statement_timeout', '0', true)");
     patience.fetch_one(&mut *transaction).await?;
@@ -457,7 +457,7 @@ pub async fn prepare(conn: &mut PgConnection) -> Result<i32, Error> {
 ///
 /// When the database fails, also because somebody reads the history for longer than this may wait.
 pub async fn drop_month(
-    conn: &mut PgConnection,
+    conn: &mut PoolConnection,
     before: OffsetDateTime,
     cause: &Cause,
 ) -> Result<Option<String>, Error> {

@@ -2,14 +2,12 @@
 //!
 //! New users go in by `COPY`, which nothing can prepare: that one statement is not checked at compile time.
 
-use std::iter;
-
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 use super::{
-    Cause, Error, Transaction,
+    Cause, Error, PoolConnection, Transaction,
     sessions::{self, EndReason, Which},
 };
 use crate::password::HashedPassword;
@@ -51,7 +49,7 @@ impl Progress {
 ///
 /// When the database fails.
 pub async fn begin(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
-    let mut transaction = conn.begin().await?;
+    let mut transaction = super::begin_alone(conn).await?;
     be_patient(&mut transaction).await?;
     Ok(transaction)
 }
@@ -61,7 +59,7 @@ pub async fn begin(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
 /// # Errors
 ///
 /// When the database fails.
-pub async fn begin_one(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
+pub async fn begin_one(conn: &mut PoolConnection) -> Result<Transaction<'_>, Error> {
     Ok(conn.begin().await?)
 }
 
@@ -293,7 +291,8 @@ const COPY: &str = "COPY users (id, external_id, username, email, full_name, pas
 /// How much is sent at once, in bytes.
 const COPY_BUFFER: usize = 1 << 16;
 
-/// Makes users, all of them or none.
+/// Makes users, all of them or none. Not in a request, which may be given up: sqlx does not count the answers to a `COPY`,
+/// and whoever is lent the connection next would be given them in place of their own.
 ///
 /// # Errors
 ///
@@ -306,6 +305,7 @@ pub async fn copy(
     let named =
         sqlx::query_scalar!(r#"SELECT caused_by($1, $2) AS "done!""#, cause.actor(), cause.request_id());
     named.fetch_one(&mut **transaction).await?;
+    #[expect(clippy::disallowed_methods, reason = "on a command's own connection")]
     let mut copy = transaction.copy_in_raw(COPY).await?;
     let mut buffer = String::with_capacity(2 * COPY_BUFFER);
     for row in rows {
@@ -319,15 +319,33 @@ pub async fn copy(
     Ok(copy.finish().await?)
 }
 
-/// Makes one user, in a transaction of its own.
+/// Makes one user.
 ///
 /// # Errors
 ///
 /// [`Error::Taken`] when a name is another's.
-pub async fn insert(conn: &mut PgConnection, row: Row<'_>, cause: &Cause) -> Result<(), Error> {
-    let mut transaction = conn.begin().await?;
-    copy(&mut transaction, iter::once(row), cause).await?;
-    transaction.commit().await?;
+pub async fn insert(conn: &mut PgConnection, row: &Row<'_>, cause: &Cause) -> Result<(), Error> {
+    let insert = sqlx::query!(
+        "INSERT INTO users
+             (id, external_id, username, email, full_name, password_hash, roles, is_email_verified, disabled,
+              password_changed_at, created_at, updated_at)
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 WHERE (SELECT caused_by($13, $14))",
+        row.id,
+        row.external_id,
+        row.username,
+        row.email,
+        row.full_name,
+        row.password_hash.map(HashedPassword::as_str),
+        row.roles,
+        row.is_email_verified,
+        row.disabled,
+        row.password_changed_at,
+        row.created_at,
+        row.updated_at,
+        cause.actor(),
+        cause.request_id(),
+    );
+    insert.execute(conn).await?;
     Ok(())
 }
 
@@ -432,6 +450,10 @@ pub async fn change(
     now: OffsetDateTime,
     cause: &Cause,
 ) -> Result<(), Error> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what is left half way ends with the transaction that it is a part of"
+    )]
     let mut savepoint = transaction.begin().await?;
     let done = sqlx::query!(
         "UPDATE users
@@ -471,7 +493,7 @@ pub async fn foreign_rows(
     mut take: impl AsyncFnMut(Vec<String>) -> bool,
 ) -> Result<(), sqlx::Error> {
     let mut conn = source.connect().await?;
-    let mut transaction = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let mut transaction = super::begin_snapshot(&mut conn).await?;
     let query = query.trim().trim_end_matches(';');
     let declare = format!(
         "SET LOCAL timezone = 'UTC';
@@ -493,7 +515,7 @@ pub async fn foreign_rows(
 ///
 /// When the database fails.
 pub async fn snapshot(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
-    let mut transaction = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let mut transaction = super::begin_snapshot(conn).await?;
     be_patient(&mut transaction).await?;
     Ok(transaction)
 }

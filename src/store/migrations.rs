@@ -2,10 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use sqlx::{
-    Connection,
-    migrate::{MigrateError, Migrator},
-};
+use sqlx::migrate::{MigrateError, Migrator};
 use time::OffsetDateTime;
 
 use super::{PgConnection, roles};
@@ -342,7 +339,7 @@ async fn step(conn: &mut PgConnection, way: Way, version: i64, is_owner: bool) -
         run(conn, way, version).await?;
         return Ok(roles::grant(conn).await?);
     }
-    let mut transaction = conn.begin().await?;
+    let mut transaction = super::begin_alone(conn).await?;
     run(&mut transaction, way, version).await?;
     roles::grant(&mut transaction).await?;
     Ok(transaction.commit().await?)

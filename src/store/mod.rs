@@ -5,9 +5,9 @@
 //!
 //! Every transaction runs at `READ COMMITTED`, and nearly every one is a single statement: what has to hold together is
 //! said in its `WHERE`, never read first and written after. A statement that finds its row locked waits, and then looks at
-//! what the other left; a snapshot for the whole transaction would make an error of that. The two that change by more than
-//! one statement (`users::set_password`, `users::delete`) change the user first and the user's sessions second, and a
-//! login locks the user too, so that no session begins between the two unseen. Those that seal the history or give up a
+//! what the other left; a snapshot for the whole transaction would make an error of that. Those that change by more than
+//! one statement (`users::set_password`, `users::delete`, `imports::change`) change the user first and the user's sessions
+//! second, and a login locks the user too, so that no session begins between the two unseen. Those that seal the history or give up a
 //! part of it take an advisory lock first. An import leaves it to the constraints who was first, and looks again. Only
 //! `history::inspect`, which reads all of it, and `imports::snapshot` want a single snapshot, and say so.
 //!
@@ -49,6 +49,19 @@ pub use sqlx::PgConnection;
 
 /// A transaction, undone when dropped.
 pub type Transaction<'c> = sqlx::Transaction<'c, sqlx::Postgres>;
+
+/// Begins a transaction, or a part of one, on a connection that nobody else is lent afterwards: a command's own. On a pool's,
+/// that is for [`PoolConnection::begin`].
+#[expect(clippy::disallowed_methods, reason = "given up half way, it leaves its transaction to nobody")]
+async fn begin_alone(conn: &mut PgConnection) -> Result<Transaction<'_>, sqlx::Error> {
+    conn.begin().await
+}
+
+/// The same, for one that sees everything as it is at one moment, and changes nothing.
+#[expect(clippy::disallowed_methods, reason = "as above")]
+async fn begin_snapshot(conn: &mut PgConnection) -> Result<Transaction<'_>, sqlx::Error> {
+    conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
+}
 
 /// What came of a statement that did not succeed.
 #[derive(Debug, thiserror::Error)]

@@ -3,12 +3,18 @@
 //! sqlx's own pool asks the server whether a connection is alive when it is given back, with no end if nobody answers, and
 //! so it took three round trips beside each statement. Here one that has answered a moment ago is lent again without a
 //! question ([`TRUSTED_FOR`]); what may be asked twice, [`asking`](super::asking) asks again where that was too much trust.
+//!
+//! A request may be given up at any moment, and what it was about then ends here: whoever is lent its connection next gets no
+//! answers of its, and is in no transaction of its.
 
 use std::{
     fmt, mem,
     ops::{Deref, DerefMut},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -19,7 +25,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Access, Source};
+use super::{Access, Source, Transaction};
 
 /// How long a pool may take to give a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -88,7 +94,7 @@ impl PgPool {
                 // Seldom; in a box, or the future of every request would have room for it.
                 None => Box::pin(self.0.connect(&mut why)).await?,
             };
-            Ok(PoolConnection { lent: Some((open, place)), pool: self.0.clone() })
+            Ok(PoolConnection { lent: Some((open, place)), is_beginning: false, pool: self.0.clone() })
         };
         timeout(ACQUIRE_TIMEOUT, found).await.unwrap_or_else(|_| Err(why))
     }
@@ -181,6 +187,21 @@ impl Open {
         matches!(timeout(PING_PATIENCE, self.conn.ping()).await, Ok(Ok(())))
     }
 
+    /// Whether the answers that come are those to what is asked now, and belong to no transaction: one that was begun and
+    /// given up is ended.
+    async fn is_in_step(&mut self) -> bool {
+        static NUMBERS: AtomicI64 = AtomicI64::new(0);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        let check = async {
+            let mut transaction = super::begin_alone(&mut self.conn).await?;
+            let asked = sqlx::query_scalar!(r#"SELECT $1::bigint AS "number!""#, number);
+            let answer = asked.fetch_one(&mut *transaction).await?;
+            transaction.rollback().await?;
+            Ok::<_, sqlx::Error>(answer == number)
+        };
+        matches!(timeout(PING_PATIENCE, check).await, Ok(Ok(true)))
+    }
+
     /// Whether all that was asked was answered to the end, and nothing is left to be sent, without waiting for it: a
     /// request that was given up may leave a statement under way, or a transaction to be undone.
     fn is_settled(&mut self) -> bool {
@@ -193,11 +214,37 @@ impl Open {
 pub struct PoolConnection {
     /// Until it is given back.
     lent: Option<(Open, OwnedSemaphorePermit)>,
+    /// Whether a transaction may have begun that sqlx does not know of.
+    is_beginning: bool,
     pool: Arc<Inner>,
 }
 
 impl PoolConnection {
     const LENT: &str = "only drop takes it away";
+
+    /// Begins a transaction, which ends when it is dropped, also when that happens while it begins: sqlx alone would then
+    /// leave it open, and what the next one does here would never be committed.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn begin(&mut self) -> Result<Transaction<'_>, sqlx::Error> {
+        self.begin_with("BEGIN").await
+    }
+
+    /// The same, with a `BEGIN` that says more.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    #[expect(clippy::disallowed_methods, reason = "the one place that sees to what it leaves half way")]
+    pub async fn begin_with(&mut self, begin: &'static str) -> Result<Transaction<'_>, sqlx::Error> {
+        let (open, _) = self.lent.as_mut().expect(Self::LENT);
+        self.is_beginning = true;
+        let transaction = open.conn.begin_with(begin).await?;
+        self.is_beginning = false;
+        Ok(transaction)
+    }
 }
 
 impl Deref for PoolConnection {
@@ -223,7 +270,7 @@ impl fmt::Debug for PoolConnection {
 impl Drop for PoolConnection {
     fn drop(&mut self) {
         let Some((mut open, place)) = self.lent.take() else { return };
-        if open.is_settled() {
+        if !self.is_beginning && open.is_settled() {
             self.pool.take_back(open);
             return;
         }
@@ -231,7 +278,7 @@ impl Drop for PoolConnection {
         let pool = self.pool.clone();
         // It keeps its place meanwhile. One that hangs is not waited for, nor closed, which over TLS takes an answer.
         tokio::spawn(async move {
-            if open.is_alive().await {
+            if open.is_in_step().await {
                 pool.take_back(open);
             }
             drop(place);

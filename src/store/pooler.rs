@@ -51,7 +51,7 @@ async fn compare(one: &mut PgConnection, other: &mut PgConnection) -> Result<Sha
     let mut sharing = Sharing::Session;
     for _ in 0..TRIALS {
         let server = server(one).await?;
-        let mut transaction = other.begin().await?;
+        let mut transaction = super::begin_alone(other).await?;
         // The pooler has most likely given it what was given back last.
         if self::server(&mut transaction).await? == server {
             sharing = Sharing::Transaction;

@@ -16,7 +16,7 @@ use std::{collections::BTreeSet, fmt, time::Duration};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand_core::CryptoRng;
 use secrecy::SecretString;
-use sqlx::{AssertSqlSafe, Connection};
+use sqlx::AssertSqlSafe;
 
 use super::{
     PgConnection,
@@ -361,7 +361,7 @@ async fn try_to_set_up(
     sharing: Sharing,
     rng: &mut impl CryptoRng,
 ) -> Result<SetUp, Error> {
-    let mut transaction = conn.begin().await?;
+    let mut transaction = super::begin_alone(conn).await?;
     // All names in full from here on.
     run(
         &mut transaction,
@@ -897,7 +897,7 @@ pub(super) async fn needs_owner(conn: &mut PgConnection) -> Result<bool, migrati
 
 /// Whether there are roles that may do something else than they should.
 pub(super) async fn deviate(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let mut transaction = conn.begin().await?;
+    let mut transaction = super::begin_alone(conn).await?;
     Ok(owns_schema(&mut transaction).await? && !deviations(&mut transaction).await?.is_empty())
 }
 
@@ -933,7 +933,7 @@ pub(super) async fn be_oneself(conn: &mut PgConnection) -> Result<(), sqlx::Erro
 ///
 /// When the database fails.
 pub(super) async fn grant(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let mut transaction = conn.begin().await?;
+    let mut transaction = super::begin_alone(conn).await?;
     let all = everything(&mut transaction).await?;
     let strangers: String = all.strangers.iter().map(|role| format!(", {}", quoted(role))).collect();
     let mut sql = String::new();
@@ -1113,7 +1113,7 @@ impl Privileges {
     ///
     /// When the database fails.
     pub async fn held(conn: &mut PgConnection, role: &str) -> Result<Self, sqlx::Error> {
-        let mut transaction = conn.begin().await?;
+        let mut transaction = super::begin_alone(conn).await?;
         run(&mut transaction, "SET LOCAL search_path = pg_catalog").await?;
         let all = sqlx::query!(
             r#"WITH relation AS (

@@ -1,11 +1,11 @@
 //! Table `users`.
 
-use sqlx::{Connection, PgConnection, Postgres, Transaction};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    Cause, Error,
+    Cause, Error, PoolConnection, Transaction,
     login_attempts::{Columns, Places, Taken},
     sessions::{self, EndReason, Which},
 };
@@ -167,7 +167,7 @@ pub async fn particulars(conn: &mut PgConnection, id: Uuid) -> Result<Option<Par
 ///
 /// When the database fails.
 pub async fn page(
-    conn: &mut PgConnection,
+    conn: &mut PoolConnection,
     role: Option<&str>,
     after: Option<Uuid>,
     limit: u32,
@@ -201,7 +201,7 @@ pub struct Found {
 ///
 /// When the database fails.
 pub async fn search(
-    conn: &mut PgConnection,
+    conn: &mut PoolConnection,
     prefix: &str,
     role: Option<&str>,
     after: Option<&str>,
@@ -273,7 +273,7 @@ pub async fn search(
 
 /// Begins a transaction whose statements are planned for the values that they are given, each time: how rare a role or a
 /// prefix is decides which index is the right one, and a plan made for any value would take the wrong one for some.
-async fn begin_planning(conn: &mut PgConnection) -> Result<Transaction<'_, Postgres>, Error> {
+async fn begin_planning(conn: &mut PoolConnection) -> Result<Transaction<'_>, Error> {
     Ok(conn.begin_with("BEGIN; SET LOCAL plan_cache_mode = force_custom_plan").await?)
 }
 
@@ -475,7 +475,7 @@ pub async fn update(
 ///
 /// When the database fails.
 pub async fn set_password(
-    conn: &mut PgConnection,
+    conn: &mut PoolConnection,
     id: Uuid,
     hash: &HashedPassword,
     changed_at: Option<OffsetDateTime>,
@@ -537,7 +537,7 @@ pub async fn upgrade_password_hash(
 ///
 /// [`Error::LastAdmin`].
 pub async fn delete(
-    conn: &mut PgConnection,
+    conn: &mut PoolConnection,
     id: Uuid,
     changed_at: Option<OffsetDateTime>,
     now: OffsetDateTime,

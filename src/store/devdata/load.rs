@@ -1,7 +1,7 @@
 //! A sample goes into an empty database: tables, rows, and only then what holds the rows together, so that Postgres checks
 //! all of it once.
 
-use sqlx::{Connection, Postgres, Transaction};
+use sqlx::{Postgres, Transaction};
 
 use super::{Error, run, sample::Part};
 use crate::store::{
@@ -21,7 +21,7 @@ impl<'c> Loading<'c> {
     /// [`Error::NotEmpty`] when there is anything.
     pub async fn begin(conn: &'c mut PgConnection) -> Result<Self, Error> {
         roles::become_owner(&mut *conn).await?;
-        let mut transaction = conn.begin().await?;
+        let mut transaction = crate::store::begin_alone(conn).await?;
         let something = sqlx::query_scalar!(
             r#"SELECT nspname || '.' || relname AS "name!" FROM pg_class
                JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -67,6 +67,7 @@ impl<'c> Loading<'c> {
         mut read: impl FnMut() -> Result<Vec<u8>, E>,
     ) -> Result<u64, E> {
         let statement = format!("COPY public.{} ({}) FROM STDIN", part.table(), part.columns().join(", "));
+        #[expect(clippy::disallowed_methods, reason = "on a command's own connection")]
         let mut copy = self.0.copy_in_raw(&statement).await.map_err(Error::from)?;
         loop {
             let lines = read()?;

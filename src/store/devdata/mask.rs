@@ -1,6 +1,6 @@
 //! A restored copy of a database is masked where it is.
 
-use sqlx::{Connection, Row};
+use sqlx::Row;
 
 use super::{
     Error,
@@ -59,7 +59,7 @@ pub async fn mask(
     }
     masks::check(&mut *conn).await?;
     roles::become_owner(&mut *conn).await?;
-    let mut transaction = conn.begin().await?;
+    let mut transaction = crate::store::begin_alone(conn).await?;
     key.set(&mut transaction, password_hash).await?;
     let emptied: Vec<_> =
         TABLES.iter().filter(|table| table.rows == Rows::None).map(|table| table.name).collect();

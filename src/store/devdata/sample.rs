@@ -4,7 +4,7 @@
 use std::{future::poll_fn, pin::pin};
 
 use futures_core::Stream;
-use sqlx::{AssertSqlSafe, Connection, Executor, Postgres, SqlSafeStr, Transaction};
+use sqlx::{AssertSqlSafe, Executor, Postgres, SqlSafeStr, Transaction};
 use uuid::Uuid;
 
 use super::{
@@ -71,7 +71,7 @@ impl<'c> Snapshot<'c> {
     ///
     /// [`Error::MayWrite`], [`Error::Unknown`], or [`Error::Schema`] when the schema is not this version's.
     pub async fn take(conn: &'c mut PgConnection, key: &Key, password_hash: &str) -> Result<Self, Error> {
-        let mut transaction = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        let mut transaction = crate::store::begin_snapshot(conn).await?;
         let role = sqlx::query!(
             r#"SELECT rolname::text AS "name!",
                    rolsuper OR has_schema_privilege('public', 'CREATE') OR EXISTS (

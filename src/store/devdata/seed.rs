@@ -1,7 +1,7 @@
 //! Made-up rows, written as fast as Postgres takes them: by `COPY`, the triggers off, and what they would have written into
 //! the history written in one go.
 
-use sqlx::{AssertSqlSafe, Connection, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, Postgres, Transaction};
 use time::OffsetDateTime;
 
 use super::{Error, run};
@@ -59,7 +59,7 @@ impl<'c> Seeding<'c> {
             return Err(migrations::Error::Newer(version).into());
         }
         roles::become_owner(&mut *conn).await?;
-        let mut transaction = conn.begin().await?;
+        let mut transaction = crate::store::begin_alone(conn).await?;
         // Nobody writes between the look and the end.
         run(
             &mut transaction,
@@ -111,6 +111,7 @@ impl<'c> Seeding<'c> {
 
     async fn copy(&mut self, table: &str, columns: &[&str], lines: &str) -> Result<u64, Error> {
         let statement = format!("COPY {table} ({}) FROM STDIN", columns.join(", "));
+        #[expect(clippy::disallowed_methods, reason = "on a command's own connection")]
         let mut copy = self.0.copy_in_raw(&statement).await?;
         copy.send(lines.as_bytes()).await?;
         Ok(copy.finish().await?)
