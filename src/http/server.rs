@@ -19,23 +19,29 @@ use std::{
     convert::Infallible,
     future::pending,
     net::SocketAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{
     Router,
+    body::Body,
     extract::ConnectInfo,
     http::{
         HeaderValue, Version,
         header::{CONNECTION, STRICT_TRANSPORT_SECURITY},
     },
 };
-use hyper::{Request, body::Incoming, service::service_fn};
+use hyper::{
+    Request,
+    body::{Body as HttpBody, Buf, Bytes, Frame, Incoming, SizeHint},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -249,16 +255,18 @@ impl Server {
         let asked = Arc::new(SetOnce::new());
         let (router, phase, is_secure) = (self.router.clone(), self.phase.clone(), self.tls.is_some());
         let (hears, streams) = (asked.clone(), Arc::new(Streams::default()));
-        let counts = streams.clone();
+        let notes = streams.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             let version = request.version();
             // Set by the first one: all requests on a connection are of one version.
             let _ = hears.set(version);
             request.extensions_mut().insert(ConnectInfo(peer));
             let (mut router, phase) = (router.clone(), phase.clone());
-            let stream = Streams::begin(&counts);
+            // On HTTP/1 nobody looks at them.
+            let streams = (version >= Version::HTTP_2).then(|| notes.clone());
+            let making = streams.clone().map(Making::begin);
             async move {
-                let _stream = stream;
+                let _making = making;
                 let response = match ServiceExt::<Request<Incoming>>::ready(&mut router).await {
                     Ok(router) => router.call(request).await,
                     Err(never) => Err(never),
@@ -271,7 +279,7 @@ impl Server {
                 if version < Version::HTTP_2 && *phase.borrow() != Phase::Serving {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                Ok::<_, Infallible>(response)
+                Ok::<_, Infallible>(response.map(|body| Answer { body, streams }))
             }
         });
         let mut builder = self.builder.clone();
@@ -294,8 +302,10 @@ impl Server {
             () = self.is_idle(&asked, &streams, &patience) => {
                 connection.as_mut().graceful_shutdown();
                 // Answers that a client does not take keep the connection open, whose pings it may well answer.
-                let Ok(ended) = timeout(self.limits.stalled_write, connection).await else { return };
-                ended
+                tokio::select! {
+                    ended = connection => ended,
+                    () = self.is_stalled(&streams) => return,
+                }
             }
         };
         if let Err(error) = ended {
@@ -303,22 +313,25 @@ impl Server {
         }
     }
 
-    /// Waits until nothing has been asked over HTTP/2 for as long as a connection may be idle. HTTP/1 has its own limit, in
-    /// `patience`.
+    /// Waits until over HTTP/2 nothing has been asked, and no answer taken, for as long as a connection may be idle. HTTP/1
+    /// has its own limit, in `patience`.
     async fn is_idle(&self, asked: &SetOnce<Version>, streams: &Streams, patience: &Patience) {
         if *asked.wait().await < Version::HTTP_2 {
             pending::<()>().await;
         }
-        let (mut seen, mut since) = (streams.begun(), Instant::now());
+        let mut since = Instant::now();
         loop {
-            sleep(self.limits.header_read).await;
-            let begun = streams.begun();
-            if begun != seen || streams.are_open() {
-                (seen, since) = (begun, Instant::now());
+            if !streams.rest_for(self.limits.header_read).await {
+                since = Instant::now();
             } else if since.elapsed() >= self.limits.idle || patience.is_crowded() {
                 return;
             }
         }
+    }
+
+    /// Waits until a client has left its answers lying for as long as it may.
+    async fn is_stalled(&self, streams: &Streams) {
+        while !streams.rest_for(self.limits.stalled_write).await {}
     }
 
     /// Waits until a connection on which `asked` tells what is spoken may end without losing a request.
@@ -340,50 +353,114 @@ impl Server {
     }
 }
 
-/// How many requests have begun on a connection, and how many of them have been answered.
+/// What goes on in the streams of a connection over HTTP/2.
 #[derive(Default)]
 struct Streams {
-    begun: AtomicUsize,
-    ended: AtomicUsize,
+    /// How many answers are being made.
+    making: AtomicUsize,
+    /// Whether anything has been asked, answered or taken since this was looked at.
+    has_moved: AtomicBool,
 }
 
 impl Streams {
-    /// One more, until what it gives is dropped.
-    fn begin(streams: &Arc<Self>) -> impl Send + use<> {
-        struct Stream(Arc<Streams>);
+    fn note(&self) {
+        self.has_moved.store(true, Ordering::Relaxed);
+    }
 
-        impl Drop for Stream {
-            fn drop(&mut self) {
-                self.0.ended.fetch_add(1, Ordering::Relaxed);
-            }
+    /// Whether nothing moves for so long, from when this was asked before.
+    async fn rest_for(&self, period: Duration) -> bool {
+        sleep(period).await;
+        !self.has_moved.swap(false, Ordering::Relaxed) && self.making.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// An answer is being made, until this is dropped.
+struct Making(Arc<Streams>);
+
+impl Making {
+    fn begin(streams: Arc<Streams>) -> Self {
+        streams.making.fetch_add(1, Ordering::Relaxed);
+        streams.note();
+        Self(streams)
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.0.note();
+        self.0.making.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The body of an answer, with a note each time that the client takes some of it.
+struct Answer {
+    body: Body,
+    streams: Option<Arc<Streams>>,
+}
+
+impl HttpBody for Answer {
+    type Data = Piece;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Piece>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        let piece = |bytes| Piece { bytes, streams: self.streams.clone() };
+        frame.map_ok(|frame| frame.map_data(piece))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A piece of a body. hyper has it whole as soon as the client takes some of it, perhaps for minutes: that it shrinks, as
+/// the client's window and the socket let it, is what tells that it is being taken.
+struct Piece {
+    bytes: Bytes,
+    streams: Option<Arc<Streams>>,
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        if let Some(streams) = &self.streams {
+            streams.note();
         }
-
-        streams.begun.fetch_add(1, Ordering::Relaxed);
-        Stream(streams.clone())
-    }
-
-    fn begun(&self) -> usize {
-        self.begun.load(Ordering::Relaxed)
-    }
-
-    /// Whether an answer is still being made.
-    fn are_open(&self) -> bool {
-        self.begun() != self.ended.load(Ordering::Relaxed)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use axum::routing::get;
+    use http_body_util::{BodyExt, Empty};
+    use hyper::client::conn::http2;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
-        sync::OwnedSemaphorePermit,
+        task::JoinHandle,
     };
 
     use super::*;
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     const PLACES: u32 = 20;
+    /// The length of `/large`, of which a client over HTTP/2 takes so much at a time.
+    const LARGE: usize = 20_000;
+    const WINDOW: u32 = 500;
 
     fn seconds(count: u64) -> Duration {
         Duration::from_secs(count)
@@ -401,7 +478,9 @@ mod tests {
             let limits = Limits { connections: PLACES as usize, ..Limits::default() };
             assert_eq!((limits.header_read, limits.idle), (seconds(10), seconds(100)));
             let (phase, says) = watch::channel(Phase::Serving);
-            let router = Router::new().route("/", get(async || "yes").post(async || "no"));
+            let router = Router::new()
+                .route("/", get(async || "yes").post(async || "no"))
+                .route("/large", get(async || vec![b'x'; LARGE]));
             let server = Server::new(router, None, limits, says);
             let places = Arc::new(Semaphore::new(PLACES as usize));
             let patience = Patience::new(limits, places.clone());
@@ -544,33 +623,94 @@ mod tests {
         assert_eq!(client.closed_after().await, 100);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn http2_is_waited_for_as_long_and_answers_that_nobody_takes_hold_nothing() {
-        use http_body_util::Empty;
-        use hyper::{body::Bytes, client::conn::http2};
+    /// An answer over HTTP/2, which is taken when the client says so.
+    struct Download {
+        body: Incoming,
+        connection: JoinHandle<Instant>,
+        _sender: http2::SendRequest<Empty<Bytes>>,
+        _phase: watch::Sender<Phase>,
+    }
 
-        // By how much the client takes at first, and whether it asks.
-        for (window, closed_after) in [(65_535, 100), (0, 130)] {
-            let client = Client::new();
-            let stream = TokioIo::new(client.stream);
+    impl Download {
+        /// Nothing of it is taken beyond the first window.
+        async fn begin(client: Client, path: &str, window: u32) -> Self {
             let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(window)
-                .handshake::<_, Empty<Bytes>>(stream)
+                .handshake(TokioIo::new(client.stream))
                 .await
                 .unwrap();
-            let began = Instant::now();
-            let closed = tokio::spawn(async move {
+            let connection = tokio::spawn(async move {
                 let _ = connection.await;
-                began.elapsed().as_secs()
+                Instant::now()
             });
-            let request = Request::builder().uri("http://a/").body(Empty::new()).unwrap();
+            let request = Request::builder().uri(format!("http://a{path}")).body(Empty::new()).unwrap();
             let answer = sender.send_request(request).await.unwrap();
             assert_eq!(answer.status().as_u16(), 200);
-            let took = closed.await.unwrap();
-            // It looks every ten seconds.
-            assert!((closed_after..closed_after + 11).contains(&took), "{took} s");
-            drop(answer);
+            Self { body: answer.into_body(), connection, _sender: sender, _phase: client._phase }
+        }
+
+        /// Takes so many bytes at least, some every `pause` seconds.
+        async fn take(&mut self, bytes: usize, pause: u64) {
+            let mut taken = 0;
+            while taken < bytes {
+                sleep(seconds(pause)).await;
+                let frame = self.body.frame().await.unwrap();
+                let frame = frame.unwrap_or_else(|error| panic!("{error} after {taken} bytes"));
+                taken += frame.into_data().unwrap().len();
+            }
+        }
+
+        /// How long it takes from now until the service closes.
+        async fn closed_after(self) -> Duration {
+            let began = Instant::now();
+            self.connection.await.unwrap() - began
+        }
+    }
+
+    /// It looks every ten seconds.
+    fn assert_took(took: Duration, expected: u64) {
+        assert!((expected..expected + 11).contains(&took.as_secs()), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn http2_is_waited_for_as_long_and_answers_that_nobody_takes_hold_nothing() {
+        // By how much the client takes at first.
+        for (path, window, closed_after) in [("/", 65_535, 100), ("/", 0, 130), ("/large", WINDOW, 130)] {
+            let download = Download::begin(Client::new(), path, window).await;
+            assert_took(download.closed_after().await, closed_after);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_taken_slowly_over_http2_is_not_cut() {
+        // How long it takes a first time, and from then on.
+        for (free, first, pause) in [
+            // Never idle.
+            (PLACES, 60, 60),
+            (0, 4, 4),
+            // Told to go, and not stalled.
+            (PLACES, 109, 29),
+            (0, 14, 29),
+        ] {
+            let client = Client::new();
+            let _others = client.fill(free);
+            let began = Instant::now();
+            let mut download = Download::begin(client, "/large", WINDOW).await;
+            download.take(1, first).await;
+            download.take(LARGE - WINDOW as usize, pause).await;
+            assert!(began.elapsed() > seconds(140), "{:?}", began.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_left_lying_half_way_over_http2_holds_nothing() {
+        for (free, closed_after) in [(PLACES, 130), (0, 40)] {
+            let client = Client::new();
+            let _others = client.fill(free);
+            let mut download = Download::begin(client, "/large", WINDOW).await;
+            download.take(LARGE / 2, 4).await;
+            assert_took(download.closed_after().await, closed_after);
         }
     }
 }
