@@ -1,5 +1,7 @@
-//! JWT access tokens (RFC 7519, RFC 9068) in JWS compact form (RFC 7515): the envelope here, the cryptography by
-//! `aws-lc-rs`.
+//! JWT access tokens (RFC 7519) in JWS compact form (RFC 7515): the envelope here, the cryptography by `aws-lc-rs`.
+//!
+//! Their `typ` is that of RFC 9068, and they have all claims that it requires but `client_id`: a login is no OAuth flow,
+//! so that there is no client to name.
 //!
 //! The header is exactly `{"typ":"at+jwt","alg":…,"kid":…}`. A header with any other member is none of ours and is
 //! refused: `crit` and `b64` change what a signature means, `jwk`, `jku`, `x5u` and `x5c` would bring a key along. A key
