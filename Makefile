@@ -183,8 +183,10 @@ lint-clippy:
 	cargo clippy --locked --lib --no-default-features --features verify -- -D warnings
 	cargo clippy --locked --lib --no-default-features --features remote -- -D warnings
 
+# The first line: as other services see it, without the server. The pages of the second stay.
 .PHONY: lint-docs
 lint-docs:
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --no-default-features --features remote
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items --all-features
 
 .PHONY: lint-migrations

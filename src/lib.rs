@@ -1,39 +1,50 @@
 //! Token authentication for teams with a few services and a Postgres.
+#![cfg_attr(
+    feature = "server",
+    doc = "
+The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store, revocation}`,
+`account → legacy → password`, `cli → devdata → {password, store, embedded}`, `revocation → {token, store}`,
+`http → {keys → {token, store}, bearer → token, tls}`; never upward. Some take a type from below, so that a secret never
+travels as text: `store → password` and `config → {password, token}`. `aws → {store, metrics}` logs in to the database,
+for `cli`.
+
+| room | what happens there |
+|---|---|
+| [`token`] | what tokens say, how they are made and checked; pure |
+| [`bearer`] | the tower layer from `Authorization: Bearer` to claims, for us and for other services |
+| [`keys`] | the keys of this service: from the configuration and from Postgres, on every replica |
+| [`revocation`] | the feed of ended sessions: from Postgres into memory, on every replica |
+| [`password`] | the rules, the hash, and the pool that bounds what hashing may cost |
+| [`store`] | the only room with SQL: one file for each table, and the migrations |
+| [`account`] | the use cases: register, log in, … |
+| [`legacy`] | the system that users come from, asked over HTTP about those who are unknown here |
+| [`devdata`] | data for developers: made up, or a masked sample of real ones |
+| [`http`] | the only room with axum: one file for each resource |
+| [`tls`] | the service's certificate: read, checked, and read again when its files change |
+| [`config`] | settings from `app.env`, a secret, the environment and files, checked all at once |
+| [`aws`] | the secret that holds settings, and the tokens by which RDS lets us in |
+| [`embedded`] | a Postgres of our own, for development |
+| [`cli`] | the command line: one file for each subcommand |
+| [`telemetry`] | logs and traces |
+| [`metrics`] | what is counted, for Prometheus |
+| [`clock`], [`random`] | where time and randomness come in, at the edge only |
+
+The way of one login: `http::users` reads the body and the caller's address → `account::login` asks the throttle
+(`account::throttle`), reads the user (`store::users`), waits its turn in `password::Pool`, verifies, writes the session
+(`store::sessions`) and has the token made (`token::Issuer`) → `http::users` shapes the answer.
+"
+)]
+#![cfg_attr(
+    all(feature = "verify", not(feature = "server")),
+    doc = "
+This is the crate without its server, for services that check access tokens: [`bearer`] is the tower layer from
+`Authorization: Bearer` to claims, [`token`] what is behind it, and [`clock`] where the time comes from.
+"
+)]
 //!
-//! The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store, revocation}`,
-//! `account → legacy → password`, `cli → devdata → {password, store, embedded}`, `revocation → {token, store}`,
-//! `http → {keys → {token, store}, bearer → token, tls}`; never upward. Some take a type from below, so that a secret never
-//! travels as text: `store → password` and `config → {password, token}`. `aws → {store, metrics}` logs in to the database,
-//! for `cli`.
-//!
-//! | room | what happens there |
-//! |---|---|
-//! | [`token`] | what tokens say, how they are made and checked; pure |
-//! | [`bearer`] | the tower layer from `Authorization: Bearer` to claims, for us and for other services |
-//! | [`keys`] | the keys of this service: from the configuration and from Postgres, on every replica |
-//! | [`revocation`] | the feed of ended sessions: from Postgres into memory, on every replica |
-//! | [`password`] | the rules, the hash, and the pool that bounds what hashing may cost |
-//! | [`store`] | the only room with SQL: one file for each table, and the migrations |
-//! | [`account`] | the use cases: register, log in, … |
-//! | [`legacy`] | the system that users come from, asked over HTTP about those who are unknown here |
-//! | [`devdata`] | data for developers: made up, or a masked sample of real ones |
-//! | [`http`] | the only room with axum: one file for each resource |
-//! | [`tls`] | the service's certificate: read, checked, and read again when its files change |
-//! | [`config`] | settings from `app.env`, a secret, the environment and files, checked all at once |
-//! | [`aws`] | the secret that holds settings, and the tokens by which RDS lets us in |
-//! | [`embedded`] | a Postgres of our own, for development |
-//! | [`cli`] | the command line: one file for each subcommand |
-//! | [`telemetry`] | logs and traces |
-//! | [`metrics`] | what is counted, for Prometheus |
-//! | [`clock`], [`random`] | where time and randomness come in, at the edge only |
-//!
-//! The way of one login: `http::users` reads the body and the caller's address → `account::login` asks the throttle
-//! (`account::throttle`), reads the user (`store::users`), waits its turn in `password::Pool`, verifies, writes the session
-//! (`store::sessions`) and has the token made (`token::Issuer`) → `http::users` shapes the answer.
-//!
-//! Cargo features: `server` (default) is the service; `verify` is [`token`] and [`bearer`] alone, for services that check
+//! Cargo features: `server` (default) is the service; `verify` is `token` and `bearer` alone, for services that check
 //! gatepass's tokens; `remote` is `verify` and the client that follows the keys and the revocations of a running gatepass;
-//! `aws` is `server` and [`aws`].
+//! `aws` is `server` and settings and database logins from AWS.
 
 #[cfg(feature = "server")]
 pub mod account;

@@ -1,18 +1,23 @@
 //! Other people's libraries agree with us about our tokens, in every format. PyJWT finds its key in our JWK set and
 //! pyseto in our PASERKs; both read every claim and the footer or header as we meant them, and refuse the token when any
 //! one byte of it is another. joserfc (RFC 7638) and pyseto (PASERK) compute the very names that we give our keys. And
-//! what they make, with keys that they made themselves and with our shared secrets, passes our verifier.
+//! what they make, with keys that they made themselves and with our shared secrets, passes our verifier. What
+//! docs/verify.md tells their users to write accepts our tokens, and refuses those that are not quite.
 //!
 //! They run in one Python for all formats. `make test` installs it (`scripts/other-libraries`) and names it in
 //! `GATEPASS_TEST_PYTHON`. Without that these tests fail in CI, and elsewhere say that they have not run.
 
 use std::{
+    collections::BTreeMap,
     env,
+    ffi::{OsStr, OsString},
+    fs,
     io::{self, Write},
     process::{Command, Stdio},
     sync::{Arc, LazyLock},
 };
 
+use axum::{Router, routing::get};
 use gatepass::{
     clock::Clock,
     token::{
@@ -23,12 +28,17 @@ use gatepass::{
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::net::TcpListener;
 use uuid::Uuid;
 
-use crate::app::KEY;
+use crate::{
+    app::KEY,
+    forge::{self, Forge},
+};
 
 const PYTHON: &str = "GATEPASS_TEST_PYTHON";
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/other_libraries/read_and_make.py");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/verify.md");
 
 /// What was asked of the libraries, and what they answered.
 struct Exchange {
@@ -38,45 +48,57 @@ struct Exchange {
     answer: Value,
 }
 
+static INSTALLED: LazyLock<Option<OsString>> = LazyLock::new(installed);
 static EXCHANGE: LazyLock<Option<Exchange>> = LazyLock::new(exchange);
 
-fn exchange() -> Option<Exchange> {
-    let Some(python) = env::var_os(PYTHON).filter(|path| !path.is_empty()) else {
+fn installed() -> Option<OsString> {
+    let python = env::var_os(PYTHON).filter(|path| !path.is_empty());
+    if python.is_none() {
         assert!(env::var_os("CI").is_none(), "{PYTHON} names no Python: `make test` sets it");
         // Not by a macro: those are captured while a test passes.
         let _ = writeln!(
             io::stderr(),
             "\nNOT tested: that other libraries read our tokens. {PYTHON} names no Python; `make test` sets it."
         );
-        return None;
-    };
+    }
+    python
+}
 
+fn exchange() -> Option<Exchange> {
+    let python = INSTALLED.as_ref()?;
     // The libraries go by the machine's clock.
     let now = Clock::system().now().truncate_to_second();
     let keys: Vec<_> = Format::ALL.into_iter().map(|format| (format, signing_key(format))).collect();
     let tokens: serde_json::Map<_, _> =
         keys.iter().map(|(format, key)| (format.to_string(), issue(key, now).into())).collect();
-    let public: Vec<&PublicKey> = keys
-        .iter()
-        .filter_map(|(_, key)| match key {
-            SigningKey::Pair(pair) => Some(pair.public_key()),
-            _ => None,
-        })
-        .collect();
+    let (jwks, paserks) = documents(&keys);
     let question = json!({
         "issuer": party().issuer,
         "audience": party().audience,
-        "jwks": jwks(public.iter().copied()),
-        "paserks": paserks(public.iter().map(|key| (*key, KeyStatus::Active))),
+        "jwks": jwks,
+        "paserks": paserks,
         "hs256": *Hs256Key::new(&root()).to_jwk(),
         "local": root().to_paserk().expose_secret(),
         "tokens": tokens,
         "claims": claims(now, |time| time.unix_timestamp().into()),
     });
-    Some(Exchange { now, keys, answer: ask(&python, &question) })
+    Some(Exchange { now, keys, answer: ask(python, &question) })
 }
 
-fn ask(python: &std::ffi::OsStr, question: &Value) -> Value {
+fn pairs(keys: &[(Format, SigningKey)]) -> impl Iterator<Item = &Arc<KeyPair>> {
+    keys.iter().filter_map(|(_, key)| match key {
+        SigningKey::Pair(pair) => Some(pair),
+        _ => None,
+    })
+}
+
+/// The two documents in which the keys are published.
+fn documents(keys: &[(Format, SigningKey)]) -> (String, String) {
+    let public = || pairs(keys).map(|pair| pair.public_key());
+    (jwks(public()), paserks(public().map(|key| (key, KeyStatus::Active))))
+}
+
+fn ask(python: &OsStr, question: &Value) -> Value {
     let mut child = Command::new(python)
         .arg(PROGRAM)
         .stdin(Stdio::piped())
@@ -191,5 +213,133 @@ fn our_verifier_accepts_what_they_make() {
         let root = root();
         let own = Verifier::new([root.clone()], party()).verify(&issue(&root.into(), *now), *now);
         assert_eq!(read, own.unwrap(), "{format}");
+    }
+}
+
+/// What stands in the page as `language`, in its order.
+fn blocks<'p>(page: &'p str, language: &str) -> Vec<&'p str> {
+    let fence = format!("```{language}\n");
+    page.split(&fence).skip(1).map(|rest| rest.split_once("```\n").unwrap().0).collect()
+}
+
+/// What each member is.
+fn kinds(json: &Value) -> BTreeMap<&str, &'static str> {
+    let kind = |value: &Value| match value {
+        Value::String(text) if OffsetDateTime::parse(text, &Rfc3339).is_ok() => "time",
+        Value::String(_) => "string",
+        Value::Number(_) => "number",
+        Value::Array(_) => "list",
+        _ => panic!("{value}"),
+    };
+    json.as_object().unwrap().iter().map(|(name, value)| (&**name, kind(value))).collect()
+}
+
+#[test]
+fn the_page_shows_tokens_as_they_are() {
+    let page = fs::read_to_string(PAGE).unwrap();
+    let examples: Vec<Value> =
+        blocks(&page, "json").into_iter().map(|json| serde_json::from_str(json).unwrap()).collect();
+    let jwt = claims(OffsetDateTime::UNIX_EPOCH, |time| time.unix_timestamp().into());
+    let paseto = claims(OffsetDateTime::UNIX_EPOCH, |time| time.format(&Rfc3339).unwrap().into());
+    let real = [
+        json!({ "typ": "at+jwt", "alg": "EdDSA", "kid": "" }),
+        jwt.clone(),
+        json!({ "kid": "k4.pid." }),
+        paseto,
+    ];
+    assert_eq!(examples.iter().map(kinds).collect::<Vec<_>>(), real.iter().map(kinds).collect::<Vec<_>>());
+
+    let (_, table) = page.split_once("|---|---|---|\n").unwrap();
+    let rows = table.lines().take_while(|line| !line.is_empty());
+    let names: BTreeMap<&str, ()> = rows.map(|row| (row.split('`').nth(1).unwrap(), ())).collect();
+    assert!(names.keys().eq(kinds(&jwt).keys()), "{names:?}");
+}
+
+/// Prints what `verify` of the program before says of each token; `null` when it refuses one as it is said to.
+const OUTCOMES: &str = r"
+import json, sys
+
+def outcome(token):
+    try:
+        return verify(token)
+    except ERRORS:
+        return None
+
+print(json.dumps([outcome(token) for token in json.loads(sys.argv[1])]))
+";
+
+#[tokio::test]
+async fn the_programs_of_the_page_accept_our_tokens_and_refuse_others() {
+    let (Some(python), Some(Exchange { now, keys, .. })) = (&*INSTALLED, &*EXCHANGE) else { return };
+    let (jwks, paserks) = documents(keys);
+    let service = Router::new()
+        .route("/.well-known/jwks.json", get(async || jwks))
+        .route("/.well-known/paserk.json", get(async || paserks));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async { axum::serve(listener, service).await });
+
+    let page = fs::read_to_string(PAGE).unwrap();
+    let [for_jwts, for_pasetos] = *blocks(&page, "python") else { panic!("two programs") };
+    let forges: Vec<_> =
+        pairs(keys).map(|pair| Forge::pair(pair.public_key().clone(), &forge::private_bytes(pair))).collect();
+    for forge in &forges {
+        let (program, errors, time): (_, _, fn(OffsetDateTime) -> Value) = match forge.is_jwt() {
+            true => (for_jwts, "jwt.PyJWTError", |time| time.unix_timestamp().into()),
+            false => (for_pasetos, "pyseto.PysetoError or ValueError", |time| {
+                time.format(&Rfc3339).unwrap().into()
+            }),
+        };
+        assert!(program.contains(errors), "the program says what it raises");
+        let program = program.replace("https://auth.example.com", &base).replace("EdDSA", forge.alg())
+            + &OUTCOMES.replace("ERRORS", &format!("({})", errors.replace(" or", ",")));
+
+        let mut good = claims(*now, time);
+        good["iss"] = json!(base);
+        good["aud"] = json!("gatepass");
+        let with = |name: &str, value: Option<Value>| {
+            let mut claims = good.clone();
+            claims.as_object_mut().unwrap().remove(name);
+            if let Some(value) = value {
+                claims[name] = value;
+            }
+            forge.seal(claims.to_string())
+        };
+        let token = forge.seal(good.to_string());
+        let mut tokens = vec![
+            token.clone(),
+            with("iss", Some(json!(format!("{base}/")))),
+            with("aud", Some(json!("orders"))),
+            with("exp", Some(time(*now - Duration::MINUTE))),
+            with("nbf", Some(time(*now + Duration::HOUR))),
+            with("token_use", Some(json!("refresh"))),
+            "abc".to_owned(),
+        ];
+        tokens.extend(["iss", "aud", "exp", "nbf", "jti", "token_use"].map(|name| with(name, None)));
+        if forge.is_jwt() {
+            tokens.push(forge.seal_in(&forge.envelope().replace("at+jwt", "JWT"), good.to_string()));
+        }
+        // What another key of this format signs under the name of ours, and good tokens of other published formats.
+        let Format::KeyPair(format) = forge.format else { unreachable!("they are pairs") };
+        let stranger = KeyPair::generate(format).unwrap();
+        let stranger = Forge::pair(stranger.public_key().clone(), &forge::private_bytes(&stranger));
+        tokens.push(stranger.seal_in(&forge.envelope(), good.to_string()));
+        let others = forges.iter().filter(|other| other.format != forge.format);
+        tokens.extend(others.map(|other| other.seal(good.to_string())));
+
+        let output = tokio::process::Command::new(python)
+            .args(["-c", &program, &json!(tokens).to_string()])
+            .env("NO_PROXY", "*")
+            .stderr(Stdio::inherit())
+            .output()
+            .await
+            .unwrap();
+        assert!(output.status.success(), "{}", forge.format);
+        let outcomes: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(outcomes.len(), tokens.len());
+        assert_eq!(outcomes[0], good, "{}", forge.format);
+        for (outcome, token) in outcomes.iter().zip(&tokens).skip(1) {
+            assert_eq!(*outcome, Value::Null, "{} {token}", forge.format);
+        }
     }
 }

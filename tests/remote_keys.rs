@@ -26,8 +26,8 @@ use gatepass::{
     bearer::{BearerLayer, DocumentError, RemoteError, RemoteKeys},
     clock::Clock,
     token::{
-        Claims, Issuer, KeyPair, KeyPairFormat, KeyStatus, Lifetime, Party, SignatureAlgorithm, Subject,
-        jwks, paserks,
+        Claims, Issuer, KeyPair, KeyPairFormat, KeyStatus, Lifetime, Party, SignatureAlgorithm, SigningKey,
+        Subject, SymmetricKey, jwks, paserks,
     },
 };
 use tokio::{
@@ -151,10 +151,7 @@ impl Gatepass {
 
     /// Another service that follows its keys.
     async fn service(&self) -> Service {
-        let keys = self.connect().await.unwrap();
-        let hello = async |Extension(claims): Extension<Arc<Claims>>| claims.username.clone();
-        let layer = BearerLayer::new(keys).with_clock(Clock::fixed(START));
-        Service(Router::new().route("/hello", get(hello)).layer(layer))
+        Service::new(self.connect().await.unwrap())
     }
 }
 
@@ -196,12 +193,18 @@ async fn document(
 struct Service(Router);
 
 impl Service {
+    fn new(keys: RemoteKeys) -> Self {
+        let hello = async |Extension(claims): Extension<Arc<Claims>>| claims.username.clone();
+        let layer = BearerLayer::new(keys).with_clock(Clock::fixed(START));
+        Self(Router::new().route("/hello", get(hello)).layer(layer))
+    }
+
     async fn ask(&self, token: &str) -> StatusCode {
         let request = Request::get("/hello").header(header::AUTHORIZATION, format!("Bearer {token}"));
         self.0.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap().status()
     }
 
-    async fn accepts(&self, key: &Arc<KeyPair>) -> bool {
+    async fn accepts<K: Clone + Into<SigningKey>>(&self, key: &K) -> bool {
         match self.ask(&token(key)).await {
             StatusCode::OK => true,
             StatusCode::UNAUTHORIZED => false,
@@ -223,7 +226,7 @@ fn any_key() -> Arc<KeyPair> {
 }
 
 /// Another one each time.
-fn token(key: &Arc<KeyPair>) -> String {
+fn token<K: Clone + Into<SigningKey>>(key: &K) -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let subject = Subject {
         user_id: Uuid::from_u128(1),
@@ -286,7 +289,7 @@ async fn tokens_of_a_real_gatepass_pass() {
         let gatepass = tokio::spawn(async move { axum::serve(listener, service).await });
 
         let keys = RemoteKeys::connect(&base, party.clone()).await.unwrap();
-        let claims = keys.verifier().verify(login["access_token"].as_str().unwrap(), START).unwrap();
+        let claims = keys.verify(login["access_token"].as_str().unwrap(), START).unwrap();
         assert_eq!(claims.session_id.to_string(), login["session_id"].as_str().unwrap());
         gatepass.abort();
     }
@@ -475,6 +478,35 @@ async fn a_service_moves_with_gatepass_from_one_format_to_another() {
     later(10).await;
     assert!(service.accepts(&jwt).await);
     assert!(!service.accepts(&paseto).await);
+}
+
+#[tokio::test]
+async fn a_service_with_a_key_of_its_own_takes_that_and_whatever_is_published() {
+    let shared = SymmetricKey::from_bytes([7; 32]);
+    let [old, new, _] = FORMATS.map(key);
+    // It may start before there is any other.
+    let gatepass = Gatepass::start(&[]).await;
+    let keys = RemoteKeys::connect_with(&gatepass.url(), party(), [shared.clone()]).await.unwrap();
+    let service = Service::new(keys);
+    assert!(service.accepts(&shared).await);
+    for published in [&[&old][..], &[&old, &new], &[&new]] {
+        gatepass.publish(published);
+        later(10).await;
+        // A key that it does not have makes it fetch.
+        assert!(!service.accepts(&SymmetricKey::from_bytes([8; 32])).await);
+        assert!(service.accepts(*published.last().unwrap()).await);
+        assert!(service.accepts(&shared).await);
+    }
+    assert!(!service.accepts(&old).await);
+
+    // Once there have been some, none is a failure, as it is for others.
+    for _ in 0..2 {
+        gatepass.publish(&[]);
+        later(10).await;
+        assert!(!service.accepts(&old).await);
+        assert!(service.accepts(&new).await);
+        assert!(service.accepts(&shared).await);
+    }
 }
 
 /// All that a gatepass should not answer.

@@ -32,7 +32,8 @@
 //! ```
 //!
 //! With keys that gatepass publishes (`v4.public`, `jwt`), a service has no key of its own to keep: `RemoteKeys` (feature
-//! `remote`) in place of the verifier fetches them, and follows their rotation.
+//! `remote`) in place of the verifier fetches them, and follows their rotation. With that feature the layer also logs, as
+//! `tracing` events at debug, why it refuses a request; see [`BearerLayer::with_answer`].
 //!
 //! So far, a token is good until it expires. For a layer that refuses it as soon as its session ends there is, with the same
 //! feature, `follow_revocations`; see [`BearerLayer::with_revocations`].
@@ -92,9 +93,26 @@ impl<R> BearerLayer<R> {
         Self { clock, ..self }
     }
 
-    /// Answers refused requests with `answer`, for services that have an error format of their own.
+    /// Answers refused requests with `answer`, for services that have an error format of their own, or that want to see
+    /// why a token is refused: the client hears only as much as [`Refusal::code`] says.
+    ///
+    /// ```
+    /// use axum::{Router, response::IntoResponse, routing::get};
+    /// use gatepass::{bearer::BearerLayer, token::{Party, SymmetricKey, Verifier}};
+    ///
+    /// # let key: SymmetricKey = "k4.local.cHFyc3R1dnd4eXp7fH1-f4CBgoOEhYaHiImKi4yNjo8".parse()?;
+    /// # let verifier = Verifier::new([key], Party { issuer: "gatepass".into(), audience: "gatepass".into() });
+    /// let layer = BearerLayer::new(verifier).with_answer(|refusal| {
+    ///     tracing::info!(%refusal, "a request was refused");
+    ///     let mut response = (refusal.status(), refusal.code()).into_response();
+    ///     response.headers_mut().extend(refusal.headers());
+    ///     response
+    /// });
+    /// let app: Router = Router::new().route("/hello", get(async || "hello")).layer(layer);
+    /// # Ok::<(), gatepass::token::InvalidKey>(())
+    /// ```
     #[must_use]
-    pub fn with_answer<A>(self, answer: A) -> BearerLayer<A> {
+    pub fn with_answer<B, A: Fn(Refusal) -> Response<B>>(self, answer: A) -> BearerLayer<A> {
         BearerLayer { source: self.source, revocations: self.revocations, clock: self.clock, answer }
     }
 }

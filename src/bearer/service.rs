@@ -44,6 +44,16 @@ impl<S, R> BearerService<S, R> {
         Ok(())
     }
 
+    /// The answer to a request that does not go on. Which check failed, the client does not hear: the log may.
+    fn refuse<C>(&self, refusal: Refusal) -> Response<C>
+    where
+        R: Answer<C>,
+    {
+        #[cfg(feature = "remote")]
+        tracing::debug!(%refusal, "a request without an acceptable token");
+        self.layer.answer.answer(refusal)
+    }
+
     /// What to wait for before this is said, if anything could change it.
     fn refresh(&self, refusal: Refusal) -> Option<Refresh> {
         match refusal {
@@ -76,7 +86,7 @@ where
                     let service = Self::new(mem::replace(&mut self.inner, clone), self.layer.clone());
                     Kind::Waiting { waiting: Some(Box::new(Waiting { refresh, service, request })) }
                 }
-                None => Kind::Refused { response: Some(self.layer.answer.answer(refusal)) },
+                None => Kind::Refused { response: Some(self.refuse(refusal)) },
             },
         };
         ResponseFuture { kind }
@@ -144,13 +154,96 @@ where
                     let Waiting { mut service, mut request, .. } = *waiting.take().expect(POLLED_AGAIN);
                     match service.admit(&mut request) {
                         Ok(()) => Kind::Inner { future: service.inner.call(request) },
-                        Err(refusal) => {
-                            Kind::Refused { response: Some(service.layer.answer.answer(refusal)) }
-                        }
+                        Err(refusal) => Kind::Refused { response: Some(service.refuse(refusal)) },
                     }
                 }
             };
             kind.set(next);
         }
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "remote")]
+mod tests {
+    use std::{
+        convert::Infallible,
+        future::{Ready, ready},
+        io::{self, Write},
+        sync::{Arc, Mutex},
+    };
+
+    use tower_layer::Layer as _;
+
+    use super::*;
+    use crate::token::{Issuer, Lifetime, Party, Subject, SymmetricKey, Verifier};
+
+    /// The log of one test.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[derive(Clone)]
+    struct Nobody;
+
+    impl Service<Request<()>> for Nobody {
+        type Response = Response<String>;
+        type Error = Infallible;
+        type Future = Ready<Result<Response<String>, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<()>) -> Self::Future {
+            ready(Ok(Response::new(String::new())))
+        }
+    }
+
+    #[test]
+    fn the_log_says_why_and_the_client_does_not_hear() {
+        let party = |issuer: &str| Party { issuer: issuer.into(), audience: "gatepass".into() };
+        let key = SymmetricKey::from_bytes([7; 32]);
+        let subject = Subject {
+            user_id: uuid::Uuid::from_u128(1),
+            session_id: uuid::Uuid::from_u128(2),
+            username: "alice".into(),
+            roles: vec![],
+        };
+        let now = time::OffsetDateTime::UNIX_EPOCH;
+        let lifetime = Lifetime { now, expires_at: now + time::Duration::MINUTE };
+        let token = Issuer::new(key.clone(), party("https://id.example"))
+            .issue(subject, uuid::Uuid::from_u128(3), lifetime)
+            .unwrap();
+        let verifier = Verifier::new([key], party("https://id.example/"));
+        let layer = BearerLayer::new(verifier).with_clock(crate::clock::Clock::fixed(now));
+        let request =
+            Request::get("/").header("authorization", format!("Bearer {}", token.expose())).body(()).unwrap();
+
+        let log = Log::default();
+        let written = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_writer(move || written.clone())
+            .finish();
+        let answer = tracing::subscriber::with_default(subscriber, || {
+            let mut response = Box::pin(layer.layer(Nobody).call(request));
+            match response.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
+                Poll::Ready(Ok(answer)) => answer,
+                Poll::Pending => panic!("nobody is asked for keys"),
+            }
+        });
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert!(log.contains("the token is of another issuer") && !log.contains(token.expose()), "{log}");
+        assert!(answer.body().contains("invalid_token") && !answer.body().contains("issuer"));
     }
 }

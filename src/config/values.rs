@@ -250,7 +250,7 @@ words! {
         V4Local = "v4.local",
         /// PASETO v4.public: signed, with published keys.
         V4Public = "v4.public",
-        /// JWT (RFC 9068), by [`JwtAlgorithm`].
+        /// JWT, by [`JwtAlgorithm`]; of `typ` at+jwt (RFC 9068), without the claim `client_id`.
         Jwt = "jwt",
     }
 }

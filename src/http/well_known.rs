@@ -1,4 +1,8 @@
 //! `/.well-known`: the public keys, and where everything is. Served from memory; the same bytes until a key changes.
+//!
+//! The metadata differ from RFC 8414 in two points, as gatepass is no OAuth server. There is no `token_endpoint`, which that
+//! requires. And empty arrays are there, which that wants left out (section 3.2): `response_types_supported`, since that is
+//! required as well, and `grant_types_supported`, since without it two grants would be understood (section 2).
 
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
-//! JWT access tokens (RFC 7519, RFC 9068) in JWS compact form (RFC 7515): the envelope here, the cryptography by
-//! `aws-lc-rs`.
+//! JWT access tokens (RFC 7519) in JWS compact form (RFC 7515): the envelope here, the cryptography by `aws-lc-rs`.
+//!
+//! Their `typ` is that of RFC 9068, and they have all claims that it requires but `client_id`: a login is no OAuth flow,
+//! so that there is no client to name.
 //!
 //! The header is exactly `{"typ":"at+jwt","alg":…,"kid":…}`. A header with any other member is none of ours and is
 //! refused: `crit` and `b64` change what a signature means, `jwk`, `jku`, `x5u` and `x5c` would bring a key along. A key
@@ -9,7 +11,7 @@
 //! not exist here; and they parse the private key anew for each token. What is left after that is these few lines of
 //! envelope.
 
-use std::sync::Arc;
+use std::{str::FromStr, sync::Arc};
 
 use aws_lc_rs::{
     encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der},
@@ -55,6 +57,18 @@ struct Header<'a> {
 }
 
 /// A secret for HS256, derived from the root key for this alone.
+///
+/// A service that checks tokens is given the secret and not the root key, and reads it from text:
+///
+/// ```
+/// use gatepass::token::{Hs256Key, Party, Verifier};
+///
+/// // What `gatepass key show --jwt-hs256 --json` printed, from the environment of this service.
+/// let key: Hs256Key = r#"{"kty":"oct","k":"_tA6wdcF7dmREtFpK6qgWJo_xn9anPOZt7bPG6RUbXM",
+///     "alg":"HS256","use":"sig","kid":"9FVwC5n-nTa-I72qfh0Z_ktXJDVqfZxbHgx_E4LZ2aU"}"#.parse()?;
+/// let verifier = Verifier::new([key], Party { issuer: "gatepass".into(), audience: "gatepass".into() });
+/// # Ok::<(), gatepass::token::InvalidKey>(())
+/// ```
 #[derive(Clone)]
 pub struct Hs256Key {
     secret: SymmetricKey,
@@ -64,9 +78,13 @@ pub struct Hs256Key {
 }
 
 impl Hs256Key {
-    /// The secret for HS256 under `root`.
+    /// The secret for HS256 under `root`, which is gatepass's `TOKEN_SYMMETRIC_KEY`. Not for a secret that has been derived
+    /// already: that comes as a JWK, which is [read](Self::from_str).
     pub fn new(root: &SymmetricKey) -> Self {
-        let secret = root.derive("JWT HS256 v1");
+        Self::from_secret(root.derive("JWT HS256 v1"))
+    }
+
+    fn from_secret(secret: SymmetricKey) -> Self {
         let key = Arc::new(hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()));
         let id = material(&secret).thumbprint();
         Self { secret, key, id }
@@ -81,6 +99,21 @@ impl Hs256Key {
     pub fn to_jwk(&self) -> Zeroizing<String> {
         let jwk = Jwk::new(material(&self.secret), HS256);
         Zeroizing::new(serde_json::to_string(&jwk).expect("a struct of strings has a JSON form"))
+    }
+}
+
+impl FromStr for Hs256Key {
+    type Err = InvalidKey;
+
+    /// Reads what [`to_jwk`](Self::to_jwk) wrote. Its `kid` has to be its thumbprint, so that no key goes by another's name.
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
+        let jwk: Jwk = serde_json::from_str(text).map_err(|_| InvalidKey::SharedJwk)?;
+        let Material::Octets { k } = jwk.material else { return Err(InvalidKey::SharedJwk) };
+        let k = Zeroizing::new(k);
+        let bytes = Zeroizing::new(jwk::decode(&k).map_err(|_| InvalidKey::SharedJwk)?);
+        let bytes = bytes.as_slice().try_into().map_err(|_| InvalidKey::SharedJwk)?;
+        let key = Self::from_secret(SymmetricKey::from_bytes(bytes));
+        if jwk.alg == HS256 && key.id.as_str() == jwk.kid { Ok(key) } else { Err(InvalidKey::SharedJwk) }
     }
 }
 
@@ -355,5 +388,38 @@ impl<'t> Signed<'t> {
             return Err(Rejection::Forged);
         }
         Ok((&self.claims, header.typ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_key_comes_back_from_its_text_and_nothing_else_is_one() {
+        let root = SymmetricKey::from_bytes([7; 32]);
+        let key = Hs256Key::new(&root);
+        let text = key.to_jwk();
+        let read: Hs256Key = text.parse().unwrap();
+        assert_eq!((read.id(), read.to_jwk()), (key.id(), key.to_jwk()));
+        assert_eq!(format!("{read:?}"), format!("Hs256Key({})", key.id()));
+
+        let k = jwk::encode(key.secret.as_bytes());
+        let ed = SecretKey::generate(SignatureAlgorithm::EdDsa).unwrap().public_key().unwrap();
+        for text in [
+            "",
+            "{}",
+            &k,
+            &text.replace("HS256", "HS512"),
+            &text.replace("HS256", "none"),
+            &text.replace(r#""use":"sig""#, r#""use":"enc""#),
+            &text.replace(r#""kid":""#, r#""kid":"x"#),
+            // The root itself, and a part of the key, both under the key's name.
+            &text.replace(&k, &jwk::encode(root.as_bytes())),
+            &text.replace(&k, &k[..40]),
+            &serde_json::to_string(&ed.to_jwk()).unwrap(),
+        ] {
+            assert_eq!(text.parse::<Hs256Key>().unwrap_err(), InvalidKey::SharedJwk, "{text}");
+        }
     }
 }

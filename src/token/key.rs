@@ -100,6 +100,11 @@ pub enum InvalidKey {
     /// Not a JWK with an algorithm of ours and its thumbprint as `kid`.
     #[error("not a public JWK for EdDSA, ES256, RS256 or PS256 with its thumbprint as kid")]
     Jwk,
+    /// Not a JWK with a shared secret of ours and its thumbprint as `kid`.
+    #[error(
+        "not a JWK for HS256 with its thumbprint as kid, as `gatepass key show --jwt-hs256 --json` prints it"
+    )]
+    SharedJwk,
     /// A private key could not be made or read.
     #[error("not a private key of its format")]
     Private,

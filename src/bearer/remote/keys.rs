@@ -11,6 +11,7 @@ use http::{
     header::{AGE, CACHE_CONTROL, ETAG, IF_NONE_MATCH},
 };
 use reqwest::{Client, Url};
+use time::OffsetDateTime;
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinHandle,
@@ -19,7 +20,8 @@ use tokio::{
 
 use super::{DocumentError, Gatepass, RemoteError, body};
 use crate::token::{
-    InvalidKeySet, KeyId, KeyPairFormat, Party, PublicKey, Verifier, read_jwks, read_paserks,
+    Claims, InvalidKeySet, KeyId, KeyPairFormat, Party, PublicKey, Rejection, Verifier, VerifyingKey,
+    read_jwks, read_paserks,
 };
 
 /// The bounds of `Cache-Control: max-age`, and what holds without one.
@@ -64,7 +66,7 @@ const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 /// A task fetches the documents again when their `max-age` is over (5 s to 1 h; 60 s when they have none), until the last
 /// clone of this is dropped. When a fetch fails, the keys that are held stay, however long, and it is tried again after
 /// 5 s, later after up to 60 s; each failure is logged as a warning. A fetch is all or nothing: both documents, whole, and
-/// one key at least.
+/// one key at least (but see [`connect_with`](Self::connect_with)).
 ///
 /// A token of an unknown key makes its request wait for a fetch, 3 s at most, and be checked again. There is one such
 /// fetch for all that wait, and none within 10 s of the beginning of the last, for whatever reason that was: until then,
@@ -122,21 +124,64 @@ impl RemoteKeys {
     ///
     /// Outside a tokio runtime with time and I/O.
     pub async fn connect(base: &str, party: Party) -> Result<Self, RemoteError> {
+        Self::connect_with(base, party, [] as [VerifyingKey; 0]).await
+    }
+
+    /// As [`connect`](Self::connect), with keys that this service was given: they are accepted besides whatever is
+    /// published, for as long as this lives. For the days in which gatepass moves from a shared key to published ones, or
+    /// back.
+    ///
+    /// ```no_run
+    /// use gatepass::{bearer::RemoteKeys, token::{Party, SymmetricKey}};
+    ///
+    /// # async fn keys() -> Result<RemoteKeys, Box<dyn std::error::Error>> {
+    /// let issuer = "https://auth.example.com";
+    /// let party = Party { issuer: issuer.into(), audience: "gatepass".into() };
+    /// let shared: SymmetricKey = std::env::var("GATEPASS_KEY")?.parse()?;
+    /// let keys = RemoteKeys::connect_with(issuer, party, [shared]).await?;
+    /// # Ok(keys)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect); but with a key given, gatepass may publish none yet.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with time and I/O.
+    pub async fn connect_with<K: Into<VerifyingKey>>(
+        base: &str,
+        party: Party,
+        given: impl IntoIterator<Item = K>,
+    ) -> Result<Self, RemoteError> {
+        let given: Vec<_> = given.into_iter().map(Into::into).collect();
         let began = Instant::now();
-        let mut remote = Remote::new(base)?;
+        let mut remote = Remote::new(base, given.is_empty())?;
         let fetched = remote.fetch().await?;
         let ids = ids(&fetched.keys);
-        let verifier = Arc::new(Verifier::new(fetched.keys, party));
+        let verifier = Arc::new(Verifier::new(with_given(&given, fetched.keys), party));
         let fetches = Arc::new(watch::Sender::new(Fetches { begun: 1, ended: 1, last_began: began }));
         let base = remote.gatepass.base.clone();
-        let follower = Follower { remote, ids, verifier: verifier.clone(), fetches: fetches.clone() };
+        let follower = Follower { remote, given, ids, verifier: verifier.clone(), fetches: fetches.clone() };
         let task = tokio::spawn(follower.run(began + fetched.fresh_for));
         let places = Arc::new(Semaphore::new(MAX_WAITING));
         Ok(Self(Arc::new(Shared { verifier, base, fetches, places, task })))
     }
 
-    /// What checks tokens with the keys that are held at the moment. It stays the same when they change.
-    pub fn verifier(&self) -> &Arc<Verifier> {
+    /// The claims of `token`, as [`Verifier::verify`] has them, by the keys that are held at the moment; for what comes
+    /// otherwise than as a request through the layer. It asks nobody: what was revoked, and keys that are new, are for the
+    /// layer.
+    ///
+    /// # Errors
+    ///
+    /// The first check that failed.
+    pub fn verify(&self, token: &str, now: OffsetDateTime) -> Result<Arc<Claims>, Rejection> {
+        self.verifier().verify(token, now)
+    }
+
+    /// What checks tokens with the keys that are held at the moment. Not for other people, who might set its keys.
+    pub(in crate::bearer) fn verifier(&self) -> &Verifier {
         &self.0.verifier
     }
 
@@ -177,7 +222,9 @@ impl fmt::Debug for RemoteKeys {
 /// The task that keeps a verifier's keys fresh.
 struct Follower {
     remote: Remote,
-    /// The keys that the verifier has.
+    /// The keys that stay, whatever is published.
+    given: Vec<VerifyingKey>,
+    /// The published keys that the verifier has.
     ids: HashSet<(KeyId, KeyPairFormat)>,
     verifier: Arc<Verifier>,
     fetches: Arc<watch::Sender<Fetches>>,
@@ -226,10 +273,14 @@ impl Follower {
         let ids = ids(&keys);
         if ids != self.ids {
             tracing::info!(keys = ids.len(), "gatepass's keys have changed");
-            self.verifier.set_keys(keys);
+            self.verifier.set_keys(with_given(&self.given, keys));
             self.ids = ids;
         }
     }
+}
+
+fn with_given(given: &[VerifyingKey], published: Vec<PublicKey>) -> impl Iterator<Item = VerifyingKey> {
+    given.iter().cloned().chain(published.into_iter().map(Into::into))
 }
 
 fn ids(keys: &[PublicKey]) -> HashSet<(KeyId, KeyPairFormat)> {
@@ -246,6 +297,8 @@ fn pause(failures: u32) -> Duration {
 struct Remote {
     gatepass: Gatepass,
     documents: [Document; 2],
+    /// Whether documents without keys are taken for a failure: there is no other key, or there have been published ones.
+    needs_keys: bool,
 }
 
 /// One of the documents, and what was last in it.
@@ -267,13 +320,13 @@ struct Fetched {
 }
 
 impl Remote {
-    fn new(base: &str) -> Result<Self, RemoteError> {
+    fn new(base: &str, needs_keys: bool) -> Result<Self, RemoteError> {
         let gatepass = Gatepass::new(base)?;
         let document = |name, read| {
             Ok(Document { url: gatepass.url(&format!("/.well-known/{name}"))?, read, held: None })
         };
         let documents = [document("jwks.json", read_jwks as _)?, document("paserk.json", read_paserks as _)?];
-        Ok(Self { gatepass, documents })
+        Ok(Self { gatepass, documents, needs_keys })
     }
 
     /// Both documents, or neither, so that no key is lost in between when a service moves from one format to another.
@@ -286,12 +339,13 @@ impl Remote {
             held.push(now_held);
         }
         let keys: Vec<_> = held.iter().flat_map(|held| held.keys.iter().cloned()).collect();
-        if keys.is_empty() {
+        if keys.is_empty() && self.needs_keys {
             return Err(RemoteError::NoKeys(self.gatepass.base.clone()));
         }
         for (document, held) in self.documents.iter_mut().zip(held) {
             document.held = Some(held);
         }
+        self.needs_keys |= !keys.is_empty();
         Ok(Fetched { keys, fresh_for })
     }
 }
@@ -345,7 +399,7 @@ mod tests {
 
     #[test]
     fn both_documents_are_below_the_base() {
-        let remote = Remote::new("http://localhost:8080/login/").unwrap();
+        let remote = Remote::new("http://localhost:8080/login/", true).unwrap();
         assert_eq!(
             remote.documents.map(|document| document.url.to_string()),
             ["jwks", "paserk"].map(|name| format!("http://localhost:8080/login/.well-known/{name}.json"))
