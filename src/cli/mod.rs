@@ -14,6 +14,7 @@ mod history;
 mod import;
 mod key;
 mod migrate;
+mod open_files;
 mod password_input;
 pub mod serve;
 mod setup;
