@@ -54,6 +54,7 @@ pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     let traces =
         endpoint.map(|endpoint| Traces::new(endpoint, settings.otel_traces_sampler_arg)).transpose()?;
     telemetry::init(log_format(&settings), &settings.rust_log, traces.as_ref())?;
+    telemetry::log_panics();
     let done = start(&settings, warnings).await;
     if let Some(traces) = traces {
         traces.finish().await;
