@@ -74,8 +74,8 @@ async fn a_line_for_each_check_and_the_exit_code_tells_whether_there_is_a_proble
         })
         .collect();
     let all = [
-        "settings", "password", "tls", "ops", "database", "clock", "schema", "roles", "keys", "feed",
-        "history",
+        "settings", "password", "tls", "ops", "files", "database", "clock", "schema", "roles", "keys",
+        "feed", "history",
     ];
     assert_eq!(areas, all);
     // No colours where nobody looks.

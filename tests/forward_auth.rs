@@ -175,6 +175,15 @@ async fn one_of_the_roles_is_needed() {
             app.get(&address).send().await.expect_problem(401, "missing_token");
         }
     }
+    // What was meant to be a role is no reason to let everybody in. Below, it is the client's own.
+    for demand in ["?roles=admin", "?Role=admin", "?role[]=admin", "?role%20=admin", "?page=2&Roles=admin"] {
+        for login in [&alice, &editor, &admin] {
+            let answer = app.get(&format!("/auth/verify{demand}")).bearer(login).send().await;
+            answer.expect_problem(403, "forbidden");
+            let answer = app.get(&format!("/auth/verify/x{demand}")).bearer(login).send().await;
+            assert_passes(&answer, login);
+        }
+    }
     // Said by the path, the client's part has no say.
     for (address, passing) in [
         ("/auth/verify/role=admin", [false, false, true]),

@@ -176,7 +176,17 @@ async fn an_administrator_sees_everything_with_who_did_it() {
     assert_eq!(of(&format!("table=sessions&user={}", bob["id"].as_str().unwrap())).await.len(), 0);
     assert_eq!(of("since=2020-01-02T03:04:05Z").await.len(), 7);
     assert_eq!(of("since=2120-01-02T03:04:05Z").await.len(), 0);
-    for query in ["user=alice", "table=revocations", "since=yesterday", "cursor=x", "limit=0", "x=1"] {
+    assert_eq!(of("since=0000-01-01T00:00:00%2B23:59").await.len(), 7);
+    for query in [
+        "user=alice",
+        "table=revocations",
+        "since=yesterday",
+        // In UTC it would be in the year 10000.
+        "since=9999-12-31T23:59:59-23:59",
+        "cursor=x",
+        "limit=0",
+        "x=1",
+    ] {
         let problem = app.get(&format!("/admin/history?{query}")).bearer(&root).send().await;
         problem.expect_problem(422, "validation_failed");
     }
@@ -225,6 +235,8 @@ async fn the_command_line_and_the_service_are_named() {
     assert!(shown.contains("password_hash") || shown.contains("roles"), "{shown}");
     gatepass(&app, &["history", "--user", "alice"], "").await.fails(1, &["there is no such user"]);
     gatepass(&app, &["history", "--table", "revocations"], "").await.fails(2, &["possible values"]);
+    let late = ["history", "--since", "9999-12-31T23:59:59-23:59"];
+    gatepass(&app, &late, "").await.fails(2, &["--since", "after the year 9999"]);
 }
 
 #[tokio::test]

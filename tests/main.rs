@@ -44,6 +44,7 @@ mod manners;
 mod migrations;
 mod monitoring;
 mod nginx;
+mod open_files;
 mod other_libraries;
 mod passwords;
 mod plans;

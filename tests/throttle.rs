@@ -141,6 +141,18 @@ async fn a_name_that_nobody_has_is_refused_like_any_other() {
     for (answer, wait) in all[0][10..].iter().zip([80, 79, 78]) {
         expect_wait(answer.clone(), wait);
     }
+    // Whoever writes their address another way.
+    let body = json!({ "username": "jose", "email": "jos\u{e9}@example.com", "password": PASSWORD });
+    app.post("/users").json(&body).send().await.expect(201);
+    let spellings = ["jos\u{e9}@example.com", "Jose\u{301}@example.com"];
+    for i in 0..10 {
+        let answer = log_in_from(&app, "203.0.113.2", spellings[i % 2], WRONG).await;
+        answer.expect_problem(401, "invalid_credentials");
+    }
+    for name in spellings {
+        let answer = log_in_from(&app, "203.0.113.2", name, WRONG).await;
+        answer.expect_problem(429, "too_many_attempts");
+    }
     // Those that nobody can have are names, too.
     for name in names[8] {
         assert_eq!(failures_until_refused(&app, "203.0.113.1", name).await, 10);

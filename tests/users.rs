@@ -96,6 +96,29 @@ async fn another_address_is_unverified_and_the_same_one_in_another_case_is_not_a
 }
 
 #[tokio::test]
+async fn an_address_is_the_same_however_its_accents_are_composed() {
+    let app = App::new().await;
+    for (username, email, other) in [
+        ("composed", "jos\u{e9}@example.com", "JOSE\u{301}@example.com"),
+        ("decomposed", "zoe\u{308}@exa\u{308}mple.com", "zo\u{eb}@EX\u{c4}mple.com"),
+        ("indic", "हिन्दी@example.com", "हिन्दी@Example.com"),
+        // Marks in another order.
+        ("stacked", "q\u{323}\u{307}@example.com", "q\u{307}\u{323}@example.com"),
+    ] {
+        let register = async |username: &str, email: &str| {
+            let body = json!({"username": username, "email": email, "password": PASSWORD});
+            app.post("/users").json(&body).send().await
+        };
+        // As the user wrote it.
+        assert_eq!(register(username, email).await.expect(201)["email"], email);
+        register("other", other).await.expect_problem(409, "email_taken");
+        for name in [email, other] {
+            assert_eq!(log_in(&app, name, PASSWORD).await.expect(200)["user"]["username"], username);
+        }
+    }
+}
+
+#[tokio::test]
 async fn nobody_takes_the_name_or_address_of_another() {
     let app = App::new().await;
     app.register("alice").await;
@@ -289,7 +312,13 @@ async fn a_login_leaves_a_session_by_which_its_owner_can_recognise_it() {
             "198.51.100.1",
             Some(&long[..1024]),
         ),
-        ("10.0.0.1", &["garbage"], Some("a\tb"), "10.0.0.1", Some("a\tb")),
+        (
+            "10.0.0.1",
+            &["garbage"],
+            Some("\u{9b}31m a\tb\u{202e}c\u{2066} \u{85}"),
+            "10.0.0.1",
+            Some("31m abc"),
+        ),
         ("::ffff:192.0.2.7", &[], None, "192.0.2.7", None),
         ("2001:db8::7", &[], None, "2001:db8::7", None),
         ("fd00::1", &["2001:db8::9"], None, "2001:db8::9", None),

@@ -4,9 +4,9 @@ use std::{fs, path::PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use secrecy::SecretString;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 
-use super::{Failure, print, print_json, setup};
+use super::{Failure, print, print_json, setup, time};
 use crate::{
     config::{Environment, Settings},
     devdata::{self, Key, Manifest, PASSWORD, Wanted},
@@ -112,10 +112,6 @@ fn mask_key(file: Option<&PathBuf>) -> Result<Key, Failure> {
         return Err(format!("{}: needs at least {MASK_KEY_LENGTH} bytes", file.display()).into());
     }
     Ok(Key::new(secret))
-}
-
-fn time(text: &str) -> Result<OffsetDateTime, String> {
-    OffsetDateTime::parse(text, &Rfc3339).map_err(|error| format!("not a time as in RFC 3339: {error}"))
 }
 
 pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 use time::{Duration, OffsetDateTime};
 
-use super::{Failure, print, print_json, seconds, setup};
+use super::{Failure, open_files::OpenFiles, print, print_json, seconds, setup};
 use crate::{
     clock::Clock,
     config::{ConfigErrors, DbPooler, Environment, Settings},
@@ -150,6 +150,7 @@ async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
     findings.extend(passwords(&settings, args).await);
     findings.extend(certificate(&settings));
     findings.push(operators(&settings));
+    findings.push(open_files(&settings));
     findings.extend(old_system(&settings).await);
     match setup::symmetric_key(&settings) {
         Ok(root) => {
@@ -333,6 +334,16 @@ fn operators(settings: &Settings) -> Finding {
         Finding::new("ops", Level::Note, format!("{message}, in plain HTTP and for whoever can connect"))
             .advise("let nobody but Prometheus get there")
     }
+}
+
+/// How many connections a service takes that is started as this was.
+fn open_files(settings: &Settings) -> Finding {
+    let files = OpenFiles::look(settings.db_max_connections);
+    let (level, advice) = match files.advice() {
+        Some(advice) => (Level::Warning, Some(advice)),
+        None => (Level::Ok, None),
+    };
+    Finding { advice, ..Finding::new("files", level, files.to_string()) }
 }
 
 /// Whether the system is there that users may still come from. It gets no password, nor who we are.

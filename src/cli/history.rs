@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 
-use super::{Failure, print, print_json, seconds, setup};
+use super::{Failure, print, print_json, seconds, setup, time};
 use crate::{
     account::{Entry, Head, History, Verification, Wanted},
     config::Settings,
@@ -57,10 +57,6 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-}
-
-fn time(text: &str) -> Result<OffsetDateTime, String> {
-    OffsetDateTime::parse(text, &Rfc3339).map_err(|error| format!("not a time as in RFC 3339: {error}"))
 }
 
 fn hash(text: &str) -> Result<[u8; 32], String> {

@@ -14,6 +14,7 @@ mod history;
 mod import;
 mod key;
 mod migrate;
+mod open_files;
 mod password_input;
 pub mod serve;
 mod setup;
@@ -23,7 +24,7 @@ mod user;
 use std::{error::Error, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use crate::account::{self, FieldError};
 
@@ -140,6 +141,13 @@ fn print(text: &str) -> Result<(), Failure> {
 /// Writes a value as indented JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// A time that somebody wrote, as in RFC 3339; in UTC, which is how the database is told it.
+fn time(text: &str) -> Result<OffsetDateTime, String> {
+    let at = OffsetDateTime::parse(text, &Rfc3339)
+        .map_err(|error| format!("not a time as in RFC 3339: {error}"))?;
+    at.checked_to_offset(UtcOffset::UTC).ok_or_else(|| "lies after the year 9999".into())
 }
 
 /// A time for people: RFC 3339, to the second.

@@ -15,7 +15,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Failure, setup};
+use super::{Failure, open_files::OpenFiles, setup};
 use crate::{
     account::{Activity, Cause, CleanUp, Clients, History},
     clock::Clock,
@@ -33,10 +33,10 @@ use crate::{
 
 /// Connections for the feed of revocations, besides the one that listens: one that reads. Nobody else has it, so that
 /// nothing keeps a revocation waiting.
-const FEED_CONNECTIONS: u32 = 1;
+pub(super) const FEED_CONNECTIONS: u32 = 1;
 /// Connections for what else goes on beside requests: the history may hold one for long, and the others take turns with
 /// the other one.
-const BACKGROUND_CONNECTIONS: u32 = 2;
+pub(super) const BACKGROUND_CONNECTIONS: u32 = 2;
 /// How long the service goes on serving after it has been told to stop, in production: until a proxy has noticed that
 /// `/readyz` says no, and has let go of its idle connections. In development Ctrl-C should be quick.
 const LEAVING: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ const LEAVING: Duration = Duration::from_secs(5);
 /// supervisor has no more time because its database hangs.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 /// How many operators' connections may be open.
-const OPS_CONNECTIONS: usize = 64;
+pub(super) const OPS_CONNECTIONS: usize = 64;
 
 pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     // While the settings are read and the database is opened.
@@ -54,6 +54,7 @@ pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     let traces =
         endpoint.map(|endpoint| Traces::new(endpoint, settings.otel_traces_sampler_arg)).transpose()?;
     telemetry::init(log_format(&settings), &settings.rust_log, traces.as_ref())?;
+    telemetry::log_panics();
     let done = start(&settings, warnings).await;
     if let Some(traces) = traces {
         traces.finish().await;
@@ -141,7 +142,13 @@ async fn serve(
         feed: database.pool(FEED_CONNECTIONS),
     };
     let clock = Clock::system();
-    let app = app(settings, key, pools.clone(), clock.clone(), Limits::default()).await?;
+    // Not before a Postgres of our own has been started, which has no use for it.
+    let files = OpenFiles::raise(settings.db_max_connections);
+    if let Some(advice) = files.advice() {
+        tracing::warn!("{files}; {advice}");
+    }
+    let limits = Limits { connections: files.connections(), ..Limits::default() };
+    let app = app(settings, key, pools.clone(), clock.clone(), limits).await?;
     app.feed().hear().await?;
     let address = listener.local_addr()?;
     tracing::info!(%address, database = database.place(), version = env!("CARGO_PKG_VERSION"), "serving");
@@ -154,7 +161,7 @@ async fn serve(
     let mut following = tokio::spawn(async move {
         let operators = async {
             if let Some(ops) = ops {
-                let limits = Limits { connections: OPS_CONNECTIONS, ..Limits::default() };
+                let limits = Limits { connections: OPS_CONNECTIONS, ..limits };
                 // They want to see the end, too.
                 let (_to_the_end, phase) = watch::channel(Phase::Serving);
                 http::server::serve(ops, http::ops_router(beside.clone()), None, limits, phase).await;
@@ -177,7 +184,7 @@ async fn serve(
         );
     });
     let router = http::router(app.clone());
-    let mut serving = pin!(http::server::serve(listener, router, tls, Limits::default(), app.phase()));
+    let mut serving = pin!(http::server::serve(listener, router, tls, limits, app.phase()));
     let all_finished = tokio::select! {
         finished = &mut serving => finished,
         // It never ends by itself. Without it a leaked key would stay good here, so a supervisor had better start again.

@@ -62,6 +62,12 @@ fn parse(element: &[u8]) -> Option<IpAddr> {
         .map(|ip| ip.to_canonical())
 }
 
+/// Whether it is no text but an order to whatever shows the text, such as an operator's terminal: a control character, or
+/// one that turns the line around.
+fn is_order(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// The caller of a request, for the session that it may begin.
 impl FromRequestParts<App> for Caller {
     type Rejection = Problem;
@@ -69,7 +75,9 @@ impl FromRequestParts<App> for Caller {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
         let user_agent = parts.headers.get(USER_AGENT).map(|value| {
-            String::from_utf8_lossy(value.as_bytes()).trim().chars().take(MAX_USER_AGENT).collect::<String>()
+            let text = String::from_utf8_lossy(value.as_bytes());
+            let shown: String = text.chars().filter(|c| !is_order(*c)).collect();
+            shown.trim().chars().take(MAX_USER_AGENT).collect::<String>()
         });
         Ok(Self {
             ip: peer.map(|peer| client_address(peer, &parts.headers, app.trusted_proxies())),

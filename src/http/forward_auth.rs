@@ -14,7 +14,8 @@
 //!
 //! - A query demands its roles, and may then hold nothing but roles. One that was put together of an operator's and a
 //!   client's (`/auth/verify?role=admin&uri=` and the client's part) is refused whoever asks, so that no such
-//!   configuration works long enough to be in use. A query without roles demands nothing, whatever is in it.
+//!   configuration works long enough to be in use. So is one of `/auth/verify` itself with what was meant to be a role
+//!   (`?roles=admin`). A query without roles demands nothing, whatever else is in it.
 //! - Where the first segment below `/auth/verify/` begins with `role=`, it is read like a query, and the query is not.
 //!   It is the operator's: the client's part follows after it. `role=*` there demands no role.
 //! - A client who writes either, with an operator who wrote neither, makes demands of nobody but themselves.
@@ -63,7 +64,8 @@ type Identity = [(HeaderName, HeaderValue); 5];
     ),
 )]
 pub(super) async fn verify(Extension(claims): Extension<Arc<Claims>>, uri: Uri) -> Result<Identity, Problem> {
-    answer(&claims, uri.query().unwrap_or_default())
+    let demand = uri.query().unwrap_or_default();
+    if is_misspelt(demand) { Err(unreadable()) } else { answer(&claims, demand) }
 }
 
 /// Whether a request may pass, for proxies that put an address before the path and the query of the request (Envoy).
@@ -109,8 +111,22 @@ fn answer(claims: &Claims, demand: &str) -> Result<Identity, Problem> {
     match meets(claims, demand) {
         Demand::Met => Ok(identity(claims)),
         Demand::Unmet => Err(forbidden("This needs a role that the user does not have.")),
-        Demand::Unreadable => Err(forbidden("The roles that this needs are not only names of roles.")),
+        Demand::Unreadable => Err(unreadable()),
     }
+}
+
+fn unreadable() -> Problem {
+    forbidden("The roles that this needs are not only names of roles.")
+}
+
+/// Whether there is a parameter whose name was meant to be `role`, as far as its letters tell. In a query that is all the
+/// operator's this is a demand, which must not count as none.
+fn is_misspelt(demand: &str) -> bool {
+    form_urlencoded::parse(demand.as_bytes()).any(|(name, _)| {
+        let letters: String =
+            name.chars().filter(|c| c.is_alphabetic()).flat_map(char::to_lowercase).collect();
+        name != "role" && ["role", "roles"].contains(&&*letters)
+    })
 }
 
 fn forbidden(detail: &'static str) -> Problem {
@@ -243,6 +259,29 @@ mod tests {
         // Not even who is called like that.
         assert_eq!(meets(&claims("alice", &["Editor", ""]), "role=Editor"), Unreadable);
         assert_eq!(meets(&claims("alice", &["Editor", ""]), "role="), Unreadable);
+    }
+
+    #[test]
+    fn a_demand_is_told_from_another_parameter_by_its_letters() {
+        for demand in [
+            "roles=admin",
+            "Role=admin",
+            "role[]=admin",
+            "role%20=admin",
+            "+role=admin",
+            "role%00=admin",
+            "_ROLES_=admin",
+            "role0=admin",
+            "role=admin&roles=owner",
+            "roles",
+        ] {
+            assert!(is_misspelt(demand), "{demand}");
+        }
+        for demand in
+            ["", "role=admin&role=owner", "%72ole=admin", "page=2&q=roles", "r=1", "roleplay=1", "rule=1"]
+        {
+            assert!(!is_misspelt(demand), "{demand}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{Extension, extract::State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -300,7 +300,8 @@ pub(super) async fn whole_history(
             |text| TABLES.into_iter().find(|table| *table == text),
         ),
         since: read(&mut errors, "since", query.since.as_deref(), "is a time as in RFC 3339", |text| {
-            OffsetDateTime::parse(text, &Rfc3339).ok()
+            // The database is told it in UTC, where the last years there are may end earlier.
+            OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)
         }),
         cursor: cursor(&mut errors, query.cursor.as_deref()),
     };

@@ -78,7 +78,7 @@ pub struct Limits {
     /// From when no more connections are taken until requests in flight are cut off. Kubernetes grants 30 s by default,
     /// from before the signal until the end.
     pub drain: Duration,
-    /// How many connections may be open at once.
+    /// How many connections may be open at once, if the system lets the process have as many files.
     pub connections: usize,
 }
 

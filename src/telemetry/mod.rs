@@ -3,9 +3,13 @@
 mod json;
 pub mod traces;
 
-use std::io::{self, IsTerminal};
+use std::{
+    backtrace::{Backtrace, BacktraceStatus},
+    io::{self, IsTerminal},
+    panic,
+};
 
-use tracing::{Metadata, Subscriber};
+use tracing::{Metadata, Subscriber, field::display};
 use tracing_subscriber::{
     EnvFilter, Layer,
     filter::{FilterExt, filter_fn},
@@ -56,6 +60,18 @@ pub fn init(format: LogFormat, filter: &str, traces: Option<&Traces>) -> Result<
     Ok(())
 }
 
+/// From now on a panic is an event like any other: in one line, in the format of the others, with the place where it was.
+/// `RUST_BACKTRACE` adds the way there.
+pub fn log_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(display);
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| display(backtrace));
+        let message = panic.payload_as_str().unwrap_or("it does not say why");
+        tracing::error!(place, backtrace, "panicked: {message}");
+    }));
+}
+
 /// What writes the lines that pass `filter`.
 fn lines<S>(format: LogFormat, filter: EnvFilter) -> Box<dyn Layer<S> + Send + Sync>
 where
@@ -75,4 +91,44 @@ where
 /// Events, also where somebody asks beforehand whether one would be logged (which is neither span nor event).
 fn is_logged(metadata: &Metadata<'_>) -> bool {
     !metadata.is_span() || metadata.name() == REQUEST
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        env,
+        process::{Command, Stdio},
+        thread,
+    };
+
+    use super::*;
+
+    /// In the environment of a process of [`victim`]'s own.
+    const VICTIM: &str = "GATEPASS_TEST_PANIC";
+
+    /// Not a test, but what the next one runs.
+    #[test]
+    fn victim() {
+        if env::var_os(VICTIM).is_some() {
+            init(LogFormat::Json, "info", None).unwrap();
+            log_panics();
+            thread::spawn(|| panic!("in two\nlines")).join().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_panic_is_one_line_that_says_where() {
+        let (_, module) = module_path!().split_once("::").unwrap();
+        let output = Command::new(env::current_exe().unwrap())
+            .args([&format!("{module}::victim"), "--exact", "--nocapture"])
+            .env(VICTIM, "1")
+            .env_remove("RUST_BACKTRACE")
+            .stdout(Stdio::null())
+            .output()
+            .unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&log).unwrap_or_else(|_| panic!("{log}"));
+        assert_eq!((&line["level"], &line["message"]), (&"ERROR".into(), &"panicked: in two\nlines".into()));
+        assert!(line["place"].as_str().unwrap().starts_with("src/telemetry/mod.rs:"), "{log}");
+    }
 }
