@@ -387,7 +387,7 @@ impl Keys {
             was_heard = heard.is_ok();
             if was_heard
                 && rotation_rests_until <= Instant::now()
-                && let Err(error) = within(CHANGE_PATIENCE, self.refresh(clock.now())).await
+                && let Err(error) = within(CHANGE_PATIENCE, self.rotate_when_due(clock.now())).await
             {
                 // Each attempt makes a key, which is not for twice a second.
                 rotation_rests_until = Instant::now() + ROTATION_REST;
