@@ -230,7 +230,8 @@ impl Accounts {
             Ok::<_, Error>(())
         };
         if let Err(error) = upgrade.await {
-            tracing::warn!(user_id = %id, %error, "an outdated password hash could not be replaced");
+            let error: &(dyn std::error::Error + 'static) = &error;
+            tracing::warn!(user_id = %id, error, "an outdated password hash could not be replaced");
         }
     }
 }
