@@ -5,6 +5,7 @@
 
 use email_address::{EmailAddress, Options};
 use serde::Serialize;
+use unicode_normalization::UnicodeNormalization;
 
 /// What is wrong with one field of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -86,6 +87,11 @@ impl Email {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// A username or an address as it is looked up: of two that name one user, one.
+pub(super) fn normalised(name: &str) -> String {
+    name.nfc().collect::<String>().to_lowercase()
 }
 
 /// A name for display: 1 to 256 characters, none of them a control character.

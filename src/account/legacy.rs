@@ -12,8 +12,9 @@ use time::OffsetDateTime;
 
 use super::{
     Accounts, Actor, Error, Name, User,
+    fields::normalised,
     import::{self, Checked},
-    random, throttle, users,
+    random, users,
 };
 use crate::{
     legacy::{Answer, Legacy},
@@ -172,7 +173,7 @@ impl Stranger<'_> {
             Name::Email(_) => answered.email.as_str(),
             Name::Username(_) | Name::Id(_) => answered.username.as_str(),
         };
-        if throttle::normalised(name) != throttle::normalised(self.typed) {
+        if normalised(name) != normalised(self.typed) {
             return Err(Unfit::Another);
         }
         if let Some((_, external_id)) = &self.imported
