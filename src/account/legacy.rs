@@ -14,12 +14,13 @@ use super::{
     Accounts, Actor, Error, Name, User,
     fields::normalised,
     import::{self, Checked},
+    own::is_match,
     random, users,
 };
 use crate::{
     legacy::{Answer, Legacy},
     metrics::LegacyOutcome,
-    password::{self, Password, Verdict},
+    password::{self, Password},
     store::{self, imports, sessions::Which, users::Credentials},
 };
 
@@ -158,10 +159,8 @@ impl Accounts {
         else {
             return Ok(Err(Unfit::Taken));
         };
-        Ok(match self.passwords.verify(stranger.password, Some(&stored)).await? {
-            Verdict::Match { .. } => Ok(user),
-            Verdict::NoMatch | Verdict::Unreadable(_) => Err(Unfit::Taken),
-        })
+        let verdict = self.passwords.verify(stranger.password, Some(&stored)).await?;
+        Ok(if is_match(verdict, user.id) { Ok(user) } else { Err(Unfit::Taken) })
     }
 }
 
