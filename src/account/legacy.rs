@@ -139,7 +139,7 @@ impl Accounts {
         };
         match made {
             Some(id) => {
-                let user = users::by_name(&mut *self.conn().await?, Name::Id(id)).await?;
+                let user = users::by_id(&mut *self.conn().await?, id).await?;
                 user.map(Ok).ok_or(Error::InvalidCredentials)
             }
             None => self.overtaken(stranger).await,
@@ -170,7 +170,7 @@ impl Stranger<'_> {
     fn is(&self, answered: &Checked) -> Result<(), Unfit> {
         let name = match self.name {
             Name::Email(_) => answered.email.as_str(),
-            Name::Username(_) | Name::Id(_) => answered.username.as_str(),
+            Name::Username(_) => answered.username.as_str(),
         };
         if normalised(name) != normalised(self.typed) {
             return Err(Unfit::Another);
