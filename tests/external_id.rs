@@ -296,6 +296,28 @@ async fn a_change_ends_and_outdates_what_it_does_elsewhere() {
     here.log_in(OLD_PASSWORD).await.expect_problem(401, "invalid_credentials");
 }
 
+/// What is the same address here is what is the same when an administrator changes it.
+#[tokio::test]
+async fn an_address_in_other_letters_stays_verified_and_another_one_does_not() {
+    let here = Bridge::new().await;
+    let made = here.alice(json!({ "email": "Zoë@example.com" })).await.expect(201);
+    let path = format!("/admin/users/{}", made["id"].as_str().unwrap());
+    for (email, is_email_verified) in
+        [("zoë@Example.com", true), ("ZOË@example.com", true), ("zoe@example.com", false)]
+    {
+        let patched = here.app.patch(&path).bearer(&here.root).json(&json!({ "email": email })).send().await;
+        assert_eq!(patched.expect(200)["is_email_verified"], is_email_verified, "{email}");
+        let reset =
+            "UPDATE users SET email = 'Zoë@example.com', is_email_verified = true, updated_at = '2020-01-01'
+                     WHERE external_id = '17'";
+        sqlx::query(reset).execute(&here.app.db).await.unwrap();
+        let newer =
+            json!({ "email": email, "is_email_verified": null, "updated_at": "2021-01-01T00:00:00Z" });
+        let put = here.alice(newer).await.expect(200);
+        assert_eq!((&put["email"], &put["is_email_verified"]), (&json!(email), &json!(is_email_verified)));
+    }
+}
+
 #[tokio::test]
 async fn of_two_who_tell_of_the_same_new_user_at_once_one_makes_them_and_both_succeed() {
     let here = Bridge::new().await;

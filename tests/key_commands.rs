@@ -382,6 +382,36 @@ async fn keys_are_wrapped_anew() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_is_shown_and_in_nobodys_way() {
+    let desk = Desk::new(&[("TOKEN_FORMAT", "v4.public")]).await;
+    desk.run(&["key", "rotate"]).await.expect(0);
+    desk.sql(
+        "ALTER TABLE signing_keys DROP CONSTRAINT signing_keys_format_known;
+         UPDATE signing_keys SET format = 'jwt:ES384' WHERE retired_at IS NOT NULL",
+    )
+    .await;
+    let unknown = desk.kid("unknown").await;
+    let keys = desk.keys().await;
+    let shown = keys.iter().find(|key| key["kid"] == unknown).unwrap();
+    assert_eq!(shown["format"], "jwt:ES384");
+    assert!(text(&shown["note"]).contains("this release does not know"), "{shown}");
+    let doctor = desk.doctor().await;
+    finds(&doctor, "note", &unknown);
+    assert_eq!(doctor["ok"], true, "{doctor:#}");
+    desk.run(&["key", "retire", &unknown]).await.fails(1, &["jwt:ES384"]);
+    let active = desk.kid("active").await;
+    desk.run(&["key", "retire", &active, "--now"]).await.expect(0);
+    assert_eq!(desk.status(&active).await, "gone");
+
+    // Broken, as none should be.
+    let active = desk.kid("active").await;
+    desk.sql("UPDATE signing_keys SET public_key = 'x' WHERE activated_at IS NULL AND retired_at IS NULL")
+        .await;
+    finds(&desk.doctor().await, "problem", "cannot be read");
+    assert_eq!(desk.status(&active).await, "active");
+}
+
+#[tokio::test]
 async fn a_token_is_looked_into() {
     let desk = Desk::without_database(&[("TOKEN_FORMAT_ACCEPTED", "jwt:HS256")]);
     let good = issue(root(), 0, 600);

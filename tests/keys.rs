@@ -83,7 +83,7 @@ async fn published(app: &App) -> BTreeSet<String> {
 /// Every key in the table and what it does by now, oldest first.
 async fn table(app: &App) -> Vec<(String, Option<KeyStatus>)> {
     let now = app.clock.now();
-    let keys = keys::list(&app.pool()).await.unwrap();
+    let keys = keys::list(&app.pool()).await.unwrap().keys;
     keys.iter().map(|(key, _)| (key.id().to_string(), key.status(now))).collect()
 }
 
@@ -125,7 +125,7 @@ async fn retire_now(app: &App, id: &str) {
 
 /// The private key, in the hands of somebody who has the root key and a copy of the table.
 async fn steal(app: &App, id: &str) -> Arc<KeyPair> {
-    let keys = keys::list(&app.pool()).await.unwrap();
+    let keys = keys::list(&app.pool()).await.unwrap().keys;
     let (key, _) = keys.iter().find(|(key, _)| key.id().as_str() == id).unwrap();
     let mut conn = app.db.acquire().await.unwrap();
     let (wrapped, _) = signing_keys::wrapped(&mut conn, id).await.unwrap().unwrap();
@@ -540,7 +540,7 @@ async fn the_root_key_is_replaced_in_two_rollouts_and_no_token_is_refused() {
             }
             if state == [SECOND, SECOND] {
                 let new = OTHER_KEY.parse::<SymmetricKey>().unwrap().id();
-                let keys = keys::list(&app.pool()).await.unwrap();
+                let keys = keys::list(&app.pool()).await.unwrap().keys;
                 assert!(
                     keys.iter().all(|(_, root)| root.as_ref().is_none_or(|root| *root == new)),
                     "{keys:?}"
@@ -572,6 +572,52 @@ async fn a_service_whose_root_key_opens_no_key_of_the_ring_does_not_start() {
     // And now it is the former key that opens nothing.
     let refused = app.try_replica(KEY, app.clock.clone(), &tokens_of("v4.public")).await.err().unwrap();
     assert!(refused.to_string().contains("TOKEN_SYMMETRIC_KEYS_ACCEPTED"), "{refused}");
+}
+
+#[tokio::test]
+async fn keys_of_a_later_release_keep_nobody_from_starting_or_from_looking_after_the_others() {
+    let settings = tokens_of("v4.public");
+    let app = App::with(&settings).await;
+    app.register("alice").await;
+    let alice = app.login("alice").await;
+    // An update that is being rolled out has come as far as this.
+    sqlx::raw_sql(
+        "ALTER TABLE signing_keys DROP CONSTRAINT signing_keys_format_known;
+         INSERT INTO signing_keys
+         SELECT rpad('later', 43, '-'), 'jwt:ES384', '{}', wrapped_key, wrapped_by, token_seconds, published_at, activated_at
+         FROM signing_keys WHERE activated_at IS NOT NULL",
+    )
+    .execute(&app.db)
+    .await
+    .unwrap();
+    let later = format!("{:-<43}", "later");
+
+    refresh(&app).await;
+    passes(&app.replica(&settings).await, &alice).await;
+    let accepted = tokens_of_and("v4.public", &[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", KEY)]);
+    let app = app.replica_with_key(OTHER_KEY, &accepted).await;
+    passes(&app, &alice).await;
+
+    let policy = policy(OTHER_KEY, &settings);
+    keys::verifier(&policy, Some(&app.pool()), app.clock.now()).await.unwrap();
+    assert!(keys::unopenable(&policy, &app.pool()).await.unwrap().is_empty());
+    let stored = keys::list(&app.pool()).await.unwrap();
+    assert_eq!(stored.keys.len(), 2);
+    let [(row, Error::UnknownFormat { .. })] = &stored.unreadable[..] else { panic!("{stored:?}") };
+    assert_eq!(row.id, later);
+    assert_eq!(
+        row.wrapped_by,
+        Some(KEY.parse::<SymmetricKey>().unwrap().id().to_string()),
+        "only who knows it can wrap it anew"
+    );
+
+    let retire = async |id: &str| keys::retire(&policy, &app.pool(), id, true, app.clock.now()).await;
+    let refused = retire(&later).await.unwrap_err().to_string();
+    assert!(refused.contains(&later) && refused.contains("jwt:ES384"), "{refused}");
+    retire(&kid(&alice)).await.unwrap();
+    refresh(&app).await;
+    is_refused(&app, &alice).await;
+    passes(&app, &app.login("alice").await).await;
 }
 
 #[tokio::test]

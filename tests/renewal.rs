@@ -4,9 +4,13 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
 use time::Duration;
 
-use crate::app::{Answer, App, KEY};
+use crate::{
+    app::{Answer, App, KEY},
+    process::until,
+};
 
 const OTHER_KEY: &str = "k4.local.cHFyc3R1dnd4eXp7fH1-f4CBgoOEhYaHiImKi4yNjo8";
 
@@ -170,6 +174,29 @@ async fn what_was_seen_while_the_database_was_away_is_written_when_it_is_back() 
     sqlx::query("ALTER TABLE sessions RENAME TO away").execute(&app.db).await.unwrap();
     app.state().activity().flush().await.unwrap_err();
     sqlx::query("ALTER TABLE away RENAME TO sessions").execute(&app.db).await.unwrap();
+    app.state().activity().flush().await.unwrap();
+    app.clock.advance(Duration::seconds(10));
+    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
+}
+
+/// A service that stops cuts off what it is writing, and writes for the last time.
+#[tokio::test]
+async fn what_was_being_written_when_that_was_cut_off_is_written_the_next_time() {
+    let (app, login) = alice().await;
+    let renewed = renew(&app, &login).await.expect(200);
+    assert_eq!(me(&app, &renewed).await, 200);
+    let mut hold = app.db.begin().await.unwrap();
+    sqlx::query("SELECT FROM sessions FOR UPDATE").execute(&mut *hold).await.unwrap();
+    let waiting =
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let waits = async || sqlx::query(waiting).fetch_all(&app.db).await.unwrap().len() == 1;
+    tokio::select! {
+        () = until("it waits for the session", waits) => {}
+        _ = app.state().activity().flush() => panic!("nobody was in its way"),
+    }
+    let cut_off = format!("SELECT pg_terminate_backend(pid, 5000) FROM ({waiting}) AS waiting");
+    sqlx::query(AssertSqlSafe(cut_off)).execute(&app.db).await.unwrap();
+    hold.rollback().await.unwrap();
     app.state().activity().flush().await.unwrap();
     app.clock.advance(Duration::seconds(10));
     renew(&app, &login).await.expect_problem(401, "refresh_token_reused");

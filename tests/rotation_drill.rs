@@ -169,7 +169,7 @@ async fn client(fleet: Arc<Fleet>, outsider: Arc<Outsider>) {
 
 /// How many keys have been taken out of signing.
 async fn rotations(db: &PgPool) -> usize {
-    let keys = keys::list(db).await.unwrap();
+    let keys = keys::list(db).await.unwrap().keys;
     keys.iter().filter(|(key, _)| key.retired_at.is_some()).count()
 }
 
@@ -235,7 +235,7 @@ async fn drill(form: Form) {
         ended.unwrap();
     }
 
-    let ring = keys::list(&db).await.unwrap();
+    let ring = keys::list(&db).await.unwrap().keys;
     let now = Clock::system().now();
     let mut statuses = HashMap::new();
     for (key, root) in &ring {

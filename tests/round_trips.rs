@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy},
     net::{TcpListener, TcpStream, UnixStream},
+    time::timeout,
 };
 
 use crate::app::{App, PASSWORD, Story, database};
@@ -132,4 +134,19 @@ async fn a_request_asks_the_database_as_often_as_it_has_to_and_no_more() {
         found.push((path, wire.fewest(200, |_| app.get(path).bearer(&root)).await));
     }
     assert_eq!(found, expected);
+}
+
+#[tokio::test]
+async fn a_reading_of_the_ring_asks_the_database_once() {
+    let wire = Wire::new().await;
+    let app = App::over(wire.url.clone(), &[("TOKEN_FORMAT", "v4.public")]).await;
+    let mut fewest = usize::MAX;
+    for _ in 0..3 {
+        let before = wire.asked();
+        // The first reading is at once, the second after half a second.
+        let following = app.state().keys().follow(&app.clock);
+        timeout(Duration::from_millis(400), following).await.unwrap_err();
+        fewest = fewest.min(wire.asked() - before);
+    }
+    assert!(fewest <= 1, "{fewest}");
 }

@@ -77,37 +77,36 @@ impl Activity {
         }
     }
 
-    /// Writes what was noted. What cannot be written stays noted.
+    /// Writes what was noted. What is not written stays noted, also when this is cut off; what may have been is written
+    /// once more, which changes nothing.
     ///
     /// # Errors
     ///
     /// When the database fails.
     pub async fn flush(&self) -> Result<(), store::Error> {
-        let noted = std::mem::take(&mut *self.noted.lock().unwrap_or_else(PoisonError::into_inner));
-        if noted.is_empty() {
+        let mut unwritten = self.take();
+        if unwritten.rest().is_empty() {
             return Ok(());
         }
+        let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
+        while !unwritten.rest().is_empty() {
+            let batch = unwritten.rest();
+            let batch = &batch[..batch.len().min(BATCH)];
+            store::patiently(sessions::note_sightings(&mut conn, batch)).await?;
+            unwritten.written += batch.len();
+        }
+        Ok(())
+    }
+
+    fn take(&self) -> Unwritten<'_> {
+        let noted = std::mem::take(&mut *self.noted.lock().unwrap_or_else(PoisonError::into_inner));
         let mut sightings: Vec<_> = noted
             .into_iter()
             .map(|(session_id, seen)| Sighting { session_id, generation: seen.generation, at: seen.at })
             .collect();
         // Always in this order, so that two replicas that write at once do not wait for each other in a circle.
         sightings.sort_unstable_by_key(|sighting| sighting.session_id);
-        let mut left = sightings.as_slice();
-        let written = async {
-            let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
-            while !left.is_empty() {
-                let (batch, rest) = left.split_at(left.len().min(BATCH));
-                store::patiently(sessions::note_sightings(&mut conn, batch)).await?;
-                left = rest;
-            }
-            Ok(())
-        };
-        let written = written.await;
-        for Sighting { session_id, generation, at } in left {
-            self.add(*session_id, Seen { generation: *generation, at: *at });
-        }
-        written
+        Unwritten { activity: self, sightings, written: 0 }
     }
 
     /// Writes once a second, for as long as it is polled.
@@ -117,8 +116,31 @@ impl Activity {
         loop {
             ticks.tick().await;
             if let Err(error) = self.flush().await {
-                tracing::warn!(%error, "the sightings of sessions could not be written");
+                let error: &(dyn std::error::Error + 'static) = &error;
+                tracing::warn!(error, "the sightings of sessions could not be written");
             }
+        }
+    }
+}
+
+/// What was noted, on its way to the database. What is left of it when this is dropped is noted again.
+struct Unwritten<'a> {
+    activity: &'a Activity,
+    sightings: Vec<Sighting>,
+    /// How many of them are written, from the first.
+    written: usize,
+}
+
+impl Unwritten<'_> {
+    fn rest(&self) -> &[Sighting] {
+        &self.sightings[self.written..]
+    }
+}
+
+impl Drop for Unwritten<'_> {
+    fn drop(&mut self) {
+        for Sighting { session_id, generation, at } in self.rest() {
+            self.activity.add(*session_id, Seen { generation: *generation, at: *at });
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     store::{
         self,
         sessions::Which,
-        users::{self, Change, Found, Name, Whom},
+        users::{self, Change, Found, Whom},
     },
 };
 
@@ -83,8 +83,10 @@ impl Accounts {
     /// [`Error::NoSuchUser`].
     pub async fn find(&self, name: &str) -> Result<User, Error> {
         // With hyphens alone: without, it might be somebody's username.
-        let id = name.parse::<uuid::fmt::Hyphenated>().ok().map(|id| Name::Id(id.into_uuid()));
-        let name = id.or_else(|| login::name(name)).ok_or(Error::NoSuchUser)?;
+        if let Ok(id) = name.parse::<uuid::fmt::Hyphenated>() {
+            return self.by_id(id.into_uuid()).await;
+        }
+        let name = login::name(name).ok_or(Error::NoSuchUser)?;
         users::by_name(&mut *self.conn().await?, name).await?.ok_or(Error::NoSuchUser)
     }
 
@@ -94,7 +96,7 @@ impl Accounts {
     ///
     /// [`Error::NoSuchUser`].
     pub async fn by_id(&self, id: Uuid) -> Result<User, Error> {
-        users::by_name(&mut *self.conn().await?, Name::Id(id)).await?.ok_or(Error::NoSuchUser)
+        users::by_id(&mut *self.conn().await?, id).await?.ok_or(Error::NoSuchUser)
     }
 
     /// At most `limit` of the users who are looked for, after `after`.

@@ -115,6 +115,11 @@ fn is_invisible_mark(c: char) -> bool {
     )
 }
 
+/// A username or an address as it is looked up: of two that name one user, one.
+pub(super) fn normalised(name: &str) -> String {
+    name.nfc().collect::<String>().to_lowercase()
+}
+
 /// A name for display: 1 to 256 characters, none of them a control character.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FullName(String);

@@ -12,13 +12,15 @@ use time::OffsetDateTime;
 
 use super::{
     Accounts, Actor, Error, Name, User,
+    fields::normalised,
     import::{self, Checked},
-    random, throttle, users,
+    own::is_match,
+    random, users,
 };
 use crate::{
     legacy::{Answer, Legacy},
     metrics::LegacyOutcome,
-    password::{self, Password, Verdict},
+    password::{self, Password},
     store::{self, imports, sessions::Which, users::Credentials},
 };
 
@@ -137,7 +139,7 @@ impl Accounts {
         };
         match made {
             Some(id) => {
-                let user = users::by_name(&mut *self.conn().await?, Name::Id(id)).await?;
+                let user = users::by_id(&mut *self.conn().await?, id).await?;
                 user.map(Ok).ok_or(Error::InvalidCredentials)
             }
             None => self.overtaken(stranger).await,
@@ -157,10 +159,8 @@ impl Accounts {
         else {
             return Ok(Err(Unfit::Taken));
         };
-        Ok(match self.passwords.verify(stranger.password, Some(&stored)).await? {
-            Verdict::Match { .. } => Ok(user),
-            Verdict::NoMatch | Verdict::Unreadable(_) => Err(Unfit::Taken),
-        })
+        let verdict = self.passwords.verify(stranger.password, Some(&stored)).await?;
+        Ok(if is_match(verdict, user.id) { Ok(user) } else { Err(Unfit::Taken) })
     }
 }
 
@@ -170,9 +170,9 @@ impl Stranger<'_> {
     fn is(&self, answered: &Checked) -> Result<(), Unfit> {
         let name = match self.name {
             Name::Email(_) => answered.email.as_str(),
-            Name::Username(_) | Name::Id(_) => answered.username.as_str(),
+            Name::Username(_) => answered.username.as_str(),
         };
-        if throttle::normalised(name) != throttle::normalised(self.typed) {
+        if normalised(name) != normalised(self.typed) {
             return Err(Unfit::Another);
         }
         if let Some((_, external_id)) = &self.imported

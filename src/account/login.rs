@@ -15,7 +15,9 @@ use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
 use super::{
-    Accounts, Actor, Email, Error, Name, User, Username, random,
+    Accounts, Actor, Email, Error, Name, User, Username,
+    own::is_match,
+    random,
     throttle::{Attempt, Kind},
     users::{self, Credentials},
 };
@@ -136,19 +138,10 @@ impl Accounts {
                 .begin_session(user.ok_or(Error::InvalidCredentials)?, username, caller, now, rng)
                 .await;
         }
-        let user = match (user, verdict) {
-            (Some(user), Verdict::Match { outdated }) => {
-                if outdated && let Some(stored) = &stored {
-                    self.upgrade_hash(user.id, password, stored, rng).await;
-                }
-                user
-            }
-            (Some(user), Verdict::Unreadable(reason)) => {
-                tracing::error!(user_id = %user.id, %reason, "the stored password hash cannot be read");
-                return Err(Error::InvalidCredentials);
-            }
-            _ => return Err(Error::InvalidCredentials),
-        };
+        let user = user.filter(|user| is_match(verdict, user.id)).ok_or(Error::InvalidCredentials)?;
+        if let (Verdict::Match { outdated: true }, Some(stored)) = (verdict, &stored) {
+            self.upgrade_hash(user.id, password, stored, rng).await;
+        }
         self.begin_session(user, username, caller, now, rng).await
     }
 
@@ -230,7 +223,8 @@ impl Accounts {
             Ok::<_, Error>(())
         };
         if let Err(error) = upgrade.await {
-            tracing::warn!(user_id = %id, %error, "an outdated password hash could not be replaced");
+            let error: &(dyn std::error::Error + 'static) = &error;
+            tracing::warn!(user_id = %id, error, "an outdated password hash could not be replaced");
         }
     }
 }

@@ -440,7 +440,7 @@ impl Accounts {
     ///
     /// [`Error::SessionRevoked`] when the user has been disabled or deleted since the token was issued.
     pub async fn profile(&self, user_id: Uuid) -> Result<User, Error> {
-        users::by_name(&mut *self.conn().await?, Name::Id(user_id))
+        users::by_id(&mut *self.conn().await?, user_id)
             .await?
             .filter(|user| !user.disabled)
             .ok_or(Error::SessionRevoked)

@@ -89,14 +89,8 @@ impl Accounts {
         if password.length() > password::MAX_LENGTH {
             return Err(Error::InvalidCredentials);
         }
-        match self.passwords.verify(password, credentials.password_hash.as_ref()).await? {
-            Verdict::Match { .. } => Ok(credentials.user),
-            Verdict::NoMatch => Err(Error::InvalidCredentials),
-            Verdict::Unreadable(reason) => {
-                tracing::error!(user_id = %credentials.user.id, %reason, "the stored password hash cannot be read");
-                Err(Error::InvalidCredentials)
-            }
-        }
+        let verdict = self.passwords.verify(password, credentials.password_hash.as_ref()).await?;
+        is_match(verdict, credentials.user.id).then_some(credentials.user).ok_or(Error::InvalidCredentials)
     }
 
     /// The hash of a user's new password, which stands in the request's `field`.
@@ -144,4 +138,12 @@ impl Accounts {
         self.tell_revocations().await;
         Ok(is_done)
     }
+}
+
+/// Whether it was the user's password. Tells the operator of a hash with which nobody can log in.
+pub(super) fn is_match(verdict: Verdict, user_id: Uuid) -> bool {
+    if let Verdict::Unreadable(reason) = verdict {
+        tracing::error!(%user_id, %reason, "the stored password hash cannot be read");
+    }
+    matches!(verdict, Verdict::Match { .. })
 }

@@ -55,9 +55,8 @@ use std::{
 use aws_lc_rs::hmac;
 use time::OffsetDateTime;
 use tokio::time::timeout;
-use unicode_normalization::UnicodeNormalization;
 
-use super::{Error, User};
+use super::{Error, User, fields::normalised};
 use crate::{
     metrics::{Metrics, ThrottledAttempt},
     store::{
@@ -316,11 +315,6 @@ async fn write_off(work: impl Future<Output = Result<(), store::Error>>) {
         let error: &(dyn std::error::Error + 'static) = &error;
         tracing::warn!(error, "an attempt that was no failure counts as one");
     }
-}
-
-/// A name as it is looked up: of two that name one user, one.
-pub(super) fn normalised(name: &str) -> String {
-    name.nfc().collect::<String>().to_lowercase()
 }
 
 /// The part of an address that one customer has to themselves: all of IPv4, /64 of IPv6.

@@ -650,10 +650,15 @@ async fn ring(policy: &Policy, db: &PgPool) -> Result<Vec<Finding>, keys::Error>
     let mut findings: Vec<_> =
         keys::unopenable(policy, db).await?.iter().map(|error| failed("keys", error)).collect();
     let stored = keys::list(db).await?;
-    findings.extend(heads(policy, &stored, now));
-    for (key, root) in &stored {
+    findings.extend(heads(policy, &stored.keys, now));
+    for (key, root) in &stored.keys {
         findings.extend(single(policy, key, root.as_ref(), now));
     }
+    findings.extend(stored.unreadable.iter().map(|(_, error)| match error {
+        // As it should be while an update is rolled out, or rolled back.
+        keys::Error::UnknownFormat { .. } => Finding::new("keys", Level::Note, error.to_string()),
+        _ => failed("keys", error),
+    }));
     if findings.iter().all(|finding| finding.level == Level::Ok || finding.level == Level::Note) {
         findings.insert(0, Finding::new("keys", Level::Ok, "every key opens"));
     }

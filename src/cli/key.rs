@@ -12,9 +12,9 @@ use super::{Failure, print, print_json, seconds, setup};
 use crate::{
     clock::Clock,
     config::Settings,
-    keys::{self, Error, Keys, Policy},
+    keys::{self, Error, Keys, Policy, Stored},
     random,
-    store::{self, PgPool},
+    store::{self, PgPool, signing_keys},
     token::{Format, Hs256Key, KeyId, KeyStatus, SharedFormat, SigningKey, SymmetricKey, ring::RingKey},
 };
 
@@ -31,7 +31,7 @@ pub(super) enum Command {
     ///
     /// Shared keys come from the configuration: `active` makes tokens, `accepted` only checks them. Key pairs are in
     /// the database: `next` is published and will sign, `active` signs, `retiring` only verifies what it has signed,
-    /// `gone` verifies nothing.
+    /// `gone` verifies nothing; an `unknown` one this release cannot read.
     List {
         /// As JSON
         #[arg(long)]
@@ -146,7 +146,7 @@ fn show(policy: &Policy, json: bool) -> Result<(), Failure> {
 #[derive(Debug, Serialize)]
 struct Entry {
     kid: String,
-    format: &'static str,
+    format: String,
     status: &'static str,
     /// Where the key is kept.
     source: &'static str,
@@ -167,7 +167,7 @@ impl Entry {
     fn shared(format: SharedFormat, kid: &KeyId, status: &'static str) -> Self {
         Self {
             kid: kid.to_string(),
-            format: Format::from(format).name(),
+            format: Format::from(format).to_string(),
             status,
             source: "configuration",
             published_at: None,
@@ -199,7 +199,7 @@ impl Entry {
         }
         Self {
             kid: key.id().to_string(),
-            format: format.name(),
+            format: format.to_string(),
             status: status_name(status),
             source: "database",
             published_at: Some(key.published_at),
@@ -211,12 +211,33 @@ impl Entry {
         }
     }
 
+    fn unreadable(row: &signing_keys::SigningKey, error: &Error) -> Self {
+        Self {
+            kid: row.id.clone(),
+            format: row.format.clone(),
+            status: "unknown",
+            source: "database",
+            published_at: Some(row.published_at),
+            activated_at: row.activated_at,
+            retired_at: row.retired_at,
+            verifies_until: row.verifies_until,
+            wrapped_by: row.wrapped_by.clone(),
+            note: Some(error.to_string()),
+        }
+    }
+
+    /// Every stored key, those that cannot be read last.
+    fn all(policy: &Policy, Stored { keys, unreadable }: &Stored, now: OffsetDateTime) -> Vec<Self> {
+        let readable = keys.iter().map(|(key, root)| Self::stored(policy, key, root.as_ref(), now));
+        readable.chain(unreadable.iter().map(|(row, error)| Self::unreadable(row, error))).collect()
+    }
+
     fn cells(&self) -> [String; 9] {
         let time = |at: Option<OffsetDateTime>| at.map_or_else(|| "-".to_owned(), seconds);
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
         [
             self.kid.clone(),
-            self.format.to_owned(),
+            self.format.clone(),
             self.status.to_owned(),
             time(self.published_at),
             time(self.activated_at),
@@ -251,8 +272,7 @@ async fn list(settings: &Settings, policy: &Policy, json: bool) -> Result<(), Fa
         shared.iter().map(|(format, kid, status)| Entry::shared(*format, kid, status)).collect();
     if policy.key_pair_formats().next().is_some() {
         let stored = setup::on_database(settings, async |db| Ok(keys::list(db).await?)).await?;
-        let now = Clock::system().now();
-        entries.extend(stored.iter().map(|(key, root)| Entry::stored(policy, key, root.as_ref(), now)));
+        entries.extend(Entry::all(policy, &stored, Clock::system().now()));
     }
     if json {
         return print_json(&entries);
@@ -322,8 +342,7 @@ async fn time_of(db: &PgPool) -> Result<OffsetDateTime, Failure> {
 /// The stored keys with what each does.
 async fn stored(policy: &Policy, db: &PgPool) -> Result<Vec<Entry>, Failure> {
     let now = time_of(db).await?;
-    let keys = keys::list(db).await?;
-    Ok(keys.iter().map(|(key, root)| Entry::stored(policy, key, root.as_ref(), now)).collect())
+    Ok(Entry::all(policy, &keys::list(db).await?, now))
 }
 
 /// The key of `format` that does this.
@@ -384,18 +403,18 @@ async fn retire(policy: &Policy, db: &PgPool, id: &str, at_once: bool, json: boo
         ("retiring", Some(until)) => format!("signs no more; its tokens are good until {}", seconds(until)),
         _ => "is gone: every replica refuses its tokens within a second".to_owned(),
     };
-    let active = with(&keys, key.format, "active").map_or("-", |key| &key.kid);
+    let active = with(&keys, &key.format, "active").map_or("-", |key| &key.kid);
     print(&format!("{id} {what}\n{active} signs {} now\n", key.format))
 }
 
 async fn rewrap(policy: Policy, db: &PgPool, json: bool) -> Result<(), Failure> {
     let root = policy.root.id();
-    let foreign =
-        keys::list(db).await?.into_iter().filter(|(_, by)| by.as_ref().is_some_and(|by| *by != root));
+    let before = keys::list(db).await?.keys;
+    let foreign = before.into_iter().filter(|(_, by)| by.as_ref().is_some_and(|by| *by != root));
     let foreign: Vec<_> = foreign.map(|(key, _)| key.id().clone()).collect();
     // Opening wraps anew already, unless all formats are shared.
     Keys::open(policy, db.clone(), time_of(db).await?).await?.rewrap().await?;
-    let after = keys::list(db).await?;
+    let after = keys::list(db).await?.keys;
     let done = after.iter().filter(|(key, by)| foreign.contains(key.id()) && by.as_ref() == Some(&root));
     let done: Vec<_> = done.map(|(key, _)| key.id().to_string()).collect();
     if json {

@@ -209,9 +209,14 @@ async fn serve(
         tracing::warn!("requests in flight were cut off");
     }
     following.abort();
+    // Until it is gone, it has the sightings that it was writing.
+    _ = following.await;
     match tokio::time::timeout(FLUSH_PATIENCE, app.activity().flush()).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "the last sightings of sessions could not be written"),
+        Ok(Err(error)) => {
+            let error: &(dyn std::error::Error + 'static) = &error;
+            tracing::warn!(error, "the last sightings of sessions could not be written");
+        }
         Err(_) => tracing::warn!("the last sightings of sessions could not be written in time"),
     }
     tokio::join!(setup::close(&pools.feed), setup::close(&pools.background), setup::close(&pools.requests));

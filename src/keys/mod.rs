@@ -139,6 +139,16 @@ pub enum Error {
         /// Why.
         source: InvalidKey,
     },
+    /// A later release, which may run beside this one, has made it.
+    #[error(
+        "the signing key {id} is for {format}, which this release does not know: a later one has made it"
+    )]
+    UnknownFormat {
+        /// The signing key.
+        id: String,
+        /// What it is for.
+        format: String,
+    },
     /// The system could not make a key.
     #[error("no key could be made")]
     Generate(#[source] InvalidKey),
@@ -377,7 +387,7 @@ impl Keys {
             was_heard = heard.is_ok();
             if was_heard
                 && rotation_rests_until <= Instant::now()
-                && let Err(error) = within(CHANGE_PATIENCE, self.refresh(clock.now())).await
+                && let Err(error) = within(CHANGE_PATIENCE, self.rotate_when_due(clock.now())).await
             {
                 // Each attempt makes a key, which is not for twice a second.
                 rotation_rests_until = Instant::now() + ROTATION_REST;
@@ -471,7 +481,7 @@ impl Keys {
 ///
 /// # Errors
 ///
-/// [`Error::NoSuchKey`], [`Error::TooEarly`].
+/// [`Error::NoSuchKey`], [`Error::UnknownFormat`], [`Error::TooEarly`].
 pub async fn retire(
     policy: &Policy,
     db: &PgPool,
@@ -483,7 +493,11 @@ pub async fn retire(
     let wrapping = WrappingKey::new(&policy.root);
     for _ in 0..MAX_RACES {
         // All of them: by a clock that is ahead, one that others still accept may look gone.
-        let keys = ring_keys(signing_keys::all(&mut conn).await?)?;
+        let Stored { keys, unreadable } = stored(&mut conn).await?;
+        if let Some((_, error)) = unreadable.into_iter().find(|(row, _)| row.id == id) {
+            return Err(error);
+        }
+        let keys: Vec<_> = keys.into_iter().map(|(key, _)| key).collect();
         let key = keys.iter().find(|key| key.id().as_str() == id);
         let key = key.ok_or_else(|| Error::NoSuchKey(id.to_owned()))?;
         let format = key.public.format();
@@ -536,16 +550,33 @@ impl Keys {
     }
 }
 
-/// Every key that there has been, oldest first, and the root key that each is wrapped under.
+/// Every key that there has been, oldest first.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// Those that can be read, and the root key that each is wrapped under.
+    pub keys: Vec<(RingKey, Option<KeyId>)>,
+    /// The others, and why not: [`Error::UnknownFormat`], [`Error::Unreadable`].
+    pub unreadable: Vec<(Row, Error)>,
+}
+
+/// The stored keys, without their private parts.
 ///
 /// # Errors
 ///
 /// When the database fails.
-pub async fn list(db: &PgPool) -> Result<Vec<(RingKey, Option<KeyId>)>, Error> {
-    let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
-    let rows = signing_keys::all(&mut conn).await?;
-    let roots: Vec<_> = rows.iter().map(|row| row.wrapped_by.clone().map(KeyId::from_stored)).collect();
-    Ok(ring_keys(rows)?.into_iter().zip(roots).collect())
+pub async fn list(db: &PgPool) -> Result<Stored, Error> {
+    stored(&mut db.acquire().await.map_err(Error::Unavailable)?).await
+}
+
+async fn stored(conn: &mut PoolConnection) -> Result<Stored, Error> {
+    let mut stored = Stored::default();
+    for row in signing_keys::all(conn).await? {
+        match ring_key(&row) {
+            Ok(key) => stored.keys.push((key, row.wrapped_by.map(KeyId::from_stored))),
+            Err(error) => stored.unreadable.push((row, error)),
+        }
+    }
+    Ok(stored)
 }
 
 /// What checks tokens as the service does at `now`, for a look from outside: makes no ring, opens no private key. A `db`
@@ -558,13 +589,13 @@ pub async fn verifier(policy: &Policy, db: Option<&PgPool>, now: OffsetDateTime)
     let mut ring = Ring::default();
     if let Some(db) = db {
         let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
-        ring.keys = ring_keys(signing_keys::live(&mut conn, now).await?)?;
-        ring.keys.retain(|key| policy.key_pair_formats().any(|format| format == key.public.format()));
+        ring.keys = live_ring(&mut conn, policy, now).await?;
     }
     Ok(Verifier::new(verifying_keys(policy, &ring, now), policy.party.clone()))
 }
 
-/// What is wrong with the stored private keys: those that no root key opens. Changes nothing.
+/// What is wrong with the stored private keys: those that no root key opens. Changes nothing. Those of formats that this
+/// release does not know are not tried.
 ///
 /// # Errors
 ///
@@ -574,8 +605,9 @@ pub async fn unopenable(policy: &Policy, db: &PgPool) -> Result<Vec<Error>, Erro
     let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
     let mut errors = Vec::new();
     for row in signing_keys::all(&mut conn).await? {
+        let Ok(format) = format(&row) else { continue };
         let Some((wrapped, root)) = signing_keys::wrapped(&mut conn, &row.id).await? else { continue };
-        errors.extend(unwrap(&wrapping, format(&row)?, &row.id, &wrapped, &root).err());
+        errors.extend(unwrap(&wrapping, format, &row.id, &wrapped, &root).err());
     }
     Ok(errors)
 }
@@ -587,7 +619,7 @@ async fn prepare(
     wrapping: &[WrappingKey],
     now: OffsetDateTime,
 ) -> Result<(), Error> {
-    let keys = ring_keys(signing_keys::live(conn, now).await?)?;
+    let keys = live_ring(conn, policy, now).await?;
     for format in policy.key_pair_formats() {
         if ring::heads(&keys, format, now).is_some() {
             continue;
@@ -615,12 +647,13 @@ async fn rewrap(
         if row.wrapped_by.as_deref().is_none_or(|root| root == present.root().as_str()) {
             continue;
         }
-        let format = format(&row)?;
         let Some((wrapped, root)) = signing_keys::wrapped(conn, &row.id).await? else { continue };
-        let pair = match unwrap(wrapping, format, &row.id, &wrapped, &root) {
+        let pair = format(&row).and_then(|format| unwrap(wrapping, format, &row.id, &wrapped, &root));
+        let pair = match pair {
             Ok(pair) => pair,
-            // Of a format that was in force once: nobody needs it, and it is no reason not to start.
-            Err(error) if policy.key_pair_formats().all(|needed| needed != format) => {
+            // Of a format that was in force once, or is in a later release: nobody needs it here, and it is no reason not
+            // to start.
+            Err(error) if !is_in_force(&row, policy) => {
                 tracing::warn!(error = describe(&error), "left as it is");
                 continue;
             }
@@ -664,10 +697,7 @@ async fn read(
     before: &Ring,
     now: OffsetDateTime,
 ) -> Result<Option<(Ring, Option<Error>)>, Error> {
-    let mut rows = signing_keys::live(conn, now).await?;
-    // First: a row of another format, which a later version may have made, is none of our business.
-    rows.retain(|row| policy.key_pair_formats().any(|format| format.name() == row.format));
-    let keys = ring_keys(rows)?;
+    let keys = live_ring(conn, policy, now).await?;
     let statuses: Vec<_> = keys.iter().filter_map(|key| Some((key.id().clone(), key.status(now)?))).collect();
     let signs = |key: &&RingKey| matches!(key.status(now), Some(KeyStatus::Next | KeyStatus::Active));
     let is_whole = keys.iter().filter(signs).all(|key| before.pairs.contains_key(key.id()));
@@ -695,15 +725,27 @@ async fn read(
     Ok(Some((Ring { keys, pairs, statuses, published }, unopened)))
 }
 
-fn ring_keys(rows: Vec<Row>) -> Result<Vec<RingKey>, Error> {
-    rows.into_iter().map(ring_key).collect()
+/// The keys of the formats in force that are not gone.
+async fn live_ring(
+    conn: &mut PoolConnection,
+    policy: &Policy,
+    now: OffsetDateTime,
+) -> Result<Vec<RingKey>, Error> {
+    let rows = signing_keys::live(conn, now).await?;
+    // First: what stands in a row of another format, which a later release may have made, is none of our business.
+    rows.iter().filter(|row| is_in_force(row, policy)).map(ring_key).collect()
 }
 
-fn ring_key(row: Row) -> Result<RingKey, Error> {
-    let public: PublicKey =
-        row.public_key.parse().map_err(|source| Error::Unreadable { id: row.id.clone(), source })?;
-    if public.id().as_str() != row.id || public.format() != format(&row)? {
-        return Err(Error::Unreadable { id: row.id, source: InvalidKey::Jwk });
+fn is_in_force(row: &Row, policy: &Policy) -> bool {
+    policy.key_pair_formats().any(|format| format.name() == row.format)
+}
+
+fn ring_key(row: &Row) -> Result<RingKey, Error> {
+    let format = format(row)?;
+    let unreadable = |source| Error::Unreadable { id: row.id.clone(), source };
+    let public: PublicKey = row.public_key.parse().map_err(unreadable)?;
+    if public.id().as_str() != row.id || public.format() != format {
+        return Err(unreadable(InvalidKey::Jwk));
     }
     Ok(RingKey {
         public,
@@ -715,7 +757,8 @@ fn ring_key(row: Row) -> Result<RingKey, Error> {
 }
 
 fn format(row: &Row) -> Result<KeyPairFormat, Error> {
-    row.format.parse().map_err(|_| Error::Unreadable { id: row.id.clone(), source: InvalidKey::Private })
+    let unknown = |_| Error::UnknownFormat { id: row.id.clone(), format: row.format.clone() };
+    row.format.parse().map_err(unknown)
 }
 
 fn unwrap(

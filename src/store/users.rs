@@ -94,11 +94,9 @@ pub async fn insert(conn: &mut PgConnection, new: &NewUser<'_>, cause: &Cause) -
     Ok(user)
 }
 
-/// How a user is named: in a token, at a login, on the command line.
+/// How a user is named at a login, or on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Name<'a> {
-    /// By id.
-    Id(Uuid),
     /// By username.
     Username(&'a str),
     /// By e-mail address.
@@ -112,7 +110,6 @@ pub enum Name<'a> {
 /// When the database fails.
 pub async fn by_name(conn: &mut PgConnection, name: Name<'_>) -> Result<Option<User>, Error> {
     let user = match name {
-        Name::Id(id) => select_user!("WHERE id = $1", id).fetch_optional(conn).await,
         Name::Username(name) => {
             select_user!(r#"WHERE username_key = lower($1::text COLLATE "C")"#, name)
                 .fetch_optional(conn)
@@ -128,6 +125,15 @@ pub async fn by_name(conn: &mut PgConnection, name: Name<'_>) -> Result<Option<U
         }
     };
     Ok(user?)
+}
+
+/// The user of this id.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn by_id(conn: &mut PgConnection, id: Uuid) -> Result<Option<User>, Error> {
+    Ok(select_user!("WHERE id = $1", id).fetch_optional(conn).await?)
 }
 
 /// The user who has this id in the system that they come from.
@@ -373,7 +379,6 @@ pub async fn attempt(
         _ => None,
     };
     let row = match name {
-        Some(Name::Id(id)) => select!("id = $7", id),
         Some(Name::Email(name)) => {
             select!(r#"email_key = lower(normalize($7::text) COLLATE "und-x-icu") COLLATE "C""#, name)
         }

@@ -50,7 +50,7 @@ use self::{
     rejects::Rejects,
 };
 pub use self::{firebase::hash_config, one::Outcome};
-use super::{Cause, Email, Error, FieldError, FullName, Roles, Username};
+use super::{Cause, Email, Error, FieldError, FullName, Roles, Username, fields::normalised};
 pub use crate::store::imports::{Progress, Source};
 use crate::{
     password::{
@@ -794,7 +794,7 @@ fn changed(ready: &Ready, present: &Present, at: OffsetDateTime) -> (Present, bo
     let is_other_password =
         ready.password.as_ref().is_some_and(|hash| present.password_hash.as_ref() != Some(hash))
             && !is_no_later_password(user, present);
-    let is_other_address = !present.email.eq_ignore_ascii_case(user.email.as_str());
+    let is_other_address = normalised(&present.email) != normalised(user.email.as_str());
     let full_name = user.full_name.as_ref().map(FullName::as_str).or(present.full_name.as_deref());
     let changed = Present {
         id: present.id,
