@@ -224,6 +224,21 @@ async fn clocks_that_differ() {
 }
 
 #[tokio::test]
+async fn a_service_warns_of_its_clock_when_tokens_are_refused_for_it() {
+    for (seconds, warns) in [(-60, true), (5, false)] {
+        let url = with_functions(&format!(
+            "CREATE FUNCTION ours.now() RETURNS timestamptz LANGUAGE sql AS
+             $$ SELECT pg_catalog.clock_timestamp() + interval '{seconds} s' $$"
+        ))
+        .await;
+        let home = Home::new();
+        let service = home.serve(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+        let said = service.stop(Signal::TERM).await.expect(0).stderr;
+        assert_eq!(said.contains("s ahead of the database's"), warns, "{said}");
+    }
+}
+
+#[tokio::test]
 async fn notifications_that_do_not_come_through() {
     let url = with_functions(
         "CREATE FUNCTION ours.pg_notify(text, text) RETURNS void LANGUAGE sql AS $$ SELECT $$",

@@ -12,7 +12,10 @@ use serde::Serialize;
 use serde_json::json;
 use time::{Duration, OffsetDateTime};
 
-use super::{Failure, print, print_json, seconds, setup};
+use super::{
+    Failure, print, print_json, seconds,
+    setup::{self, ClockSkew},
+};
 use crate::{
     clock::Clock,
     config::{ConfigErrors, DbPooler, Environment, Settings},
@@ -614,24 +617,14 @@ fn listed(privileges: &[&Privilege]) -> String {
 
 /// How long the database takes to answer, and what is with its clock.
 async fn clock(conn: &mut PgConnection) -> Result<(Duration, Finding), store::Error> {
-    let clock = Clock::system();
-    let before = clock.now();
-    let there = store::now(conn).await?;
-    let latency = clock.now() - before;
-    // It was asked at some time between the two.
-    let half: Duration = latency / 2;
-    let ahead: Duration = there - (before + half);
-    let apart = (ahead.abs() - half).max(Duration::ZERO);
-    let finding = if apart > CLOCK_TOLERANCE {
-        let which = if ahead.is_positive() { "behind" } else { "ahead of" };
-        let message =
-            format!("this machine's is {:.1} s {which} the database's", ahead.abs().as_seconds_f64());
-        Finding::new("clock", Level::Warning, message)
+    let skew = ClockSkew::measure(conn, &Clock::system()).await?;
+    let finding = if skew.apart() > CLOCK_TOLERANCE {
+        Finding::new("clock", Level::Warning, skew.to_string())
             .advise("have NTP set both: tokens are refused by a clock that is wrong by 30 s")
     } else {
         Finding::new("clock", Level::Ok, "the database agrees to within a second")
     };
-    Ok((latency, finding))
+    Ok((skew.latency, finding))
 }
 
 async fn ring(policy: &Policy, db: &PgPool) -> Result<Vec<Finding>, keys::Error> {

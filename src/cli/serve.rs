@@ -15,7 +15,10 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Failure, setup};
+use super::{
+    Failure,
+    setup::{self, ClockSkew},
+};
 use crate::{
     account::{Activity, Cause, CleanUp, Clients, History},
     clock::Clock,
@@ -43,6 +46,8 @@ const LEAVING: Duration = Duration::from_secs(5);
 /// How long the last writes may take. With this, closing the connections takes 5 s at most: who is waited for by a
 /// supervisor has no more time because its database hangs.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
+/// How far this machine's clock and the database's may be apart: tokens from a clock that is further ahead are refused.
+const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(30);
 /// How many operators' connections may be open.
 const OPS_CONNECTIONS: usize = 64;
 
@@ -132,15 +137,21 @@ async fn serve(
     if let Some(warning) = database.check_pooler(settings.db_pooler).await? {
         tracing::warn!("{warning}");
     }
-    if let Err(error) = db.acquire().await {
-        return Err(database.unusable(error));
+    let mut conn = db.acquire().await.map_err(|error| database.unusable(error))?;
+    let clock = Clock::system();
+    let skew = ClockSkew::measure(&mut conn, &clock).await?;
+    if skew.apart() > CLOCK_TOLERANCE {
+        tracing::warn!(
+            "of the clocks, {skew}: tokens of other replicas are refused here, or theirs refuse those made here; have NTP \
+             set all of them"
+        );
     }
+    drop(conn);
     let pools = Pools {
         requests: db.clone(),
         background: database.pool(BACKGROUND_CONNECTIONS),
         feed: database.pool(FEED_CONNECTIONS),
     };
-    let clock = Clock::system();
     let app = app(settings, key, pools.clone(), clock.clone(), Limits::default()).await?;
     app.feed().hear().await?;
     let address = listener.local_addr()?;

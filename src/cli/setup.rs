@@ -1,6 +1,6 @@
 //! What most subcommands need before they can begin: settings, the database, the key, and the use cases over them.
 
-use std::{env, io, num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{env, fmt, io, num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use secrecy::SecretString;
 use time::OffsetDateTime;
@@ -302,6 +302,44 @@ async fn connect(source: &store::Source) -> Result<PgConnection, sqlx::Error> {
     })
 }
 
+/// How far this machine's clock is from the database's.
+#[derive(Debug)]
+pub(super) struct ClockSkew {
+    /// How long the database took to answer.
+    pub(super) latency: time::Duration,
+    /// How much later it is there, give or take half of that.
+    ahead: time::Duration,
+}
+
+impl ClockSkew {
+    /// Asks the database.
+    ///
+    /// # Errors
+    ///
+    /// When it fails.
+    pub(super) async fn measure(conn: &mut PgConnection, clock: &Clock) -> Result<Self, store::Error> {
+        let before = clock.now();
+        let there = store::now(conn).await?;
+        let latency = clock.now() - before;
+        // It was asked at some time between the two.
+        let half: time::Duration = latency / 2;
+        Ok(Self { latency, ahead: there - (before + half) })
+    }
+
+    /// How far they are apart at least.
+    pub(super) fn apart(&self) -> time::Duration {
+        let half: time::Duration = self.latency / 2;
+        (self.ahead.abs() - half).max(time::Duration::ZERO)
+    }
+}
+
+impl fmt::Display for ClockSkew {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let which = if self.ahead.is_positive() { "behind" } else { "ahead of" };
+        write!(f, "this machine's is {:.1} s {which} the database's", self.ahead.abs().as_seconds_f64())
+    }
+}
+
 /// Renews the token by which pools log in, where they do with one.
 pub(super) struct Renewal(Option<(Login, OffsetDateTime)>);
 
@@ -563,7 +601,10 @@ mod tests {
             database.migration_connection().await,
         ] {
             let said = found.unwrap_err().to_string();
-            assert!(said.contains("it takes the connection and does not answer: is Postgres stopped"), "{said}");
+            assert!(
+                said.contains("it takes the connection and does not answer: is Postgres stopped"),
+                "{said}"
+            );
         }
         let limit = DATABASE_PATIENCE + DATABASE_POLL + 3 * CONNECT_PATIENCE;
         assert!(begun.elapsed() <= limit, "{:?}", begun.elapsed());
