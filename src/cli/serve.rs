@@ -1,6 +1,7 @@
 //! `gatepass serve`: from settings to a service that answers, and down again in order.
 
 use std::{
+    error::Error,
     io::{self, IsTerminal},
     net::SocketAddr,
     path::PathBuf,
@@ -16,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Failure,
+    Failure, Logged,
     setup::{self, ClockSkew},
 };
 use crate::{
@@ -58,8 +59,16 @@ pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     let endpoint = settings.otel_exporter_otlp_endpoint.as_deref();
     let traces =
         endpoint.map(|endpoint| Traces::new(endpoint, settings.otel_traces_sampler_arg)).transpose()?;
-    telemetry::init(log_format(&settings), &settings.rust_log, traces.as_ref())?;
-    let done = start(&settings, warnings).await;
+    let format = log_format(&settings);
+    telemetry::init(format, &settings.rust_log, traces.as_ref())?;
+    let mut done = start(&settings, warnings).await;
+    // For people, the last lines are what every command fails with. A log that is silenced tells nothing.
+    if format == telemetry::LogFormat::Json && tracing::enabled!(tracing::Level::ERROR) {
+        done = done.map_err(|error| {
+            tracing::error!(error = &*error as &(dyn Error + 'static), "the service ends");
+            Logged.into()
+        });
+    }
     if let Some(traces) = traces {
         traces.finish().await;
     }
@@ -142,7 +151,7 @@ async fn serve(
     let skew = ClockSkew::measure(&mut conn, &clock).await?;
     if skew.apart() > CLOCK_TOLERANCE {
         tracing::warn!(
-            "of the clocks, {skew}: tokens of other replicas are refused here, or theirs refuse those made here; have NTP \
+            "of the clocks, {skew}: tokens of other replicas are refused here, or they refuse those made here; have NTP \
              set all of them"
         );
     }
