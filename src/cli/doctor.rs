@@ -24,7 +24,7 @@ use crate::{
     legacy,
     password::{self, Params},
     store::{
-        self, Access, PgConnection, PgPool, history,
+        self, Access, Blocker, PgConnection, PgPool, history,
         migrations::{self, Schema},
         revocations,
         roles::{self, Privilege, Privileges, Standing},
@@ -411,6 +411,7 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
         Err(error) => findings.push(failed("database", &error)),
     }
     findings.extend(writes(&mut conn).await);
+    findings.extend(locks(&mut conn).await);
     match database.check_pooler(settings.db_pooler).await {
         Ok(None) => {}
         Ok(Some(warning)) => findings.push(Finding::new("database", Level::Warning, warning)),
@@ -472,6 +473,30 @@ async fn writes(conn: &mut PgConnection) -> Option<Finding> {
         ),
         Err(error) => Some(failed(AREA, &error)),
     }
+}
+
+/// Who keeps the service waiting.
+async fn locks(conn: &mut PgConnection) -> Vec<Finding> {
+    const AREA: &str = "database";
+
+    let blockers = match store::blockers(conn).await {
+        Ok(blockers) => blockers,
+        Err(error) => return vec![failed(AREA, &error)],
+    };
+    let finding = |Blocker { pid, role, application, waiting, seconds }| {
+        let whose = match (role, application) {
+            (Some(role), Some(application)) => format!(" of {role} ({application})"),
+            (Some(role), None) => format!(" of {role}"),
+            (None, _) => String::new(),
+        };
+        let message = format!(
+            "{waiting} statement(s) of the service wait for a lock, for {seconds:.0} s by now: the session {pid}{whose} has it"
+        );
+        Finding::new(AREA, Level::Problem, message).advise(format!(
+            "end that session: `SELECT pg_terminate_backend({pid})`, as its role or the master user"
+        ))
+    };
+    blockers.into_iter().map(finding).collect()
 }
 
 /// What others may listen to.
