@@ -243,13 +243,16 @@ async fn somebody_who_keeps_the_service_waiting_for_a_lock() {
     // As if it had taken a while.
     let url = with_functions(
         "CREATE FUNCTION ours.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS
-         $$ SELECT pg_catalog.clock_timestamp() + interval '7 s' $$",
+         $$ SELECT pg_catalog.clock_timestamp() + interval '7 s' $$;
+         GRANT USAGE ON SCHEMA ours TO PUBLIC",
     )
     .await;
+    // Which loses the path.
+    let app = format!("{}&options[search_path]=ours,public,pg_catalog", as_role(&url, "gatepass_app"));
     let mut holder = PgConnection::connect(&format!("{url}&application_name=report")).await.unwrap();
     sqlx::raw_sql("BEGIN; LOCK TABLE users").execute(&mut holder).await.unwrap();
     let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut holder).await.unwrap();
-    let (at, statement) = (url.clone(), "SELECT FROM users");
+    let (at, statement) = (app.clone(), "SELECT FROM users");
     let waiting = tokio::spawn(async move { execute(&at, statement).await });
     // Within its transaction the holder would see the same again and again.
     let mut watcher = PgConnection::connect(&url).await.unwrap();
@@ -262,7 +265,7 @@ async fn somebody_who_keeps_the_service_waiting_for_a_lock() {
     let whose = format!("the session {pid} of ");
     let advice = format!("pg_terminate_backend({pid})");
     let parts = ["1 statement(s) of the service wait", &whose, "(report)", &advice];
-    finds("database", &[("DB_SOURCE", &url)], 1, "problem", &parts).await;
+    finds("database", &[("DB_SOURCE", &app)], 1, "problem", &parts).await;
     sqlx::raw_sql("COMMIT").execute(&mut holder).await.unwrap();
     waiting.await.unwrap();
 }
