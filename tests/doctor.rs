@@ -16,7 +16,7 @@ use tokio::{
 use crate::{
     app::{KEY, PASSWORD, admin, as_role, database},
     certificate::{Authority, Issued, pem},
-    process::{Ended, Home, Signal},
+    process::{Ended, Home, Signal, until},
 };
 
 async fn doctor_says(home: &Home, args: &[&str], settings: &[(&str, &str)]) -> Ended {
@@ -221,6 +221,53 @@ async fn clocks_that_differ() {
         let parts = [&*format!("s {which} the database's"), "NTP"];
         finds("clock", &[("DB_SOURCE", &url)], 0, "warning", &parts).await;
     }
+}
+
+#[tokio::test]
+async fn a_service_warns_of_its_clock_when_tokens_are_refused_for_it() {
+    for (seconds, warns) in [(-60, true), (5, false)] {
+        let url = with_functions(&format!(
+            "CREATE FUNCTION ours.now() RETURNS timestamptz LANGUAGE sql AS
+             $$ SELECT pg_catalog.clock_timestamp() + interval '{seconds} s' $$"
+        ))
+        .await;
+        let home = Home::new();
+        let service = home.serve(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+        let said = service.stop(Signal::TERM).await.expect(0).stderr;
+        assert_eq!(said.contains("s ahead of the database's"), warns, "{said}");
+    }
+}
+
+#[tokio::test]
+async fn somebody_who_keeps_the_service_waiting_for_a_lock() {
+    // As if it had taken a while.
+    let url = with_functions(
+        "CREATE FUNCTION ours.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS
+         $$ SELECT pg_catalog.clock_timestamp() + interval '7 s' $$;
+         GRANT USAGE ON SCHEMA ours TO PUBLIC",
+    )
+    .await;
+    // Which loses the path.
+    let app = format!("{}&options[search_path]=ours,public,pg_catalog", as_role(&url, "gatepass_app"));
+    let mut holder = PgConnection::connect(&format!("{url}&application_name=report")).await.unwrap();
+    sqlx::raw_sql("BEGIN; LOCK TABLE users").execute(&mut holder).await.unwrap();
+    let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut holder).await.unwrap();
+    let (at, statement) = (app.clone(), "SELECT FROM users");
+    let waiting = tokio::spawn(async move { execute(&at, statement).await });
+    // Within its transaction the holder would see the same again and again.
+    let mut watcher = PgConnection::connect(&url).await.unwrap();
+    until("a statement waits", async || {
+        let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity
+                     WHERE datname = current_database() AND wait_event_type = 'Lock')";
+        sqlx::query_scalar(waits).fetch_one(&mut watcher).await.unwrap()
+    })
+    .await;
+    let whose = format!("the session {pid} of ");
+    let advice = format!("pg_terminate_backend({pid})");
+    let parts = ["1 statement(s) of the service wait", &whose, "(report)", &advice];
+    finds("database", &[("DB_SOURCE", &app)], 1, "problem", &parts).await;
+    sqlx::raw_sql("COMMIT").execute(&mut holder).await.unwrap();
+    waiting.await.unwrap();
 }
 
 #[tokio::test]

@@ -17,7 +17,8 @@ use tokio::{
 };
 
 use crate::{
-    app::{App, KEY, PASSWORD},
+    app::{App, KEY, PASSWORD, database},
+    process::Home,
     traces::Collector,
 };
 
@@ -378,4 +379,23 @@ async fn what_goes_wrong_here_is_logged_with_its_cause_under_the_requests_id() {
     assert!(fault["cause"].as_str().unwrap().contains("column \"roles\" does not exist"), "{fault}");
     let unready = events.iter().find(|event| event["message"] == "not served").unwrap();
     assert_eq!(unready["reasons"], "schema: 1 migration(s) pending", "{unready}");
+}
+
+#[tokio::test]
+async fn why_a_start_fails_is_a_line_of_the_log_like_any_other() {
+    let nowhere = database().await.replace("/test_", "/nowhere_");
+    let start = async |format| {
+        let settings = [("DB_SOURCE", &*nowhere), ("TOKEN_SYMMETRIC_KEY", KEY), ("LOG_FORMAT", format)];
+        Home::new().start(&settings).end().await.expect(1).stderr
+    };
+    let said = start("json").await;
+    let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let errors: Vec<_> = lines.iter().filter(|line| line["level"] == "ERROR").collect();
+    let [error] = errors[..] else { panic!("{said}") };
+    let why = error["error"].as_str().unwrap();
+    assert!(why.contains("it does not exist; create it") && why.contains("\"nowhere_"), "{why}");
+
+    let said = start("pretty").await;
+    assert!(said.contains("gatepass: the database at ") && said.contains("\n  because: "), "{said}");
+    assert!(!said.contains("ERROR"), "{said}");
 }

@@ -42,6 +42,7 @@ const PROMQL: &[&str] = &[
     "scalar",
     "sum",
     "time",
+    "unless",
     "vector",
 ];
 

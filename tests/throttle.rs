@@ -13,7 +13,10 @@ use sqlx::{Connection, Executor, PgConnection};
 use time::Duration;
 use tokio::{sync::Barrier, task::JoinSet};
 
-use crate::app::{Answer, App, PASSWORD};
+use crate::{
+    app::{Answer, App, KEY, PASSWORD},
+    process::{Home, QUICK},
+};
 
 const WRONG: &str = "wrong-horse-battery-9";
 
@@ -331,6 +334,28 @@ async fn a_device_that_has_logged_in_before_gets_in_while_others_hammer() {
     app.clock.advance(KNOWN_FOR);
     failures_until_refused(&app, "198.51.100.1", "alice").await;
     log_in_from(&app, home, "alice", PASSWORD).await.expect_problem(429, "too_many_attempts");
+}
+
+#[tokio::test]
+async fn an_operator_lets_somebody_in_who_is_locked_out() {
+    let app = app().await;
+    app.register("alice").await;
+    app.register("bob").await;
+    for command in [&["user", "set-password", "alice", "--password-stdin"][..], &["user", "enable", "alice"]]
+    {
+        for name in ["alice", "alice@example.com", "bob"] {
+            failures_until_refused(&app, "198.51.100.1", name).await;
+            log_in(&app, name, PASSWORD).await.expect_problem(429, "too_many_attempts");
+        }
+        let settings = [("DB_SOURCE", &*app.database_url), ("TOKEN_SYMMETRIC_KEY", KEY)];
+        let home = Home::new();
+        home.gatepass(command).envs(&QUICK).envs(&settings).stdin(PASSWORD).run().await.expect(0);
+        for name in ["alice", "alice@example.com"] {
+            log_in_from(&app, "203.0.113.5", name, WRONG).await.expect_problem(401, "invalid_credentials");
+        }
+        log_in(&app, "bob", PASSWORD).await.expect_problem(429, "too_many_attempts");
+        app.clock.advance(Duration::minutes(15));
+    }
 }
 
 #[tokio::test]

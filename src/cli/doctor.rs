@@ -12,7 +12,12 @@ use serde::Serialize;
 use serde_json::json;
 use time::{Duration, OffsetDateTime};
 
-use super::{Failure, open_files::OpenFiles, print, print_json, seconds, setup};
+use super::{
+    Failure,
+    open_files::OpenFiles,
+    print, print_json, seconds,
+    setup::{self, ClockSkew},
+};
 use crate::{
     clock::Clock,
     config::{ConfigErrors, DbPooler, Environment, Settings},
@@ -21,7 +26,7 @@ use crate::{
     legacy,
     password::{self, Params},
     store::{
-        self, Access, PgConnection, PgPool, history,
+        self, Access, Blocker, PgConnection, PgPool, history,
         migrations::{self, Schema},
         revocations,
         roles::{self, Privilege, Privileges, Standing},
@@ -419,6 +424,7 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
         Err(error) => findings.push(failed("database", &error)),
     }
     findings.extend(writes(&mut conn).await);
+    findings.extend(locks(&mut conn).await);
     match database.check_pooler(settings.db_pooler).await {
         Ok(None) => {}
         Ok(Some(warning)) => findings.push(Finding::new("database", Level::Warning, warning)),
@@ -480,6 +486,30 @@ async fn writes(conn: &mut PgConnection) -> Option<Finding> {
         ),
         Err(error) => Some(failed(AREA, &error)),
     }
+}
+
+/// Who keeps the service waiting.
+async fn locks(conn: &mut PgConnection) -> Vec<Finding> {
+    const AREA: &str = "database";
+
+    let blockers = match store::blockers(conn).await {
+        Ok(blockers) => blockers,
+        Err(error) => return vec![failed(AREA, &error)],
+    };
+    let finding = |Blocker { pid, role, application, waiting, seconds }| {
+        let whose = match (role, application) {
+            (Some(role), Some(application)) => format!(" of {role} ({application})"),
+            (Some(role), None) => format!(" of {role}"),
+            (None, _) => String::new(),
+        };
+        let message = format!(
+            "{waiting} statement(s) of the service wait for a lock, for {seconds:.0} s by now: the session {pid}{whose} has it"
+        );
+        Finding::new(AREA, Level::Problem, message).advise(format!(
+            "end that session: `SELECT pg_terminate_backend({pid})`, as its role or the master user"
+        ))
+    };
+    blockers.into_iter().map(finding).collect()
 }
 
 /// What others may listen to.
@@ -625,24 +655,14 @@ fn listed(privileges: &[&Privilege]) -> String {
 
 /// How long the database takes to answer, and what is with its clock.
 async fn clock(conn: &mut PgConnection) -> Result<(Duration, Finding), store::Error> {
-    let clock = Clock::system();
-    let before = clock.now();
-    let there = store::now(conn).await?;
-    let latency = clock.now() - before;
-    // It was asked at some time between the two.
-    let half: Duration = latency / 2;
-    let ahead: Duration = there - (before + half);
-    let apart = (ahead.abs() - half).max(Duration::ZERO);
-    let finding = if apart > CLOCK_TOLERANCE {
-        let which = if ahead.is_positive() { "behind" } else { "ahead of" };
-        let message =
-            format!("this machine's is {:.1} s {which} the database's", ahead.abs().as_seconds_f64());
-        Finding::new("clock", Level::Warning, message)
+    let skew = ClockSkew::measure(conn, &Clock::system()).await?;
+    let finding = if skew.apart() > CLOCK_TOLERANCE {
+        Finding::new("clock", Level::Warning, skew.to_string())
             .advise("have NTP set both: tokens are refused by a clock that is wrong by 30 s")
     } else {
         Finding::new("clock", Level::Ok, "the database agrees to within a second")
     };
-    Ok((latency, finding))
+    Ok((skew.latency, finding))
 }
 
 async fn ring(policy: &Policy, db: &PgPool) -> Result<Vec<Finding>, keys::Error> {

@@ -31,6 +31,11 @@ use crate::account::{self, FieldError};
 /// What a subcommand fails with: printed with everything behind it.
 type Failure = Box<dyn Error + Send + Sync>;
 
+/// A failure that the log has already, with everything behind it.
+#[derive(Debug, thiserror::Error)]
+#[error("the log says why")]
+struct Logged;
+
 /// Token authentication: users and sessions in Postgres, PASETO tokens, one binary.
 #[derive(Debug, Parser)]
 #[command(
@@ -172,6 +177,9 @@ fn explain(failure: Failure) -> Failure {
 }
 
 fn fail(error: &(dyn Error + 'static)) -> ExitCode {
+    if error.is::<Logged>() {
+        return ExitCode::FAILURE;
+    }
     eprintln!("gatepass: {error}");
     let mut source = error.source();
     while let Some(error) = source {

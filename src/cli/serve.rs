@@ -1,6 +1,7 @@
 //! `gatepass serve`: from settings to a service that answers, and down again in order.
 
 use std::{
+    error::Error,
     io::{self, IsTerminal},
     net::SocketAddr,
     path::PathBuf,
@@ -15,7 +16,11 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Failure, open_files::OpenFiles, setup};
+use super::{
+    Failure, Logged,
+    open_files::OpenFiles,
+    setup::{self, ClockSkew},
+};
 use crate::{
     account::{Activity, Cause, CleanUp, Clients, History},
     clock::Clock,
@@ -43,6 +48,8 @@ const LEAVING: Duration = Duration::from_secs(5);
 /// How long the last writes may take. With this, closing the connections takes 5 s at most: who is waited for by a
 /// supervisor has no more time because its database hangs.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
+/// How far this machine's clock and the database's may be apart: tokens from a clock that is further ahead are refused.
+const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(30);
 /// How many operators' connections may be open.
 pub(super) const OPS_CONNECTIONS: usize = 64;
 
@@ -53,9 +60,17 @@ pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     let endpoint = settings.otel_exporter_otlp_endpoint.as_deref();
     let traces =
         endpoint.map(|endpoint| Traces::new(endpoint, settings.otel_traces_sampler_arg)).transpose()?;
-    telemetry::init(log_format(&settings), &settings.rust_log, traces.as_ref())?;
+    let format = log_format(&settings);
+    telemetry::init(format, &settings.rust_log, traces.as_ref())?;
     telemetry::log_panics();
-    let done = start(&settings, warnings).await;
+    let mut done = start(&settings, warnings).await;
+    // For people, the last lines are what every command fails with. A log that is silenced tells nothing.
+    if format == telemetry::LogFormat::Json && tracing::enabled!(tracing::Level::ERROR) {
+        done = done.map_err(|error| {
+            tracing::error!(error = &*error as &(dyn Error + 'static), "the service ends");
+            Logged.into()
+        });
+    }
     if let Some(traces) = traces {
         traces.finish().await;
     }
@@ -133,15 +148,21 @@ async fn serve(
     if let Some(warning) = database.check_pooler(settings.db_pooler).await? {
         tracing::warn!("{warning}");
     }
-    if let Err(error) = db.acquire().await {
-        return Err(database.unusable(error));
+    let mut conn = db.acquire().await.map_err(|error| database.unusable(error))?;
+    let clock = Clock::system();
+    let skew = ClockSkew::measure(&mut conn, &clock).await?;
+    if skew.apart() > CLOCK_TOLERANCE {
+        tracing::warn!(
+            "of the clocks, {skew}: tokens of other replicas are refused here, or they refuse those made here; have NTP \
+             set all of them"
+        );
     }
+    drop(conn);
     let pools = Pools {
         requests: db.clone(),
         background: database.pool(BACKGROUND_CONNECTIONS),
         feed: database.pool(FEED_CONNECTIONS),
     };
-    let clock = Clock::system();
     // Not before a Postgres of our own has been started, which has no use for it.
     let files = OpenFiles::raise(settings.db_max_connections);
     if let Some(advice) = files.advice() {

@@ -1,9 +1,10 @@
 //! What most subcommands need before they can begin: settings, the database, the key, and the use cases over them.
 
-use std::{env, num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{env, fmt, io, num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use secrecy::SecretString;
 use time::OffsetDateTime;
+use tokio::time::{Instant, timeout};
 
 use super::{Failure, development_key};
 use crate::{
@@ -37,7 +38,7 @@ const HASH_DEADLINE: Duration = Duration::from_secs(8);
 const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait for connections to be given back at the end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
-/// How long a database may take to answer somebody who only wants to know whether it does.
+/// How long a database may take to answer somebody who connects.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 const DATABASE_POLL: Duration = Duration::from_millis(250);
 
@@ -204,12 +205,7 @@ impl Database {
     /// A connection of the service's role, or with `migration` of the one that may change the schema: at once or not at all.
     pub(super) async fn connection(&self, migration: bool) -> Result<PgConnection, Failure> {
         let (source, setting) = self.chosen(migration);
-        let error = match tokio::time::timeout(CONNECT_PATIENCE, source.connect()).await {
-            Ok(Ok(conn)) => return Ok(conn),
-            Ok(Err(error)) => error,
-            Err(_) => sqlx::Error::PoolTimedOut,
-        };
-        Err(self.unreachable(source, setting, error))
+        connect(source).await.map_err(|error| self.unreachable(source, setting, error))
     }
 
     fn chosen(&self, migration: bool) -> (&store::Source, &'static str) {
@@ -227,9 +223,10 @@ impl Database {
     /// As [`connection`](Self::connection); a database that is just coming up is waited for.
     async fn patient_connection(&self, migration: bool) -> Result<PgConnection, Failure> {
         let (source, setting) = self.chosen(migration);
-        let mut patience = DATABASE_PATIENCE;
+        let begun = Instant::now();
+        let mut has_told = false;
         loop {
-            let error = match source.connect().await {
+            let error = match connect(source).await {
                 Ok(conn) => return Ok(conn),
                 Err(error) => error,
             };
@@ -237,13 +234,12 @@ impl Database {
                 return Err(self.unreachable(source, setting, error));
             }
             let place = source.place();
-            if patience == DATABASE_PATIENCE {
+            if !std::mem::replace(&mut has_told, true) {
                 tracing::warn!(%place, %error, "waiting for the database");
             }
-            let Some(rest) = patience.checked_sub(DATABASE_POLL) else {
+            if begun.elapsed() >= DATABASE_PATIENCE {
                 return Err(self.unreachable(source, setting, error));
-            };
-            patience = rest;
+            }
             tokio::time::sleep(DATABASE_POLL).await;
         }
     }
@@ -269,7 +265,7 @@ impl Database {
             )
             .into());
         }
-        master.connect().await.map_err(|error| self.unreachable(master, "MASTER_DB_SOURCE", error))
+        connect(master).await.map_err(|error| self.unreachable(master, "MASTER_DB_SOURCE", error))
     }
 
     /// Brings the schema up to date, or makes sure that it is. Where it need not be changed, the service's own role looks.
@@ -295,6 +291,52 @@ impl Database {
             Some(embedded) => Ok(embedded.stop().await?),
             None => Ok(()),
         }
+    }
+}
+
+/// A connection to a database that answers.
+async fn connect(source: &store::Source) -> Result<PgConnection, sqlx::Error> {
+    timeout(CONNECT_PATIENCE, source.connect()).await.unwrap_or_else(|_| {
+        let message = format!("no answer within {} s", CONNECT_PATIENCE.as_secs());
+        Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, message)))
+    })
+}
+
+/// How far this machine's clock is from the database's.
+#[derive(Debug)]
+pub(super) struct ClockSkew {
+    /// How long the database took to answer.
+    pub(super) latency: time::Duration,
+    /// How much later it is there, give or take half of that.
+    ahead: time::Duration,
+}
+
+impl ClockSkew {
+    /// Asks the database.
+    ///
+    /// # Errors
+    ///
+    /// When it fails.
+    pub(super) async fn measure(conn: &mut PgConnection, clock: &Clock) -> Result<Self, store::Error> {
+        let before = clock.now();
+        let there = store::now(conn).await?;
+        let latency = clock.now() - before;
+        // It was asked at some time between the two.
+        let half: time::Duration = latency / 2;
+        Ok(Self { latency, ahead: there - (before + half) })
+    }
+
+    /// How far they are apart at least.
+    pub(super) fn apart(&self) -> time::Duration {
+        let half: time::Duration = self.latency / 2;
+        (self.ahead.abs() - half).max(time::Duration::ZERO)
+    }
+}
+
+impl fmt::Display for ClockSkew {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let which = if self.ahead.is_positive() { "behind" } else { "ahead of" };
+        write!(f, "this machine's is {:.1} s {which} the database's", self.ahead.abs().as_seconds_f64())
     }
 }
 
@@ -329,6 +371,12 @@ fn hint(error: &sqlx::Error, setting: &str, takes_tokens: bool) -> String {
                  an authority in the file that sslrootcert names; check these, and sslmode"
             );
         }
+        error if is_silence(error) => {
+            return format!(
+                ": it takes the connection and does not answer: is Postgres stopped, overloaded, or something else on that \
+                 port? (Or a firewall drops what is sent to it: check host and port in {setting})"
+            );
+        }
         sqlx::Error::Io(_) => {
             return format!(": check host and port in {setting}, and that Postgres runs there");
         }
@@ -351,6 +399,15 @@ fn hint(error: &sqlx::Error, setting: &str, takes_tokens: bool) -> String {
              (docs/database.md)"
             .to_owned(),
         _ => String::new(),
+    }
+}
+
+/// Whether nothing came, not even a refusal.
+fn is_silence(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(error) => error.kind() == io::ErrorKind::TimedOut,
+        sqlx::Error::PoolTimedOut => true,
+        _ => false,
     }
 }
 
@@ -381,7 +438,7 @@ pub(super) fn symmetric_key(settings: &Settings) -> Result<SymmetricKey, Failure
 
 /// Closes a pool, without waiting for ever on a database that does not answer.
 pub(super) async fn close(db: &PgPool) {
-    if tokio::time::timeout(CLOSE_PATIENCE, db.close()).await.is_err() {
+    if timeout(CLOSE_PATIENCE, db.close()).await.is_err() {
         tracing::warn!("the database did not let go of its connections in time");
     }
 }
@@ -521,4 +578,35 @@ pub(super) fn legacy(
 
 fn failures(rate: config::Rate) -> Rate {
     Rate { count: rate.count, per: rate.per }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_database_that_takes_connections_and_never_answers_is_not_waited_for_for_ever() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("postgres://u:p@{}/d", silent.local_addr().unwrap());
+        let source = store::Source::new(&url.into()).unwrap();
+        let master_source = Some(source.clone());
+        let database =
+            Database { source, migration_source: None, master_source, embedded: None, renewal: None };
+        let begun = Instant::now();
+        for found in [
+            database.connection(false).await,
+            database.master_connection().await,
+            database.migration_connection().await,
+        ] {
+            let said = found.unwrap_err().to_string();
+            assert!(
+                said.contains("it takes the connection and does not answer: is Postgres stopped"),
+                "{said}"
+            );
+        }
+        let limit = DATABASE_PATIENCE + DATABASE_POLL + 3 * CONNECT_PATIENCE;
+        assert!(begun.elapsed() <= limit, "{:?}", begun.elapsed());
+    }
 }

@@ -69,6 +69,8 @@ pub(super) enum Command {
         json: bool,
     },
     /// Set a user's password, which ends their sessions; asks for it
+    ///
+    /// Failed logins in the user's name are forgotten.
     SetPassword {
         /// Username, e-mail address or id
         user: String,
@@ -92,6 +94,8 @@ pub(super) enum Command {
         user: String,
     },
     /// Let a user in again
+    ///
+    /// Who was disabled is so no longer, and failed logins in the user's name are forgotten.
     Enable {
         /// Username, e-mail address or id
         user: String,
@@ -171,6 +175,7 @@ async fn execute(accounts: &Accounts, command: Command, password: Option<&Passwo
         Command::SetPassword { user, password: _ } => {
             let user = accounts.find(&user).await?;
             accounts.set_password(&user, password()?, now, rng).await?;
+            accounts.forgive(&user, now).await;
             print(&format!("password of {} set\n", user.username))
         }
         Command::SetRole { user, roles, none: _ } => {
@@ -186,6 +191,7 @@ async fn execute(accounts: &Accounts, command: Command, password: Option<&Passwo
         Command::Enable { user } => {
             let change = UserChange { disabled: Some(false), ..UserChange::default() };
             let user = accounts.update(accounts.find(&user).await?.id, &change, now).await?;
+            accounts.forgive(&user, now).await;
             print(&format!("{} is enabled\n", user.username))
         }
         Command::RevokeSessions { user } => {

@@ -246,6 +246,46 @@ pub async fn access(conn: &mut PgConnection) -> Result<Access, sqlx::Error> {
     Ok(Access::of(found.is_standby, found.is_read_only))
 }
 
+/// Who keeps statements of this role waiting for a lock.
+#[derive(Debug)]
+pub struct Blocker {
+    /// Its process at the server, which ends the session.
+    pub pid: i32,
+    /// As whom it logged in, and what it calls itself; nothing when it is none of the sessions that are listed.
+    pub role: Option<String>,
+    /// The `application_name`.
+    pub application: Option<String>,
+    /// How many statements wait.
+    pub waiting: i64,
+    /// How long the first of them has, in seconds.
+    pub seconds: f64,
+}
+
+/// Who keeps statements of this role in this database waiting for longer than a second; who waits too is not counted.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn blockers(conn: &mut PgConnection) -> Result<Vec<Blocker>, Error> {
+    let blockers = sqlx::query_as!(
+        Blocker,
+        r#"SELECT blocking.pid AS "pid!", holder.usename::text AS role, holder.application_name AS application,
+                  count(*) AS "waiting!",
+                  extract(epoch FROM max(clock_timestamp() - waiting.query_start))::float8 AS "seconds!"
+           FROM pg_stat_activity AS waiting
+           CROSS JOIN unnest(pg_blocking_pids(waiting.pid)) AS blocking (pid)
+           LEFT JOIN pg_stat_activity AS holder ON holder.pid = blocking.pid
+           WHERE waiting.usename = current_user AND waiting.datname = current_database()
+             AND waiting.wait_event_type = 'Lock'
+             AND waiting.query_start < clock_timestamp() - interval '1 second'
+             AND holder.wait_event_type IS DISTINCT FROM 'Lock'
+           GROUP BY 1, 2, 3
+           ORDER BY 4 DESC
+           LIMIT 5"#
+    );
+    Ok(blockers.fetch_all(conn).await?)
+}
+
 /// Whether this connection is encrypted on its way to the server.
 ///
 /// # Errors

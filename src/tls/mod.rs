@@ -41,6 +41,8 @@ use crate::{clock::Clock, metrics::Metrics};
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often it is told that the certificate has expired.
+const TELL_EVERY: time::Duration = time::Duration::HOUR;
 
 /// Takes TLS handshakes, with the certificate that the files hold. Cheap to clone; clones are one.
 #[derive(Clone)]
@@ -63,6 +65,23 @@ struct Seen {
     served: Vec<u8>,
     at_last_look: Vec<u8>,
     refused: Vec<u8>,
+    /// When it was last told that what is served has expired.
+    expiry_told: Option<OffsetDateTime>,
+}
+
+impl Seen {
+    /// Whether it is to be told `now` that what is served has expired.
+    fn is_expiry_news(&mut self, not_after: OffsetDateTime, now: OffsetDateTime) -> bool {
+        if now < not_after {
+            self.expiry_told = None;
+            return false;
+        }
+        let is_news = self.expiry_told.is_none_or(|at| now >= at + TELL_EVERY);
+        if is_news {
+            self.expiry_told = Some(now);
+        }
+        is_news
+    }
 }
 
 impl Tls {
@@ -130,7 +149,11 @@ impl Tls {
                 Err(_) => {}
             }
         }
-        metrics.set_certificate_expiry(self.certificate().not_after);
+        let not_after = self.certificate().not_after;
+        if seen.is_expiry_news(not_after, now) {
+            tracing::error!(%not_after, "the certificate has expired: clients refuse it");
+        }
+        metrics.set_certificate_expiry(not_after);
     }
 
     /// Looks at the files every two seconds, for as long as it is polled.
@@ -157,5 +180,26 @@ impl fmt::Debug for Tls {
 impl ResolvesServerCert for Served {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.load().key.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn that_the_certificate_has_expired_is_told_each_hour_until_there_is_another() {
+        let (mut seen, end) = (Seen::default(), datetime!(2026-03-01 12:00 UTC));
+        let mut told =
+            |not_after, seconds| seen.is_expiry_news(not_after, end + Duration::from_secs(seconds));
+        assert!(!told(end + TELL_EVERY, 0));
+        assert!(told(end, 0));
+        assert!(!told(end, 2));
+        assert!(!told(end, 3598));
+        assert!(told(end, 3600));
+        assert!(!told(end + 2 * TELL_EVERY, 3602));
+        assert!(told(end + 2 * TELL_EVERY, 7200));
     }
 }
