@@ -465,7 +465,8 @@ impl Queue {
         if let Some(watcher) = self.watcher.get() {
             watcher(start - since, took);
         }
-        // Only now: who has an answer finds the place free again.
+        drop(caller);
+        // Only now: who has an answer finds the place free again, and their span is nobody else's to end.
         answer();
         true
     }
