@@ -61,7 +61,7 @@ pub const MAX_BODY_BYTES: usize = 64 * 1024;
 pub struct Limits {
     /// From the connection, or what comes first of another request on it, until the header fields are there.
     pub header_read: Duration,
-    /// How long a connection over HTTP/1 may be idle after a request. Longer than proxies and clients keep theirs: 60 s by
+    /// How long a connection may be idle after a request. Longer than proxies and clients keep theirs: 60 s by
     /// default an ALB and nginx, 90 s what is made with Go (Traefik) or reqwest. While few places are free it is
     /// [`Limits::header_read`].
     pub idle: Duration,
@@ -72,8 +72,8 @@ pub struct Limits {
     /// How long the old system may take to say whether it has a user (`LEGACY_LOGIN_URL`). Where there is one, every
     /// refused login takes a fifth longer than that.
     pub legacy_login: Duration,
-    /// How long a client may leave an answer lying without taking any of it. On Linux alone: elsewhere such a client is
-    /// waited for.
+    /// How long a client may leave an answer lying without taking any of it. Over HTTP/1 on Linux alone: elsewhere such a
+    /// client is waited for.
     pub stalled_write: Duration,
     /// From when no more connections are taken until requests in flight are cut off. Kubernetes grants 30 s by default,
     /// from before the signal until the end.
