@@ -12,9 +12,10 @@ use std::{
     fs,
     net::{self, SocketAddr},
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex},
+    thread,
     time::Duration,
 };
 
@@ -497,7 +498,7 @@ fn named_by(variable: &str) -> Option<OsString> {
 }
 
 /// Starts a proxy and waits until who comes by `socket` reaches the application where nobody is asked.
-async fn start(command: &mut Command, stdin: Stdio, socket: &Path, log: &Path) -> Child {
+async fn start(command: &mut Command, stdin: Stdio, socket: &Path, log: &Path) -> Running {
     let client = reqwest::Client::builder().unix_socket(socket).build().unwrap();
     let log_file = fs::File::create(log).unwrap();
     let mut child = command
@@ -514,7 +515,21 @@ async fn start(command: &mut Command, stdin: Stdio, socket: &Path, log: &Path) -
         answer.is_ok_and(|answer| answer.status() == 200)
     })
     .await;
-    child
+    Running { _child: child, log: log.to_owned() }
+}
+
+/// A proxy, until it is dropped. When a test fails, what it had to say.
+struct Running {
+    _child: Child,
+    log: PathBuf,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            println!("{}", fs::read_to_string(&self.log).unwrap_or_default());
+        }
+    }
 }
 
 #[tokio::test]
