@@ -1,11 +1,12 @@
 //! What the extractors of bodies share: whether a body is of their kind, and reading it.
 
 use axum::{
-    body::Bytes,
+    body::Body,
     extract::Request,
     http::{HeaderMap, header::CONTENT_TYPE},
 };
 use http_body_util::{BodyExt, LengthLimitError};
+use tokio::time::timeout;
 
 use super::{App, Problem};
 
@@ -20,13 +21,73 @@ pub(super) async fn read(
     request: Request,
     app: &App,
     broken: fn(&'static str) -> Problem,
-) -> Result<Bytes, Problem> {
-    let collected = tokio::time::timeout(app.limits().body_read, request.into_body().collect())
+) -> Result<Vec<u8>, Problem> {
+    timeout(app.limits().body_read, collect(request.into_body()))
         .await
         .map_err(|_| Problem::request_timeout())?
         .map_err(|error| match std::error::Error::source(&error) {
             Some(source) if source.is::<LengthLimitError>() => Problem::too_large(),
             _ => broken("The request's body did not arrive whole."),
-        })?;
-    Ok(collected.to_bytes())
+        })
+}
+
+/// What has arrived is copied: a piece of it, be it one byte, keeps all of the buffer alive that it was read into.
+async fn collect(mut body: Body) -> Result<Vec<u8>, axum::Error> {
+    let mut whole = Vec::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(piece) = frame?.into_data() {
+            whole.extend_from_slice(&piece);
+        }
+    }
+    Ok(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::Pin,
+        sync::Arc,
+        task::{Context, Poll},
+    };
+
+    use axum::body::{Bytes, HttpBody};
+    use hyper::body::Frame;
+
+    use super::*;
+
+    /// A body that arrives byte by byte, each in a buffer of its own.
+    struct Drip {
+        left: usize,
+        buffer: Arc<[u8; 1]>,
+    }
+
+    struct Buffer(Arc<[u8; 1]>);
+
+    impl AsRef<[u8]> for Buffer {
+        fn as_ref(&self) -> &[u8] {
+            &*self.0
+        }
+    }
+
+    impl HttpBody for Drip {
+        type Data = Bytes;
+        type Error = axum::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+            assert_eq!(Arc::strong_count(&self.buffer), 1, "somebody keeps a buffer");
+            let Some(left) = self.left.checked_sub(1) else { return Poll::Ready(None) };
+            self.left = left;
+            let buffer = Buffer(Arc::clone(&self.buffer));
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(buffer)))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_byte_that_has_arrived_keeps_no_buffer() {
+        let drip = Drip { left: 1000, buffer: Arc::new(*b"x") };
+        assert_eq!(collect(Body::new(drip)).await.unwrap(), [b'x'; 1000]);
+    }
 }
