@@ -11,7 +11,7 @@ use std::{
 };
 
 use http::{Uri, uri::Authority};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 
@@ -107,10 +107,16 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "expected an IP address and a port".into())
 }
 
-/// A network, or a plain address as the network of that one.
+/// A network, or a plain address as the network of that one. What is IPv4 within IPv6 is IPv4, as a peer's address is.
 pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
-    text.parse().ok().or_else(address).ok_or_else(|| "expected an IP address or a network".into())
+    let net: IpNet =
+        text.parse().ok().or_else(address).ok_or_else(|| "expected an IP address or a network".to_owned())?;
+    let mapped = match net {
+        IpNet::V6(net) => net.addr().to_ipv4_mapped().zip(net.prefix_len().checked_sub(96)),
+        IpNet::V4(_) => None,
+    };
+    Ok(mapped.and_then(|(ip, length)| Ipv4Net::new(ip, length).ok()).map_or(net, IpNet::V4))
 }
 
 /// The levels of `tracing`, as `RUST_LOG` spells them.
@@ -235,6 +241,25 @@ mod tests {
     use secrecy::ExposeSecret;
 
     use super::*;
+
+    #[test]
+    fn a_network_is_written_as_peers_are() {
+        for (text, expected) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("192.0.2.7", "192.0.2.7/32"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:192.0.2.7", "192.0.2.7/32"),
+            // More than IPv4.
+            ("::/0", "::/0"),
+            ("::ffff:0:0/95", "::ffff:0:0/95"),
+        ] {
+            assert_eq!(network(text), Ok(expected.parse().unwrap()), "{text}");
+        }
+        for text in ["", "10.0.0.0/33", "10.0.0", "proxy"] {
+            assert!(network(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn words_and_numbers() {

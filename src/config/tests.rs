@@ -520,7 +520,9 @@ fn migrations_do_not_go_to_another_database_than_the_service() {
 
 #[test]
 fn trust_in_everyone_is_warned_of() {
-    for (networks, warned) in [("0.0.0.0/0", true), ("10.0.0.0/8,::/0", true), ("10.0.0.0/8", false)] {
+    for (networks, warned) in
+        [("0.0.0.0/0", true), ("10.0.0.0/8,::/0", true), ("::ffff:0:0/96", true), ("10.0.0.0/8", false)]
+    {
         assert_eq!(!load_environment(&[("TRUSTED_PROXIES", networks)]).unwrap().warnings.is_empty(), warned);
     }
 }
