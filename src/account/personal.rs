@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
 use super::{Accounts, Error, User};
@@ -16,18 +17,37 @@ use crate::store::{
 };
 
 /// How many rows are in memory at once.
-const PAGE: usize = 200;
-/// How many exports there may be at once on one replica: each is at most one query after the other.
-const MAX_EXPORTS: usize = 8;
+const PAGE: usize = 100;
+/// How many exports there may be at once on one replica: each holds some pages in memory for as long as its reader takes.
+const MAX_EXPORTS: usize = 64;
+/// How many of them may be at the database at once, beside everybody else's requests.
+const MAX_QUERIES: usize = 2;
 
 /// Whose exports are under way.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Exports(Arc<Mutex<HashSet<Uuid>>>);
+#[derive(Clone, Debug)]
+pub(super) struct Exports(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    users: Mutex<HashSet<Uuid>>,
+    queries: Semaphore,
+}
+
+impl Default for Exports {
+    fn default() -> Self {
+        Self(Arc::new(Inner { users: Mutex::default(), queries: Semaphore::new(MAX_QUERIES) }))
+    }
+}
 
 impl Exports {
     fn users(&self) -> MutexGuard<'_, HashSet<Uuid>> {
         // Nothing is ever half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed, which is what the error would say.
+        self.0.queries.acquire().await.ok()
     }
 
     /// The place of a user, of whom there is one export at a time.
@@ -56,7 +76,7 @@ impl Drop for Place {
 #[derive(Debug)]
 pub struct PersonalData {
     accounts: Accounts,
-    _place: Place,
+    place: Place,
     /// The user.
     pub user: User,
     /// What others do not get to see with them.
@@ -78,7 +98,7 @@ impl Accounts {
         let particulars = users::particulars(&mut *self.conn().await?, user_id).await?;
         Ok(PersonalData {
             accounts: self.clone(),
-            _place: place,
+            place,
             user,
             particulars: particulars.ok_or(Error::SessionRevoked)?,
             sessions_after: Some(Uuid::nil()),
@@ -95,6 +115,7 @@ impl PersonalData {
     /// When the database fails.
     pub async fn sessions(&mut self) -> Result<Vec<Stored>, Error> {
         let Some(after) = self.sessions_after else { return Ok(Vec::new()) };
+        let _turn = self.place.exports.turn().await;
         let mut conn = self.accounts.conn().await?;
         let page = sessions::stored(&mut conn, self.user.id, after, PAGE as i64).await?;
         self.sessions_after = page.last().filter(|_| page.len() == PAGE).map(|last| last.overview.id);
@@ -109,6 +130,7 @@ impl PersonalData {
     pub async fn changes(&mut self) -> Result<Vec<Entry>, Error> {
         let Some(before) = self.changes_before else { return Ok(Vec::new()) };
         let filter = Filter { user_id: Some(self.user.id), before_id: Some(before), ..Filter::default() };
+        let _turn = self.place.exports.turn().await;
         let page = history::page(&mut *self.accounts.conn().await?, &filter, PAGE as i64).await?;
         self.changes_before = page.last().filter(|_| page.len() == PAGE).map(|last| last.id);
         Ok(page)

@@ -2,10 +2,11 @@
 
 use std::{
     error::Error,
-    io,
+    io, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
@@ -18,7 +19,7 @@ use axum::{
 use futures_core::Stream;
 use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::SendTimeoutError};
 use tracing::Instrument;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -105,6 +106,9 @@ pub(super) async fn export(
     Ok((headers, Body::from_stream(Pieces(pieces))))
 }
 
+/// How long a piece may wait to be taken, before whoever takes so little gives their place to others.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 type Piece = Result<Vec<u8>, io::Error>;
 
 /// What has been written, as the body takes it.
@@ -125,11 +129,19 @@ async fn write(data: PersonalData, session_id: Uuid, now: OffsetDateTime, out: m
         // Nobody takes any more.
         Err(_) if out.is_closed() => return,
         Err(error) => {
-            tracing::error!(cause = problem::chain(&*error), "an export has stopped half way");
+            tracing::warn!(cause = problem::chain(&*error), "an export has stopped half way");
             Err(io::Error::other("the export has stopped"))
         }
     };
     let _ = out.send(last).await;
+}
+
+/// Waits until there is room for the next piece.
+async fn send(out: &mpsc::Sender<Piece>, piece: &mut Vec<u8>) -> Result<(), Box<dyn Error + Send + Sync>> {
+    out.send_timeout(Ok(mem::take(piece)), PATIENCE).await.map_err(|error| match error {
+        SendTimeoutError::Timeout(_) => "its reader takes nothing".into(),
+        SendTimeoutError::Closed(_) => "it has no reader".into(),
+    })
 }
 
 /// Sends all pieces but the last, which is given back: by then the user may export again.
@@ -160,7 +172,7 @@ async fn pieces(
             end_reason,
         };
         append(&mut piece, page.into_iter().map(session), &mut is_first)?;
-        out.send(Ok(std::mem::take(&mut piece))).await?;
+        send(out, &mut piece).await?;
     }
     piece.extend(b"],\"history\":[");
     is_first = true;
@@ -171,7 +183,7 @@ async fn pieces(
         }
         let changes = page.into_iter().map(|change| OwnChange::new(change, data.user.id));
         append(&mut piece, changes, &mut is_first)?;
-        out.send(Ok(std::mem::take(&mut piece))).await?;
+        send(out, &mut piece).await?;
     }
     piece.extend(b"]}\n");
     Ok(piece)
@@ -184,7 +196,7 @@ fn append(
     is_first: &mut bool,
 ) -> Result<(), serde_json::Error> {
     for element in elements {
-        if !std::mem::take(is_first) {
+        if !mem::take(is_first) {
             out.push(b',');
         }
         serde_json::to_writer(&mut *out, &element)?;
