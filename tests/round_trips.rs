@@ -16,6 +16,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy},
     net::{TcpListener, TcpStream, UnixStream},
+    task::JoinSet,
     time::timeout,
 };
 
@@ -134,6 +135,33 @@ async fn a_request_asks_the_database_as_often_as_it_has_to_and_no_more() {
         found.push((path, wire.fewest(200, |_| app.get(path).bearer(&root)).await));
     }
     assert_eq!(found, expected);
+}
+
+#[tokio::test]
+async fn a_login_that_the_hashes_have_no_room_for_asks_nothing() {
+    let slow = [
+        ("PASSWORD_HASH_THREADS", "1"),
+        ("PASSWORD_HASH_QUEUE", "1"),
+        ("ARGON2_MEMORY_KIB", "19456"),
+        ("ARGON2_ITERATIONS", "64"),
+    ];
+    let wire = Wire::new().await;
+    let app = App::over(wire.url.clone(), &slow).await;
+    let login =
+        || app.post("/users/login").json(&json!({ "username": "nobody", "password": PASSWORD })).send();
+    // One is served and one waits.
+    let mut crowd = JoinSet::new();
+    for _ in 0..8 {
+        crowd.spawn(login());
+    }
+    for _ in 0..6 {
+        crowd.join_next().await.unwrap().unwrap().expect_problem(503, "overloaded");
+    }
+    let before = wire.asked();
+    for _ in 0..10 {
+        login().await.expect_problem(503, "overloaded");
+    }
+    assert_eq!(wire.asked(), before);
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use super::{
     users::{self, Credentials},
 };
 use crate::{
-    password::{self, HashedPassword, Password, Verdict},
+    password::{self, HashedPassword, Password},
     store::{
         self,
         sessions::{self, NewSession},
@@ -69,6 +69,8 @@ impl Accounts {
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<Login, Error> {
+        // Before the database is asked: a storm that the hashes cannot keep up with is not to reach it.
+        self.passwords.check_room()?;
         let (attempt, found) = self.attempt(username, caller, now).instrument(info_span!("throttle")).await?;
         let begun = Instant::now();
         let login = self.try_login(found, username, password, caller, now, rng).await;
@@ -117,10 +119,13 @@ impl Accounts {
             None => (None, None),
         };
         // Nobody's password is that long, and the longer it is the more it would cost to say so.
+        let salt = random::bytes(rng);
         let verify = async {
             match password.length() {
-                0..=password::MAX_LENGTH => self.passwords.verify(password, stored.as_ref()).await,
-                _ => self.passwords.verify(&Password::new(""), None).await,
+                0..=password::MAX_LENGTH => {
+                    self.passwords.verify_and_renew(password, stored.as_ref(), salt).await
+                }
+                _ => self.passwords.verify_and_renew(&Password::new(""), None, salt).await,
             }
         };
         // At once, so that a stranger with the right password does not wait for both.
@@ -130,7 +135,7 @@ impl Accounts {
                 None => Ok(None),
             }
         };
-        let (verdict, answered) = tokio::try_join!(verify, ask)?;
+        let ((verdict, renewed), answered) = tokio::try_join!(verify, ask)?;
         if let Some((stranger, answer)) = answered {
             // Seldom; in a box, or every login would have room for it.
             let user = Box::pin(self.take_over(stranger, answer, now, rng)).await?;
@@ -139,8 +144,8 @@ impl Accounts {
                 .await;
         }
         let user = user.filter(|user| is_match(verdict, user.id)).ok_or(Error::InvalidCredentials)?;
-        if let (Verdict::Match { outdated: true }, Some(stored)) = (verdict, &stored) {
-            self.upgrade_hash(user.id, password, stored, rng).await;
+        if let (Some(old), Some(new)) = (&stored, &renewed) {
+            self.upgrade_hash(user.id, old, new).await;
         }
         self.begin_session(user, username, caller, now, rng).await
     }
@@ -202,26 +207,11 @@ impl Accounts {
         })
     }
 
-    /// Replaces a hash of older parameters now that the password is at hand. The login does not depend on it.
-    async fn upgrade_hash(
-        &self,
-        id: Uuid,
-        password: &Password,
-        old: &HashedPassword,
-        rng: &mut impl CryptoRng,
-    ) {
-        let upgrade = async {
-            let new = self.passwords.hash(password, random::bytes(rng)).await?;
-            users::upgrade_password_hash(
-                &mut *self.conn().await?,
-                id,
-                old,
-                &new,
-                &self.cause.by(&Actor::Service),
-            )
-            .await?;
-            Ok::<_, Error>(())
-        };
+    /// Replaces a hash of older parameters, or of another system. The login does not depend on it.
+    async fn upgrade_hash(&self, id: Uuid, old: &HashedPassword, new: &HashedPassword) {
+        let cause = self.cause.by(&Actor::Service);
+        let upgrade =
+            async { users::upgrade_password_hash(&mut *self.db_conn().await?, id, old, new, &cause).await };
         if let Err(error) = upgrade.await {
             let error: &(dyn std::error::Error + 'static) = &error;
             tracing::warn!(user_id = %id, error, "an outdated password hash could not be replaced");

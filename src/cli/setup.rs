@@ -32,8 +32,9 @@ use crate::{
 
 /// Where development keeps what it makes for itself, in the working directory.
 const STATE_DIR: &str = ".gatepass";
-/// How long a password may wait for its turn.
-const HASH_DEADLINE: Duration = Duration::from_secs(8);
+/// How long a password may wait for its turn. A request is given up after ten seconds, and whoever changes their password
+/// waits three times: for the former one, the rules and the new one.
+const HASH_DEADLINE: Duration = Duration::from_secs(3);
 /// How long a database may take to come up before the start fails.
 const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait for connections to be given back at the end.

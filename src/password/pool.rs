@@ -207,22 +207,53 @@ impl Pool {
         password: &Password,
         stored: Option<&HashedPassword>,
     ) -> Result<Verdict, PoolError> {
+        Ok(self.verify_with(password, stored, None).await?.0)
+    }
+
+    /// The same, and where the password is right and what is stored outdated, what to store in its place: hashed with
+    /// this salt, which must be random and used for nothing else, in the same turn of the same thread.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Pool::hash`].
+    pub async fn verify_and_renew(
+        &self,
+        password: &Password,
+        stored: Option<&HashedPassword>,
+        salt: [u8; 16],
+    ) -> Result<(Verdict, Option<HashedPassword>), PoolError> {
+        self.verify_with(password, stored, Some(salt)).await
+    }
+
+    async fn verify_with(
+        &self,
+        password: &Password,
+        stored: Option<&HashedPassword>,
+        salt: Option<[u8; 16]>,
+    ) -> Result<(Verdict, Option<HashedPassword>), PoolError> {
         let (password, stored, recipe) = (password.clone(), stored.cloned(), Arc::clone(&self.0.recipe));
         let Demand { borrowed, is_usual } = recipe.demand(stored.as_ref());
         let verify = move |memory: &mut Memory| {
             let begun = Instant::now();
-            Ok((recipe.verify(&password, stored.as_ref(), memory)?, begun.elapsed()))
+            let verdict = recipe.verify(&password, stored.as_ref(), memory)?;
+            let took = begun.elapsed();
+            let is_outdated = matches!(verdict, Verdict::Match { outdated: true });
+            // The verdict stands, whatever becomes of that.
+            let renewed =
+                salt.filter(|_| is_outdated).and_then(|salt| recipe.hash(&password, salt, memory).ok());
+            Ok((verdict, renewed, took))
         };
-        let (verdict, took) = self.run_with(borrowed, verify).await?;
+        let (verdict, renewed, took) = self.run_with(borrowed, verify).await?;
         if !is_usual {
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             self.0.longest.fetch_max(micros, Ordering::Relaxed);
         }
         if !matches!(verdict, Verdict::Match { .. }) {
-            // From when a thread took it: the wait before that is the same for all.
+            // From when a thread took it. Several attempts at once for one user still wait for each other's hashes, which
+            // attempts for nobody do not: docs/foreign-hashes.md says so.
             tokio::time::sleep(self.shortest_refusal().saturating_sub(took)).await;
         }
-        Ok(verdict)
+        Ok((verdict, renewed))
     }
 
     /// How soon a refusal may be answered.
@@ -252,6 +283,16 @@ impl Pool {
             tracing::error!(%error, "a new password cannot be checked");
             PoolError::Failed
         })
+    }
+
+    /// Says now what a job would be told that was begun now: for a caller who would rather not do first what is in vain
+    /// then. No place is kept for them.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Overloaded`] when the queue is full.
+    pub fn check_room(&self) -> Result<(), PoolError> {
+        self.0.queue.lock_with_room().map(drop)
     }
 
     /// What goes into its hashes.
@@ -428,16 +469,19 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, borrowed: u64, job: Box<dyn Job>) -> Result<(), PoolError> {
+    /// The state with a place for one more.
+    fn lock_with_room(&self) -> Result<MutexGuard<'_, State>, PoolError> {
         let mut state = self.lock();
         let is_full = |state: &State| state.jobs.len() + state.running >= self.capacity;
         if is_full(&state) {
             // Who has hung up holds no place.
             state.jobs.retain(|waiting| !waiting.job.is_abandoned());
         }
-        if is_full(&state) {
-            return Err(self.overloaded(&state));
-        }
+        if is_full(&state) { Err(self.overloaded(&state)) } else { Ok(state) }
+    }
+
+    fn push(&self, borrowed: u64, job: Box<dyn Job>) -> Result<(), PoolError> {
+        let mut state = self.lock_with_room()?;
         let (caller, wait) = (Span::current(), info_span!("wait for a hashing thread"));
         state.jobs.push_back(Waiting { job, borrowed, since: Instant::now(), caller, wait });
         drop(state);
