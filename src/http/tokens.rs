@@ -228,7 +228,8 @@ pub(super) async fn introspect(
 /// End the session of a token (RFC 7009).
 ///
 /// Who holds an access token or a refresh token of a session may end it, with or without the credentials of a client, also
-/// when the token has expired. The answer is the same for a token that is of no session, or not of one that goes on.
+/// when the token has expired. The answer is the same for a token that is of no session, or not of one that goes on; so it
+/// is for an access token whose key has gone since it expired.
 #[utoipa::path(
     post, path = "/tokens/revoke", tag = "tokens", security((), ("client" = [])),
     request_body(content = TokenRequest, content_type = "application/x-www-form-urlencoded"),

@@ -66,7 +66,7 @@ const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 /// A task fetches the documents again when their `max-age` is over (5 s to 1 h; 60 s when they have none), until the last
 /// clone of this is dropped. When a fetch fails, the keys that are held stay, however long, and it is tried again after
 /// 5 s, later after up to 60 s; each failure is logged as a warning. A fetch is all or nothing: both documents, whole, and
-/// one key at least (but see [`connect_with`](Self::connect_with)).
+/// one key at least, unless this service was [given](Self::connect_with) another.
 ///
 /// A token of an unknown key makes its request wait for a fetch, 3 s at most, and be checked again. There is one such
 /// fetch for all that wait, and none within 10 s of the beginning of the last, for whatever reason that was: until then,
@@ -129,7 +129,7 @@ impl RemoteKeys {
 
     /// As [`connect`](Self::connect), with keys that this service was given: they are accepted besides whatever is
     /// published, for as long as this lives. For the days in which gatepass moves from a shared key to published ones, or
-    /// back.
+    /// back: it may publish none, before or after it has published some.
     ///
     /// ```no_run
     /// use gatepass::{bearer::RemoteKeys, token::{Party, SymmetricKey}};
@@ -145,7 +145,7 @@ impl RemoteKeys {
     ///
     /// # Errors
     ///
-    /// As [`connect`](Self::connect); but with a key given, gatepass may publish none yet.
+    /// As [`connect`](Self::connect); but with a key given, gatepass may publish none.
     ///
     /// # Panics
     ///
@@ -297,7 +297,7 @@ fn pause(failures: u32) -> Duration {
 struct Remote {
     gatepass: Gatepass,
     documents: [Document; 2],
-    /// Whether documents without keys are taken for a failure: there is no other key, or there have been published ones.
+    /// Whether documents without keys are taken for a failure: there would be no key at all.
     needs_keys: bool,
 }
 
@@ -345,7 +345,6 @@ impl Remote {
         for (document, held) in self.documents.iter_mut().zip(held) {
             document.held = Some(held);
         }
-        self.needs_keys |= !keys.is_empty();
         Ok(Fetched { keys, fresh_for })
     }
 }
