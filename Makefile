@@ -44,9 +44,12 @@ test-image: ## Build the image, and see a login in a container that may do nothi
 test-rotate-dev-db: ## Replace a developers' database in an AWS that moto plays
 	scripts/test-rotate-dev-db
 
+# What `make deploy` is to run; empty, the image that runs.
+DEPLOY_IMAGE ?=
+
 .PHONY: deploy
 deploy: ## Apply eks/overlays/OVERLAY with kubectl, wait until it runs, go back if it does not
-	scripts/deploy '$(OVERLAY)'
+	scripts/deploy '$(OVERLAY)' '$(DEPLOY_IMAGE)'
 
 # Twice as many tests at once as there are cores: most of them wait for processes and the database.
 .PHONY: test

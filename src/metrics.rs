@@ -284,11 +284,11 @@ impl fmt::Debug for PoolWatch {
 pub struct KeyAge {
     /// The format of their tokens.
     pub format: String,
-    /// What they do: `shared`, `next`, `active` or `retiring`.
+    /// What they do: `shared`, `next`, `active`, `retiring`, or `accepted`: active, of a format that no new token has.
     pub status: &'static str,
     /// How many they are.
     pub count: usize,
-    /// Since when the oldest of them does it, in seconds since 1970; shared keys have no date.
+    /// Since when the oldest of them does it, in seconds since 1970; shared and accepted keys have no date.
     pub since: Option<i64>,
 }
 

@@ -1,5 +1,5 @@
-//! `make deploy`: a release that does not come up is taken back to the one before, and the deployment fails. Against a
-//! kubectl that writes down what it is asked, and answers as a cluster would.
+//! `make deploy`: a release that does not come up is taken back to the one before, and the deployment fails; without a
+//! release, the one that runs stays. Against a kubectl that writes down what it is asked, and answers as a cluster would.
 
 use std::{
     fs,
@@ -11,18 +11,22 @@ use tempfile::TempDir;
 
 use crate::process::make_program;
 
-/// `rollout status` fails until there has been an undo; `get deployment` prints the revision in `revision`, `kustomize`
-/// what the overlay makes. Whatever else is asked has to be about the namespace `elsewhere`.
+/// `rollout status` fails until there has been an undo; `get deployment` prints the revision in `revision` or the image in
+/// `image`, `kustomize` what the overlay makes; what is applied is in `applied`. Whatever else is asked has to be about the
+/// namespace `elsewhere`.
 const KUBECTL: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 if [ "$1" = kustomize ]; then exec cat "$2/made"; fi
 [ "$1" = --namespace=elsewhere ] || { echo "$1" >>"$here/calls"; exit 1; }
 shift
 echo "$*" >>"$here/calls"
+case "$*" in
+  'get deployment/gatepass '*image*) cat "$here/image" ;;
+  'get deployment/gatepass '*revision*) cat "$here/revision" ;;
+esac
 case "$1 $2" in
-  'get deployment/gatepass') cat "$here/revision" ;;
   'rollout status') ! test -e "$here/broken" || grep -q 'rollout undo' "$here/calls" ;;
-  'apply -k') ! test -e "$here/refused" ;;
+  'apply -f') cat >"$here/applied" && ! test -e "$here/refused" ;;
 esac
 "#;
 
@@ -44,7 +48,28 @@ spec:
   template:
     spec:
       containers:
-      - name: gatepass
+      - args:
+        - serve
+        image: registry.example.com/gatepass:use-make-deploy
+        name: gatepass
+      - args:
+        - beside
+        image: registry.example.com/other:2
+        name: other
+---
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: gatepass-migrate
+  namespace: elsewhere
+spec:
+  template:
+    spec:
+      containers:
+      - args:
+        - migrate
+        image: registry.example.com/gatepass:use-make-deploy
+        name: migrate
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -59,6 +84,10 @@ metadata:
   namespace: nowhere
 ";
 
+/// The image that runs, and one that is to.
+const RUNS: &str = "registry.example.com/gatepass:1.4.0";
+const NEW: &str = "registry.example.com/gatepass@sha256:0123abc";
+
 struct Cluster(TempDir);
 
 impl Cluster {
@@ -68,6 +97,7 @@ impl Cluster {
             ("scripts/deploy", include_str!("../scripts/deploy")),
             ("bin/kubectl", KUBECTL),
             ("bin/revision", revision),
+            ("bin/image", if revision.is_empty() { "" } else { RUNS }),
             ("eks/overlays/test/kustomization.yaml", "resources: []\n"),
             ("eks/overlays/test/made", MADE),
         ] {
@@ -82,9 +112,25 @@ impl Cluster {
         self.0.path().join(file)
     }
 
-    fn deploy(&self, overlay: &str) -> Output {
+    fn run(&self, arguments: &[&str]) -> Output {
         let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
-        Command::new("bash").arg(self.path("scripts/deploy")).arg(overlay).env("PATH", path).output().unwrap()
+        Command::new("bash")
+            .arg(self.path("scripts/deploy"))
+            .args(arguments)
+            .env("PATH", path)
+            .output()
+            .unwrap()
+    }
+
+    /// A release.
+    fn deploy(&self, overlay: &str) -> Output {
+        self.run(&[overlay, NEW])
+    }
+
+    /// The images of what was applied, in order.
+    fn images(&self) -> Vec<String> {
+        let applied = fs::read_to_string(self.path("bin/applied")).unwrap_or_default();
+        applied.lines().filter_map(|line| line.trim().strip_prefix("image: ")).map(str::to_owned).collect()
     }
 
     /// What kubectl was asked to change or to wait for, in order.
@@ -100,7 +146,7 @@ impl Cluster {
 
 const FORWARD: [&str; 3] = [
     "delete job/gatepass-migrate --ignore-not-found",
-    "apply -k eks/overlays/test",
+    "apply -f -",
     "rollout status deployment/gatepass --timeout=30m",
 ];
 const BACK: [&str; 2] =
@@ -111,6 +157,42 @@ fn a_release_that_comes_up_stays() {
     let cluster = Cluster::new("7");
     assert!(cluster.deploy("test").status.success());
     assert_eq!(cluster.calls(), FORWARD);
+    assert_eq!(cluster.images(), [NEW, "registry.example.com/other:2", NEW]);
+}
+
+/// Whoever changes a setting goes back to no older release, and a migration of its own does not, either.
+#[test]
+fn where_no_release_is_named_the_one_that_runs_stays() {
+    let cluster = Cluster::new("7");
+    for arguments in [&["test"][..], &["test", ""]] {
+        let output = cluster.run(arguments);
+        assert!(output.status.success(), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains(RUNS), "{output:?}");
+        assert_eq!(cluster.images(), [RUNS, "registry.example.com/other:2", RUNS]);
+    }
+}
+
+/// Before the first release, and after somebody has applied the overlay as it is.
+#[test]
+fn where_none_runs_a_release_has_to_be_named() {
+    for (revision, image) in [("", ""), ("7", "registry.example.com/gatepass:use-make-deploy")] {
+        let cluster = Cluster::new(revision);
+        fs::write(cluster.path("bin/image"), image).unwrap();
+        let output = cluster.run(&["test"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("DEPLOY_IMAGE="), "{output:?}");
+        assert_eq!(cluster.calls(), [""; 0]);
+    }
+}
+
+#[test]
+fn an_overlay_with_an_image_of_its_own_touches_nothing() {
+    let cluster = Cluster::new("7");
+    fs::write(cluster.path("eks/overlays/test/made"), MADE.replace("use-make-deploy", "first")).unwrap();
+    let output = cluster.deploy("test");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("use-make-deploy"), "{output:?}");
+    assert!(!cluster.path("bin/calls").exists());
 }
 
 #[test]
@@ -152,10 +234,10 @@ fn an_overlay_without_the_deployment_touches_nothing() {
 }
 
 #[test]
-fn an_overlay_that_does_not_exist_touches_nothing() {
+fn a_wrong_use_touches_nothing() {
     let cluster = Cluster::new("7");
-    for overlay in ["nowhere", ""] {
-        assert_eq!(cluster.deploy(overlay).status.code(), Some(2));
+    for arguments in [&["nowhere", NEW][..], &["", NEW], &[], &["test", NEW, "more"]] {
+        assert_eq!(cluster.run(arguments).status.code(), Some(2));
     }
     assert!(!cluster.path("bin/calls").exists());
 }

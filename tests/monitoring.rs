@@ -188,6 +188,22 @@ async fn a_scrape_says_how_things_stand() {
     }
 }
 
+/// Nobody rotates the keys of a format that no new token has, and the alert for an overdue rotation looks at `active`.
+#[tokio::test]
+async fn a_key_of_an_accepted_format_is_not_active() {
+    let app = App::with(&[("TOKEN_FORMAT", "v4.local"), ("TOKEN_FORMAT_ACCEPTED", "v4.public")]).await;
+    app.clock.advance(Duration::days(90));
+    let text = app.scrape().await;
+    for line in [
+        r#"gatepass_token_keys{format="v4.local",status="shared"} 1"#,
+        r#"gatepass_token_keys{format="v4.public",status="accepted"} 1"#,
+        r#"gatepass_token_keys{format="v4.public",status="next"} 1"#,
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    assert!(!text.contains(r#"status="active""#), "{text}");
+}
+
 /// Every metric that an expression of PromQL asks for, and every bucket.
 fn asked_for(expr: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     let mut plain = String::new();

@@ -1,11 +1,12 @@
 //! Replicas behind nginx are replaced one after the other under load, and no request fails, whatever its method; when one
-//! is killed, the requests fail that it was answering, and no others. The configuration of nginx is that of
-//! docs/rolling-updates.md.
+//! is killed, the requests fail that it was answering, and no others; what may have been carried out and must not be twice
+//! is not sent again. The configuration of nginx is that of docs/rolling-updates.md.
 //!
 //! `make drill` goes round more often.
 
 use std::{
     env,
+    net::SocketAddr,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -16,7 +17,7 @@ use std::{
 
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection, Row};
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{io::AsyncReadExt, net::TcpListener, task::JoinSet, time::sleep};
 
 use crate::{
     app::{KEY, PASSWORD, database},
@@ -40,15 +41,7 @@ struct Fleet {
 impl Fleet {
     async fn new(what_for: &str, settings: &[(&'static str, &str)]) -> Option<Self> {
         let ports: Vec<_> = (0..REPLICAS).map(|_| Port::reserve()).collect();
-        let nginx = Nginx::start(what_for, |listen| {
-            let mut site = documented().replace("listen 80;", listen);
-            for (i, port) in ports.iter().enumerate() {
-                site = site.replace(&format!("gatepass-{}:8080", i + 1), &port.address().to_string());
-            }
-            assert!(!site.contains("8080") && site.contains(listen), "{site}");
-            site
-        });
-        let nginx = nginx.await?;
+        let nginx = start_nginx(what_for, ports.iter().map(Port::address)).await?;
         let url = database().await;
         let mut settings: Vec<_> =
             settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
@@ -97,6 +90,19 @@ impl Fleet {
 fn answered(replica: &Process) -> usize {
     let log = replica.stderr();
     log.lines().filter(|line| line.contains("answered") && !line.contains("readyz")).count()
+}
+
+/// With the configuration of the page, before the replicas at these addresses.
+async fn start_nginx(what_for: &str, replicas: impl Iterator<Item = SocketAddr>) -> Option<Nginx> {
+    Nginx::start(what_for, |listen| {
+        let mut site = documented().replace("listen 80;", listen);
+        for (i, address) in replicas.enumerate() {
+            site = site.replace(&format!("gatepass-{}:8080", i + 1), &address.to_string());
+        }
+        assert!(!site.contains("8080") && site.contains(listen), "{site}");
+        site
+    })
+    .await
 }
 
 fn documented() -> String {
@@ -298,5 +304,43 @@ async fn of_a_replica_that_is_killed_only_the_requests_in_flight_fail() {
     for (session, renewals, _) in clients_ends {
         let row = rows.iter().find(|row| row.get::<String, _>(0) == session).unwrap();
         assert_eq!((row.get::<i32, _>(1), row.get::<bool, _>(2)), (renewals, true), "{failures:#?}");
+    }
+}
+
+/// Replicas that die over every request: nobody knows whether they have carried it out.
+#[tokio::test]
+async fn nginx_sends_again_what_may_be_done_twice_and_nothing_else() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (mut addresses, mut replicas) = (Vec::new(), JoinSet::new());
+    for _ in 0..REPLICAS {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        addresses.push(listener.local_addr().unwrap());
+        let asked = asked.clone();
+        replicas.spawn(async move {
+            loop {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                if connection.read(&mut [0; 4096]).await.unwrap() > 0 {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+    }
+    for (method, path, times) in [
+        ("GET", "/users/me", REPLICAS),
+        ("DELETE", "/sessions", REPLICAS),
+        ("PUT", "/users/me/password", 1),
+        ("PATCH", "/users/me", 1),
+        ("POST", "/users/login", 1),
+    ] {
+        // A new one each time, that takes none of them for dead yet.
+        let Some(nginx) = start_nginx("requests without an answer", addresses.iter().copied()).await else {
+            return;
+        };
+        asked.store(0, Ordering::Relaxed);
+        let http = reqwest::Client::builder().unix_socket(nginx.socket()).build().unwrap();
+        let request = http.request(method.parse().unwrap(), format!("http://gatepass{path}")).body("{}");
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 502, "{method} {path}");
+        assert_eq!(asked.load(Ordering::Relaxed), times, "{method} {path}\n{}", nginx.log());
     }
 }

@@ -1,6 +1,7 @@
 """Checks rendered manifests: strictly against the schemas of Kubernetes and of the custom resources, that what they name
-is there, that the migration can run beside the replicas, and that the policies for certificates go with their hosts. And
-of the commands in the documentation some that have gone wrong. scripts/lint-kubernetes runs it.
+is there, that the migration can run beside the replicas, that proxies pass on what they should, and that the policies for
+certificates go with their hosts. And of the commands in the documentation some that have gone wrong.
+scripts/lint-kubernetes runs it.
 
     check.py KUBERNETES_VERSION DIRECTORY_OF_NODE_MODULES FILE…
 """
@@ -201,6 +202,54 @@ def challenges(manifests):
                 yield f"Issuer {manifest['metadata']['name']}: for {hosts}, and {policy}.json lets it write {names}"
 
 
+def proxies(manifests):
+    """Where a proxy before gatepass cuts off a download, lets strangers into a trace, or sends twice what must not be."""
+    if not any((each["kind"], each["metadata"]["name"]) == ("Deployment", "gatepass") for each in manifests):
+        return
+    timeouts, retries = {}, {}
+    for manifest in manifests:
+        name = f"{manifest['kind']} {manifest['metadata']['name']}"
+        for rule in manifest.get("spec", {}).get("rules", []):
+            if manifest["kind"] == "HTTPRoute" and "backendRefs" in rule:
+                removed = {
+                    header.lower()
+                    for each in rule.get("filters", [])
+                    for header in each.get("requestHeaderModifier", {}).get("remove", [])
+                }
+                if "traceparent" not in removed:
+                    yield f"{name}: passes on a stranger's traceparent"
+                for match in rule.get("matches", [{"path": {"type": "PathPrefix", "value": "/"}}]):
+                    timeouts[match["path"]["type"], match["path"]["value"]] = rule["timeouts"]["request"]
+            if manifest["kind"] == "Ingress" and manifest["spec"]["ingressClassName"] == "nginx":
+                for path in rule["http"]["paths"]:
+                    retry = manifest["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-next-upstream"]
+                    retries[path["pathType"], path["path"]] = retry
+    # Envoy's limit is for the whole answer.
+    if timeouts and timeouts.get(("Exact", "/users/me/export")) != "0s":
+        yield "HTTPRoute: cuts off GET /users/me/export while it is read"
+    if retries and retries.get(("Exact", "/users/me/password")) != "off":
+        yield "Ingress: nginx sends PUT /users/me/password again that may have been carried out"
+
+
+def overlays():
+    """Overlays that bring a certain release when they are applied by hand, in place of the one that runs."""
+    for file in sorted(ROOT.glob("eks/overlays/*/kustomization.yaml")):
+        for image in yaml.safe_load(file.read_text())["images"]:
+            if image["name"] == "gatepass" and image.get("newTag") != "use-make-deploy":
+                yield f"{file.relative_to(ROOT)}: which release runs, only `make deploy` says: newTag: use-make-deploy"
+
+
+# What an instance of RDS that was restored has only if it is told to, as that of eks/README.md was when it was made.
+RESTORED = (
+    "--db-subnet-group-name gatepass",
+    "--deletion-protection",
+    "--enable-iam-database-authentication",
+    "--multi-az",
+    "--no-publicly-accessible",
+    "--vpc-security-group-ids $GROUP",
+)
+
+
 def commands():
     """Commands in the documentation that do not do what they say."""
     for file in [ROOT / "eks/README.md", *sorted(ROOT.glob("docs/*.md"))]:
@@ -208,13 +257,32 @@ def commands():
             # By label, kubectl shows the last ten lines of each pod unless it is told otherwise.
             if re.search(r"kubectl .*\blogs\b.* -l", line) and "--tail=" not in line:
                 yield f"{file.relative_to(ROOT)}:{number}: kubectl logs -l without --tail"
+            # The certificate that still works goes with its Secret.
+            if re.search(r"kubectl .*\bdelete secrets?\b", line):
+                yield f"{file.relative_to(ROOT)}:{number}: deletes a Secret"
+            # It fails in us-east-1.
+            if re.search(r"create-bucket .*LocationConstraint=", line):
+                yield f"{file.relative_to(ROOT)}:{number}: `aws s3 mb` makes a bucket in any region"
+            if "kubectl apply -k eks/overlays/production" in line:
+                yield f"{file.relative_to(ROOT)}:{number}: `make deploy` leaves the image that runs"
+            # The operator may not have read what was changed.
+            if re.search(r"rollout restart deployment/gatepass\b", line) and "force-sync=" not in file.read_text():
+                yield f"{file.relative_to(ROOT)}:{number}: restarts before External Secrets has looked"
+    # The runbook has `doctor` take its place.
+    deployment = yaml.safe_load((ROOT / "eks/base/deployment.yaml").read_text())
+    if pod_of(deployment)["spec"]["containers"][0]["args"] != ["serve"]:
+        yield "base/deployment.yaml: docs/runbook.md looks for the argument `serve`"
+    readme = (ROOT / "eks/README.md").read_text().replace("\\\n", " ")
+    for command in re.findall(r"^aws rds (?:create|restore)-db-instance(?!s).*", readme, re.MULTILINE):
+        if missing := [option for option in RESTORED if option not in command]:
+            yield f"eks/README.md: {command.split()[2]}: {missing}"
     storage = re.search(r"--allocated-storage (\d+)", (ROOT / "eks/README.md").read_text())[1]
     if f"vector({int(storage) << 30})" not in (ROOT / "eks/components/monitoring/rules.yaml").read_text():
         yield f"rules.yaml: the disk is not of the {storage} GiB of eks/README.md"
 
 
 def main(version, node_modules, *files):
-    problems, custom, count = list(commands()), [], 0
+    problems, custom, count = [*commands(), *overlays()], [], 0
     for file in map(pathlib.Path, files):
         manifests = [manifest for manifest in yaml.safe_load_all(file.read_text()) if manifest]
         for manifest in manifests:
@@ -227,7 +295,7 @@ def main(version, node_modules, *files):
                 kubernetes_validate.validate(manifest, version, strict=True)
             except kubernetes_validate.ValidationError as error:
                 problems.append(f"{where}: {'.'.join(map(str, error.path))}: {error.message}")
-        found = [*unresolved(manifests), *migration(manifests), *challenges(manifests)]
+        found = [*unresolved(manifests), *migration(manifests), *proxies(manifests), *challenges(manifests)]
         problems += [f"{file.stem}: {problem}" for problem in found]
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -280,7 +280,8 @@ impl Keys {
     }
 
     /// How many keys of each format there are, by what they do at `now`, and since when. A shared key signs or is accepted
-    /// for as long as the configuration says so, which nobody has written down.
+    /// for as long as the configuration says so, which nobody has written down. The same goes for the active key of a
+    /// format that no new token has: it signs nothing, and nobody rotates it.
     pub fn ages(&self, now: OffsetDateTime) -> Vec<KeyAge> {
         let shared = self.0.policy.formats().into_iter().filter(|format| matches!(format, Format::Shared(_)));
         let count = self.0.policy.roots().count();
@@ -288,8 +289,10 @@ impl Keys {
             shared.map(|format| KeyAge { format: format.to_string(), status: "shared", count, since: None });
         let mut ages: Vec<_> = shared.collect();
         for key in &self.0.ring.load().keys {
+            let signs = self.0.policy.format == key.public.format().into();
             let (status, since) = match key.status(now) {
                 Some(KeyStatus::Next) => ("next", Some(key.published_at)),
+                Some(KeyStatus::Active) if !signs => ("accepted", None),
                 Some(KeyStatus::Active) => ("active", key.activated_at),
                 Some(KeyStatus::Retiring) => ("retiring", key.retired_at),
                 None => continue,
