@@ -239,6 +239,7 @@ async fn every_bad_body_on_every_route_that_takes_json() {
                 ("boolean", "true"),
                 ("integer", "7"),
                 ("number", "1.5"),
+                ("number", "1e999"),
                 ("string", "\"text\""),
                 ("array", "[]"),
                 ("array", "[\"text\"]"),
