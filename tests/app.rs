@@ -154,10 +154,14 @@ impl App {
 
     /// The same for somebody who sends this `Accept`.
     pub async fn scrape_as(&self, accept: &str) -> String {
-        let request = Request::get("/metrics").header(header::ACCEPT, accept).body(Body::empty()).unwrap();
-        let response = http::ops_router(self.app.clone()).oneshot(request).await.unwrap();
-        assert_eq!(response.status(), StatusCode::OK);
-        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+        let answer = self.operators(Method::GET, "/metrics").header("accept", accept).send().await;
+        assert_eq!(answer.status, StatusCode::OK);
+        answer.body
+    }
+
+    /// A request to what operators alone can reach.
+    pub fn operators(&self, method: Method, path: &str) -> Story {
+        Story { router: http::ops_router(self.app.clone()), ..self.request(method, path) }
     }
 
     /// The state behind the router, as `serve` has it.

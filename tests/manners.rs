@@ -742,6 +742,18 @@ async fn the_description_is_the_one_in_the_repository() {
     assert_eq!(answer.body, committed);
 }
 
+#[tokio::test]
+async fn operators_get_problems_and_the_requests_id_too() {
+    let app = App::new().await;
+    let get = |path| app.operators(Method::GET, path).header("x-request-id", "a");
+    assert_eq!(get("/metrics").send().await.header("x-request-id"), "a");
+    let nowhere = get("/users/me").send().await.expect_problem(404, "not_found");
+    assert_eq!(nowhere["request_id"], "a");
+    let answer = app.operators(Method::POST, "/metrics").send().await;
+    assert_eq!(answer.header("allow"), "GET,HEAD");
+    answer.expect_problem(405, "method_not_allowed");
+}
+
 /// Asks for far more than the system's buffers hold, and takes nothing of it.
 #[cfg(target_os = "linux")]
 #[tokio::test]
