@@ -754,6 +754,52 @@ async fn operators_get_problems_and_the_requests_id_too() {
     answer.expect_problem(405, "method_not_allowed");
 }
 
+/// RFC 9110, section 8.6.
+#[tokio::test]
+async fn an_answer_that_can_have_no_content_has_no_length() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let served = serve(&app, Limits::default()).await;
+    let stream = TokioIo::new(TcpStream::connect(served.address).await.unwrap());
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    for (path, status, length) in [
+        ("/healthz", 200, Some("15")),
+        ("/auth/verify", 200, Some("0")),
+        ("/.well-known/jwks.json", 304, None),
+        ("/users/logout", 204, None),
+    ] {
+        let alice = app.login("alice").await;
+        let token = format!("Bearer {}", alice["access_token"].as_str().unwrap());
+        let method = if status == 204 { Method::POST } else { Method::GET };
+        let request = Request::builder()
+            .method(method.clone())
+            .uri(format!("http://localhost{path}"))
+            .header("authorization", &token)
+            .header("if-none-match", "*")
+            .body(Body::empty())
+            .unwrap();
+        let response = client.send_request(request).await.unwrap();
+        assert_eq!(response.status().as_u16(), status, "{path}");
+        let found = response.headers().get("content-length").map(|length| length.to_str().unwrap());
+        assert_eq!(found, length, "{path}");
+
+        let alice = app.login("alice").await;
+        let token = alice["access_token"].as_str().unwrap();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nIf-None-Match: *\r\n\
+             Connection: close\r\n\r\n"
+        );
+        let answer = rest(served.send(&request).await).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        let found = answer.split("\r\ncontent-length: ").nth(1).and_then(|rest| rest.split("\r\n").next());
+        assert_eq!(found, length, "{answer}");
+    }
+    assert!(served.stop().await);
+    connection.await.unwrap().unwrap();
+}
+
 /// Asks for far more than the system's buffers hold, and takes nothing of it.
 #[cfg(target_os = "linux")]
 #[tokio::test]
