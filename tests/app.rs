@@ -40,6 +40,7 @@ use gatepass::{
     token::SymmetricKey,
 };
 use http_body_util::BodyExt;
+use reqwest::Url;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, postgres::PgConnectOptions};
 use time::{OffsetDateTime, macros::datetime};
@@ -433,6 +434,18 @@ impl Answer {
             assert!(problem[member].is_string(), "{problem}");
         }
         problem
+    }
+
+    /// Where `Location` leads who has asked for `path`, also where a proxy has put the service below a path of its own.
+    #[track_caller]
+    pub fn location(&self, path: &str) -> String {
+        let leads = |base: &str| {
+            let asked: Url = format!("https://example.com{base}{path}").parse().unwrap();
+            asked.join(self.header("location")).unwrap().path().to_owned()
+        };
+        let location = leads("");
+        assert_eq!(leads("/auth"), format!("/auth{location}"));
+        location
     }
 
     /// A header field's value; empty when there is none.

@@ -31,7 +31,7 @@ use crate::{
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
         contact(),
     ),
-    servers((url = "/", description = "This server")),
+    servers((url = ".", description = "This server: where the document is")),
     components(schemas(ProblemDocument<'static>)),
     modifiers(&Schemes),
     tags(

@@ -98,7 +98,7 @@ pub(super) struct RegisterRequest {
     request_body = RegisterRequest,
     responses(
         (status = 201, description = "The user.", body = UserBody, headers(
-            ("Location" = String, description = "Where administrators find the user."),
+            ("Location" = String, description = "Where administrators find the user, relative to this address."),
         )),
         (status = 403, description = "`registration_closed`: the operator makes the users."),
         (status = 409, description = "`username_taken` or `email_taken`: another user has it."),
@@ -120,7 +120,8 @@ pub(super) async fn register(
     };
     let (accounts, now) = (app.accounts().caused_by(cause), app.clock().now());
     let user = accounts.register(&registration, caller.ip, now, &mut random::system()).await?;
-    let location = format!("/admin/users/{}", user.id);
+    // Relative to this route, wherever a proxy has put it.
+    let location = format!("admin/users/{}", user.id);
     Ok((StatusCode::CREATED, [(LOCATION, location)], axum::Json(UserBody::from(user))))
 }
 
