@@ -124,8 +124,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// How the pools of connections to the database are used.
     pub pools: PoolWatch,
-    /// Where clients find the service, as `scheme://host[:port]` and a path that may be empty.
-    pub public_url: String,
+    /// Where clients find the service, as `scheme://host[:port]` and a path that may be empty; if it is known.
+    pub public_url: Option<String>,
     /// Where time comes from.
     pub clock: Clock,
     /// Whose `X-Forwarded-For` is believed.
@@ -189,8 +189,8 @@ impl App {
         &self.0.history
     }
 
-    fn public_url(&self) -> &str {
-        &self.0.public_url
+    fn public_url(&self) -> Option<&str> {
+        self.0.public_url.as_deref()
     }
 
     fn accounts(&self) -> &Accounts {
