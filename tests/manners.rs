@@ -742,8 +742,16 @@ async fn the_description_is_the_one_in_the_repository() {
     assert_eq!(answer.header("content-type"), "application/json");
     assert_eq!(answer.body, committed);
     // Relative to the document: what is below a path stays below it.
-    let document: Value = serde_json::from_str(committed).unwrap();
+    let mut document: Value = serde_json::from_str(committed).unwrap();
     assert_eq!(document["servers"][0]["url"], ".");
+
+    let strict = App::with(&[("PASSWORD_MIN_LENGTH", "15")]).await;
+    for path in ["RegisterRequest/properties/password", "ChangePasswordRequest/properties/new_password"] {
+        let min_length = document.pointer_mut(&format!("/components/schemas/{path}/minLength")).unwrap();
+        assert_eq!(*min_length, 8);
+        *min_length = 15.into();
+    }
+    assert_eq!(strict.get("/openapi.json").send().await.expect(200), document);
 }
 
 #[tokio::test]

@@ -39,7 +39,8 @@ pub(super) struct ExternalUser {
     /// Letters, digits, `_`, `.` and `-`; unique without regard to case. Of a user who is there it stays.
     #[schema(example = "alice", min_length = 3, max_length = 64, pattern = "^[A-Za-z0-9_.-]{3,64}$")]
     username: String,
-    /// Unique without regard to case. Another one is unverified unless `is_email_verified` says otherwise.
+    /// Unique without regard to case; at most 254 bytes. Another one is unverified unless `is_email_verified` says
+    /// otherwise.
     #[schema(example = "alice@example.com", format = Email, max_length = 254)]
     email: String,
     /// For display.

@@ -97,7 +97,7 @@ pub(super) struct Metadata {
 #[utoipa::path(
     get, path = "/.well-known/jwks.json", tag = "keys",
     responses(
-        (status = 200, description = "A JWK set (RFC 7517).", body = JwkSet, headers(
+        (status = 200, description = "A JWK set (RFC 7517).", body = JwkSet, content_type = "application/jwk-set+json", headers(
             ("ETag" = String, description = "Changes when the document does."),
             ("Cache-Control" = String, description = "For how long it may be used without asking again."),
         )),
