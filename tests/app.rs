@@ -40,6 +40,7 @@ use gatepass::{
     token::SymmetricKey,
 };
 use http_body_util::BodyExt;
+use reqwest::Url;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, postgres::PgConnectOptions};
 use time::{OffsetDateTime, macros::datetime};
@@ -154,10 +155,14 @@ impl App {
 
     /// The same for somebody who sends this `Accept`.
     pub async fn scrape_as(&self, accept: &str) -> String {
-        let request = Request::get("/metrics").header(header::ACCEPT, accept).body(Body::empty()).unwrap();
-        let response = http::ops_router(self.app.clone()).oneshot(request).await.unwrap();
-        assert_eq!(response.status(), StatusCode::OK);
-        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+        let answer = self.operators(Method::GET, "/metrics").header("accept", accept).send().await;
+        assert_eq!(answer.status, StatusCode::OK);
+        answer.body
+    }
+
+    /// A request to what operators alone can reach.
+    pub fn operators(&self, method: Method, path: &str) -> Story {
+        Story { router: http::ops_router(self.app.clone()), ..self.request(method, path) }
     }
 
     /// The state behind the router, as `serve` has it.
@@ -429,6 +434,18 @@ impl Answer {
             assert!(problem[member].is_string(), "{problem}");
         }
         problem
+    }
+
+    /// Where `Location` leads who has asked for `path`, also where a proxy has put the service below a path of its own.
+    #[track_caller]
+    pub fn location(&self, path: &str) -> String {
+        let leads = |base: &str| {
+            let asked: Url = format!("https://example.com{base}{path}").parse().unwrap();
+            asked.join(self.header("location")).unwrap().path().to_owned()
+        };
+        let location = leads("");
+        assert_eq!(leads("/auth"), format!("/auth{location}"));
+        location
     }
 
     /// A header field's value; empty when there is none.

@@ -79,7 +79,7 @@ fn faults(answer: Answer) -> Vec<String> {
 async fn a_user_is_made_then_changed_by_what_is_newer_and_by_nothing_else() {
     let here = Bridge::new().await;
     let made = here.alice(json!({ "external_id": "17" })).await;
-    let location = made.header("location").to_owned();
+    let location = made.location("/admin/users/by-external-id/17");
     let made = made.expect(201);
     assert_eq!(made["outcome"], "created");
     assert_eq!(made["created_at"], "2019-01-01T00:00:00Z");

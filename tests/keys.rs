@@ -867,6 +867,22 @@ async fn the_metadata_says_where_everything_is() {
 }
 
 #[tokio::test]
+async fn in_production_the_metadata_names_no_address_that_nobody_has_given() {
+    let production = [
+        ("ENVIRONMENT", "production"),
+        ("DB_SOURCE", "postgres://localhost/gatepass"),
+        ("TOKEN_SYMMETRIC_KEY", app::KEY),
+        ("ARGON2_MEMORY_KIB", "19456"),
+        ("ARGON2_ITERATIONS", "2"),
+    ];
+    let app = App::with(&production).await;
+    app.get(METADATA).send().await.expect_problem(404, "not_found");
+    let app = App::with(&[&production[..], &[("TOKEN_ISSUER", "https://auth.example.com")]].concat()).await;
+    let metadata = app.get(METADATA).send().await.expect(200);
+    assert_eq!(metadata["jwks_uri"], format!("https://auth.example.com{JWKS}"));
+}
+
+#[tokio::test]
 async fn a_replica_that_has_not_read_its_keys_for_long_is_not_ready() {
     let mut settings = tokens_of("v4.public");
     settings.push(("REVOCATION_MAX_STALENESS", "60s"));

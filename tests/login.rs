@@ -12,7 +12,7 @@ async fn register_log_in_and_call_a_protected_route() {
         "username": "Alice", "email": "Alice@Example.com", "password": PASSWORD, "full_name": "Alice Liddell",
     });
     let answer = app.post("/users").json(&body).send().await;
-    let location = answer.header("location").to_owned();
+    let location = answer.location("/users");
     assert_eq!(answer.header("cache-control"), "no-store");
     let user = answer.expect(201);
     assert_eq!(location, format!("/admin/users/{}", user["id"].as_str().unwrap()));

@@ -704,11 +704,12 @@ async fn the_documentation_page_loads_everything_from_here() {
     let mut addresses = attributes(&page.body, "src");
     addresses.extend(attributes(&page.body, "href"));
     assert!(addresses.len() >= 4, "{addresses:?}");
-    addresses.push("/openapi.json");
+    addresses.push("openapi.json");
     let mut own = page.body.clone();
     for address in addresses.iter().filter(|address| !address.starts_with('#')) {
-        assert!(address.starts_with('/') && !address.starts_with("//"), "{address}");
-        let request = Request::get(*address).body(Body::empty()).unwrap();
+        // Beside the page, which a proxy may have put below a path of its own.
+        assert!(!address.starts_with(['/', '.']) && !address.contains(':'), "{address}");
+        let request = Request::get(format!("/{address}")).body(Body::empty()).unwrap();
         let response = app.router.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status().as_u16(), 200, "{address}");
         let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
@@ -722,12 +723,12 @@ async fn the_documentation_page_loads_everything_from_here() {
         assert!(kind.contains(expected), "{address}: {kind}");
         let body = response.into_body().collect().await.unwrap().to_bytes();
         assert!(!body.is_empty(), "{address}");
-        if ["/docs/start.js", "/docs/style.css"].contains(address) {
+        if ["docs/start.js", "docs/style.css"].contains(address) {
             own.push_str(std::str::from_utf8(&body).unwrap());
         }
     }
-    assert!(own.contains("/openapi.json"));
-    for outside in ["http://", "https://", "\"//", "'//", "url(", "@import"] {
+    assert!(own.contains("\"openapi.json\""));
+    for outside in ["http://", "https://", "\"/", "'/", "url(", "@import"] {
         assert!(!own.contains(outside), "{outside}");
     }
 }
@@ -740,6 +741,75 @@ async fn the_description_is_the_one_in_the_repository() {
     let answer = app.get("/openapi.json").send().await;
     assert_eq!(answer.header("content-type"), "application/json");
     assert_eq!(answer.body, committed);
+    // Relative to the document: what is below a path stays below it.
+    let mut document: Value = serde_json::from_str(committed).unwrap();
+    assert_eq!(document["servers"][0]["url"], ".");
+
+    let strict = App::with(&[("PASSWORD_MIN_LENGTH", "15")]).await;
+    for path in ["RegisterRequest/properties/password", "ChangePasswordRequest/properties/new_password"] {
+        let min_length = document.pointer_mut(&format!("/components/schemas/{path}/minLength")).unwrap();
+        assert_eq!(*min_length, 8);
+        *min_length = 15.into();
+    }
+    assert_eq!(strict.get("/openapi.json").send().await.expect(200), document);
+}
+
+#[tokio::test]
+async fn operators_get_problems_and_the_requests_id_too() {
+    let app = App::new().await;
+    let get = |path| app.operators(Method::GET, path).header("x-request-id", "a");
+    assert_eq!(get("/metrics").send().await.header("x-request-id"), "a");
+    let nowhere = get("/users/me").send().await.expect_problem(404, "not_found");
+    assert_eq!(nowhere["request_id"], "a");
+    let answer = app.operators(Method::POST, "/metrics").send().await;
+    assert_eq!(answer.header("allow"), "GET,HEAD");
+    answer.expect_problem(405, "method_not_allowed");
+}
+
+/// RFC 9110, section 8.6.
+#[tokio::test]
+async fn an_answer_that_can_have_no_content_has_no_length() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let served = serve(&app, Limits::default()).await;
+    let stream = TokioIo::new(TcpStream::connect(served.address).await.unwrap());
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    for (path, status, length) in [
+        ("/healthz", 200, Some("15")),
+        ("/auth/verify", 200, Some("0")),
+        ("/.well-known/jwks.json", 304, None),
+        ("/users/logout", 204, None),
+    ] {
+        let alice = app.login("alice").await;
+        let token = format!("Bearer {}", alice["access_token"].as_str().unwrap());
+        let method = if status == 204 { Method::POST } else { Method::GET };
+        let request = Request::builder()
+            .method(method.clone())
+            .uri(format!("http://localhost{path}"))
+            .header("authorization", &token)
+            .header("if-none-match", "*")
+            .body(Body::empty())
+            .unwrap();
+        let response = client.send_request(request).await.unwrap();
+        assert_eq!(response.status().as_u16(), status, "{path}");
+        let found = response.headers().get("content-length").map(|length| length.to_str().unwrap());
+        assert_eq!(found, length, "{path}");
+
+        let alice = app.login("alice").await;
+        let token = alice["access_token"].as_str().unwrap();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nIf-None-Match: *\r\n\
+             Connection: close\r\n\r\n"
+        );
+        let answer = rest(served.send(&request).await).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        let found = answer.split("\r\ncontent-length: ").nth(1).and_then(|rest| rest.split("\r\n").next());
+        assert_eq!(found, length, "{answer}");
+    }
+    assert!(served.stop().await);
+    connection.await.unwrap().unwrap();
 }
 
 /// Asks for far more than the system's buffers hold, and takes nothing of it.

@@ -56,7 +56,8 @@ impl Username {
     }
 }
 
-/// An e-mail address of at most 254 bytes (RFC 5321), also in letters beyond ASCII (RFC 6531), with a domain that has a dot.
+/// An e-mail address of at most 254 bytes (RFC 5321), also in letters beyond ASCII (RFC 6531), with a domain that can be one:
+/// it has a dot, and its labels hold letters, digits and hyphens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Email(String);
 
@@ -77,7 +78,8 @@ impl Email {
         // Quoted local parts may hold blanks and control characters; nobody has such an address, and every other
         // system that this one goes to would have to cope.
         let odd = |c: char| c.is_whitespace() || c.is_control() || c == '"';
-        if text.contains(odd) || EmailAddress::parse_with_options(&without_marks(text), options).is_err() {
+        let parsed = EmailAddress::parse_with_options(&without_marks(text), options);
+        if text.contains(odd) || !parsed.is_ok_and(|address| can_be_host(address.domain())) {
             return Err(FieldError::new("email", "invalid_email", "is not an e-mail address"));
         }
         Ok(Self(text.to_owned()))
@@ -87,6 +89,14 @@ impl Email {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether a domain that [`EmailAddress`] takes is one that there can be: it takes what may stand before the `@` behind it,
+/// too (RFC 5322), and numbers like an IPv4 address.
+fn can_be_host(domain: &str) -> bool {
+    let is_number = |label: &str| label.chars().all(char::is_numeric);
+    domain.chars().all(|c| c.is_alphanumeric() || c == '-' || c == '.')
+        && !domain.rsplit('.').next().is_some_and(is_number)
 }
 
 /// The address, composed, with a letter of the same length in the place of each mark that stands on one: an accent that has
@@ -227,6 +237,13 @@ mod tests {
             "q\u{323}\u{301}@example.com",
             "हिन्दी@example.com",
             "ผู้ใช้@ตัวอย่าง.ไทย",
+            "ひと@例え.テスト",
+            "me@xn--exmple-cua.xn--p1ai",
+            "a@3com.com",
+            "a@163.com",
+            "a@1.2.3.4.c0",
+            // What is odd before the @ is not behind it.
+            "a/b%c_d`e|f@a-b--c.com",
             "விஜய்@example.com",
             "\u{1112b}\u{11127}\u{11134}@example.com",
         ] {
@@ -241,6 +258,20 @@ mod tests {
             "alice@[127.0.0.1]",
             "Alice <alice@example.com>",
             "a@b@example.com",
+            // Of no host.
+            "alice@exa/mple.com",
+            "alice@exam%ple.com",
+            "alice@a`|b.com",
+            "alice@a_b.com",
+            "alice@_dmarc.example.com",
+            "alice@a+b.com",
+            "alice@example.c~m",
+            "alice@-a.com",
+            "alice@a-.com",
+            "alice@a.-com",
+            "alice@127.0.0.1",
+            "alice@example.42",
+            "alice@127.0.0.\u{661}",
             "\"a b\"@example.com",
             "alice@example.com\n",
             "al\0ice@example.com",

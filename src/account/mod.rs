@@ -300,6 +300,11 @@ impl Accounts {
         }
     }
 
+    /// The fewest characters that a new password may have.
+    pub fn password_min_length(&self) -> usize {
+        self.policy.password_rules.min_length
+    }
+
     /// How often somebody may fail.
     pub fn throttle(&self) -> &Throttle {
         &self.throttle

@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     pin::pin,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -306,6 +307,7 @@ pub async fn app(
         metrics,
         pools,
         public_url: setup::public_url(settings),
+        description: OnceLock::new(),
         clock,
         trusted_proxies: settings.trusted_proxies.clone(),
         allowed_origins: settings.allowed_origins.clone(),

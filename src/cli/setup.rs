@@ -458,16 +458,15 @@ pub(super) fn party(settings: &Settings) -> Party {
     Party { issuer: settings.token_issuer.clone(), audience: settings.token_audience.clone() }
 }
 
-/// Where clients find the service: at its issuer, when that is an address; else on this machine, which is what development
-/// is like.
-pub(super) fn public_url(settings: &Settings) -> String {
+/// Where clients find the service: at its issuer, when that is an address; else, in development, on this machine.
+pub(super) fn public_url(settings: &Settings) -> Option<String> {
     let issuer = settings.token_issuer.trim_end_matches('/');
     if issuer.starts_with("https://") || issuer.starts_with("http://") {
-        issuer.to_owned()
-    } else {
-        let scheme = if tls_files(settings).is_some() { "https" } else { "http" };
-        format!("{scheme}://localhost:{}", settings.http_server_address.port())
+        return Some(issuer.to_owned());
     }
+    let scheme = if tls_files(settings).is_some() { "https" } else { "http" };
+    let port = settings.http_server_address.port();
+    (settings.environment == Environment::Development).then(|| format!("{scheme}://localhost:{port}"))
 }
 
 /// Where the service's certificate and its key are, if it speaks TLS.

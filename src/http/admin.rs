@@ -59,8 +59,8 @@ impl FromRequestParts<App> for UserId {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListParameters {
-    /// What the username or the e-mail address begins with, whatever its case. No character stands for others. The users
-    /// then come by what was found, username or address; without it by age, oldest first.
+    /// What the username or the e-mail address begins with, whatever its case, in at most 254 bytes. No character stands
+    /// for others. The users then come by what was found, username or address; without it by age, oldest first.
     #[param(max_length = 254, example = "ali")]
     query: Option<String>,
     /// A role that they have.
@@ -183,7 +183,7 @@ pub(super) struct UpdateUserRequest {
         pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$"
     )]
     full_name: Option<Option<String>>,
-    /// Another address is unverified until it is shown to be the user's.
+    /// At most 254 bytes. Another address is unverified until it is shown to be the user's.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = String, required = false, example = "alice@example.org", format = Email, max_length = 254)]
     email: Option<String>,

@@ -9,7 +9,7 @@ use std::{
 use axum::{
     Router,
     body::Bytes,
-    extract::{Path, rejection::PathRejection},
+    extract::{Path, State, rejection::PathRejection},
     http::{
         HeaderValue,
         header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE},
@@ -18,9 +18,7 @@ use axum::{
     routing::get,
 };
 
-use super::{App, Problem, openapi};
-
-static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| openapi::document().into());
+use super::{App, Problem};
 
 const CACHE: HeaderValue = HeaderValue::from_static("public, max-age=300");
 const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
@@ -33,8 +31,9 @@ const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
     get, path = "/openapi.json", tag = "docs",
     responses((status = 200, description = "The description.", body = Object, content_type = "application/json")),
 )]
-pub(super) async fn openapi_json() -> impl IntoResponse {
-    ([(CONTENT_TYPE, HeaderValue::from_static("application/json")), (CACHE_CONTROL, CACHE)], DOCUMENT.clone())
+pub(super) async fn openapi_json(State(app): State<App>) -> impl IntoResponse {
+    let headers = [(CONTENT_TYPE, HeaderValue::from_static("application/json")), (CACHE_CONTROL, CACHE)];
+    (headers, app.description())
 }
 
 /// A page to read this description and try the service.

@@ -39,7 +39,8 @@ pub(super) struct ExternalUser {
     /// Letters, digits, `_`, `.` and `-`; unique without regard to case. Of a user who is there it stays.
     #[schema(example = "alice", min_length = 3, max_length = 64, pattern = "^[A-Za-z0-9_.-]{3,64}$")]
     username: String,
-    /// Unique without regard to case. Another one is unverified unless `is_email_verified` says otherwise.
+    /// Unique without regard to case; at most 254 bytes. Another one is unverified unless `is_email_verified` says
+    /// otherwise.
     #[schema(example = "alice@example.com", format = Email, max_length = 254)]
     email: String,
     /// For display.
@@ -110,7 +111,7 @@ pub(super) struct PutUser {
     responses(
         (status = 200, description = "The user was there: `outcome` is `updated`, or `unchanged`.", body = PutUser),
         (status = 201, description = "The user is new.", body = PutUser, headers(
-            ("Location" = String, description = "Where administrators find the user."),
+            ("Location" = String, description = "Where administrators find the user, relative to this address."),
         )),
         (status = 403, description = "`forbidden`: the caller is no administrator."),
         (status = 409, description = "`username_taken` or `email_taken`: a user has it whom this id does not name; or `last_admin`: nobody else is an administrator, so that this one can be neither disabled nor demoted."),
@@ -126,7 +127,8 @@ pub(super) async fn put(
     let record = serde_json::to_value(&body).and_then(serde_json::from_value).map_err(Problem::fault)?;
     let accounts = app.accounts().caused_by(cause);
     let (user, outcome) = accounts.put(&id, record, app.clock().now(), &mut random::system()).await?;
-    let location = format!("/admin/users/{}", user.id);
+    // Relative to this route, wherever a proxy has put it.
+    let location = format!("../{}", user.id);
     let body = axum::Json(PutUser { user: user.into(), outcome: outcome.into() });
     Ok(match outcome {
         import::Outcome::Created => (StatusCode::CREATED, [(LOCATION, location)], body).into_response(),

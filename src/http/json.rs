@@ -59,14 +59,18 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
 }
 
 fn explain(path: String, error: &serde_json::Error) -> Problem {
+    let text = error.to_string();
+    let at = |field: String| if field.is_empty() || field == "." { "body".to_owned() } else { field };
+    // Not data by its category, and yet JSON: `1e999`. No field takes numbers.
+    if text.starts_with("number out of range") {
+        return Problem::invalid(vec![FieldError::new(at(path), "wrong_type", "may not be a number")]);
+    }
     if error.classify() != Category::Data {
         let (line, column) = (error.line(), error.column());
         return Problem::malformed(format!("The body is not JSON: fault at line {line}, column {column}."));
     }
-    let text = error.to_string();
     // serde tells the kind of a fault only by its sentence; the sentences are stable (`serde::de::Error`).
     let quoted = || text.split('`').nth(1).unwrap_or_default().to_owned();
-    let at = |field: String| if field.is_empty() || field == "." { "body".to_owned() } else { field };
     Problem::invalid(vec![if text.starts_with("missing field") {
         FieldError::new(quoted(), "required", "is required")
     } else if text.starts_with("unknown field") {
@@ -74,7 +78,8 @@ fn explain(path: String, error: &serde_json::Error) -> Problem {
     } else if text.starts_with("duplicate field") {
         FieldError::new(quoted(), "duplicate_field", "is given more than once")
     } else if let Some(rest) = text.strip_prefix("invalid type: ") {
-        let expected = rest.split(", expected ").nth(1).and_then(|rest| rest.split(" at line").next());
+        // The last one: what stands before it is the client's own.
+        let expected = rest.rsplit_once(", expected ").and_then(|(_, rest)| rest.split(" at line").next());
         let expected = match expected {
             Some(expected) if !expected.contains("struct") => expected,
             _ => "an object",
@@ -121,6 +126,9 @@ mod tests {
             (br#"{"name":"a","name":"b"}"#, "duplicate_field name"),
             (br#"{"name":"a","nmae":"b"}"#, "unknown_field nmae"),
             (br#"{"name":"a","tags":["x",1]}"#, "wrong_type tags[1]"),
+            (br#"{"name":1e999}"#, "wrong_type name"),
+            (br#"{"name":"a","tags":[-1e999]}"#, "wrong_type tags[0]"),
+            (b"1e999", "wrong_type body"),
         ] {
             let problem = parse::<Body>(body).unwrap_err();
             let got = format!("{problem:?}");
@@ -128,6 +136,10 @@ mod tests {
             assert!(got.contains(&format!("code: \"{code}\"")), "{body:?}: {got}");
             assert!(got.contains(&format!("field: \"{field}\"")) || field.is_empty(), "{body:?}: {got}");
         }
+        // In whatever words the client has put it.
+        let body = br#"{"name":"a","tags":"x, expected your password at line 1, expected a struct"}"#;
+        let got = format!("{:?}", parse::<Body>(body).unwrap_err());
+        assert!(got.contains("message: \"needs to be a sequence\""), "{got}");
         let deep = "[".repeat(50_000);
         assert!(parse::<serde_json::Value>(deep.as_bytes()).is_err());
     }

@@ -79,7 +79,8 @@ pub(super) async fn around(
     Ok(response)
 }
 
-/// No body is read beyond the limit, declared or not.
+/// No body is read beyond the limit, declared or not. Where nobody reads it, one that is not declared is let be: hyper takes
+/// a piece of it, or over HTTP/2 a window, and what is left of the request goes with the answer.
 async fn own(app: &App, id: &RequestId, request: Request, route: Route) -> Response<Body> {
     let declared =
         request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());

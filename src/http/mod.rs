@@ -27,10 +27,14 @@ mod tokens;
 mod users;
 mod well_known;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use axum::{
     Router,
+    body::Bytes,
     extract::Request,
     routing::{Route, any},
 };
@@ -124,8 +128,10 @@ pub struct Parts {
     pub metrics: Metrics,
     /// How the pools of connections to the database are used.
     pub pools: PoolWatch,
-    /// Where clients find the service, as `scheme://host[:port]` and a path that may be empty.
-    pub public_url: String,
+    /// Where clients find the service, as `scheme://host[:port]` and a path that may be empty; if it is known.
+    pub public_url: Option<String>,
+    /// The OpenAPI document, once somebody has asked for it.
+    pub description: OnceLock<Bytes>,
     /// Where time comes from.
     pub clock: Clock,
     /// Whose `X-Forwarded-For` is believed.
@@ -189,8 +195,14 @@ impl App {
         &self.0.history
     }
 
-    fn public_url(&self) -> &str {
-        &self.0.public_url
+    fn public_url(&self) -> Option<&str> {
+        self.0.public_url.as_deref()
+    }
+
+    /// The OpenAPI document.
+    fn description(&self) -> Bytes {
+        let min_length = self.0.accounts.password_min_length();
+        self.0.description.get_or_init(|| openapi::document_where(min_length).into()).clone()
     }
 
     fn accounts(&self) -> &Accounts {

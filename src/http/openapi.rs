@@ -9,7 +9,7 @@ use utoipa::{
         example::Example,
         example::ExampleBuilder,
         path::Operation,
-        schema::Type,
+        schema::{KnownFormat, Schema, SchemaFormat, Type},
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     },
 };
@@ -31,7 +31,7 @@ use crate::{
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
         contact(),
     ),
-    servers((url = "/", description = "This server")),
+    servers((url = ".", description = "This server: where the document is")),
     components(schemas(ProblemDocument<'static>)),
     modifiers(&Schemes),
     tags(
@@ -66,8 +66,36 @@ impl Modify for Schemes {
     }
 }
 
-/// The whole document as JSON, as it is served and as it is kept in `docs/openapi.json`.
+/// The whole document as JSON, as it is kept in `docs/openapi.json`: of a service whose settings are as they come.
 pub fn document() -> String {
+    text(&assembled())
+}
+
+/// The document of a service that wants so many characters of a new password.
+pub(super) fn document_where(password_min_length: usize) -> String {
+    let mut openapi = assembled();
+    let schemas = openapi.components.iter_mut().flat_map(|components| components.schemas.values_mut());
+    for schema in schemas {
+        let RefOr::T(Schema::Object(object)) = schema else { continue };
+        for property in object.properties.values_mut() {
+            let RefOr::T(Schema::Object(text)) = property else { continue };
+            let is_password = text.format == Some(SchemaFormat::KnownFormat(KnownFormat::Password));
+            // A password that is there already may be of any length.
+            if is_password && text.min_length.is_some() {
+                text.min_length = Some(password_min_length);
+            }
+        }
+    }
+    text(&openapi)
+}
+
+fn text(openapi: &openapi::OpenApi) -> String {
+    let mut json = openapi.to_pretty_json().expect("an OpenAPI document has a JSON form");
+    json.push('\n');
+    json
+}
+
+fn assembled() -> openapi::OpenApi {
     let routes = [super::ROUTES, super::BEARER_ROUTES, super::FORWARD_AUTH_ROUTES].concat();
     let frame = OpenApiRouter::with_openapi(Frame::openapi());
     let mut openapi = routes.iter().fold(frame, |all, route| all.routes(route())).into_openapi();
@@ -89,9 +117,7 @@ pub fn document() -> String {
             complete(operation);
         }
     }
-    let mut json = openapi.to_pretty_json().expect("an OpenAPI document has a JSON form");
-    json.push('\n');
-    json
+    openapi
 }
 
 /// Adds what every operation of a kind can answer.
@@ -109,14 +135,15 @@ fn complete(operation: &mut Operation) {
             "`database_unavailable`, `overloaded` or `timeout`: try again after `Retry-After`.",
         ));
     }
+    // The rest of a request that a proxy asks about is none of ours.
+    if operation.tags.iter().flatten().all(|tag| tag != "forward auth") {
+        common.push(("413", "`body_too_large`: a body of more than 64 KiB."));
+    }
     let takes_form = matches!(
         &operation.request_body, Some(RefOr::T(body)) if body.content.contains_key(form::MEDIA_TYPE)
     );
     if operation.request_body.is_some() {
-        common.extend([
-            ("408", "`request_timeout`: the body did not arrive in time."),
-            ("413", "`body_too_large`: more than 64 KiB."),
-        ]);
+        common.push(("408", "`request_timeout`: the body did not arrive in time."));
         if takes_form {
             common.extend([
                 (
@@ -155,6 +182,11 @@ fn complete(operation: &mut Operation) {
         let RefOr::T(response) = response else { continue };
         header(response, "x-request-id", "The request's id, as the log has it.");
         match (status.as_str(), challenge) {
+            // The token is good there, the password is not.
+            ("401", Some(challenge)) if response.description.contains("`invalid_credentials`") => {
+                let challenge = format!("{challenge} Not with `invalid_credentials`.");
+                header(response, "WWW-Authenticate", &challenge);
+            }
             ("401", Some(challenge)) => header(response, "WWW-Authenticate", challenge),
             ("429" | "503", _) => header(response, "Retry-After", "Seconds to wait."),
             _ => {}

@@ -2,21 +2,36 @@
 
 use axum::{
     Router,
-    extract::State,
+    extract::{Request, State},
     http::{
         HeaderMap,
         header::{ACCEPT, CONTENT_TYPE},
     },
-    response::IntoResponse,
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
     routing::get,
 };
 
-use super::App;
+use super::{App, Problem, RequestId, problem};
 use crate::metrics::{Exposition, Observation};
 
 /// The operators' routes.
 pub fn router(app: App) -> Router {
-    Router::new().route("/metrics", get(metrics)).with_state(app)
+    Router::new()
+        .route("/metrics", get(metrics))
+        .fallback(async || Problem::not_found())
+        .method_not_allowed_fallback(async || Problem::method_not_allowed())
+        .layer(from_fn_with_state(app.clone(), identified))
+        .with_state(app)
+}
+
+/// With the request's id, and errors as documents. Nothing is logged or counted: scrapes are not what operators look for.
+async fn identified(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let id = RequestId::assign(&mut request, &app);
+    let mut response = next.run(request).await;
+    problem::render(&mut response, &id);
+    id.answer(response.headers_mut());
+    response
 }
 
 async fn metrics(State(app): State<App>, headers: HeaderMap) -> impl IntoResponse {

@@ -19,7 +19,9 @@ use crate::{
 /// Where requests may wait for news,
 pub(super) const PATH: &str = "/revocations";
 /// and how long, besides `Limits::handler`.
-pub(super) const MAX_WAIT: Duration = Duration::from_secs(25);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
+/// How long when nobody says: proxies and clients that give up after 30 s are common.
+const WAIT: Duration = Duration::from_secs(25);
 
 /// Since when, and for how long.
 #[derive(Deserialize, IntoParams)]
@@ -28,8 +30,8 @@ pub(super) const MAX_WAIT: Duration = Duration::from_secs(25);
 pub(super) struct Since {
     /// `next` of the answer before. Without it: everything that concerns tokens which may be alive.
     since: Option<String>,
-    /// How many seconds to wait when there is nothing new: 0 to 25, which is the default.
-    #[param(value_type = Option<u64>, minimum = 0, maximum = 25, example = 25)]
+    /// How many seconds to wait when there is nothing new: 0 to 30; 25, if it is not given.
+    #[param(value_type = Option<u64>, minimum = 0, maximum = 30, default = 25, example = 25)]
     wait: Option<String>,
 }
 
@@ -123,7 +125,7 @@ impl RevocationBody {
         (status = 200, description = "What was revoked since then.", body = Revocations),
         (
             status = 422,
-            description = "`validation_failed`: `since` is no `next` of an answer, `wait` no number up to 25, or there is something else.",
+            description = "`validation_failed`: `since` is no `next` of an answer, `wait` no number up to 30, or there is something else.",
         ),
     ),
 )]
@@ -147,9 +149,9 @@ fn read(Since { since, wait }: Since) -> Result<(Option<Cursor>, Duration), Prob
     let cursor = cursor.map_err(|_| invalid("since", "is not the `next` of an answer"))?;
     let seconds = match wait {
         Some(text) => text.parse().ok().filter(|seconds| *seconds <= MAX_WAIT.as_secs()),
-        None => Some(MAX_WAIT.as_secs()),
+        None => Some(WAIT.as_secs()),
     };
-    let seconds = seconds.ok_or_else(|| invalid("wait", "is a number of seconds from 0 to 25"))?;
+    let seconds = seconds.ok_or_else(|| invalid("wait", "is a number of seconds from 0 to 30"))?;
     Ok((cursor, Duration::from_secs(seconds)))
 }
 

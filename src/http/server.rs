@@ -33,8 +33,8 @@ use axum::{
     body::Body,
     extract::ConnectInfo,
     http::{
-        HeaderValue, Version,
-        header::{CONNECTION, STRICT_TRANSPORT_SECURITY},
+        HeaderValue, StatusCode, Version,
+        header::{CONNECTION, CONTENT_LENGTH, STRICT_TRANSPORT_SECURITY},
     },
 };
 use hyper::{
@@ -274,6 +274,11 @@ impl Server {
                 let mut response = response.unwrap_or_else(|never| match never {});
                 if is_secure {
                     response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, HSTS);
+                }
+                // axum says that nothing is 0 bytes long, which these do not say (RFC 9110, section 8.6). On HTTP/1 hyper
+                // takes it away.
+                if matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+                    response.headers_mut().remove(CONTENT_LENGTH);
                 }
                 // HTTP/2 has GOAWAY.
                 if version < Version::HTTP_2 && *phase.borrow() != Phase::Serving {

@@ -81,7 +81,7 @@ pub(super) struct RegisterRequest {
     /// Letters, digits, `_`, `.` and `-`; unique without regard to case.
     #[schema(example = "alice", min_length = 3, max_length = 64, pattern = "^[A-Za-z0-9_.-]{3,64}$")]
     username: String,
-    /// Unique without regard to case.
+    /// Unique without regard to case; at most 254 bytes.
     #[schema(example = "alice@example.com", format = Email, max_length = 254)]
     email: String,
     /// Any characters; refused when common or made of the user's own data.
@@ -98,7 +98,7 @@ pub(super) struct RegisterRequest {
     request_body = RegisterRequest,
     responses(
         (status = 201, description = "The user.", body = UserBody, headers(
-            ("Location" = String, description = "Where administrators find the user."),
+            ("Location" = String, description = "Where administrators find the user, relative to this address."),
         )),
         (status = 403, description = "`registration_closed`: the operator makes the users."),
         (status = 409, description = "`username_taken` or `email_taken`: another user has it."),
@@ -120,7 +120,8 @@ pub(super) async fn register(
     };
     let (accounts, now) = (app.accounts().caused_by(cause), app.clock().now());
     let user = accounts.register(&registration, caller.ip, now, &mut random::system()).await?;
-    let location = format!("/admin/users/{}", user.id);
+    // Relative to this route, wherever a proxy has put it.
+    let location = format!("admin/users/{}", user.id);
     Ok((StatusCode::CREATED, [(LOCATION, location)], axum::Json(UserBody::from(user))))
 }
 
@@ -207,7 +208,7 @@ pub(super) struct UpdateMeRequest {
         pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$"
     )]
     full_name: Option<Option<String>>,
-    /// Another address is unverified until it is shown to be the user's.
+    /// At most 254 bytes. Another address is unverified until it is shown to be the user's.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = String, required = false, example = "alice@example.org", format = Email, max_length = 254)]
     email: Option<String>,

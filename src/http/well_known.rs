@@ -19,7 +19,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::App;
+use super::{App, Problem};
 use crate::token::KeyStatus;
 
 const JWKS: &str = "/.well-known/jwks.json";
@@ -97,7 +97,7 @@ pub(super) struct Metadata {
 #[utoipa::path(
     get, path = "/.well-known/jwks.json", tag = "keys",
     responses(
-        (status = 200, description = "A JWK set (RFC 7517).", body = JwkSet, headers(
+        (status = 200, description = "A JWK set (RFC 7517).", body = JwkSet, content_type = "application/jwk-set+json", headers(
             ("ETag" = String, description = "Changes when the document does."),
             ("Cache-Control" = String, description = "For how long it may be used without asking again."),
         )),
@@ -134,10 +134,11 @@ pub(super) async fn paserks(State(app): State<App>, headers: HeaderMap) -> Respo
             ("Cache-Control" = String, description = "For how long it may be used without asking again."),
         )),
         (status = 304, description = "Not changed since the `ETag` of `If-None-Match`."),
+        (status = 404, description = "`not_found`: the service does not know its address, as its issuer is no URL."),
     ),
 )]
-pub(super) async fn metadata(State(app): State<App>, headers: HeaderMap) -> Response {
-    let here = app.public_url();
+pub(super) async fn metadata(State(app): State<App>, headers: HeaderMap) -> Result<Response, Problem> {
+    let here = app.public_url().ok_or_else(Problem::not_found)?;
     let metadata = Metadata {
         issuer: app.keys().issuer().party().issuer.clone(),
         jwks_uri: format!("{here}{JWKS}"),
@@ -151,7 +152,7 @@ pub(super) async fn metadata(State(app): State<App>, headers: HeaderMap) -> Resp
         service_documentation: format!("{here}/docs"),
     };
     let body = serde_json::to_string(&metadata).expect("a struct of strings has a JSON form");
-    document(&headers, body, "application/json", app.keys().cached_for())
+    Ok(document(&headers, body, "application/json", app.keys().cached_for()))
 }
 
 fn document(request: &HeaderMap, body: String, media_type: &'static str, cached_for: Duration) -> Response {

@@ -18,7 +18,8 @@ const forget = () => ({
 });
 
 const ui = SwaggerUIBundle({
-  url: "/openapi.json",
+  // Beside this page, wherever a proxy has put it.
+  url: new URL("openapi.json", document.baseURI).href,
   dom_id: "#swagger-ui",
   deepLinking: true,
   defaultModelsExpandDepth: 0,
