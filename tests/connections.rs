@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    net::Ipv6Addr,
     pin::pin,
     task::{Context, Waker},
     time::{Duration, Instant},
@@ -18,7 +19,7 @@ use tokio::{
 
 use crate::{
     app::{App, KEY, PASSWORD, database},
-    postgres::{Server, directory, openssl, self_signed},
+    postgres::{Address, Server, directory, openssl, self_signed},
     process::{Home, Process, Signal, until},
 };
 
@@ -265,7 +266,7 @@ async fn verify_full_takes_the_right_server_and_no_other() {
     for name in ["ours", "other"] {
         self_signed(dir.path(), name).await;
     }
-    fs::write(dir.path().join("names"), "subjectAltName = DNS:localhost\n").unwrap();
+    fs::write(dir.path().join("names"), "subjectAltName = DNS:localhost, IP:::1\n").unwrap();
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
     openssl(dir.path(), &format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost")).await;
     let sign = "x509 -req -in server.csr -CA ours.crt -CAkey ours.key -days 2 -out server.crt -extfile names";
@@ -288,6 +289,17 @@ async fn verify_full_takes_the_right_server_and_no_other() {
         migrate(&url(host, root)).run().await.fails(1, &["TLS", "certificate", "sslrootcert"]);
     }
     migrate(&url("localhost", &nowhere)).run().await.fails(1, &["DB_SOURCE", "nowhere.pem", "No such file"]);
+
+    // An IPv6 address is a name like others, where the machine has one.
+    match Address::at(Ipv6Addr::LOCALHOST.into(), &server).await {
+        Ok(address) => {
+            let url = format!("{}?sslmode=verify-full&sslrootcert={ours}", address.url());
+            migrate(&url).run().await.expect(0);
+        }
+        Err(error) => {
+            eprintln!("NOT checked: a database at [::1], which this machine does not have: {error}");
+        }
+    }
 
     let right = url("localhost", &ours);
     let service = home.serve(&[("DB_SOURCE", &right), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
