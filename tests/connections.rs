@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gatepass::store::Source;
+use gatepass::store::{Source, imports};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use tokio::{
@@ -109,6 +109,26 @@ async fn a_connection_has_limits_and_a_name() {
     }
     let named = format!("{url}&application_name=blue");
     assert_eq!(show(&named, "application_name").await, "blue");
+}
+
+/// Whoever gives or takes users by the thousand may be slow, and the server does not hear of them meanwhile.
+#[tokio::test]
+async fn those_who_import_and_export_may_take_their_time() {
+    let pool = Source::new(&database().await.into()).unwrap().pool(1);
+    let mut conn = pool.acquire().await.unwrap();
+    let limits =
+        "SELECT current_setting('statement_timeout'), current_setting('idle_in_transaction_session_timeout')";
+    let none = ("0".to_owned(), "0".to_owned());
+    let mut transaction = imports::begin(&mut conn).await.unwrap();
+    let found: (String, String) = sqlx::query_as(limits).fetch_one(&mut *transaction).await.unwrap();
+    assert_eq!(found, none);
+    transaction.commit().await.unwrap();
+    let mut transaction = imports::snapshot(&mut conn).await.unwrap();
+    let found: (String, String) = sqlx::query_as(limits).fetch_one(&mut *transaction).await.unwrap();
+    assert_eq!(found, none);
+    transaction.commit().await.unwrap();
+    let found: (String, String) = sqlx::query_as(limits).fetch_one(&mut *conn).await.unwrap();
+    assert_eq!(found, ("8s".to_owned(), "15s".to_owned()));
 }
 
 /// They are lent again without a question for a moment, and in that moment they end.

@@ -63,9 +63,12 @@ pub async fn begin_one(conn: &mut PoolConnection) -> Result<Transaction<'_>, Err
     Ok(conn.begin().await?)
 }
 
-/// Thousands of users take longer than a request may.
+/// Thousands of users take longer than a request may, and so may the other end: whoever gives or takes them.
 async fn be_patient(transaction: &mut Transaction<'_>) -> Result<(), Error> {
-    let patience = sqlx::query!("SELECT set_config('statement_timeout', '0', true)");
+    let patience = sqlx::query!(
+        "SELECT set_config('statement_timeout', '0', true) AS statement,
+                set_config('idle_in_transaction_session_timeout', '0', true) AS idle"
+    );
     patience.fetch_one(&mut **transaction).await?;
     Ok(())
 }
