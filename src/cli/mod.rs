@@ -143,6 +143,13 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Writes a line to standard error. What is to be done is done, also where nobody listens.
+fn say(line: &str) {
+    use std::io::Write;
+
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Writes a value as indented JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
