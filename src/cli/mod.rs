@@ -187,10 +187,10 @@ fn fail(error: &(dyn Error + 'static)) -> ExitCode {
     if error.is::<Logged>() {
         return ExitCode::FAILURE;
     }
-    eprintln!("gatepass: {error}");
+    say(&format!("gatepass: {error}"));
     let mut source = error.source();
     while let Some(error) = source {
-        eprintln!("  because: {error}");
+        say(&format!("  because: {error}"));
         source = error.source();
     }
     if error.is::<password_input::WrongUse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
