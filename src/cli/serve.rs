@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    io::{self, IsTerminal},
+    io,
     net::SocketAddr,
     path::PathBuf,
     pin::pin,
@@ -337,7 +337,7 @@ fn welcome(address: SocketAddr, has_tls: bool, database: &setup::Database) {
         Some(embedded) => format!("{}\n           psql '{}'", embedded.data_dir().display(), embedded.url()),
         None => database.place(),
     };
-    let (bold, plain) = if io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+    let (bold, plain) = if telemetry::is_coloured(&io::stdout()) { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
     let text = format!(
         r#"
 {bold}gatepass is ready{plain} at {url}   (Ctrl-C stops it)
