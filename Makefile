@@ -105,10 +105,13 @@ new_migration: ## Write an empty migration, called name=…
 	@test -n '$(name)' || { echo 'make new_migration name=add_something' >&2; exit 2; }
 	cargo run --quiet --locked -- migrate new '$(name)'
 
-# Not committed: the text differs with the version of pg_dump. docs/schema.dbml does not.
+# Not committed: the text differs with the version of pg_dump. docs/schema.dbml does not. The settings of app.env and of
+# the environment are for another database.
 .PHONY: schema
 schema: ## Print the schema as SQL, as pg_dump has it after all migrations
-	@scripts/with-postgres sh -c 'DB_SOURCE="$$DATABASE_URL" cargo run --quiet --locked -- migrate up >&2 && \
+	@cargo build --quiet --locked --bin gatepass
+	@scripts/with-postgres sh -c 'env -i PATH="$$PATH" DB_SOURCE="$$DATABASE_URL" \
+	  "$${CARGO_TARGET_DIR:-target}/debug/gatepass" --config /dev/null migrate up >&2 && \
 	  "$$(scripts/ensure-postgres --print-bindir)/pg_dump" --schema-only --no-owner --exclude-table=_sqlx_migrations \
 	  "$$DATABASE_URL"'
 

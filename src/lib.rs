@@ -28,6 +28,7 @@ for `cli`.
 | [`telemetry`] | logs and traces |
 | [`metrics`] | what is counted, for Prometheus |
 | [`clock`], [`random`] | where time and randomness come in, at the edge only |
+| [`path`] | which paths are told |
 
 The way of one login: `http::users` reads the body and the caller's address → `account::login` asks the throttle
 (`account::throttle`), reads the user (`store::users`), waits its turn in `password::Pool`, verifies, writes the session
@@ -75,6 +76,8 @@ pub mod legacy;
 pub mod metrics;
 #[cfg(feature = "server")]
 pub mod password;
+#[cfg(feature = "server")]
+mod path;
 #[cfg(feature = "server")]
 pub mod random;
 #[cfg(feature = "server")]

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     app::{KEY, PASSWORD, database, empty_database},
-    process::{Home, Port, Process, Signal, until},
+    process::{ANY_PORT, Home, Port, Process, QUICK, Signal, until},
 };
 
 /// A key that nothing can be said against; [`KEY`] is too regular for production.
@@ -376,4 +376,22 @@ async fn health_asks_the_service_at_its_address() {
     service.stop(Signal::TERM).await.expect(0);
     health(&[], &address).await.fails(1, &["does not answer"]);
     health(&["--ready"], &address).await.fails(1, &["does not answer"]);
+}
+
+/// As `nohup` starts it, and a shell without job control what runs in the background. Only Linux tells without `unsafe`.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn signals_that_were_ignored_at_the_start_stay_ignored() {
+    let (home, url) = (Home::new(), database().await);
+    let service = home.shell("trap '' HUP INT; exec \"$0\" serve").envs(&ANY_PORT).envs(&QUICK);
+    let service = service.env("DB_SOURCE", &url).env("TOKEN_SYMMETRIC_KEY", KEY).start().serving().await;
+    for signal in [Signal::HUP, Signal::INT] {
+        service.signal(signal);
+        register(&service, &format!("user{}", signal.as_raw())).await;
+    }
+    let log = service.stop(Signal::TERM).await.expect(0).stderr;
+    assert!(
+        log.contains("SIGTERM: finishing") && !log.contains("SIGHUP") && !log.contains("SIGINT"),
+        "{log}"
+    );
 }

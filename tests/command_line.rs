@@ -512,3 +512,20 @@ async fn key_generate_prints_a_key_that_production_takes() {
     let key: gatepass::token::SymmetricKey = json["key"].as_str().unwrap().parse().unwrap();
     assert_eq!(json["kid"], key.id().as_str());
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_command_does_its_work_also_where_nobody_listens() {
+    let desk = Desk::new().await;
+    let run = async |command: &str| {
+        let shell = desk.home.shell(&format!("exec \"$0\" {command} 2>/dev/full"));
+        shell.envs(&QUICK).envs(&desk.environment()).run().await
+    };
+    let line = json!({ "username": "alice", "email": "alice@example.com", "roles": ["no role"] });
+    desk.home.write("users.jsonl", &format!("{line}\nnothing\n"));
+    let imported = run("import users.jsonl").await.expect(1);
+    assert!(imported.stdout.ends_with("2 rejected\n"), "{}", imported.stdout);
+    run("export --output users").await.expect(0);
+    run("user show nobody").await.expect(1);
+    run("client create proxy").await.expect(0);
+}

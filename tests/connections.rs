@@ -3,12 +3,13 @@
 
 use std::{
     fs,
+    net::Ipv6Addr,
     pin::pin,
     task::{Context, Waker},
     time::{Duration, Instant},
 };
 
-use gatepass::store::Source;
+use gatepass::store::{Source, imports};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use tokio::{
@@ -18,7 +19,7 @@ use tokio::{
 
 use crate::{
     app::{App, KEY, PASSWORD, database},
-    postgres::{Server, directory, openssl, self_signed},
+    postgres::{Address, Server, directory, openssl, self_signed},
     process::{Home, Process, Signal, until},
 };
 
@@ -108,6 +109,26 @@ async fn a_connection_has_limits_and_a_name() {
     }
     let named = format!("{url}&application_name=blue");
     assert_eq!(show(&named, "application_name").await, "blue");
+}
+
+/// Whoever gives or takes users by the thousand may be slow, and the server does not hear of them meanwhile.
+#[tokio::test]
+async fn those_who_import_and_export_may_take_their_time() {
+    let pool = Source::new(&database().await.into()).unwrap().pool(1);
+    let mut conn = pool.acquire().await.unwrap();
+    let limits =
+        "SELECT current_setting('statement_timeout'), current_setting('idle_in_transaction_session_timeout')";
+    let none = ("0".to_owned(), "0".to_owned());
+    let mut transaction = imports::begin(&mut conn).await.unwrap();
+    let found: (String, String) = sqlx::query_as(limits).fetch_one(&mut *transaction).await.unwrap();
+    assert_eq!(found, none);
+    transaction.commit().await.unwrap();
+    let mut transaction = imports::snapshot(&mut conn).await.unwrap();
+    let found: (String, String) = sqlx::query_as(limits).fetch_one(&mut *transaction).await.unwrap();
+    assert_eq!(found, none);
+    transaction.commit().await.unwrap();
+    let found: (String, String) = sqlx::query_as(limits).fetch_one(&mut *conn).await.unwrap();
+    assert_eq!(found, ("8s".to_owned(), "15s".to_owned()));
 }
 
 /// They are lent again without a question for a moment, and in that moment they end.
@@ -265,7 +286,7 @@ async fn verify_full_takes_the_right_server_and_no_other() {
     for name in ["ours", "other"] {
         self_signed(dir.path(), name).await;
     }
-    fs::write(dir.path().join("names"), "subjectAltName = DNS:localhost\n").unwrap();
+    fs::write(dir.path().join("names"), "subjectAltName = DNS:localhost, IP:::1\n").unwrap();
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
     openssl(dir.path(), &format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost")).await;
     let sign = "x509 -req -in server.csr -CA ours.crt -CAkey ours.key -days 2 -out server.crt -extfile names";
@@ -288,6 +309,17 @@ async fn verify_full_takes_the_right_server_and_no_other() {
         migrate(&url(host, root)).run().await.fails(1, &["TLS", "certificate", "sslrootcert"]);
     }
     migrate(&url("localhost", &nowhere)).run().await.fails(1, &["DB_SOURCE", "nowhere.pem", "No such file"]);
+
+    // An IPv6 address is a name like others, where the machine has one.
+    match Address::at(Ipv6Addr::LOCALHOST.into(), &server).await {
+        Ok(address) => {
+            let url = format!("{}?sslmode=verify-full&sslrootcert={ours}", address.url());
+            migrate(&url).run().await.expect(0);
+        }
+        Err(error) => {
+            eprintln!("NOT checked: a database at [::1], which this machine does not have: {error}");
+        }
+    }
 
     let right = url("localhost", &ours);
     let service = home.serve(&[("DB_SOURCE", &right), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;

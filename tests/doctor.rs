@@ -393,3 +393,14 @@ async fn rights_that_the_service_has_lost() {
         finds("roles", &alone, 0, "ok", &["may do what the service has to, and nothing else"]).await;
     }
 }
+
+#[tokio::test]
+async fn who_only_looks_makes_no_key() {
+    let (home, url) = (Home::new(), database().await);
+    let doctor = home.gatepass(&["doctor"]).env("DB_SOURCE", &url).run().await.expect(0);
+    let note = "TOKEN_SYMMETRIC_KEY is not set: `gatepass serve` makes a key";
+    assert!(doctor.stdout.contains(note), "{}", doctor.stdout);
+    let inspect = home.gatepass(&["token", "inspect", "v4.local.AAAA"]).env("DB_SOURCE", &url).run().await;
+    assert!(inspect.code == Some(1) && inspect.stderr.contains("there is no key yet"), "{inspect:?}");
+    assert!(!home.path(".gatepass").exists());
+}

@@ -166,6 +166,22 @@ async fn a_signal_during_the_first_start_leaves_nothing_running() {
     assert_gone(&home);
 }
 
+/// Whose Postgres it was that the service found does not matter.
+#[tokio::test]
+async fn a_service_goes_on_when_the_one_ends_that_came_before_it() {
+    let home = Home::new();
+    let first = home.serve(&[]).await;
+    let second = home.serve(&[]).await;
+    let running = postgres(&home);
+    first.stop(Signal::TERM).await.expect(0);
+    assert_eq!(postgres(&home), running);
+    register_and_log_in(&second).await;
+    assert_eq!(usernames(&home).await, ["alice"]);
+    assert_eq!(postgres(&home), running);
+    second.stop(Signal::TERM).await.expect(0);
+    assert_gone(&home);
+}
+
 #[tokio::test]
 async fn the_command_line_alone_has_the_database_too() {
     let home = Home::new();

@@ -472,7 +472,7 @@ async fn a_file_that_has_changed_since_it_was_killed_is_told_and_begun_anew() {
 #[tokio::test]
 async fn of_two_who_import_one_file_at_once_one_goes_on() {
     let here = Move::new().await;
-    here.home.write("users.jsonl", &many(25_000));
+    here.home.write("users.jsonl", &format!("first\n{}last\n", many(25_000)));
     // Both have found that nobody has begun, and are about to write the first users.
     let mut hold = PgConnection::connect(&here.app.database_url).await.unwrap();
     let mut hold = hold.begin().await.unwrap();
@@ -484,10 +484,38 @@ async fn of_two_who_import_one_file_at_once_one_goes_on() {
     until("both wait", async || here.count(waiting).await == 2).await;
     hold.rollback().await.unwrap();
     let (one, other) = (one.end().await, other.end().await);
-    let failed = if one.code == Some(0) { &other } else { &one };
-    assert_eq!(one.code.unwrap() + other.code.unwrap(), 1, "{one:?} {other:?}");
+    let (went_on, failed) = if one.stdout.is_empty() { (other, one) } else { (one, other) };
     assert!(failed.stderr.contains("somebody else imports the same file"), "{failed:?}");
+    assert_eq!(went_on.stdout, "25002 read, 25000 created, 0 updated, 0 unchanged, 2 rejected\n");
     assert_eq!(here.count("SELECT count(*) FROM users").await, 25_000);
+    // Nor has the other one taken away what was refused.
+    let refused = here.read("users.jsonl.rejects");
+    let refused: Vec<Value> = refused.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let texts: Vec<_> = refused.iter().map(|refused| (&refused["_line"], &refused["_text"])).collect();
+    assert_eq!(texts, [(&json!(1), &json!("first")), (&json!(25_002), &json!("last"))]);
+}
+
+#[tokio::test]
+async fn an_import_goes_on_when_another_file_comes_from_a_place_of_the_same_name() {
+    let here = Move::new().await;
+    here.home.write("users.jsonl", &many(45_000));
+    let one = here.gatepass(&["import", "users.jsonl"]).start();
+    until("some are done", async || here.count("SELECT count(*) FROM imports").await == 1).await;
+    let mut hold = PgConnection::connect(&here.app.database_url).await.unwrap();
+    let mut hold = hold.begin().await.unwrap();
+    sqlx::query("LOCK TABLE users IN SHARE MODE").execute(&mut *hold).await.unwrap();
+
+    // As on another machine: what the first one reads stays as it is.
+    fs::remove_file(here.home.path("users.jsonl")).unwrap();
+    here.home.write("users.jsonl", "");
+    let other = here.import(&["users.jsonl"]).await.expect(0);
+    assert!(other.stderr.contains("has changed since"), "{}", other.stderr);
+    assert_eq!(here.count("SELECT count(*) FROM imports").await, 0);
+
+    hold.rollback().await.unwrap();
+    let one = one.end().await.expect(0);
+    assert_eq!(one.stdout, "45000 read, 45000 created, 0 updated, 0 unchanged, 0 rejected\n");
+    assert_eq!(here.count("SELECT count(*) FROM imports").await, 0);
 }
 
 #[tokio::test]

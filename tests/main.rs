@@ -5,6 +5,7 @@
 
 #![allow(missing_docs, unreachable_pub, reason = "nobody else sees them")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_macros, reason = "a test may panic where nobody listens")]
 #![allow(clippy::disallowed_methods, reason = "tests look into the database with queries of their own")]
 
 mod account_export;

@@ -4,6 +4,8 @@
 use std::{
     fs,
     fs::Permissions,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::Stdio,
@@ -229,7 +231,7 @@ async fn run(command: &mut Command) {
 
 /// An address, and what is behind it at the moment.
 pub struct Address {
-    pub port: u16,
+    address: SocketAddr,
     behind: watch::Sender<Behind>,
     task: JoinHandle<()>,
 }
@@ -243,8 +245,13 @@ struct Behind {
 
 impl Address {
     pub async fn of(server: &Server) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        Self::at(Ipv4Addr::LOCALHOST.into(), server).await.unwrap()
+    }
+
+    /// At this address of the machine, if it has that.
+    pub async fn at(ip: IpAddr, server: &Server) -> io::Result<Self> {
+        let listener = TcpListener::bind((ip, 0)).await?;
+        let address = listener.local_addr()?;
         let behind = watch::Sender::new(Behind { port: server.port, cuts: 0 });
         let watched = behind.subscribe();
         let task = tokio::spawn(async move {
@@ -253,7 +260,7 @@ impl Address {
                 tokio::spawn(pass(client, watched.clone()));
             }
         });
-        Self { port, behind, task }
+        Ok(Self { address, behind, task })
     }
 
     /// What comes from now on goes to `server`.
@@ -267,7 +274,7 @@ impl Address {
     }
 
     pub fn url(&self) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+        format!("postgres://postgres@{}/postgres", self.address)
     }
 }
 

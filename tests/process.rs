@@ -44,6 +44,10 @@ pub const QUICK: [(&str, &str); 6] = [
     ("PASSWORD_HASH_THREADS", "2"),
 ];
 
+/// Free ports for a service.
+pub const ANY_PORT: [(&str, &str); 2] =
+    [("HTTP_SERVER_ADDRESS", "127.0.0.1:0"), ("OPS_SERVER_ADDRESS", "127.0.0.1:0")];
+
 /// Waits until `condition` holds.
 pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -166,6 +170,13 @@ impl Home {
         Invocation { command, stdin: String::new(), stdout: output("stdout"), stderr: output("stderr") }
     }
 
+    /// `sh -c SCRIPT`, in which `gatepass` is in `$0`.
+    pub fn shell(&self, script: &str) -> Invocation {
+        let mut invocation = self.program(Path::new("sh"));
+        invocation.command.args(["-c", script]).arg(&self.binary);
+        invocation
+    }
+
     /// `gatepass serve` on a free port with quick passwords, serving.
     pub async fn serve(&self, environment: &[(&str, &str)]) -> Process {
         self.start(environment).serving().await
@@ -173,8 +184,7 @@ impl Home {
 
     /// As [`serve`](Self::serve), only just started.
     pub fn start(&self, environment: &[(&str, &str)]) -> Process {
-        let any_port = [("HTTP_SERVER_ADDRESS", "127.0.0.1:0"), ("OPS_SERVER_ADDRESS", "127.0.0.1:0")];
-        self.gatepass(&["serve"]).envs(&any_port).envs(&QUICK).envs(environment).start()
+        self.gatepass(&["serve"]).envs(&ANY_PORT).envs(&QUICK).envs(environment).start()
     }
 
     /// The arguments of every process that has to do with this directory.

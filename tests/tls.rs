@@ -397,6 +397,12 @@ fn what_is_wrong_with_the_files_is_said_by_the_settings_name() {
     fs::remove_file(place.path("tls.crt")).unwrap();
     let error = Tls::open(place.files(), START).unwrap_err().to_string();
     assert!(error.contains("TLS_CERT_FILE=") && error.contains("cannot be read: No such file"), "{error}");
+
+    // The key itself where its path belongs.
+    place.put(&certificate, &key);
+    let files = Files { key: key.into(), ..place.files() };
+    let error = Tls::open(files, START).unwrap_err().to_string();
+    assert!(error.starts_with("TLS_KEY_FILE=…: cannot be read: "), "{error}");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 
-use super::{Failure, explain, print, print_json, seconds, setup};
+use super::{Failure, explain, print, print_json, say, seconds, setup};
 use crate::{
     account::{Client, Clients},
     clock::Clock,
@@ -53,7 +53,7 @@ async fn execute(clients: &Clients, command: Command) -> Result<(), Failure> {
                 return print_json(&json!({ "client_id": client.id, "client_secret": secret.expose() }));
             }
             print(&format!("client_id      {}\nclient_secret  {}\n", client.id, secret.expose()))?;
-            eprintln!("note: the secret is shown this once; only its hash is kept");
+            say("note: the secret is shown this once; only its hash is kept");
             Ok(())
         }
         Command::List { json } => {

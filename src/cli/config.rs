@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, print, print_json, setup};
+use super::{Failure, print, print_json, say, setup};
 use crate::config;
 
 /// Show the settings in force and where each comes from.
@@ -22,7 +22,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(),
     }
     let loaded = setup::load(config_file).await?;
     for warning in &loaded.warnings {
-        eprintln!("warning: {warning}");
+        say(&format!("warning: {warning}"));
     }
     if args.json {
         return print_json(&loaded.report);

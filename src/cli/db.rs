@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use secrecy::ExposeSecret;
 use serde_json::json;
 
-use super::{Failure, print, print_json, setup};
+use super::{Failure, print, print_json, say, setup};
 use crate::{
     config::DbPooler,
     random,
@@ -85,7 +85,7 @@ async fn set_up(database: &setup::Database, args: &SetupArgs) -> Result<(), Fail
     }
     print(&text)?;
     if !passwords.is_empty() {
-        eprintln!("note: the passwords are shown this once; Postgres has only what checks them");
+        say("note: the passwords are shown this once; Postgres has only what checks them");
     }
     Ok(())
 }

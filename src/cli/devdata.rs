@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use secrecy::SecretString;
 use time::OffsetDateTime;
 
-use super::{Failure, print, print_json, setup, time};
+use super::{Failure, print, print_json, say, setup, time};
 use crate::{
     config::{Environment, Settings},
     devdata::{self, Key, Manifest, PASSWORD, Wanted},
@@ -172,7 +172,7 @@ async fn mask(settings: &Settings, database: &setup::Database, only: &str, key: 
 }
 
 fn note(table: &str, rows: u64) {
-    eprintln!("{table}: {rows} rows");
+    say(&format!("{table}: {rows} rows"));
 }
 
 /// What is in the sample, by table.

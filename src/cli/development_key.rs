@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{ErrorKind, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::fs::OFlags;
@@ -15,11 +15,25 @@ use crate::{random, token::SymmetricKey};
 
 /// The key of this state directory, made now if there is none yet.
 pub(super) fn read_or_make(state_dir: &Path) -> Result<SymmetricKey, Failure> {
-    let path = state_dir.join("token_symmetric_key");
+    let path = path(state_dir);
     if fs::symlink_metadata(&path).is_err() {
         make(state_dir, &path)?;
     }
-    let text = read_private(&path)?;
+    parse(&path)
+}
+
+/// The key of this state directory, if there is one.
+pub(super) fn read(state_dir: &Path) -> Result<Option<SymmetricKey>, Failure> {
+    let path = path(state_dir);
+    if fs::symlink_metadata(&path).is_err() { Ok(None) } else { parse(&path).map(Some) }
+}
+
+fn path(state_dir: &Path) -> PathBuf {
+    state_dir.join("token_symmetric_key")
+}
+
+fn parse(path: &Path) -> Result<SymmetricKey, Failure> {
+    let text = read_private(path)?;
     let key = text.expose_secret().trim_end().parse();
     key.map_err(|error| format!("{}: {error}; delete it to have a new one made", path.display()).into())
 }

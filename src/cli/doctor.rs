@@ -3,10 +3,7 @@
 //! A check looks at one thing and adds what it finds; it never stops the others. Nothing is changed. A further check is
 //! one more function that gives [`Finding`]s, called from [`examine`] or, when it needs the database, from [`on_database`].
 
-use std::{
-    io::{self, IsTerminal},
-    path::PathBuf,
-};
+use std::{io, path::PathBuf};
 
 use serde::Serialize;
 use serde_json::json;
@@ -31,6 +28,7 @@ use crate::{
         revocations,
         roles::{self, Privilege, Privileges, Standing},
     },
+    telemetry,
     token::{
         KeyId, KeyStatus,
         ring::{self, RingKey},
@@ -126,13 +124,13 @@ impl Finding {
 }
 
 pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(), Failure> {
-    crate::telemetry::init(crate::telemetry::LogFormat::Pretty, "error", None)?;
+    telemetry::init(telemetry::LogFormat::Pretty, "error", None)?;
     let findings = examine(config_file, args).await;
     let problems = findings.iter().filter(|finding| finding.level == Level::Problem).count();
     if args.json {
         print_json(&json!({ "ok": problems == 0, "findings": findings }))?;
     } else {
-        let colour = io::stdout().is_terminal();
+        let colour = telemetry::is_coloured(&io::stdout());
         print(&findings.iter().map(|finding| line(finding, colour)).collect::<String>())?;
     }
     match problems {
@@ -157,8 +155,14 @@ async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
     findings.push(operators(&settings));
     findings.push(open_files(&settings));
     findings.extend(old_system(&settings).await);
-    match setup::symmetric_key(&settings) {
+    match setup::present_key(&settings) {
         Ok(root) => {
+            if root.is_none() {
+                let note =
+                    "TOKEN_SYMMETRIC_KEY is not set: `gatepass serve` makes a key, and keeps it in .gatepass";
+                findings.push(Finding::new("settings", Level::Note, note));
+            }
+            let root = root.unwrap_or_else(setup::nobodys_key);
             let policy = setup::key_policy(&settings, &root, setup::operator());
             findings.extend(rotations_under_way(&settings));
             findings.extend(database(&settings, &policy).await);

@@ -1,14 +1,14 @@
 //! `gatepass export`: all users, in the format that `gatepass import` reads.
 
 use std::{
-    io::{self, BufWriter, ErrorKind, Write},
+    io::{self, BufWriter, ErrorKind, IntoInnerError},
     path::PathBuf,
 };
 
-use super::{Failure, setup};
+use super::{Failure, say, setup};
 use crate::account::{
     export::{ExportError, export},
-    private_file,
+    private_file::Draft,
 };
 
 /// Write all users, one JSON object a line, as `gatepass import` reads them.
@@ -17,7 +17,7 @@ pub(super) struct Args {
     /// With password hashes: whoever has them can guess at the passwords
     #[arg(long)]
     hashes: bool,
-    /// Write to FILE, which nobody else may read, instead of standard output
+    /// Write to FILE, which nobody else may read, instead of standard output; what is there stays until all is written
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -34,11 +34,11 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
                 done => Ok(done.map(drop)?),
             };
         };
-        let file = private_file::make(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let mut out = BufWriter::new(file);
+        let named = |error: io::Error| format!("{}: {error}", path.display());
+        let mut out = BufWriter::new(Draft::begin(path).map_err(named)?);
         let count = export(&mut conn, args.hashes, &mut out).await?;
-        private_file::sync(&out.into_inner().map_err(|error| error.into_error())?)?;
-        writeln!(io::stderr(), "{count} user(s) written to {}", path.display())?;
+        out.into_inner().map_err(IntoInnerError::into_error).and_then(Draft::finish).map_err(named)?;
+        say(&format!("{count} user(s) written to {}", path.display()));
         Ok(())
     })
     .await

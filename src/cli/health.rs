@@ -22,7 +22,7 @@ pub(super) struct Args {
     #[arg(long)]
     ready: bool,
     /// Ask this address instead of HTTP_SERVER_ADDRESS
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "IP:PORT")]
     address: Option<SocketAddr>,
     /// Speak TLS with that address; else TLS_CERT_FILE decides. The certificate is not checked
     #[arg(long, requires = "address")]

@@ -21,7 +21,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
-use super::{Failure, print, print_json, setup};
+use super::{Failure, print, print_json, say, setup};
 use crate::{
     account::import::{
         self, Comparison, FIELDS, Format, Importer, LeftOut, Progress, Rejection, Rules, Source, Wanted,
@@ -287,7 +287,7 @@ fn tell_left_out(roles: &LeftOut) {
     if roles.len() > TOLD {
         told.push(format!("and {} more", roles.len() - TOLD));
     }
-    eprintln!("left out, since no role may be called that here: {}", told.join(", "));
+    say(&format!("left out, since no role may be called that here: {}", told.join(", ")));
 }
 
 async fn import(
@@ -300,11 +300,11 @@ async fn import(
     if let Some(source) = wanted.source.as_ref().filter(|_| !wanted.dry_run) {
         let (former, was_other) = importer.former(source).await?;
         if let Some(former) = former {
-            eprintln!("going on after the {} records that are done", former.records());
+            say(&format!("going on after the {} records that are done", former.records()));
             before = former;
         } else if was_other {
-            eprintln!(
-                "the file, or how it is to be read, has changed since an import of it was stopped: from the beginning"
+            say(
+                "the file, or how it is to be read, has changed since an import of it was stopped: from the beginning",
             );
         }
     }
@@ -475,7 +475,7 @@ impl Display {
     fn say(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => say(text),
         }
     }
 
@@ -502,7 +502,7 @@ impl Display {
             }
             None if self.reported.elapsed() >= REPORT_INTERVAL => {
                 self.reported = Instant::now();
-                eprintln!("{text}");
+                say(&text);
             }
             None => {}
         }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Failure, print, print_json, seconds, setup};
+use super::{Failure, print, print_json, say, seconds, setup};
 use crate::{
     clock::Clock,
     config::Settings,
@@ -129,10 +129,10 @@ fn generate(json: bool) -> Result<(), Failure> {
 fn show(policy: &Policy, json: bool) -> Result<(), Failure> {
     let hs256 = Format::from(SharedFormat::Hs256);
     if !policy.formats().contains(&hs256) {
-        eprintln!(
+        say(&format!(
             "note: this service does not make or accept {hs256} tokens: that is TOKEN_FORMAT=jwt with \
              JWT_ALGORITHM=HS256, or {hs256} in TOKEN_FORMAT_ACCEPTED"
-        );
+        ));
     }
     let jwk = Hs256Key::new(&policy.root).to_jwk();
     if json {
@@ -320,13 +320,13 @@ async fn wait(policy: &Policy, until: OffsetDateTime, now: OffsetDateTime) -> Re
     }
     let mut interrupt = signal(SignalKind::interrupt())?;
     let rest = rest.try_into().unwrap_or(std::time::Duration::ZERO);
-    eprintln!(
+    say(&format!(
         "the next key was published only at {}; published documents may be cached until {}: waiting {} s (Ctrl-C: \
          nothing has changed)",
         seconds(published),
         seconds(until),
         rest.as_secs() + 1
-    );
+    ));
     tokio::select! {
         () = tokio::time::sleep(rest) => Ok(()),
         _ = interrupt.recv() => Err("called off: nothing has changed".into()),

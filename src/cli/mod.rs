@@ -146,6 +146,13 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Writes a line to standard error. What is to be done is done, also where nobody listens.
+fn say(line: &str) {
+    use std::io::Write;
+
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Writes a value as indented JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
@@ -183,10 +190,10 @@ fn fail(error: &(dyn Error + 'static)) -> ExitCode {
     if error.is::<Logged>() {
         return ExitCode::FAILURE;
     }
-    eprintln!("gatepass: {error}");
+    say(&format!("gatepass: {error}"));
     let mut source = error.source();
     while let Some(error) = source {
-        eprintln!("  because: {error}");
+        say(&format!("  because: {error}"));
         source = error.source();
     }
     if error.is::<password_input::WrongUse>() { ExitCode::from(2) } else { ExitCode::FAILURE }

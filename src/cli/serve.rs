@@ -1,12 +1,7 @@
 //! `gatepass serve`: from settings to a service that answers, and down again in order.
 
 use std::{
-    error::Error,
-    io::{self, IsTerminal},
-    net::SocketAddr,
-    path::PathBuf,
-    pin::pin,
-    sync::OnceLock,
+    error::Error, fs, future::pending, io, net::SocketAddr, path::PathBuf, pin::pin, sync::OnceLock,
     time::Duration,
 };
 
@@ -339,7 +334,7 @@ fn welcome(address: SocketAddr, has_tls: bool, database: &setup::Database) {
         Some(embedded) => format!("{}\n           psql '{}'", embedded.data_dir().display(), embedded.url()),
         None => database.place(),
     };
-    let (bold, plain) = if io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+    let (bold, plain) = if telemetry::is_coloured(&io::stdout()) { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
     let text = format!(
         r#"
 {bold}gatepass is ready{plain} at {url}   (Ctrl-C stops it)
@@ -364,18 +359,20 @@ Register, then log in:
     }
 }
 
-/// The signals that end the service.
+/// The signals that end the service. Whoever starts it may have it ignore the first two, as `nohup` does and a shell without
+/// job control for what runs in the background.
 struct Signals {
-    hangup: Signal,
-    interrupt: Signal,
+    hangup: Option<Signal>,
+    interrupt: Option<Signal>,
     terminate: Signal,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
+        let unless_ignored = |kind| if is_ignored(kind) { Ok(None) } else { signal(kind).map(Some) };
         Ok(Self {
-            hangup: signal(SignalKind::hangup())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            hangup: unless_ignored(SignalKind::hangup())?,
+            interrupt: unless_ignored(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
         })
     }
@@ -383,9 +380,24 @@ impl Signals {
     /// Waits for the next one and gives its name.
     async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = self.hangup.recv() => "SIGHUP",
-            _ = self.interrupt.recv() => "SIGINT",
+            () = received(self.hangup.as_mut()) => "SIGHUP",
+            () = received(self.interrupt.as_mut()) => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
         }
     }
+}
+
+async fn received(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => _ = signal.recv().await,
+        None => pending().await,
+    }
+}
+
+/// Whether the process was started to ignore this signal. Where there is no `/proc`, nobody tells without `unsafe`.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    ignored >> (kind.as_raw_value() - 1) & 1 == 1
 }

@@ -20,6 +20,7 @@ use crate::{
     legacy::{self, Legacy},
     metrics::Metrics,
     password::{Params, Pool, PoolSettings, Rules},
+    random,
     revocation::Feed,
     store::{
         self, PgConnection, PgPool,
@@ -435,6 +436,19 @@ pub(super) fn symmetric_key(settings: &Settings) -> Result<SymmetricKey, Failure
         // The settings' own check demands it in production; never make one up if that check should change.
         None => Err("TOKEN_SYMMETRIC_KEY is not set".into()),
     }
+}
+
+/// The same for those who only look: in development there may be none yet.
+pub(super) fn present_key(settings: &Settings) -> Result<Option<SymmetricKey>, Failure> {
+    match settings.token_symmetric_key {
+        None if settings.environment == Environment::Development => development_key::read(&state_dir()?),
+        _ => symmetric_key(settings).map(Some),
+    }
+}
+
+/// In place of one that is not there yet: neither opens anything that there is.
+pub(super) fn nobodys_key() -> SymmetricKey {
+    SymmetricKey::from_bytes(random::bytes(&mut random::system()))
 }
 
 /// Closes a pool, without waiting for ever on a database that does not answer.

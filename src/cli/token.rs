@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
-use super::{Failure, print, print_json, seconds, setup};
+use super::{Failure, print, print_json, say, seconds, setup};
 use crate::{
     clock::Clock,
     config::Settings,
@@ -96,7 +96,10 @@ fn bare(input: &str) -> &str {
 
 /// The checks as the service makes them. A ring that cannot be read is told at once, not waited for.
 async fn verifier(settings: &Settings, now: OffsetDateTime) -> Result<Verifier, Failure> {
-    let root = setup::symmetric_key(settings)?;
+    let root = setup::present_key(settings)?.unwrap_or_else(|| {
+        say("note: there is no key yet; `gatepass serve` makes one, since TOKEN_SYMMETRIC_KEY is not set");
+        setup::nobodys_key()
+    });
     let policy = setup::key_policy(settings, &root, setup::operator());
     if policy.key_pair_formats().next().is_none() {
         return Ok(keys::verifier(&policy, None, now).await?);

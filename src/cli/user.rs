@@ -211,8 +211,9 @@ async fn execute(accounts: &Accounts, command: Command, password: Option<&Passwo
 }
 
 fn confirmed(user: &User) -> Result<bool, Failure> {
-    eprint!("Delete {} <{}> for good? Type the username: ", user.username, user.email);
-    io::stderr().flush()?;
+    let mut terminal = io::stderr();
+    write!(terminal, "Delete {} <{}> for good? Type the username: ", user.username, user.email)?;
+    terminal.flush()?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     Ok(answer.trim() == user.username)

@@ -165,7 +165,10 @@ impl<'a> Parts<'a> {
         let Some((scheme @ ("postgres" | "postgresql"), rest)) = text.split_once("://") else {
             return Err("expected a URL that begins with postgres://");
         };
-        if rest.contains('#') || rest.contains(char::is_control) {
+        if rest.contains(char::is_control) {
+            return Err("expected a URL without line breaks and the like, at its end too");
+        }
+        if rest.contains('#') {
             return Err("expected a URL in which a # in the password is written %23");
         }
         let (authority, behind) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
@@ -304,6 +307,12 @@ mod tests {
             let message = db_source(url).unwrap_err();
             assert!(!message.contains("hunter") && message.contains("postgres://"), "{url}: {message}");
         }
+    }
+
+    #[test]
+    fn a_line_break_is_said_to_be_one() {
+        let message = db_source("postgres://u:hunter2@h/d\n").unwrap_err();
+        assert!(message.contains("line break") && !message.contains('#'), "{message}");
     }
 
     proptest! {

@@ -23,6 +23,7 @@ use super::{
     error::Findings,
     settings::{SETTINGS, advice, names},
 };
+use crate::path::shown;
 
 /// The origin of what nobody set.
 const DEFAULT: &str = "default";
@@ -221,7 +222,8 @@ pub(super) fn secret_files(given: &mut Given, working_dir: &Path, findings: &mut
                 given.0.insert(setting.name.into(), Value { text, origin });
             }
             Err(error) => {
-                let message = format!("cannot read {}: {error}", shown_path(&path.text));
+                let shown = shown(Path::new(&path.text), working_dir).unwrap_or("the file");
+                let message = format!("cannot read {shown}: {error}");
                 findings.problem(&file_name, path.origin, message);
             }
         }
@@ -233,12 +235,6 @@ fn secret(path: &Path) -> io::Result<String> {
     let text = String::from_utf8(read(path)?).map_err(|_| io::Error::other("expected text in UTF-8"))?;
     let text = text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text)).unwrap_or(&text);
     if text.is_empty() { Err(io::Error::other("the file is empty")) } else { Ok(text.into()) }
-}
-
-/// A path for a message, unless it is the secret itself, put there by mistake.
-fn shown_path(path: &str) -> &str {
-    let is_path = path.contains(['/', '.']) && !path.contains("://") && !path.starts_with("k4.");
-    if is_path { path } else { "the file" }
 }
 
 /// Reads a file that should be small.

@@ -225,6 +225,6 @@ impl Gathered {
         if !findings.problems.is_empty() {
             return Err(ConfigErrors(findings.problems));
         }
-        Ok(Loaded { settings, warnings: findings.warnings, report: report::report(&given) })
+        Ok(Loaded { settings, warnings: findings.warnings, report: report::report(&given, &working_dir) })
     }
 }

@@ -1,6 +1,6 @@
 //! What `gatepass config` prints: every setting, what is in force, and where that came from.
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 use serde::Serialize;
 
@@ -9,6 +9,7 @@ use super::{
     layers::Given,
     settings::{MASK, SETTINGS, Setting},
 };
+use crate::path::shown;
 
 /// One setting as it is in force. Displayed as a line of `app.env` with its origin behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,14 +34,14 @@ impl fmt::Display for ReportLine {
 }
 
 /// A line for each setting, in the table's order.
-pub(super) fn report(given: &Given) -> Vec<ReportLine> {
+pub(super) fn report(given: &Given, working_dir: &Path) -> Vec<ReportLine> {
     SETTINGS
         .iter()
         .map(|setting| {
             let value = given.get(setting.name);
             ReportLine {
                 name: setting.name,
-                value_masked: value.map(|value| masked(setting, &value.text)),
+                value_masked: value.map(|value| masked(setting, &value.text, working_dir)),
                 origin: value.map_or("default", |value| &value.origin).into(),
                 default: value.is_none_or(|value| value.is_default()),
             }
@@ -48,10 +49,12 @@ pub(super) fn report(given: &Given) -> Vec<ReportLine> {
         .collect()
 }
 
-fn masked(setting: &Setting, text: &str) -> String {
+fn masked(setting: &Setting, text: &str, working_dir: &Path) -> String {
     match setting.name {
         // Which database it is, is what an operator most wants to see.
         "DB_SOURCE" | "MIGRATION_DB_SOURCE" | "MASTER_DB_SOURCE" => db_source::masked(text),
+        // The key itself may stand there.
+        "TLS_CERT_FILE" | "TLS_KEY_FILE" if shown(Path::new(text), working_dir).is_none() => MASK.into(),
         _ if setting.secret => MASK.into(),
         _ => text.into(),
     }

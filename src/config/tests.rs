@@ -329,7 +329,7 @@ fn a_secret_s_file_that_cannot_be_used() {
     fs::write(dir.path().join("large.txt"), "x".repeat(64 * 1024 + 1)).unwrap();
     fs::write(dir.path().join("latin1.txt"), b"\xe9").unwrap();
     for (path, why) in [
-        ("missing.txt", "cannot read missing.txt: No such file"),
+        ("/nonexistent/missing.txt", "cannot read the file: No such file"),
         ("empty.txt", "cannot read empty.txt: the file is empty"),
         ("large.txt", "cannot read large.txt: the file is larger than 64 KiB"),
         ("latin1.txt", "cannot read latin1.txt: expected text in UTF-8"),
@@ -337,10 +337,15 @@ fn a_secret_s_file_that_cannot_be_used() {
         // The secret itself where its path belongs.
         (DB, "cannot read the file: No such file"),
         (KEY, "cannot read the file: No such file"),
+        ("hunter.2/3", "cannot read the file: No such file"),
     ] {
         let message = problem(load_in(dir.path(), &[("DB_SOURCE_FILE", path)]));
         assert!(message.starts_with(&format!("DB_SOURCE_FILE (environment): {why}")), "{message}");
     }
+    let missing = dir.path().join("missing.txt");
+    let missing = missing.to_str().unwrap();
+    let message = problem(load_in(dir.path(), &[("DB_SOURCE_FILE", missing)]));
+    assert!(message.contains(&format!("cannot read {missing}: No such file")), "{message}");
 }
 
 #[test]
@@ -623,6 +628,16 @@ fn a_certificate_and_its_key_come_together() {
         assert_eq!(errors.0[0].key.as_deref(), Some(missing));
         assert!(errors.0[0].message.contains("set both, or neither"), "{errors}");
     }
+}
+
+#[test]
+fn a_key_that_stands_where_its_path_belongs_is_not_shown() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("tls.crt"), "").unwrap();
+    let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIAAA/AAA.A\n-----END PRIVATE KEY-----\n";
+    let loaded = load_in(dir.path(), &[("TLS_CERT_FILE", "tls.crt"), ("TLS_KEY_FILE", key)]).unwrap();
+    let shown = |name| line(&loaded, name).value_masked.as_deref();
+    assert_eq!((shown("TLS_CERT_FILE"), shown("TLS_KEY_FILE")), (Some("tls.crt"), Some("********")));
 }
 
 /// Gathers with a secret named in the environment.

@@ -4,7 +4,7 @@
 //! a Unix socket that only its user can reach, never on the network. Not for production: there, set `DB_SOURCE`.
 //!
 //! ```text
-//! .gatepass/               0700 (as root: 0710, so that the server's user can pass through)
+//! .gatepass/               0700 (as root: 0710, so that the server's user can pass through); guests lock it
 //!   postgres.lock          held (flock) by the gatepass process that owns the server
 //!   postgres.log           what the server says, 0600
 //!   postgres/              the data; a symlink where the server's user cannot come here
@@ -21,8 +21,12 @@
 //! | free | not running | starts it, and owns it |
 //! | free | running: its gatepass was killed | takes it over, and owns it |
 //! | free | starting up or shutting down | waits for the outcome, then one of the above |
-//! | held | running | is a guest: uses it, and [`Embedded::stop`] leaves it alone |
+//! | held | running | is a guest: uses it |
 //! | held | not yet running | waits for it, or for the lock |
+//!
+//! Guests have a share in a second lock, on the state directory. Whoever is the last to leave stops the server: an owner
+//! who has guests leaves it running, as one that was killed does, and a guest who finds the first lock free takes the
+//! server over. Nobody becomes a guest of a server that is being stopped, since that needs the whole of the second lock.
 //!
 //! # As root
 //!
@@ -98,8 +102,10 @@ pub struct Embedded {
     data_dir: PathBuf,
     /// `None` for a guest.
     server: Option<Server>,
-    /// After the server, for fields are dropped in this order.
-    _lock: Option<Lock>,
+    /// The owner's. After the server, for fields are dropped in this order.
+    lock: Lock,
+    /// The state directory, in which guests have a share.
+    guests: Lock,
 }
 
 impl Embedded {
@@ -119,41 +125,40 @@ impl Embedded {
         // The same directory must be the same string from wherever it is called: its hash names things.
         let state = fs::canonicalize(state_dir).map_err(io_error("open", state_dir))?;
         let lock_path = state.join("postgres.lock");
-        let lock = Lock(open_file(&lock_path, OpenOptions::new().write(true))?);
+        let lock = Lock { file: open_file(&lock_path, OpenOptions::new().write(true))?, path: lock_path };
+        let file = File::open(&state).map_err(io_error("open", &state))?;
+        let guests = Lock { file, path: state.clone() };
 
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match lock.0.try_lock() {
-                Ok(()) => return Self::own(&state, lock).await,
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => return Err(io_error("lock", &lock_path)(error)),
+            if lock.take()? {
+                return Self::own(&state, lock, guests).await;
             }
-            if let Some(found) = PidFile::read(&state.join("postgres"))
-                && socket::answers(&found.run).await
-            {
-                tracing::info!(
-                    pid = found.pid.as_raw_pid(),
-                    "using the Postgres of another gatepass on {}",
-                    state.display()
-                );
-                return Ok(Embedded {
-                    url: socket::url(&found.run),
-                    data_dir: found.data,
-                    server: None,
-                    _lock: None,
-                });
+            if guests.share()? {
+                if let Some(found) = PidFile::read(&state.join("postgres"))
+                    && socket::answers(&found.run).await
+                {
+                    tracing::info!(
+                        pid = found.pid.as_raw_pid(),
+                        "using the Postgres of another gatepass on {}",
+                        state.display()
+                    );
+                    let (url, data_dir) = (socket::url(&found.run), found.data);
+                    return Ok(Embedded { url, data_dir, server: None, lock, guests });
+                }
+                guests.give_back();
             }
             if Instant::now() > deadline {
-                return Err(EmbeddedError::Held { lock: lock_path });
+                return Err(EmbeddedError::Held { lock: lock.path.clone() });
             }
             sleep(POLL).await;
         }
     }
 
     /// As [`start`](Self::start), for the holder of the lock.
-    async fn own(state: &Path, lock: Lock) -> Result<Embedded> {
+    async fn own(state: &Path, lock: Lock, guests: Lock) -> Result<Embedded> {
         let place = Place::settle(state).await?;
-        give(&lock.0, &state.join("postgres.lock"), place.user)?;
+        give(&lock.file, &lock.path, place.user)?;
         let (server, run) = match Server::adopt(&place.data).await? {
             Some((server, run)) => {
                 let pid = server.pid().map(Pid::as_raw_pid);
@@ -169,7 +174,7 @@ impl Embedded {
                 (launch::launch(&place, &programs).await?, place.run)
             }
         };
-        Ok(Embedded { url: socket::url(&run), data_dir: place.data, server: Some(server), _lock: Some(lock) })
+        Ok(Embedded { url: socket::url(&run), data_dir: place.data, server: Some(server), lock, guests })
     }
 
     /// Where the database is, as sqlx, `psql` and everything with libpq understand it:
@@ -188,27 +193,73 @@ impl Embedded {
         &self.data_dir
     }
 
-    /// Stops the server if this process owns it, and waits until it is gone: well under a second as a rule, 15
-    /// seconds at most. Open connections are closed. A guest's `stop` does nothing.
+    /// Stops the server if nobody else uses it, and waits until it is gone: well under a second as a rule, 15 seconds at
+    /// most. Open connections are closed.
     ///
     /// # Errors
     ///
     /// [`EmbeddedError::StillRunning`] if the server has not ended by then.
     pub async fn stop(self) -> Result<()> {
-        match self.server {
-            Some(server) => server.stop().await,
-            None => Ok(()),
+        let Self { data_dir, mut server, lock, guests, .. } = self;
+        guests.give_back();
+        loop {
+            let owned = match server.take() {
+                Some(server) => server,
+                // Its owner will see that we are gone.
+                None if !lock.take()? => return Ok(()),
+                None => match Server::adopt(&data_dir).await? {
+                    Some((server, _)) => server,
+                    None => return Ok(()),
+                },
+            };
+            if guests.take()? {
+                return owned.stop().await;
+            }
+            owned.leave();
+            lock.give_back();
+            // Whoever is still there will find the lock free. Whoever has left since we looked may have found it held.
+            if !guests.take()? {
+                return Ok(());
+            }
+            guests.give_back();
         }
     }
 }
 
-/// Held by the owner. A file's lock ends when the last copy of its descriptor is closed; but a child that another
-/// thread is spawning at this instant has a copy until it executes its program, so it is ended expressly.
+/// A file's lock ends when the last copy of its descriptor is closed; but a child that another thread is spawning at this
+/// instant has a copy until it executes its program, so it is ended expressly.
 #[derive(Debug)]
-struct Lock(File);
+struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes it for ourselves; `false`: others have it.
+    fn take(&self) -> Result<bool> {
+        self.is_had(self.file.try_lock())
+    }
+
+    /// Takes a share in it; `false`: somebody has it for themselves.
+    fn share(&self) -> Result<bool> {
+        self.is_had(self.file.try_lock_shared())
+    }
+
+    fn is_had(&self, tried: std::result::Result<(), TryLockError>) -> Result<bool> {
+        match tried {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(io_error("lock", &self.path)(error)),
+        }
+    }
+
+    fn give_back(&self) {
+        let _ = self.file.unlock();
+    }
+}
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let _ = self.0.unlock();
+        self.give_back();
     }
 }

@@ -1,7 +1,7 @@
 //! The server in the hands of the process that owns it: found or started, and stopped.
 
 use std::{
-    fs, io,
+    fs, io, mem,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -21,7 +21,7 @@ use super::{
     socket,
 };
 
-/// Dropped without [`stop`](Self::stop), it is told to shut down, and not waited for.
+/// Dropped without [`stop`](Self::stop) or [`leave`](Self::leave), it is told to shut down, and not waited for.
 #[derive(Debug)]
 pub(super) struct Server {
     process: Process,
@@ -108,6 +108,11 @@ impl Server {
         while self.pid().is_some() {
             sleep(POLL).await;
         }
+    }
+
+    /// Lets it run on: others use it.
+    pub(super) fn leave(self) {
+        mem::forget(self);
     }
 
     pub(super) async fn stop(mut self) -> Result<()> {

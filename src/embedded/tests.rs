@@ -8,7 +8,10 @@ use std::{
 };
 
 use rustix::process::geteuid;
-use tokio::process::{Child, Command};
+use tokio::{
+    process::{Child, Command},
+    task::JoinSet,
+};
 
 use super::{pid_file::is_postgres, *};
 
@@ -73,7 +76,7 @@ async fn until(mut condition: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn data_outlives_a_restart_and_only_the_owner_stops() {
+async fn data_outlives_a_restart_and_no_guest_stops_what_its_owner_uses() {
     let project = project();
     let state = project.path().join(".gatepass");
     let owner = Embedded::start(&state).await.unwrap();
@@ -106,6 +109,41 @@ async fn data_outlives_a_restart_and_only_the_owner_stops() {
     let again = Embedded::start(&state).await.unwrap();
     assert_eq!(sql(&again, "SELECT answer FROM kept").await, "42");
     again.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_last_to_leave_stops_the_server() {
+    let project = project();
+    let state = project.path().join(".gatepass");
+    let owner = Embedded::start(&state).await.unwrap();
+    let pid = owner.server.as_ref().unwrap().pid().unwrap();
+    let (first, second) = (Embedded::start(&state).await.unwrap(), Embedded::start(&state).await.unwrap());
+    owner.stop().await.unwrap();
+    assert_eq!(sql(&first, "SELECT 1").await, "1");
+
+    // Whoever comes now takes it over, and leaves it as well.
+    let next = Embedded::start(&state).await.unwrap();
+    assert_eq!(next.server.as_ref().unwrap().pid(), Some(pid));
+    next.stop().await.unwrap();
+    first.stop().await.unwrap();
+    assert_eq!(sql(&second, "SELECT 1").await, "1");
+    second.stop().await.unwrap();
+    assert!(!state.join("postgres/postmaster.pid").exists());
+    until(|| !is_postgres(pid)).await;
+
+    // All at once: whoever looks while another is about to go does not rely on that one.
+    for _ in 0..10 {
+        let owner = Embedded::start(&state).await.unwrap();
+        let pid = owner.server.as_ref().unwrap().pid().unwrap();
+        let mut leaving = JoinSet::new();
+        for _ in 0..3 {
+            let guest = Embedded::start(&state).await.unwrap();
+            leaving.spawn(guest.stop());
+        }
+        leaving.spawn(owner.stop());
+        leaving.join_all().await.into_iter().for_each(Result::unwrap);
+        until(|| !is_postgres(pid)).await;
+    }
 }
 
 #[tokio::test]
@@ -148,8 +186,9 @@ async fn whoever_waits_for_the_lock_becomes_the_owner() {
     let project = project();
     let state = project.path().join(".gatepass");
     DirBuilder::new().mode(0o700).create(&state).unwrap();
-    let other = Lock(File::create(state.join("postgres.lock")).unwrap());
-    other.0.lock().unwrap();
+    let path = state.join("postgres.lock");
+    let other = Lock { file: File::create(&path).unwrap(), path };
+    assert!(other.take().unwrap());
     let waiting = tokio::spawn({
         let state = state.clone();
         async move { Embedded::start(&state).await }

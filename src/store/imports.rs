@@ -63,9 +63,12 @@ pub async fn begin_one(conn: &mut PoolConnection) -> Result<Transaction<'_>, Err
     Ok(conn.begin().await?)
 }
 
-/// Thousands of users take longer than a request may.
+/// Thousands of users take longer than a request may, and so may the other end: whoever gives or takes them.
 async fn be_patient(transaction: &mut Transaction<'_>) -> Result<(), Error> {
-    let patience = sqlx::query!("SELECT set_config('statement_timeout', '0', true)");
+    let patience = sqlx::query!(
+        "SELECT set_config('statement_timeout', '0', true) AS statement,
+                set_config('idle_in_transaction_session_timeout', '0', true) AS idle"
+    );
     patience.fetch_one(&mut **transaction).await?;
     Ok(())
 }
@@ -119,7 +122,8 @@ pub async fn forget_former(conn: &mut PgConnection, source: &Source) -> Result<b
 }
 
 /// Notes how far an import has come since `before`; `false`, and nothing is noted, when somebody else has taken it on from
-/// there.
+/// there. Until the transaction ends, nobody else can. That its row may have gone meanwhile is no matter: another file was
+/// imported from the same place, perhaps of another machine ([`forget_former`]).
 ///
 /// # Errors
 ///
@@ -131,38 +135,25 @@ pub async fn note_progress(
     after: &Progress,
     now: OffsetDateTime,
 ) -> Result<bool, Error> {
-    let done = if before.records() == 0 {
-        let insert = sqlx::query!(
-            "INSERT INTO imports (source_hash, source_name, created, updated, unchanged, rejected, rejects_bytes,
-                                  started_at, updated_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8) ON CONFLICT DO NOTHING",
-            &source.hash[..],
-            source.name,
-            after.created.cast_signed(),
-            after.updated.cast_signed(),
-            after.unchanged.cast_signed(),
-            after.rejected.cast_signed(),
-            after.rejects_bytes.cast_signed(),
-            now,
-        );
-        insert.execute(conn).await?
-    } else {
-        let update = sqlx::query!(
-            "UPDATE imports
-             SET created = $2, updated = $3, unchanged = $4, rejected = $5, rejects_bytes = $6, updated_at = $7
-             WHERE source_hash = $1 AND created + updated + unchanged + rejected = $8",
-            &source.hash[..],
-            after.created.cast_signed(),
-            after.updated.cast_signed(),
-            after.unchanged.cast_signed(),
-            after.rejected.cast_signed(),
-            after.rejects_bytes.cast_signed(),
-            now,
-            before.records().cast_signed(),
-        );
-        update.execute(conn).await?
-    };
-    Ok(done.rows_affected() == 1)
+    let done = sqlx::query!(
+        "INSERT INTO imports AS present (source_hash, source_name, created, updated, unchanged, rejected, rejects_bytes,
+                                         started_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)
+         ON CONFLICT (source_hash) DO UPDATE
+         SET created = excluded.created, updated = excluded.updated, unchanged = excluded.unchanged,
+             rejected = excluded.rejected, rejects_bytes = excluded.rejects_bytes, updated_at = excluded.updated_at
+         WHERE present.created + present.updated + present.unchanged + present.rejected = $9",
+        &source.hash[..],
+        source.name,
+        after.created.cast_signed(),
+        after.updated.cast_signed(),
+        after.unchanged.cast_signed(),
+        after.rejected.cast_signed(),
+        after.rejects_bytes.cast_signed(),
+        now,
+        before.records().cast_signed(),
+    );
+    Ok(done.execute(conn).await?.rows_affected() == 1)
 }
 
 /// An import is done: run again, it begins from the beginning.

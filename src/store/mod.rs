@@ -343,6 +343,11 @@ impl Source {
             .extra_float_digits(None)
             .log_statements(LevelFilter::Debug)
             .log_slow_statements(LevelFilter::Warn, Duration::from_secs(1));
+        // An IPv6 address stands in brackets in a URL, and sqlx looks for a host of that name.
+        if let Some(address) = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            let address = address.to_owned();
+            options = options.host(&address);
+        }
         if options.get_application_name().is_none() {
             options = options.application_name("gatepass");
         }
@@ -387,7 +392,8 @@ impl Source {
     /// The same for programs of Postgres, by the names of the environment that libpq reads. Among them is the password.
     pub(crate) fn libpq_environment(&self) -> Vec<(&'static str, String)> {
         let options = &self.options;
-        let url = options.to_url_lossy();
+        // For what nothing else tells. Who and where is told, and sqlx makes no URL of each of those.
+        let url = options.clone().host("localhost").username("user").to_url_lossy();
         let host = options.get_socket().map(|socket| socket.display().to_string());
         let mut environment = vec![
             ("PGHOST", host.unwrap_or_else(|| options.get_host().to_owned())),
@@ -445,7 +451,10 @@ impl Source {
         let database = self.database();
         match options.get_socket() {
             Some(directory) => format!("{}/{database}", directory.display()),
-            None => format!("{}:{}/{database}", options.get_host(), options.get_port()),
+            None => match options.get_host() {
+                address if address.contains(':') => format!("[{address}]:{}/{database}", options.get_port()),
+                host => format!("{host}:{}/{database}", options.get_port()),
+            },
         }
     }
 }
@@ -481,4 +490,29 @@ pub const STANDBY: &str =
 /// Whether a connection was not used because it leads to a standby.
 fn is_standby(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Protocol(message) if message == STANDBY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_is_in_brackets_for_people_alone() {
+        let url = "postgres://u%2Fv:p@[2001:db8::1]:5433/d?sslmode=verify-full".to_owned();
+        let source = Source::new(&url.into()).unwrap();
+        assert_eq!(source.place(), "[2001:db8::1]:5433/d");
+        assert_eq!(source.server(), ("2001:db8::1", 5433, "u/v"));
+        assert!(!source.is_local());
+        let environment = source.libpq_environment();
+        for (name, value) in [
+            ("PGHOST", "2001:db8::1"),
+            ("PGPORT", "5433"),
+            ("PGUSER", "u/v"),
+            ("PGPASSWORD", "p"),
+            ("PGSSLMODE", "verify-full"),
+        ] {
+            assert!(environment.contains(&(name, value.to_owned())), "{name} {environment:?}");
+        }
+        assert!(Source::new(&"postgres://u@[::1]/d".to_owned().into()).unwrap().is_local());
+    }
 }

@@ -5,6 +5,7 @@ pub mod traces;
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
+    env,
     io::{self, IsTerminal},
     panic,
 };
@@ -60,6 +61,11 @@ pub fn init(format: LogFormat, filter: &str, traces: Option<&Traces>) -> Result<
     Ok(())
 }
 
+/// Whether what goes there may be coloured: to a terminal of somebody who has not set `NO_COLOR` (no-color.org).
+pub fn is_coloured(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 /// From now on a panic is an event like any other: in one line, in the format of the others, with the place where it was.
 /// `RUST_BACKTRACE` adds the way there.
 pub fn log_panics() {
@@ -81,10 +87,12 @@ where
     let filter = filter.and(filter_fn(is_logged));
     match format {
         LogFormat::Json => layer.event_format(JsonLines).fmt_fields(JsonLines).with_filter(filter).boxed(),
-        LogFormat::Pretty => {
-            let colours = io::stderr().is_terminal();
-            layer.compact().with_ansi(colours).with_target(false).with_filter(filter).boxed()
-        }
+        LogFormat::Pretty => layer
+            .compact()
+            .with_ansi(is_coloured(&io::stderr()))
+            .with_target(false)
+            .with_filter(filter)
+            .boxed(),
     }
 }
 
@@ -96,7 +104,6 @@ fn is_logged(metadata: &Metadata<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use std::{
-        env,
         process::{Command, Stdio},
         thread,
     };

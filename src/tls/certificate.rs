@@ -24,6 +24,7 @@ use tokio_rustls::rustls::{
 use zeroize::Zeroizing;
 
 use super::der;
+use crate::path::shown;
 
 /// The names of the settings, for messages.
 const CERTIFICATE: &str = "TLS_CERT_FILE";
@@ -43,7 +44,7 @@ pub struct Files {
 
 /// What is wrong with the files.
 #[derive(Debug, thiserror::Error)]
-#[error("{setting}={}: {fault}", path.display())]
+#[error("{setting}={}: {fault}", shown(path, Path::new("")).unwrap_or("…"))]
 pub struct Error {
     setting: &'static str,
     path: PathBuf,

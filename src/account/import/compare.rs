@@ -6,8 +6,7 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
-    io::{self, BufWriter, Read, Write},
+    io::{self, BufWriter, IntoInnerError, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -16,7 +15,10 @@ use uuid::Uuid;
 
 use super::{Checked, ImportError, Place, Record, Records, Rules, is_no_later_password, place, rejects};
 use crate::{
-    account::{FullName, Roles, private_file},
+    account::{
+        FullName, Roles,
+        private_file::{self, Draft},
+    },
     password::foreign::Likeness,
     store::{
         PgConnection,
@@ -89,7 +91,7 @@ struct Difference<'a> {
 struct Differences {
     path: Option<PathBuf>,
     /// Made when there is the first one.
-    file: Option<BufWriter<File>>,
+    file: Option<BufWriter<Draft>>,
 }
 
 impl Differences {
@@ -103,14 +105,15 @@ impl Differences {
         let Some(path) = &self.path else { return Ok(()) };
         let file = match &mut self.file {
             Some(file) => file,
-            None => self.file.insert(BufWriter::new(private_file::make(path)?)),
+            None => self.file.insert(BufWriter::new(Draft::begin(path)?)),
         };
         serde_json::to_writer(&mut *file, difference)?;
         file.write_all(b"\n")
     }
 
     fn end(self) -> io::Result<()> {
-        self.file.map_or(Ok(()), |mut file| file.flush())
+        let Some(file) = self.file else { return Ok(()) };
+        file.into_inner().map_err(IntoInnerError::into_error)?.finish()
     }
 }
 

@@ -3,7 +3,7 @@
 //! One thread reads, and makes of each record a user that has passed every check, in whatever format it is
 //! ([`reader`], one file for each format); the other end takes some thousands of them at a time. Fast hashes are
 //! [wrapped](crate::password::foreign) by the pool; then one transaction looks who is there already, copies the new ones,
-//! changes those who are newer in the file, writes what was refused to its file, and notes how far it has come. So at
+//! changes those who are newer in the file, notes how far it has come, and writes what was refused to its file. So at
 //! every moment the database has what the note says, and an import that was killed goes on from there when it is run
 //! again.
 //!
@@ -381,8 +381,7 @@ impl<R: CryptoRng> Importer<'_, R> {
         before: Progress,
         mut seen: impl FnMut(&Progress, &[Rejection]),
     ) -> Result<Progress, ImportError> {
-        let rejects = wanted.rejects.clone().map(|path| Rejects::open(path, before.rejects_bytes));
-        let rejects = rejects.transpose().map_err(ImportError::Rejects)?;
+        let rejects = wanted.rejects.clone().map(|path| Rejects::new(path, before.rejects_bytes));
         let now = rules.now;
         let mut records = Records::begin(input, rules, before.records());
         let layout = records.layout().await?;
@@ -436,7 +435,9 @@ impl<R: CryptoRng> Run<'_, R> {
         while !is_last {
             let mut chunk = Chunk::default();
             let end = chunk.fill(records, self.passwords, self.rng, self.wanted.dry_run).await?;
-            if !chunk.ready.is_empty() || !chunk.refused.is_empty() {
+            if chunk.ready.is_empty() && chunk.refused.is_empty() {
+                self.add_rejects(&[])?;
+            } else {
                 let refused = self.take(conn, chunk).await?;
                 seen(&self.progress, &refused);
             }
@@ -447,6 +448,10 @@ impl<R: CryptoRng> Run<'_, R> {
             };
         }
         Ok(())
+    }
+
+    fn add_rejects(&mut self, lines: &[u8]) -> Result<(), ImportError> {
+        self.rejects.as_mut().map_or(Ok(()), |rejects| rejects.add(lines)).map_err(ImportError::Rejects)
     }
 
     /// Takes some records, in one transaction; what was refused of them.
@@ -471,22 +476,23 @@ impl<R: CryptoRng> Run<'_, R> {
             refused.push((ready[i].number, ready[i].original.clone(), vec![denied.told()]));
         }
         refused.sort_by_key(|(number, ..)| *number);
-        // Before it is committed: what is in the file too much is cut off when the import goes on.
-        if let Some(rejects) = &mut self.rejects {
-            rejects.write(&self.layout, &refused).map_err(ImportError::Rejects)?;
-        }
+        let lines = self.rejects.as_ref().map(|rejects| rejects.lines(&self.layout, &refused)).transpose();
+        let lines = lines.map_err(ImportError::Rejects)?.unwrap_or_default();
         let progress = Progress {
             created: self.progress.created + done.created,
             updated: self.progress.updated + done.updated,
             unchanged: self.progress.unchanged + done.unchanged,
             rejected: self.progress.rejected + refused.len() as u64,
-            rejects_bytes: self.rejects.as_ref().map_or(0, Rejects::bytes),
+            rejects_bytes: self.rejects.as_ref().map_or(0, Rejects::bytes) + lines.len() as u64,
         };
         if let Some(source) = self.wanted.source.as_ref().filter(|_| !self.wanted.dry_run)
             && !imports::note_progress(&mut transaction, source, &self.progress, &progress, self.now).await?
         {
             return Err(ImportError::Overtaken);
         }
+        // Only now is the file nobody else's. And before it is committed: what is in the file too much is cut off when the
+        // import goes on.
+        self.add_rejects(&lines)?;
         imports::end(transaction, true).await?;
         self.progress = progress;
         let told =

@@ -2,8 +2,9 @@
 //! mended and fed again. It holds personal data and hashes; nobody but its owner may read it.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Seek, SeekFrom, Write},
+    os::unix::fs::MetadataExt,
     path::PathBuf,
 };
 
@@ -22,28 +23,31 @@ pub(super) struct Rejects {
     /// Made when there is the first one.
     file: Option<File>,
     bytes: u64,
+    is_begun: bool,
 }
 
 impl Rejects {
-    /// Goes on behind the first `bytes` of what is there: what comes after them was never committed.
-    pub(super) fn open(path: PathBuf, bytes: u64) -> io::Result<Self> {
-        let mut rejects = Self { path, file: None, bytes: 0 };
-        if bytes == 0 {
+    /// Will go on behind the first `bytes` of what is there: what comes after them was never committed. Until something is
+    /// [added](Self::add), the file is left alone: it may be that of somebody who imports the same.
+    pub(super) fn new(path: PathBuf, bytes: u64) -> Self {
+        Self { path, file: None, bytes, is_begun: false }
+    }
+
+    fn begin(&mut self) -> io::Result<()> {
+        if self.bytes == 0 {
             // Those of a former run would pass for this one's.
-            private_file::remove(&rejects.path)?;
-            return Ok(rejects);
+            return private_file::remove(&self.path);
         }
-        let mut file = OpenOptions::new().write(true).open(&rejects.path)?;
+        let mut file = OpenOptions::new().write(true).open(&self.path)?;
         if private_file::is_regular(&file)? {
-            if file.metadata()?.len() < bytes {
+            if file.metadata()?.len() < self.bytes {
                 return Err(io::Error::other("it is shorter than this import left it"));
             }
-            file.set_len(bytes)?;
+            file.set_len(self.bytes)?;
             file.seek(SeekFrom::End(0))?;
         }
-        rejects.file = Some(file);
-        rejects.bytes = bytes;
-        Ok(rejects)
+        self.file = Some(file);
+        Ok(())
     }
 
     /// How much is in the file, or was written where there is none to keep it.
@@ -51,16 +55,44 @@ impl Rejects {
         self.bytes
     }
 
-    /// Adds these, and sees to it that they are on the disk.
-    pub(super) fn write(
-        &mut self,
-        layout: &Layout,
-        refused: &[(u64, Original, Vec<FieldError>)],
-    ) -> io::Result<()> {
-        if refused.is_empty() {
+    /// Adds what [`lines`](Self::lines) has made, if anything, and sees to it that it is on the disk.
+    pub(super) fn add(&mut self, lines: &[u8]) -> io::Result<()> {
+        if !self.is_begun {
+            self.begin()?;
+            self.is_begun = true;
+        }
+        if let Some(file) = &self.file
+            && private_file::is_regular(file)?
+        {
+            // An import of another file, from the same place, has one of the same name.
+            let (ours, there) = (file.metadata()?, fs::metadata(&self.path)?);
+            if (there.dev(), there.ino(), there.len()) != (ours.dev(), ours.ino(), self.bytes) {
+                return Err(io::Error::other("somebody else has changed it meanwhile"));
+            }
+        }
+        if lines.is_empty() {
             return Ok(());
         }
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => self.file.insert(private_file::make(&self.path)?),
+        };
+        file.write_all(lines)?;
+        private_file::sync(file)?;
+        self.bytes += lines.len() as u64;
+        Ok(())
+    }
+
+    /// These as they stand in the file.
+    pub(super) fn lines(
+        &self,
+        layout: &Layout,
+        refused: &[(u64, Original, Vec<FieldError>)],
+    ) -> io::Result<Vec<u8>> {
         let mut text = Vec::new();
+        if refused.is_empty() {
+            return Ok(text);
+        }
         if self.bytes == 0
             && let Layout::Csv(columns) = layout
         {
@@ -96,14 +128,7 @@ impl Rejects {
                 (Original::Row(_), Layout::Json) => {}
             }
         }
-        let file = match &mut self.file {
-            Some(file) => file,
-            None => self.file.insert(private_file::make(&self.path)?),
-        };
-        file.write_all(&text)?;
-        private_file::sync(file)?;
-        self.bytes += text.len() as u64;
-        Ok(())
+        Ok(text)
     }
 }
 
@@ -137,7 +162,7 @@ pub(super) fn reason(errors: &[FieldError]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -145,21 +170,34 @@ mod tests {
         [(1, Original::Text("x".to_owned()), vec![FieldError::new("record", "unreadable", "is no JSON")])]
     }
 
+    fn add(rejects: &mut Rejects) -> io::Result<()> {
+        let lines = rejects.lines(&Layout::Json, &refused())?;
+        rejects.add(&lines)
+    }
+
     #[test]
     fn what_was_never_committed_is_cut_off_and_the_rest_comes_behind() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("rejects");
-        let mut rejects = Rejects::open(path.clone(), 0).unwrap();
-        rejects.write(&Layout::Json, &refused()).unwrap();
+        let mut rejects = Rejects::new(path.clone(), 0);
+        add(&mut rejects).unwrap();
         let bytes = rejects.bytes();
-        rejects.write(&Layout::Json, &refused()).unwrap();
+        add(&mut rejects).unwrap();
         let whole = fs::read_to_string(&path).unwrap();
         assert_eq!(whole.len() as u64, 2 * bytes);
 
-        let mut again = Rejects::open(path.clone(), bytes).unwrap();
-        again.write(&Layout::Json, &refused()).unwrap();
+        let mut again = Rejects::new(path.clone(), bytes);
         assert_eq!(fs::read_to_string(&path).unwrap(), whole);
-        assert!(Rejects::open(path, 2 * bytes + 1).is_err());
+        add(&mut again).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), whole);
+        add(&mut Rejects::new(path.clone(), 2 * bytes + 1)).unwrap_err();
+
+        // One of another file begins anew; the first is not told that all is well.
+        Rejects::new(path.clone(), 0).add(&[]).unwrap();
+        assert!(!path.exists());
+        again.add(&[]).unwrap_err();
+        add(&mut Rejects::new(path, 0)).unwrap();
+        add(&mut again).unwrap_err();
     }
 
     #[test]
@@ -169,8 +207,8 @@ mod tests {
         symlink("/dev/null", &path).unwrap();
         let mut bytes = 0;
         for _ in 0..2 {
-            let mut rejects = Rejects::open(path.clone(), bytes).unwrap();
-            rejects.write(&Layout::Json, &refused()).unwrap();
+            let mut rejects = Rejects::new(path.clone(), bytes);
+            add(&mut rejects).unwrap();
             bytes = rejects.bytes();
         }
         assert!(bytes > 0 && path.is_symlink());
