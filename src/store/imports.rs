@@ -492,7 +492,7 @@ pub async fn foreign_rows(
     query: &str,
     mut take: impl AsyncFnMut(Vec<String>) -> bool,
 ) -> Result<(), sqlx::Error> {
-    let mut conn = source.connect().await?;
+    let mut conn = source.connect_as_it_is().await?;
     let mut transaction = super::begin_snapshot(&mut conn).await?;
     let query = query.trim().trim_end_matches(';');
     let declare = format!(
