@@ -582,6 +582,7 @@ async fn of_a_user_who_comes_again_what_is_newer_wins() {
     let newer = json!({ "updated_at": "2020-04-01T00:00:00Z", "disabled": true, "password_hash": null });
     assert_eq!(import(newer).await, [1, 0, 1, 0, 0]);
     assert_eq!(here.count(live).await, 0);
+    assert_eq!(here.count("SELECT count(*) FROM sessions WHERE ended_at < created_at").await, 0);
 
     // Somebody else has the address by now.
     here.app.register("bob").await;

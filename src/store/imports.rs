@@ -409,8 +409,17 @@ pub struct Present {
     pub disabled: bool,
     /// When the present password was set.
     pub password_changed_at: OffsetDateTime,
-    /// As of when this is so.
+    /// As of when this is so, but for the roles and whether they are locked out:
     pub updated_at: OffsetDateTime,
+    /// as of when those are so. The user's own changes are none of them.
+    pub administered_at: OffsetDateTime,
+}
+
+impl Present {
+    /// Whether something may have changed by `at`.
+    pub fn is_older_than(&self, at: OffsetDateTime) -> bool {
+        self.updated_at < at || self.administered_at < at
+    }
 }
 
 /// These users, locked in the order of their ids.
@@ -420,8 +429,9 @@ pub struct Present {
 /// When the database fails.
 pub async fn lock(transaction: &mut Transaction<'_>, ids: &[Uuid]) -> Result<Vec<Present>, Error> {
     let users = sqlx::query!(
-        "SELECT id, email, full_name, password_hash, roles, is_email_verified, disabled, password_changed_at, updated_at
-         FROM users WHERE id = ANY ($1) ORDER BY id FOR UPDATE",
+        r#"SELECT id, email, full_name, password_hash, roles, is_email_verified, disabled, password_changed_at,
+                  updated_at, coalesce(administered_at, updated_at) AS "administered_at!"
+           FROM users WHERE id = ANY ($1) ORDER BY id FOR UPDATE"#,
         ids,
     );
     let present = users.map(|row| Present {
@@ -434,6 +444,7 @@ pub async fn lock(transaction: &mut Transaction<'_>, ids: &[Uuid]) -> Result<Vec
         disabled: row.disabled,
         password_changed_at: row.password_changed_at,
         updated_at: row.updated_at,
+        administered_at: row.administered_at,
     });
     Ok(present.fetch_all(&mut **transaction).await?)
 }
@@ -458,8 +469,8 @@ pub async fn change(
     let done = sqlx::query!(
         "UPDATE users
          SET email = $2, full_name = $3, password_hash = $4, roles = $5, is_email_verified = $6, disabled = $7,
-             password_changed_at = $8, updated_at = $9
-         WHERE id = $1 AND (SELECT caused_by($10, $11))",
+             password_changed_at = $8, updated_at = $9, administered_at = $10
+         WHERE id = $1 AND (SELECT caused_by($11, $12))",
         user.id,
         user.email,
         user.full_name,
@@ -469,6 +480,7 @@ pub async fn change(
         user.disabled,
         user.password_changed_at,
         user.updated_at,
+        user.administered_at,
         cause.actor(),
         cause.request_id(),
     );
@@ -536,9 +548,9 @@ pub struct Compared {
 /// When the database fails.
 pub async fn compared(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Compared>, Error> {
     let users = sqlx::query!(
-        "SELECT id, username, email, full_name, password_hash, roles, is_email_verified, disabled, password_changed_at,
-                updated_at
-         FROM users WHERE id = ANY ($1)",
+        r#"SELECT id, username, email, full_name, password_hash, roles, is_email_verified, disabled, password_changed_at,
+                  updated_at, coalesce(administered_at, updated_at) AS "administered_at!"
+           FROM users WHERE id = ANY ($1)"#,
         ids,
     );
     let compared = users.map(|row| Compared {
@@ -553,6 +565,7 @@ pub async fn compared(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Compa
             disabled: row.disabled,
             password_changed_at: row.password_changed_at,
             updated_at: row.updated_at,
+            administered_at: row.administered_at,
         },
     });
     Ok(compared.fetch_all(conn).await?)

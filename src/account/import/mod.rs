@@ -693,7 +693,7 @@ async fn change(
     let mut parts = VecDeque::from([records]);
     while let Some(part) = parts.pop_front() {
         let Folded { user, is_other_password, updated, unchanged } = fold(chunk, part, &present);
-        if user.updated_at > present.updated_at {
+        if (user.updated_at, user.administered_at) != (present.updated_at, present.administered_at) {
             match imports::change(transaction, &user, is_other_password, now, cause).await {
                 Ok(()) => {}
                 Err(store::Error::LastAdmin) => {
@@ -728,7 +728,7 @@ struct Folded {
 fn fold(chunk: &[Ready], records: &[usize], present: &Present) -> Folded {
     let mut folded = Folded { user: present.clone(), is_other_password: false, updated: 0, unchanged: 0 };
     for ready in records.iter().map(|&i| &chunk[i]) {
-        let newer = ready.user.updated_at.filter(|at| *at > folded.user.updated_at);
+        let newer = ready.user.updated_at.filter(|at| folded.user.is_older_than(*at));
         let Some(at) = newer else {
             folded.unchanged += 1;
             continue;
@@ -788,29 +788,35 @@ pub(super) fn new_row<'a>(
     }
 }
 
-/// The user as the record has them, and where it says nothing as they are; and whether the password is another one.
+/// The user as the record has them, and where it says nothing, or has been overtaken, as they are; and whether the password
+/// is another one. What the user may change themselves does not overtake what they may not.
 fn changed(ready: &Ready, present: &Present, at: OffsetDateTime) -> (Present, bool) {
-    let user = &ready.user;
+    let (user, mut changed) = (&ready.user, present.clone());
+    if at > present.administered_at {
+        if let Some(roles) = &user.roles {
+            changed.roles = roles.as_slice().to_vec();
+        }
+        changed.disabled = user.disabled.unwrap_or(present.disabled);
+        changed.administered_at = at;
+    }
+    if at <= present.updated_at {
+        return (changed, false);
+    }
     let is_other_password =
         ready.password.as_ref().is_some_and(|hash| present.password_hash.as_ref() != Some(hash))
             && !is_no_later_password(user, present);
+    if is_other_password {
+        changed.password_hash.clone_from(&ready.password);
+        changed.password_changed_at = user.password_changed_at.unwrap_or(at);
+    }
     let is_other_address = normalised(&present.email) != normalised(user.email.as_str());
-    let full_name = user.full_name.as_ref().map(FullName::as_str).or(present.full_name.as_deref());
-    let changed = Present {
-        id: present.id,
-        email: user.email.as_str().to_owned(),
-        full_name: full_name.map(str::to_owned),
-        password_hash: if is_other_password { &ready.password } else { &present.password_hash }.clone(),
-        roles: user.roles.as_ref().map_or(&present.roles[..], Roles::as_slice).to_vec(),
-        is_email_verified: user.is_email_verified.unwrap_or(present.is_email_verified && !is_other_address),
-        disabled: user.disabled.unwrap_or(present.disabled),
-        password_changed_at: if is_other_password {
-            user.password_changed_at.unwrap_or(at)
-        } else {
-            present.password_changed_at
-        },
-        updated_at: at,
-    };
+    changed.email = user.email.as_str().to_owned();
+    changed.is_email_verified =
+        user.is_email_verified.unwrap_or(present.is_email_verified && !is_other_address);
+    if let Some(name) = &user.full_name {
+        changed.full_name = Some(name.as_str().to_owned());
+    }
+    changed.updated_at = at;
     (changed, is_other_password)
 }
 
