@@ -43,7 +43,7 @@ impl Progress {
     }
 }
 
-/// Begins a transaction; within another one, a part of it.
+/// Begins a transaction.
 ///
 /// # Errors
 ///
@@ -301,7 +301,7 @@ pub async fn copy(
     transaction: &mut Transaction<'_>,
     rows: impl Iterator<Item = Row<'_>>,
     cause: &Cause,
-) -> Result<u64, Error> {
+) -> Result<(), Error> {
     let named =
         sqlx::query_scalar!(r#"SELECT caused_by($1, $2) AS "done!""#, cause.actor(), cause.request_id());
     named.fetch_one(&mut **transaction).await?;
@@ -316,7 +316,8 @@ pub async fn copy(
         }
     }
     copy.send(buffer.as_bytes()).await?;
-    Ok(copy.finish().await?)
+    copy.finish().await?;
+    Ok(())
 }
 
 /// Makes one user.
@@ -453,19 +454,38 @@ pub async fn lock(transaction: &mut Transaction<'_>, ids: &[Uuid]) -> Result<Vec
 ///
 /// # Errors
 ///
-/// [`Error::Taken`], [`Error::LastAdmin`]; then nothing of this user has changed.
+/// [`Error::LastAdmin`]; where it `demotes` an administrator nothing of this user has changed then, and the transaction goes
+/// on. All others end it.
 pub async fn change(
     transaction: &mut Transaction<'_>,
     user: &Present,
     is_other_password: bool,
+    demotes: bool,
     now: OffsetDateTime,
     cause: &Cause,
 ) -> Result<(), Error> {
+    if !demotes {
+        return update(transaction, user, is_other_password, now, cause).await;
+    }
+    // Not for everybody: that is to the database and back three times in place of once, and hundreds of savepoints in one
+    // transaction slow down everybody else.
     #[expect(
         clippy::disallowed_methods,
         reason = "what is left half way ends with the transaction that it is a part of"
     )]
     let mut savepoint = transaction.begin().await?;
+    update(&mut savepoint, user, is_other_password, now, cause).await?;
+    savepoint.commit().await?;
+    Ok(())
+}
+
+async fn update(
+    conn: &mut PgConnection,
+    user: &Present,
+    is_other_password: bool,
+    now: OffsetDateTime,
+    cause: &Cause,
+) -> Result<(), Error> {
     let done = sqlx::query!(
         "UPDATE users
          SET email = $2, full_name = $3, password_hash = $4, roles = $5, is_email_verified = $6, disabled = $7,
@@ -484,12 +504,11 @@ pub async fn change(
         cause.actor(),
         cause.request_id(),
     );
-    let done = done.execute(&mut *savepoint).await?;
+    let done = done.execute(&mut *conn).await?;
     debug_assert_eq!(done.rows_affected(), 1, "the row is locked");
     if is_other_password {
-        sessions::end(&mut savepoint, user.id, Which::All, EndReason::PasswordChanged, now, cause).await?;
+        sessions::end(conn, user.id, Which::All, EndReason::PasswordChanged, now, cause).await?;
     }
-    savepoint.commit().await?;
     Ok(())
 }
 
