@@ -249,10 +249,10 @@ async fn whose_name_it_is_stays_who_they_are() {
     sqlx::query("UPDATE users SET roles = '{}' WHERE username = 'root'").execute(&here.app.db).await.unwrap();
     let set = "UPDATE users SET external_id = $1 WHERE username = 'root'";
     sqlx::query(set).bind("root").execute(&here.app.db).await.unwrap();
-    sqlx::query("UPDATE users SET roles = '{admin}', updated_at = '2020-01-01Z' WHERE username = 'root'")
-        .execute(&here.app.db)
-        .await
-        .unwrap();
+    let long_ago =
+        "UPDATE users SET roles = '{admin}', updated_at = '2020-01-01Z', administered_at = '2020-01-01Z'
+                    WHERE username = 'root'";
+    sqlx::query(long_ago).execute(&here.app.db).await.unwrap();
     sqlx::query("UPDATE users SET disabled = true WHERE username = 'boss'")
         .execute(&here.app.db)
         .await
@@ -294,6 +294,126 @@ async fn a_change_ends_and_outdates_what_it_does_elsewhere() {
     here.alice(json!({ "updated_at": "2026-01-02T03:06:05Z", "disabled": true })).await.expect(200);
     me(&login).await.expect_problem(401, "session_revoked");
     here.log_in(OLD_PASSWORD).await.expect_problem(401, "invalid_credentials");
+}
+
+#[tokio::test]
+async fn a_record_from_a_clock_that_is_ahead_undoes_nothing_when_it_comes_twice() {
+    let here = Bridge::new().await;
+    here.alice(json!({})).await.expect(201);
+    let ahead = json!({ "updated_at": "2026-01-02T03:08:05Z", "full_name": "Al", "disabled": true });
+    let made = here.alice(ahead.clone()).await.expect(200);
+    assert_eq!((&made["outcome"], &made["disabled"]), (&json!("updated"), &json!(true)));
+
+    here.app.clock.advance(Duration::minutes(1));
+    let change = json!({ "disabled": false, "full_name": "Alice" });
+    let path = format!("/admin/users/{}", made["id"].as_str().unwrap());
+    here.app.patch(&path).bearer(&here.root).json(&change).send().await.expect(200);
+    let again = here.alice(ahead).await.expect(200);
+    for (field, value) in
+        [("outcome", json!("unchanged")), ("disabled", json!(false)), ("full_name", json!("Alice"))]
+    {
+        assert_eq!(again[field], value, "{field}");
+    }
+
+    // A password that is set here counts as much.
+    let ahead = json!({ "updated_at": "2026-01-02T03:09:05Z" });
+    here.alice(ahead.clone()).await.expect(200);
+    let login = here.log_in(OLD_PASSWORD).await.expect(200);
+    let passwords = json!({ "current_password": OLD_PASSWORD, "new_password": "another-horse-battery-10" });
+    let request = here.app.request(Method::PUT, "/users/me/password").bearer(&login);
+    request.json(&passwords).send().await.expect(204);
+    let mut other = ahead;
+    other["full_name"] = "Eve".into();
+    assert_eq!(here.alice(other).await.expect(200)["outcome"], "unchanged");
+    here.log_in("another-horse-battery-10").await.expect(200);
+}
+
+#[tokio::test]
+async fn who_changes_nothing_outdates_nothing() {
+    let here = Bridge::new().await;
+    let path = here.alice(json!({})).await.header("location").to_owned();
+    let login = here.log_in(OLD_PASSWORD).await.expect(200);
+    here.app.clock.advance(Duration::minutes(2));
+    for body in [json!({}), json!({ "full_name": "Alice", "email": "alice@example.com" })] {
+        let own = here.app.patch("/users/me").bearer(&login).json(&body).send().await.expect(200);
+        assert_eq!(own, login["user"]);
+    }
+    for body in [json!({}), json!({ "roles": [], "disabled": false })] {
+        here.app.patch(&path).bearer(&here.root).json(&body).send().await.expect(200);
+    }
+    let before = json!({ "updated_at": "2026-01-02T03:05:05Z", "full_name": "Al", "disabled": true });
+    let changed = here.alice(before).await.expect(200);
+    assert_eq!((&changed["full_name"], &changed["disabled"]), (&json!("Al"), &json!(true)));
+    // Whoever it was who was disabled before they logged in, by the record: their sessions have not ended before they began.
+    let sessions: Vec<bool> =
+        sqlx::query_scalar("SELECT ended_at >= created_at FROM sessions WHERE user_id = $1::uuid")
+            .bind(changed["id"].as_str())
+            .fetch_all(&here.app.db)
+            .await
+            .unwrap();
+    assert_eq!(sessions, [true]);
+}
+
+#[tokio::test]
+async fn what_users_change_keeps_nobody_from_disabling_them() {
+    let here = Bridge::new().await;
+    let path = here.alice(json!({})).await.header("location").to_owned();
+    let login = here.log_in(OLD_PASSWORD).await.expect(200);
+    here.app.clock.advance(Duration::minutes(2));
+    let own = json!({ "full_name": "Alice L.", "email": "alice@new.example" });
+    here.app.patch("/users/me").bearer(&login).json(&own).send().await.expect(200);
+
+    let before = json!({ "updated_at": "2026-01-02T03:05:05Z", "roles": ["support"], "disabled": true });
+    let changed = here.alice(before.clone()).await.expect(200);
+    for (field, value) in [
+        ("outcome", json!("updated")),
+        ("disabled", json!(true)),
+        ("roles", json!(["support"])),
+        ("full_name", json!("Alice L.")),
+        ("email", json!("alice@new.example")),
+    ] {
+        assert_eq!(changed[field], value, "{field}");
+    }
+    here.app.get("/users/me").bearer(&login).send().await.expect_problem(401, "session_revoked");
+    assert_eq!(here.alice(before.clone()).await.expect(200)["outcome"], "unchanged");
+
+    // What an administrator decides here is another matter.
+    here.app.clock.advance(Duration::minutes(2));
+    let enable = json!({ "disabled": false });
+    here.app.patch(&path).bearer(&here.root).json(&enable).send().await.expect(200);
+    for at in ["2026-01-02T03:05:05Z", "2026-01-02T03:06:05Z", "2026-01-02T03:08:05Z"] {
+        let mut late = before.clone();
+        late["updated_at"] = at.into();
+        let late = here.alice(late).await.expect(200);
+        assert_eq!((&late["outcome"], &late["disabled"]), (&json!("unchanged"), &json!(false)), "{at}");
+    }
+    let mut later = before;
+    later["updated_at"] = "2026-01-02T03:08:06Z".into();
+    assert_eq!(here.alice(later).await.expect(200)["disabled"], true);
+}
+
+/// By hand, and by a release that knows nothing of it.
+#[tokio::test]
+async fn whoever_changes_roles_or_disables_the_time_is_noted() {
+    let here = Bridge::new().await;
+    here.alice(json!({ "updated_at": "2020-01-01T00:00:00Z" })).await.expect(201);
+    let change = async |sql: &'static str| {
+        sqlx::query(sql).execute(&here.app.db).await.unwrap();
+        here.column("administered_at", "17").await
+    };
+    assert_eq!(here.column("administered_at", "17").await, Value::Null);
+    let found = change("UPDATE users SET full_name = 'Al', updated_at = '2021-01-01Z'").await;
+    assert_eq!(found, "2020-01-01T00:00:00+00:00");
+    let found = change("UPDATE users SET roles = '{admin,x}', updated_at = '2022-01-01Z'").await;
+    assert_eq!(found, "2022-01-01T00:00:00+00:00");
+    change("UPDATE users SET disabled = true WHERE external_id = '17'").await;
+    let is_now: bool = sqlx::query_scalar(
+        "SELECT administered_at > now() - interval '1 minute' FROM users WHERE external_id = '17'",
+    )
+    .fetch_one(&here.app.db)
+    .await
+    .unwrap();
+    assert!(is_now);
 }
 
 /// What is the same address here is what is the same when an administrator changes it.

@@ -555,6 +555,82 @@ async fn a_dry_run_says_what_would_happen_and_does_nothing() {
 }
 
 #[tokio::test]
+async fn a_dry_run_finds_who_is_twice_in_the_file_however_far_apart() {
+    let here = Move::new().await;
+    let user = |external_id: &str, username: &str, email: &str, updated_at: &str| json!({ "external_id": external_id, "username": username, "email": email, "updated_at": updated_at });
+    let again = [
+        user("x-1", "user1", "user1@example.com", "2020-01-01T00:00:00Z"),
+        user("x-2", "user2", "user2@new.example", "2022-01-01T00:00:00Z"),
+        user("y-3", "USER3", "user3@new.example", "2022-01-01T00:00:00Z"),
+        user("y-4", "user4-4", "User4@Example.com", "2022-01-01T00:00:00Z"),
+        json!({ "username": "user5", "email": "user5@example.com" }),
+    ];
+    here.home.write("users.jsonl", &(many(2_000) + &lines(&again)));
+    assert_eq!(here.summary(&["users.jsonl", "--dry-run"]).await, [2_005, 2_000, 1, 2, 2]);
+    assert_eq!(here.count("SELECT count(*) FROM users").await, 0);
+    assert_eq!(here.summary(&["users.jsonl"]).await, [2_005, 2_000, 1, 2, 2]);
+    assert_eq!(here.read("users.jsonl.rejects"), here.read("users.jsonl.dry-run.rejects"));
+}
+
+#[tokio::test]
+async fn a_dry_run_keeps_nobody_waiting() {
+    let here = Move::new().await;
+    here.app.clock.advance(OffsetDateTime::now_utc() - START);
+    let alice = json!({
+        "external_id": "17", "username": "alice", "email": "alice@example.com", "updated_at": "2020-01-01T00:00:00Z",
+    });
+    here.home.write("users.jsonl", &lines(std::slice::from_ref(&alice)));
+    assert_eq!(here.summary(&["users.jsonl"]).await, [1, 1, 0, 0, 0]);
+    let mut newer = alice;
+    newer["updated_at"] = "2021-01-01T00:00:00Z".into();
+    newer["full_name"] = "Alice".into();
+    let mut taken = newer.clone();
+    taken["external_id"] = "18".into();
+
+    let mut process = here.gatepass(&["import", "-", "--format", "jsonl", "--dry-run"]).start();
+    process.write(&(lines(&[newer, taken]) + &many(998))).await;
+    process.logged("username_taken").await;
+    // The rest of the file is yet to come.
+    let mut conn = PgConnection::connect(&here.app.database_url).await.unwrap();
+    sqlx::query("SELECT FROM users FOR UPDATE NOWAIT").execute(&mut conn).await.unwrap();
+    here.app.register("user5").await;
+    let ended = process.end().await.expect(1);
+    let summary = "1000 read, 998 created, 1 updated, 0 unchanged, 1 rejected\n";
+    assert_eq!(ended.stdout, format!("it would have been: {summary}"));
+}
+
+#[tokio::test]
+async fn an_address_may_go_from_one_user_to_another() {
+    let here = Move::new().await;
+    let user = |name: &str, email: &str, updated_at: &str| {
+        let email = format!("{email}@example.com");
+        json!({ "external_id": name, "username": name, "email": email, "updated_at": updated_at })
+    };
+    let at = "2020-01-01T00:00:00Z";
+    here.home.write(
+        "users.jsonl",
+        &lines(&[user("alice", "a", at), user("bob", "b", at), user("carol", "c", at)]),
+    );
+    assert_eq!(here.summary(&["users.jsonl"]).await, [3, 3, 0, 0, 0]);
+    let at = "2021-01-01T00:00:00Z";
+    let users = [
+        user("alice", "d", at),
+        user("bob", "a", at),
+        user("dave", "b", at),
+        // Hers is given up only later.
+        user("erin", "c", at),
+        user("carol", "e", at),
+        // He is the one of before.
+        user("bob", "f", "2021-01-02T00:00:00Z"),
+    ];
+    here.home.write("users.jsonl", &lines(&users));
+    assert_eq!(here.summary(&["users.jsonl"]).await, [6, 1, 4, 0, 1]);
+    for (name, email) in [("alice", "d"), ("bob", "f"), ("carol", "e"), ("dave", "b")] {
+        assert_eq!(here.user(name).await["email"], format!("{email}@example.com"), "{name}");
+    }
+}
+
+#[tokio::test]
 async fn of_a_user_who_comes_again_what_is_newer_wins() {
     let here = Move::new().await;
     let (one, one_password) = vector("bcrypt 2b");
@@ -610,6 +686,7 @@ async fn of_a_user_who_comes_again_what_is_newer_wins() {
     let newer = json!({ "updated_at": "2020-04-01T00:00:00Z", "disabled": true, "password_hash": null });
     assert_eq!(import(newer).await, [1, 0, 1, 0, 0]);
     assert_eq!(here.count(live).await, 0);
+    assert_eq!(here.count("SELECT count(*) FROM sessions WHERE ended_at < created_at").await, 0);
 
     // Somebody else has the address by now.
     here.app.register("bob").await;
@@ -630,7 +707,7 @@ async fn of_a_user_who_comes_again_what_is_newer_wins() {
 }
 
 #[tokio::test]
-async fn one_user_on_thousands_of_lines_is_one_change() {
+async fn one_user_on_thousands_of_lines_is_one_change_each_thousand() {
     let here = Move::new().await;
     let dated = |i: usize| format!("2020-01-01T{:02}:{:02}:00Z", i / 240, i / 4 % 60);
     let user = |external_id: &str, email: &str, updated_at: Value, more: Value| {
@@ -659,7 +736,8 @@ async fn one_user_on_thousands_of_lines_is_one_change() {
     let alice = here.user("alice").await;
     let expected = (json!("a0@example.com"), json!(["r3998"]), json!("Alice"));
     assert_eq!((alice["email"].clone(), alice["roles"].clone(), alice["full_name"].clone()), expected);
-    assert_eq!(here.count("SELECT count(*) FROM history WHERE table_name = 'users'").await, 3);
+    // Alice and Carol made, and Alice changed once by each of four thousands.
+    assert_eq!(here.count("SELECT count(*) FROM history WHERE table_name = 'users'").await, 6);
     // Once more: the address of half of her lines is Carol's by now.
     assert_eq!(here.summary(&["users.jsonl"]).await, [4002, 0, 0, 2001, 2001]);
 }

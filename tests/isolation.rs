@@ -5,17 +5,17 @@ use std::{fs, path::Path};
 
 use axum::http::Method;
 use gatepass::store::{
-    Cause, history,
+    Cause, Source, history,
     login_attempts::Forgiveness,
     sessions::{self, NewSession, Sighting},
 };
 use serde_json::{Value, json};
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use time::Duration;
 use uuid::Uuid;
 
 use crate::{
-    app::{App, PASSWORD, START},
+    app::{App, PASSWORD, START, admin, database},
     process::until,
 };
 
@@ -55,11 +55,39 @@ fn every_transaction_that_the_documentation_lists_has_a_test_that_is_there() {
 
 #[tokio::test]
 async fn a_login_that_is_under_way_when_the_password_changes_ends_with_the_other_sessions() {
-    let app = App::new().await;
+    change_the_password_during_a_login(&App::new().await).await;
+}
+
+#[tokio::test]
+async fn whatever_the_isolation_of_others_is_ours_is_read_committed() {
+    let url = database().await;
+    let options: PgConnectOptions = url.parse().unwrap();
+    let name = options.get_database().unwrap();
+    admin(&format!(r#"ALTER DATABASE "{name}" SET default_transaction_isolation = 'repeatable read'"#)).await;
+    let level = "SHOW transaction_isolation";
+    let mut conn = PgConnection::connect(&url).await.unwrap();
+    let others: String = sqlx::query_scalar(level).fetch_one(&mut conn).await.unwrap();
+    assert_eq!(others, "repeatable read");
+    let source = Source::new(&url.clone().into()).unwrap();
+    let ours: String =
+        sqlx::query_scalar(level).fetch_one(&mut source.connect().await.unwrap()).await.unwrap();
+    assert_eq!(ours, "read committed");
+    change_the_password_during_a_login(&App::over(url, &[]).await).await;
+
+    // Behind a pooler it cannot be set, and is said.
+    let source = source.shared();
+    let errors = [source.connect().await.unwrap_err(), source.pool(1).acquire().await.unwrap_err()];
+    for error in errors.map(|error| error.to_string()) {
+        assert!(error.contains("run at repeatable read") && error.contains("ALTER ROLE"), "{error}");
+    }
+}
+
+async fn change_the_password_during_a_login(app: &App) {
     let user = app.register("alice").await;
     let own = app.login("alice").await;
     // The password was right; the session is there, and nobody sees it yet.
-    let mut login = connect(&app).await;
+    let pool = app.pool();
+    let mut login = pool.acquire().await.unwrap();
     let mut login = login.begin().await.unwrap();
     let session = NewSession {
         id: Uuid::from_u128(0x019a_a3f0_5b7c_7c3e_9d0a_0000_0000_0001),
@@ -80,7 +108,7 @@ async fn a_login_that_is_under_way_when_the_password_changes_ends_with_the_other
 
     let passwords = json!({ "current_password": PASSWORD, "new_password": "another-horse-battery-10" });
     let change = app.request(Method::PUT, "/users/me/password").bearer(&own).json(&passwords).send();
-    let mut conn = connect(&app).await;
+    let mut conn = connect(app).await;
     let meanwhile = async {
         until("the change waits for the login", async || waiting(&mut conn).await > 0).await;
         login.commit().await.unwrap();

@@ -8,6 +8,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use rustix::process::{Pid, kill_process};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use time::Duration;
@@ -17,7 +18,8 @@ use tokio::{
 };
 
 use crate::{
-    app::{Answer, App, PASSWORD},
+    app::{Answer, App, PASSWORD, set_up},
+    postgres::Server,
     process::{Home, Signal, until},
 };
 
@@ -308,6 +310,41 @@ async fn a_cursor_of_a_server_that_is_no_more_gives_everything_again() {
         assert_eq!(sessions(&answer), [text(&gone["session_id"])]);
         assert_eq!(answer["reset"], reset);
     }
+}
+
+/// A process of Postgres dies, and the server recovers: it gives numbers of transactions again that no disk has heard of.
+#[tokio::test]
+async fn what_is_revoked_after_a_crash_is_no_less_heard_of_for_its_old_number() {
+    const BURN: &str =
+        "DO $$ BEGIN FOR i IN 1..1000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$";
+    const NEXT: &str = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
+    let server = Server::new("wal_writer_delay = 10s", |_| {}).await;
+    set_up(&server.url()).await;
+    let app = App::over(server.url(), &[]).await;
+    app.register("alice").await;
+    let (client, login) = (app.client("orders").await, app.login("alice").await);
+    let feed = loop {
+        let (mut conn, mut witness) = (server.connect().await, server.connect().await);
+        sqlx::raw_sql("SET synchronous_commit = off").execute(&mut conn).await.unwrap();
+        sqlx::raw_sql(BURN).execute(&mut conn).await.unwrap();
+        until("the feed is read", async || app.state().feed().hear().await.is_ok()).await;
+        let feed = ask(&app, &client, "").await.expect(200);
+        let before: i64 = sqlx::query_scalar(NEXT).fetch_one(&mut conn).await.unwrap();
+        let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut conn).await.unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        until("all are thrown out", async || witness.ping().await.is_err()).await;
+        until("the server has recovered", async || PgConnection::connect(&server.url()).await.is_ok()).await;
+        let next: i64 = sqlx::query_scalar(NEXT).fetch_one(&mut server.connect().await).await.unwrap();
+        // Unless it wrote to its disk in between, which it does every ten seconds.
+        if next + 100 < before {
+            break feed;
+        }
+    };
+    sqlx::query(END).bind(text(&login["session_id"])).execute(&mut server.connect().await).await.unwrap();
+    until("the feed is read again", async || app.state().feed().hear().await.is_ok()).await;
+    app.get("/users/me").bearer(&login).send().await.expect_problem(401, "session_revoked");
+    let news = since(&app, &client, &feed).await;
+    assert_eq!((sessions(&news), &news["reset"]), (vec![text(&login["session_id"])], &json!(true)));
 }
 
 #[tokio::test]

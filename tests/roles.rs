@@ -153,7 +153,7 @@ async fn a_role_may_do_with_each_table_what_was_decided_and_nothing_else() {
                 (
                     "public.users",
                     "SELECT INSERT UPDATE(email, full_name, password_hash, roles, is_email_verified, disabled, \
-                     password_changed_at, updated_at) DELETE",
+                     password_changed_at, updated_at, administered_at) DELETE",
                 ),
             ][..],
         ),

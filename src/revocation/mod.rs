@@ -152,13 +152,10 @@ impl Feed {
         let conn = async { db.acquire().await.map_err(store::Error::Unavailable) };
         let mut conn = patiently(conn).await?;
         let position = patiently(revocations::position(&mut conn)).await?;
-        let since = reading
-            .since
-            .as_ref()
-            .filter(|since| !was_set && since.server_started_at == position.server_started_at);
-        // Another server may have lost the last changes of roles, and give their numbers again: they count anew.
-        let is_other_server =
-            reading.since.as_ref().is_some_and(|since| since.server_started_at != position.server_started_at);
+        // Another server, or this one after a crash, may have lost the last changes of roles, and give their numbers again:
+        // they count anew.
+        let is_other_server = reading.since.as_ref().is_some_and(|since| !since.is_comparable(&position));
+        let since = reading.since.as_ref().filter(|_| !was_set && !is_other_server);
         let mut anew = is_other_server.then(UserRoles::default);
         let mut last = None;
         let mut is_news = false;

@@ -66,8 +66,8 @@ impl Publisher {
         Self { feed, db, places: Semaphore::new(MAX_READERS), reading: Semaphore::new(MAX_READING) }
     }
 
-    /// What was revoked after `cursor`, at once; without one, or with one of a server that is no more, everything that
-    /// concerns tokens which are alive. Where there is nothing new, waits for it: until `wait` is over, or `cut_short`
+    /// What was revoked after `cursor`, at once; without one, or with one of a server that is no more or has crashed since,
+    /// everything that concerns tokens which are alive. Where there is nothing new, waits for it: until `wait` is over, or `cut_short`
     /// resolves. Everything is there, or to come with the next pages, that was committed before this was called.
     ///
     /// # Errors
@@ -112,7 +112,7 @@ impl Publisher {
     async fn read_at_once(&self, cursor: Option<Cursor>) -> Result<Page, store::Error> {
         let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
         let here = revocations::position(&mut conn).await?;
-        let cursor = cursor.filter(|cursor| cursor.server_started_at() == here.server_started_at);
+        let cursor = cursor.filter(|cursor| cursor.position().is_comparable(&here));
         let reset = cursor.is_none();
         let (since, until, after) = match cursor {
             None => (None, here, None),
@@ -147,9 +147,9 @@ pub enum Cursor {
 }
 
 impl Cursor {
-    fn server_started_at(&self) -> time::OffsetDateTime {
+    fn position(&self) -> &Position {
         match self {
-            Self::Past(position) | Self::Amid { until: position, .. } => position.server_started_at,
+            Self::Past(position) | Self::Amid { until: position, .. } => position,
         }
     }
 }
@@ -186,9 +186,12 @@ mod tests {
     use super::*;
 
     fn position(snapshot: &str) -> Position {
-        let server_started_at =
-            OffsetDateTime::UNIX_EPOCH + time::Duration::microseconds(1_767_323_045_678_901);
-        Position { snapshot: snapshot.to_owned().try_into().unwrap(), server_started_at }
+        let at = |micros| OffsetDateTime::UNIX_EPOCH + time::Duration::microseconds(micros);
+        Position {
+            snapshot: snapshot.to_owned().try_into().unwrap(),
+            server_started_at: at(1_767_323_045_678_901),
+            statistics_began_at: at(1_767_323_045_678_902),
+        }
     }
 
     #[test]

@@ -43,7 +43,7 @@ impl Progress {
     }
 }
 
-/// Begins a transaction; within another one, a part of it.
+/// Begins a transaction.
 ///
 /// # Errors
 ///
@@ -292,7 +292,7 @@ pub async fn copy(
     transaction: &mut Transaction<'_>,
     rows: impl Iterator<Item = Row<'_>>,
     cause: &Cause,
-) -> Result<u64, Error> {
+) -> Result<(), Error> {
     let named =
         sqlx::query_scalar!(r#"SELECT caused_by($1, $2) AS "done!""#, cause.actor(), cause.request_id());
     named.fetch_one(&mut **transaction).await?;
@@ -307,7 +307,8 @@ pub async fn copy(
         }
     }
     copy.send(buffer.as_bytes()).await?;
-    Ok(copy.finish().await?)
+    copy.finish().await?;
+    Ok(())
 }
 
 /// Makes one user.
@@ -400,8 +401,17 @@ pub struct Present {
     pub disabled: bool,
     /// When the present password was set.
     pub password_changed_at: OffsetDateTime,
-    /// As of when this is so.
+    /// As of when this is so, but for the roles and whether they are locked out:
     pub updated_at: OffsetDateTime,
+    /// as of when those are so. The user's own changes are none of them.
+    pub administered_at: OffsetDateTime,
+}
+
+impl Present {
+    /// Whether something may have changed by `at`.
+    pub fn is_older_than(&self, at: OffsetDateTime) -> bool {
+        self.updated_at < at || self.administered_at < at
+    }
 }
 
 /// These users, locked in the order of their ids.
@@ -411,8 +421,9 @@ pub struct Present {
 /// When the database fails.
 pub async fn lock(transaction: &mut Transaction<'_>, ids: &[Uuid]) -> Result<Vec<Present>, Error> {
     let users = sqlx::query!(
-        "SELECT id, email, full_name, password_hash, roles, is_email_verified, disabled, password_changed_at, updated_at
-         FROM users WHERE id = ANY ($1) ORDER BY id FOR UPDATE",
+        r#"SELECT id, email, full_name, password_hash, roles, is_email_verified, disabled, password_changed_at,
+                  updated_at, coalesce(administered_at, updated_at) AS "administered_at!"
+           FROM users WHERE id = ANY ($1) ORDER BY id FOR UPDATE"#,
         ids,
     );
     let present = users.map(|row| Present {
@@ -425,6 +436,7 @@ pub async fn lock(transaction: &mut Transaction<'_>, ids: &[Uuid]) -> Result<Vec
         disabled: row.disabled,
         password_changed_at: row.password_changed_at,
         updated_at: row.updated_at,
+        administered_at: row.administered_at,
     });
     Ok(present.fetch_all(&mut **transaction).await?)
 }
@@ -433,24 +445,43 @@ pub async fn lock(transaction: &mut Transaction<'_>, ids: &[Uuid]) -> Result<Vec
 ///
 /// # Errors
 ///
-/// [`Error::Taken`], [`Error::LastAdmin`]; then nothing of this user has changed.
+/// [`Error::LastAdmin`]; where it `demotes` an administrator nothing of this user has changed then, and the transaction goes
+/// on. All others end it.
 pub async fn change(
     transaction: &mut Transaction<'_>,
     user: &Present,
     is_other_password: bool,
+    demotes: bool,
     now: OffsetDateTime,
     cause: &Cause,
 ) -> Result<(), Error> {
+    if !demotes {
+        return update(transaction, user, is_other_password, now, cause).await;
+    }
+    // Not for everybody: that is to the database and back three times in place of once, and hundreds of savepoints in one
+    // transaction slow down everybody else.
     #[expect(
         clippy::disallowed_methods,
         reason = "what is left half way ends with the transaction that it is a part of"
     )]
     let mut savepoint = transaction.begin().await?;
+    update(&mut savepoint, user, is_other_password, now, cause).await?;
+    savepoint.commit().await?;
+    Ok(())
+}
+
+async fn update(
+    conn: &mut PgConnection,
+    user: &Present,
+    is_other_password: bool,
+    now: OffsetDateTime,
+    cause: &Cause,
+) -> Result<(), Error> {
     let done = sqlx::query!(
         "UPDATE users
          SET email = $2, full_name = $3, password_hash = $4, roles = $5, is_email_verified = $6, disabled = $7,
-             password_changed_at = $8, updated_at = $9
-         WHERE id = $1 AND (SELECT caused_by($10, $11))",
+             password_changed_at = $8, updated_at = $9, administered_at = $10
+         WHERE id = $1 AND (SELECT caused_by($11, $12))",
         user.id,
         user.email,
         user.full_name,
@@ -460,15 +491,15 @@ pub async fn change(
         user.disabled,
         user.password_changed_at,
         user.updated_at,
+        user.administered_at,
         cause.actor(),
         cause.request_id(),
     );
-    let done = done.execute(&mut *savepoint).await?;
+    let done = done.execute(&mut *conn).await?;
     debug_assert_eq!(done.rows_affected(), 1, "the row is locked");
     if is_other_password {
-        sessions::end(&mut savepoint, user.id, Which::All, EndReason::PasswordChanged, now, cause).await?;
+        sessions::end(conn, user.id, Which::All, EndReason::PasswordChanged, now, cause).await?;
     }
-    savepoint.commit().await?;
     Ok(())
 }
 
@@ -483,7 +514,7 @@ pub async fn foreign_rows(
     query: &str,
     mut take: impl AsyncFnMut(Vec<String>) -> bool,
 ) -> Result<(), sqlx::Error> {
-    let mut conn = source.connect().await?;
+    let mut conn = source.connect_as_it_is().await?;
     let mut transaction = super::begin_snapshot(&mut conn).await?;
     let query = query.trim().trim_end_matches(';');
     let declare = format!(
@@ -527,9 +558,9 @@ pub struct Compared {
 /// When the database fails.
 pub async fn compared(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Compared>, Error> {
     let users = sqlx::query!(
-        "SELECT id, username, email, full_name, password_hash, roles, is_email_verified, disabled, password_changed_at,
-                updated_at
-         FROM users WHERE id = ANY ($1)",
+        r#"SELECT id, username, email, full_name, password_hash, roles, is_email_verified, disabled, password_changed_at,
+                  updated_at, coalesce(administered_at, updated_at) AS "administered_at!"
+           FROM users WHERE id = ANY ($1)"#,
         ids,
     );
     let compared = users.map(|row| Compared {
@@ -544,6 +575,7 @@ pub async fn compared(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Compa
             disabled: row.disabled,
             password_changed_at: row.password_changed_at,
             updated_at: row.updated_at,
+            administered_at: row.administered_at,
         },
     });
     Ok(compared.fetch_all(conn).await?)

@@ -3,13 +3,14 @@
 //!
 //! Constraint names are turned into meaning in one place, [`Error`].
 //!
-//! Every transaction runs at `READ COMMITTED`, and nearly every one is a single statement: what has to hold together is
-//! said in its `WHERE`, never read first and written after. A statement that finds its row locked waits, and then looks at
-//! what the other left; a snapshot for the whole transaction would make an error of that. Those that change by more than
-//! one statement (`users::set_password`, `users::delete`, `imports::change`) change the user first and the user's sessions
-//! second, and a login locks the user too, so that no session begins between the two unseen. Those that seal the history or give up a
-//! part of it take an advisory lock first. An import leaves it to the constraints who was first, and looks again. Only
-//! `history::inspect`, which reads all of it, and `imports::snapshot` want a single snapshot, and say so.
+//! Every transaction runs at `READ COMMITTED`, whatever the role's default is ([`Source`] sees to that), and nearly
+//! every one is a single statement: what has to hold together is said in its `WHERE`, never read first and written
+//! after. A statement that finds its row locked waits, and then looks at what the other left; a snapshot for the whole
+//! transaction would make an error of that, or miss it. Those that change by more than one statement
+//! (`users::set_password`, `users::delete`, `imports::change`) change the user first and the user's sessions second,
+//! and a login locks the user too, so that no session begins between the two unseen. Those that seal the history or
+//! give up a part of it take an advisory lock first. An import leaves it to the constraints who was first, and looks
+//! again. Only `history::inspect`, which reads all of it, and `imports::snapshot` want a single snapshot, and say so.
 //!
 //! That an administrator stays (`users_last_admin`) is a rule about the whole table, and no constraint can say it: a
 //! trigger does, and those who take an administrator away, they alone, go one after the other.
@@ -364,8 +365,21 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// When the database cannot be reached or refuses us.
+    /// When the database cannot be reached or refuses us, or does not run transactions as they have to be.
     pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        let mut conn = self.connect_as_it_is().await?;
+        if self.is_shared {
+            check_isolation(&mut conn).await?;
+        } else {
+            let set =
+                sqlx::query!("SELECT set_config('default_transaction_isolation', 'read committed', false)");
+            set.fetch_one(&mut conn).await?;
+        }
+        Ok(conn)
+    }
+
+    /// One on which nothing is set, to a database that is not ours or through a pooler that nobody knows yet.
+    async fn connect_as_it_is(&self) -> Result<PgConnection, sqlx::Error> {
         PgConnection::connect_with(&self.options).await
     }
 
@@ -468,12 +482,14 @@ impl std::fmt::Debug for Source {
 /// Makes a new connection fit for use. What is set here and not as it is opened, a pooler lets through.
 async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<Access, sqlx::Error> {
     if is_shared {
+        check_isolation(conn).await?;
         return access(conn).await;
     }
     let millis = |duration: Duration| duration.as_millis().to_string();
     let set = sqlx::query!(
         r#"SELECT set_config('statement_timeout', $1, false) AS statement,
                   set_config('idle_in_transaction_session_timeout', $2, false) AS idle,
+                  set_config('default_transaction_isolation', 'read committed', false) AS isolation,
                   pg_is_in_recovery() AS "is_standby!",
                   current_setting('transaction_read_only')::bool AS "is_read_only!""#,
         millis(STATEMENT_TIMEOUT),
@@ -481,6 +497,20 @@ async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<Access, sql
     );
     let set = set.fetch_one(conn).await?;
     Ok(Access::of(set.is_standby, set.is_read_only))
+}
+
+/// Refuses a connection whose transactions do not run at `READ COMMITTED`, where it cannot be set: a session that begins
+/// while its user is disabled would live on, and who waits for a row would get an error.
+async fn check_isolation(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let found = sqlx::query_scalar!(r#"SELECT current_setting('default_transaction_isolation') AS "level!""#);
+    match &*found.fetch_one(conn).await? {
+        "read committed" => Ok(()),
+        other => Err(sqlx::Error::Protocol(format!(
+            "transactions run at {other} here, and would miss what others do at the same time: behind a pooler in \
+             transaction mode it is the role that has to say otherwise (ALTER ROLE … SET default_transaction_isolation \
+             = 'read committed', docs/database.md)"
+        ))),
+    }
 }
 
 /// What is said of a connection that leads to a standby.

@@ -33,7 +33,7 @@ pub enum Sharing {
 /// When the database cannot be reached, or does not answer in time.
 pub async fn sharing(source: &Source) -> Result<Sharing, sqlx::Error> {
     let found = async {
-        let (mut one, mut other) = (source.connect().await?, source.connect().await?);
+        let (mut one, mut other) = (source.connect_as_it_is().await?, source.connect_as_it_is().await?);
         let found = compare(&mut one, &mut other).await;
         // A failure to close hides nothing.
         for conn in [one, other] {

@@ -3,8 +3,10 @@
 //! The rows are written by triggers, so that a change made by hand is there too. Readers must not miss a row that a slow
 //! transaction commits late, behind others with higher numbers. So they do not go by numbers: they keep the snapshot that
 //! their last reading began with, and ask for the rows of all transactions that had not committed in it. A snapshot is
-//! worth nothing to another server, which may have lost the last transactions of the one before; a [`Position`] also
-//! holds when the server was started, which no two have in common.
+//! worth nothing to another server, which may have lost the last transactions of the one before, nor to the same one after
+//! a crash: the numbers of transactions that no disk had heard of are given again, and what those do now would look as if it
+//! had been there all along. So a [`Position`] also holds when the server was started, which no two have in common, and
+//! when its statistics began, which a recovery throws away.
 
 use std::time::Duration;
 
@@ -101,9 +103,22 @@ pub async fn is_heard(db: &PgPool, patience: Duration) -> Result<bool, Error> {
 pub struct Position {
     /// Which transactions had committed.
     pub snapshot: Snapshot,
-    /// The server in which that means something, by the time at which it was started.
+    /// The server in which that means something, by the time at which it was started, and
     #[serde(with = "time::serde::timestamp::microseconds")]
     pub server_started_at: OffsetDateTime,
+    /// until its next crash, by the time at which it began to count after the last one: when one of its processes dies, it
+    /// recovers without being started anew.
+    #[serde(with = "time::serde::timestamp::microseconds")]
+    pub statistics_began_at: OffsetDateTime,
+}
+
+impl Position {
+    /// Whether the two are of one server that has not crashed between them, so that the snapshot of either means something
+    /// where the other is.
+    pub fn is_comparable(&self, other: &Self) -> bool {
+        (self.server_started_at, self.statistics_began_at)
+            == (other.server_started_at, other.statistics_began_at)
+    }
 }
 
 /// A `pg_snapshot`, as text: `xmin:xmax:xip,xip,…`.
@@ -151,7 +166,8 @@ impl TryFrom<String> for Snapshot {
 pub async fn position(conn: &mut PgConnection) -> Result<Position, Error> {
     let position = sqlx::query_as!(
         Position,
-        r#"SELECT pg_current_snapshot()::text AS "snapshot!: Snapshot", pg_postmaster_start_time() AS "server_started_at!""#,
+        r#"SELECT pg_current_snapshot()::text AS "snapshot!: Snapshot", pg_postmaster_start_time() AS "server_started_at!",
+                  pg_stat_get_bgwriter_stat_reset_time() AS "statistics_began_at!""#,
     );
     Ok(position.fetch_one(conn).await?)
 }

@@ -431,6 +431,9 @@ pub enum Whom {
 /// Changes a user, all at once; `None` when there is no such user. Triggers end the sessions of a user who is disabled,
 /// and outdate the tokens of one who has other roles.
 ///
+/// What an import brings has to be newer than `updated_at` to count. So that never goes back, whatever our clock says,
+/// and a change of nothing leaves it alone.
+///
 /// # Errors
 ///
 /// [`Error::Taken`] when the address is another's, [`Error::LastAdmin`].
@@ -454,7 +457,11 @@ pub async fn update(
                    AND coalesce(lower(normalize($5) COLLATE "und-x-icu") = email_key, true),
                roles = coalesce($6, roles),
                disabled = coalesce($7, disabled),
-               updated_at = $8
+               updated_at = CASE
+                   WHEN (CASE WHEN $3 THEN $4 ELSE full_name END, coalesce($5, email), coalesce($6, roles),
+                         coalesce($7, disabled)) IS DISTINCT FROM (full_name, email, roles, disabled)
+                   THEN greatest($8, updated_at + interval '1 microsecond') ELSE updated_at
+               END
            WHERE id = $1 AND ($2 OR NOT disabled) AND (SELECT caused_by($9, $10))
            RETURNING id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at, created_at"#,
         id,
@@ -491,7 +498,9 @@ pub async fn set_password(
     let mut transaction = conn.begin().await?;
     // The user first: a login that has checked the former password waits here, and then finds another.
     let done = sqlx::query!(
-        "UPDATE users SET password_hash = $2, password_changed_at = $4, updated_at = $4
+        "UPDATE users
+         SET password_hash = $2, password_changed_at = $4,
+             updated_at = greatest($4, updated_at + interval '1 microsecond')
          WHERE id = $1 AND ($3::timestamptz IS NULL OR password_changed_at = $3) AND (SELECT caused_by($5, $6))",
         id,
         hash.as_str(),

@@ -244,13 +244,15 @@ impl Run {
         for (count, differs) in comparison.fields.iter_mut().zip(differs) {
             *count += u64::from(differs);
         }
-        let [_username, others @ ..] = differs;
+        let ([_username, others @ ..], [.., roles, _, disabled]) = (differs, differs);
+        let is_newer = |at| {
+            at > here.present.updated_at && others.contains(&true)
+                || at > here.present.administered_at && (roles || disabled)
+        };
         // Who has no id there is never changed by an import.
         let (what, count) = match user.updated_at.filter(|_| user.external_id.is_some()) {
             None => ("undated", &mut comparison.undated),
-            Some(at) if at > here.present.updated_at && others.contains(&true) => {
-                ("newer", &mut comparison.newer)
-            }
+            Some(at) if is_newer(at) => ("newer", &mut comparison.newer),
             Some(_) => ("older", &mut comparison.older),
         };
         *count += 1;

@@ -1,7 +1,7 @@
 //! Users come in by the file: `gatepass import`.
 //!
 //! One thread reads, and makes of each record a user that has passed every check, in whatever format it is
-//! ([`reader`], one file for each format); the other end takes some thousands of them at a time. Fast hashes are
+//! ([`reader`], one file for each format); the other end takes a thousand of them at a time. Fast hashes are
 //! [wrapped](crate::password::foreign) by the pool; then one transaction looks who is there already, copies the new ones,
 //! changes those who are newer in the file, notes how far it has come, and writes what was refused to its file. So at
 //! every moment the database has what the note says, and an import that was killed goes on from there when it is run
@@ -25,6 +25,7 @@ mod supabase;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    hash::{BuildHasher, RandomState},
     io::{self, Read},
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -50,7 +51,7 @@ use self::{
     rejects::Rejects,
 };
 pub use self::{firebase::hash_config, one::Outcome};
-use super::{Cause, Email, Error, FieldError, FullName, Roles, Username, fields::normalised};
+use super::{ADMIN_ROLE, Cause, Email, Error, FieldError, FullName, Roles, Username, fields::normalised};
 pub use crate::store::imports::{Progress, Source};
 use crate::{
     password::{
@@ -64,8 +65,8 @@ use crate::{
     },
 };
 
-/// How many records one transaction takes.
-const CHUNK: usize = 10_000;
+/// How many records one transaction takes: so few that nobody waits for long whom it changes, to log in for instance.
+const CHUNK: usize = 1_000;
 
 /// How many hashes to wrap one transaction takes: some seconds of them, so that no more is lost when the import is killed.
 pub const WRAPPED_CHUNK: usize = 256;
@@ -154,7 +155,7 @@ pub struct Wanted {
     pub source: Option<Source>,
     /// Where refused records go; `None`: nowhere.
     pub rejects: Option<PathBuf>,
-    /// Do everything, and then undo it.
+    /// Do everything, and undo each transaction.
     pub dry_run: bool,
 }
 
@@ -316,7 +317,7 @@ type Refused = (u64, Original, Vec<FieldError>);
 /// What comes of some records.
 #[derive(Default)]
 struct Done {
-    created: u64,
+    created: Vec<usize>,
     updated: u64,
     unchanged: u64,
     refused: Vec<(usize, Denied)>,
@@ -390,22 +391,15 @@ impl<R: CryptoRng> Importer<'_, R> {
             layout,
             rejects,
             progress: before,
+            made: wanted.dry_run.then(Made::default),
             now,
             passwords: self.passwords,
             cause: self.cause,
             rng: &mut *self.rng,
         };
-        if wanted.dry_run {
-            // One transaction that nobody commits, so that it finds what is twice in the file too. Those of the chunks are
-            // then a part of it.
-            let mut transaction = imports::begin(self.conn).await?;
-            run.all(&mut transaction, &mut records, &mut seen).await?;
-            imports::end(transaction, false).await?;
-        } else {
-            run.all(self.conn, &mut records, &mut seen).await?;
-            if let Some(source) = &wanted.source {
-                imports::finish(self.conn, source).await?;
-            }
+        run.all(self.conn, &mut records, &mut seen).await?;
+        if let Some(source) = wanted.source.as_ref().filter(|_| !wanted.dry_run) {
+            imports::finish(self.conn, source).await?;
         }
         Ok(run.progress)
     }
@@ -417,6 +411,8 @@ struct Run<'a, R> {
     layout: Layout,
     rejects: Option<Rejects>,
     progress: Progress,
+    /// In a dry run.
+    made: Option<Made>,
     now: OffsetDateTime,
     passwords: &'a Pool,
     cause: &'a Cause,
@@ -460,7 +456,7 @@ impl<R: CryptoRng> Run<'_, R> {
         let mut attempts = 0;
         let (mut transaction, done) = loop {
             let mut transaction = imports::begin(conn).await?;
-            match write(&mut transaction, &ready, self.now, self.cause).await {
+            match write(&mut transaction, &ready, self.made.as_ref(), self.now, self.cause).await {
                 Ok(done) => break (transaction, done),
                 Err(store::Error::Taken(_) | store::Error::Conflict(_)) if attempts < MAX_CONFLICTS => {
                     attempts += 1;
@@ -479,7 +475,7 @@ impl<R: CryptoRng> Run<'_, R> {
         let lines = self.rejects.as_ref().map(|rejects| rejects.lines(&self.layout, &refused)).transpose();
         let lines = lines.map_err(ImportError::Rejects)?.unwrap_or_default();
         let progress = Progress {
-            created: self.progress.created + done.created,
+            created: self.progress.created + done.created.len() as u64,
             updated: self.progress.updated + done.updated,
             unchanged: self.progress.unchanged + done.unchanged,
             rejected: self.progress.rejected + refused.len() as u64,
@@ -493,11 +489,48 @@ impl<R: CryptoRng> Run<'_, R> {
         // Only now is the file nobody else's. And before it is committed: what is in the file too much is cut off when the
         // import goes on.
         self.add_rejects(&lines)?;
-        imports::end(transaction, true).await?;
+        imports::end(transaction, !self.wanted.dry_run).await?;
+        if let Some(made) = &mut self.made {
+            done.created.iter().for_each(|&i| made.note(&ready[i]));
+        }
         self.progress = progress;
         let told =
             |(number, _, errors): &Refused| Rejection { number: *number, reason: rejects::reason(errors) };
         Ok(refused.iter().map(told).collect())
+    }
+}
+
+/// Whom a dry run has made, and undone, so that it finds what is twice in the file: some 200 bytes each. To keep them in the
+/// database until the end would keep everybody waiting who registers with one of their names.
+#[derive(Default)]
+struct Made {
+    /// By a hash of each name.
+    ids: HashMap<u64, Uuid>,
+    updated_at: HashMap<Uuid, OffsetDateTime>,
+    hasher: RandomState,
+}
+
+impl Made {
+    fn note(&mut self, Ready { id, user, .. }: &Ready) {
+        self.ids.extend(self.names(user).into_iter().flatten().map(|name| (name, *id)));
+        self.updated_at.insert(*id, user.updated_at.unwrap_or(UNDATED));
+    }
+
+    /// Names those of them who have a name that is nobody's in the database.
+    fn complete(&self, user: &Checked, holders: &mut Holders) {
+        let [external_id, username, email] = self.names(user).map(|name| self.ids.get(&name?).copied());
+        holders.external_id = holders.external_id.or(external_id);
+        holders.username = holders.username.or(username);
+        holders.email = holders.email.or(email);
+    }
+
+    fn names(&self, user: &Checked) -> [Option<u64>; 3] {
+        let hash = |kind: &str, name: &str| self.hasher.hash_one((kind, name));
+        [
+            user.external_id.as_deref().map(|id| hash("external_id", id)),
+            Some(hash("username", &normalised(user.username.as_str()))),
+            Some(hash("email", &normalised(user.email.as_str()))),
+        ]
     }
 }
 
@@ -624,10 +657,11 @@ impl Chunk {
 }
 
 /// Writes some users, in one transaction. Those who share a name with another one before them come after that one, when it
-/// is clear what has become of it.
+/// is clear what has become of it. Those who are `made` are there, too.
 async fn write(
     transaction: &mut Transaction<'_>,
     chunk: &[Ready],
+    made: Option<&Made>,
     now: OffsetDateTime,
     cause: &Cause,
 ) -> Result<Done, store::Error> {
@@ -640,13 +674,20 @@ async fn write(
             names.usernames.push(chunk[i].user.username.as_str().to_owned());
             names.emails.push(chunk[i].user.email.as_str().to_owned());
         }
-        let holders = imports::holders(transaction, &names).await?;
+        let mut holders = imports::holders(transaction, &names).await?;
+        if let Some(made) = made {
+            waiting.iter().zip(&mut holders).for_each(|(&i, holders)| made.complete(&chunk[i].user, holders));
+        }
         let (mut new, mut later) = (Vec::new(), Vec::new());
         let (mut known, mut held_back) = (HashMap::<_, Vec<_>>::new(), HashSet::new());
         for (i, holders) in waiting.into_iter().zip(holders) {
             match place(&chunk[i].user, &holders) {
                 Place::New if holders.is_repeated || holders.is_claimed => later.push(i),
                 Place::New => new.push(i),
+                Place::Known(id) if let Some(at) = made.and_then(|made| made.updated_at.get(&id)) => {
+                    let is_newer = chunk[i].user.updated_at.is_some_and(|newer| newer > *at);
+                    *(if is_newer { &mut done.updated } else { &mut done.unchanged }) += 1;
+                }
                 // What comes after one that waits has to wait as well.
                 Place::Known(id) if holders.is_claimed || held_back.contains(&id) => {
                     held_back.insert(id);
@@ -654,6 +695,13 @@ async fn write(
                 }
                 Place::Known(id) => known.entry(id).or_default().push(i),
                 Place::Same => done.unchanged += 1,
+                // Whoever has the address may be about to give it up.
+                Place::Taken(Denied::EmailTaken)
+                    if holders.email.is_some_and(|id| known.contains_key(&id) || held_back.contains(&id)) =>
+                {
+                    held_back.extend(holders.external_id);
+                    later.push(i);
+                }
                 Place::Taken(denied) => done.refused.push((i, denied)),
             }
         }
@@ -668,10 +716,10 @@ async fn write(
                 for row in rows {
                     imports::insert(transaction, &row, cause).await?;
                 }
-                done.created += 1;
             }
-            _ => done.created += imports::copy(transaction, rows, cause).await?,
+            _ => imports::copy(transaction, rows, cause).await?,
         }
+        done.created.extend(new);
         let present = imports::lock(transaction, &known.keys().copied().collect::<Vec<_>>()).await?;
         for present in present {
             let Some(records) = known.remove(&present.id) else { continue };
@@ -699,8 +747,9 @@ async fn change(
     let mut parts = VecDeque::from([records]);
     while let Some(part) = parts.pop_front() {
         let Folded { user, is_other_password, updated, unchanged } = fold(chunk, part, &present);
-        if user.updated_at > present.updated_at {
-            match imports::change(transaction, &user, is_other_password, now, cause).await {
+        if (user.updated_at, user.administered_at) != (present.updated_at, present.administered_at) {
+            let demotes = is_admin(&present) && !is_admin(&user);
+            match imports::change(transaction, &user, is_other_password, demotes, now, cause).await {
                 Ok(()) => {}
                 Err(store::Error::LastAdmin) => {
                     if let &[i] = part {
@@ -734,7 +783,7 @@ struct Folded {
 fn fold(chunk: &[Ready], records: &[usize], present: &Present) -> Folded {
     let mut folded = Folded { user: present.clone(), is_other_password: false, updated: 0, unchanged: 0 };
     for ready in records.iter().map(|&i| &chunk[i]) {
-        let newer = ready.user.updated_at.filter(|at| *at > folded.user.updated_at);
+        let newer = ready.user.updated_at.filter(|at| folded.user.is_older_than(*at));
         let Some(at) = newer else {
             folded.unchanged += 1;
             continue;
@@ -794,29 +843,35 @@ pub(super) fn new_row<'a>(
     }
 }
 
-/// The user as the record has them, and where it says nothing as they are; and whether the password is another one.
+/// The user as the record has them, and where it says nothing, or has been overtaken, as they are; and whether the password
+/// is another one. What the user may change themselves does not overtake what they may not.
 fn changed(ready: &Ready, present: &Present, at: OffsetDateTime) -> (Present, bool) {
-    let user = &ready.user;
+    let (user, mut changed) = (&ready.user, present.clone());
+    if at > present.administered_at {
+        if let Some(roles) = &user.roles {
+            changed.roles = roles.as_slice().to_vec();
+        }
+        changed.disabled = user.disabled.unwrap_or(present.disabled);
+        changed.administered_at = at;
+    }
+    if at <= present.updated_at {
+        return (changed, false);
+    }
     let is_other_password =
         ready.password.as_ref().is_some_and(|hash| present.password_hash.as_ref() != Some(hash))
             && !is_no_later_password(user, present);
+    if is_other_password {
+        changed.password_hash.clone_from(&ready.password);
+        changed.password_changed_at = user.password_changed_at.unwrap_or(at);
+    }
     let is_other_address = normalised(&present.email) != normalised(user.email.as_str());
-    let full_name = user.full_name.as_ref().map(FullName::as_str).or(present.full_name.as_deref());
-    let changed = Present {
-        id: present.id,
-        email: user.email.as_str().to_owned(),
-        full_name: full_name.map(str::to_owned),
-        password_hash: if is_other_password { &ready.password } else { &present.password_hash }.clone(),
-        roles: user.roles.as_ref().map_or(&present.roles[..], Roles::as_slice).to_vec(),
-        is_email_verified: user.is_email_verified.unwrap_or(present.is_email_verified && !is_other_address),
-        disabled: user.disabled.unwrap_or(present.disabled),
-        password_changed_at: if is_other_password {
-            user.password_changed_at.unwrap_or(at)
-        } else {
-            present.password_changed_at
-        },
-        updated_at: at,
-    };
+    changed.email = user.email.as_str().to_owned();
+    changed.is_email_verified =
+        user.is_email_verified.unwrap_or(present.is_email_verified && !is_other_address);
+    if let Some(name) = &user.full_name {
+        changed.full_name = Some(name.as_str().to_owned());
+    }
+    changed.updated_at = at;
     (changed, is_other_password)
 }
 
@@ -825,6 +880,11 @@ fn changed(ready: &Ready, present: &Present, at: OffsetDateTime) -> (Present, bo
 fn is_no_later_password(user: &Checked, present: &Present) -> bool {
     present.password_hash.is_some()
         && user.password_changed_at.is_some_and(|at| at <= present.password_changed_at)
+}
+
+/// Whether somebody has to be left who is one, too.
+fn is_admin(user: &Present) -> bool {
+    !user.disabled && user.roles.iter().any(|role| role == ADMIN_ROLE)
 }
 
 /// Whether nothing has changed but the time.

@@ -86,7 +86,7 @@ impl Accounts {
     ) -> Result<Result<(User, Outcome), Error>, store::Error> {
         let mut conn = self.db_conn().await?;
         let mut transaction = imports::begin_one(&mut conn).await?;
-        let done = write(&mut transaction, std::slice::from_ref(ready), now, &self.cause).await?;
+        let done = write(&mut transaction, std::slice::from_ref(ready), None, now, &self.cause).await?;
         if let Some((_, denied)) = done.refused.first() {
             return Ok(Err(match denied {
                 Denied::UsernameTaken => Error::UsernameTaken,
@@ -95,7 +95,7 @@ impl Accounts {
             }));
         }
         let outcome = match done {
-            Done { created: 1, .. } => Outcome::Created,
+            Done { created, .. } if !created.is_empty() => Outcome::Created,
             Done { updated: 1, .. } => Outcome::Updated,
             Done { .. } => Outcome::Unchanged,
         };

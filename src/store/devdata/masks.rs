@@ -104,6 +104,7 @@ pub(super) const TABLES: &[Table] = &[
             ("created_at", Keep),
             ("updated_at", Keep),
             ("external_id", Token),
+            ("administered_at", Keep),
         ],
     },
     Table {
