@@ -8,9 +8,13 @@ use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::{App, Problem, client_auth::AuthenticatedClient, query::Query};
+use super::{
+    App, Problem,
+    client_auth::AuthenticatedClient,
+    query::{Faults, Query},
+};
 use crate::{
-    account::{self, FieldError},
+    account,
     bearer::Refusal,
     revocation::{Cursor, PublishError, Revocation},
     token::Rejection,
@@ -19,9 +23,10 @@ use crate::{
 /// Where requests may wait for news,
 pub(super) const PATH: &str = "/revocations";
 /// and how long, besides `Limits::handler`.
-pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(MAX_WAIT_SECONDS as u64);
+const MAX_WAIT_SECONDS: u32 = 30;
 /// How long when nobody says: proxies and clients that give up after 30 s are common.
-const WAIT: Duration = Duration::from_secs(25);
+const WAIT_SECONDS: u32 = 25;
 
 /// Since when, and for how long.
 #[derive(Deserialize, IntoParams)]
@@ -145,18 +150,11 @@ pub(super) async fn list_revocations(
 }
 
 fn read(Since { since, wait }: Since) -> Result<(Option<Cursor>, Duration), Problem> {
-    let cursor = since.map(|text| text.parse()).transpose();
-    let cursor = cursor.map_err(|_| invalid("since", "is not the `next` of an answer"))?;
-    let seconds = match wait {
-        Some(text) => text.parse().ok().filter(|seconds| *seconds <= MAX_WAIT.as_secs()),
-        None => Some(WAIT.as_secs()),
-    };
-    let seconds = seconds.ok_or_else(|| invalid("wait", "is a number of seconds from 0 to 30"))?;
-    Ok((cursor, Duration::from_secs(seconds)))
-}
-
-fn invalid(field: &str, message: &'static str) -> Problem {
-    Problem::invalid(vec![FieldError::new(field, "invalid", message)])
+    let mut faults = Faults::default();
+    let cursor = faults.read("since", since.as_deref(), "the `next` of an answer", |text| text.parse().ok());
+    let wait = faults.number("wait", wait.as_deref(), "a number of seconds", 0..=MAX_WAIT_SECONDS);
+    faults.check()?;
+    Ok((cursor, Duration::from_secs(wait.unwrap_or(WAIT_SECONDS).into())))
 }
 
 impl From<PublishError> for Problem {
