@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    random,
+    chain, random,
     store::{
         self, PgPool,
         sessions::{self, Sighting},
@@ -116,8 +116,10 @@ impl Activity {
         loop {
             ticks.tick().await;
             if let Err(error) = self.flush().await {
-                let error: &(dyn std::error::Error + 'static) = &error;
-                tracing::warn!(error, "the sightings of sessions could not be written");
+                tracing::warn!(
+                    error = chain::cause(&error),
+                    "the sightings of sessions could not be written"
+                );
             }
         }
     }

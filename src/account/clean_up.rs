@@ -8,6 +8,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
 
 use crate::{
+    chain,
     clock::Clock,
     store::{self, Cause, PgConnection, PgPool, imports, login_attempts, revocations, sessions},
 };
@@ -113,8 +114,10 @@ impl CleanUp {
                     );
                 }
                 Err(error) => {
-                    let error: &(dyn std::error::Error + 'static) = &error;
-                    tracing::warn!(error, "what has had its time could not be deleted");
+                    tracing::warn!(
+                        error = chain::cause(&error),
+                        "what has had its time could not be deleted"
+                    );
                 }
             }
         }

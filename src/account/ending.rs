@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::{Accounts, Error, Overview};
 use crate::{
+    chain,
     store::{
         self,
         sessions::{self, EndReason, Which},
@@ -86,8 +87,7 @@ impl Accounts {
         if let Err(error) =
             self.end_sessions(user_id, Which::Beyond(MAX_SESSIONS), EndReason::Revoked, now).await
         {
-            let error: &(dyn std::error::Error + 'static) = &error;
-            tracing::warn!(%user_id, error, "a user's sessions could not be counted");
+            tracing::warn!(%user_id, error = chain::cause(&error), "a user's sessions could not be counted");
         }
     }
 
@@ -123,8 +123,7 @@ impl Accounts {
         if let Some(feed) = &self.feed
             && let Err(error) = feed.hear().await
         {
-            let error: &(dyn std::error::Error + 'static) = &error;
-            tracing::warn!(error, "what was revoked could not be read back at once");
+            tracing::warn!(error = chain::cause(&error), "what was revoked could not be read back at once");
         }
     }
 }

@@ -58,6 +58,7 @@ use tokio::time::timeout;
 
 use super::{Error, User, fields::normalised};
 use crate::{
+    chain,
     metrics::{Metrics, ThrottledAttempt},
     store::{
         self, PgPool,
@@ -312,8 +313,7 @@ impl Throttle {
 async fn write_off(work: impl Future<Output = Result<(), store::Error>>) {
     let done = timeout(WRITE_OFF_PATIENCE, work).await;
     if let Err(error) = done.unwrap_or_else(|_| Err(store::Error::timeout())) {
-        let error: &(dyn std::error::Error + 'static) = &error;
-        tracing::warn!(error, "an attempt that was no failure counts as one");
+        tracing::warn!(error = chain::cause(&error), "an attempt that was no failure counts as one");
     }
 }
 

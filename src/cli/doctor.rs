@@ -16,6 +16,7 @@ use super::{
     setup::{self, ClockSkew},
 };
 use crate::{
+    chain::chain,
     clock::Clock,
     config::{ConfigErrors, DbPooler, Environment, Settings},
     http::Limits,
@@ -173,14 +174,8 @@ async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
 }
 
 /// Something failed, with all that is behind it.
-fn failed(area: &'static str, error: &(dyn std::error::Error + 'static)) -> Finding {
-    let mut message = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        message = format!("{message}: {error}");
-        source = error.source();
-    }
-    Finding::new(area, Level::Problem, message.replace('\n', " "))
+fn failed(area: &'static str, error: &dyn std::error::Error) -> Finding {
+    Finding::new(area, Level::Problem, chain(error).replace('\n', " "))
 }
 
 async fn settings(config_file: Option<PathBuf>) -> (Option<Settings>, Vec<Finding>) {

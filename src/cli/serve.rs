@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     account::{Activity, Cause, CleanUp, Clients, History},
+    chain,
     clock::Clock,
     config::{self, DbPooler, Environment, Loaded, Settings},
     http::{self, App, Limits, Parts, Phase},
@@ -231,8 +232,10 @@ async fn serve(
     match tokio::time::timeout(FLUSH_PATIENCE, app.activity().flush()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            let error: &(dyn std::error::Error + 'static) = &error;
-            tracing::warn!(error, "the last sightings of sessions could not be written");
+            tracing::warn!(
+                error = chain::cause(&error),
+                "the last sightings of sessions could not be written"
+            );
         }
         Err(_) => tracing::warn!("the last sightings of sessions could not be written in time"),
     }
