@@ -156,7 +156,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
             let key = mask_key(key.as_ref())?;
             let database = setup::Database::open(&settings).await?;
             let done = mask(&settings, &database, &only, &key).await;
-            done.and(database.close().await)
+            database.closing(done).await
         }
     }
 }
@@ -198,9 +198,7 @@ async fn on_database<T>(
         work(&mut database.migration_connection().await?).await
     }
     .await;
-    let closed = database.close().await;
-    let done = done?;
-    closed.map(|()| done)
+    database.closing(done).await
 }
 
 /// Shown where standard error is a terminal.

@@ -58,7 +58,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
     }
     let database = setup::Database::open(&settings).await?;
     let done = on(&database, command).await;
-    done.and(database.close().await)
+    database.closing(done).await
 }
 
 async fn on(database: &setup::Database, command: Command) -> Result<(), Failure> {

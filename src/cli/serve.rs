@@ -96,7 +96,7 @@ async fn start(settings: &Settings, warnings: Vec<String>) -> Result<(), Failure
     };
     let listeners = Listeners { service: listener, tls, ops };
     let served = serve(settings, &key, &database, listeners, &mut signals).await;
-    served.and(database.close().await)
+    database.closing(served).await
 }
 
 /// Where operators are answered. A port that is taken is a fault, but not for a developer who runs two of these, or has a

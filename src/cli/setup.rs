@@ -294,6 +294,13 @@ impl Database {
             None => Ok(()),
         }
     }
+
+    /// [`close`](Self::close)s after work that is `done`. Of two failures, the work's is told.
+    pub(super) async fn closing<T>(self, done: Result<T, Failure>) -> Result<T, Failure> {
+        let closed = self.close().await;
+        let done = done?;
+        closed.map(|()| done)
+    }
 }
 
 /// A connection to a database that answers.
@@ -511,9 +518,7 @@ pub(super) async fn on_database<T>(
         }
         Err(error) => Err(error),
     };
-    let closed = database.close().await;
-    let done = done?;
-    closed.map(|()| done)
+    database.closing(done).await
 }
 
 /// What the settings say about keys, with `key` as the root of them. `cause` changes them.

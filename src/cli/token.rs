@@ -118,9 +118,7 @@ async fn verifier(settings: &Settings, now: OffsetDateTime) -> Result<Verifier, 
         Ok::<_, Failure>(verifier?)
     };
     let verifier = verifier.await;
-    let closed = database.close().await;
-    let verifier = verifier?;
-    closed.map(|()| verifier)
+    database.closing(verifier).await
 }
 
 /// What the database says about a session.
