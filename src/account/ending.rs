@@ -56,7 +56,7 @@ impl Accounts {
         }
     }
 
-    /// The user and the session that an authentic refresh token is of, whatever its generation.
+    /// The user and the session that an authentic refresh token belongs to, whatever its generation.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ impl Accounts {
         self.end_sessions(user_id, keep.map_or(Which::All, Which::AllBut), EndReason::Revoked, now).await
     }
 
-    /// Ends those sessions of a user that are beyond the number that may go on, and were not used for longest.
+    /// Ends the sessions of a user beyond the number that may go on: those that were unused for longest.
     pub(super) async fn end_surplus(&self, user_id: Uuid, now: OffsetDateTime) {
         if let Err(error) =
             self.end_sessions(user_id, Which::Beyond(MAX_SESSIONS), EndReason::Revoked, now).await

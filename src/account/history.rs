@@ -38,7 +38,7 @@ pub struct Wanted<'a> {
     pub user_id: Option<Uuid>,
     /// Of this table.
     pub table_name: Option<&'a str>,
-    /// Of then or later.
+    /// From then on.
     pub since: Option<OffsetDateTime>,
     /// Older than the page that ended with this.
     pub cursor: Option<i64>,

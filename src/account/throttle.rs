@@ -14,7 +14,7 @@
 //!
 //! The last two take nothing beforehand: their secrets have 256 bits, and no number of guesses comes near. A good one is
 //! good however much the others at its address have failed, and costs no statement. Each of the four has places of its
-//! own at an address, so that a broken client that keeps renewing locks nobody's login.
+//! own at an address, so that a broken client that keeps renewing blocks nobody's login.
 //!
 //! # The rate
 //!

@@ -46,7 +46,7 @@ const RENEWAL: Duration = Duration::days(14);
 const NOTIFICATION_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 /// How long a change in the history may wait for its seal.
 const SEAL_PATIENCE: Duration = Duration::minutes(5);
-/// A key whose last tokens expire within this time is told of.
+/// A key whose last tokens expire within this time is reported.
 const SOON: Duration = Duration::HOUR;
 /// What NIST SP 800-57 demands of signatures from 2031 on; 112 bits do until then.
 const SECURITY_BITS: u32 = 128;
@@ -360,7 +360,7 @@ fn operators(settings: &Settings) -> Finding {
     }
 }
 
-/// How many connections a service takes that is started as this was.
+/// How many connections a service takes when it is started as this was.
 fn open_files(settings: &Settings) -> Finding {
     let files = OpenFiles::look(settings.db_max_connections);
     match files.advice() {
@@ -369,7 +369,7 @@ fn open_files(settings: &Settings) -> Finding {
     }
 }
 
-/// Whether the system is there that users may still come from. It gets no password, nor who we are.
+/// Whether the system is there that users may still come from. It is not told a password, nor who we are.
 async fn old_system(settings: &Settings) -> Option<Finding> {
     const AREA: &str = "legacy";
 
@@ -665,7 +665,7 @@ fn listed(privileges: &[&Privilege]) -> String {
     shown.join(", ")
 }
 
-/// How long the database takes to answer, and what is with its clock.
+/// How long the database takes to answer, and whether its clock agrees.
 async fn clock(conn: &mut PgConnection) -> Result<(Duration, Finding), store::Error> {
     let skew = ClockSkew::measure(conn, &Clock::system()).await?;
     let finding = if skew.apart() > CLOCK_TOLERANCE {

@@ -25,7 +25,7 @@ pub(super) enum Command {
         #[arg(default_value_t = 1)]
         n: usize,
     },
-    /// List the migrations and what is with each
+    /// List the migrations and the state of each
     Status {
         /// As JSON
         #[arg(long)]

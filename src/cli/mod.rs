@@ -149,7 +149,7 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Writes a line to standard error. What is to be done is done, also where nobody listens.
+/// Writes a line to standard error. That nobody reads it is no reason to fail.
 fn say(line: &str) {
     use std::io::Write;
 

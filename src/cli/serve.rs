@@ -36,8 +36,8 @@ use crate::{
 /// Connections for the feed of revocations, besides the one that listens: one that reads. Nobody else has it, so that
 /// nothing keeps a revocation waiting.
 pub(super) const FEED_CONNECTIONS: u32 = 1;
-/// Connections for what else goes on beside requests: the history may hold one for long, and the others take turns with
-/// the other one.
+/// Connections for what else goes on beside requests: the history may hold one for long, and everything else takes
+/// turns with the other.
 pub(super) const BACKGROUND_CONNECTIONS: u32 = 2;
 /// How long the service goes on serving after it has been told to stop, in production: until a proxy has noticed that
 /// `/readyz` says no, and has let go of its idle connections. In development Ctrl-C should be quick.

@@ -140,7 +140,7 @@ impl Database {
         Ok(())
     }
 
-    /// Makes sure that the service's connections are handed out as `DB_POOLER` says. What to know of them, if anything.
+    /// Makes sure that the service's connections are handed out as `DB_POOLER` says. Gives what there is to know of them.
     ///
     /// # Errors
     ///
@@ -370,7 +370,7 @@ struct Unreachable {
     source: sqlx::Error,
 }
 
-/// What to do about it, where the error tells. `setting` has the URL.
+/// What to do about it, if the error tells. `setting` has the URL.
 fn hint(error: &sqlx::Error, setting: &str, takes_tokens: bool) -> String {
     let code = match error {
         sqlx::Error::Database(error) => error.code(),
@@ -453,7 +453,7 @@ pub(super) fn present_key(settings: &Settings) -> Result<Option<SymmetricKey>, F
     }
 }
 
-/// In place of one that is not there yet: neither opens anything that there is.
+/// In place of a key that does not exist yet: neither would open anything that exists.
 pub(super) fn nobodys_key() -> SymmetricKey {
     SymmetricKey::from_bytes(random::bytes(&mut random::system()))
 }

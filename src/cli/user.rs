@@ -94,7 +94,7 @@ pub(super) enum Command {
     },
     /// Let a user in again
     ///
-    /// Who was disabled is so no longer, and failed logins in the user's name are forgotten.
+    /// A user who was disabled is enabled, and failed logins in the user's name are forgotten.
     Enable {
         /// Username, e-mail address or id
         user: String,

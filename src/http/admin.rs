@@ -23,7 +23,7 @@ use crate::{
     token::Claims,
 };
 
-/// The caller is an administrator. Before everything else that a handler takes, so that nobody else learns anything.
+/// The caller is an administrator. A handler takes this before everything else, so that nobody else learns anything.
 pub(super) struct Administrator;
 
 impl FromRequestParts<App> for Administrator {
@@ -42,7 +42,7 @@ impl FromRequestParts<App> for Administrator {
     }
 }
 
-/// The id in a route's path. What is none names nobody.
+/// The id in a route's path. 404 for anything that is no id: it names nobody.
 pub(super) struct UserId(Uuid);
 
 impl FromRequestParts<App> for UserId {
@@ -59,8 +59,8 @@ impl FromRequestParts<App> for UserId {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListParameters {
-    /// What the username or the e-mail address begins with, whatever its case, in at most 254 bytes. No character stands
-    /// for others. The users then come by what was found, username or address; without it by age, oldest first.
+    /// What the username or the e-mail address begins with, whatever its case, in at most 254 bytes. There are no
+    /// wildcards. The users then come in the order of what was found, username or address; without it by age, oldest first.
     #[param(max_length = 254, example = "ali")]
     query: Option<String>,
     /// A role that they have.

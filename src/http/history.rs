@@ -74,7 +74,7 @@ pub(super) struct OwnChange {
     before: Columns,
     /// What it is after.
     after: Columns,
-    /// What changed too, and is shown to nobody.
+    /// What else changed, and is shown to nobody.
     #[schema(example = json!(["password_hash"]))]
     hidden: Vec<String>,
     /// When.
@@ -140,7 +140,7 @@ pub struct ChangeBody {
     before: Columns,
     /// What it is after.
     after: Columns,
-    /// What changed too, and is shown to nobody.
+    /// What else changed, and is shown to nobody.
     #[schema(example = json!(["password_hash"]))]
     hidden: Vec<String>,
     /// When.
@@ -193,7 +193,7 @@ pub(super) struct HistoryPage {
 pub(super) struct OwnQuery {
     /// The `next_cursor` of the page before.
     cursor: Option<String>,
-    /// At most so many changes, 1 to 200; 50 when not given.
+    /// At most this many changes, 1 to 200; 50 when not given.
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
 }
@@ -203,7 +203,7 @@ pub(super) struct OwnQuery {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AllQuery {
-    /// About the account of this user; also one who is gone.
+    /// About the account of this user, who may be gone.
     #[param(value_type = Option<Uuid>)]
     user: Option<String>,
     /// Of this table: `users`, `sessions`, `signing_keys`, `clients` or `history`.
@@ -213,7 +213,7 @@ pub(super) struct AllQuery {
     since: Option<String>,
     /// The `next_cursor` of the page before.
     cursor: Option<String>,
-    /// At most so many changes, 1 to 200; 50 when not given.
+    /// At most this many changes, 1 to 200; 50 when not given.
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
 }

@@ -74,7 +74,7 @@ struct Document {
     history: Vec<OwnChange>,
 }
 
-/// Take along all that is stored about oneself: the account, its sessions, its history; no hash and no token.
+/// Export all that is stored about oneself: the account, its sessions, its history; no hash and no token.
 ///
 /// It is read piece by piece as it is sent, each piece as it is then. If something fails on the way, the connection breaks.
 #[utoipa::path(

@@ -50,7 +50,7 @@ pub(super) struct Revocations {
         example = "eyJQYXN0Ijp7InNuYXBzaG90IjoiNzMxOjczMToiLCJzZXJ2ZXJfc3RhcnRlZF9hdCI6MTc2NzMyMzA0NTY3ODkwMX19"
     )]
     next: String,
-    /// Whether the next request has an answer at once, for this one was cut at its size. As long as it is true, not
+    /// Whether the next request is answered at once, since this answer was cut at its size. As long as it is true, not
     /// everything is known.
     #[schema(example = false)]
     more: bool,
@@ -76,7 +76,7 @@ pub(super) struct EndedSession {
     /// The session.
     #[schema(example = "019aa3f0-6c1d-7d2a-8b40-51c2d3e4f506")]
     session_id: Uuid,
-    /// When the last of its access tokens expires; nobody has to know of it any more then.
+    /// When the last of its access tokens expires; from then on nobody has to know of it.
     #[schema(example = "2026-01-02T03:19:05Z")]
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,
@@ -95,7 +95,7 @@ pub(super) struct ChangedRoles {
     /// a `reset` between them.
     #[schema(example = 42)]
     change: i64,
-    /// When the last access token with other roles expires; nobody has to know of it any more then.
+    /// When the last access token with other roles expires; from then on nobody has to know of it.
     #[schema(example = "2026-01-02T03:19:05Z")]
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,
@@ -121,8 +121,8 @@ impl RevocationBody {
 /// For services that verify access tokens by themselves and yet refuse those of a session that has ended: ask without
 /// `since`, keep what comes until its `expires_at`, and ask again with `next` as `since`, for ever. The answer comes when
 /// there is something new, otherwise when `wait` is over, and holds all that was revoked before the request was sent.
-/// After a failover or restart of the database the answer is everything once more, with `reset`. Who hears nothing any
-/// more should soon accept nothing any more.
+/// After a failover or restart of the database the answer is everything once more, with `reset`. A service that hears
+/// nothing any more should soon accept no token any more.
 #[utoipa::path(
     get, path = "/revocations", tag = "tokens", security(("client" = [])),
     params(Since),
@@ -130,7 +130,7 @@ impl RevocationBody {
         (status = 200, description = "What was revoked since then.", body = Revocations),
         (
             status = 422,
-            description = "`validation_failed`: `since` is no `next` of an answer, `wait` no number up to 30, or there is something else.",
+            description = "`validation_failed`: `since` is no `next` of an answer, `wait` no number up to 30, or there is another parameter.",
         ),
     ),
 )]

@@ -213,6 +213,7 @@ mod tests {
         assert_eq!(ours.len(), 7);
         assert_eq!(ours, theirs);
     }
+
     #[test]
     fn an_error_comes_with_what_is_behind_it() {
         #[derive(Debug, thiserror::Error)]
