@@ -29,6 +29,7 @@ for `cli`.
 | [`metrics`] | what is counted, for Prometheus |
 | [`clock`], [`random`] | where time and randomness come in, at the edge only |
 | [`path`] | which paths are told |
+| [`chain`] | an error, and what is behind it |
 
 The way of one login: `http::users` reads the body and the caller's address → `account::login` asks the throttle
 (`account::throttle`), reads the user (`store::users`), waits its turn in `password::Pool`, verifies, writes the session
@@ -56,6 +57,8 @@ pub mod aws;
 pub mod aws;
 #[cfg(feature = "verify")]
 pub mod bearer;
+#[cfg(any(feature = "server", feature = "remote"))]
+mod chain;
 #[cfg(feature = "server")]
 pub mod cli;
 #[cfg(feature = "verify")]

@@ -29,7 +29,7 @@ use prometheus_client::{
         histogram::{Histogram, exponential_buckets},
         info::Info,
     },
-    registry::{Registry, Unit},
+    registry::{Metric, Registry, Unit},
 };
 
 use time::OffsetDateTime;
@@ -296,10 +296,8 @@ impl Metrics {
     /// Nothing counted yet.
     pub fn new() -> Self {
         let mut registry = Registry::default();
-        let series = Series::new();
-        series.register(registry.sub_registry_with_prefix("gatepass"));
-        let process = process::Series::new();
-        process.register(&mut registry);
+        let series = Series::new(registry.sub_registry_with_prefix("gatepass"));
+        let process = process::Series::new(registry.sub_registry_with_prefix("process"));
         Self(Arc::new(Inner { registry, routes: RwLock::default(), series, process }))
     }
 
@@ -410,36 +408,129 @@ impl Default for Metrics {
     }
 }
 
+/// Makes metrics, each registered: the scrape has them in this order.
+struct Registrar<'a>(&'a mut Registry);
+
+impl Registrar<'_> {
+    /// A metric that begins at zero.
+    fn add<M: Metric + Clone + Default>(&mut self, name: &str, about: &str) -> M {
+        let metric = M::default();
+        self.0.register(name, about, metric.clone());
+        metric
+    }
+
+    /// A metric with its unit, which its name ends in.
+    fn add_in<M: Metric + Clone>(&mut self, unit: Unit, name: &str, about: &str, metric: M) -> M {
+        self.0.register_with_unit(name, about, unit, metric.clone());
+        metric
+    }
+
+    /// A length of time, or a time.
+    fn add_seconds<M: Metric + Clone + Default>(&mut self, name: &str, about: &str) -> M {
+        self.add_in(Unit::Seconds, name, about, M::default())
+    }
+}
+
 impl Series {
-    fn new() -> Self {
+    fn new(registry: &mut Registry) -> Self {
+        let build = Info::new(Version { version: env!("CARGO_PKG_VERSION") });
+        registry.register("build", "The program that runs", build);
+        let mut registrar = Registrar(registry);
         let series = Self {
-            requests: Family::default(),
-            request_seconds: Family::new_with_constructor(latencies),
-            requests_in_flight: Gauge::default(),
-            bearer_accepted: Family::default(),
-            bearer_refused: Family::default(),
-            verified_tokens: Gauge::default(),
-            logins: Family::default(),
-            renewals: Family::default(),
-            throttled: Family::default(),
-            hash_jobs: Family::default(),
-            hash_jobs_max: Gauge::default(),
-            hash_wait_seconds: latencies(),
-            hash_seconds: latencies(),
-            legacy_logins: Family::default(),
-            legacy_breaker_open: Gauge::default(),
-            database_tokens: Family::default(),
-            revocations: Family::default(),
-            revocation_silence: Seconds::default(),
-            revocation_max_silence: Seconds::default(),
-            revocation_lag: latencies(),
-            connections: Family::default(),
-            connections_max: Family::default(),
-            keys: Family::default(),
-            key_since: Family::default(),
-            key_rotation_interval: Seconds::default(),
-            certificate_expiry: Family::default(),
-            certificate_reload: Family::default(),
+            requests: registrar.add("http_requests", "Requests answered, by method, route and status"),
+            request_seconds: registrar.add_in(
+                Unit::Seconds,
+                "http_request_duration",
+                "From the header fields of a request to its answer",
+                Family::new_with_constructor(latencies),
+            ),
+            requests_in_flight: registrar.add("http_requests_in_flight", "Requests that are being answered"),
+            bearer_accepted: registrar.add(
+                "bearer_accepted",
+                "Bearer tokens accepted: remembered (hit), or verified in full (miss)",
+            ),
+            bearer_refused: registrar.add(
+                "bearer_refused",
+                "Requests refused for their bearer token or for want of one, by the code of the answer",
+            ),
+            verified_tokens: registrar.add("verified_tokens", "Verified tokens that are remembered"),
+            logins: registrar.add("logins", "Logins, by what became of them"),
+            renewals: registrar.add(
+                "renewals",
+                "Renewals, by what became of them; reused: a copied refresh token has ended its session",
+            ),
+            legacy_logins: registrar.add(
+                "legacy_logins",
+                "Logins of users unknown here, with LEGACY_LOGIN_URL, by what became of them",
+            ),
+            legacy_breaker_open: registrar.add(
+                "legacy_breaker_open",
+                "1 while the old system of LEGACY_LOGIN_URL is left alone, since it does not answer",
+            ),
+            database_tokens: registrar
+                .add("database_tokens", "IAM tokens for the database, by whether one could be made"),
+            throttled: registrar.add("throttled", "Attempts refused because of those that had failed before"),
+            hash_jobs: registrar.add(
+                "password_hash_jobs",
+                "Password hashes wanted at the moment: waiting for a thread (queued), being computed \
+                 (running)",
+            ),
+            hash_jobs_max: registrar.add(
+                "password_hash_jobs_max",
+                "Password hashes that may be wanted at once; one more is answered with 503",
+            ),
+            hash_wait_seconds: registrar.add_in(
+                Unit::Seconds,
+                "password_hash_wait",
+                "How long password hashes waited for a thread",
+                latencies(),
+            ),
+            hash_seconds: registrar.add_in(
+                Unit::Seconds,
+                "password_hash_duration",
+                "How long password hashes took, without the wait",
+                latencies(),
+            ),
+            revocations: registrar.add(
+                "revocations",
+                "Revocations held in memory: sessions that have ended, users whose roles have changed",
+            ),
+            revocation_silence: registrar.add_seconds(
+                "revocation_silence",
+                "How long ago revocations were last read; beyond the maximum no bearer token is accepted",
+            ),
+            revocation_max_silence: registrar
+                .add_seconds("revocation_silence_max", "REVOCATION_MAX_STALENESS"),
+            revocation_lag: registrar.add_in(
+                Unit::Seconds,
+                "revocation_lag",
+                "From the commit of revocations until they were known here, at most",
+                latencies(),
+            ),
+            connections: registrar.add(
+                "db_connections",
+                "Connections to the database, by what they are for and whether they are lent out (used)",
+            ),
+            connections_max: registrar
+                .add("db_connections_max", "Connections to the database that there may be"),
+            keys: registrar.add(
+                "token_keys",
+                "Keys that make or check tokens, by the format of the tokens and what the keys do",
+            ),
+            key_since: registrar.add_seconds(
+                "token_key_since_timestamp",
+                "Since when the oldest key of a ring does what it does, in Unix time",
+            ),
+            key_rotation_interval: registrar.add_seconds("key_rotation_interval", "KEY_ROTATION_INTERVAL"),
+            certificate_expiry: registrar.add_seconds(
+                "tls_certificate_expiry_timestamp",
+                "When the certificate that is served expires; only with TLS_CERT_FILE",
+            ),
+            certificate_reload: registrar.add(
+                "tls_certificate_last_reload_successful",
+                "1 while the certificate that is served is that of TLS_CERT_FILE, 0 when a new one was \
+                 refused",
+            ),
         };
         for cache in ["hit", "miss"] {
             drop(series.bearer_accepted.get_or_create(&Cache { cache }));
@@ -457,80 +548,6 @@ impl Series {
             drop(series.throttled.get_or_create(&Attempt { attempt: attempt.label() }));
         }
         series
-    }
-
-    fn register(&self, registry: &mut Registry) {
-        let seconds = || Unit::Seconds;
-        let build = Info::new(Version { version: env!("CARGO_PKG_VERSION") });
-        registry.register("build", "The program that runs", build);
-
-        let about = "Requests answered, by method, route and status";
-        registry.register("http_requests", about, self.requests.clone());
-        let about = "From the header fields of a request to its answer";
-        let latencies = self.request_seconds.clone();
-        registry.register_with_unit("http_request_duration", about, seconds(), latencies);
-        let about = "Requests that are being answered";
-        registry.register("http_requests_in_flight", about, self.requests_in_flight.clone());
-
-        let about = "Bearer tokens accepted: remembered (hit), or verified in full (miss)";
-        registry.register("bearer_accepted", about, self.bearer_accepted.clone());
-        let about = "Requests refused for their bearer token or for want of one, by the code of the answer";
-        registry.register("bearer_refused", about, self.bearer_refused.clone());
-        let about = "Verified tokens that are remembered";
-        registry.register("verified_tokens", about, self.verified_tokens.clone());
-
-        registry.register("logins", "Logins, by what became of them", self.logins.clone());
-        let about = "Renewals, by what became of them; reused: a copied refresh token has ended its session";
-        registry.register("renewals", about, self.renewals.clone());
-        let about = "Logins of users unknown here, with LEGACY_LOGIN_URL, by what became of them";
-        registry.register("legacy_logins", about, self.legacy_logins.clone());
-        let about = "1 while the old system of LEGACY_LOGIN_URL is left alone, since it does not answer";
-        registry.register("legacy_breaker_open", about, self.legacy_breaker_open.clone());
-        let about = "IAM tokens for the database, by whether one could be made";
-        registry.register("database_tokens", about, self.database_tokens.clone());
-        let about = "Attempts refused because of those that had failed before";
-        registry.register("throttled", about, self.throttled.clone());
-
-        let about =
-            "Password hashes wanted at the moment: waiting for a thread (queued), being computed (running)";
-        registry.register("password_hash_jobs", about, self.hash_jobs.clone());
-        let about = "Password hashes that may be wanted at once; one more is answered with 503";
-        registry.register("password_hash_jobs_max", about, self.hash_jobs_max.clone());
-        let about = "How long password hashes waited for a thread";
-        registry.register_with_unit("password_hash_wait", about, seconds(), self.hash_wait_seconds.clone());
-        let about = "How long password hashes took, without the wait";
-        registry.register_with_unit("password_hash_duration", about, seconds(), self.hash_seconds.clone());
-
-        let about = "Revocations held in memory: sessions that have ended, users whose roles have changed";
-        registry.register("revocations", about, self.revocations.clone());
-        let about = "How long ago revocations were last read; beyond the maximum no bearer token is accepted";
-        let silence = self.revocation_silence.clone();
-        registry.register_with_unit("revocation_silence", about, seconds(), silence);
-        let about = "REVOCATION_MAX_STALENESS";
-        let max = self.revocation_max_silence.clone();
-        registry.register_with_unit("revocation_silence_max", about, seconds(), max);
-        let about = "From the commit of revocations until they were known here, at most";
-        registry.register_with_unit("revocation_lag", about, seconds(), self.revocation_lag.clone());
-
-        let about = "Connections to the database, by what they are for and whether they are lent out (used)";
-        registry.register("db_connections", about, self.connections.clone());
-        let about = "Connections to the database that there may be";
-        registry.register("db_connections_max", about, self.connections_max.clone());
-
-        let about = "Keys that make or check tokens, by the format of the tokens and what the keys do";
-        registry.register("token_keys", about, self.keys.clone());
-        let about = "Since when the oldest key of a ring does what it does, in Unix time";
-        registry.register_with_unit("token_key_since_timestamp", about, seconds(), self.key_since.clone());
-        let about = "KEY_ROTATION_INTERVAL";
-        let interval = self.key_rotation_interval.clone();
-        registry.register_with_unit("key_rotation_interval", about, seconds(), interval);
-
-        let about = "When the certificate that is served expires; only with TLS_CERT_FILE";
-        let expiry = self.certificate_expiry.clone();
-        registry.register_with_unit("tls_certificate_expiry_timestamp", about, seconds(), expiry);
-        let about =
-            "1 while the certificate that is served is that of TLS_CERT_FILE, 0 when a new one was refused";
-        registry.register("tls_certificate_last_reload_successful", about, self.certificate_reload.clone());
     }
 
     fn observe(&self, observation: &Observation) {

@@ -143,6 +143,19 @@ async fn a_user_sees_what_happened_to_their_account_and_to_no_other() {
             .await
             .expect_problem(422, "validation_failed");
     }
+    // The message stands behind the parameter's name.
+    for (query, detail, codes) in [
+        ("limit=0", "`limit` needs to be a number from 1 to 200.", &["out_of_range"][..]),
+        ("limit=x", "`limit` needs to be a number from 1 to 200.", &["invalid"]),
+        ("cursor=0", "`cursor` needs to be the `next_cursor` of a page.", &["invalid"]),
+        ("limit=201&cursor=x", "2 fields are not as they should be.", &["invalid", "out_of_range"]),
+    ] {
+        let answer = app.get(&format!("/users/me/history?{query}")).bearer(&laptop).send().await;
+        let problem = answer.expect_problem(422, "validation_failed");
+        assert_eq!(problem["detail"], detail, "{query}");
+        let errors = problem["errors"].as_array().unwrap().iter();
+        assert_eq!(errors.map(|error| error["code"].as_str().unwrap()).collect::<Vec<_>>(), codes, "{query}");
+    }
 }
 
 #[tokio::test]
@@ -177,18 +190,21 @@ async fn an_administrator_sees_everything_with_who_did_it() {
     assert_eq!(of("since=2020-01-02T03:04:05Z").await.len(), 7);
     assert_eq!(of("since=2120-01-02T03:04:05Z").await.len(), 0);
     assert_eq!(of("since=0000-01-01T00:00:00%2B23:59").await.len(), 7);
-    for query in [
-        "user=alice",
-        "table=revocations",
-        "since=yesterday",
+    for (query, detail) in [
+        ("user=alice", "`user` needs to be a user's id."),
+        (
+            "table=revocations",
+            "`table` needs to be `users`, `sessions`, `signing_keys`, `clients` or `history`.",
+        ),
+        ("since=yesterday", "`since` needs to be a time as in RFC 3339."),
         // In UTC it would be in the year 10000.
-        "since=9999-12-31T23:59:59-23:59",
-        "cursor=x",
-        "limit=0",
-        "x=1",
+        ("since=9999-12-31T23:59:59-23:59", "`since` needs to be a time as in RFC 3339."),
+        ("cursor=x", "`cursor` needs to be the `next_cursor` of a page."),
+        ("limit=0", "`limit` needs to be a number from 1 to 200."),
+        ("x=1", "`x` is not a parameter of this request."),
     ] {
-        let problem = app.get(&format!("/admin/history?{query}")).bearer(&root).send().await;
-        problem.expect_problem(422, "validation_failed");
+        let answer = app.get(&format!("/admin/history?{query}")).bearer(&root).send().await;
+        assert_eq!(answer.expect_problem(422, "validation_failed")["detail"], detail, "{query}");
     }
     let bob = app.login("bob").await;
     app.get("/admin/history").bearer(&bob).send().await.expect_problem(403, "forbidden");

@@ -376,6 +376,14 @@ async fn what_is_wrong_with_the_question_is_said() {
         let problem = ask(&app, &client, query).await.expect_problem(422, "validation_failed");
         assert_eq!(problem["errors"][0]["field"], field, "{query}: {problem}");
     }
+    for (query, code, detail) in [
+        ("?since=x", "invalid", "`since` needs to be the `next` of an answer."),
+        ("?wait=10s", "invalid", "`wait` needs to be a number of seconds from 0 to 30."),
+        ("?wait=31", "out_of_range", "`wait` needs to be a number of seconds from 0 to 30."),
+    ] {
+        let problem = ask(&app, &client, query).await.expect_problem(422, "validation_failed");
+        assert_eq!((&problem["errors"][0]["code"], &problem["detail"]), (&code.into(), &detail.into()));
+    }
     for query in ["?wait=0", "?wait=30", ""] {
         ask(&app, &client, query).await.expect(200);
     }

@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    random,
+    chain, random,
     store::{
         self, PgPool,
         sessions::{self, Sighting},
@@ -30,7 +30,7 @@ const BATCH: usize = 500;
 /// How many sessions are noted while the database is away; past that, sightings are dropped.
 const MAX_NOTED: usize = 100_000;
 
-/// Of a generation, what a token's id tells: the last 12 bits.
+/// What a token's id tells of a generation: the last 12 bits.
 const GENERATION_MASK: u16 = 0xfff;
 
 /// Sightings of sessions that are not written yet.
@@ -116,8 +116,10 @@ impl Activity {
         loop {
             ticks.tick().await;
             if let Err(error) = self.flush().await {
-                let error: &(dyn std::error::Error + 'static) = &error;
-                tracing::warn!(error, "the sightings of sessions could not be written");
+                tracing::warn!(
+                    error = chain::cause(&error),
+                    "the sightings of sessions could not be written"
+                );
             }
         }
     }

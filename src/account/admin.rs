@@ -20,8 +20,8 @@ use crate::{
 /// Which users are looked for; unchecked.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Search<'a> {
-    /// What the username or the e-mail address begins with, whatever its case. Blanks around it are cut off; nothing left
-    /// is any user.
+    /// What the username or the e-mail address begins with, whatever its case. Blanks around it are cut off; when nothing
+    /// is left, it is any user.
     pub query: Option<&'a str>,
     /// A role that they have.
     pub role: Option<&'a str>,
@@ -44,7 +44,7 @@ impl Search<'_> {
     }
 }
 
-/// Where a page ends: after this user the next one begins, also when the user is gone by then.
+/// Where a page ends: the next one begins after this user, even if the user is gone by then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Position {
     /// Without a query users come by id, which is by age.

@@ -8,6 +8,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
 
 use crate::{
+    chain,
     clock::Clock,
     store::{self, Cause, PgConnection, PgPool, imports, login_attempts, revocations, sessions},
 };
@@ -35,15 +36,15 @@ pub struct Cleaned {
     pub sessions: u64,
     /// Revocations.
     pub revocations: u64,
-    /// Failed attempts that count no more, and devices that are known no more.
+    /// Failed attempts that no longer count, and devices that are no longer known.
     pub login_attempts: u64,
-    /// Notes of how far an import has come that was never ended.
+    /// Notes of how far imports have come that were never finished.
     pub imports: u64,
 }
 
 impl CleanUp {
-    /// Of `db`. Sessions are kept for `session_retention` after their last token has expired: so long, a refresh token is
-    /// told what has become of its session.
+    /// Of `db`. Sessions are kept for `session_retention` after their last token has expired: for as long,
+    /// whoever presents a refresh token is told what has become of its session.
     pub fn new(db: PgPool, session_retention: Duration) -> Self {
         Self { db, session_retention }
     }
@@ -113,8 +114,10 @@ impl CleanUp {
                     );
                 }
                 Err(error) => {
-                    let error: &(dyn std::error::Error + 'static) = &error;
-                    tracing::warn!(error, "what has had its time could not be deleted");
+                    tracing::warn!(
+                        error = chain::cause(&error),
+                        "what has had its time could not be deleted"
+                    );
                 }
             }
         }

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::{Accounts, Error, Overview};
 use crate::{
+    chain,
     store::{
         self,
         sessions::{self, EndReason, Which},
@@ -55,7 +56,7 @@ impl Accounts {
         }
     }
 
-    /// The user and the session that an authentic refresh token is of, whatever its generation.
+    /// The user and the session that an authentic refresh token belongs to, whatever its generation.
     ///
     /// # Errors
     ///
@@ -81,13 +82,12 @@ impl Accounts {
         self.end_sessions(user_id, keep.map_or(Which::All, Which::AllBut), EndReason::Revoked, now).await
     }
 
-    /// Ends those sessions of a user that are beyond the number that may go on, and were not used for longest.
+    /// Ends the sessions of a user beyond the number that may go on: those that were unused for longest.
     pub(super) async fn end_surplus(&self, user_id: Uuid, now: OffsetDateTime) {
         if let Err(error) =
             self.end_sessions(user_id, Which::Beyond(MAX_SESSIONS), EndReason::Revoked, now).await
         {
-            let error: &(dyn std::error::Error + 'static) = &error;
-            tracing::warn!(%user_id, error, "a user's sessions could not be counted");
+            tracing::warn!(%user_id, error = chain::cause(&error), "a user's sessions could not be counted");
         }
     }
 
@@ -123,8 +123,7 @@ impl Accounts {
         if let Some(feed) = &self.feed
             && let Err(error) = feed.hear().await
         {
-            let error: &(dyn std::error::Error + 'static) = &error;
-            tracing::warn!(error, "what was revoked could not be read back at once");
+            tracing::warn!(error = chain::cause(&error), "what was revoked could not be read back at once");
         }
     }
 }

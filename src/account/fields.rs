@@ -91,8 +91,8 @@ impl Email {
     }
 }
 
-/// Whether a domain that [`EmailAddress`] takes is one that there can be: it takes what may stand before the `@` behind it,
-/// too (RFC 5322), and numbers like an IPv4 address.
+/// Whether a domain that [`EmailAddress`] takes is one that there can be: behind the `@` it also takes what may only stand
+/// before it (RFC 5322), and numbers like an IPv4 address.
 fn can_be_host(domain: &str) -> bool {
     let is_number = |label: &str| label.chars().all(char::is_numeric);
     domain.chars().all(|c| c.is_alphanumeric() || c == '-' || c == '.')
@@ -125,7 +125,7 @@ fn is_invisible_mark(c: char) -> bool {
     )
 }
 
-/// A username or an address as it is looked up: of two that name one user, one.
+/// A username or an address as it is looked up: the same for any two that name one user.
 pub(super) fn normalised(name: &str) -> String {
     name.nfc().collect::<String>().to_lowercase()
 }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{Cause, Error, login, users};
 pub use crate::store::history::Entry;
 use crate::{
+    chain,
     clock::Clock,
     store::{self, PgPool, PoolConnection, history},
 };
@@ -37,7 +38,7 @@ pub struct Wanted<'a> {
     pub user_id: Option<Uuid>,
     /// Of this table.
     pub table_name: Option<&'a str>,
-    /// Of then or later.
+    /// From then on.
     pub since: Option<OffsetDateTime>,
     /// Older than the page that ended with this.
     pub cursor: Option<i64>,
@@ -128,15 +129,16 @@ impl History {
         for tick in (0..SEALS_PER_UPKEEP).cycle() {
             ticks.tick().await;
             if let Err(error) = within(SEAL_PATIENCE, self.seal()).await {
-                let error: &(dyn std::error::Error + 'static) = &error;
-                tracing::warn!(error, "the history could not be sealed");
+                tracing::warn!(error = chain::cause(&error), "the history could not be sealed");
             }
             // After sealing: no month is given up that is not sealed.
             if tick == 0
                 && let Err(error) = within(UPKEEP_PATIENCE, self.keep_up(clock.now())).await
             {
-                let error: &(dyn std::error::Error + 'static) = &error;
-                tracing::warn!(error, "the history's months could not be looked after");
+                tracing::warn!(
+                    error = chain::cause(&error),
+                    "the history's months could not be looked after"
+                );
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Users who are still in the old system (`LEGACY_LOGIN_URL`): whom it is asked about at a login, and how they become users
 //! of ours. docs/legacy-login.md has the whole of it.
 //!
-//! It is asked about a name that nobody has here, and about those whom an import has made without a password. Whoever has
-//! a password here is never asked about again, nor is who is disabled here. All others wait as long for their refusal
+//! It is asked about a name that nobody has here, and about those whom an import has made without a password. Whoever
+//! has a password here, or is disabled here, is never asked about. All others wait as long for their refusal
 //! ([`Legacy::shortest_refusal`]), so that the time does not tell who was asked about; and nothing but a success has
 //! another answer, so that nobody learns who is unknown here while the old system does not answer.
 
@@ -165,7 +165,7 @@ impl Accounts {
 }
 
 impl Stranger<'_> {
-    /// Holds the user who was answered against the one who was asked about. A confused system must not hand out other
+    /// Compares the user in the answer with the one who was asked about. A confused system must not hand out other
     /// people's accounts.
     fn is(&self, answered: &Checked) -> Result<(), Unfit> {
         let name = match self.name {

@@ -22,6 +22,7 @@ use super::{
     users::{self, Credentials},
 };
 use crate::{
+    chain,
     password::{self, HashedPassword, Password},
     store::{
         self,
@@ -213,8 +214,7 @@ impl Accounts {
         let upgrade =
             async { users::upgrade_password_hash(&mut *self.db_conn().await?, id, old, new, &cause).await };
         if let Err(error) = upgrade.await {
-            let error: &(dyn std::error::Error + 'static) = &error;
-            tracing::warn!(user_id = %id, error, "an outdated password hash could not be replaced");
+            tracing::warn!(user_id = %id, error = chain::cause(&error), "an outdated password hash could not be replaced");
         }
     }
 }

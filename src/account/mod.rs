@@ -117,7 +117,7 @@ pub struct Accounts {
     cause: Cause,
 }
 
-/// Why a use case did not come off.
+/// Why a use case failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Fields that break a rule; never empty.
@@ -132,7 +132,7 @@ pub enum Error {
     /// The operator has closed registration.
     #[error("registration is closed")]
     RegistrationClosed,
-    /// Unknown user, wrong password or disabled user: told apart nowhere.
+    /// Unknown user, wrong password or disabled user: never told apart.
     #[error("the credentials are not right")]
     InvalidCredentials,
     /// The user that the bearer token's session belongs to is disabled or gone.
@@ -168,7 +168,7 @@ pub enum Error {
     /// There is no such client.
     #[error("there is no such client")]
     NoSuchClient,
-    /// Unknown client or wrong secret: told apart nowhere.
+    /// Unknown client or wrong secret: never told apart.
     #[error("the client's credentials are not right")]
     InvalidClient,
     /// Too many failures, of this account or from this address.
@@ -227,13 +227,13 @@ impl From<PoolError> for Error {
 /// Why requests cannot be served. The message is for everybody; the cause is for the log.
 #[derive(Debug, thiserror::Error)]
 pub enum Unready {
-    /// It cannot be asked.
+    /// It does not answer.
     #[error("database: not reachable")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// It can be asked, and nothing be written.
+    /// It answers, and takes no writes.
     #[error("database: takes no writes")]
     ReadOnly,
-    /// So many migrations are waiting.
+    /// This many migrations are waiting.
     #[error("schema: {0} migration(s) pending")]
     Pending(usize),
     /// This migration was applied from another text.
@@ -342,7 +342,7 @@ impl Accounts {
         }
     }
 
-    /// A connection. Whatever keeps one from being had, it is the database that is not there.
+    /// A connection. When there is none to be had, for whatever reason, the database counts as unavailable.
     async fn conn(&self) -> Result<PoolConnection, Error> {
         Ok(self.db_conn().await?)
     }

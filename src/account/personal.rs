@@ -1,4 +1,4 @@
-//! A user takes along all that is stored of them (GDPR, articles 15 and 20): page by page, so that neither a long history
+//! A user exports all that is stored of them (GDPR, articles 15 and 20): page by page, so that neither a long history
 //! nor a slow reader holds memory or a connection.
 
 use std::{

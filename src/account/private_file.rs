@@ -21,7 +21,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
         }
         return Ok(());
     }
-    // Of a directory it fails, now rather than when there is something to write.
+    // For a directory it fails, now rather than when there is something to write.
     if found.is_file() || found.is_dir() { fs::remove_file(path) } else { Ok(()) }
 }
 

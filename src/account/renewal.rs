@@ -30,7 +30,7 @@
 //!
 //! Compared with others: Hydra's grace period lets the old token make a sibling, a second chain that lives on beside the
 //! first and is never noticed; here there is one chain. Supabase takes the parent of the active token at any time, so that
-//! a thief with the last token but one stays as long as the owner does; here it is good only while the owner can not have
+//! a thief with the last token but one stays as long as the owner does; here it is good only while the owner might not have
 //! received the answer. Auth0 takes the previous token within a leeway of seconds, and logs out a phone that lost the
 //! answer before it slept; here the night does not count, use does.
 
@@ -118,7 +118,7 @@ pub(super) fn decide(
         None if now >= session.refresh_expires_at => return Outcome::Ended(End::Expired),
         None => {}
     }
-    // A clock behind that of the replica that renewed sees a renewal in the future, which is no long time ago.
+    // A clock behind that of the replica that renewed sees a renewal in the future, which is not long ago.
     let is_recent = now < session.renewed_at + reuse_interval;
     match session.generation.checked_sub(presented) {
         Some(0) => Outcome::Rotate,

@@ -151,7 +151,7 @@ impl History {
         Ok(sealed)
     }
 
-    /// Holds the history against its seals, and the seals against `head`, a hash that was noted when it was that of the
+    /// Checks the history against its seals, and the seals against `head`, a hash that was noted when it was that of the
     /// last seal.
     ///
     /// # Errors
@@ -204,7 +204,7 @@ impl Verification {
     }
 }
 
-/// Holds the rows of a seal against it.
+/// Checks the rows of a seal against it.
 async fn check(
     inspection: &mut Inspection<'_>,
     seal: &Seal,

@@ -14,7 +14,7 @@
 //!
 //! The last two take nothing beforehand: their secrets have 256 bits, and no number of guesses comes near. A good one is
 //! good however much the others at its address have failed, and costs no statement. Each of the four has places of its
-//! own at an address, so that a broken client that keeps renewing locks nobody's login.
+//! own at an address, so that a broken client that keeps renewing blocks nobody's login.
 //!
 //! # The rate
 //!
@@ -58,6 +58,7 @@ use tokio::time::timeout;
 
 use super::{Error, User, fields::normalised};
 use crate::{
+    chain,
     metrics::{Metrics, ThrottledAttempt},
     store::{
         self, PgPool,
@@ -312,8 +313,7 @@ impl Throttle {
 async fn write_off(work: impl Future<Output = Result<(), store::Error>>) {
     let done = timeout(WRITE_OFF_PATIENCE, work).await;
     if let Err(error) = done.unwrap_or_else(|_| Err(store::Error::timeout())) {
-        let error: &(dyn std::error::Error + 'static) = &error;
-        tracing::warn!(error, "an attempt that was no failure counts as one");
+        tracing::warn!(error = chain::cause(&error), "an attempt that was no failure counts as one");
     }
 }
 

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{Aws, Error, LIFE, database_token};
-use crate::{clock::Clock, metrics::Metrics, store::Source};
+use crate::{chain, clock::Clock, metrics::Metrics, store::Source};
 
 /// How often the clock is looked at.
 const POLL: Duration = Duration::from_secs(1);
@@ -70,9 +70,8 @@ impl Login {
             // Once when it begins and once when it ends.
             match &renewed {
                 Err(error) if was_renewed => {
-                    let error: &(dyn std::error::Error + 'static) = error;
                     tracing::error!(
-                        error,
+                        error = chain::cause(error),
                         "no new token for the database, which will soon refuse new connections"
                     );
                 }

@@ -25,6 +25,8 @@ use secrecy::SecretString;
 
 pub use database_token::{LIFE, database_token};
 
+use crate::chain::chain;
+
 /// How long anything here may take, with all that it tries again.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long one attempt may take.
@@ -141,7 +143,7 @@ impl Aws {
         match tokio::time::timeout(PATIENCE, self.credentials.provide_credentials()).await {
             Ok(Ok(credentials)) => Ok(credentials),
             Ok(Err(CredentialsError::CredentialsNotLoaded(_))) => Err(Error::NoCredentials),
-            Ok(Err(error)) => Err(Error::Credentials(chain(&error))),
+            Ok(Err(error)) => Err(Error::Credentials(one_line(&error))),
             Err(_) => Err(Error::Credentials(format!("no answer within {} s", PATIENCE.as_secs()))),
         }
     }
@@ -157,18 +159,12 @@ impl Aws {
                 let code = error.code().unwrap_or("an error without a name");
                 Error::Refused(format!("{code}: {}", error.message().unwrap_or("no reason given")))
             }
-            error => Error::Unreachable { region, cause: chain(error) },
+            error => Error::Unreachable { region, cause: one_line(error) },
         }
     }
 }
 
 /// An error in one line, with all that is behind it.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text.replace('\n', " ")
+fn one_line(error: &dyn std::error::Error) -> String {
+    chain(error).replace('\n', " ")
 }

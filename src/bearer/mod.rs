@@ -2,8 +2,7 @@
 //! other service on tower.
 //!
 //! A request whose token passes goes on with `Arc<Claims>` among its extensions, and with [`Sighting::First`] when this
-//! process has not seen the token before. Any other is answered here, and never
-//! reaches the service behind.
+//! process has not seen the token before. Any other is answered here, and never reaches the service behind.
 //!
 //! ```
 //! use std::sync::Arc;

@@ -52,7 +52,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
     }
     let database = setup::Database::open(&settings).await?;
     let done = set_up(&database, &args).await;
-    done.and(database.close().await)
+    database.closing(done).await
 }
 
 async fn set_up(database: &setup::Database, args: &SetupArgs) -> Result<(), Failure> {

@@ -14,7 +14,7 @@ use crate::{
     store::{self, Source},
 };
 
-/// When made-up people live, if nobody says otherwise: the same command makes the same rows on every day.
+/// When made-up people live, if nobody says otherwise: the same command makes the same rows on any day.
 const NOW: &str = "2026-01-01T00:00:00Z";
 
 /// Make data for developers.
@@ -73,13 +73,13 @@ pub(super) enum Command {
     },
     /// Mask a restored copy of a real database, where it is
     ///
-    /// Nothing of it can be had back. So three things have to say that this is a copy: a row in the table devdata.copy with
+    /// This cannot be undone. So three things have to say that this is a copy: a row in the table devdata.copy with
     /// the place of this database, a pattern that the place matches, and a flag. The place is HOST:PORT/DATABASE.
     Mask {
         /// What the place of copies looks like, such as "gatepass-dev-*"
         #[arg(long, value_name = "PATTERN", value_parser = pattern)]
         only: String,
-        /// Say that it is one
+        /// Say that this is a copy
         #[arg(long, required = true)]
         this_is_a_copy: bool,
         /// A file with a secret: the same makes the same masks each time. Without, the masks are this run's alone
@@ -88,7 +88,7 @@ pub(super) enum Command {
     },
 }
 
-/// Whether a text is what a pattern says, in which `*` stands for anything.
+/// Whether a text matches a pattern, in which `*` stands for anything.
 fn matches(pattern: &str, text: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
     text.strip_prefix(first)
@@ -156,7 +156,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
             let key = mask_key(key.as_ref())?;
             let database = setup::Database::open(&settings).await?;
             let done = mask(&settings, &database, &only, &key).await;
-            done.and(database.close().await)
+            database.closing(done).await
         }
     }
 }
@@ -198,9 +198,7 @@ async fn on_database<T>(
         work(&mut database.migration_connection().await?).await
     }
     .await;
-    let closed = database.close().await;
-    let done = done?;
-    closed.map(|()| done)
+    database.closing(done).await
 }
 
 /// Shown where standard error is a terminal.

@@ -16,6 +16,7 @@ use super::{
     setup::{self, ClockSkew},
 };
 use crate::{
+    chain::chain,
     clock::Clock,
     config::{ConfigErrors, DbPooler, Environment, Settings},
     http::Limits,
@@ -45,7 +46,7 @@ const RENEWAL: Duration = Duration::days(14);
 const NOTIFICATION_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 /// How long a change in the history may wait for its seal.
 const SEAL_PATIENCE: Duration = Duration::minutes(5);
-/// A key whose last tokens expire within this time is told of.
+/// A key whose last tokens expire within this time is reported.
 const SOON: Duration = Duration::HOUR;
 /// What NIST SP 800-57 demands of signatures from 2031 on; 112 bits do until then.
 const SECURITY_BITS: u32 = 128;
@@ -82,6 +83,14 @@ enum Level {
 }
 
 impl Level {
+    /// Of a risk: a warning in production; on a developer's machine good to know.
+    fn risk(environment: Environment) -> Self {
+        match environment {
+            Environment::Production => Self::Warning,
+            Environment::Development => Self::Note,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -115,6 +124,22 @@ struct Finding {
 impl Finding {
     fn new(area: &'static str, level: Level, message: impl Into<String>) -> Self {
         Self { area, level, message: message.into(), advice: None }
+    }
+
+    fn ok(area: &'static str, message: impl Into<String>) -> Self {
+        Self::new(area, Level::Ok, message)
+    }
+
+    fn note(area: &'static str, message: impl Into<String>) -> Self {
+        Self::new(area, Level::Note, message)
+    }
+
+    fn warning(area: &'static str, message: impl Into<String>) -> Self {
+        Self::new(area, Level::Warning, message)
+    }
+
+    fn problem(area: &'static str, message: impl Into<String>) -> Self {
+        Self::new(area, Level::Problem, message)
     }
 
     fn advise(mut self, advice: impl Into<String>) -> Self {
@@ -160,7 +185,7 @@ async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
             if root.is_none() {
                 let note =
                     "TOKEN_SYMMETRIC_KEY is not set: `gatepass serve` makes a key, and keeps it in .gatepass";
-                findings.push(Finding::new("settings", Level::Note, note));
+                findings.push(Finding::note("settings", note));
             }
             let root = root.unwrap_or_else(setup::nobodys_key);
             let policy = setup::key_policy(&settings, &root, setup::operator());
@@ -173,31 +198,24 @@ async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
 }
 
 /// Something failed, with all that is behind it.
-fn failed(area: &'static str, error: &(dyn std::error::Error + 'static)) -> Finding {
-    let mut message = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        message = format!("{message}: {error}");
-        source = error.source();
-    }
-    Finding::new(area, Level::Problem, message.replace('\n', " "))
+fn failed(area: &'static str, error: &dyn std::error::Error) -> Finding {
+    Finding::problem(area, chain(error).replace('\n', " "))
 }
 
 async fn settings(config_file: Option<PathBuf>) -> (Option<Settings>, Vec<Finding>) {
     match setup::load(config_file).await {
         Ok(loaded) if loaded.warnings.is_empty() => {
-            (Some(loaded.settings), vec![Finding::new("settings", Level::Ok, "nothing wrong with them")])
+            (Some(loaded.settings), vec![Finding::ok("settings", "nothing wrong with them")])
         }
         Ok(loaded) => {
             let warnings = loaded.warnings.into_iter();
-            let findings = warnings.map(|warning| Finding::new("settings", Level::Warning, warning));
+            let findings = warnings.map(|warning| Finding::warning("settings", warning));
             (Some(loaded.settings), findings.collect())
         }
         Err(error) => match error.downcast_ref::<ConfigErrors>() {
             Some(ConfigErrors(problems)) => {
                 let problems = problems.iter();
-                let findings =
-                    problems.map(|problem| Finding::new("settings", Level::Problem, problem.to_string()));
+                let findings = problems.map(|problem| Finding::problem("settings", problem.to_string()));
                 (None, findings.collect())
             }
             None => (None, vec![failed("settings", &*error)]),
@@ -224,7 +242,7 @@ async fn passwords(settings: &Settings, args: &Args) -> Vec<Finding> {
         threads as u64 * u64::from(params.memory_kib) / 1024
     );
     let wish = format!("{} ms and {} MiB", args.hash_time, memory_kib / 1024);
-    let finding = Finding::new(AREA, Level::Ok, message);
+    let finding = Finding::ok(AREA, message);
     findings.push(if choice == params {
         finding
     } else {
@@ -237,7 +255,7 @@ async fn passwords(settings: &Settings, args: &Args) -> Vec<Finding> {
     let peppers = settings.password_pepper.count();
     if peppers > 1 {
         let note = format!("PASSWORD_PEPPER holds {peppers}: a rotation is not finished");
-        findings.push(Finding::new(AREA, Level::Note, note).advise(
+        findings.push(Finding::note(AREA, note).advise(
             "keep the older ones until no stored hash names them: who has such a hash cannot log in without",
         ));
     }
@@ -261,7 +279,7 @@ fn certificate(settings: &Settings) -> Vec<Finding> {
 
     let is_production = settings.environment == Environment::Production;
     let Some(files) = setup::tls_files(settings) else {
-        let finding = Finding::new(AREA, Level::Ok, "none: the service speaks plain HTTP");
+        let finding = Finding::ok(AREA, "none: the service speaks plain HTTP");
         return vec![if is_production {
             finding.advise("put a proxy in front that speaks TLS, or set TLS_CERT_FILE and TLS_KEY_FILE")
         } else {
@@ -271,7 +289,7 @@ fn certificate(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
     if files.is_key_open() {
         let message = format!("TLS_KEY_FILE={}: every user of this machine may read it", files.key.display());
-        findings.push(Finding::new(AREA, Level::Warning, message).advise(
+        findings.push(Finding::warning(AREA, message).advise(
             "take that right from others: `chmod o-r`; in Kubernetes, `defaultMode: 0440` for the secret's volume",
         ));
     }
@@ -288,40 +306,37 @@ fn certificate(settings: &Settings) -> Vec<Finding> {
     if left < RENEWAL {
         let message = format!("the certificate expires in {} days, on {until}", left.whole_days());
         findings.push(
-            Finding::new(AREA, Level::Warning, message)
+            Finding::warning(AREA, message)
                 .advise("renew it; the service reads the files again when they change, with no restart"),
         );
     }
     if !certificate.is_ordered {
         let message = "the certificates in TLS_CERT_FILE are not in order: some clients take no such chain";
         findings.push(
-            Finding::new(AREA, Level::Warning, message)
+            Finding::warning(AREA, message)
                 .advise("put the service's own first, then each one that signed the one before"),
         );
     }
     if certificate.is_self_signed {
         let message = "the certificate is signed by itself: clients have to be told to trust it";
-        findings.push(Finding::new(AREA, Level::Note, message));
+        findings.push(Finding::note(AREA, message));
     } else if certificate.length == 1 {
         let message =
             "TLS_CERT_FILE holds one certificate: clients that do not know who signed it cannot check it";
-        findings.push(
-            Finding::new(AREA, Level::Note, message)
-                .advise("use the full chain, unless the signer is a root"),
-        );
+        findings.push(Finding::note(AREA, message).advise("use the full chain, unless the signer is a root"));
     }
     if let Some(host) = public_host(settings)
         && !certificate.is_for(&host)
     {
         let message = format!("the certificate is not for {host}, which TOKEN_ISSUER names");
         findings.push(
-            Finding::new(AREA, Level::Warning, message)
+            Finding::warning(AREA, message)
                 .advise("get one with that name, unless a proxy with another certificate is in front"),
         );
     }
     if findings.is_empty() {
         let message = format!("the certificate is valid until {until}, {} days", left.whole_days());
-        findings.push(Finding::new(AREA, Level::Ok, message));
+        findings.push(Finding::ok(AREA, message));
     }
     findings
 }
@@ -338,24 +353,23 @@ fn operators(settings: &Settings) -> Finding {
     let address = settings.ops_server_address;
     let message = format!("metrics at {address}/metrics");
     if address.ip().is_loopback() {
-        Finding::new("ops", Level::Ok, format!("{message}, for this machine alone"))
+        Finding::ok("ops", format!("{message}, for this machine alone"))
     } else {
-        Finding::new("ops", Level::Note, format!("{message}, in plain HTTP and for whoever can connect"))
+        Finding::note("ops", format!("{message}, in plain HTTP and for whoever can connect"))
             .advise("let nobody but Prometheus get there")
     }
 }
 
-/// How many connections a service takes that is started as this was.
+/// How many connections a service takes when it is started as this was.
 fn open_files(settings: &Settings) -> Finding {
     let files = OpenFiles::look(settings.db_max_connections);
-    let (level, advice) = match files.advice() {
-        Some(advice) => (Level::Warning, Some(advice)),
-        None => (Level::Ok, None),
-    };
-    Finding { advice, ..Finding::new("files", level, files.to_string()) }
+    match files.advice() {
+        Some(advice) => Finding::warning("files", files.to_string()).advise(advice),
+        None => Finding::ok("files", files.to_string()),
+    }
 }
 
-/// Whether the system is there that users may still come from. It gets no password, nor who we are.
+/// Whether the system is there that users may still come from. It is not told a password, nor who we are.
 async fn old_system(settings: &Settings) -> Option<Finding> {
     const AREA: &str = "legacy";
 
@@ -365,7 +379,7 @@ async fn old_system(settings: &Settings) -> Option<Finding> {
     Some(match legacy::probe(url, patience).await {
         Ok(status) => {
             let took = begun.elapsed().as_millis();
-            Finding::new(AREA, Level::Ok, format!("the old system is there: {status} after {took} ms"))
+            Finding::ok(AREA, format!("the old system is there: {status} after {took} ms"))
         }
         Err(error) => failed(AREA, &error).advise(
             "check LEGACY_LOGIN_URL, and the way there: users who are not here yet cannot log in meanwhile",
@@ -378,14 +392,14 @@ fn rotations_under_way(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !settings.token_symmetric_keys_accepted.is_empty() {
         let note = "TOKEN_SYMMETRIC_KEYS_ACCEPTED is set: the rotation of the root key is not finished";
-        findings.push(Finding::new("keys", Level::Note, note).advise(
+        findings.push(Finding::note("keys", note).advise(
             "when every replica has the new key and the tokens of the former one have expired, empty it",
         ));
     }
     if !settings.token_format_accepted.is_empty() {
         let note = "TOKEN_FORMAT_ACCEPTED is set: tokens of further formats are accepted";
         let advice = "when the tokens of the former format have expired, empty it";
-        findings.push(Finding::new("keys", Level::Note, note).advise(advice));
+        findings.push(Finding::note("keys", note).advise(advice));
     }
     findings
 }
@@ -393,7 +407,7 @@ fn rotations_under_way(settings: &Settings) -> Vec<Finding> {
 async fn database(settings: &Settings, policy: &Policy) -> Vec<Finding> {
     if settings.db_source.is_none() && !setup::has_own_database() {
         let note = "there is none yet: `gatepass serve` makes one of its own, since DB_SOURCE is not set";
-        return vec![Finding::new("database", Level::Note, note)];
+        return vec![Finding::note("database", note)];
     }
     let database = match setup::Database::open(settings).await {
         Ok(database) => database,
@@ -422,7 +436,7 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
                 connected.as_millis(),
                 latency.whole_milliseconds()
             );
-            findings.push(Finding::new("database", Level::Ok, message));
+            findings.push(Finding::ok("database", message));
             findings.push(finding);
         }
         Err(error) => findings.push(failed("database", &error)),
@@ -431,15 +445,15 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
     findings.extend(locks(&mut conn).await);
     match database.check_pooler(settings.db_pooler).await {
         Ok(None) => {}
-        Ok(Some(warning)) => findings.push(Finding::new("database", Level::Warning, warning)),
+        Ok(Some(warning)) => findings.push(Finding::warning("database", warning)),
         Err(error) => findings.push(failed("database", &*error)),
     }
     findings.extend(plain_text(database, settings, &mut conn).await);
     match schema(database, settings).await {
-        Ok(Schema::Current) => findings.push(Finding::new("schema", Level::Ok, "current")),
+        Ok(Schema::Current) => findings.push(Finding::ok("schema", "current")),
         Ok(Schema::Newer(version)) => {
             let message = format!("at migration {version:06}, of a later release than this");
-            findings.push(Finding::new("schema", Level::Note, message).advise(
+            findings.push(Finding::note("schema", message).advise(
                 "it works for one release back: finish the update, or undo it with the later release",
             ));
         }
@@ -448,7 +462,7 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
             if settings.migrate_on_start
                 && matches!(error.downcast_ref(), Some(migrations::Error::Pending(_)))
             {
-                finding = Finding::new("schema", Level::Note, "migrations are waiting")
+                finding = Finding::note("schema", "migrations are waiting")
                     .advise("`gatepass serve` applies them when it starts, since MIGRATE_ON_START is true");
             }
             findings.push(finding);
@@ -462,7 +476,7 @@ async fn on_database(database: &setup::Database, settings: &Settings, policy: &P
         setup::close(&db).await;
         findings.extend(found.unwrap_or_else(|error| vec![failed("keys", &error)]));
     } else {
-        findings.push(Finding::new("keys", Level::Ok, "shared, from the configuration"));
+        findings.push(Finding::ok("keys", "shared, from the configuration"));
     }
     if settings.db_pooler == DbPooler::Session {
         findings.push(feed(database).await);
@@ -478,14 +492,14 @@ async fn writes(conn: &mut PgConnection) -> Option<Finding> {
     match store::access(conn).await {
         Ok(Access::Full) => None,
         Ok(Access::ReadOnly) => Some(
-            Finding::new(AREA, Level::Problem, "the database takes no writes: default_transaction_read_only is on")
+            Finding::problem(AREA, "the database takes no writes: default_transaction_read_only is on")
                 .advise(
                     "is its disk full? some hosts set that then, and take it back when there is room; otherwise RESET it \
                      where it is set: ALTER SYSTEM, DATABASE or ROLE (`\\drds` in psql)",
                 ),
         ),
         Ok(Access::Standby) => Some(
-            Finding::new(AREA, Level::Problem, store::STANDBY)
+            Finding::problem(AREA, store::STANDBY)
                 .advise("promote it, or have DB_SOURCE lead to the primary"),
         ),
         Err(error) => Some(failed(AREA, &error)),
@@ -509,7 +523,7 @@ async fn locks(conn: &mut PgConnection) -> Vec<Finding> {
         let message = format!(
             "{waiting} statement(s) of the service wait for a lock, for {seconds:.0} s by now: the session {pid}{whose} has it"
         );
-        Finding::new(AREA, Level::Problem, message).advise(format!(
+        Finding::problem(AREA, message).advise(format!(
             "end that session: `SELECT pg_terminate_backend({pid})`, as its role or the master user"
         ))
     };
@@ -522,10 +536,7 @@ async fn plain_text(
     settings: &Settings,
     conn: &mut PgConnection,
 ) -> Option<Finding> {
-    let level = match settings.environment {
-        Environment::Production => Level::Warning,
-        Environment::Development => Level::Note,
-    };
+    let level = Level::risk(settings.environment);
     match store::is_encrypted(conn).await {
         Ok(false) if !database.is_local() => Some(
             Finding::new("database", level, "the connection is not encrypted, and leaves this machine")
@@ -549,11 +560,11 @@ async fn feed(database: &setup::Database) -> Finding {
     let took = begun.elapsed().as_millis();
     setup::close(&db).await;
     match heard {
-        Ok(true) => Finding::new(AREA, Level::Ok, format!("notifications come through (in {took} ms)")),
+        Ok(true) => Finding::ok(AREA, format!("notifications come through (in {took} ms)")),
         Ok(false) => {
             let message =
                 "no notification comes through: revocations reach other replicas half a second later";
-            Finding::new(AREA, Level::Warning, message)
+            Finding::warning(AREA, message)
                 .advise("let DB_SOURCE go past the pooler, or have that hand out connections for a session")
         }
         Err(error) => failed(AREA, &error),
@@ -571,11 +582,11 @@ async fn seals(conn: &mut PgConnection) -> Finding {
     match waiting.await {
         Ok((now, Some(since))) if now - since > SEAL_PATIENCE => {
             let message = format!("changes wait for their seal, since {}", seconds(since));
-            Finding::new(AREA, Level::Warning, message).advise(
+            Finding::warning(AREA, message).advise(
                 "a running service seals each minute: start one, or look into its log; by hand, `gatepass history seal`",
             )
         }
-        Ok(_) => Finding::new(AREA, Level::Ok, "sealed; `gatepass history verify` checks all of it"),
+        Ok(_) => Finding::ok(AREA, "sealed; `gatepass history verify` checks all of it"),
         Err(error) => failed(AREA, &error),
     }
 }
@@ -595,17 +606,14 @@ async fn roles(conn: &mut PgConnection, settings: &Settings) -> Result<Vec<Findi
     const AREA: &str = "roles";
 
     let Standing { user, is_superuser, administers, owns_tables } = roles::standing(conn).await?;
-    let level = match settings.environment {
-        Environment::Production => Level::Warning,
-        Environment::Development => Level::Note,
-    };
+    let level = Level::risk(settings.environment);
     let held = Privileges::held(conn, &user).await?;
     let wanted = Privileges::of_app();
     let missing = wanted.beyond(&held);
     if !missing.is_empty() {
         let message = format!("{user} may not do what the service has to: {}", listed(&missing));
         return Ok(vec![
-            Finding::new(AREA, Level::Problem, message).advise("run `gatepass db setup` as the master user"),
+            Finding::problem(AREA, message).advise("run `gatepass db setup` as the master user"),
         ]);
     }
     let excess = held.beyond(&wanted);
@@ -619,11 +627,11 @@ async fn roles(conn: &mut PgConnection, settings: &Settings) -> Result<Vec<Findi
         "may make roles or databases, replicate, or pass by row security".to_owned()
     } else {
         let message = format!("{user} may do what the service has to, and nothing else");
-        let mut findings = vec![Finding::new(AREA, Level::Ok, message)];
+        let mut findings = vec![Finding::ok(AREA, message)];
         if user == roles::APP && !roles::owns_schema(conn).await? {
             let message = format!("the schema does not belong to {}: a restored database?", roles::OWNER);
             findings.push(
-                Finding::new(AREA, Level::Warning, message)
+                Finding::warning(AREA, message)
                     .advise("run `gatepass db setup`, or the next migration belongs to whoever runs it"),
             );
         }
@@ -657,14 +665,14 @@ fn listed(privileges: &[&Privilege]) -> String {
     shown.join(", ")
 }
 
-/// How long the database takes to answer, and what is with its clock.
+/// How long the database takes to answer, and whether its clock agrees.
 async fn clock(conn: &mut PgConnection) -> Result<(Duration, Finding), store::Error> {
     let skew = ClockSkew::measure(conn, &Clock::system()).await?;
     let finding = if skew.apart() > CLOCK_TOLERANCE {
-        Finding::new("clock", Level::Warning, skew.to_string())
+        Finding::warning("clock", skew.to_string())
             .advise("have NTP set both: tokens are refused by a clock that is wrong by 30 s")
     } else {
-        Finding::new("clock", Level::Ok, "the database agrees to within a second")
+        Finding::ok("clock", "the database agrees to within a second")
     };
     Ok((skew.latency, finding))
 }
@@ -680,11 +688,11 @@ async fn ring(policy: &Policy, db: &PgPool) -> Result<Vec<Finding>, keys::Error>
     }
     findings.extend(stored.unreadable.iter().map(|(_, error)| match error {
         // As it should be while an update is rolled out, or rolled back.
-        keys::Error::UnknownFormat { .. } => Finding::new("keys", Level::Note, error.to_string()),
+        keys::Error::UnknownFormat { .. } => Finding::note("keys", error.to_string()),
         _ => failed("keys", error),
     }));
     if findings.iter().all(|finding| finding.level == Level::Ok || finding.level == Level::Note) {
-        findings.insert(0, Finding::new("keys", Level::Ok, "every key opens"));
+        findings.insert(0, Finding::ok("keys", "every key opens"));
     }
     Ok(findings)
 }
@@ -698,11 +706,11 @@ fn heads(policy: &Policy, stored: &[(RingKey, Option<KeyId>)], now: OffsetDateTi
             |status| keys.iter().any(|key| key.public.format() == format && key.status(now) == Some(status));
         if !has(KeyStatus::Active) && !has(KeyStatus::Next) {
             let note = format!("there are none for {format} yet");
-            findings.push(Finding::new("keys", Level::Note, note).advise("`gatepass serve` makes them"));
+            findings.push(Finding::note("keys", note).advise("`gatepass serve` makes them"));
         } else if !has(KeyStatus::Next) || !has(KeyStatus::Active) {
             let which = if has(KeyStatus::Active) { "next" } else { "active" };
             findings.push(
-                Finding::new("keys", Level::Problem, format!("the ring of {format} has no {which} key"))
+                Finding::problem("keys", format!("the ring of {format} has no {which} key"))
                     .advise("start the service again: it makes the one that is missing"),
             );
         }
@@ -716,7 +724,7 @@ fn heads(policy: &Policy, stored: &[(RingKey, Option<KeyId>)], now: OffsetDateTi
                 seconds(since)
             );
             findings.push(
-                Finding::new("keys", Level::Warning, message)
+                Finding::warning("keys", message)
                     .advise("a running service replaces it; without one, `gatepass key rotate`"),
             );
         }
@@ -732,20 +740,20 @@ fn single(policy: &Policy, key: &RingKey, root: Option<&KeyId>, now: OffsetDateT
     if root.is_some_and(|root| *root != policy.root.id()) && root.as_ref().is_some_and(accepted) {
         let message = format!("{id} is wrapped under a root key of TOKEN_SYMMETRIC_KEYS_ACCEPTED");
         findings.push(
-            Finding::new("keys", Level::Warning, message)
+            Finding::warning("keys", message)
                 .advise("run `gatepass key rewrap` before you remove the former key"),
         );
     }
     if key.public.security_bits() < SECURITY_BITS {
         let message = format!("{id} has {} bits of security: enough until 2030", key.public.security_bits());
         let advice = "sooner or later choose EdDSA or ES256 as JWT_ALGORITHM";
-        findings.push(Finding::new("keys", Level::Note, message).advise(advice));
+        findings.push(Finding::note("keys", message).advise(advice));
     }
     if let (KeyStatus::Retiring, Some(until)) = (status, key.verifies_until)
         && until < now + SOON
     {
         let message = format!("{id} is about to go: it verifies until {}", seconds(until));
-        findings.push(Finding::new("keys", Level::Note, message));
+        findings.push(Finding::note("keys", message));
     }
     findings
 }

@@ -39,7 +39,7 @@ const HASH_DEADLINE: Duration = Duration::from_secs(3600);
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// How many refusals are told on the way. All are in the file.
 const TOLD: usize = 10;
-/// What is read of another Postgres when nobody says.
+/// What is read of another Postgres by default.
 const COURSE_QUERY: &str = "SELECT * FROM users";
 
 /// Import users from FILE: their names, roles and password hashes (docs/import.md has the formats).
@@ -171,7 +171,7 @@ impl Args {
         Ok(Some(kind))
     }
 
-    /// Where that goes which an import refuses, or in which a comparison finds a difference.
+    /// Where the records go that an import refuses, or in which a comparison finds a difference.
     fn beside(&self, origin: &Origin) -> Result<Option<PathBuf>, Failure> {
         let (option, given, ending) = match self {
             Self { compare: true, .. } => ("--differences", &self.differences, ".differences"),
@@ -343,7 +343,7 @@ fn begin(origin: Origin, skipped: u64) -> Result<(Counted, Display), Failure> {
     Ok((Counted { inner, counted }, display))
 }
 
-/// Numbers and names of fields alone: nothing of anybody stands on a terminal.
+/// Numbers and names of fields alone: nobody's data is shown on a terminal.
 fn report_comparison(args: &Args, differences: Option<&Path>, found: &Comparison) -> Result<(), Failure> {
     let Comparison { same, newer, older, undated, missing, refused, gone, fields } = found;
     let read = found.records();

@@ -31,7 +31,7 @@ pub(super) enum Command {
     ///
     /// Shared keys come from the configuration: `active` makes tokens, `accepted` only checks them. Key pairs are in
     /// the database: `next` is published and will sign, `active` signs, `retiring` only verifies what it has signed,
-    /// `gone` verifies nothing; an `unknown` one this release cannot read.
+    /// `gone` verifies nothing; `unknown` is one that this release cannot read.
     List {
         /// As JSON
         #[arg(long)]
@@ -345,7 +345,7 @@ async fn stored(policy: &Policy, db: &PgPool) -> Result<Vec<Entry>, Failure> {
     Ok(Entry::all(policy, &keys::list(db).await?, now))
 }
 
-/// The key of `format` that does this.
+/// The key of `format` in this status.
 fn with<'e>(keys: &'e [Entry], format: &str, status: &str) -> Option<&'e Entry> {
     keys.iter().find(|key| key.format == format && key.status == status)
 }

@@ -25,7 +25,7 @@ pub(super) enum Command {
         #[arg(default_value_t = 1)]
         n: usize,
     },
-    /// List the migrations and what is with each
+    /// List the migrations and the state of each
     Status {
         /// As JSON
         #[arg(long)]
@@ -58,7 +58,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
     }
     let database = setup::Database::open(&settings).await?;
     let done = on(&database, command).await;
-    done.and(database.close().await)
+    database.closing(done).await
 }
 
 async fn on(database: &setup::Database, command: Command) -> Result<(), Failure> {

@@ -26,7 +26,10 @@ use std::{error::Error, path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
-use crate::account::{self, FieldError};
+use crate::{
+    account::{self, FieldError},
+    chain,
+};
 
 /// What a subcommand fails with: printed with everything behind it.
 type Failure = Box<dyn Error + Send + Sync>;
@@ -146,7 +149,7 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Writes a line to standard error. What is to be done is done, also where nobody listens.
+/// Writes a line to standard error. That nobody reads it is no reason to fail.
 fn say(line: &str) {
     use std::io::Write;
 
@@ -191,10 +194,8 @@ fn fail(error: &(dyn Error + 'static)) -> ExitCode {
         return ExitCode::FAILURE;
     }
     say(&format!("gatepass: {error}"));
-    let mut source = error.source();
-    while let Some(error) = source {
+    for error in chain::behind(error) {
         say(&format!("  because: {error}"));
-        source = error.source();
     }
     if error.is::<password_input::WrongUse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     account::{Activity, Cause, CleanUp, Clients, History},
+    chain,
     clock::Clock,
     config::{self, DbPooler, Environment, Loaded, Settings},
     http::{self, App, Limits, Parts, Phase},
@@ -35,8 +36,8 @@ use crate::{
 /// Connections for the feed of revocations, besides the one that listens: one that reads. Nobody else has it, so that
 /// nothing keeps a revocation waiting.
 pub(super) const FEED_CONNECTIONS: u32 = 1;
-/// Connections for what else goes on beside requests: the history may hold one for long, and the others take turns with
-/// the other one.
+/// Connections for what else goes on beside requests: the history may hold one for long, and everything else takes
+/// turns with the other.
 pub(super) const BACKGROUND_CONNECTIONS: u32 = 2;
 /// How long the service goes on serving after it has been told to stop, in production: until a proxy has noticed that
 /// `/readyz` says no, and has let go of its idle connections. In development Ctrl-C should be quick.
@@ -95,7 +96,7 @@ async fn start(settings: &Settings, warnings: Vec<String>) -> Result<(), Failure
     };
     let listeners = Listeners { service: listener, tls, ops };
     let served = serve(settings, &key, &database, listeners, &mut signals).await;
-    served.and(database.close().await)
+    database.closing(served).await
 }
 
 /// Where operators are answered. A port that is taken is a fault, but not for a developer who runs two of these, or has a
@@ -231,8 +232,10 @@ async fn serve(
     match tokio::time::timeout(FLUSH_PATIENCE, app.activity().flush()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            let error: &(dyn std::error::Error + 'static) = &error;
-            tracing::warn!(error, "the last sightings of sessions could not be written");
+            tracing::warn!(
+                error = chain::cause(&error),
+                "the last sightings of sessions could not be written"
+            );
         }
         Err(_) => tracing::warn!("the last sightings of sessions could not be written in time"),
     }

@@ -140,7 +140,7 @@ impl Database {
         Ok(())
     }
 
-    /// Makes sure that the service's connections are handed out as `DB_POOLER` says. What to know of them, if anything.
+    /// Makes sure that the service's connections are handed out as `DB_POOLER` says. Gives what there is to know of them.
     ///
     /// # Errors
     ///
@@ -294,6 +294,13 @@ impl Database {
             None => Ok(()),
         }
     }
+
+    /// [`close`](Self::close)s after work that is `done`. Of two failures, the work's is told.
+    pub(super) async fn closing<T>(self, done: Result<T, Failure>) -> Result<T, Failure> {
+        let closed = self.close().await;
+        let done = done?;
+        closed.map(|()| done)
+    }
 }
 
 /// A connection to a database that answers.
@@ -363,7 +370,7 @@ struct Unreachable {
     source: sqlx::Error,
 }
 
-/// What to do about it, where the error tells. `setting` has the URL.
+/// What to do about it, if the error tells. `setting` has the URL.
 fn hint(error: &sqlx::Error, setting: &str, takes_tokens: bool) -> String {
     let code = match error {
         sqlx::Error::Database(error) => error.code(),
@@ -446,7 +453,7 @@ pub(super) fn present_key(settings: &Settings) -> Result<Option<SymmetricKey>, F
     }
 }
 
-/// In place of one that is not there yet: neither opens anything that there is.
+/// In place of a key that does not exist yet: neither would open anything that exists.
 pub(super) fn nobodys_key() -> SymmetricKey {
     SymmetricKey::from_bytes(random::bytes(&mut random::system()))
 }
@@ -511,9 +518,7 @@ pub(super) async fn on_database<T>(
         }
         Err(error) => Err(error),
     };
-    let closed = database.close().await;
-    let done = done?;
-    closed.map(|()| done)
+    database.closing(done).await
 }
 
 /// What the settings say about keys, with `key` as the root of them. `cause` changes them.

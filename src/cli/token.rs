@@ -1,4 +1,4 @@
-//! `gatepass token`: for people who want to know what is with a token.
+//! `gatepass token`: for people who want to know the state of a token.
 
 use std::{
     fmt::Write,
@@ -118,9 +118,7 @@ async fn verifier(settings: &Settings, now: OffsetDateTime) -> Result<Verifier, 
         Ok::<_, Failure>(verifier?)
     };
     let verifier = verifier.await;
-    let closed = database.close().await;
-    let verifier = verifier?;
-    closed.map(|()| verifier)
+    database.closing(verifier).await
 }
 
 /// What the database says about a session.
@@ -149,7 +147,7 @@ async fn session(settings: &Settings, id: Uuid) -> Session {
 }
 
 impl Session {
-    /// Whether a token with these claims is refused although it has not expired; `None` when nobody has said.
+    /// Whether a token with these claims is refused although it has not expired; `None` when that is not known.
     fn revokes(&self, claims: &Claims) -> Option<Result<(), Rejection>> {
         match self {
             Self::Found(state) if state.end_reason.is_some() || state.disabled => {
@@ -245,7 +243,7 @@ async fn refresh_token(settings: &Settings, token: &str, json: bool) -> Result<(
     Err("refused: this is a refresh token, not an access token".into())
 }
 
-/// What can be told of something that is no token here, by its looks.
+/// What can be told, by its looks, of something that is no token here.
 fn hint(token: &str) -> Option<&'static str> {
     let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| token.starts_with(prefix));
     if token.is_empty() {

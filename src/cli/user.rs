@@ -12,7 +12,6 @@ use super::{Failure, explain, password_input::PasswordArgs, print, print_json, s
 use crate::{
     account::{self, Accounts, Position, Registration, Roles, Search, User, UserChange},
     clock::Clock,
-    config::{Environment, Settings},
     http::UserBody,
     metrics::Metrics,
     password::Password,
@@ -95,7 +94,7 @@ pub(super) enum Command {
     },
     /// Let a user in again
     ///
-    /// Who was disabled is so no longer, and failed logins in the user's name are forgotten.
+    /// A user who was disabled is enabled, and failed logins in the user's name are forgotten.
     Enable {
         /// Username, e-mail address or id
         user: String,
@@ -122,28 +121,15 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
         Command::Create { password, .. } | Command::SetPassword { password, .. } => Some(password.read()?),
         _ => None,
     };
-    let database = setup::Database::open(&settings).await?;
-    let done = on(&settings, &database, command, password.as_ref()).await;
-    done.and(database.close().await)
-}
-
-async fn on(
-    settings: &Settings,
-    database: &setup::Database,
-    command: Command,
-    password: Option<&Password>,
-) -> Result<(), Failure> {
-    // A developer's own database may be new; any other is migrated by those whose task it is.
-    let is_own = settings.environment == Environment::Development && database.embedded().is_some();
-    database.migrate(is_own).await?;
-    let key = setup::symmetric_key(settings)?;
-    let db = database.pool(1);
-    // No command makes tokens, so that any key will do.
-    let issuer = Arc::new(Issuer::new(key.clone(), setup::party(settings)));
-    let accounts = setup::accounts(settings, &key, issuer, db.clone(), None, Metrics::new(), 1)?;
-    let done = execute(&accounts.caused_by(setup::operator()), command, password).await;
-    setup::close(&db).await;
-    done.map_err(explain)
+    setup::on_database(&settings, async |db| {
+        let key = setup::symmetric_key(&settings)?;
+        // No command makes tokens, so that any key will do.
+        let issuer = Arc::new(Issuer::new(key.clone(), setup::party(&settings)));
+        let accounts = setup::accounts(&settings, &key, issuer, db.clone(), None, Metrics::new(), 1)?;
+        let accounts = accounts.caused_by(setup::operator());
+        execute(&accounts, command, password.as_ref()).await.map_err(explain)
+    })
+    .await
 }
 
 async fn execute(accounts: &Accounts, command: Command, password: Option<&Password>) -> Result<(), Failure> {

@@ -137,7 +137,7 @@ pub struct Gathered {
     findings: error::Findings,
 }
 
-/// What is with the secret that holds settings.
+/// The state of the secret that holds settings.
 #[derive(Debug)]
 enum Secret {
     /// There is none.

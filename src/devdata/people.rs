@@ -30,7 +30,7 @@ const ACCESS: Duration = Duration::minutes(15);
 const DOMAINS: [&str; 3] = ["example.com", "example.org", "example.net"];
 const NETWORKS: [&str; 3] = ["192.0.2", "198.51.100", "203.0.113"];
 
-/// Of ten users as many have so many sessions.
+/// How many sessions a user has; one of these, picked at random.
 const SESSIONS: [u32; 10] = [0, 0, 0, 0, 1, 1, 1, 2, 3, 5];
 
 /// A generator of people.

@@ -12,18 +12,18 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::{App, Problem, UserBody, json::Json, query::Query, users::present};
+use super::{
+    App, Problem, UserBody,
+    json::Json,
+    query::{Faults, Query},
+    users::present,
+};
 use crate::{
-    account::{ADMIN_ROLE, Cause, FieldError, Position, Search, UserChange},
+    account::{ADMIN_ROLE, Cause, Position, Search, UserChange},
     token::Claims,
 };
 
-/// How many users a page has when nobody says.
-const PAGE: u32 = 50;
-/// How many it has at most.
-const MAX_PAGE: u32 = 200;
-
-/// The caller is an administrator. Before everything else that a handler takes, so that nobody else learns anything.
+/// The caller is an administrator. A handler takes this before everything else, so that nobody else learns anything.
 pub(super) struct Administrator;
 
 impl FromRequestParts<App> for Administrator {
@@ -42,7 +42,7 @@ impl FromRequestParts<App> for Administrator {
     }
 }
 
-/// The id in a route's path. What is none names nobody.
+/// The id in a route's path. 404 for anything that is no id: it names nobody.
 pub(super) struct UserId(Uuid);
 
 impl FromRequestParts<App> for UserId {
@@ -59,8 +59,8 @@ impl FromRequestParts<App> for UserId {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListParameters {
-    /// What the username or the e-mail address begins with, whatever its case, in at most 254 bytes. No character stands
-    /// for others. The users then come by what was found, username or address; without it by age, oldest first.
+    /// What the username or the e-mail address begins with, whatever its case, in at most 254 bytes. There are no
+    /// wildcards. The users then come in the order of what was found, username or address; without it by age, oldest first.
     #[param(max_length = 254, example = "ali")]
     query: Option<String>,
     /// A role that they have.
@@ -70,8 +70,8 @@ pub(super) struct ListParameters {
     #[param(example = "AAGao_BbfHw-nQo_KhtMXW4")]
     cursor: Option<String>,
     /// How many users at most.
-    #[param(minimum = 1, maximum = 200, default = 50)]
-    limit: Option<u32>,
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 200, default = 50)]
+    limit: Option<String>,
 }
 
 /// Some users.
@@ -101,20 +101,13 @@ pub(super) async fn list_users(
     State(app): State<App>,
     Query(parameters): Query<ListParameters>,
 ) -> Result<axum::Json<Users>, Problem> {
-    let mut invalid = Vec::new();
-    let limit = parameters.limit.unwrap_or(PAGE);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        invalid.push(FieldError::new("limit", "out_of_range", format!("needs to be from 1 to {MAX_PAGE}")));
-    }
-    let after = parameters.cursor.as_deref().map(read_cursor);
-    if after == Some(None) {
-        invalid.push(FieldError::new("cursor", "invalid", "is none that this route has given"));
-    }
-    if !invalid.is_empty() {
-        return Err(Problem::invalid(invalid));
-    }
+    let mut faults = Faults::default();
+    let limit = faults.limit(parameters.limit.as_deref());
+    let after =
+        faults.read("cursor", parameters.cursor.as_deref(), "the `next_cursor` of a page", read_cursor);
+    faults.check()?;
     let search = Search { query: parameters.query.as_deref(), role: parameters.role.as_deref() };
-    let page = app.accounts().search(&search, after.flatten().as_ref(), limit).await?;
+    let page = app.accounts().search(&search, after.as_ref(), limit).await?;
     Ok(axum::Json(Users {
         users: page.users.into_iter().map(UserBody::from).collect(),
         next_cursor: page.next.as_ref().map(write_cursor),

@@ -41,7 +41,7 @@ pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
     client
 }
 
-/// Whether it is one of our own proxies that has this address.
+/// Whether this is the address of one of our own proxies.
 pub(super) fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
     let ip = ip.to_canonical();
     trusted.iter().any(|net| net.contains(&ip))
@@ -62,8 +62,8 @@ fn parse(element: &[u8]) -> Option<IpAddr> {
         .map(|ip| ip.to_canonical())
 }
 
-/// Whether it is no text but an order to whatever shows the text, such as an operator's terminal: a control character, or
-/// one that turns the line around.
+/// Whether a character is not text but an order to whatever shows the text, such as an operator's terminal: a control
+/// character, or one that turns the line around.
 fn is_order(c: char) -> bool {
     c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

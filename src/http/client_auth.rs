@@ -16,7 +16,8 @@ use crate::account::{Caller, Error};
 /// The request comes from an introspection client: its credentials have been checked.
 ///
 /// 401 `invalid_client` otherwise, whatever is wrong: no credentials, several, unreadable ones, an unknown client, a wrong
-/// secret. 429 `too_many_attempts` after many wrong ones from one address. As an option, only credentials of a client are looked at: `None` where there are none.
+/// secret. 429 `too_many_attempts` after many wrong ones from one address. As an option, only credentials of a client are
+/// looked at: `None` where there are none.
 pub(super) struct AuthenticatedClient;
 
 impl FromRequestParts<App> for AuthenticatedClient {
@@ -54,7 +55,7 @@ fn credentials(headers: &HeaderMap) -> Option<Credentials> {
     let encoded = basic(field.as_bytes())?.trim_ascii();
     let decoded = Zeroizing::new(STANDARD.decode(encoded).ok()?);
     let (id, secret) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
-    // What is no id is nobody's, which whoever sends it knows: nothing is looked up.
+    // No client's id looks like that, which whoever sends it knows: nothing is looked up.
     let id = id.parse::<uuid::fmt::Hyphenated>().ok()?;
     Some(Credentials { id: id.into(), secret: Zeroizing::new(secret.to_owned()) })
 }

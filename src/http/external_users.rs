@@ -15,7 +15,7 @@ use crate::{
     random,
 };
 
-/// The id in the route's path, with its `%` codes read; the use case holds it against the rules.
+/// The id in the route's path, with its `%` codes read; the use case checks it against the rules.
 pub(super) struct ExternalId(String);
 
 impl FromRequestParts<App> for ExternalId {
@@ -33,10 +33,10 @@ impl FromRequestParts<App> for ExternalId {
 #[derive(Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExternalUser {
-    /// If it is given, the one of the address.
+    /// If it is given, the same as in the address.
     #[schema(example = "17", max_length = 256)]
     external_id: Option<String>,
-    /// Letters, digits, `_`, `.` and `-`; unique without regard to case. Of a user who is there it stays.
+    /// Letters, digits, `_`, `.` and `-`; unique without regard to case. A user who is there keeps theirs.
     #[schema(example = "alice", min_length = 3, max_length = 64, pattern = "^[A-Za-z0-9_.-]{3,64}$")]
     username: String,
     /// Unique without regard to case; at most 254 bytes. Another one is unverified unless `is_email_verified` says
@@ -58,14 +58,14 @@ pub(super) struct ExternalUser {
     /// When the user was made there (RFC 3339); now, if it is not given.
     #[schema(example = "2019-05-06T07:08:09Z", format = DateTime)]
     created_at: Option<String>,
-    /// As of when all this is so. A user who is there is changed only by what is later than their last change.
+    /// As of when all this is so. A user who is there is changed only by a record that is later than their last change.
     #[schema(example = "2025-01-01T00:00:00Z", format = DateTime)]
     updated_at: Option<String>,
     /// When the password was set.
     #[schema(example = "2019-05-06T07:08:09Z", format = DateTime)]
     password_changed_at: Option<String>,
-    /// In one of the forms that `gatepass import` takes, but for bare hexadecimal. Another one than the user's ends the
-    /// user's sessions.
+    /// In one of the forms that `gatepass import` takes, except bare hexadecimal. One that is not the user's present one
+    /// ends the user's sessions.
     #[schema(example = "$2b$12$EixZaYVK1fsbw1ZfbX3OXePaWxn96p36WQoeG6Lruj3vjPGga31lW")]
     password_hash: Option<String>,
 }
@@ -101,9 +101,9 @@ pub(super) struct PutUser {
     outcome: Outcome,
 }
 
-/// Have a user be as another system says, by the id that they have there: made, or changed if that is newer.
+/// Make a user, or change them if the record is newer, as another system says, by the id that they have there.
 ///
-/// The rules are those of `gatepass import`. Of the same record, sent as often as you like, the first does something.
+/// The rules are those of `gatepass import`. Send the same record as often as you like: only the first has an effect.
 #[utoipa::path(
     put, path = "/admin/users/by-external-id/{id}", tag = "admin", security(("bearer" = [])),
     params(("id" = String, Path, description = "Who the user is in the other system: 1 to 256 characters, percent-encoded.")),

@@ -96,7 +96,7 @@ pub(super) async fn verify_below(
     answer(&claims, demand_below(&uri))
 }
 
-/// What of an address below [`PREFIX`] demands roles.
+/// The part of an address below [`PREFIX`] that demands roles.
 fn demand_below(uri: &Uri) -> &str {
     // As it was sent: nobody's `..` or `%2F` moves what is first.
     let rest = uri.path().strip_prefix(PREFIX).unwrap_or_default();
@@ -144,7 +144,7 @@ enum Demand {
     Unreadable,
 }
 
-/// Holds a user against a demand of the form `role=a&role=b`, percent-encoded or not.
+/// Checks a user against a demand of the form `role=a&role=b`, percent-encoded or not.
 fn meets(claims: &Claims, demand: &str) -> Demand {
     let (mut is_demand, mut is_pure, mut has_one) = (false, true, false);
     for (name, value) in form_urlencoded::parse(demand.as_bytes()) {
@@ -256,7 +256,7 @@ mod tests {
         ] {
             assert_eq!(meets(&user, demand), expected, "{demand}");
         }
-        // Not even who is called like that.
+        // Not even for a user whose token has such a role.
         assert_eq!(meets(&claims("alice", &["Editor", ""]), "role=Editor"), Unreadable);
         assert_eq!(meets(&claims("alice", &["Editor", ""]), "role="), Unreadable);
     }

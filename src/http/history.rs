@@ -9,16 +9,16 @@ use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::{App, Problem, admin::Administrator, query::Query};
+use super::{
+    App, Problem,
+    admin::Administrator,
+    query::{Faults, Query},
+};
 use crate::{
-    account::{Entry, FieldError, Wanted},
+    account::{Entry, Wanted},
     token::Claims,
 };
 
-/// How many changes a page has when nobody says.
-const DEFAULT_LIMIT: u32 = 50;
-/// How many it may have.
-const MAX_LIMIT: u32 = 200;
 /// Where something can change.
 const TABLES: [&str; 5] = ["users", "sessions", "signing_keys", "clients", "history"];
 
@@ -74,7 +74,7 @@ pub(super) struct OwnChange {
     before: Columns,
     /// What it is after.
     after: Columns,
-    /// What changed too, and is shown to nobody.
+    /// What else changed, and is shown to nobody.
     #[schema(example = json!(["password_hash"]))]
     hidden: Vec<String>,
     /// When.
@@ -140,7 +140,7 @@ pub struct ChangeBody {
     before: Columns,
     /// What it is after.
     after: Columns,
-    /// What changed too, and is shown to nobody.
+    /// What else changed, and is shown to nobody.
     #[schema(example = json!(["password_hash"]))]
     hidden: Vec<String>,
     /// When.
@@ -193,7 +193,7 @@ pub(super) struct HistoryPage {
 pub(super) struct OwnQuery {
     /// The `next_cursor` of the page before.
     cursor: Option<String>,
-    /// At most so many changes, 1 to 200; 50 when not given.
+    /// At most this many changes, 1 to 200; 50 when not given.
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
 }
@@ -203,7 +203,7 @@ pub(super) struct OwnQuery {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AllQuery {
-    /// About the account of this user; also one who is gone.
+    /// About the account of this user, who may be gone.
     #[param(value_type = Option<Uuid>)]
     user: Option<String>,
     /// Of this table: `users`, `sessions`, `signing_keys`, `clients` or `history`.
@@ -213,37 +213,15 @@ pub(super) struct AllQuery {
     since: Option<String>,
     /// The `next_cursor` of the page before.
     cursor: Option<String>,
-    /// At most so many changes, 1 to 200; 50 when not given.
+    /// At most this many changes, 1 to 200; 50 when not given.
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
 }
 
-/// Notes a parameter that cannot be read.
-fn read<T>(
-    errors: &mut Vec<FieldError>,
-    field: &str,
-    text: Option<&str>,
-    message: &'static str,
-    parse: impl FnOnce(&str) -> Option<T>,
-) -> Option<T> {
-    let value = parse(text?);
-    if value.is_none() {
-        errors.push(FieldError::new(field, "invalid", message));
-    }
-    value
-}
-
-fn cursor(errors: &mut Vec<FieldError>, text: Option<&str>) -> Option<i64> {
-    read(errors, "cursor", text, "is the `next_cursor` of a page", |text| {
+fn cursor(faults: &mut Faults, text: Option<&str>) -> Option<i64> {
+    faults.read("cursor", text, "the `next_cursor` of a page", |text| {
         text.parse().ok().filter(|cursor| *cursor > 0)
     })
-}
-
-fn limit(errors: &mut Vec<FieldError>, text: Option<&str>) -> u32 {
-    let limit = read(errors, "limit", text, "is a number from 1 to 200", |text| {
-        text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit))
-    });
-    limit.unwrap_or(DEFAULT_LIMIT)
 }
 
 /// What happened to one's own account: logins and their ends, changes of the profile, the password, the roles.
@@ -260,12 +238,10 @@ pub(super) async fn own_history(
     Extension(claims): Extension<Arc<Claims>>,
     Query(query): Query<OwnQuery>,
 ) -> Result<axum::Json<OwnHistory>, Problem> {
-    let mut errors = Vec::new();
-    let cursor = cursor(&mut errors, query.cursor.as_deref());
-    let limit = limit(&mut errors, query.limit.as_deref());
-    if !errors.is_empty() {
-        return Err(Problem::invalid(errors));
-    }
+    let mut faults = Faults::default();
+    let cursor = cursor(&mut faults, query.cursor.as_deref());
+    let limit = faults.limit(query.limit.as_deref());
+    faults.check()?;
     let wanted = Wanted { user_id: Some(claims.user_id), cursor, ..Wanted::default() };
     let page = app.history().page(&wanted, limit).await?;
     let changes = page.changes.into_iter().map(|change| OwnChange::new(change, claims.user_id)).collect();
@@ -287,28 +263,23 @@ pub(super) async fn whole_history(
     State(app): State<App>,
     Query(query): Query<AllQuery>,
 ) -> Result<axum::Json<HistoryPage>, Problem> {
-    let mut errors = Vec::new();
+    let mut faults = Faults::default();
     let wanted = Wanted {
-        user_id: read(&mut errors, "user", query.user.as_deref(), "is a user's id", |text| {
-            Uuid::parse_str(text).ok()
-        }),
-        table_name: read(
-            &mut errors,
+        user_id: faults.read("user", query.user.as_deref(), "a user's id", |text| Uuid::parse_str(text).ok()),
+        table_name: faults.read(
             "table",
             query.table.as_deref(),
-            "is `users`, `sessions`, `signing_keys`, `clients` or `history`",
+            "`users`, `sessions`, `signing_keys`, `clients` or `history`",
             |text| TABLES.into_iter().find(|table| *table == text),
         ),
-        since: read(&mut errors, "since", query.since.as_deref(), "is a time as in RFC 3339", |text| {
+        since: faults.read("since", query.since.as_deref(), "a time as in RFC 3339", |text| {
             // The database is told it in UTC, where the last years there are may end earlier.
             OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)
         }),
-        cursor: cursor(&mut errors, query.cursor.as_deref()),
+        cursor: cursor(&mut faults, query.cursor.as_deref()),
     };
-    let limit = limit(&mut errors, query.limit.as_deref());
-    if !errors.is_empty() {
-        return Err(Problem::invalid(errors));
-    }
+    let limit = faults.limit(query.limit.as_deref());
+    faults.check()?;
     let page = app.history().page(&wanted, limit).await?;
     let next_cursor = page.next_cursor.map(|id| id.to_string());
     Ok(axum::Json(HistoryPage {

@@ -39,7 +39,7 @@ use crate::{
     token::{Claims, Sighting},
 };
 
-/// Which routes a request is to.
+/// Which kind of route a request is for.
 #[derive(Clone)]
 pub(super) enum Area {
     /// Our own, which pages of other origins may call by these rules.
@@ -51,8 +51,8 @@ pub(super) enum Area {
 
 /// Everything around a route: a request passes it from top to bottom, its response from bottom to top.
 ///
-/// One function, and not a stack of layers: of axum's, each puts a copy of all that is below it on the heap, for each
-/// request, which cost more than everything that they do.
+/// One function, and not a stack of layers: each of axum's puts a copy of all that is below it on the heap, for each
+/// request, which costs more than everything that they do.
 pub(super) async fn around(
     app: App,
     area: Area,
@@ -79,7 +79,7 @@ pub(super) async fn around(
     Ok(response)
 }
 
-/// No body is read beyond the limit, declared or not. Where nobody reads it, one that is not declared is let be: hyper takes
+/// No body is read beyond the limit, declared or not. One that is not declared, and that nobody reads, is let be: hyper takes
 /// a piece of it, or over HTTP/2 a window, and what is left of the request goes with the answer.
 async fn own(app: &App, id: &RequestId, request: Request, route: Route) -> Response<Body> {
     let declared =

@@ -63,7 +63,7 @@ pub const MAX_BODY_BYTES: usize = 64 * 1024;
 /// How long each part of a request may take, and how many clients may be there.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// From the connection, or what comes first of another request on it, until the header fields are there.
+    /// From the connection, or the first byte of another request on it, until the header fields are there.
     pub header_read: Duration,
     /// How long a connection may be idle after a request. Longer than proxies and clients keep theirs: 60 s by
     /// default an ALB and nginx, 90 s what is made with Go (Traefik) or reqwest. While few places are free it is
@@ -140,7 +140,7 @@ pub struct Parts {
     pub allowed_origins: Vec<String>,
     /// How long each part of a request may take.
     pub limits: Limits,
-    /// Whether the service goes down.
+    /// Whether the service is going down.
     pub phase: watch::Sender<Phase>,
 }
 
@@ -160,7 +160,7 @@ impl App {
         self.0.phase.send_replace(Phase::Closing);
     }
 
-    /// Tells when the service goes down.
+    /// Tells when the service is going down.
     pub fn phase(&self) -> watch::Receiver<Phase> {
         self.0.phase.subscribe()
     }
@@ -289,7 +289,7 @@ const FORWARD_AUTH_ROUTES: &[Documented] = &[
     },
 ];
 
-/// What serves these. The documentation of each goes as soon as it has said the path: all of it at once would be a
+/// What serves these. The documentation of each is dropped as soon as it has told the path: all of it at once would be a
 /// megabyte, of which the allocator gives nothing back.
 fn serving(routes: &[Documented]) -> Router<App> {
     routes.iter().fold(Router::new(), |router, route| {

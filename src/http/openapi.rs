@@ -66,12 +66,12 @@ impl Modify for Schemes {
     }
 }
 
-/// The whole document as JSON, as it is kept in `docs/openapi.json`: of a service whose settings are as they come.
+/// The whole document as JSON, as it is kept in `docs/openapi.json`: of a service with the default settings.
 pub fn document() -> String {
     text(&assembled())
 }
 
-/// The document of a service that wants so many characters of a new password.
+/// The document of a service that wants at least this many characters of a new password.
 pub(super) fn document_where(password_min_length: usize) -> String {
     let mut openapi = assembled();
     let schemas = openapi.components.iter_mut().flat_map(|components| components.schemas.values_mut());

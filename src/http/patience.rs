@@ -6,8 +6,8 @@
 //! the first request on a connection, which [`super::server`] watches.
 //!
 //! Whoever asks once and then says nothing keeps a place for the longer time, and places are limited. While no more than a
-//! tenth of them are free, those go that have been idle for [`Limits::header_read`]: to hold every place costs an attacker
-//! as much as if nobody were waited for any longer than that.
+//! tenth of them are free, clients that have been idle for [`Limits::header_read`] are let go: to hold every place costs an
+//! attacker as much as if nobody were waited for any longer than that.
 //!
 //! hyper has one timer for all of this, which it sets when it begins to wait for a head and drops when it has one. Ours
 //! tells by the bytes that have come in meanwhile whether a head has begun.

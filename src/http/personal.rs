@@ -24,9 +24,10 @@ use tracing::Instrument;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{App, Problem, UserBody, history::OwnChange, json::MEDIA_TYPE, problem, sessions::SessionBody};
+use super::{App, Problem, UserBody, history::OwnChange, json::MEDIA_TYPE, sessions::SessionBody};
 use crate::{
     account::{PersonalData, Stored},
+    chain::chain,
     token::Claims,
 };
 
@@ -73,7 +74,7 @@ struct Document {
     history: Vec<OwnChange>,
 }
 
-/// Take along all that is stored about oneself: the account, its sessions, its history; no hash and no token.
+/// Export all that is stored about oneself: the account, its sessions, its history; no hash and no token.
 ///
 /// It is read piece by piece as it is sent, each piece as it is then. If something fails on the way, the connection breaks.
 #[utoipa::path(
@@ -129,7 +130,7 @@ async fn write(data: PersonalData, session_id: Uuid, now: OffsetDateTime, out: m
         // Nobody takes any more.
         Err(_) if out.is_closed() => return,
         Err(error) => {
-            tracing::warn!(cause = problem::chain(&*error), "an export has stopped half way");
+            tracing::warn!(cause = chain(&*error), "an export has stopped half way");
             Err(io::Error::other("the export has stopped"))
         }
     };

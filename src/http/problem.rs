@@ -21,6 +21,7 @@ use super::request_id::RequestId;
 use crate::{
     account::{self, FieldError},
     bearer::Refusal,
+    chain::chain,
     token::Rejection,
 };
 
@@ -355,16 +356,4 @@ fn log(problem: &Problem) {
     } else {
         tracing::debug!(code = problem.0.code, detail = %problem.0.detail, cause, "refused");
     }
-}
-
-/// An error and what is behind it, in one line.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -1,10 +1,17 @@
 //! Reading query strings: like axum's `Query`, with every fault a [`Problem`] that says what is wrong and where.
 
+use std::{fmt::Display, ops::RangeInclusive};
+
 use axum::{extract::FromRequestParts, http::request};
 use serde::de::DeserializeOwned;
 
 use super::{App, Problem};
 use crate::account::FieldError;
+
+/// How many entries a page has when nobody says.
+const PAGE_SIZE: u32 = 50;
+/// How many it has at most.
+const MAX_PAGE_SIZE: u32 = 200;
 
 /// The parameters behind the `?` of an address. 422 for one that the route does not know, that is given more than once, or
 /// whose value does not fit.
@@ -34,9 +41,63 @@ fn parse<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
     })
 }
 
+/// Reads what the parameters say, and collects what is wrong with them.
+#[derive(Default)]
+pub(super) struct Faults(Vec<FieldError>);
+
+impl Faults {
+    /// What `parse` makes of a parameter, if it is given. When that is nothing, it is a fault: the parameter `needs to be`
+    /// what `needed` says.
+    pub(super) fn read<T>(
+        &mut self,
+        field: &str,
+        text: Option<&str>,
+        needed: impl Display,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        let value = parse(text?);
+        if value.is_none() {
+            self.add(field, "invalid", needed);
+        }
+        value
+    }
+
+    /// A number in `range`; `what` is `a number`, or says of what.
+    pub(super) fn number(
+        &mut self,
+        field: &str,
+        text: Option<&str>,
+        what: &str,
+        range: RangeInclusive<u32>,
+    ) -> Option<u32> {
+        let needed = format!("{what} from {} to {}", range.start(), range.end());
+        let number = self.read(field, text, &needed, |text| text.parse().ok())?;
+        let fits = range.contains(&number);
+        if !fits {
+            self.add(field, "out_of_range", needed);
+        }
+        fits.then_some(number)
+    }
+
+    /// How many entries a page is to have: the parameter `limit`.
+    pub(super) fn limit(&mut self, text: Option<&str>) -> u32 {
+        self.number("limit", text, "a number", 1..=MAX_PAGE_SIZE).unwrap_or(PAGE_SIZE)
+    }
+
+    /// Whether nothing was wrong; 422 with all that was.
+    pub(super) fn check(self) -> Result<(), Problem> {
+        if self.0.is_empty() { Ok(()) } else { Err(Problem::invalid(self.0)) }
+    }
+
+    fn add(&mut self, field: &str, code: &'static str, needed: impl Display) {
+        self.0.push(FieldError::new(field, code, format!("needs to be {needed}")));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::RequestId;
 
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -77,5 +138,31 @@ mod tests {
             let got = format!("{:?}", parse::<Parameters>(query).unwrap_err());
             assert!(got.contains(&format!("field: \"{field}\", code: \"{code}\"")), "{query}: {got}");
         }
+    }
+
+    #[test]
+    fn a_fault_says_what_the_value_needs_to_be() {
+        let said = |text| {
+            let mut faults = Faults::default();
+            faults.limit(Some(text));
+            let problem = faults.check().unwrap_err();
+            let document = serde_json::to_value(problem.document(&RequestId::sample())).unwrap();
+            (document["detail"].clone(), document["errors"][0]["code"].clone())
+        };
+        let detail = "`limit` needs to be a number from 1 to 200.";
+        for (text, code) in
+            [("0", "out_of_range"), ("201", "out_of_range"), ("-1", "invalid"), ("", "invalid")]
+        {
+            assert_eq!(said(text), (detail.into(), code.into()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_given_is_no_fault() {
+        let mut faults = Faults::default();
+        assert_eq!(faults.limit(None), PAGE_SIZE);
+        assert_eq!(faults.limit(Some("200")), MAX_PAGE_SIZE);
+        assert_eq!(faults.number("wait", Some("0"), "a number", 0..=30), Some(0));
+        faults.check().unwrap();
     }
 }

@@ -13,7 +13,7 @@ use crate::random;
 
 const NAME: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The id of one request: at most 128 letters that need no escaping in a log or a header.
+/// The id of one request: at most 128 characters that need no escaping in a log or a header.
 #[derive(Clone, Debug, Default)]
 pub struct RequestId(Arc<str>);
 
@@ -28,7 +28,7 @@ impl RequestId {
         Self("019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e".into())
     }
 
-    /// Gives the request its id: among its extensions, too.
+    /// Gives the request its id, and puts it among the request's extensions.
     pub(super) fn assign(request: &mut Request, app: &App) -> Self {
         let id = Self::from_headers(request.headers()).unwrap_or_else(|| {
             let id = random::uuid_v7(app.clock().now(), &mut random::system());

@@ -8,9 +8,13 @@ use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::{App, Problem, client_auth::AuthenticatedClient, query::Query};
+use super::{
+    App, Problem,
+    client_auth::AuthenticatedClient,
+    query::{Faults, Query},
+};
 use crate::{
-    account::{self, FieldError},
+    account,
     bearer::Refusal,
     revocation::{Cursor, PublishError, Revocation},
     token::Rejection,
@@ -19,9 +23,10 @@ use crate::{
 /// Where requests may wait for news,
 pub(super) const PATH: &str = "/revocations";
 /// and how long, besides `Limits::handler`.
-pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(MAX_WAIT_SECONDS as u64);
+const MAX_WAIT_SECONDS: u32 = 30;
 /// How long when nobody says: proxies and clients that give up after 30 s are common.
-const WAIT: Duration = Duration::from_secs(25);
+const WAIT_SECONDS: u32 = 25;
 
 /// Since when, and for how long.
 #[derive(Deserialize, IntoParams)]
@@ -45,7 +50,7 @@ pub(super) struct Revocations {
         example = "eyJQYXN0Ijp7InNuYXBzaG90IjoiNzMxOjczMToiLCJzZXJ2ZXJfc3RhcnRlZF9hdCI6MTc2NzMyMzA0NTY3ODkwMX19"
     )]
     next: String,
-    /// Whether the next request has an answer at once, for this one was cut at its size. As long as it is true, not
+    /// Whether the next request is answered at once, since this answer was cut at its size. As long as it is true, not
     /// everything is known.
     #[schema(example = false)]
     more: bool,
@@ -71,7 +76,7 @@ pub(super) struct EndedSession {
     /// The session.
     #[schema(example = "019aa3f0-6c1d-7d2a-8b40-51c2d3e4f506")]
     session_id: Uuid,
-    /// When the last of its access tokens expires; nobody has to know of it any more then.
+    /// When the last of its access tokens expires; from then on nobody has to know of it.
     #[schema(example = "2026-01-02T03:19:05Z")]
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,
@@ -90,7 +95,7 @@ pub(super) struct ChangedRoles {
     /// a `reset` between them.
     #[schema(example = 42)]
     change: i64,
-    /// When the last access token with other roles expires; nobody has to know of it any more then.
+    /// When the last access token with other roles expires; from then on nobody has to know of it.
     #[schema(example = "2026-01-02T03:19:05Z")]
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,
@@ -116,8 +121,8 @@ impl RevocationBody {
 /// For services that verify access tokens by themselves and yet refuse those of a session that has ended: ask without
 /// `since`, keep what comes until its `expires_at`, and ask again with `next` as `since`, for ever. The answer comes when
 /// there is something new, otherwise when `wait` is over, and holds all that was revoked before the request was sent.
-/// After a failover or restart of the database the answer is everything once more, with `reset`. Who hears nothing any
-/// more should soon accept nothing any more.
+/// After a failover or restart of the database the answer is everything once more, with `reset`. A service that hears
+/// nothing any more should soon accept no token any more.
 #[utoipa::path(
     get, path = "/revocations", tag = "tokens", security(("client" = [])),
     params(Since),
@@ -125,7 +130,7 @@ impl RevocationBody {
         (status = 200, description = "What was revoked since then.", body = Revocations),
         (
             status = 422,
-            description = "`validation_failed`: `since` is no `next` of an answer, `wait` no number up to 30, or there is something else.",
+            description = "`validation_failed`: `since` is no `next` of an answer, `wait` no number up to 30, or there is another parameter.",
         ),
     ),
 )]
@@ -145,18 +150,11 @@ pub(super) async fn list_revocations(
 }
 
 fn read(Since { since, wait }: Since) -> Result<(Option<Cursor>, Duration), Problem> {
-    let cursor = since.map(|text| text.parse()).transpose();
-    let cursor = cursor.map_err(|_| invalid("since", "is not the `next` of an answer"))?;
-    let seconds = match wait {
-        Some(text) => text.parse().ok().filter(|seconds| *seconds <= MAX_WAIT.as_secs()),
-        None => Some(WAIT.as_secs()),
-    };
-    let seconds = seconds.ok_or_else(|| invalid("wait", "is a number of seconds from 0 to 30"))?;
-    Ok((cursor, Duration::from_secs(seconds)))
-}
-
-fn invalid(field: &str, message: &'static str) -> Problem {
-    Problem::invalid(vec![FieldError::new(field, "invalid", message)])
+    let mut faults = Faults::default();
+    let cursor = faults.read("since", since.as_deref(), "the `next` of an answer", |text| text.parse().ok());
+    let wait = faults.number("wait", wait.as_deref(), "a number of seconds", 0..=MAX_WAIT_SECONDS);
+    faults.check()?;
+    Ok((cursor, Duration::from_secs(wait.unwrap_or(WAIT_SECONDS).into())))
 }
 
 impl From<PublishError> for Problem {

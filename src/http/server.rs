@@ -8,9 +8,9 @@
 //!    speaks HTTP/2 is told to go (`GOAWAY`), which loses nothing by the protocol.
 //! 2. [`Phase::Closing`]: on Linux the system completes no new connection, and those that it has completed are taken.
 //!    A client that comes later is refused before it has sent anything, and turns to another replica.
-//! 3. The listener closes. Requests in flight are finished, and who has connected but not asked has a second to do so. Who
-//!    has been idle all the time is let go: proxies do not keep an idle connection as long as [`Phase::Leaving`] lasts,
-//!    when they are set up as docs/rolling-updates.md says.
+//! 3. The listener closes. Requests in flight are finished, and a client that has connected but not asked has a second to
+//!    do so. One that has been idle all the time is let go: proxies do not keep an idle connection as long as
+//!    [`Phase::Leaving`] lasts, when they are set up as docs/rolling-updates.md says.
 //!
 //! What hyper refuses before there is a request (a malformed or oversized head) it answers by itself, with a bare 400 or
 //! 431: the only responses to clients that are no problem documents.
@@ -318,7 +318,7 @@ impl Server {
         }
     }
 
-    /// Waits until over HTTP/2 nothing has been asked, and no answer taken, for as long as a connection may be idle. HTTP/1
+    /// Waits until nothing has been asked over HTTP/2, and no answer taken, for as long as a connection may be idle. HTTP/1
     /// has its own limit, in `patience`.
     async fn is_idle(&self, asked: &SetOnce<Version>, streams: &Streams, patience: &Patience) {
         if *asked.wait().await < Version::HTTP_2 {
@@ -339,7 +339,7 @@ impl Server {
         while !streams.rest_for(self.limits.stalled_write).await {}
     }
 
-    /// Waits until a connection on which `asked` tells what is spoken may end without losing a request.
+    /// Waits until a connection may end without losing a request; `asked` tells the version of HTTP that is spoken on it.
     async fn time_to_go(&self, asked: &SetOnce<Version>) {
         let mut phase = self.phase.clone();
         let _ = phase.wait_for(|phase| *phase != Phase::Serving).await;
@@ -351,7 +351,7 @@ impl Server {
         }
     }
 
-    /// Waits until nobody is waited for any more who has not asked anything yet.
+    /// Waits until clients that have not asked anything yet have had their time to do so.
     async fn patience_at_the_end(&self) {
         closing(&mut self.phase.clone()).await;
         sleep(FIRST_REQUEST).await;
@@ -372,7 +372,7 @@ impl Streams {
         self.has_moved.store(true, Ordering::Relaxed);
     }
 
-    /// Whether nothing moves for so long, from when this was asked before.
+    /// Waits for `period`; whether nothing has moved since this was called before, and no answer is being made.
     async fn rest_for(&self, period: Duration) -> bool {
         sleep(period).await;
         !self.has_moved.swap(false, Ordering::Relaxed) && self.making.load(Ordering::Relaxed) == 0

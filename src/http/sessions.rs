@@ -65,7 +65,7 @@ impl SessionBody {
 /// The sessions of a user.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Sessions {
-    /// Those that go on, used last first; of very many the first thousand.
+    /// Those that go on, the last used first; of very many the first thousand.
     sessions: Vec<SessionBody>,
 }
 
@@ -119,7 +119,7 @@ pub(super) struct WhichToEnd {
     params(WhichToEnd),
     responses(
         (status = 204, description = "They have ended, and their tokens are refused."),
-        (status = 422, description = "`validation_failed`: `all` is neither `true` nor `false`, or there is something else."),
+        (status = 422, description = "`validation_failed`: `all` is neither `true` nor `false`, or there is another parameter."),
     ),
 )]
 pub(super) async fn end_others(

@@ -92,7 +92,7 @@ pub(super) struct RenewRequest {
         ),
         (
             status = 429,
-            description = "`too_many_attempts`: too many tokens from this address that are none. Try again after `Retry-After`.",
+            description = "`too_many_attempts`: too many tokens from this address that are no refresh tokens of this service. Try again after `Retry-After`.",
         ),
     ),
 )]
@@ -207,7 +207,7 @@ impl From<&Claims> for ActiveToken {
 /// Ask what a token says (RFC 7662).
 ///
 /// For services that do not check access tokens by themselves. Whatever is no access token that this service accepts now
-/// is not active, and why, nobody hears; a refresh token is never active here, as only this service takes it.
+/// is not active, and nobody is told why; a refresh token is never active here, as only this service takes it.
 #[utoipa::path(
     post, path = "/tokens/introspect", tag = "tokens", security(("client" = [])),
     request_body(content = TokenRequest, content_type = "application/x-www-form-urlencoded"),
@@ -233,7 +233,7 @@ pub(super) async fn introspect(
 #[utoipa::path(
     post, path = "/tokens/revoke", tag = "tokens", security((), ("client" = [])),
     request_body(content = TokenRequest, content_type = "application/x-www-form-urlencoded"),
-    responses((status = 200, description = "No session goes on that this token is of.")),
+    responses((status = 200, description = "The token's session, if there was one, has ended.")),
 )]
 pub(super) async fn revoke(
     State(app): State<App>,

@@ -23,7 +23,7 @@ use crate::{
     token::Claims,
 };
 
-/// A user as everyone may see them who may see them at all.
+/// A user, as anybody who may see them at all sees them.
 #[derive(Serialize, ToSchema)]
 #[schema(as = User)]
 pub struct UserBody {
@@ -102,7 +102,7 @@ pub(super) struct RegisterRequest {
         )),
         (status = 403, description = "`registration_closed`: the operator makes the users."),
         (status = 409, description = "`username_taken` or `email_taken`: another user has it."),
-        (status = 429, description = "`too_many_attempts`: too many names that were taken, from this address. Try again after `Retry-After`."),
+        (status = 429, description = "`too_many_attempts`: too many attempts, from this address, at names that were taken. Try again after `Retry-After`."),
     ),
 )]
 pub(super) async fn register(
@@ -152,7 +152,7 @@ pub(super) struct LoginResponse {
     request_body = LoginRequest,
     responses(
         (status = 200, description = "The session's tokens.", body = LoginResponse),
-        (status = 401, description = "`invalid_credentials`: unknown user, wrong password or disabled user, told apart nowhere."),
+        (status = 401, description = "`invalid_credentials`: unknown user, wrong password or disabled user, never told apart."),
         (status = 429, description = "`too_many_attempts`: too many failures with this name or from this address, whether or not there is such a user. Try again after `Retry-After`."),
     ),
 )]
@@ -229,7 +229,7 @@ pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     responses(
         (status = 200, description = "The user as it is now.", body = UserBody),
         (status = 409, description = "`email_taken`: another user has it."),
-        (status = 429, description = "`too_many_attempts`: too many addresses or names that were taken, from this address. Try again after `Retry-After`."),
+        (status = 429, description = "`too_many_attempts`: too many attempts, from this address, at addresses or names that were taken. Try again after `Retry-After`."),
     ),
 )]
 pub(super) async fn update_me(
@@ -262,7 +262,7 @@ pub(super) async fn log_out(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The present password and the one to come.
+/// The present password and the new one.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ChangePasswordRequest {

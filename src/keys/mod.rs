@@ -27,6 +27,7 @@ use tokio::{
 };
 
 use crate::{
+    chain::chain,
     clock::Clock,
     metrics::KeyAge,
     store::{
@@ -657,7 +658,7 @@ async fn rewrap(
             // Of a format that was in force once, or is in a later release: nobody needs it here, and it is no reason not
             // to start.
             Err(error) if !is_in_force(&row, policy) => {
-                tracing::warn!(error = describe(&error), "left as it is");
+                tracing::warn!(error = chain(&error), "left as it is");
                 continue;
             }
             Err(error) => return Err(error),
@@ -852,18 +853,7 @@ fn micros(at: OffsetDateTime) -> i64 {
 /// What comes of `work`, when it comes in time; else why not, on one line.
 async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
     match timeout(patience, work).await {
-        Ok(done) => done.map_err(|error| describe(&error)),
+        Ok(done) => done.map_err(|error| chain(&error)),
         Err(_) => Err("no answer in time".to_owned()),
     }
-}
-
-/// An error with everything behind it, on one line.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

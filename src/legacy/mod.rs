@@ -26,7 +26,7 @@ use self::{
     client::{Client, Reply},
     pace::Pace,
 };
-use crate::{clock::Clock, metrics::Metrics, password::Password};
+use crate::{chain, clock::Clock, metrics::Metrics, password::Password};
 
 /// How many questions may be under way at once.
 const PLACES: usize = 16;
@@ -115,8 +115,10 @@ impl Legacy {
             }
             Err(fault) => {
                 turn.outcome = if fault.is_down() { Outcome::Down } else { Outcome::Up };
-                let error: &(dyn std::error::Error + 'static) = &fault;
-                tracing::warn!(error, "the old system could not tell whether there is such a user");
+                tracing::warn!(
+                    error = chain::cause(&fault),
+                    "the old system could not tell whether there is such a user"
+                );
                 Answer::Failed
             }
         }

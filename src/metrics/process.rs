@@ -8,6 +8,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use super::Registrar;
+
 pub(super) struct Series {
     cpu_seconds: Counter<f64, AtomicU64>,
     resident_bytes: Gauge,
@@ -19,31 +21,27 @@ pub(super) struct Series {
 }
 
 impl Series {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(registry: &mut Registry) -> Self {
+        let mut registrar = Registrar(registry);
         Self {
-            cpu_seconds: Counter::default(),
-            resident_bytes: Gauge::default(),
-            virtual_bytes: Gauge::default(),
-            open_fds: Gauge::default(),
-            max_fds: Gauge::default(),
-            threads: Gauge::default(),
-            started_at: Gauge::default(),
+            cpu_seconds: registrar.add_seconds("cpu", "CPU time that the process has used"),
+            resident_bytes: registrar.add_in(
+                Unit::Bytes,
+                "resident_memory",
+                "Memory of the process that is in RAM",
+                Gauge::default(),
+            ),
+            virtual_bytes: registrar.add_in(
+                Unit::Bytes,
+                "virtual_memory",
+                "Memory that the process has asked for, used or not",
+                Gauge::default(),
+            ),
+            open_fds: registrar.add("open_fds", "File descriptors that are open"),
+            max_fds: registrar.add("max_fds", "File descriptors that may be open"),
+            threads: registrar.add("threads", "Threads of the process"),
+            started_at: registrar.add_seconds("start_time", "When the process was started, in Unix time"),
         }
-    }
-
-    pub(super) fn register(&self, registry: &mut Registry) {
-        let registry = registry.sub_registry_with_prefix("process");
-        let about = "CPU time that the process has used";
-        registry.register_with_unit("cpu", about, Unit::Seconds, self.cpu_seconds.clone());
-        let about = "Memory of the process that is in RAM";
-        registry.register_with_unit("resident_memory", about, Unit::Bytes, self.resident_bytes.clone());
-        let about = "Memory that the process has asked for, used or not";
-        registry.register_with_unit("virtual_memory", about, Unit::Bytes, self.virtual_bytes.clone());
-        registry.register("open_fds", "File descriptors that are open", self.open_fds.clone());
-        registry.register("max_fds", "File descriptors that may be open", self.max_fds.clone());
-        registry.register("threads", "Threads of the process", self.threads.clone());
-        let about = "When the process was started, in Unix time";
-        registry.register_with_unit("start_time", about, Unit::Seconds, self.started_at.clone());
     }
 
     /// Looks.

@@ -14,7 +14,7 @@ use super::Error;
 /// Whose attempts are counted.
 pub type Key = [u8; 16];
 
-/// Of how many places somebody may have how many in which time.
+/// A bucket: how fast its places become free, and how long all of them take.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
     /// Whose.
@@ -180,7 +180,7 @@ pub async fn forgive(
     Ok(())
 }
 
-/// Deletes at most `limit` rows that nobody needs at `now`; how many it were. 0 also when somebody else is at it.
+/// Deletes at most `limit` rows that nobody needs at `now`; how many rows that was. 0 also when somebody else is at it.
 ///
 /// # Errors
 ///

@@ -97,14 +97,14 @@ pub struct Status {
     pub version: i64,
     /// Its name.
     pub name: String,
-    /// What is with it.
+    /// Its state.
     pub state: State,
     /// When it was applied.
     #[serde(with = "time::serde::rfc3339::option")]
     pub applied_at: Option<OffsetDateTime>,
 }
 
-/// What is with a migration.
+/// The state of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -379,7 +379,8 @@ async fn set_lock_timeout(conn: &mut PgConnection, timeout: &str) -> Result<(), 
     Ok(())
 }
 
-/// Has Postgres keep to itself what is no warning, as that sqlx's own table, asked for before each migration, is there.
+/// Silences notices: before each migration sqlx creates its table if it is missing, and Postgres says each time that it
+/// exists.
 async fn keep_notices(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query_scalar!("SELECT set_config('client_min_messages', 'warning', false)").fetch_one(conn).await?;
     Ok(())

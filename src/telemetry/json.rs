@@ -20,6 +20,8 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
+use crate::chain::chain;
+
 /// Room for most lines, so that they do not grow bit by bit.
 const LINE_BYTES: usize = 512;
 
@@ -110,13 +112,7 @@ impl Members {
 impl Visit for Members {
     /// With everything behind it, in one text.
     fn record_error(&mut self, field: &Field, error: &(dyn Error + 'static)) {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(error) = source {
-            text = format!("{text}: {error}");
-            source = error.source();
-        }
-        self.add(field.name(), &text);
+        self.add(field.name(), &chain(error));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
@@ -217,6 +213,7 @@ mod tests {
         assert_eq!(ours.len(), 7);
         assert_eq!(ours, theirs);
     }
+
     #[test]
     fn an_error_comes_with_what_is_behind_it() {
         #[derive(Debug, thiserror::Error)]
@@ -233,7 +230,7 @@ mod tests {
         let layer =
             tracing_subscriber::fmt::layer::<Registry>().event_format(JsonLines).fmt_fields(JsonLines);
         with_default(tracing_subscriber::registry().with(layer.with_writer(lines.clone())), || {
-            tracing::warn!(error = &error as &(dyn Error + 'static), "polling goes on");
+            tracing::warn!(error = crate::chain::cause(&error), "polling goes on");
         });
         let told = lines.told();
         assert_eq!(

@@ -19,9 +19,12 @@ use tokio::{
 };
 
 use super::{DocumentError, Gatepass, RemoteError, body};
-use crate::token::{
-    Claims, InvalidKeySet, KeyId, KeyPairFormat, Party, PublicKey, Rejection, Verifier, VerifyingKey,
-    read_jwks, read_paserks,
+use crate::{
+    chain,
+    token::{
+        Claims, InvalidKeySet, KeyId, KeyPairFormat, Party, PublicKey, Rejection, Verifier, VerifyingKey,
+        read_jwks, read_paserks,
+    },
 };
 
 /// The bounds of `Cache-Control: max-age`, and what holds without one.
@@ -254,9 +257,8 @@ impl Follower {
                 Err(error) => {
                     failures += 1;
                     let pause = pause(failures);
-                    let error: &(dyn std::error::Error + 'static) = &error;
                     tracing::warn!(
-                        error,
+                        error = chain::cause(&error),
                         failures,
                         retry_in_s = pause.as_secs(),
                         "gatepass's keys could not be fetched; those that are held stay"
