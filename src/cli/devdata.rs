@@ -75,6 +75,7 @@ pub(super) enum Command {
     ///
     /// This cannot be undone. So three things have to say that this is a copy: a row in the table devdata.copy with
     /// the place of this database, a pattern that the place matches, and a flag. The place is HOST:PORT/DATABASE.
+    /// Nobody else may be connected, and ENVIRONMENT not be production.
     Mask {
         /// What the place of copies looks like, such as "gatepass-dev-*"
         #[arg(long, value_name = "PATTERN", value_parser = pattern)]

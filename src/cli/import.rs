@@ -54,7 +54,7 @@ pub(super) struct Args {
     /// What the file is [default: by its name's end, jsonl or csv]
     #[arg(long, value_parser = Format::FILES.map(|(name, _)| name))]
     format: Option<String>,
-    /// Do everything and then undo it: say what would happen. Others who want the same names wait for it
+    /// Do everything and undo it, a thousand users at a time: say what would happen
     #[arg(long)]
     dry_run: bool,
     /// Change nothing, and say whether the users here are as the file has them. Exit code 1: they are not

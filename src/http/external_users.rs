@@ -58,7 +58,8 @@ pub(super) struct ExternalUser {
     /// When the user was made there (RFC 3339); now, if it is not given.
     #[schema(example = "2019-05-06T07:08:09Z", format = DateTime)]
     created_at: Option<String>,
-    /// As of when all this is so. A user who is there is changed only by a record that is later than their last change.
+    /// As of when all this is so. A user who is there is changed only by a record that is later than their last change;
+    /// what they have changed themselves does not count against `roles` and `disabled`.
     #[schema(example = "2025-01-01T00:00:00Z", format = DateTime)]
     updated_at: Option<String>,
     /// When the password was set.
