@@ -362,20 +362,21 @@ Register, then log in:
     }
 }
 
-/// The signals that end the service. Whoever starts it may have it ignore the first two, as `nohup` does and a shell without
-/// job control for what runs in the background.
+/// The signals that end the service. Whoever starts it may have it ignore the first, as `nohup` does.
 struct Signals {
     hangup: Option<Signal>,
-    interrupt: Option<Signal>,
+    interrupt: Signal,
     terminate: Signal,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        let unless_ignored = |kind| if is_ignored(kind) { Ok(None) } else { signal(kind).map(Some) };
+        let hangup = SignalKind::hangup();
         Ok(Self {
-            hangup: unless_ignored(SignalKind::hangup())?,
-            interrupt: unless_ignored(SignalKind::interrupt())?,
+            hangup: if is_ignored(hangup) { None } else { Some(signal(hangup)?) },
+            // Not this one: a shell without job control has whatever it starts in the background ignore it, and scripts
+            // send it all the same.
+            interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
         })
     }
@@ -384,7 +385,7 @@ impl Signals {
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             () = received(self.hangup.as_mut()) => "SIGHUP",
-            () = received(self.interrupt.as_mut()) => "SIGINT",
+            _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
         }
     }
