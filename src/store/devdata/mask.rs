@@ -102,36 +102,32 @@ pub async fn mask(
         run(&mut transaction, &format!("ALTER TABLE {table} ENABLE TRIGGER USER")).await?;
     }
     transaction.commit().await?;
-    outlast_others(&mut *conn).await?;
     for table in TABLES.iter().filter(|table| table.columns.iter().any(|(_, mask)| *mask != Mask::Keep)) {
-        // With its statistics, which quote values.
-        run(&mut *conn, &format!("VACUUM (FULL, ANALYZE) {}", table.name)).await?;
+        rewrite(&mut *conn, table.name).await?;
     }
     roles::be_oneself(conn).await?;
     Ok(users)
 }
 
-/// Waits until no process is left that was here before. Nobody else is connected, but autovacuum may be at work: as long as
-/// it may still see the rows of before, `VACUUM FULL` keeps them.
-async fn outlast_others(conn: &mut PgConnection) -> Result<(), Error> {
-    // Of a process of somebody else's not everybody may see more.
-    let others = sqlx::query_scalar!(
-        r#"SELECT array_agg(pid) AS "others: Vec<i32>" FROM pg_stat_activity
-           WHERE datname = current_database() AND pid <> pg_backend_pid()"#
-    );
-    let Some(others) = others.fetch_one(&mut *conn).await? else { return Ok(()) };
-    let is_one_left = async |conn: &mut PgConnection| {
-        let left = sqlx::query_scalar!(
-            r#"SELECT EXISTS (SELECT FROM pg_stat_activity
-                              WHERE datname = current_database() AND pid = ANY ($1)) AS "left!""#,
-            &others,
+/// Writes a table anew, without its dead rows, and makes its statistics, which quote values.
+///
+/// `VACUUM FULL` keeps what somebody may still see: an autovacuum that had begun before, or, wherever in the server it
+/// wants to go, a connection that is being made. Not everybody may look at their snapshots. But `ANALYZE` counts dead rows,
+/// and all were updated, so that each page that it looks at would have some.
+async fn rewrite(conn: &mut PgConnection, table: &str) -> Result<(), Error> {
+    loop {
+        run(&mut *conn, &format!("VACUUM (FULL, ANALYZE) {table}")).await?;
+        let dead = sqlx::query_scalar!(
+            r#"SELECT coalesce(sum(n_dead_tup), 0) > 0 AS "dead!" FROM pg_stat_user_tables
+               WHERE relid = to_regclass($1)
+                  OR relid IN (SELECT relid FROM pg_partition_tree(to_regclass($1)))"#,
+            table,
         );
-        left.fetch_one(conn).await
-    };
-    while is_one_left(&mut *conn).await? {
+        if !dead.fetch_one(&mut *conn).await? {
+            return Ok(());
+        }
         sleep(Duration::from_millis(100)).await;
     }
-    Ok(())
 }
 
 /// A marker says where the copy is, so that a copy of a marked copy, at another place, is not marked.
