@@ -31,7 +31,6 @@ use prometheus_client::{
     },
     registry::{Metric, Registry, Unit},
 };
-
 use time::OffsetDateTime;
 
 pub use self::text::Exposition;

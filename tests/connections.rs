@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gatepass::store::{Source, imports};
+use gatepass::store::{self, Source, imports};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use tokio::{
@@ -210,7 +210,7 @@ async fn what_was_given_up_is_over_before_its_connection_is_lent_again() {
     assert_eq!(found, (pid, false));
     drop(conn);
     pool.close().await;
-    assert!(matches!(pool.acquire().await, Err(sqlx::Error::PoolClosed)));
+    assert!(matches!(pool.acquire().await, Err(store::Error::Unavailable(sqlx::Error::PoolClosed))));
 }
 
 /// Else what the next one does would stay in it, be told to have succeeded, and be undone.

@@ -1,7 +1,7 @@
 //! What two transactions at once could do to each other, made to happen: those of docs/database.md for which no other file
 //! has a story. And every test that it names is there.
 
-use std::{fs, path::Path};
+use std::{error::Error as _, fs, path::Path};
 
 use axum::http::Method;
 use gatepass::store::{
@@ -76,8 +76,9 @@ async fn whatever_the_isolation_of_others_is_ours_is_read_committed() {
 
     // Behind a pooler it cannot be set, and is said.
     let source = source.shared();
-    let errors = [source.connect().await.unwrap_err(), source.pool(1).acquire().await.unwrap_err()];
-    for error in errors.map(|error| error.to_string()) {
+    let direct = source.connect().await.unwrap_err();
+    let pooled = source.pool(1).acquire().await.unwrap_err();
+    for error in [direct.to_string(), pooled.source().unwrap().to_string()] {
         assert!(error.contains("run at repeatable read") && error.contains("ALTER ROLE"), "{error}");
     }
 }

@@ -199,7 +199,7 @@ async fn every_table_has_a_decision_and_every_decision_a_table() {
     let tables = tables.await;
     let mut decided: Vec<_> = TABLES.iter().map(|table| table.name).collect();
     decided.sort_unstable();
-    assert_eq!(tables, decided, "src/store/roles.rs says of each table who may do what");
+    assert_eq!(tables, decided, "src/store/roles/mod.rs says of each table who may do what");
     let functions = rows(
         &mut conn,
         "SELECT replace(replace(oid::regprocedure::text, 'timestamp with time zone', 'timestamptz'), ',', ', ')

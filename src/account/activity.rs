@@ -88,7 +88,7 @@ impl Activity {
         if unwritten.rest().is_empty() {
             return Ok(());
         }
-        let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
+        let mut conn = self.db.acquire().await?;
         while !unwritten.rest().is_empty() {
             let batch = unwritten.rest();
             let batch = &batch[..batch.len().min(BATCH)];

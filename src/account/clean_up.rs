@@ -92,7 +92,7 @@ impl CleanUp {
         &self,
         statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, store::Error>,
     ) -> Result<T, store::Error> {
-        let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
+        let mut conn = self.db.acquire().await?;
         store::patiently(statement(&mut conn)).await
     }
 

@@ -54,7 +54,7 @@ impl Clients {
     }
 
     async fn conn(&self) -> Result<PoolConnection, Error> {
-        self.db.acquire().await.map_err(Error::Unavailable)
+        Ok(self.db.acquire().await?)
     }
 
     /// Makes a client. Its secret is known here and now, and never again.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::Error;
 use crate::store::{
     PgConnection,
-    imports::{self, Leaving},
+    export::{self, Leaving},
 };
 
 /// How many users are read at once.
@@ -72,7 +72,7 @@ impl<'a> From<&'a Leaving> for Line<'a> {
 ///
 /// [`ExportError`].
 pub async fn export(conn: &mut PgConnection, hashes: bool, mut out: impl Write) -> Result<u64, ExportError> {
-    let mut users = imports::export(conn).await.map_err(Error::from)?;
+    let mut users = export::begin(conn).await.map_err(Error::from)?;
     let (mut after, mut count) = (Uuid::nil(), 0);
     loop {
         let page = users.page(after, PAGE, hashes).await.map_err(Error::from)?;

@@ -61,11 +61,11 @@ impl History {
     }
 
     pub(super) async fn conn(&self) -> Result<PoolConnection, Error> {
-        self.db.acquire().await.map_err(Error::Unavailable)
+        Ok(self.db.acquire().await?)
     }
 
     pub(super) async fn background_conn(&self) -> Result<PoolConnection, Error> {
-        self.background.acquire().await.map_err(Error::Unavailable)
+        Ok(self.background.acquire().await?)
     }
 
     /// At most `limit` changes.

@@ -348,7 +348,7 @@ impl Accounts {
     }
 
     async fn db_conn(&self) -> Result<PoolConnection, store::Error> {
-        self.db.acquire().await.map_err(store::Error::Unavailable)
+        self.db.acquire().await
     }
 
     /// Somebody registers themselves, from `ip`.

@@ -172,7 +172,7 @@ impl Throttle {
 
     async fn take(&self, places: &Places, now: OffsetDateTime) -> Result<Taken, Error> {
         let take = async || {
-            let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
+            let mut conn = self.db.acquire().await?;
             login_attempts::take(&mut conn, places, now).await
         };
         Ok(store::retrying(take).await?)
@@ -250,7 +250,7 @@ impl Throttle {
     pub(super) async fn forgive(&self, user: &User, ip: Option<IpAddr>, now: OffsetDateTime) {
         let forgiveness = &self.forgiveness(&user.username, user, ip, now);
         let forgive = async || {
-            let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
+            let mut conn = self.db.acquire().await?;
             login_attempts::forgive(&mut conn, forgiveness, now).await
         };
         write_off(store::retrying(forgive)).await;
@@ -259,7 +259,7 @@ impl Throttle {
     /// It was no failure that counts.
     pub(super) async fn give_back(&self, attempt: Attempt) {
         let give_back = async || {
-            let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
+            let mut conn = self.db.acquire().await?;
             login_attempts::give_back(&mut conn, &attempt.taken).await
         };
         write_off(store::retrying(give_back)).await;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 
-use super::{Failure, explain, print, print_json, say, seconds, setup};
+use super::{Failure, database, explain, print, print_json, say, seconds, setup};
 use crate::{
     account::{Client, Clients},
     clock::Clock,
@@ -40,7 +40,7 @@ pub(super) enum Command {
 pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
     let settings = setup::begin(config_file).await?;
     let clients = |db: &PgPool| Clients::new(db.clone()).caused_by(setup::operator());
-    setup::on_database(&settings, async |db| execute(&clients(db), command).await).await
+    database::on_pool(&settings, async |db| execute(&clients(db), command).await).await
 }
 
 async fn execute(clients: &Clients, command: Command) -> Result<(), Failure> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use secrecy::ExposeSecret;
 use serde_json::json;
 
-use super::{Failure, print, print_json, say, setup};
+use super::{Failure, database::Database, print, print_json, say, setup};
 use crate::{
     config::DbPooler,
     random,
@@ -50,12 +50,12 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
                      database itself";
         return Err(error.into());
     }
-    let database = setup::Database::open(&settings).await?;
+    let database = Database::open(&settings).await?;
     let done = set_up(&database, &args).await;
     database.closing(done).await
 }
 
-async fn set_up(database: &setup::Database, args: &SetupArgs) -> Result<(), Failure> {
+async fn set_up(database: &Database, args: &SetupArgs) -> Result<(), Failure> {
     let login = match args {
         SetupArgs { iam: true, .. } => Login::Iam,
         SetupArgs { no_passwords: true, .. } => Login::Otherwise,

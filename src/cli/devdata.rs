@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use secrecy::SecretString;
 use time::OffsetDateTime;
 
-use super::{Failure, print, print_json, say, setup, time};
+use super::{Failure, database::Database, print, print_json, say, setup, time};
 use crate::{
     config::{Environment, Settings},
     devdata::{self, Key, Manifest, PASSWORD, Wanted},
@@ -155,14 +155,14 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
         }
         Command::Mask { only, this_is_a_copy: _, mask_key: key } => {
             let key = mask_key(key.as_ref())?;
-            let database = setup::Database::open(&settings).await?;
+            let database = Database::open(&settings).await?;
             let done = mask(&settings, &database, &only, &key).await;
             database.closing(done).await
         }
     }
 }
 
-async fn mask(settings: &Settings, database: &setup::Database, only: &str, key: &Key) -> Result<(), Failure> {
+async fn mask(settings: &Settings, database: &Database, only: &str, key: &Key) -> Result<(), Failure> {
     let place = database.migration_place();
     if !matches(only, &place) {
         return Err(format!("{place} is not what --only says: this might be production").into());
@@ -191,7 +191,7 @@ async fn on_database<T>(
     migrated: bool,
     work: impl AsyncFnOnce(&mut store::PgConnection) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let database = setup::Database::open(settings).await?;
+    let database = Database::open(settings).await?;
     let done = async {
         if migrated {
             database.migrate(database.embedded().is_some()).await?;

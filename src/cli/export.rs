@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use super::{Failure, say, setup};
+use super::{Failure, database, say, setup};
 use crate::account::{
     export::{ExportError, export},
     private_file::Draft,
@@ -24,7 +24,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), Failure> {
     let settings = setup::begin(config_file).await?;
-    setup::on_database(&settings, async |db| {
+    database::on_pool(&settings, async |db| {
         let mut conn = db.acquire().await?;
         let Some(path) = &args.output else {
             let out = BufWriter::new(io::stdout().lock());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::{Failure, print, print_json, seconds, setup, time};
+use super::{Failure, database, print, print_json, seconds, setup, time};
 use crate::{
     account::{Entry, Head, History, Verification, Wanted},
     config::Settings,
@@ -72,7 +72,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
     let history = |settings: &Settings, db: &crate::store::PgPool| {
         History::new(db.clone(), db.clone(), settings.history_retention)
     };
-    setup::on_database(&settings, async |db| execute(&history(&settings, db), args).await).await
+    database::on_pool(&settings, async |db| execute(&history(&settings, db), args).await).await
 }
 
 async fn execute(history: &History, args: Args) -> Result<(), Failure> {

@@ -21,7 +21,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
-use super::{Failure, print, print_json, say, setup};
+use super::{Failure, database, print, print_json, say, setup};
 use crate::{
     account::import::{
         self, Comparison, FIELDS, Format, Importer, LeftOut, Progress, Rejection, Rules, Source, Wanted,
@@ -243,7 +243,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
     let left_out = LeftOut::clone(&rules.left_out);
     let rejects = args.beside(&origin)?;
     if args.compare {
-        let compared = setup::on_database(&settings, async |db| {
+        let compared = database::on_pool(&settings, async |db| {
             compare(&mut *db.acquire().await?, origin, rules, rejects.as_deref()).await
         });
         let compared = compared.await?;
@@ -255,7 +255,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
         _ => None,
     };
     let wanted = Wanted { source, rejects, dry_run: args.dry_run };
-    let done = setup::on_database(&settings, async |db| {
+    let done = database::on_pool(&settings, async |db| {
         let passwords = Pool::new(PoolSettings {
             threads: NonZeroUsize::new(settings.password_hash_threads).unwrap_or(NonZeroUsize::MIN),
             queue: import::WRAPPED_CHUNK,

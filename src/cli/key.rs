@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Failure, print, print_json, say, seconds, setup};
+use super::{Failure, database, print, print_json, say, seconds, setup};
 use crate::{
     clock::Clock,
     config::Settings,
@@ -103,16 +103,16 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
             if matches!(policy.format, Format::Shared(_)) {
                 return Err(Error::Shared(policy.format).into());
             }
-            setup::on_database(&settings, async |db| rotate(&policy, db, json).await).await
+            database::on_pool(&settings, async |db| rotate(&policy, db, json).await).await
         }
         Command::Retire { id, now, json } => {
             if let Some((format, _, _)) = shared(&policy).into_iter().find(|(_, kid, _)| kid.as_str() == id) {
                 return Err(Error::Shared(format.into()).into());
             }
-            setup::on_database(&settings, async |db| retire(&policy, db, &id, now, json).await).await
+            database::on_pool(&settings, async |db| retire(&policy, db, &id, now, json).await).await
         }
         Command::Rewrap { json } => {
-            setup::on_database(&settings, async |db| rewrap(policy, db, json).await).await
+            database::on_pool(&settings, async |db| rewrap(policy, db, json).await).await
         }
     }
 }
@@ -271,7 +271,7 @@ async fn list(settings: &Settings, policy: &Policy, json: bool) -> Result<(), Fa
     let mut entries: Vec<_> =
         shared.iter().map(|(format, kid, status)| Entry::shared(*format, kid, status)).collect();
     if policy.key_pair_formats().next().is_some() {
-        let stored = setup::on_database(settings, async |db| Ok(keys::list(db).await?)).await?;
+        let stored = database::on_pool(settings, async |db| Ok(keys::list(db).await?)).await?;
         entries.extend(Entry::all(policy, &stored, Clock::system().now()));
     }
     if json {

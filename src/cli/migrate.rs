@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Failure, print, print_json, seconds, setup};
+use super::{Failure, database::Database, print, print_json, seconds, setup};
 use crate::{
     config::DbPooler,
     store::migrations::{self, State, Status},
@@ -56,12 +56,12 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
                      database itself";
         return Err(error.into());
     }
-    let database = setup::Database::open(&settings).await?;
+    let database = Database::open(&settings).await?;
     let done = on(&database, command).await;
     database.closing(done).await
 }
 
-async fn on(database: &setup::Database, command: Command) -> Result<(), Failure> {
+async fn on(database: &Database, command: Command) -> Result<(), Failure> {
     let mut conn = database.migration_connection().await?;
     match command {
         Command::Up { n } => report("applied", &migrations::up(&mut conn, n).await?),

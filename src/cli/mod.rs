@@ -4,6 +4,7 @@
 
 mod client;
 mod config;
+mod database;
 mod db;
 mod devdata;
 mod development_key;

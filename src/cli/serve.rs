@@ -14,8 +14,9 @@ use tokio::{
 
 use super::{
     Failure, Logged,
+    database::{self, ClockSkew, Database},
     open_files::OpenFiles,
-    setup::{self, ClockSkew},
+    setup,
 };
 use crate::{
     account::{Activity, Cause, CleanUp, Clients, History},
@@ -91,7 +92,7 @@ async fn start(settings: &Settings, warnings: Vec<String>) -> Result<(), Failure
 
     let key = setup::symmetric_key(settings)?;
     let database = tokio::select! {
-        database = setup::Database::open(settings) => database?,
+        database = Database::open(settings) => database?,
         name = signals.next() => return called_off(name),
     };
     let listeners = Listeners { service: listener, tls, ops };
@@ -132,7 +133,7 @@ struct Listeners {
 async fn serve(
     settings: &Settings,
     key: &SymmetricKey,
-    database: &setup::Database,
+    database: &Database,
     Listeners { service: listener, tls, ops }: Listeners,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
@@ -239,7 +240,11 @@ async fn serve(
         }
         Err(_) => tracing::warn!("the last sightings of sessions could not be written in time"),
     }
-    tokio::join!(setup::close(&pools.feed), setup::close(&pools.background), setup::close(&pools.requests));
+    tokio::join!(
+        database::close(&pools.feed),
+        database::close(&pools.background),
+        database::close(&pools.requests)
+    );
     tracing::info!("stopped");
     Ok(())
 }
@@ -327,7 +332,7 @@ fn log_format(settings: &Settings) -> telemetry::LogFormat {
 }
 
 /// What to do next, for whoever has just started it by hand.
-fn welcome(address: SocketAddr, has_tls: bool, database: &setup::Database) {
+fn welcome(address: SocketAddr, has_tls: bool, database: &Database) {
     let scheme = if has_tls { "https" } else { "http" };
     let url = match address {
         any if any.ip().is_unspecified() => format!("{scheme}://localhost:{}", any.port()),

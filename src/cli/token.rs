@@ -11,7 +11,11 @@ use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
-use super::{Failure, print, print_json, say, seconds, setup};
+use super::{
+    Failure,
+    database::{self, As, Database},
+    print, print_json, say, seconds, setup,
+};
 use crate::{
     clock::Clock,
     config::Settings,
@@ -104,17 +108,17 @@ async fn verifier(settings: &Settings, now: OffsetDateTime) -> Result<Verifier, 
     if policy.key_pair_formats().next().is_none() {
         return Ok(keys::verifier(&policy, None, now).await?);
     }
-    let database = setup::Database::open(settings).await?;
+    let database = Database::open(settings).await?;
     let verifier = async {
         if database.embedded().is_some() {
             database.migrate(true).await?;
         } else {
-            migrations::check(&mut database.connection(true).await?).await?;
+            migrations::check(&mut database.connection(As::Migrator).await?).await?;
         }
-        drop(database.connection(false).await?);
+        drop(database.connection(As::Service).await?);
         let db = database.pool(1);
         let verifier = keys::verifier(&policy, Some(&db), now).await;
-        setup::close(&db).await;
+        database::close(&db).await;
         Ok::<_, Failure>(verifier?)
     };
     let verifier = verifier.await;
@@ -135,8 +139,8 @@ async fn session(settings: &Settings, id: Uuid) -> Session {
         return Session::Unasked("DB_SOURCE is not set");
     }
     let state = async {
-        let database = setup::Database::open(settings).await?;
-        let mut conn = database.connection(false).await?;
+        let database = Database::open(settings).await?;
+        let mut conn = database.connection(As::Service).await?;
         Ok::<_, Failure>(sessions::by_id(&mut conn, id).await?)
     };
     match state.await {

@@ -8,7 +8,7 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{Failure, explain, password_input::PasswordArgs, print, print_json, seconds, setup};
+use super::{Failure, database, explain, password_input::PasswordArgs, print, print_json, seconds, setup};
 use crate::{
     account::{self, Accounts, Position, Registration, Roles, Search, User, UserChange},
     clock::Clock,
@@ -121,7 +121,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
         Command::Create { password, .. } | Command::SetPassword { password, .. } => Some(password.read()?),
         _ => None,
     };
-    setup::on_database(&settings, async |db| {
+    database::on_pool(&settings, async |db| {
         let key = setup::symmetric_key(&settings)?;
         // No command makes tokens, so that any key will do.
         let issuer = Arc::new(Issuer::new(key.clone(), setup::party(&settings)));

@@ -10,8 +10,11 @@
 //! `TOKEN_SYMMETRIC_KEYS_ACCEPTED` for a while, and whoever starts with the new one wraps anew what the old one wrapped.
 //! A ring that does not open under any of them stops the start: to make another would refuse every token there is.
 
+mod making;
+mod reading;
+mod stored;
+
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -26,20 +29,23 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use self::{
+    making::{Made, prepare, rewrap},
+    reading::{Ring, first_reading, read, signing_key, verifying_keys},
+};
 use crate::{
     chain::chain,
     clock::Clock,
     metrics::KeyAge,
-    store::{
-        self, Cause, PgPool, PoolConnection,
-        signing_keys::{self, NewKey, SigningKey as Row},
-    },
+    store::{self, Cause, PgPool, PoolConnection, signing_keys},
     token::{
-        self, Format, InvalidKey, Issuer, KeyId, KeyPair, KeyPairFormat, KeyStatus, Party, PublicKey,
-        SigningKey, SymmetricKey, Verifier, VerifyingKey, WrappingKey,
-        ring::{self, RingKey, Schedule},
+        self, Format, InvalidKey, Issuer, KeyId, KeyPairFormat, KeyStatus, Party, SymmetricKey, Verifier,
+        WrappingKey,
+        ring::{self, Schedule},
     },
 };
+
+pub use self::stored::{Stored, list, retire, unopenable, verifier};
 
 /// How often the ring is read. Twice within the second that a leaked key may live on.
 const POLL: Duration = Duration::from_millis(500);
@@ -173,9 +179,6 @@ pub enum Error {
     /// The database failed.
     #[error("the signing keys cannot be read or changed")]
     Store(#[from] store::Error),
-    /// The database cannot be reached.
-    #[error("the database cannot be reached")]
-    Unavailable(#[source] sqlx::Error),
 }
 
 /// The keys of this service.
@@ -194,17 +197,6 @@ struct Inner {
     heard_at: AtomicI64,
     /// Held while the ring is read and put in force, so that an older reading never comes after a newer one.
     reading: Mutex<()>,
-}
-
-/// The ring as it was last read, and what is made of it.
-#[derive(Debug, Default)]
-struct Ring {
-    keys: Vec<RingKey>,
-    /// The private keys of those that sign or will.
-    pairs: HashMap<KeyId, Arc<KeyPair>>,
-    /// What each key did when it was read: only a change of this matters.
-    statuses: Vec<(KeyId, KeyStatus)>,
-    published: Arc<Published>,
 }
 
 /// The public keys, as documents.
@@ -233,7 +225,7 @@ impl Keys {
         let ring = match policy.key_pair_formats().next() {
             None => Ring::default(),
             Some(_) => {
-                let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
+                let mut conn = db.acquire().await?;
                 prepare(&mut conn, &policy, &wrapping, now).await?;
                 first_reading(&mut conn, &policy, &wrapping, now).await?
             }
@@ -321,7 +313,7 @@ impl Keys {
     }
 
     async fn conn(&self) -> Result<PoolConnection, Error> {
-        self.0.db.acquire().await.map_err(Error::Unavailable)
+        Ok(self.0.db.acquire().await?)
     }
 
     /// Reads the ring again, puts it in force, and rotates it if its time has come.
@@ -471,78 +463,6 @@ impl Keys {
         Ok(is_done)
     }
 
-    /// The wrapping key for what is made now.
-    fn wrapping(&self) -> &WrappingKey {
-        &self.0.wrapping[0]
-    }
-}
-
-/// Takes a key out of the ring that was just read from `db`: whatever the key does now, and whether or not its private
-/// part can be opened.
-///
-/// `at_once` is for a key that somebody else has got hold of: its tokens are refused from now on. Otherwise an active key
-/// is rotated out, and verifies what it has signed.
-///
-/// # Errors
-///
-/// [`Error::NoSuchKey`], [`Error::UnknownFormat`], [`Error::TooEarly`].
-pub async fn retire(
-    policy: &Policy,
-    db: &PgPool,
-    id: &str,
-    at_once: bool,
-    now: OffsetDateTime,
-) -> Result<(), Error> {
-    let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
-    let wrapping = WrappingKey::new(&policy.root);
-    for _ in 0..MAX_RACES {
-        // All of them: by a clock that is ahead, one that others still accept may look gone.
-        let Stored { keys, unreadable } = stored(&mut conn).await?;
-        if let Some((_, error)) = unreadable.into_iter().find(|(row, _)| row.id == id) {
-            return Err(error);
-        }
-        let keys: Vec<_> = keys.into_iter().map(|(key, _)| key).collect();
-        let key = keys.iter().find(|key| key.id().as_str() == id);
-        let key = key.ok_or_else(|| Error::NoSuchKey(id.to_owned()))?;
-        let format = key.public.format();
-        let is_done = match key.status(now) {
-            Some(KeyStatus::Next) => {
-                let new = Made::new(format, &wrapping, policy).await?;
-                signing_keys::replace_next(&mut conn, id, &new.row(), now, &policy.cause).await?
-            }
-            Some(KeyStatus::Active) => {
-                let (active, next) = ring::heads(&keys, format, now).ok_or(Error::NoRing(format))?;
-                let ready_at = policy.schedule.ready_at(active, next);
-                // A leaked key is worse than somebody who does not know the next one for a minute.
-                if !at_once && now < ready_at {
-                    return Err(Error::TooEarly(ready_at));
-                }
-                let new = Made::new(format, &wrapping, policy).await?;
-                signing_keys::rotate(
-                    &mut conn,
-                    id,
-                    next.id().as_str(),
-                    &new.row(),
-                    at_once,
-                    now,
-                    &policy.cause,
-                )
-                .await?
-            }
-            Some(KeyStatus::Retiring) if at_once => signing_keys::end(&mut conn, id, &policy.cause).await?,
-            Some(KeyStatus::Retiring) => true,
-            None if at_once && signing_keys::end(&mut conn, id, &policy.cause).await? => true,
-            None => return Err(Error::NoSuchKey(id.to_owned())),
-        };
-        if is_done {
-            tracing::info!(key = id, at_once, "signing key retired");
-            return Ok(());
-        }
-    }
-    Err(Error::Contended)
-}
-
-impl Keys {
     /// Wraps under the present root key what one of the accepted ones has wrapped. The names of those keys.
     ///
     /// # Errors
@@ -552,297 +472,10 @@ impl Keys {
         let mut conn = self.conn().await?;
         rewrap(&mut conn, &self.0.policy, &self.0.wrapping).await
     }
-}
 
-/// Every key that there has been, oldest first.
-#[derive(Debug, Default)]
-pub struct Stored {
-    /// Those that can be read, and the root key that each is wrapped under.
-    pub keys: Vec<(RingKey, Option<KeyId>)>,
-    /// The others, and why not: [`Error::UnknownFormat`], [`Error::Unreadable`].
-    pub unreadable: Vec<(Row, Error)>,
-}
-
-/// The stored keys, without their private parts.
-///
-/// # Errors
-///
-/// When the database fails.
-pub async fn list(db: &PgPool) -> Result<Stored, Error> {
-    stored(&mut db.acquire().await.map_err(Error::Unavailable)?).await
-}
-
-async fn stored(conn: &mut PoolConnection) -> Result<Stored, Error> {
-    let mut stored = Stored::default();
-    for row in signing_keys::all(conn).await? {
-        match ring_key(&row) {
-            Ok(key) => stored.keys.push((key, row.wrapped_by.map(KeyId::from_stored))),
-            Err(error) => stored.unreadable.push((row, error)),
-        }
-    }
-    Ok(stored)
-}
-
-/// What checks tokens as the service does at `now`, for a look from outside: makes no ring, opens no private key. A `db`
-/// is needed where there are key pairs.
-///
-/// # Errors
-///
-/// When the database fails.
-pub async fn verifier(policy: &Policy, db: Option<&PgPool>, now: OffsetDateTime) -> Result<Verifier, Error> {
-    let mut ring = Ring::default();
-    if let Some(db) = db {
-        let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
-        ring.keys = live_ring(&mut conn, policy, now).await?;
-    }
-    Ok(Verifier::new(verifying_keys(policy, &ring, now), policy.party.clone()))
-}
-
-/// What is wrong with the stored private keys: those that no root key opens. Changes nothing. Those of formats that this
-/// release does not know are not tried.
-///
-/// # Errors
-///
-/// When the database fails.
-pub async fn unopenable(policy: &Policy, db: &PgPool) -> Result<Vec<Error>, Error> {
-    let wrapping: Vec<_> = policy.roots().map(WrappingKey::new).collect();
-    let mut conn = db.acquire().await.map_err(Error::Unavailable)?;
-    let mut errors = Vec::new();
-    for row in signing_keys::all(&mut conn).await? {
-        let Ok(format) = format(&row) else { continue };
-        let Some((wrapped, root)) = signing_keys::wrapped(&mut conn, &row.id).await? else { continue };
-        errors.extend(unwrap(&wrapping, format, &row.id, &wrapped, &root).err());
-    }
-    Ok(errors)
-}
-
-/// Makes the rings that are missing, and sees to it that all of them open.
-async fn prepare(
-    conn: &mut PoolConnection,
-    policy: &Policy,
-    wrapping: &[WrappingKey],
-    now: OffsetDateTime,
-) -> Result<(), Error> {
-    let keys = live_ring(conn, policy, now).await?;
-    for format in policy.key_pair_formats() {
-        if ring::heads(&keys, format, now).is_some() {
-            continue;
-        }
-        let active = Made::new(format, &wrapping[0], policy).await?;
-        let next = Made::new(format, &wrapping[0], policy).await?;
-        if signing_keys::found(conn, format.name(), &active.row(), &next.row(), now, &policy.cause).await? {
-            tracing::info!(%format, active = active.id(), next = next.id(), "signing keys made");
-        }
-    }
-    let formats: Vec<_> = policy.key_pair_formats().map(|format| format.name().to_owned()).collect();
-    signing_keys::note_token_life(conn, &formats, policy.token_seconds(), &policy.cause).await?;
-    rewrap(conn, policy, wrapping).await?;
-    Ok(())
-}
-
-async fn rewrap(
-    conn: &mut PoolConnection,
-    policy: &Policy,
-    wrapping: &[WrappingKey],
-) -> Result<Vec<KeyId>, Error> {
-    let mut done = Vec::new();
-    for row in signing_keys::all(conn).await? {
-        let present = &wrapping[0];
-        if row.wrapped_by.as_deref().is_none_or(|root| root == present.root().as_str()) {
-            continue;
-        }
-        let Some((wrapped, root)) = signing_keys::wrapped(conn, &row.id).await? else { continue };
-        let pair = format(&row).and_then(|format| unwrap(wrapping, format, &row.id, &wrapped, &root));
-        let pair = match pair {
-            Ok(pair) => pair,
-            // Of a format that was in force once, or is in a later release: nobody needs it here, and it is no reason not
-            // to start.
-            Err(error) if !is_in_force(&row, policy) => {
-                tracing::warn!(error = chain(&error), "left as it is");
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        let wrapped = present.wrap(&pair).map_err(Error::Generate)?;
-        if signing_keys::rewrap(conn, &row.id, &root, &wrapped, present.root().as_str(), &policy.cause)
-            .await?
-        {
-            tracing::info!(key = row.id, from = root, to = %present.root(), "signing key wrapped anew");
-            done.push(pair.id().clone());
-        }
-    }
-    Ok(done)
-}
-
-/// The ring at the start, every key of it opened.
-async fn first_reading(
-    conn: &mut PoolConnection,
-    policy: &Policy,
-    wrapping: &[WrappingKey],
-    now: OffsetDateTime,
-) -> Result<Ring, Error> {
-    for _ in 0..MAX_RACES {
-        match read(conn, policy, wrapping, &Ring::default(), now).await? {
-            Some((_, Some(unopened))) => return Err(unopened),
-            Some((ring, None)) if signing_key(policy, &ring, now).is_ok() => return Ok(ring),
-            // Rotated while it was read.
-            _ => {}
-        }
-    }
-    Err(Error::Contended)
-}
-
-/// The ring of the formats in force; `None` when nothing has changed since `before`. With it comes the error of a private
-/// key that does not open: which tokens are good does not depend on that.
-async fn read(
-    conn: &mut PoolConnection,
-    policy: &Policy,
-    wrapping: &[WrappingKey],
-    before: &Ring,
-    now: OffsetDateTime,
-) -> Result<Option<(Ring, Option<Error>)>, Error> {
-    let keys = live_ring(conn, policy, now).await?;
-    let statuses: Vec<_> = keys.iter().filter_map(|key| Some((key.id().clone(), key.status(now)?))).collect();
-    let signs = |key: &&RingKey| matches!(key.status(now), Some(KeyStatus::Next | KeyStatus::Active));
-    let is_whole = keys.iter().filter(signs).all(|key| before.pairs.contains_key(key.id()));
-    if statuses == before.statuses && is_whole {
-        return Ok(None);
-    }
-    let mut pairs = HashMap::new();
-    let mut unopened = None;
-    for key in keys.iter().filter(signs) {
-        let id = key.id();
-        if let Some(pair) = before.pairs.get(id) {
-            pairs.insert(id.clone(), pair.clone());
-        } else if let Some((wrapped, root)) = signing_keys::wrapped(conn, id.as_str()).await? {
-            match unwrap(wrapping, key.public.format(), id.as_str(), &wrapped, &root) {
-                Ok(pair) => drop(pairs.insert(id.clone(), Arc::new(pair))),
-                Err(error) => drop(unopened.get_or_insert(error)),
-            }
-        }
-    }
-    let status = |key: &RingKey| key.status(now);
-    let published = Arc::new(Published {
-        jwks: token::jwks(keys.iter().filter(|key| status(key).is_some()).map(|key| &key.public)),
-        paserks: token::paserks(keys.iter().filter_map(|key| Some((&key.public, status(key)?)))),
-    });
-    Ok(Some((Ring { keys, pairs, statuses, published }, unopened)))
-}
-
-/// The keys of the formats in force that are not gone.
-async fn live_ring(
-    conn: &mut PoolConnection,
-    policy: &Policy,
-    now: OffsetDateTime,
-) -> Result<Vec<RingKey>, Error> {
-    let rows = signing_keys::live(conn, now).await?;
-    // First: what stands in a row of another format, which a later release may have made, is none of our business.
-    rows.iter().filter(|row| is_in_force(row, policy)).map(ring_key).collect()
-}
-
-fn is_in_force(row: &Row, policy: &Policy) -> bool {
-    policy.key_pair_formats().any(|format| format.name() == row.format)
-}
-
-fn ring_key(row: &Row) -> Result<RingKey, Error> {
-    let format = format(row)?;
-    let unreadable = |source| Error::Unreadable { id: row.id.clone(), source };
-    let public: PublicKey = row.public_key.parse().map_err(unreadable)?;
-    if public.id().as_str() != row.id || public.format() != format {
-        return Err(unreadable(InvalidKey::Jwk));
-    }
-    Ok(RingKey {
-        public,
-        published_at: row.published_at,
-        activated_at: row.activated_at,
-        retired_at: row.retired_at,
-        verifies_until: row.verifies_until,
-    })
-}
-
-fn format(row: &Row) -> Result<KeyPairFormat, Error> {
-    let unknown = |_| Error::UnknownFormat { id: row.id.clone(), format: row.format.clone() };
-    row.format.parse().map_err(unknown)
-}
-
-fn unwrap(
-    wrapping: &[WrappingKey],
-    format: KeyPairFormat,
-    id: &str,
-    wrapped: &[u8],
-    root: &str,
-) -> Result<KeyPair, Error> {
-    let key = wrapping
-        .iter()
-        .find(|key| key.root().as_str() == root)
-        .ok_or_else(|| Error::ForeignRoot { id: id.to_owned(), root: root.to_owned() })?;
-    key.unwrap(format, &KeyId::from_stored(id.to_owned()), wrapped)
-        .map_err(|source| Error::Unreadable { id: id.to_owned(), source })
-}
-
-/// What new tokens are made with.
-fn signing_key(policy: &Policy, ring: &Ring, now: OffsetDateTime) -> Result<SigningKey, Error> {
-    match policy.format {
-        Format::Shared(format) => Ok(SigningKey::shared(format, &policy.root)),
-        Format::KeyPair(format) => {
-            let (active, _) = ring::heads(&ring.keys, format, now).ok_or(Error::NoRing(format))?;
-            let pair = ring.pairs.get(active.id());
-            let pair = pair.ok_or_else(|| Error::Closed { id: active.id().to_string() })?;
-            Ok(SigningKey::Pair(pair.clone()))
-        }
-    }
-}
-
-/// What tokens are checked with: shared keys of every root, and every key of the rings that is not gone. The next one
-/// too: another replica may have heard earlier than this one that it signs.
-fn verifying_keys(policy: &Policy, ring: &Ring, now: OffsetDateTime) -> Vec<VerifyingKey> {
-    let shared = policy.formats().into_iter().filter_map(|format| match format {
-        Format::Shared(format) => Some(format),
-        Format::KeyPair(_) => None,
-    });
-    let shared = shared.flat_map(|format| policy.roots().map(move |root| VerifyingKey::shared(format, root)));
-    let published = ring.keys.iter().filter(|key| key.status(now).is_some());
-    shared.chain(published.map(|key| key.public.clone().into())).collect()
-}
-
-/// A key just made, and not stored yet.
-struct Made {
-    pair: KeyPair,
-    public_key: String,
-    wrapped: Vec<u8>,
-    root: KeyId,
-    token_seconds: i32,
-}
-
-impl Made {
-    async fn new(format: KeyPairFormat, wrapping: &WrappingKey, policy: &Policy) -> Result<Self, Error> {
-        // An RSA key takes long enough to keep other requests waiting.
-        let pair = tokio::task::spawn_blocking(move || KeyPair::generate(format))
-            .await
-            .unwrap_or(Err(InvalidKey::Private))
-            .map_err(Error::Generate)?;
-        let wrapped = wrapping.wrap(&pair).map_err(Error::Generate)?;
-        Ok(Self {
-            public_key: pair.public_key().to_string(),
-            wrapped,
-            root: wrapping.root().clone(),
-            token_seconds: policy.token_seconds(),
-            pair,
-        })
-    }
-
-    fn id(&self) -> &str {
-        self.pair.id().as_str()
-    }
-
-    fn row(&self) -> NewKey<'_> {
-        NewKey {
-            id: self.id(),
-            public_key: &self.public_key,
-            wrapped_key: &self.wrapped,
-            wrapped_by: self.root.as_str(),
-            token_seconds: self.token_seconds,
-        }
+    /// The wrapping key for what is made now.
+    fn wrapping(&self) -> &WrappingKey {
+        &self.0.wrapping[0]
     }
 }
 

@@ -149,8 +149,7 @@ impl Feed {
         // A clock that was set, or a machine that slept: what was passed over or forgotten as expired may not be.
         let offset = now - began_at;
         let was_set = reading.clock_offset.is_some_and(|known| (offset - known).abs() > CLOCK_TOLERANCE);
-        let conn = async { db.acquire().await.map_err(store::Error::Unavailable) };
-        let mut conn = patiently(conn).await?;
+        let mut conn = patiently(db.acquire()).await?;
         let position = patiently(revocations::position(&mut conn)).await?;
         // Another server, or this one after a crash, may have lost the last changes of roles, and give their numbers again:
         // they count anew.

@@ -110,7 +110,7 @@ impl Publisher {
     }
 
     async fn read_at_once(&self, cursor: Option<Cursor>) -> Result<Page, store::Error> {
-        let mut conn = self.db.acquire().await.map_err(store::Error::Unavailable)?;
+        let mut conn = self.db.acquire().await?;
         let here = revocations::position(&mut conn).await?;
         let cursor = cursor.filter(|cursor| cursor.position().is_comparable(&here));
         let reset = cursor.is_none();

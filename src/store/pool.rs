@@ -25,7 +25,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Access, Source, Transaction};
+use super::{Access, Error, Source, Transaction};
 
 /// How long a pool may take to give a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -83,9 +83,9 @@ impl PgPool {
     ///
     /// # Errors
     ///
-    /// When the database cannot be reached or refuses us, or all connections are lent, for as long as one may wait; when
-    /// the pool is closed.
-    pub async fn acquire(&self) -> Result<PoolConnection, sqlx::Error> {
+    /// [`Error::Unavailable`], when the database cannot be reached or refuses us, or all connections are lent, for as long
+    /// as one may wait; when the pool is closed.
+    pub async fn acquire(&self) -> Result<PoolConnection, Error> {
         let mut why = sqlx::Error::PoolTimedOut;
         let found = async {
             let place = self.0.places.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
@@ -96,7 +96,7 @@ impl PgPool {
             };
             Ok(PoolConnection { lent: Some((open, place)), is_beginning: false, pool: self.0.clone() })
         };
-        timeout(ACQUIRE_TIMEOUT, found).await.unwrap_or_else(|_| Err(why))
+        timeout(ACQUIRE_TIMEOUT, found).await.unwrap_or_else(|_| Err(why)).map_err(Error::Unavailable)
     }
 
     /// How it is used.
@@ -154,7 +154,7 @@ impl Inner {
                 Ok((conn, access)) => {
                     return Ok(Open { conn, opened_at: Instant::now(), trusted_until: None, access });
                 }
-                Err(error) if super::may_pass(&error) || super::is_standby(&error) => *why = error,
+                Err(error) if super::may_pass(&error) || super::source::is_standby(&error) => *why = error,
                 Err(error) => return Err(error),
             }
             sleep(CONNECT_REST).await;

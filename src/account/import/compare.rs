@@ -13,7 +13,12 @@ use std::{
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Checked, ImportError, Place, Record, Records, Rules, is_no_later_password, place, rejects};
+use super::{
+    Checked, ImportError, Record, Rules,
+    merge::{Place, is_no_later_password, place},
+    rejects,
+    run::Records,
+};
 use crate::{
     account::{
         FullName, Roles,

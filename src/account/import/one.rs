@@ -4,7 +4,11 @@ use rand_core::CryptoRng;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
-use super::{Denied, Done, Format, LeftOut, MAX_CONFLICTS, Object, Original, Ready, Rules, own, write};
+use super::{
+    Format, LeftOut, Object, Original, Rules,
+    merge::{Denied, Done, MAX_CONFLICTS, Ready, write},
+    own,
+};
 use crate::{
     account::{Accounts, Error, User},
     password::foreign::Imported,

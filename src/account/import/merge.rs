@@ -1,0 +1,302 @@
+//! What records make of the users who are there, and of those who are not.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Checked, FieldError, reader::Original, run::Made};
+use crate::{
+    account::{ADMIN_ROLE, Cause, FullName, Roles, fields::normalised},
+    password::HashedPassword,
+    store::{
+        self, Transaction,
+        imports::{self, Holders, Names, Present, Row},
+    },
+};
+
+/// How often a transaction is tried again when others have changed the same users meanwhile.
+pub(super) const MAX_CONFLICTS: usize = 8;
+
+/// As of when a user is who was made of a record that does not say: whatever has a date is newer.
+pub(super) const UNDATED: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+/// A user that has passed every check and has a hash to store.
+pub(super) struct Ready {
+    /// For a user who is new.
+    pub(super) id: Uuid,
+    pub(super) number: u64,
+    pub(super) original: Original,
+    pub(super) user: Box<Checked>,
+    pub(super) password: Option<HashedPassword>,
+}
+
+/// What comes of some records.
+#[derive(Default)]
+pub(super) struct Done {
+    pub(super) created: Vec<usize>,
+    pub(super) updated: u64,
+    pub(super) unchanged: u64,
+    pub(super) refused: Vec<(usize, Denied)>,
+}
+
+/// Why a user who has passed every check cannot be as the record says.
+#[derive(Clone, Copy)]
+pub(super) enum Denied {
+    UsernameTaken,
+    EmailTaken,
+    LastAdmin,
+}
+
+impl Denied {
+    pub(super) fn told(self) -> FieldError {
+        match self {
+            Self::UsernameTaken => FieldError::new("username", "username_taken", "is another user's"),
+            Self::EmailTaken => FieldError::new("email", "email_taken", "is another user's"),
+            Self::LastAdmin => {
+                FieldError::new("roles", "last_admin", "would leave nobody who administers users")
+            }
+        }
+    }
+}
+
+/// Writes some users, in one transaction. Those who share a name with another one before them come after that one, when it
+/// is clear what has become of it. Those who are `made` are there, too.
+pub(super) async fn write(
+    transaction: &mut Transaction<'_>,
+    chunk: &[Ready],
+    made: Option<&Made>,
+    now: OffsetDateTime,
+    cause: &Cause,
+) -> Result<Done, store::Error> {
+    let mut done = Done::default();
+    let mut waiting: Vec<usize> = (0..chunk.len()).collect();
+    while !waiting.is_empty() {
+        let mut names = Names::default();
+        for &i in &waiting {
+            names.external_ids.push(chunk[i].user.external_id.clone());
+            names.usernames.push(chunk[i].user.username.as_str().to_owned());
+            names.emails.push(chunk[i].user.email.as_str().to_owned());
+        }
+        let mut holders = imports::holders(transaction, &names).await?;
+        if let Some(made) = made {
+            waiting.iter().zip(&mut holders).for_each(|(&i, holders)| made.complete(&chunk[i].user, holders));
+        }
+        let (mut new, mut later) = (Vec::new(), Vec::new());
+        let (mut known, mut held_back) = (HashMap::<_, Vec<_>>::new(), HashSet::new());
+        for (i, holders) in waiting.into_iter().zip(holders) {
+            match place(&chunk[i].user, &holders) {
+                Place::New if holders.is_repeated || holders.is_claimed => later.push(i),
+                Place::New => new.push(i),
+                Place::Known(id) if let Some(at) = made.and_then(|made| made.updated_at.get(&id)) => {
+                    let is_newer = chunk[i].user.updated_at.is_some_and(|newer| newer > *at);
+                    *(if is_newer { &mut done.updated } else { &mut done.unchanged }) += 1;
+                }
+                // What comes after one that waits has to wait as well.
+                Place::Known(id) if holders.is_claimed || held_back.contains(&id) => {
+                    held_back.insert(id);
+                    later.push(i);
+                }
+                Place::Known(id) => known.entry(id).or_default().push(i),
+                Place::Same => done.unchanged += 1,
+                // Whoever has the address may be about to give it up.
+                Place::Taken(Denied::EmailTaken)
+                    if holders.email.is_some_and(|id| known.contains_key(&id) || held_back.contains(&id)) =>
+                {
+                    held_back.extend(holders.external_id);
+                    later.push(i);
+                }
+                Place::Taken(denied) => done.refused.push((i, denied)),
+            }
+        }
+        let rows = new
+            .iter()
+            .map(|&i| &chunk[i])
+            .map(|new| new_row(new.id, &new.user, new.password.as_ref(), UNDATED));
+        match new.len() {
+            0 => {}
+            // Also for the sake of who puts one in a request.
+            1 => {
+                for row in rows {
+                    imports::insert(transaction, &row, cause).await?;
+                }
+            }
+            _ => imports::copy(transaction, rows, cause).await?,
+        }
+        done.created.extend(new);
+        let present = imports::lock(transaction, &known.keys().copied().collect::<Vec<_>>()).await?;
+        for present in present {
+            let Some(records) = known.remove(&present.id) else { continue };
+            change(transaction, chunk, &records, present, now, cause, &mut done).await?;
+        }
+        // Who has been deleted meanwhile is new.
+        later.extend(known.into_values().flatten());
+        later.sort_unstable();
+        waiting = later;
+    }
+    Ok(done)
+}
+
+/// Makes of a user who is there what these records of a chunk say, in their order and all at once. When that would take the
+/// last administrator, half of them at once, and so on down to the one that is refused.
+async fn change(
+    transaction: &mut Transaction<'_>,
+    chunk: &[Ready],
+    records: &[usize],
+    mut present: Present,
+    now: OffsetDateTime,
+    cause: &Cause,
+    done: &mut Done,
+) -> Result<(), store::Error> {
+    let mut parts = VecDeque::from([records]);
+    while let Some(part) = parts.pop_front() {
+        let Folded { user, is_other_password, updated, unchanged } = fold(chunk, part, &present);
+        if (user.updated_at, user.administered_at) != (present.updated_at, present.administered_at) {
+            let demotes = is_admin(&present) && !is_admin(&user);
+            match imports::change(transaction, &user, is_other_password, demotes, now, cause).await {
+                Ok(()) => {}
+                Err(store::Error::LastAdmin) => {
+                    if let &[i] = part {
+                        done.refused.push((i, Denied::LastAdmin));
+                    } else {
+                        let (first, rest) = part.split_at(part.len() / 2);
+                        parts.push_front(rest);
+                        parts.push_front(first);
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            present = user;
+        }
+        done.updated += updated;
+        done.unchanged += unchanged;
+    }
+    Ok(())
+}
+
+/// What records make of a user, one after the other.
+struct Folded {
+    user: Present,
+    is_other_password: bool,
+    /// How many of them change something.
+    updated: u64,
+    unchanged: u64,
+}
+
+fn fold(chunk: &[Ready], records: &[usize], present: &Present) -> Folded {
+    let mut folded = Folded { user: present.clone(), is_other_password: false, updated: 0, unchanged: 0 };
+    for ready in records.iter().map(|&i| &chunk[i]) {
+        let newer = ready.user.updated_at.filter(|at| folded.user.is_older_than(*at));
+        let Some(at) = newer else {
+            folded.unchanged += 1;
+            continue;
+        };
+        let (user, is_other_password) = changed(ready, &folded.user, at);
+        let count = if is_same(&user, &folded.user) { &mut folded.unchanged } else { &mut folded.updated };
+        *count += 1;
+        folded.is_other_password |= is_other_password;
+        // What is the same but newer is noted, too: something in between may come later.
+        folded.user = user;
+    }
+    folded
+}
+
+/// What a record is to the users who are there.
+pub(super) enum Place {
+    New,
+    /// The user of this id.
+    Known(Uuid),
+    /// Made by an earlier import, or by themselves, and has no name in another system: nothing of it is taken over.
+    Same,
+    Taken(Denied),
+}
+
+pub(super) fn place(user: &Checked, holders: &Holders) -> Place {
+    match (holders.external_id, holders.username, holders.email) {
+        // The username stays as it is, whosever this one is.
+        (Some(id), _, email) if email.is_none_or(|holder| holder == id) => Place::Known(id),
+        (Some(_), ..) => Place::Taken(Denied::EmailTaken),
+        (None, None, None) => Place::New,
+        (None, Some(one), Some(other)) if one == other && user.external_id.is_none() => Place::Same,
+        (None, Some(_), _) => Place::Taken(Denied::UsernameTaken),
+        (None, None, Some(_)) => Place::Taken(Denied::EmailTaken),
+    }
+}
+
+/// A user to be made; `undated`: as of when, if the record does not say.
+pub(in crate::account) fn new_row<'a>(
+    id: Uuid,
+    user: &'a Checked,
+    password: Option<&'a HashedPassword>,
+    undated: OffsetDateTime,
+) -> Row<'a> {
+    Row {
+        id,
+        external_id: user.external_id.as_deref(),
+        username: user.username.as_str(),
+        email: user.email.as_str(),
+        full_name: user.full_name.as_ref().map(FullName::as_str),
+        password_hash: password,
+        roles: user.roles.as_ref().map_or(&[], Roles::as_slice),
+        is_email_verified: user.is_email_verified.unwrap_or(false),
+        disabled: user.disabled.unwrap_or(false),
+        password_changed_at: user.password_changed_at.unwrap_or(user.created_at),
+        created_at: user.created_at,
+        updated_at: user.updated_at.unwrap_or(undated),
+    }
+}
+
+/// The user as the record has them, and where it says nothing, or has been overtaken, as they are; and whether the password
+/// is another one. What the user may change themselves does not overtake what they may not.
+fn changed(ready: &Ready, present: &Present, at: OffsetDateTime) -> (Present, bool) {
+    let (user, mut changed) = (&ready.user, present.clone());
+    if at > present.administered_at {
+        if let Some(roles) = &user.roles {
+            changed.roles = roles.as_slice().to_vec();
+        }
+        changed.disabled = user.disabled.unwrap_or(present.disabled);
+        changed.administered_at = at;
+    }
+    if at <= present.updated_at {
+        return (changed, false);
+    }
+    let is_other_password =
+        ready.password.as_ref().is_some_and(|hash| present.password_hash.as_ref() != Some(hash))
+            && !is_no_later_password(user, present);
+    if is_other_password {
+        changed.password_hash.clone_from(&ready.password);
+        changed.password_changed_at = user.password_changed_at.unwrap_or(at);
+    }
+    let is_other_address = normalised(&present.email) != normalised(user.email.as_str());
+    changed.email = user.email.as_str().to_owned();
+    changed.is_email_verified =
+        user.is_email_verified.unwrap_or(present.is_email_verified && !is_other_address);
+    if let Some(name) = &user.full_name {
+        changed.full_name = Some(name.as_str().to_owned());
+    }
+    changed.updated_at = at;
+    (changed, is_other_password)
+}
+
+/// Whether the record dates its password no later than the user's, which then stays: a login here makes the hash anew, and
+/// the old one would log the user out, or undo a password that was set here.
+pub(super) fn is_no_later_password(user: &Checked, present: &Present) -> bool {
+    present.password_hash.is_some()
+        && user.password_changed_at.is_some_and(|at| at <= present.password_changed_at)
+}
+
+/// Whether somebody has to be left who is one, too.
+fn is_admin(user: &Present) -> bool {
+    !user.disabled && user.roles.iter().any(|role| role == ADMIN_ROLE)
+}
+
+/// Whether nothing has changed but the time.
+fn is_same(user: &Present, present: &Present) -> bool {
+    user.email == present.email
+        && user.full_name == present.full_name
+        && user.password_hash == present.password_hash
+        && user.roles == present.roles
+        && user.is_email_verified == present.is_email_verified
+        && user.disabled == present.disabled
+}

@@ -1,0 +1,294 @@
+//! An import goes on, some records at a time.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    io::Read,
+    thread,
+};
+
+use rand_core::CryptoRng;
+use time::OffsetDateTime;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+use uuid::Uuid;
+
+use super::{
+    Checked, FieldError, ImportError, Progress, ReadError, Record, Rejection, Rules, Wanted,
+    merge::{MAX_CONFLICTS, Ready, UNDATED, write},
+    reader::{self, Layout, Original},
+    rejects::{self, Rejects},
+};
+use crate::{
+    account::{Cause, Error, fields::normalised},
+    password::{HashedPassword, Pool, foreign::Imported},
+    random,
+    store::{
+        self, PgConnection,
+        imports::{self, Holders},
+    },
+};
+
+/// How many records one transaction takes: so few that nobody waits for long whom it changes, to log in for instance.
+const CHUNK: usize = 1_000;
+
+/// How many hashes to wrap one transaction takes: some seconds of them, so that no more is lost when the import is killed.
+pub const WRAPPED_CHUNK: usize = 256;
+
+/// How many records the reading thread may be ahead.
+const READ_AHEAD: usize = 2_000;
+
+type Refused = (u64, Original, Vec<FieldError>);
+
+/// An import on its way.
+pub(super) struct Run<'a, R> {
+    pub(super) wanted: &'a Wanted,
+    pub(super) layout: Layout,
+    pub(super) rejects: Option<Rejects>,
+    pub(super) progress: Progress,
+    /// In a dry run.
+    pub(super) made: Option<Made>,
+    pub(super) now: OffsetDateTime,
+    pub(super) passwords: &'a Pool,
+    pub(super) cause: &'a Cause,
+    pub(super) rng: &'a mut R,
+}
+
+impl<R: CryptoRng> Run<'_, R> {
+    /// Takes all records.
+    pub(super) async fn all(
+        &mut self,
+        conn: &mut PgConnection,
+        records: &mut Records,
+        seen: &mut impl FnMut(&Progress, &[Rejection]),
+    ) -> Result<(), ImportError> {
+        let mut is_last = false;
+        while !is_last {
+            let mut chunk = Chunk::default();
+            let end = chunk.fill(records, self.passwords, self.rng, self.wanted.dry_run).await?;
+            if chunk.ready.is_empty() && chunk.refused.is_empty() {
+                self.add_rejects(&[])?;
+            } else {
+                let refused = self.take(conn, chunk).await?;
+                seen(&self.progress, &refused);
+            }
+            is_last = match end {
+                End::More => false,
+                End::Last => true,
+                End::Broken(error) => return Err(error.into()),
+            };
+        }
+        Ok(())
+    }
+
+    fn add_rejects(&mut self, lines: &[u8]) -> Result<(), ImportError> {
+        self.rejects.as_mut().map_or(Ok(()), |rejects| rejects.add(lines)).map_err(ImportError::Rejects)
+    }
+
+    /// Takes some records, in one transaction; what was refused of them.
+    async fn take(&mut self, conn: &mut PgConnection, chunk: Chunk) -> Result<Vec<Rejection>, ImportError> {
+        let Chunk { ready, mut refused } = chunk;
+        let mut attempts = 0;
+        let (mut transaction, done) = loop {
+            let mut transaction = imports::begin(conn).await?;
+            match write(&mut transaction, &ready, self.made.as_ref(), self.now, self.cause).await {
+                Ok(done) => break (transaction, done),
+                Err(store::Error::Taken(_) | store::Error::Conflict(_)) if attempts < MAX_CONFLICTS => {
+                    attempts += 1;
+                    imports::end(transaction, false).await?;
+                }
+                Err(store::Error::Taken(_) | store::Error::Conflict(_)) => {
+                    return Err(ImportError::Contended);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        for (i, denied) in done.refused {
+            refused.push((ready[i].number, ready[i].original.clone(), vec![denied.told()]));
+        }
+        refused.sort_by_key(|(number, ..)| *number);
+        let lines = self.rejects.as_ref().map(|rejects| rejects.lines(&self.layout, &refused)).transpose();
+        let lines = lines.map_err(ImportError::Rejects)?.unwrap_or_default();
+        let progress = Progress {
+            created: self.progress.created + done.created.len() as u64,
+            updated: self.progress.updated + done.updated,
+            unchanged: self.progress.unchanged + done.unchanged,
+            rejected: self.progress.rejected + refused.len() as u64,
+            rejects_bytes: self.rejects.as_ref().map_or(0, Rejects::bytes) + lines.len() as u64,
+        };
+        if let Some(source) = self.wanted.source.as_ref().filter(|_| !self.wanted.dry_run)
+            && !imports::note_progress(&mut transaction, source, &self.progress, &progress, self.now).await?
+        {
+            return Err(ImportError::Overtaken);
+        }
+        // Only now is the file nobody else's. And before it is committed: what is in the file too much is cut off when the
+        // import goes on.
+        self.add_rejects(&lines)?;
+        imports::end(transaction, !self.wanted.dry_run).await?;
+        if let Some(made) = &mut self.made {
+            done.created.iter().for_each(|&i| made.note(&ready[i]));
+        }
+        self.progress = progress;
+        let told =
+            |(number, _, errors): &Refused| Rejection { number: *number, reason: rejects::reason(errors) };
+        Ok(refused.iter().map(told).collect())
+    }
+}
+
+/// Whom a dry run has made, and undone, so that it finds what is twice in the file: some 200 bytes each. To keep them in the
+/// database until the end would keep everybody waiting who registers with one of their names.
+#[derive(Default)]
+pub(super) struct Made {
+    /// By a hash of each name.
+    pub(super) ids: HashMap<u64, Uuid>,
+    pub(super) updated_at: HashMap<Uuid, OffsetDateTime>,
+    pub(super) hasher: RandomState,
+}
+
+impl Made {
+    fn note(&mut self, Ready { id, user, .. }: &Ready) {
+        self.ids.extend(self.names(user).into_iter().flatten().map(|name| (name, *id)));
+        self.updated_at.insert(*id, user.updated_at.unwrap_or(UNDATED));
+    }
+
+    /// Names those of them who have a name that is nobody's in the database.
+    pub(super) fn complete(&self, user: &Checked, holders: &mut Holders) {
+        let [external_id, username, email] = self.names(user).map(|name| self.ids.get(&name?).copied());
+        holders.external_id = holders.external_id.or(external_id);
+        holders.username = holders.username.or(username);
+        holders.email = holders.email.or(email);
+    }
+
+    fn names(&self, user: &Checked) -> [Option<u64>; 3] {
+        let hash = |kind: &str, name: &str| self.hasher.hash_one((kind, name));
+        [
+            user.external_id.as_deref().map(|id| hash("external_id", id)),
+            Some(hash("username", &normalised(user.username.as_str()))),
+            Some(hash("email", &normalised(user.email.as_str()))),
+        ]
+    }
+}
+
+/// What the reading thread hands over.
+pub(super) struct Records {
+    layout: Option<oneshot::Receiver<Layout>>,
+    records: mpsc::Receiver<Result<Record, ReadError>>,
+}
+
+impl Records {
+    /// Starts the thread, which passes over the first `skip` records.
+    pub(super) fn begin(input: impl Read + Send + 'static, rules: Rules, skip: u64) -> Self {
+        let (layout, layout_read) = oneshot::channel();
+        let (send, records) = mpsc::channel(READ_AHEAD);
+        thread::spawn(move || {
+            let mut layout = Some(layout);
+            let mut begin = |found| {
+                if let Some(layout) = layout.take() {
+                    drop(layout.send(found));
+                }
+            };
+            let mut skip = skip;
+            // Nobody takes any more: the import has failed elsewhere.
+            let mut take = |record| {
+                if skip > 0 {
+                    skip -= 1;
+                    return true;
+                }
+                send.blocking_send(Ok(record)).is_ok()
+            };
+            if let Err(error) = reader::read(input, &rules, &mut begin, &mut take) {
+                drop(send.blocking_send(Err(error)));
+            }
+        });
+        Self { layout: Some(layout_read), records }
+    }
+
+    /// How the records stand in the file.
+    pub(super) async fn layout(&mut self) -> Result<Layout, ReadError> {
+        let layout = match self.layout.take() {
+            Some(layout) => layout.await.ok(),
+            None => None,
+        };
+        match layout {
+            Some(layout) => Ok(layout),
+            // It has failed before it knew.
+            None => match self.records.recv().await {
+                Some(Err(error)) => Err(error),
+                _ => Ok(Layout::Json),
+            },
+        }
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Option<Record>, ReadError> {
+        self.records.recv().await.transpose()
+    }
+}
+
+/// What comes after some records.
+enum End {
+    More,
+    Last,
+    /// The file cannot be read on. What stands before that is good.
+    Broken(ReadError),
+}
+
+/// Some records that go together.
+#[derive(Default)]
+struct Chunk {
+    ready: Vec<Ready>,
+    refused: Vec<Refused>,
+}
+
+impl Chunk {
+    /// Takes the next records.
+    async fn fill(
+        &mut self,
+        records: &mut Records,
+        passwords: &Pool,
+        rng: &mut impl CryptoRng,
+        dry_run: bool,
+    ) -> Result<End, ImportError> {
+        let mut wrapping = JoinSet::new();
+        let mut end = End::More;
+        while self.ready.len() + self.refused.len() < CHUNK && wrapping.len() < WRAPPED_CHUNK {
+            let Record { number, original, external_id: _, user } = match records.next().await {
+                Ok(Some(record)) => record,
+                Ok(None) => {
+                    end = End::Last;
+                    break;
+                }
+                Err(error) => {
+                    end = End::Broken(error);
+                    break;
+                }
+            };
+            let mut user = match user {
+                Ok(user) => user,
+                Err(errors) => {
+                    self.refused.push((number, original, errors));
+                    continue;
+                }
+            };
+            let password = match user.password.take() {
+                Some(Imported::Keep(hash)) => Some(hash),
+                // What comes of it nobody sees.
+                Some(Imported::Wrap(_)) if dry_run => Some(HashedPassword::from_stored("$wrapped")),
+                Some(Imported::Wrap(fast)) => {
+                    let (place, passwords, salt) = (self.ready.len(), passwords.clone(), random::bytes(rng));
+                    wrapping.spawn(async move { (place, passwords.wrap(fast, salt).await) });
+                    None
+                }
+                None => None,
+            };
+            let id = random::uuid_v7(user.created_at, rng);
+            self.ready.push(Ready { id, number, original, user, password });
+        }
+        while let Some(wrapped) = wrapping.join_next().await {
+            let (place, hash) = wrapped.map_err(|_| Error::Hasher)?;
+            self.ready[place].password = Some(hash.map_err(Error::from)?);
+        }
+        Ok(end)
+    }
+}

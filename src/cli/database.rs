@@ -1,0 +1,425 @@
+//! The database of a command: found, waited for, migrated and left.
+
+use std::{fmt, io, time::Duration};
+
+use secrecy::SecretString;
+use time::OffsetDateTime;
+use tokio::time::{Instant, timeout};
+
+use super::{Failure, setup::state_dir};
+use crate::{
+    aws::{self, Aws, login::Login},
+    clock::Clock,
+    config::{DbPooler, Environment, Settings},
+    embedded::Embedded,
+    metrics::Metrics,
+    store::{
+        self, NoConnection, PgConnection, PgPool,
+        migrations::{self, Schema},
+        pooler::{self, Sharing},
+    },
+};
+
+/// How long a database may take to come up before the start fails.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait for connections to be given back at the end.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a database may take to answer somebody who connects.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+const DATABASE_POLL: Duration = Duration::from_millis(250);
+
+/// Who logs in to the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum As {
+    /// The service.
+    Service,
+    /// Who may change the schema: the service too, when there is nobody of its own for that.
+    Migrator,
+}
+
+/// The database, and the Postgres of our own behind it when there is one.
+pub(super) struct Database {
+    source: store::Source,
+    migration_source: Option<store::Source>,
+    master_source: Option<store::Source>,
+    embedded: Option<Embedded>,
+    /// Who renews the service's token, and from when on, where it logs in with one.
+    renewal: Option<(Login, OffsetDateTime)>,
+}
+
+impl Database {
+    /// The database that the settings name; in development, when they name none, one of our own.
+    pub(super) async fn open(settings: &Settings) -> Result<Self, Failure> {
+        let (url, embedded) = match &settings.db_source {
+            Some(url) => (url.clone(), None),
+            None if settings.environment == Environment::Development => {
+                let embedded = Embedded::start(&state_dir()?).await?;
+                (SecretString::from(embedded.url()), Some(embedded))
+            }
+            // The settings' own check demands it in production; never fall back if that check should change.
+            None => return Err("DB_SOURCE is not set".into()),
+        };
+        let mut source = named(store::Source::new(&url), "DB_SOURCE")?;
+        if settings.db_pooler == DbPooler::Transaction {
+            source = source.shared();
+        }
+        let other = |url: &Option<SecretString>, key| {
+            url.as_ref().map(|url| named(store::Source::new(url), key)).transpose()
+        };
+        let migration_source = other(&settings.migration_db_source, "MIGRATION_DB_SOURCE")?;
+        let master_source = other(&settings.master_db_source, "MASTER_DB_SOURCE")?;
+        let mut database = Self { source, migration_source, master_source, embedded, renewal: None };
+        if settings.db_iam_auth {
+            database.take_tokens(settings).await.map_err(|error| format!("DB_IAM_AUTH: {error}"))?;
+        }
+        Ok(database)
+    }
+
+    /// Has the service and the migrations log in with a token of IAM. Whoever makes roles has a password.
+    async fn take_tokens(&mut self, settings: &Settings) -> Result<(), aws::Error> {
+        let aws = Aws::new(settings.aws_region.as_deref(), settings.aws_endpoint_url.as_deref()).await?;
+        let now = Clock::system().now();
+        let login = Login::new(aws.clone(), self.source.clone());
+        let access = login.access(now).await?;
+        self.source = access.source;
+        if let Some(source) = &mut self.migration_source {
+            *source = Login::new(aws, source.clone()).access(now).await?.source;
+        }
+        self.renewal = Some((login, access.renew_at));
+        Ok(())
+    }
+
+    /// Makes sure that the service's connections are handed out as `DB_POOLER` says. Gives what there is to know of them.
+    ///
+    /// # Errors
+    ///
+    /// When statements would go astray.
+    pub(super) async fn check_pooler(&self, mode: DbPooler) -> Result<Option<&'static str>, Failure> {
+        let found = pooler::sharing(&self.source).await.map_err(|error| self.unusable(error))?;
+        match (mode, found) {
+            (DbPooler::Session, Sharing::Session) => Ok(None),
+            (DbPooler::Session, Sharing::Transaction | Sharing::Unprepared) => Err(
+                "DB_SOURCE goes through a pooler that gives each transaction another connection: \
+                 set DB_POOLER=transaction, or the pooler to session mode (docs/database.md)"
+                    .into(),
+            ),
+            (DbPooler::Transaction, Sharing::Unprepared) => Err(
+                "the pooler of DB_SOURCE does not keep prepared statements: in transaction mode it has to be \
+                 pgbouncer 1.21 or later with max_prepared_statements above 0; set an older one to session mode, and \
+                 DB_POOLER=session (docs/database.md)"
+                    .into(),
+            ),
+            (DbPooler::Transaction, Sharing::Session) => Ok(Some(
+                "DB_POOLER=transaction, but no pooler in transaction mode is found: without one, session is better",
+            )),
+            (DbPooler::Transaction, Sharing::Transaction) => {
+                let mut conn = self.connection(As::Service).await?;
+                let timeout = pooler::statement_timeout(&mut conn).await.map_err(|error| self.unusable(error))?;
+                Ok((timeout == 0).then_some(
+                    "nothing ends a statement that hangs: behind a pooler in transaction mode it is the role that has \
+                     the limit (ALTER ROLE … SET statement_timeout = '8s', docs/database.md)",
+                ))
+            }
+        }
+    }
+
+    /// The Postgres of our own.
+    pub(super) fn embedded(&self) -> Option<&Embedded> {
+        self.embedded.as_ref()
+    }
+
+    /// Where the database is, for messages.
+    pub(super) fn place(&self) -> String {
+        self.source.place()
+    }
+
+    /// Where [`migration_connection`](Self::migration_connection) leads.
+    pub(super) fn migration_place(&self) -> String {
+        self.chosen(As::Migrator).0.place()
+    }
+
+    /// Whether it is on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        self.source.is_local()
+    }
+
+    /// A pool for the service. Whoever has it for longer than some minutes sees to its [`renewal`](Self::renewal).
+    pub(super) fn pool(&self, max_connections: u32) -> PgPool {
+        self.source.pool(max_connections)
+    }
+
+    /// Who renews the token by which pools log in.
+    pub(super) fn renewal(&self) -> Renewal {
+        Renewal(self.renewal.clone())
+    }
+
+    /// A connection, at once or not at all.
+    pub(super) async fn connection(&self, user: As) -> Result<PgConnection, Failure> {
+        let (source, setting) = self.chosen(user);
+        connect(source).await.map_err(|error| self.unreachable(source, setting, error))
+    }
+
+    fn chosen(&self, user: As) -> (&store::Source, &'static str) {
+        match &self.migration_source {
+            Some(source) if user == As::Migrator => (source, "MIGRATION_DB_SOURCE"),
+            _ => (&self.source, "DB_SOURCE"),
+        }
+    }
+
+    /// A connection of the role that may change the schema. A database that is just coming up is waited for.
+    pub(super) async fn migration_connection(&self) -> Result<PgConnection, Failure> {
+        self.patient_connection(As::Migrator).await
+    }
+
+    /// As [`connection`](Self::connection); a database that is just coming up is waited for.
+    async fn patient_connection(&self, user: As) -> Result<PgConnection, Failure> {
+        let (source, setting) = self.chosen(user);
+        let begun = Instant::now();
+        let mut has_told = false;
+        loop {
+            let error = match connect(source).await {
+                Ok(conn) => return Ok(conn),
+                Err(error) => error,
+            };
+            if !store::may_pass(&error) {
+                return Err(self.unreachable(source, setting, error));
+            }
+            let place = source.place();
+            if !std::mem::replace(&mut has_told, true) {
+                tracing::warn!(%place, %error, "waiting for the database");
+            }
+            if begun.elapsed() >= DATABASE_PATIENCE {
+                return Err(self.unreachable(source, setting, error));
+            }
+            tokio::time::sleep(DATABASE_POLL).await;
+        }
+    }
+
+    /// What to say when the service's own connection fails.
+    pub(super) fn unusable(&self, error: impl Into<store::Error>) -> Failure {
+        match error.into() {
+            store::Error::Unavailable(error) | store::Error::Failed(error) => {
+                self.unreachable(&self.source, "DB_SOURCE", error)
+            }
+            error => error.into(),
+        }
+    }
+
+    fn unreachable(&self, source: &store::Source, setting: &'static str, error: sqlx::Error) -> Failure {
+        let takes_tokens = self.renewal.is_some() && setting != "MASTER_DB_SOURCE";
+        Unreachable { place: source.place(), hint: hint(&error, setting, takes_tokens), source: error }.into()
+    }
+
+    /// A connection of the role that may make roles.
+    pub(super) async fn master_connection(&self) -> Result<PgConnection, Failure> {
+        let Some(master) = &self.master_source else { return self.patient_connection(As::Service).await };
+        if master.database() != self.source.database() {
+            return Err(format!(
+                "MASTER_DB_SOURCE names the database {}, DB_SOURCE {}: name the same",
+                master.database(),
+                self.source.database()
+            )
+            .into());
+        }
+        connect(master).await.map_err(|error| self.unreachable(master, "MASTER_DB_SOURCE", error))
+    }
+
+    /// Brings the schema up to date, or makes sure that it is. Where it need not be changed, the service's own role looks.
+    pub(super) async fn migrate(&self, migrate: bool) -> Result<(), Failure> {
+        let user = if migrate { As::Migrator } else { As::Service };
+        let mut conn = self.patient_connection(user).await?;
+        if migrate && migrations::is_due(&mut conn).await? {
+            for status in migrations::up(&mut conn, None).await? {
+                tracing::info!("applied migration {:06} {}", status.version, status.name);
+            }
+        }
+        if let Schema::Newer(version) = migrations::check(&mut conn).await? {
+            tracing::warn!(
+                "the database is at migration {version:06}, of a later release: that works for one release back and is not \
+                 meant to last"
+            );
+        }
+        Ok(())
+    }
+
+    /// Stops the Postgres of our own, if there is one and it is ours to stop.
+    pub(super) async fn close(self) -> Result<(), Failure> {
+        match self.embedded {
+            Some(embedded) => Ok(embedded.stop().await?),
+            None => Ok(()),
+        }
+    }
+
+    /// [`close`](Self::close)s after work that is `done`. Of two failures, the work's is told.
+    pub(super) async fn closing<T>(self, done: Result<T, Failure>) -> Result<T, Failure> {
+        let closed = self.close().await;
+        let done = done?;
+        closed.map(|()| done)
+    }
+}
+
+/// A connection to a database that answers.
+async fn connect(source: &store::Source) -> Result<PgConnection, sqlx::Error> {
+    timeout(CONNECT_PATIENCE, source.connect()).await.unwrap_or_else(|_| {
+        let message = format!("no answer within {} s", CONNECT_PATIENCE.as_secs());
+        Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, message)))
+    })
+}
+
+/// How far this machine's clock is from the database's.
+#[derive(Debug)]
+pub(super) struct ClockSkew {
+    /// How long the database took to answer.
+    pub(super) latency: time::Duration,
+    /// How much later it is there, give or take half of that.
+    ahead: time::Duration,
+}
+
+impl ClockSkew {
+    /// Asks the database.
+    ///
+    /// # Errors
+    ///
+    /// When it fails.
+    pub(super) async fn measure(conn: &mut PgConnection, clock: &Clock) -> Result<Self, store::Error> {
+        let before = clock.now();
+        let there = store::now(conn).await?;
+        let latency = clock.now() - before;
+        // It was asked at some time between the two.
+        let half: time::Duration = latency / 2;
+        Ok(Self { latency, ahead: there - (before + half) })
+    }
+
+    /// How far they are apart at least.
+    pub(super) fn apart(&self) -> time::Duration {
+        let half: time::Duration = self.latency / 2;
+        (self.ahead.abs() - half).max(time::Duration::ZERO)
+    }
+}
+
+impl fmt::Display for ClockSkew {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let which = if self.ahead.is_positive() { "behind" } else { "ahead of" };
+        write!(f, "this machine's is {:.1} s {which} the database's", self.ahead.abs().as_seconds_f64())
+    }
+}
+
+/// Renews the token by which pools log in, where they do with one.
+pub(super) struct Renewal(Option<(Login, OffsetDateTime)>);
+
+impl Renewal {
+    /// Keeps the token good, for as long as it is polled.
+    pub(super) async fn keep(&self, clock: &Clock, metrics: &Metrics) {
+        match &self.0 {
+            Some((login, renew_at)) => login.keep(*renew_at, clock, metrics).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the database at {place} cannot be used{hint}")]
+struct Unreachable {
+    place: String,
+    hint: String,
+    source: sqlx::Error,
+}
+
+/// What to do about it, if the error tells. `setting` has the URL.
+fn hint(error: &sqlx::Error, setting: &str, takes_tokens: bool) -> String {
+    match store::no_connection(error) {
+        Some(NoConnection::Tls) => format!(
+            ": it has to speak TLS, with a certificate that bears the name of the host in {setting} and is signed by an \
+             authority in the file that sslrootcert names; check these, and sslmode"
+        ),
+        Some(NoConnection::Silence) => format!(
+            ": it takes the connection and does not answer: is Postgres stopped, overloaded, or something else on that \
+             port? (Or a firewall drops what is sent to it: check host and port in {setting})"
+        ),
+        Some(NoConnection::NoServer) => format!(": check host and port in {setting}, and that Postgres runs there"),
+        Some(NoConnection::NoDatabase) => {
+            format!(": it does not exist; create it (`createdb`) or correct {setting}")
+        }
+        Some(NoConnection::NotAuthenticated) if takes_tokens => format!(
+            ": it does not let this user in; check user and host in {setting}, that the user has the role rds_iam, and that \
+             the AWS credentials may rds-db:connect"
+        ),
+        Some(NoConnection::NotAuthenticated) => {
+            format!(": it does not let this user in; check user and password in {setting}")
+        }
+        Some(NoConnection::NotPrivileged) => {
+            format!(": this user may not connect to it; check user and database in {setting}")
+        }
+        Some(NoConnection::TooMany) => ": all the connections it allows are in use; look in pg_stat_activity who has \
+            them, and compare max_connections and the CONNECTION LIMIT of database and role with what the replicas need \
+            (docs/database.md)"
+            .to_owned(),
+        None => String::new(),
+    }
+}
+
+fn named(result: Result<store::Source, store::InvalidUrl>, key: &str) -> Result<store::Source, Failure> {
+    result.map_err(|error| format!("{key}: {error}").into())
+}
+
+/// Closes a pool, without waiting for ever on a database that does not answer.
+pub(super) async fn close(db: &PgPool) {
+    if timeout(CLOSE_PATIENCE, db.close()).await.is_err() {
+        tracing::warn!("the database did not let go of its connections in time");
+    }
+}
+
+/// Does `work` on the migrated database, of which a Postgres of our own may have to be started for it.
+pub(super) async fn on_pool<T>(
+    settings: &Settings,
+    work: impl AsyncFnOnce(&PgPool) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let database = Database::open(settings).await?;
+    // A developer's own database may be new; any other is migrated by those whose task it is.
+    let is_own = settings.environment == Environment::Development && database.embedded().is_some();
+    let done = match database.migrate(is_own).await {
+        Ok(()) => {
+            let db = database.pool(1);
+            let (renewal, clock, metrics) = (database.renewal(), Clock::system(), Metrics::new());
+            let done = tokio::select! {
+                done = work(&db) => done,
+                () = renewal.keep(&clock, &metrics) => Err("no more tokens".into()),
+            };
+            close(&db).await;
+            done
+        }
+        Err(error) => Err(error),
+    };
+    database.closing(done).await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_database_that_takes_connections_and_never_answers_is_not_waited_for_for_ever() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("postgres://u:p@{}/d", silent.local_addr().unwrap());
+        let source = store::Source::new(&url.into()).unwrap();
+        let master_source = Some(source.clone());
+        let database =
+            Database { source, migration_source: None, master_source, embedded: None, renewal: None };
+        let begun = Instant::now();
+        for found in [
+            database.connection(As::Service).await,
+            database.master_connection().await,
+            database.migration_connection().await,
+        ] {
+            let said = found.unwrap_err().to_string();
+            assert!(
+                said.contains("it takes the connection and does not answer: is Postgres stopped"),
+                "{said}"
+            );
+        }
+        let limit = DATABASE_PATIENCE + DATABASE_POLL + 3 * CONNECT_PATIENCE;
+        assert!(begun.elapsed() <= limit, "{:?}", begun.elapsed());
+    }
+}

@@ -1,0 +1,293 @@
+//! The database, and what stands in it.
+
+use time::Duration;
+
+use super::{Failure, Finding, Level, failed, ring::ring, seconds, setup};
+use crate::{
+    cli::database::{self, As, ClockSkew, Database},
+    clock::Clock,
+    config::{DbPooler, Environment, Settings},
+    keys::Policy,
+    store::{
+        self, Access, Blocker, PgConnection, history,
+        migrations::{self, Schema},
+        revocations,
+        roles::{self, Privilege, Privileges, Standing},
+    },
+};
+
+/// How far this machine's clock and the database's may be apart.
+const CLOCK_TOLERANCE: Duration = Duration::SECOND;
+/// How long a notification may take.
+const NOTIFICATION_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+/// How long a change in the history may wait for its seal.
+const SEAL_PATIENCE: Duration = Duration::minutes(5);
+
+pub(super) async fn database(settings: &Settings, policy: &Policy) -> Vec<Finding> {
+    if settings.db_source.is_none() && !setup::has_own_database() {
+        let note = "there is none yet: `gatepass serve` makes one of its own, since DB_SOURCE is not set";
+        return vec![Finding::note("database", note)];
+    }
+    let database = match Database::open(settings).await {
+        Ok(database) => database,
+        Err(error) => return vec![failed("database", &*error)],
+    };
+    let mut findings = on_database(&database, settings, policy).await;
+    if let Err(error) = database.close().await {
+        findings.push(failed("database", &*error));
+    }
+    findings
+}
+
+async fn on_database(database: &Database, settings: &Settings, policy: &Policy) -> Vec<Finding> {
+    let begun = std::time::Instant::now();
+    let mut conn = match database.connection(As::Service).await {
+        Ok(conn) => conn,
+        Err(error) => return vec![failed("database", &*error)],
+    };
+    let connected = begun.elapsed();
+    let mut findings = Vec::new();
+    match clock(&mut conn).await {
+        Ok((latency, finding)) => {
+            let message = format!(
+                "{} is there: connected in {} ms, answers in {} ms",
+                database.place(),
+                connected.as_millis(),
+                latency.whole_milliseconds()
+            );
+            findings.push(Finding::ok("database", message));
+            findings.push(finding);
+        }
+        Err(error) => findings.push(failed("database", &error)),
+    }
+    findings.extend(writes(&mut conn).await);
+    findings.extend(locks(&mut conn).await);
+    match database.check_pooler(settings.db_pooler).await {
+        Ok(None) => {}
+        Ok(Some(warning)) => findings.push(Finding::warning("database", warning)),
+        Err(error) => findings.push(failed("database", &*error)),
+    }
+    findings.extend(plain_text(database, settings, &mut conn).await);
+    match schema(database, settings).await {
+        Ok(Schema::Current) => findings.push(Finding::ok("schema", "current")),
+        Ok(Schema::Newer(version)) => {
+            let message = format!("at migration {version:06}, of a later release than this");
+            findings.push(Finding::note("schema", message).advise(
+                "it works for one release back: finish the update, or undo it with the later release",
+            ));
+        }
+        Err(error) => {
+            let mut finding = failed("schema", &*error);
+            if settings.migrate_on_start
+                && matches!(error.downcast_ref(), Some(migrations::Error::Pending(_)))
+            {
+                finding = Finding::note("schema", "migrations are waiting")
+                    .advise("`gatepass serve` applies them when it starts, since MIGRATE_ON_START is true");
+            }
+            findings.push(finding);
+            return findings;
+        }
+    }
+    findings.extend(roles(&mut conn, settings).await.unwrap_or_else(|error| vec![failed("roles", &error)]));
+    if policy.key_pair_formats().next().is_some() {
+        let db = database.pool(1);
+        let found = ring(policy, &db).await;
+        database::close(&db).await;
+        findings.extend(found.unwrap_or_else(|error| vec![failed("keys", &error)]));
+    } else {
+        findings.push(Finding::ok("keys", "shared, from the configuration"));
+    }
+    if settings.db_pooler == DbPooler::Session {
+        findings.push(feed(database).await);
+    }
+    findings.push(seals(&mut conn).await);
+    findings
+}
+
+/// Whether anything can be written.
+async fn writes(conn: &mut PgConnection) -> Option<Finding> {
+    const AREA: &str = "database";
+
+    match store::access(conn).await {
+        Ok(Access::Full) => None,
+        Ok(Access::ReadOnly) => Some(
+            Finding::problem(AREA, "the database takes no writes: default_transaction_read_only is on")
+                .advise(
+                    "is its disk full? some hosts set that then, and take it back when there is room; otherwise RESET it \
+                     where it is set: ALTER SYSTEM, DATABASE or ROLE (`\\drds` in psql)",
+                ),
+        ),
+        Ok(Access::Standby) => Some(
+            Finding::problem(AREA, store::STANDBY)
+                .advise("promote it, or have DB_SOURCE lead to the primary"),
+        ),
+        Err(error) => Some(failed(AREA, &error)),
+    }
+}
+
+/// Who keeps the service waiting.
+async fn locks(conn: &mut PgConnection) -> Vec<Finding> {
+    const AREA: &str = "database";
+
+    let blockers = match store::blockers(conn).await {
+        Ok(blockers) => blockers,
+        Err(error) => return vec![failed(AREA, &error)],
+    };
+    let finding = |Blocker { pid, role, application, waiting, seconds }| {
+        let whose = match (role, application) {
+            (Some(role), Some(application)) => format!(" of {role} ({application})"),
+            (Some(role), None) => format!(" of {role}"),
+            (None, _) => String::new(),
+        };
+        let message = format!(
+            "{waiting} statement(s) of the service wait for a lock, for {seconds:.0} s by now: the session {pid}{whose} has it"
+        );
+        Finding::problem(AREA, message).advise(format!(
+            "end that session: `SELECT pg_terminate_backend({pid})`, as its role or the master user"
+        ))
+    };
+    blockers.into_iter().map(finding).collect()
+}
+
+/// What others may listen to.
+async fn plain_text(database: &Database, settings: &Settings, conn: &mut PgConnection) -> Option<Finding> {
+    let level = Level::risk(settings.environment);
+    match store::is_encrypted(conn).await {
+        Ok(false) if !database.is_local() => Some(
+            Finding::new("database", level, "the connection is not encrypted, and leaves this machine")
+                .advise(
+                    "say `sslmode=verify-full&sslrootcert=…` in DB_SOURCE, and switch `ssl` on in Postgres",
+                ),
+        ),
+        Ok(_) => None,
+        Err(error) => Some(failed("database", &error)),
+    }
+}
+
+/// Whether revocations reach the other replicas at once.
+async fn feed(database: &Database) -> Finding {
+    const AREA: &str = "feed";
+
+    // One that listens and one that notifies, as with replicas.
+    let db = database.pool(2);
+    let begun = std::time::Instant::now();
+    let heard = revocations::is_heard(&db, NOTIFICATION_PATIENCE).await;
+    let took = begun.elapsed().as_millis();
+    database::close(&db).await;
+    match heard {
+        Ok(true) => Finding::ok(AREA, format!("notifications come through (in {took} ms)")),
+        Ok(false) => {
+            let message =
+                "no notification comes through: revocations reach other replicas half a second later";
+            Finding::warning(AREA, message)
+                .advise("let DB_SOURCE go past the pooler, or have that hand out connections for a session")
+        }
+        Err(error) => failed(AREA, &error),
+    }
+}
+
+/// Whether somebody seals what comes into the history.
+async fn seals(conn: &mut PgConnection) -> Finding {
+    const AREA: &str = "history";
+
+    let waiting = async {
+        let now = store::now(conn).await?;
+        Ok::<_, store::Error>((now, history::unsealed_since(conn).await?))
+    };
+    match waiting.await {
+        Ok((now, Some(since))) if now - since > SEAL_PATIENCE => {
+            let message = format!("changes wait for their seal, since {}", seconds(since));
+            Finding::warning(AREA, message).advise(
+                "a running service seals each minute: start one, or look into its log; by hand, `gatepass history seal`",
+            )
+        }
+        Ok(_) => Finding::ok(AREA, "sealed; `gatepass history verify` checks all of it"),
+        Err(error) => failed(AREA, &error),
+    }
+}
+
+/// Whether the schema is as it should be; where `serve` would migrate, whether it may.
+async fn schema(database: &Database, settings: &Settings) -> Result<Schema, Failure> {
+    let mut conn = database.connection(As::Migrator).await?;
+    let found = migrations::check(&mut conn).await;
+    if settings.migrate_on_start && matches!(found, Err(migrations::Error::Pending(_))) {
+        migrations::may_apply(&mut conn).await?;
+    }
+    Ok(found?)
+}
+
+/// Whether the service may do what it has to, and nothing else.
+async fn roles(conn: &mut PgConnection, settings: &Settings) -> Result<Vec<Finding>, sqlx::Error> {
+    const AREA: &str = "roles";
+
+    let Standing { user, is_superuser, administers, owns_tables } = roles::standing(conn).await?;
+    let level = Level::risk(settings.environment);
+    let held = Privileges::held(conn, &user).await?;
+    let wanted = Privileges::of_app();
+    let missing = wanted.beyond(&held);
+    if !missing.is_empty() {
+        let message = format!("{user} may not do what the service has to: {}", listed(&missing));
+        return Ok(vec![
+            Finding::problem(AREA, message).advise("run `gatepass db setup` as the master user"),
+        ]);
+    }
+    let excess = held.beyond(&wanted);
+    let more = if is_superuser {
+        "is a superuser: it may change everything, the history too".to_owned()
+    } else if owns_tables {
+        "owns the tables, or is a member of their owner: it may change the schema, and the history".to_owned()
+    } else if !excess.is_empty() {
+        format!("may do more than it has to: {}", listed(&excess))
+    } else if administers {
+        "may make roles or databases, replicate, or pass by row security".to_owned()
+    } else {
+        let message = format!("{user} may do what the service has to, and nothing else");
+        let mut findings = vec![Finding::ok(AREA, message)];
+        if user == roles::APP && !roles::owns_schema(conn).await? {
+            let message = format!("the schema does not belong to {}: a restored database?", roles::OWNER);
+            findings.push(
+                Finding::warning(AREA, message)
+                    .advise("run `gatepass db setup`, or the next migration belongs to whoever runs it"),
+            );
+        }
+        if settings.environment == Environment::Production {
+            findings.extend(roles::members(conn).await?.into_iter().map(|member| {
+                let message = format!("{member} may log in and is a member of {}", roles::OWNER);
+                Finding::new(AREA, level, message).advise(format!(
+                    "when nothing logs in as it any more: REVOKE {} FROM \"{member}\"",
+                    roles::OWNER
+                ))
+            }));
+        }
+        return Ok(findings);
+    };
+    Ok(vec![
+        Finding::new(AREA, level, format!("{user} {more}")).advise(format!(
+            "make roles with `gatepass db setup`, and have DB_SOURCE log in as {}",
+            roles::APP
+        )),
+    ])
+}
+
+/// The first few.
+fn listed(privileges: &[&Privilege]) -> String {
+    const SHOWN: usize = 5;
+
+    let mut shown: Vec<_> = privileges.iter().take(SHOWN).map(ToString::to_string).collect();
+    if privileges.len() > SHOWN {
+        shown.push(format!("{} more", privileges.len() - SHOWN));
+    }
+    shown.join(", ")
+}
+
+/// How long the database takes to answer, and whether its clock agrees.
+async fn clock(conn: &mut PgConnection) -> Result<(Duration, Finding), store::Error> {
+    let skew = ClockSkew::measure(conn, &Clock::system()).await?;
+    let finding = if skew.apart() > CLOCK_TOLERANCE {
+        Finding::warning("clock", skew.to_string())
+            .advise("have NTP set both: tokens are refused by a clock that is wrong by 30 s")
+    } else {
+        Finding::ok("clock", "the database agrees to within a second")
+    };
+    Ok((skew.latency, finding))
+}

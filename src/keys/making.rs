@@ -1,0 +1,119 @@
+//! Key pairs are made, and wrapped under the root key.
+
+use time::OffsetDateTime;
+
+use super::{
+    Error, Policy,
+    reading::{format, is_in_force, live_ring, unwrap},
+};
+use crate::{
+    chain::chain,
+    store::{
+        PoolConnection,
+        signing_keys::{self, NewKey},
+    },
+    token::{InvalidKey, KeyId, KeyPair, KeyPairFormat, WrappingKey, ring},
+};
+
+/// Makes the rings that are missing, and sees to it that all of them open.
+pub(super) async fn prepare(
+    conn: &mut PoolConnection,
+    policy: &Policy,
+    wrapping: &[WrappingKey],
+    now: OffsetDateTime,
+) -> Result<(), Error> {
+    let keys = live_ring(conn, policy, now).await?;
+    for format in policy.key_pair_formats() {
+        if ring::heads(&keys, format, now).is_some() {
+            continue;
+        }
+        let active = Made::new(format, &wrapping[0], policy).await?;
+        let next = Made::new(format, &wrapping[0], policy).await?;
+        if signing_keys::found(conn, format.name(), &active.row(), &next.row(), now, &policy.cause).await? {
+            tracing::info!(%format, active = active.id(), next = next.id(), "signing keys made");
+        }
+    }
+    let formats: Vec<_> = policy.key_pair_formats().map(|format| format.name().to_owned()).collect();
+    signing_keys::note_token_life(conn, &formats, policy.token_seconds(), &policy.cause).await?;
+    rewrap(conn, policy, wrapping).await?;
+    Ok(())
+}
+
+pub(super) async fn rewrap(
+    conn: &mut PoolConnection,
+    policy: &Policy,
+    wrapping: &[WrappingKey],
+) -> Result<Vec<KeyId>, Error> {
+    let mut done = Vec::new();
+    for row in signing_keys::all(conn).await? {
+        let present = &wrapping[0];
+        if row.wrapped_by.as_deref().is_none_or(|root| root == present.root().as_str()) {
+            continue;
+        }
+        let Some((wrapped, root)) = signing_keys::wrapped(conn, &row.id).await? else { continue };
+        let pair = format(&row).and_then(|format| unwrap(wrapping, format, &row.id, &wrapped, &root));
+        let pair = match pair {
+            Ok(pair) => pair,
+            // Of a format that was in force once, or is in a later release: nobody needs it here, and it is no reason not
+            // to start.
+            Err(error) if !is_in_force(&row, policy) => {
+                tracing::warn!(error = chain(&error), "left as it is");
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let wrapped = present.wrap(&pair).map_err(Error::Generate)?;
+        if signing_keys::rewrap(conn, &row.id, &root, &wrapped, present.root().as_str(), &policy.cause)
+            .await?
+        {
+            tracing::info!(key = row.id, from = root, to = %present.root(), "signing key wrapped anew");
+            done.push(pair.id().clone());
+        }
+    }
+    Ok(done)
+}
+
+/// A key just made, and not stored yet.
+pub(super) struct Made {
+    pair: KeyPair,
+    public_key: String,
+    wrapped: Vec<u8>,
+    root: KeyId,
+    token_seconds: i32,
+}
+
+impl Made {
+    pub(super) async fn new(
+        format: KeyPairFormat,
+        wrapping: &WrappingKey,
+        policy: &Policy,
+    ) -> Result<Self, Error> {
+        // An RSA key takes long enough to keep other requests waiting.
+        let pair = tokio::task::spawn_blocking(move || KeyPair::generate(format))
+            .await
+            .unwrap_or(Err(InvalidKey::Private))
+            .map_err(Error::Generate)?;
+        let wrapped = wrapping.wrap(&pair).map_err(Error::Generate)?;
+        Ok(Self {
+            public_key: pair.public_key().to_string(),
+            wrapped,
+            root: wrapping.root().clone(),
+            token_seconds: policy.token_seconds(),
+            pair,
+        })
+    }
+
+    fn id(&self) -> &str {
+        self.pair.id().as_str()
+    }
+
+    pub(super) fn row(&self) -> NewKey<'_> {
+        NewKey {
+            id: self.id(),
+            public_key: &self.public_key,
+            wrapped_key: &self.wrapped,
+            wrapped_by: self.root.as_str(),
+            token_seconds: self.token_seconds,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The keys as they lie in the database, for the command line: whatever can be read of them, opened or not.
+
+use time::OffsetDateTime;
+
+use super::{
+    Error, MAX_RACES, Policy,
+    making::Made,
+    reading::{Ring, format, live_ring, ring_key, unwrap, verifying_keys},
+};
+use crate::{
+    store::{
+        PgPool, PoolConnection,
+        signing_keys::{self, SigningKey as Row},
+    },
+    token::{
+        KeyId, KeyStatus, Verifier, WrappingKey,
+        ring::{self, RingKey},
+    },
+};
+
+/// Takes a key out of the ring that was just read from `db`: whatever the key does now, and whether or not its private
+/// part can be opened.
+///
+/// `at_once` is for a key that somebody else has got hold of: its tokens are refused from now on. Otherwise an active key
+/// is rotated out, and verifies what it has signed.
+///
+/// # Errors
+///
+/// [`Error::NoSuchKey`], [`Error::UnknownFormat`], [`Error::TooEarly`].
+pub async fn retire(
+    policy: &Policy,
+    db: &PgPool,
+    id: &str,
+    at_once: bool,
+    now: OffsetDateTime,
+) -> Result<(), Error> {
+    let mut conn = db.acquire().await?;
+    let wrapping = WrappingKey::new(&policy.root);
+    for _ in 0..MAX_RACES {
+        // All of them: by a clock that is ahead, one that others still accept may look gone.
+        let Stored { keys, unreadable } = stored(&mut conn).await?;
+        if let Some((_, error)) = unreadable.into_iter().find(|(row, _)| row.id == id) {
+            return Err(error);
+        }
+        let keys: Vec<_> = keys.into_iter().map(|(key, _)| key).collect();
+        let key = keys.iter().find(|key| key.id().as_str() == id);
+        let key = key.ok_or_else(|| Error::NoSuchKey(id.to_owned()))?;
+        let format = key.public.format();
+        let is_done = match key.status(now) {
+            Some(KeyStatus::Next) => {
+                let new = Made::new(format, &wrapping, policy).await?;
+                signing_keys::replace_next(&mut conn, id, &new.row(), now, &policy.cause).await?
+            }
+            Some(KeyStatus::Active) => {
+                let (active, next) = ring::heads(&keys, format, now).ok_or(Error::NoRing(format))?;
+                let ready_at = policy.schedule.ready_at(active, next);
+                // A leaked key is worse than somebody who does not know the next one for a minute.
+                if !at_once && now < ready_at {
+                    return Err(Error::TooEarly(ready_at));
+                }
+                let new = Made::new(format, &wrapping, policy).await?;
+                signing_keys::rotate(
+                    &mut conn,
+                    id,
+                    next.id().as_str(),
+                    &new.row(),
+                    at_once,
+                    now,
+                    &policy.cause,
+                )
+                .await?
+            }
+            Some(KeyStatus::Retiring) if at_once => signing_keys::end(&mut conn, id, &policy.cause).await?,
+            Some(KeyStatus::Retiring) => true,
+            None if at_once && signing_keys::end(&mut conn, id, &policy.cause).await? => true,
+            None => return Err(Error::NoSuchKey(id.to_owned())),
+        };
+        if is_done {
+            tracing::info!(key = id, at_once, "signing key retired");
+            return Ok(());
+        }
+    }
+    Err(Error::Contended)
+}
+
+/// Every key that there has been, oldest first.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// Those that can be read, and the root key that each is wrapped under.
+    pub keys: Vec<(RingKey, Option<KeyId>)>,
+    /// The others, and why not: [`Error::UnknownFormat`], [`Error::Unreadable`].
+    pub unreadable: Vec<(Row, Error)>,
+}
+
+/// The stored keys, without their private parts.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn list(db: &PgPool) -> Result<Stored, Error> {
+    stored(&mut db.acquire().await?).await
+}
+
+async fn stored(conn: &mut PoolConnection) -> Result<Stored, Error> {
+    let mut stored = Stored::default();
+    for row in signing_keys::all(conn).await? {
+        match ring_key(&row) {
+            Ok(key) => stored.keys.push((key, row.wrapped_by.map(KeyId::from_stored))),
+            Err(error) => stored.unreadable.push((row, error)),
+        }
+    }
+    Ok(stored)
+}
+
+/// What checks tokens as the service does at `now`, for a look from outside: makes no ring, opens no private key. A `db`
+/// is needed where there are key pairs.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn verifier(policy: &Policy, db: Option<&PgPool>, now: OffsetDateTime) -> Result<Verifier, Error> {
+    let mut ring = Ring::default();
+    if let Some(db) = db {
+        let mut conn = db.acquire().await?;
+        ring.keys = live_ring(&mut conn, policy, now).await?;
+    }
+    Ok(Verifier::new(verifying_keys(policy, &ring, now), policy.party.clone()))
+}
+
+/// What is wrong with the stored private keys: those that no root key opens. Changes nothing. Those of formats that this
+/// release does not know are not tried.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn unopenable(policy: &Policy, db: &PgPool) -> Result<Vec<Error>, Error> {
+    let wrapping: Vec<_> = policy.roots().map(WrappingKey::new).collect();
+    let mut conn = db.acquire().await?;
+    let mut errors = Vec::new();
+    for row in signing_keys::all(&mut conn).await? {
+        let Ok(format) = format(&row) else { continue };
+        let Some((wrapped, root)) = signing_keys::wrapped(&mut conn, &row.id).await? else { continue };
+        errors.extend(unwrap(&wrapping, format, &row.id, &wrapped, &root).err());
+    }
+    Ok(errors)
+}

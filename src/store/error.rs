@@ -1,0 +1,180 @@
+//! What an error of the database means, and what to do about it.
+
+use std::io;
+
+use super::{PgPool, PoolConnection};
+
+/// What came of a statement that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A value that has to be unique stands in another row already.
+    #[error("{0:?} is taken")]
+    Taken(Unique),
+    /// Nobody would be left who administers users: `users_last_admin`.
+    #[error("the user is the last administrator who is not disabled")]
+    LastAdmin,
+    /// The database cannot be reached, has no connection free or takes no writes: the same call may succeed later.
+    #[error("the database cannot do this at the moment")]
+    Unavailable(#[source] sqlx::Error),
+    /// Somebody else was changing the same rows, and one of us had to give way: the same call may succeed at once.
+    #[error("others were changing the same rows")]
+    Conflict(#[source] sqlx::Error),
+    /// A fault of ours or of the schema.
+    #[error("the database refused a statement")]
+    Failed(#[source] sqlx::Error),
+}
+
+impl Error {
+    /// Whoever waited for the database waits no longer.
+    pub fn timeout() -> Self {
+        Self::Unavailable(sqlx::Error::PoolTimedOut)
+    }
+}
+
+/// What is unique, by the constraint that holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unique {
+    /// `users_username_key`
+    Username,
+    /// `users_email_key`
+    Email,
+    /// `users_external_id_key`
+    ExternalId,
+    /// `clients_name_key`
+    ClientName,
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match error.as_database_error().and_then(|error| error.constraint()) {
+            Some("users_username_key") => Self::Taken(Unique::Username),
+            Some("users_email_key") => Self::Taken(Unique::Email),
+            Some("users_external_id_key") => Self::Taken(Unique::ExternalId),
+            Some("clients_name_key") => Self::Taken(Unique::ClientName),
+            Some("users_last_admin") => Self::LastAdmin,
+            _ if is_conflict(&error) => Self::Conflict(error),
+            _ if may_pass(&error) => Self::Unavailable(error),
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+/// Serialization failure or deadlock.
+fn is_conflict(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("40001" | "40P01"))
+}
+
+/// How often a conflict is tried again.
+const MAX_CONFLICTS: usize = 4;
+
+/// Does `work` again when others were changing the same rows, a few times.
+///
+/// # Errors
+///
+/// Those of `work`.
+pub async fn retrying<T, W>(mut work: impl FnMut() -> W) -> Result<T, Error>
+where
+    W: Future<Output = Result<T, Error>>,
+{
+    for _ in 0..MAX_CONFLICTS {
+        match work().await {
+            Err(Error::Conflict(error)) => tracing::debug!(%error, "trying again"),
+            done => return done,
+        }
+    }
+    work().await
+}
+
+/// Does `work` with a connection of `db`, and once more with another when the one that it had turns out to have ended. For
+/// what may be done twice. That none can be had is an answer: the pool has tried for as long as anybody may wait.
+///
+/// # Errors
+///
+/// Those of `work`, or [`Error::Unavailable`].
+pub async fn asking<T, W>(db: &PgPool, mut work: impl FnMut(PoolConnection) -> W) -> Result<T, Error>
+where
+    W: Future<Output = Result<T, Error>>,
+{
+    match work(db.acquire().await?).await {
+        Err(Error::Unavailable(error)) if has_ended(&error) => {
+            tracing::debug!(%error, "asking once more");
+            work(db.acquire().await?).await
+        }
+        done => done,
+    }
+}
+
+/// Whether the connection is gone, or goes.
+fn has_ended(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        // 57P01 to 57P03: the server, or whoever may, has ended it.
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
+        _ => false,
+    }
+}
+
+/// Whether somebody answers who cannot show to be the server that we want, or does not speak TLS.
+pub fn is_about_tls(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        // How rustls tells of a certificate.
+        sqlx::Error::Io(error) => error.kind() == io::ErrorKind::InvalidData,
+        _ => false,
+    }
+}
+
+/// Why there is no connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoConnection {
+    /// As [`is_about_tls`].
+    Tls,
+    /// Nothing came, not even a refusal.
+    Silence,
+    /// Nobody is there.
+    NoServer,
+    /// The server has no database of this name.
+    NoDatabase,
+    /// It does not let this user in: another password, or `pg_hba.conf`.
+    NotAuthenticated,
+    /// The user may not connect to this database.
+    NotPrivileged,
+    /// The server, the database or the role has as many as it may.
+    TooMany,
+}
+
+/// Why there is no connection, if the error of an attempt tells.
+pub fn no_connection(error: &sqlx::Error) -> Option<NoConnection> {
+    Some(match error {
+        error if is_about_tls(error) => NoConnection::Tls,
+        sqlx::Error::PoolTimedOut => NoConnection::Silence,
+        sqlx::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => NoConnection::Silence,
+        sqlx::Error::Io(_) => NoConnection::NoServer,
+        sqlx::Error::Database(error) => match &*error.code()? {
+            "3D000" => NoConnection::NoDatabase,
+            "28P01" | "28000" => NoConnection::NotAuthenticated,
+            "42501" => NoConnection::NotPrivileged,
+            "53300" => NoConnection::TooMany,
+            _ => return None,
+        },
+        _ => return None,
+    })
+}
+
+/// Whether the same call may succeed later: the database is not there, not up yet, going down, full, or read only.
+pub fn may_pass(error: &sqlx::Error) -> bool {
+    match error {
+        error if is_about_tls(error) => false,
+        // Class 08, connection exception; 53, insufficient resources; 57, operator intervention, statement_timeout
+        // among them; 25006, a standby that has not been promoted yet, or a database that is read only.
+        sqlx::Error::Database(error) => error
+            .code()
+            .is_some_and(|code| ["08", "53", "57", "25006"].iter().any(|class| code.starts_with(class))),
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    }
+}

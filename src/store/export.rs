@@ -1,0 +1,68 @@
+//! The rows of `users` that go out by the thousand.
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Error, PgConnection, Transaction, imports::snapshot};
+
+/// A user as they go out.
+#[derive(Debug)]
+pub struct Leaving {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// Who they are in the system that they came from.
+    pub external_id: Option<String>,
+    /// As the user wrote it.
+    pub username: String,
+    /// As the user wrote it.
+    pub email: String,
+    /// For display.
+    pub full_name: Option<String>,
+    /// Sorted, none twice.
+    pub roles: Vec<String>,
+    /// Whether the user has shown that the address is theirs.
+    pub is_email_verified: bool,
+    /// Whether the user is locked out.
+    pub disabled: bool,
+    /// When the user was made.
+    pub created_at: OffsetDateTime,
+    /// As of when this is so.
+    pub updated_at: OffsetDateTime,
+    /// When the present password was set.
+    pub password_changed_at: OffsetDateTime,
+    /// The password's, for whoever asks for it.
+    pub password_hash: Option<String>,
+}
+
+/// All users as they are at one moment.
+#[derive(Debug)]
+pub struct Export<'c>(Transaction<'c>);
+
+/// Begins to export.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn begin(conn: &mut PgConnection) -> Result<Export<'_>, Error> {
+    Ok(Export(snapshot(conn).await?))
+}
+
+impl Export<'_> {
+    /// At most `limit` users by id after `after`; with their hashes or without.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn page(&mut self, after: Uuid, limit: i64, hashes: bool) -> Result<Vec<Leaving>, Error> {
+        let page = sqlx::query_as!(
+            Leaving,
+            "SELECT id, external_id, username, email, full_name, roles, is_email_verified, disabled, created_at,
+                    updated_at, password_changed_at, CASE WHEN $3 THEN password_hash END AS password_hash
+             FROM users WHERE id > $1 ORDER BY id LIMIT $2",
+            after,
+            limit,
+            hashes,
+        );
+        Ok(page.fetch_all(&mut *self.0).await?)
+    }
+}

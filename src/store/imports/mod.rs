@@ -1,0 +1,223 @@
+//! Table `imports`, and the rows of `users` that come in by the thousand.
+
+mod incoming;
+mod present;
+
+use sqlx::{AssertSqlSafe, Row as _};
+use time::OffsetDateTime;
+
+use super::{Error, PgConnection, PoolConnection, Transaction};
+pub use incoming::{Holders, Names, Row, copy, holders, insert};
+pub use present::{Compared, Present, change, compared, foreign, ids, lock};
+
+/// What is imported: the same file again goes on where it stopped.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// SHA-256 of the file and of what it is read by.
+    pub hash: [u8; 32],
+    /// Where the file lies.
+    pub name: String,
+}
+
+/// How far an import has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Users that were made.
+    pub created: u64,
+    /// Users that were there, and were changed.
+    pub updated: u64,
+    /// Users that were there, and stayed as they were.
+    pub unchanged: u64,
+    /// Records that were refused.
+    pub rejected: u64,
+    /// The length of the file of those.
+    pub rejects_bytes: u64,
+}
+
+impl Progress {
+    /// How many records are done.
+    pub fn records(&self) -> u64 {
+        self.created + self.updated + self.unchanged + self.rejected
+    }
+}
+
+/// Begins a transaction.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn begin(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
+    let mut transaction = super::begin_alone(conn).await?;
+    be_patient(&mut transaction).await?;
+    Ok(transaction)
+}
+
+/// Begins a transaction for one user, in a request.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn begin_one(conn: &mut PoolConnection) -> Result<Transaction<'_>, Error> {
+    Ok(conn.begin().await?)
+}
+
+/// Thousands of users take longer than a request may, and so may the other end: whoever gives or takes them.
+async fn be_patient(transaction: &mut Transaction<'_>) -> Result<(), Error> {
+    let patience = sqlx::query!(
+        "SELECT set_config('statement_timeout', '0', true) AS statement,
+                set_config('idle_in_transaction_session_timeout', '0', true) AS idle"
+    );
+    patience.fetch_one(&mut **transaction).await?;
+    Ok(())
+}
+
+/// Ends a transaction: with what it did, or without.
+///
+/// # Errors
+///
+/// When the database fails; then nothing has changed.
+pub async fn end(transaction: Transaction<'_>, keep: bool) -> Result<(), Error> {
+    if keep {
+        transaction.commit().await?;
+    } else {
+        transaction.rollback().await?;
+    }
+    Ok(())
+}
+
+/// How far the import of this source has come, if it has begun and is not done.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn progress(conn: &mut PgConnection, source: &Source) -> Result<Option<Progress>, Error> {
+    let row = sqlx::query!(
+        "SELECT created, updated, unchanged, rejected, rejects_bytes FROM imports WHERE source_hash = $1",
+        &source.hash[..],
+    );
+    let row = row.fetch_optional(conn).await?;
+    Ok(row.map(|row| Progress {
+        created: row.created.cast_unsigned(),
+        updated: row.updated.cast_unsigned(),
+        unchanged: row.unchanged.cast_unsigned(),
+        rejected: row.rejected.cast_unsigned(),
+        rejects_bytes: row.rejects_bytes.cast_unsigned(),
+    }))
+}
+
+/// Forgets imports of other files that lay where this one lies; whether there were any.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn forget_former(conn: &mut PgConnection, source: &Source) -> Result<bool, Error> {
+    let done = sqlx::query!(
+        "DELETE FROM imports WHERE source_name = $1 AND source_hash <> $2",
+        source.name,
+        &source.hash[..],
+    );
+    Ok(done.execute(conn).await?.rows_affected() > 0)
+}
+
+/// Notes how far an import has come since `before`; `false`, and nothing is noted, when somebody else has taken it on from
+/// there. Until the transaction ends, nobody else can. That its row may have gone meanwhile is no matter: another file was
+/// imported from the same place, perhaps of another machine ([`forget_former`]).
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn note_progress(
+    conn: &mut PgConnection,
+    source: &Source,
+    before: &Progress,
+    after: &Progress,
+    now: OffsetDateTime,
+) -> Result<bool, Error> {
+    let done = sqlx::query!(
+        "INSERT INTO imports AS present (source_hash, source_name, created, updated, unchanged, rejected, rejects_bytes,
+                                         started_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)
+         ON CONFLICT (source_hash) DO UPDATE
+         SET created = excluded.created, updated = excluded.updated, unchanged = excluded.unchanged,
+             rejected = excluded.rejected, rejects_bytes = excluded.rejects_bytes, updated_at = excluded.updated_at
+         WHERE present.created + present.updated + present.unchanged + present.rejected = $9",
+        &source.hash[..],
+        source.name,
+        after.created.cast_signed(),
+        after.updated.cast_signed(),
+        after.unchanged.cast_signed(),
+        after.rejected.cast_signed(),
+        after.rejects_bytes.cast_signed(),
+        now,
+        before.records().cast_signed(),
+    );
+    Ok(done.execute(conn).await?.rows_affected() == 1)
+}
+
+/// An import is done: run again, it begins from the beginning.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn finish(conn: &mut PgConnection, source: &Source) -> Result<(), Error> {
+    sqlx::query!("DELETE FROM imports WHERE source_hash = $1", &source.hash[..]).execute(conn).await?;
+    Ok(())
+}
+
+/// Forgets at most `limit` imports that have not gone on since `before`; how many.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn delete_forsaken(
+    conn: &mut PgConnection,
+    before: OffsetDateTime,
+    limit: i64,
+) -> Result<u64, Error> {
+    let done = sqlx::query!(
+        "DELETE FROM imports
+         WHERE source_hash IN (SELECT source_hash FROM imports WHERE updated_at < $1 LIMIT $2) AND updated_at < $1",
+        before,
+        limit,
+    );
+    Ok(done.execute(conn).await?.rows_affected())
+}
+
+/// What another database's query gives, as of one moment: each row an object of JSON, some at a time, until `take` returns
+/// `false`.
+///
+/// # Errors
+///
+/// When that database fails, or `query` is none, or would change something.
+pub async fn foreign_rows(
+    source: &super::Source,
+    query: &str,
+    mut take: impl AsyncFnMut(Vec<String>) -> bool,
+) -> Result<(), sqlx::Error> {
+    let mut conn = source.connect_as_it_is().await?;
+    let mut transaction = super::begin_snapshot(&mut conn).await?;
+    let query = query.trim().trim_end_matches(';');
+    let declare = format!(
+        "SET LOCAL timezone = 'UTC';
+         DECLARE source NO SCROLL CURSOR FOR SELECT to_jsonb(source)::text FROM ({query}\n) AS source"
+    );
+    sqlx::raw_sql(AssertSqlSafe(declare)).execute(&mut *transaction).await?;
+    loop {
+        let rows = sqlx::raw_sql("FETCH 1000 FROM source").fetch_all(&mut *transaction).await?;
+        let rows: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        if rows.is_empty() || !take(rows).await {
+            return transaction.rollback().await;
+        }
+    }
+}
+
+/// Begins to look at all as it is at one moment. Locks nothing that anybody else wants.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn snapshot(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
+    let mut transaction = super::begin_snapshot(conn).await?;
+    be_patient(&mut transaction).await?;
+    Ok(transaction)
+}

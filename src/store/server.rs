@@ -1,0 +1,99 @@
+//! What the server says of itself.
+
+use time::OffsetDateTime;
+
+use super::{Error, PgConnection};
+
+/// What the database's clock says.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn now(conn: &mut PgConnection) -> Result<OffsetDateTime, Error> {
+    Ok(sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(conn).await?)
+}
+
+/// What a connection can be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads and writes.
+    Full,
+    /// Reads alone, by `default_transaction_read_only`: somebody wants it so, or that is how the server answers a full disk.
+    ReadOnly,
+    /// Reads of what has come over from the primary.
+    Standby,
+}
+
+impl Access {
+    pub(super) fn of(is_standby: bool, is_read_only: bool) -> Self {
+        match (is_standby, is_read_only) {
+            (true, _) => Self::Standby,
+            (false, true) => Self::ReadOnly,
+            (false, false) => Self::Full,
+        }
+    }
+}
+
+/// What this connection can be used for now.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn access(conn: &mut PgConnection) -> Result<Access, sqlx::Error> {
+    let found = sqlx::query!(
+        r#"SELECT pg_is_in_recovery() AS "is_standby!",
+                  current_setting('transaction_read_only')::bool AS "is_read_only!""#
+    );
+    let found = found.fetch_one(conn).await?;
+    Ok(Access::of(found.is_standby, found.is_read_only))
+}
+
+/// Who keeps statements of this role waiting for a lock.
+#[derive(Debug)]
+pub struct Blocker {
+    /// Its process at the server, which ends the session.
+    pub pid: i32,
+    /// As whom it logged in, and what it calls itself; nothing when it is none of the sessions that are listed.
+    pub role: Option<String>,
+    /// The `application_name`.
+    pub application: Option<String>,
+    /// How many statements wait.
+    pub waiting: i64,
+    /// How long the first of them has, in seconds.
+    pub seconds: f64,
+}
+
+/// Who keeps statements of this role in this database waiting for longer than a second; who waits too is not counted.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn blockers(conn: &mut PgConnection) -> Result<Vec<Blocker>, Error> {
+    let blockers = sqlx::query_as!(
+        Blocker,
+        r#"SELECT blocking.pid AS "pid!", holder.usename::text AS role, holder.application_name AS application,
+                  count(*) AS "waiting!",
+                  extract(epoch FROM max(clock_timestamp() - waiting.query_start))::float8 AS "seconds!"
+           FROM pg_stat_activity AS waiting
+           CROSS JOIN unnest(pg_blocking_pids(waiting.pid)) AS blocking (pid)
+           LEFT JOIN pg_stat_activity AS holder ON holder.pid = blocking.pid
+           WHERE waiting.usename = current_user AND waiting.datname = current_database()
+             AND waiting.wait_event_type = 'Lock'
+             AND waiting.query_start < clock_timestamp() - interval '1 second'
+             AND holder.wait_event_type IS DISTINCT FROM 'Lock'
+           GROUP BY 1, 2, 3
+           ORDER BY 4 DESC
+           LIMIT 5"#
+    );
+    Ok(blockers.fetch_all(conn).await?)
+}
+
+/// Whether this connection is encrypted on its way to the server.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn is_encrypted(conn: &mut PgConnection) -> Result<bool, Error> {
+    let ssl = sqlx::query_scalar!("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()");
+    Ok(ssl.fetch_optional(conn).await?.flatten().unwrap_or(false))
+}

@@ -1,0 +1,265 @@
+//! Where the database is, and connections to it.
+
+use std::{net::IpAddr, str::FromStr, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{ConnectOptions, Connection, postgres::PgConnectOptions};
+use tokio::time::timeout;
+use tracing::log::LevelFilter;
+
+use super::{
+    Error, PgConnection, PgPool,
+    server::{Access, access},
+};
+
+/// A database URL that cannot be read. Which part, the error does not say: it might be a part of the password.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "not a database URL such as postgres://user:password@host:5432/database; write %-codes for signs in the password"
+)]
+pub struct InvalidUrl;
+
+/// How long the server works at one statement of a pool's connection before it gives it up, locks that it waits for
+/// included.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long the server leaves a transaction open in which nothing happens: whoever began it is gone, or hangs.
+const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long we wait for the end of a statement. The server should have given it up before; one that has vanished says
+/// nothing at all.
+const PATIENCE: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(2));
+
+/// Waits for one statement of a pool's connection, and no longer than it may take. No socket tells that the other end has
+/// vanished without a word (a host that lost its power, a network that was cut): without this the wait has no end.
+///
+/// # Errors
+///
+/// Those of `work`, or [`Error::Unavailable`].
+pub async fn patiently<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(Error::timeout()))
+}
+
+/// Where the database is and who we are there. `Debug` shows no password.
+#[derive(Clone)]
+pub struct Source {
+    options: PgConnectOptions,
+    /// With the password that was last given to this server's user.
+    pub(super) newest: Arc<ArcSwap<PgConnectOptions>>,
+    is_shared: bool,
+}
+
+impl Source {
+    /// Reads a `postgres://` URL.
+    ///
+    /// # Errors
+    ///
+    /// When it is none. The message holds no part of the URL.
+    pub fn new(url: &SecretString) -> Result<Self, InvalidUrl> {
+        let mut options = PgConnectOptions::from_str(url.expose_secret())
+            .map_err(|_| InvalidUrl)?
+            // A pooler refuses what it does not know, and what this says, the binary format makes no use of.
+            .extra_float_digits(None)
+            .log_statements(LevelFilter::Debug)
+            .log_slow_statements(LevelFilter::Warn, Duration::from_secs(1));
+        // An IPv6 address stands in brackets in a URL, and sqlx looks for a host of that name.
+        if let Some(address) = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            let address = address.to_owned();
+            options = options.host(&address);
+        }
+        if options.get_application_name().is_none() {
+            options = options.application_name("gatepass");
+        }
+        Ok(Self { newest: Arc::new(ArcSwap::from_pointee(options.clone())), options, is_shared: false })
+    }
+
+    /// The same behind a pooler that gives each transaction whichever connection is free: nothing is set on a connection,
+    /// for it would be set for others.
+    pub fn shared(self) -> Self {
+        Self { is_shared: true, ..self }
+    }
+
+    /// One connection, for migrations and the command line.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be reached or refuses us, or does not run transactions as they have to be.
+    pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        let mut conn = self.connect_as_it_is().await?;
+        if self.is_shared {
+            check_isolation(&mut conn).await?;
+        } else {
+            let set =
+                sqlx::query!("SELECT set_config('default_transaction_isolation', 'read committed', false)");
+            set.fetch_one(&mut conn).await?;
+        }
+        Ok(conn)
+    }
+
+    /// One on which nothing is set, to a database that is not ours or through a pooler that nobody knows yet.
+    pub(super) async fn connect_as_it_is(&self) -> Result<PgConnection, sqlx::Error> {
+        PgConnection::connect_with(&self.options).await
+    }
+
+    /// A pool that connects when it is first used, of at most `max_connections`, with the password that was last given to
+    /// this server's user.
+    ///
+    /// A statement that hangs, on a lock or a slow disk, is given up by the server, so that it cannot hold its connection
+    /// for ever. A connection that hangs is found out when it is taken or given back, and replaced; one to a standby, which
+    /// takes no writes, is not used at all: after a failover, an address may for a while lead there. One to a database that
+    /// is read only is used, since what it says is true, and not kept: the next one may take writes again.
+    pub fn pool(&self, max_connections: u32) -> PgPool {
+        PgPool::new(self.clone(), max_connections)
+    }
+
+    /// A connection of a pool.
+    pub(super) async fn open(&self) -> Result<(PgConnection, Access), sqlx::Error> {
+        let mut conn = PgConnection::connect_with(&self.newest.load()).await?;
+        match prepare(&mut conn, self.is_shared).await? {
+            Access::Standby => Err(sqlx::Error::Protocol(STANDBY.to_owned())),
+            access => Ok((conn, access)),
+        }
+    }
+
+    /// The same for programs of Postgres, by the names of the environment that libpq reads. Among them is the password.
+    pub(crate) fn libpq_environment(&self) -> Vec<(&'static str, String)> {
+        let options = &self.options;
+        // For what nothing else tells. Who and where is told, and sqlx makes no URL of each of those.
+        let url = options.clone().host("localhost").username("user").to_url_lossy();
+        let host = options.get_socket().map(|socket| socket.display().to_string());
+        let mut environment = vec![
+            ("PGHOST", host.unwrap_or_else(|| options.get_host().to_owned())),
+            ("PGPORT", options.get_port().to_string()),
+            ("PGUSER", options.get_username().to_owned()),
+            ("PGDATABASE", self.database().to_owned()),
+            ("PGAPPNAME", "gatepass".to_owned()),
+        ];
+        // Percent-encoded, every sign that is neither a letter nor a digit: a form reads it as well as a URL.
+        if let Some(password) = url.password() {
+            let password =
+                form_urlencoded::parse(password.as_bytes()).map(|(password, _)| password.into_owned());
+            environment.push(("PGPASSWORD", password.collect()));
+        }
+        for (name, value) in url.query_pairs() {
+            match &*name {
+                "sslmode" => environment.push(("PGSSLMODE", value.into_owned())),
+                "sslrootcert" => environment.push(("PGSSLROOTCERT", value.into_owned())),
+                "sslcert" => environment.push(("PGSSLCERT", value.into_owned())),
+                "sslkey" => environment.push(("PGSSLKEY", value.into_owned())),
+                _ => {}
+            }
+        }
+        environment
+    }
+
+    /// The name of the database.
+    pub fn database(&self) -> &str {
+        self.options.get_database().unwrap_or(self.options.get_username())
+    }
+
+    /// Whether the server is on this machine, so that nobody listens on the way.
+    pub fn is_local(&self) -> bool {
+        let host = self.options.get_host();
+        let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        self.options.get_socket().is_some() || host == "localhost" || host.starts_with('/') || is_loopback
+    }
+
+    /// The same with another password, which is also that of every pool's connections from now on. Those that are open stay.
+    #[must_use]
+    pub fn with_password(&self, password: &SecretString) -> Self {
+        let options = self.options.clone().password(password.expose_secret());
+        self.newest.store(Arc::new(options.clone()));
+        Self { options, ..self.clone() }
+    }
+
+    /// Host, port and user.
+    pub fn server(&self) -> (&str, u16, &str) {
+        (self.options.get_host(), self.options.get_port(), self.options.get_username())
+    }
+
+    /// `host:port/database` or `socket directory/database`, for messages.
+    pub fn place(&self) -> String {
+        let options = &self.options;
+        let database = self.database();
+        match options.get_socket() {
+            Some(directory) => format!("{}/{database}", directory.display()),
+            None => match options.get_host() {
+                address if address.contains(':') => format!("[{address}]:{}/{database}", options.get_port()),
+                host => format!("{host}:{}/{database}", options.get_port()),
+            },
+        }
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Source({})", self.place())
+    }
+}
+
+/// Makes a new connection fit for use. What is set here and not as it is opened, a pooler lets through.
+async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<Access, sqlx::Error> {
+    if is_shared {
+        check_isolation(conn).await?;
+        return access(conn).await;
+    }
+    let millis = |duration: Duration| duration.as_millis().to_string();
+    let set = sqlx::query!(
+        r#"SELECT set_config('statement_timeout', $1, false) AS statement,
+                  set_config('idle_in_transaction_session_timeout', $2, false) AS idle,
+                  set_config('default_transaction_isolation', 'read committed', false) AS isolation,
+                  pg_is_in_recovery() AS "is_standby!",
+                  current_setting('transaction_read_only')::bool AS "is_read_only!""#,
+        millis(STATEMENT_TIMEOUT),
+        millis(IDLE_IN_TRANSACTION_TIMEOUT),
+    );
+    let set = set.fetch_one(conn).await?;
+    Ok(Access::of(set.is_standby, set.is_read_only))
+}
+
+/// Refuses a connection whose transactions do not run at `READ COMMITTED`, where it cannot be set: a session that begins
+/// while its user is disabled would live on, and who waits for a row would get an error.
+async fn check_isolation(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let found = sqlx::query_scalar!(r#"SELECT current_setting('default_transaction_isolation') AS "level!""#);
+    match &*found.fetch_one(conn).await? {
+        "read committed" => Ok(()),
+        other => Err(sqlx::Error::Protocol(format!(
+            "transactions run at {other} here, and would miss what others do at the same time: behind a pooler in \
+             transaction mode it is the role that has to say otherwise (ALTER ROLE … SET default_transaction_isolation \
+             = 'read committed', docs/database.md)"
+        ))),
+    }
+}
+
+/// What is said of a connection that leads to a standby.
+pub const STANDBY: &str =
+    "the server is a standby, which takes no writes: it has not been promoted, or the address is old";
+
+/// Whether a connection was not used because it leads to a standby.
+pub(super) fn is_standby(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Protocol(message) if message == STANDBY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_is_in_brackets_for_people_alone() {
+        let url = "postgres://u%2Fv:p@[2001:db8::1]:5433/d?sslmode=verify-full".to_owned();
+        let source = Source::new(&url.into()).unwrap();
+        assert_eq!(source.place(), "[2001:db8::1]:5433/d");
+        assert_eq!(source.server(), ("2001:db8::1", 5433, "u/v"));
+        assert!(!source.is_local());
+        let environment = source.libpq_environment();
+        for (name, value) in [
+            ("PGHOST", "2001:db8::1"),
+            ("PGPORT", "5433"),
+            ("PGUSER", "u/v"),
+            ("PGPASSWORD", "p"),
+            ("PGSSLMODE", "verify-full"),
+        ] {
+            assert!(environment.contains(&(name, value.to_owned())), "{name} {environment:?}");
+        }
+        assert!(Source::new(&"postgres://u@[::1]/d".to_owned().into()).unwrap().is_local());
+    }
+}
