@@ -467,6 +467,10 @@ async fn a_copy_is_masked_in_place_and_nothing_is_left_in_its_files() {
     let somebody = connect(&copy).await;
     gatepass(&home, &copy, &mask).await.fails(1, &["connected"]);
     somebody.close().await.unwrap();
+    let prepared = format!("forgotten-{name}");
+    admin_of(&copy, &format!("BEGIN; SELECT txid_current(); PREPARE TRANSACTION '{prepared}'")).await;
+    gatepass(&home, &copy, &mask).await.fails(1, &[&prepared, "ROLLBACK PREPARED"]);
+    admin_of(&copy, &format!("ROLLBACK PREPARED '{prepared}'")).await;
     let production = home.gatepass(&mask).env("ENVIRONMENT", "production").env("DB_SOURCE", &copy);
     production.env("TOKEN_SYMMETRIC_KEY", KEY).run().await.fails(1, &["ENVIRONMENT=production"]);
 

@@ -32,6 +32,9 @@ const STAND_INS: [&str; 7] = [
      VALUES (repeat('x', 43), 'v4.public', 'x', 1, now(), now(), now())",
 ];
 
+/// How long to wait at most before a table is written anew once more; it doubles each time, to a minute in all.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Masks every row, in one transaction, and then writes the tables anew, so that nothing of what was there before is left in
 /// their files. Returns how many users there are.
 ///
@@ -41,7 +44,8 @@ const STAND_INS: [&str; 7] = [
 /// # Errors
 ///
 /// [`Error::NotMarked`] unless a row of `devdata.copy` says that the database is a copy, and that it is at `place`;
-/// [`Error::InUse`] when somebody else is connected; [`Error::Unknown`], [`Error::Schema`]. Then nothing has changed.
+/// [`Error::InUse`] when somebody else is connected, [`Error::Prepared`] when a transaction outlived who began it;
+/// [`Error::Unknown`], [`Error::Schema`]. Then nothing has changed. After [`Error::StillSeen`] all rows are masked.
 pub async fn mask(
     conn: &mut PgConnection,
     place: &str,
@@ -56,6 +60,11 @@ pub async fn mask(
     let others = others.fetch_one(&mut *conn).await?;
     if others > 0 {
         return Err(Error::InUse(others));
+    }
+    let prepared =
+        sqlx::query_scalar!(r#"SELECT gid AS "gid!" FROM pg_prepared_xacts WHERE database = current_database()"#);
+    if let Some(prepared) = prepared.fetch_optional(&mut *conn).await? {
+        return Err(Error::Prepared(prepared));
     }
     if let Schema::Newer(version) = migrations::check(&mut *conn).await? {
         return Err(migrations::Error::Newer(version).into());
@@ -113,8 +122,10 @@ pub async fn mask(
 ///
 /// `VACUUM FULL` keeps what somebody may still see: an autovacuum that had begun before, or, wherever in the server it
 /// wants to go, a connection that is being made. Not everybody may look at their snapshots. But `ANALYZE` counts dead rows,
-/// and all were updated, so that each page that it looks at would have some.
-async fn rewrite(conn: &mut PgConnection, table: &str) -> Result<(), Error> {
+/// and all were updated, so that each page that it looks at would have some. What is in the way goes away soon, or, like the
+/// slot of a replica that is no more, never.
+async fn rewrite(conn: &mut PgConnection, table: &'static str) -> Result<(), Error> {
+    let mut patience = Duration::from_millis(100);
     loop {
         run(&mut *conn, &format!("VACUUM (FULL, ANALYZE) {table}")).await?;
         let dead = sqlx::query_scalar!(
@@ -126,8 +137,30 @@ async fn rewrite(conn: &mut PgConnection, table: &str) -> Result<(), Error> {
         if !dead.fetch_one(&mut *conn).await? {
             return Ok(());
         }
-        sleep(Duration::from_millis(100)).await;
+        if patience > LONGEST_PATIENCE {
+            let seen_by = who_sees(&mut *conn).await?;
+            return Err(Error::StillSeen { table, seen_by });
+        }
+        sleep(patience).await;
+        patience *= 2;
     }
+}
+
+/// Whose snapshots keep rows of this database, as far as one may know.
+async fn who_sees(conn: &mut PgConnection) -> Result<String, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"SELECT coalesce(string_agg(who, ', '), 'nobody') AS "who!" FROM (
+               SELECT 'the replication slot ' || slot_name AS who FROM pg_replication_slots WHERE xmin IS NOT NULL
+               UNION ALL
+               SELECT 'the prepared transaction ' || gid FROM pg_prepared_xacts WHERE database = current_database()
+               UNION ALL
+               SELECT 'process ' || pid || coalesce(', ' || backend_type, '') FROM pg_stat_activity
+               WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid()
+                 AND (datname = current_database() OR backend_type = 'walsender')
+           ) AS holders"#
+    )
+    .fetch_one(conn)
+    .await
 }
 
 /// A marker says where the copy is, so that a copy of a marked copy, at another place, is not marked.
