@@ -7,9 +7,16 @@ use std::fmt;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::serve::{BACKGROUND_CONNECTIONS, FEED_CONNECTIONS, OPS_CONNECTIONS};
 use crate::http::Limits;
 
+/// Connections for the feed of revocations, besides the one that listens: one that reads. Nobody else has it, so that
+/// nothing keeps a revocation waiting.
+pub(super) const FEED_CONNECTIONS: u32 = 1;
+/// Connections for what else goes on beside requests: the history may hold one for long, and everything else takes
+/// turns with the other.
+pub(super) const BACKGROUND_CONNECTIONS: u32 = 2;
+/// How many operators' connections may be open.
+pub(super) const OPS_CONNECTIONS: usize = 64;
 /// The runtime's own, the log, what is read for a moment, the collector of traces, and the old system.
 const OTHERS: u64 = 128;
 

@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     Failure, Logged,
     database::{self, ClockSkew, Database},
-    open_files::OpenFiles,
+    open_files::{BACKGROUND_CONNECTIONS, FEED_CONNECTIONS, OPS_CONNECTIONS, OpenFiles},
     setup,
 };
 use crate::{
@@ -34,12 +34,6 @@ use crate::{
     token::SymmetricKey,
 };
 
-/// Connections for the feed of revocations, besides the one that listens: one that reads. Nobody else has it, so that
-/// nothing keeps a revocation waiting.
-pub(super) const FEED_CONNECTIONS: u32 = 1;
-/// Connections for what else goes on beside requests: the history may hold one for long, and everything else takes
-/// turns with the other.
-pub(super) const BACKGROUND_CONNECTIONS: u32 = 2;
 /// How long the service goes on serving after it has been told to stop, in production: until a proxy has noticed that
 /// `/readyz` says no, and has let go of its idle connections. In development Ctrl-C should be quick.
 const LEAVING: Duration = Duration::from_secs(5);
@@ -48,8 +42,6 @@ const LEAVING: Duration = Duration::from_secs(5);
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 /// How far this machine's clock and the database's may be apart: tokens from a clock that is further ahead are refused.
 const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(30);
-/// How many operators' connections may be open.
-pub(super) const OPS_CONNECTIONS: usize = 64;
 
 pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     // While the settings are read and the database is opened.

@@ -61,8 +61,9 @@ pub async fn mask(
     if others > 0 {
         return Err(Error::InUse(others));
     }
-    let prepared =
-        sqlx::query_scalar!(r#"SELECT gid AS "gid!" FROM pg_prepared_xacts WHERE database = current_database()"#);
+    let prepared = sqlx::query_scalar!(
+        r#"SELECT gid AS "gid!" FROM pg_prepared_xacts WHERE database = current_database()"#
+    );
     if let Some(prepared) = prepared.fetch_optional(&mut *conn).await? {
         return Err(Error::Prepared(prepared));
     }

@@ -35,7 +35,9 @@ pub enum Error {
     #[error("{0} others are connected to the database: a copy that is to be masked is nobody's yet")]
     InUse(i64),
     /// A transaction, by the name it was prepared under, that only somebody's word ends.
-    #[error("the transaction {0} is prepared and sees what is to be masked: end it first (ROLLBACK PREPARED)")]
+    #[error(
+        "the transaction {0} is prepared and sees what is to be masked: end it first (ROLLBACK PREPARED)"
+    )]
     Prepared(String),
     /// The rows are masked, but whoever reads the files still finds what they were.
     #[error(
