@@ -1003,7 +1003,7 @@ async fn users_of_a_keycloak_realm_log_in() {
         ended.stderr.contains(r#"left out, since no role may be called that here: "App User", "ROLE_USER""#)
     );
     let bare = ["realm.json", "--format", "keycloak", "--hash", "md5"];
-    here.import(&bare).await.fails(1, &["--hash: the hashes of this format say what they are"]);
+    here.import(&bare).await.fails(2, &["--hash: the hashes of this format say what they are"]);
     for (i, password) in passwords.iter().enumerate() {
         assert_eq!(here.status(&format!("user{i}"), password).await, 200, "{i}");
     }
@@ -1134,10 +1134,12 @@ async fn what_is_wrong_with_the_file_itself_is_said_and_what_stands_before_it_is
     let here = Move::new().await;
     here.import(&["nowhere.jsonl"]).await.fails(1, &["nowhere.jsonl"]);
     here.home.write("users.txt", "");
-    here.import(&["users.txt"]).await.fails(1, &["--format"]);
+    here.import(&["users.txt"]).await.fails(2, &["--format"]);
     here.home
         .write("cut.json", r#"{"users": [{"localId": "1", "email": "alice@example.com"}, {"localId": "2", "#);
     here.import(&["cut.json", "--format", "firebase"]).await.fails(1, &["line 1 column"]);
+    here.import(&["cut.json"]).await.fails(2, &["which format is it? --format says"]);
+    here.import(&["cut.json", "--mapping", "people.sql"]).await.fails(2, &["--mapping is for postgres://"]);
     assert_eq!(here.count("SELECT count(*) FROM users").await, 1);
     // A pipe would be read twice.
     let pipe = here.home.path("pipe");

@@ -24,7 +24,7 @@ pub(super) struct Args {
     /// Ask this address instead of HTTP_SERVER_ADDRESS
     #[arg(long, value_name = "IP:PORT")]
     address: Option<SocketAddr>,
-    /// Speak TLS with that address; else TLS_CERT_FILE decides. The certificate is not checked
+    /// Speak TLS with that address; without --address, TLS_CERT_FILE decides. The certificate is not checked
     #[arg(long, requires = "address")]
     tls: bool,
 }

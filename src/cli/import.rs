@@ -21,7 +21,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
-use super::{Failure, database, print, print_json, say, setup};
+use super::{Failure, WrongUse, database, print, print_json, say, setup};
 use crate::{
     account::import::{
         self, Comparison, FIELDS, Format, Importer, LeftOut, Progress, Rejection, Rules, Source, Wanted,
@@ -45,7 +45,7 @@ const COURSE_QUERY: &str = "SELECT * FROM users";
 /// Import users from FILE: their names, roles and password hashes (docs/import.md has the formats).
 ///
 /// Run again after it was stopped, it goes on where it was. Run again with a later file, it changes those who are newer
-/// there. Exit code 0: all users of the file are there; 1: some were refused, or it has failed.
+/// there. Exit code 0: all users of the file are there; 1: some were refused, or it has failed; 2: wrong use.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The file; `-`: standard input; postgres://…: the table `users` of another Postgres
@@ -57,7 +57,8 @@ pub(super) struct Args {
     /// Do everything and undo it, a thousand users at a time: say what would happen
     #[arg(long)]
     dry_run: bool,
-    /// Change nothing, and say whether the users here are as the file has them. Exit code 1: they are not
+    /// Change nothing, and say whether the users here are as the file has them. Exit code 1: they are not, or it has
+    /// failed
     #[arg(long, conflicts_with_all = ["dry_run", "rejects"])]
     compare: bool,
     /// Where differences go, by id and field [default: FILE.differences]
@@ -101,7 +102,7 @@ impl Args {
         let text = self.source.to_string_lossy();
         if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
             if self.mapping.is_some() {
-                return Err("--mapping is for postgres://…".into());
+                return Err(WrongUse("--mapping is for postgres://…").into());
             }
             if self.source == "-" {
                 return Ok(Origin::Stdin);
@@ -135,7 +136,7 @@ impl Args {
             (None, _) => None,
         };
         let known = Format::FILES.into_iter().find(|(known, _)| Some(*known) == name);
-        known.map(|(_, format)| format).ok_or_else(|| "which format is it? --format says".into())
+        known.map(|(_, format)| format).ok_or_else(|| WrongUse("which format is it? --format says").into())
     }
 
     fn rules(&self, settings: &Settings, format: Format) -> Result<Rules, Failure> {
@@ -161,7 +162,7 @@ impl Args {
     fn bare(&self, format: Format) -> Result<Option<BareKind>, Failure> {
         let Some(kind) = self.hash.as_deref().and_then(BareKind::by_name) else { return Ok(None) };
         if !format.may_be_bare() {
-            return Err("--hash: the hashes of this format say what they are".into());
+            return Err(WrongUse("--hash: the hashes of this format say what they are").into());
         }
         let mut kind = BareKind { template: self.hash_template.clone(), ..kind };
         if let Some(path) = &self.hash_key_file {

@@ -68,8 +68,8 @@ pub(super) enum Command {
         // A thumbprint may begin with a hyphen.
         #[arg(allow_hyphen_values = true)]
         id: String,
-        /// For a key that was LEAKED: its tokens are refused everywhere within a second, and users renew theirs or log
-        /// in again
+        /// For a key that was LEAKED: every replica refuses its tokens within a second, and users renew theirs or log in
+        /// again. A service that verifies tokens by itself accepts them until it fetches the published keys again
         #[arg(long)]
         now: bool,
         /// Print the key as JSON

@@ -40,6 +40,11 @@ type Failure = Box<dyn Error + Send + Sync>;
 #[error("the log says why")]
 struct Logged;
 
+/// The command was used wrongly: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct WrongUse(&'static str);
+
 /// Token authentication: users and sessions in Postgres, PASETO tokens, one binary.
 #[derive(Debug, Parser)]
 #[command(
@@ -198,5 +203,5 @@ fn fail(error: &(dyn Error + 'static)) -> ExitCode {
     for error in chain::behind(error) {
         say(&format!("  because: {error}"));
     }
-    if error.is::<password_input::WrongUse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+    if error.is::<WrongUse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }

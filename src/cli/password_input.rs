@@ -5,13 +5,8 @@ use std::io::{self, IsTerminal, Read};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::Failure;
+use super::{Failure, WrongUse};
 use crate::password::Password;
-
-/// The command was used wrongly: exit code 2.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct WrongUse(&'static str);
 
 /// Where a password comes from.
 #[derive(Debug, clap::Args)]

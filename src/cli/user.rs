@@ -88,6 +88,9 @@ pub(super) enum Command {
         none: bool,
     },
     /// Lock a user out, which ends their sessions
+    ///
+    /// Every replica refuses their access tokens within a second. A service that verifies tokens by itself, and does not
+    /// follow /revocations, accepts them until they expire.
     Disable {
         /// Username, e-mail address or id
         user: String,
@@ -99,7 +102,10 @@ pub(super) enum Command {
         /// Username, e-mail address or id
         user: String,
     },
-    /// Log a user out everywhere; within a second no access token of theirs is accepted
+    /// Log a user out everywhere
+    ///
+    /// Every replica refuses their access tokens within a second. A service that verifies tokens by itself, and does not
+    /// follow /revocations, accepts them until they expire.
     RevokeSessions {
         /// Username, e-mail address or id
         user: String,

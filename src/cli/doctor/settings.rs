@@ -104,7 +104,8 @@ pub(super) fn certificate(settings: &Settings) -> Vec<Finding> {
     if files.is_key_open() {
         let message = format!("TLS_KEY_FILE={}: every user of this machine may read it", files.key.display());
         findings.push(Finding::warning(AREA, message).advise(
-            "take that right from others: `chmod o-r`; in Kubernetes, `defaultMode: 0440` for the secret's volume",
+            "take that right from others: `chmod o-r`; in Kubernetes, `defaultMode: 0440` for the secret's volume, and \
+             `fsGroup: 65532` for the pod",
         ));
     }
     let now = Clock::system().now();
