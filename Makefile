@@ -206,7 +206,7 @@ lint-kubernetes: ## Build the overlays of eks/ and check what comes out
 # Under a minute. promtool says by itself where there is none.
 .PHONY: lint-monitoring
 lint-monitoring:
-	@promtool=$$(scripts/promtool); if [ -n "$$promtool" ]; then cd eks/components/monitoring && \
+	@promtool=$$(scripts/promtool) && if [ -n "$$promtool" ]; then cd eks/components/monitoring && \
 	"$$promtool" check rules rules.yaml && "$$promtool" test rules rules_test.yaml rules_day_test.yaml; fi
 
 .PHONY: lint-shell
