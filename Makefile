@@ -189,6 +189,13 @@ lint-clippy:
 	cargo clippy --locked --lib --no-default-features --features verify -- -D warnings
 	cargo clippy --locked --lib --no-default-features --features remote -- -D warnings
 
+# Workspaces of their own, which compile for minutes what nothing else has: not in .ci/run.
+.PHONY: lint-extra
+lint-extra: ## Check the code of fuzz/ and benches/
+	export CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}" && \
+	cargo check --locked --manifest-path fuzz/Cargo.toml && \
+	cargo check --locked --manifest-path benches/Cargo.toml --all-features
+
 # The first line: as other services see it, without the server. The pages of the second stay.
 .PHONY: lint-docs
 lint-docs:
@@ -206,7 +213,7 @@ lint-kubernetes: ## Build the overlays of eks/ and check what comes out
 # Under a minute. promtool says by itself where there is none.
 .PHONY: lint-monitoring
 lint-monitoring:
-	@promtool=$$(scripts/promtool); if [ -n "$$promtool" ]; then cd eks/components/monitoring && \
+	@promtool=$$(scripts/promtool) && if [ -n "$$promtool" ]; then cd eks/components/monitoring && \
 	"$$promtool" check rules rules.yaml && "$$promtool" test rules rules_test.yaml rules_day_test.yaml; fi
 
 .PHONY: lint-shell

@@ -269,6 +269,13 @@ async fn rows_of(url: &str, sql: &str) -> Vec<String> {
     sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_all(&mut connect(url).await).await.unwrap()
 }
 
+/// What pg_dump says of a database.
+fn dumped(url: &str) -> String {
+    let output = postgres_program("pg_dump", url).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 fn find(secrets: &[String], text: &str, place: &str) {
     let text = text.to_lowercase();
     for secret in secrets {
@@ -343,8 +350,7 @@ async fn a_sample_has_all_that_belongs_to_its_users_and_no_clear_value_and_loads
     let joined = "SELECT count(*) FROM history_personal JOIN users ON users.id = user_id
         WHERE history_personal.changed_data -> 'after' ->> 'username' = username";
     assert_eq!(number(&copy, joined).await, 3);
-    let dump = postgres_program("pg_dump", &copy).output().unwrap();
-    find(&secrets, &String::from_utf8(dump.stdout).unwrap(), "the loaded database");
+    find(&secrets, &dumped(&copy), "the loaded database");
 
     // It is the service's: the schema is current, the history goes on, the password is the one that everybody has.
     gatepass(&home, &copy, &["history", "seal"]).await.expect(0);
@@ -476,8 +482,7 @@ async fn a_copy_is_masked_in_place_and_nothing_is_left_in_its_files() {
 
     gatepass(&home, &copy, &mask).await.expect(0);
     assert_eq!(before, counts(&copy, "true").await);
-    let dump = postgres_program("pg_dump", &copy).output().unwrap();
-    let dump = String::from_utf8(dump.stdout).unwrap();
+    let dump = dumped(&copy);
     assert!(dump.contains("user_"), "{dump}");
     find(&secrets, &dump, "the masked database");
     // What Postgres remembers of values.

@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::digest;
 use axum::{
     Router,
     body::{Body, Bytes},
@@ -301,25 +302,38 @@ impl Served {
     }
 }
 
-/// The application behind the proxy, which answers with the body it got, and keeps what arrived.
+/// The application behind the proxy, which keeps what arrived and answers with what it got, in short; at `/download`, with
+/// much.
 struct Application {
     address: SocketAddr,
     arrived: Arc<Mutex<Vec<(Method, String, HeaderMap)>>>,
+}
+
+const MUCH: &[u8] = &[b'x'; 1_000_000];
+
+/// The length and the SHA-256 of a body.
+///
+/// A large upload has a short answer. Go's server begins an answer of more than 2 KB at once, and takes what is still to
+/// read of the request for itself then. That races with its client, which reads once more to see the end: the answer
+/// breaks off (golang/go#40747). So it does behind Traefik, however late the application answers.
+fn in_short(body: &[u8]) -> String {
+    format!("{} {:?}", body.len(), digest::digest(&digest::SHA256, body))
 }
 
 impl Application {
     async fn new() -> Self {
         type Arrived = Arc<Mutex<Vec<(Method, String, HeaderMap)>>>;
         let arrived = Arrived::default();
-        let echo = async |State(arrived): State<Arrived>, request: Request| {
+        let answer = async |State(arrived): State<Arrived>, request: Request| {
             let (parts, body) = request.into_parts();
             // All of it before the answer begins: Traefik does not pass both on at once.
             let body = body.collect().await.unwrap().to_bytes();
+            let answer: Bytes = if parts.uri == "/download" { MUCH.into() } else { in_short(&body).into() };
             arrived.lock().unwrap().push((parts.method, parts.uri.to_string(), parts.headers));
-            body
+            answer
         };
         let router =
-            Router::new().fallback(echo).layer(DefaultBodyLimit::disable()).with_state(arrived.clone());
+            Router::new().fallback(answer).layer(DefaultBodyLimit::disable()).with_state(arrived.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async { axum::serve(listener, router).await });
@@ -366,7 +380,6 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
     assert!(application.take().is_empty());
 
     // With one everything arrives, and says who it is; not who the client says it is.
-    let body = vec![b'x'; 1_000_000];
     for login in [&alice, &editor, &admin] {
         for (method, path) in [
             (Method::GET, "/"),
@@ -378,15 +391,18 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
             for name in IDENTITY {
                 request = request.header(name, "admin").header(name, "root").header(name.to_uppercase(), "x");
             }
-            let answer = request.body(body.clone()).send().await.unwrap();
+            let answer = request.body(MUCH).send().await.unwrap();
             assert_eq!(answer.status().as_u16(), 200, "{method} {path}");
-            assert_eq!(answer.bytes().await.unwrap(), Bytes::from(body.clone()));
+            assert_eq!(answer.text().await.unwrap(), in_short(MUCH));
             let [(arrived, at, headers)] = &application.take()[..] else { panic!("not one") };
             assert_eq!((arrived, &**at), (&method, path));
             assert_identity(headers, login);
             assert!(!headers.contains_key("authorization"), "{headers:?}");
         }
     }
+    let answer = bearer(request(Method::GET, "/download"), &alice).send().await.unwrap();
+    assert!(answer.bytes().await.unwrap() == MUCH);
+    application.take();
 
     // Roles, and a client who would like to say which.
     for (login, status) in [(&alice, 403), (&editor, 403), (&admin, 200)] {
