@@ -392,6 +392,62 @@ async fn what_users_change_keeps_nobody_from_disabling_them() {
     assert_eq!(here.alice(later).await.expect(200)["disabled"], true);
 }
 
+/// The address that the other system has of them may be somebody else's here by now.
+#[tokio::test]
+async fn an_address_that_was_taken_keeps_nobody_from_disabling_whose_it_was() {
+    let here = Bridge::new().await;
+    let path =
+        here.alice(json!({ "roles": ["support", "boss"] })).await.location("/admin/users/by-external-id/17");
+    let login = here.log_in(OLD_PASSWORD).await.expect(200);
+    here.app.clock.advance(Duration::minutes(2));
+    let own = json!({ "email": "a2@example.org" });
+    here.app.patch("/users/me").bearer(&login).json(&own).send().await.expect(200);
+    let friend =
+        json!({ "username": "friend", "email": "alice@example.com", "password": "another-horse-battery-10" });
+    here.app.post("/users").json(&friend).send().await.expect(201);
+    let me = async || here.app.get("/users/me").bearer(&login).send().await;
+    let now = async || here.app.get(&path).bearer(&here.root).send().await.expect(200);
+
+    // From before she did: all that is to be taken is, and nobody is told of an address that nobody wants.
+    let before = json!({ "updated_at": "2026-01-02T03:05:05Z", "roles": ["support"], "full_name": "Eve" });
+    for outcome in ["updated", "unchanged"] {
+        let changed = here.alice(before.clone()).await.expect(200);
+        assert_eq!((&changed["outcome"], &changed["roles"]), (&json!(outcome), &json!(["support"])));
+        assert_eq!((&changed["full_name"], &changed["email"]), (&json!("Alice"), &json!("a2@example.org")));
+    }
+    me().await.expect_problem(401, "token_outdated");
+    let undated = here.alice(json!({ "updated_at": null, "disabled": true })).await.expect(200);
+    assert_eq!((&undated["outcome"], &undated["disabled"]), (&json!("unchanged"), &json!(false)));
+
+    // And after that, as often as it comes.
+    let after = json!({
+        "updated_at": "2026-01-02T03:07:05Z", "roles": [], "disabled": true, "full_name": "Eve", "password_hash": SSHA,
+    });
+    for _ in 0..2 {
+        here.alice(after.clone()).await.expect_problem(409, "email_taken");
+        let alice = now().await;
+        assert_eq!((&alice["disabled"], &alice["roles"]), (&json!(true), &json!([])));
+        assert_eq!((&alice["full_name"], &alice["email"]), (&json!("Alice"), &json!("a2@example.org")));
+    }
+    me().await.expect_problem(401, "session_revoked");
+    // Nothing of the refused part is noted as there: with an address of her own it is newer still.
+    let mut mended = after;
+    mended["email"] = "alice@new.example".into();
+    let alice = here.alice(mended).await.expect(200);
+    assert_eq!((&alice["outcome"], &alice["full_name"]), (&json!("updated"), &json!("Eve")));
+
+    // Who administers alone is not locked out that way, either.
+    let set =
+        "UPDATE users SET external_id = 'root', updated_at = '2020-01-01Z', administered_at = '2020-01-01Z'
+               WHERE username = 'root'";
+    sqlx::query(set).execute(&here.app.db).await.unwrap();
+    let root = json!({
+        "username": "root", "email": "alice@example.com", "updated_at": "2021-01-01T00:00:00Z", "disabled": true,
+    });
+    here.put("root", &root).await.expect_problem(409, "last_admin");
+    here.app.get("/users/me").bearer(&here.root).send().await.expect(200);
+}
+
 /// By hand, and by a release that knows nothing of it.
 #[tokio::test]
 async fn whoever_changes_roles_or_disables_the_time_is_noted() {

@@ -630,6 +630,79 @@ async fn an_address_may_go_from_one_user_to_another() {
     }
 }
 
+/// Who has moved away from an address here, which somebody else has taken, is disabled all the same.
+#[tokio::test]
+async fn an_address_that_was_taken_keeps_no_line_from_disabling_whose_it_was() {
+    let here = Move::new().await;
+    here.app.clock.advance(OffsetDateTime::now_utc() - START);
+    let user = |name: &str, more: Value| {
+        let mut user = json!({
+            "external_id": name, "username": name, "email": format!("{name}@corp.example"), "roles": ["support"],
+            "disabled": false, "updated_at": "2020-01-01T00:00:00Z", "password_hash": BCRYPT,
+        });
+        user.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        user
+    };
+    let names = ["alice", "bob", "carol"];
+    let users: Vec<_> = names.iter().map(|name| user(name, json!({}))).collect();
+    here.home.write("users.jsonl", &lines(&users));
+    assert_eq!(here.summary(&["users.jsonl"]).await, [3, 3, 0, 0, 0]);
+    for name in names {
+        // They have moved there by themselves, and a friend has come.
+        let moved = "UPDATE users SET email = username || '@away.example', updated_at = '2022-01-01Z' WHERE username = $1";
+        sqlx::query(moved).bind(name).execute(&here.app.db).await.unwrap();
+        let friend = json!({
+            "username": format!("{name}2"), "email": format!("{name}@corp.example"), "password": PASSWORD,
+        });
+        here.app.post("/users").json(&friend).send().await.expect(201);
+    }
+
+    let (before, after) = ("2021-01-01T00:00:00Z", "2023-01-01T00:00:00Z");
+    let users = [
+        user("alice", json!({ "disabled": true, "updated_at": before })),
+        user("bob", json!({ "disabled": true, "roles": [], "full_name": "Bob", "updated_at": after })),
+        // The one in the middle is not hers.
+        user(
+            "carol",
+            json!({ "email": "c@corp.example", "full_name": "C.", "updated_at": "2022-06-01T00:00:00Z" }),
+        ),
+        user("carol", json!({ "disabled": true, "full_name": "Carol", "updated_at": after })),
+        user(
+            "carol",
+            json!({ "email": "c@corp.example", "disabled": null, "full_name": "Cc", "updated_at": "2023-01-02T00:00:00Z" }),
+        ),
+    ];
+    here.home.write("users.jsonl", &lines(&users));
+    let (compared_before, differences) = compared(&here, &["users.jsonl"]).await;
+    assert_eq!((&compared_before["newer"], &compared_before["refused"]), (&json!(3), &json!(2)));
+    assert_eq!(differences[0]["fields"], json!(["email", "disabled"]));
+    let counts = [5, 0, 3, 0, 2];
+    assert_eq!(here.summary(&["users.jsonl", "--dry-run"]).await, counts);
+    assert_eq!(here.count("SELECT count(*) FROM users WHERE disabled").await, 0);
+    assert_eq!(here.summary(&["users.jsonl"]).await, counts);
+    let refused = here.read("users.jsonl.rejects");
+    let refused: Vec<Value> = refused.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = refused.iter().map(|refused| (&refused["_line"], &refused["external_id"])).collect();
+    assert_eq!(told, [(&json!(2), &json!("bob")), (&json!(4), &json!("carol"))]);
+    assert!(refused.iter().all(|refused| refused["_reason"].as_str().unwrap().contains("email_taken")));
+    for (name, email, full_name, roles) in [
+        ("alice", "alice@away.example", Value::Null, json!(["support"])),
+        ("bob", "bob@away.example", Value::Null, json!([])),
+        ("carol", "c@corp.example", json!("Cc"), json!(["support"])),
+    ] {
+        let user = here.user(name).await;
+        assert_eq!(user["disabled"], true, "{name}");
+        assert_eq!((&user["email"], &user["full_name"], &user["roles"]), (&json!(email), &full_name, &roles));
+    }
+    // Once more: what was refused is refused, and nothing changes.
+    let before = here.count("SELECT count(*) FROM history").await;
+    assert_eq!(here.summary(&["users.jsonl"]).await, [5, 0, 0, 4, 1]);
+    assert_eq!(here.count("SELECT count(*) FROM history").await, before);
+    let (after, differences) = compared(&here, &["users.jsonl"]).await;
+    assert_eq!((&after["newer"], &after["refused"]), (&Value::Null, &json!(1)));
+    assert_eq!((&differences[0]["what"], &differences[0]["fields"]), (&json!("older"), &json!(["email"])));
+}
+
 #[tokio::test]
 async fn of_a_user_who_comes_again_what_is_newer_wins() {
     let here = Move::new().await;
@@ -738,8 +811,8 @@ async fn one_user_on_thousands_of_lines_is_one_change_each_thousand() {
     assert_eq!((alice["email"].clone(), alice["roles"].clone(), alice["full_name"].clone()), expected);
     // Alice and Carol made, and Alice changed once by each of four thousands.
     assert_eq!(here.count("SELECT count(*) FROM history WHERE table_name = 'users'").await, 6);
-    // Once more: the address of half of her lines is Carol's by now.
-    assert_eq!(here.summary(&["users.jsonl"]).await, [4002, 0, 0, 2001, 2001]);
+    // Once more: the address of half of her lines is Carol's by now, and none of them is newer.
+    assert_eq!(here.summary(&["users.jsonl"]).await, [4002, 0, 0, 4001, 1]);
 }
 
 #[tokio::test]
