@@ -328,6 +328,32 @@ async fn a_record_from_a_clock_that_is_ahead_undoes_nothing_when_it_comes_twice(
     here.log_in("another-horse-battery-10").await.expect(200);
 }
 
+/// As in a row that the other system's clock was ahead for: what is set here comes after it.
+#[tokio::test]
+async fn a_password_that_was_set_here_is_not_undone_by_one_that_a_clock_ahead_has_dated() {
+    let here = Bridge::new().await;
+    here.alice(json!({ "password_hash": SSHA })).await.expect(201);
+    let ahead = json!({
+        "updated_at": "2026-01-02T03:08:05Z", "password_changed_at": "2026-01-02T03:08:05Z", "password_hash": BCRYPT,
+    });
+    assert_eq!(here.alice(ahead.clone()).await.expect(200)["outcome"], "updated");
+    let login = here.log_in(OLD_PASSWORD).await.expect(200);
+    here.app.clock.advance(Duration::minutes(1));
+    let passwords = json!({ "current_password": OLD_PASSWORD, "new_password": "another-horse-battery-10" });
+    let request = here.app.request(Method::PUT, "/users/me/password").bearer(&login);
+    request.json(&passwords).send().await.expect(204);
+    assert_eq!(here.column("password_changed_at", "17").await, "2026-01-02T03:08:05.000001+00:00");
+
+    // Something else has changed there, and the password is the one of before.
+    let mut later = ahead;
+    later["updated_at"] = "2026-01-02T03:09:05Z".into();
+    later["full_name"] = "Al".into();
+    assert_eq!(here.alice(later).await.expect(200)["full_name"], "Al");
+    here.app.get("/users/me").bearer(&login).send().await.expect(200);
+    here.log_in(OLD_PASSWORD).await.expect_problem(401, "invalid_credentials");
+    here.log_in("another-horse-battery-10").await.expect(200);
+}
+
 #[tokio::test]
 async fn who_changes_nothing_outdates_nothing() {
     let here = Bridge::new().await;
