@@ -496,6 +496,13 @@ async fn whoever_changes_roles_or_disables_the_time_is_noted() {
     .await
     .unwrap();
     assert!(is_now);
+
+    // Where nothing is noted it was as updated_at, which a clock that is ahead may have put into the future.
+    change("UPDATE users SET updated_at = now() + interval '4 minutes' WHERE external_id = '17'").await;
+    let found = change("UPDATE users SET administered_at = NULL WHERE external_id = '17'").await;
+    assert_eq!(found, Value::Null);
+    let found = change("UPDATE users SET disabled = false WHERE external_id = '17'").await;
+    assert_eq!(found, here.column("updated_at", "17").await);
 }
 
 /// What is the same address here is what is the same when an administrator changes it.
