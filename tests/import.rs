@@ -456,6 +456,32 @@ async fn killed_at_any_moment_it_goes_on_and_nothing_is_there_twice() {
     assert_eq!(here.count("SELECT count(*) FROM imports").await, 0);
 }
 
+/// Nobody reads what it refuses, so that it hangs with somebody locked, and the database will not wait for it.
+#[tokio::test]
+async fn an_import_that_the_database_has_ended_says_so_and_goes_on_when_it_is_run_again() {
+    let here = Move::new().await;
+    let alice = |at: &str| json!({ "external_id": "x", "username": "alice", "email": "a@example.com", "full_name": at, "updated_at": at });
+    here.home.write("alice.jsonl", &lines(&[alice("2020-01-01T00:00:00Z")]));
+    assert_eq!(here.summary(&["alice.jsonl"]).await, [1, 1, 0, 0, 0]);
+    let refused = format!("{{\"username\": \"{}\"}}\n", "x".repeat(500));
+    let last = many(3);
+    let text = lines(&[alice("2021-01-01T00:00:00Z")]) + &refused.repeat(999) + &last;
+    here.home.write("users.jsonl", &text);
+    let pipe = here.home.path("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let process = here.gatepass(&["import", "users.jsonl", "--rejects", pipe.to_str().unwrap()]).start();
+    // Open, and not read.
+    let reader = tokio::task::spawn_blocking(move || fs::File::open(pipe).unwrap()).await.unwrap();
+    let hangs = "SELECT count(pid) FROM pg_stat_activity
+                 WHERE datname = current_database() AND state = 'idle in transaction' AND backend_xid IS NOT NULL";
+    until("it hangs", async || here.count(hangs).await == 1).await;
+    here.count(&hangs.replace("(pid)", "(pg_terminate_backend(pid, 5000))")).await;
+    tokio::task::spawn_blocking(move || std::io::copy(&mut &reader, &mut std::io::sink()));
+    let ended = process.end().await.expect(1);
+    assert!(ended.stderr.contains("run the same command again"), "{}", ended.stderr);
+    assert_eq!(here.summary(&["users.jsonl"]).await, [1003, 3, 1, 0, 999]);
+}
+
 #[tokio::test]
 async fn a_file_that_has_changed_since_it_was_killed_is_told_and_begun_anew() {
     let here = Move::new().await;
