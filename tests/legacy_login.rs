@@ -286,6 +286,7 @@ async fn whoever_is_refused_is_refused_alike_and_only_strangers_are_asked_about(
         ("no-password", PASSWORD, None),
         ("a b", PASSWORD, None),
         ("ab", PASSWORD, None),
+        ("nobody@a_b.example", PASSWORD, None),
         ("in-time", "", None),
         ("in-time", &long, None),
         ("in-time", WRONG, Some("refused")),

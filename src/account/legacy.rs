@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::{
-    Accounts, Actor, Error, Name, User,
+    Accounts, Actor, Email, Error, Name, User,
     fields::normalised,
     import::{self, Checked},
     own::is_match,
@@ -62,6 +62,8 @@ impl Accounts {
             return None;
         }
         let imported = match found {
+            // Who comes from there has to pass for new.
+            None if matches!(name, Name::Email(address) if Email::parse(address).is_err()) => return None,
             None => None,
             Some(Credentials { user, password_hash: None, external_id: Some(id) }) if !user.disabled => {
                 Some((user.clone(), id.clone()))
