@@ -170,9 +170,11 @@ impl Stranger<'_> {
     /// Compares the user in the answer with the one who was asked about. A confused system must not hand out other
     /// people's accounts.
     fn is(&self, answered: &Checked) -> Result<(), Unfit> {
-        let name = match self.name {
-            Name::Email(_) => answered.email.as_str(),
-            Name::Username(_) => answered.username.as_str(),
+        let name = match (self.name, &self.imported) {
+            (Name::Email(_), _) => answered.email.as_str(),
+            // They go by the name that they have here; who they are there, their id says.
+            (Name::Username(_), Some((user, _))) if answered.is_username_made => &user.username,
+            (Name::Username(_), _) => answered.username.as_str(),
         };
         if normalised(name) != normalised(self.typed) {
             return Err(Unfit::Another);

@@ -269,7 +269,7 @@ fn check(fields: &Map<String, Value>, is_text: bool, rules: &Rules) -> Option<(O
 }
 
 /// A user of our own format from a system that vouches for their password, so that a hash of it is passed over; or what is
-/// wrong with them, for people.
+/// wrong with them, for people. A username that can be none here is made one, as where that system's users are imported.
 pub(super) fn check_without_hash(
     mut fields: Map<String, Value>,
     now: OffsetDateTime,
@@ -285,7 +285,7 @@ pub(super) fn check_without_hash(
         left_out: LeftOut::default(),
     };
     let mut object = Object::new(&fields, false);
-    let draft = own::draft(&mut object, &rules);
+    let draft = own::draft(&mut object, &rules).with_username();
     draft.check(object, &rules).map_err(|errors| rejects::reason(&errors))
 }
 
