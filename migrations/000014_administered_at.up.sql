@@ -11,7 +11,7 @@ BEGIN
             WHEN (NEW.roles, NEW.disabled) IS NOT DISTINCT FROM (OLD.roles, OLD.disabled)
             THEN coalesce(OLD.administered_at, OLD.updated_at)
             WHEN NEW.updated_at > OLD.updated_at THEN greatest(NEW.updated_at, OLD.administered_at)
-            ELSE greatest(now(), OLD.administered_at)
+            ELSE greatest(now(), coalesce(OLD.administered_at, OLD.updated_at))
         END;
     END IF;
     RETURN NEW;

@@ -111,21 +111,21 @@ async fn a_connection_has_limits_and_a_name() {
     assert_eq!(show(&named, "application_name").await, "blue");
 }
 
-/// Whoever gives or takes users by the thousand may be slow, and the server does not hear of them meanwhile.
+/// Whoever gives or takes users by the thousand may be slow, and the server does not hear of them meanwhile. But whoever has
+/// some of them locked, and has stopped, is not waited for.
 #[tokio::test]
-async fn those_who_import_and_export_may_take_their_time() {
+async fn those_who_import_and_export_may_take_their_time_but_lock_nobody_out_meanwhile() {
     let pool = Source::new(&database().await.into()).unwrap().pool(1);
     let mut conn = pool.acquire().await.unwrap();
     let limits =
         "SELECT current_setting('statement_timeout'), current_setting('idle_in_transaction_session_timeout')";
-    let none = ("0".to_owned(), "0".to_owned());
     let mut transaction = imports::begin(&mut conn).await.unwrap();
     let found: (String, String) = sqlx::query_as(limits).fetch_one(&mut *transaction).await.unwrap();
-    assert_eq!(found, none);
+    assert_eq!(found, ("0".to_owned(), "15s".to_owned()));
     transaction.commit().await.unwrap();
     let mut transaction = imports::snapshot(&mut conn).await.unwrap();
     let found: (String, String) = sqlx::query_as(limits).fetch_one(&mut *transaction).await.unwrap();
-    assert_eq!(found, none);
+    assert_eq!(found, ("0".to_owned(), "0".to_owned()));
     transaction.commit().await.unwrap();
     let found: (String, String) = sqlx::query_as(limits).fetch_one(&mut *conn).await.unwrap();
     assert_eq!(found, ("8s".to_owned(), "15s".to_owned()));

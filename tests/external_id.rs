@@ -328,6 +328,32 @@ async fn a_record_from_a_clock_that_is_ahead_undoes_nothing_when_it_comes_twice(
     here.log_in("another-horse-battery-10").await.expect(200);
 }
 
+/// As in a row that the other system's clock was ahead for: what is set here comes after it.
+#[tokio::test]
+async fn a_password_that_was_set_here_is_not_undone_by_one_that_a_clock_ahead_has_dated() {
+    let here = Bridge::new().await;
+    here.alice(json!({ "password_hash": SSHA })).await.expect(201);
+    let ahead = json!({
+        "updated_at": "2026-01-02T03:08:05Z", "password_changed_at": "2026-01-02T03:08:05Z", "password_hash": BCRYPT,
+    });
+    assert_eq!(here.alice(ahead.clone()).await.expect(200)["outcome"], "updated");
+    let login = here.log_in(OLD_PASSWORD).await.expect(200);
+    here.app.clock.advance(Duration::minutes(1));
+    let passwords = json!({ "current_password": OLD_PASSWORD, "new_password": "another-horse-battery-10" });
+    let request = here.app.request(Method::PUT, "/users/me/password").bearer(&login);
+    request.json(&passwords).send().await.expect(204);
+    assert_eq!(here.column("password_changed_at", "17").await, "2026-01-02T03:08:05.000001+00:00");
+
+    // Something else has changed there, and the password is the one of before.
+    let mut later = ahead;
+    later["updated_at"] = "2026-01-02T03:09:05Z".into();
+    later["full_name"] = "Al".into();
+    assert_eq!(here.alice(later).await.expect(200)["full_name"], "Al");
+    here.app.get("/users/me").bearer(&login).send().await.expect(200);
+    here.log_in(OLD_PASSWORD).await.expect_problem(401, "invalid_credentials");
+    here.log_in("another-horse-battery-10").await.expect(200);
+}
+
 #[tokio::test]
 async fn who_changes_nothing_outdates_nothing() {
     let here = Bridge::new().await;
@@ -392,6 +418,62 @@ async fn what_users_change_keeps_nobody_from_disabling_them() {
     assert_eq!(here.alice(later).await.expect(200)["disabled"], true);
 }
 
+/// The address that the other system has of them may be somebody else's here by now.
+#[tokio::test]
+async fn an_address_that_was_taken_keeps_nobody_from_disabling_whose_it_was() {
+    let here = Bridge::new().await;
+    let path =
+        here.alice(json!({ "roles": ["support", "boss"] })).await.location("/admin/users/by-external-id/17");
+    let login = here.log_in(OLD_PASSWORD).await.expect(200);
+    here.app.clock.advance(Duration::minutes(2));
+    let own = json!({ "email": "a2@example.org" });
+    here.app.patch("/users/me").bearer(&login).json(&own).send().await.expect(200);
+    let friend =
+        json!({ "username": "friend", "email": "alice@example.com", "password": "another-horse-battery-10" });
+    here.app.post("/users").json(&friend).send().await.expect(201);
+    let me = async || here.app.get("/users/me").bearer(&login).send().await;
+    let now = async || here.app.get(&path).bearer(&here.root).send().await.expect(200);
+
+    // From before she did: all that is to be taken is, and nobody is told of an address that nobody wants.
+    let before = json!({ "updated_at": "2026-01-02T03:05:05Z", "roles": ["support"], "full_name": "Eve" });
+    for outcome in ["updated", "unchanged"] {
+        let changed = here.alice(before.clone()).await.expect(200);
+        assert_eq!((&changed["outcome"], &changed["roles"]), (&json!(outcome), &json!(["support"])));
+        assert_eq!((&changed["full_name"], &changed["email"]), (&json!("Alice"), &json!("a2@example.org")));
+    }
+    me().await.expect_problem(401, "token_outdated");
+    let undated = here.alice(json!({ "updated_at": null, "disabled": true })).await.expect(200);
+    assert_eq!((&undated["outcome"], &undated["disabled"]), (&json!("unchanged"), &json!(false)));
+
+    // And after that, as often as it comes.
+    let after = json!({
+        "updated_at": "2026-01-02T03:07:05Z", "roles": [], "disabled": true, "full_name": "Eve", "password_hash": SSHA,
+    });
+    for _ in 0..2 {
+        here.alice(after.clone()).await.expect_problem(409, "email_taken");
+        let alice = now().await;
+        assert_eq!((&alice["disabled"], &alice["roles"]), (&json!(true), &json!([])));
+        assert_eq!((&alice["full_name"], &alice["email"]), (&json!("Alice"), &json!("a2@example.org")));
+    }
+    me().await.expect_problem(401, "session_revoked");
+    // Nothing of the refused part is noted as there: with an address of her own it is newer still.
+    let mut mended = after;
+    mended["email"] = "alice@new.example".into();
+    let alice = here.alice(mended).await.expect(200);
+    assert_eq!((&alice["outcome"], &alice["full_name"]), (&json!("updated"), &json!("Eve")));
+
+    // Who administers alone is not locked out that way, either.
+    let set =
+        "UPDATE users SET external_id = 'root', updated_at = '2020-01-01Z', administered_at = '2020-01-01Z'
+               WHERE username = 'root'";
+    sqlx::query(set).execute(&here.app.db).await.unwrap();
+    let root = json!({
+        "username": "root", "email": "alice@example.com", "updated_at": "2021-01-01T00:00:00Z", "disabled": true,
+    });
+    here.put("root", &root).await.expect_problem(409, "last_admin");
+    here.app.get("/users/me").bearer(&here.root).send().await.expect(200);
+}
+
 /// By hand, and by a release that knows nothing of it.
 #[tokio::test]
 async fn whoever_changes_roles_or_disables_the_time_is_noted() {
@@ -414,6 +496,13 @@ async fn whoever_changes_roles_or_disables_the_time_is_noted() {
     .await
     .unwrap();
     assert!(is_now);
+
+    // Where nothing is noted it was as updated_at, which a clock that is ahead may have put into the future.
+    change("UPDATE users SET updated_at = now() + interval '4 minutes' WHERE external_id = '17'").await;
+    let found = change("UPDATE users SET administered_at = NULL WHERE external_id = '17'").await;
+    assert_eq!(found, Value::Null);
+    let found = change("UPDATE users SET disabled = false WHERE external_id = '17'").await;
+    assert_eq!(found, here.column("updated_at", "17").await);
 }
 
 /// What is the same address here is what is the same when an administrator changes it.

@@ -456,6 +456,32 @@ async fn killed_at_any_moment_it_goes_on_and_nothing_is_there_twice() {
     assert_eq!(here.count("SELECT count(*) FROM imports").await, 0);
 }
 
+/// Nobody reads what it refuses, so that it hangs with somebody locked, and the database will not wait for it.
+#[tokio::test]
+async fn an_import_that_the_database_has_ended_says_so_and_goes_on_when_it_is_run_again() {
+    let here = Move::new().await;
+    let alice = |at: &str| json!({ "external_id": "x", "username": "alice", "email": "a@example.com", "full_name": at, "updated_at": at });
+    here.home.write("alice.jsonl", &lines(&[alice("2020-01-01T00:00:00Z")]));
+    assert_eq!(here.summary(&["alice.jsonl"]).await, [1, 1, 0, 0, 0]);
+    let refused = format!("{{\"username\": \"{}\"}}\n", "x".repeat(500));
+    let last = many(3);
+    let text = lines(&[alice("2021-01-01T00:00:00Z")]) + &refused.repeat(999) + &last;
+    here.home.write("users.jsonl", &text);
+    let pipe = here.home.path("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let process = here.gatepass(&["import", "users.jsonl", "--rejects", pipe.to_str().unwrap()]).start();
+    // Open, and not read.
+    let reader = tokio::task::spawn_blocking(move || fs::File::open(pipe).unwrap()).await.unwrap();
+    let hangs = "SELECT count(pid) FROM pg_stat_activity
+                 WHERE datname = current_database() AND state = 'idle in transaction' AND backend_xid IS NOT NULL";
+    until("it hangs", async || here.count(hangs).await == 1).await;
+    here.count(&hangs.replace("(pid)", "(pg_terminate_backend(pid, 5000))")).await;
+    tokio::task::spawn_blocking(move || std::io::copy(&mut &reader, &mut std::io::sink()));
+    let ended = process.end().await.expect(1);
+    assert!(ended.stderr.contains("run the same command again"), "{}", ended.stderr);
+    assert_eq!(here.summary(&["users.jsonl"]).await, [1003, 3, 1, 0, 999]);
+}
+
 #[tokio::test]
 async fn a_file_that_has_changed_since_it_was_killed_is_told_and_begun_anew() {
     let here = Move::new().await;
@@ -630,6 +656,79 @@ async fn an_address_may_go_from_one_user_to_another() {
     }
 }
 
+/// Who has moved away from an address here, which somebody else has taken, is disabled all the same.
+#[tokio::test]
+async fn an_address_that_was_taken_keeps_no_line_from_disabling_whose_it_was() {
+    let here = Move::new().await;
+    here.app.clock.advance(OffsetDateTime::now_utc() - START);
+    let user = |name: &str, more: Value| {
+        let mut user = json!({
+            "external_id": name, "username": name, "email": format!("{name}@corp.example"), "roles": ["support"],
+            "disabled": false, "updated_at": "2020-01-01T00:00:00Z", "password_hash": BCRYPT,
+        });
+        user.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        user
+    };
+    let names = ["alice", "bob", "carol"];
+    let users: Vec<_> = names.iter().map(|name| user(name, json!({}))).collect();
+    here.home.write("users.jsonl", &lines(&users));
+    assert_eq!(here.summary(&["users.jsonl"]).await, [3, 3, 0, 0, 0]);
+    for name in names {
+        // They have moved there by themselves, and a friend has come.
+        let moved = "UPDATE users SET email = username || '@away.example', updated_at = '2022-01-01Z' WHERE username = $1";
+        sqlx::query(moved).bind(name).execute(&here.app.db).await.unwrap();
+        let friend = json!({
+            "username": format!("{name}2"), "email": format!("{name}@corp.example"), "password": PASSWORD,
+        });
+        here.app.post("/users").json(&friend).send().await.expect(201);
+    }
+
+    let (before, after) = ("2021-01-01T00:00:00Z", "2023-01-01T00:00:00Z");
+    let users = [
+        user("alice", json!({ "disabled": true, "updated_at": before })),
+        user("bob", json!({ "disabled": true, "roles": [], "full_name": "Bob", "updated_at": after })),
+        // The one in the middle is not hers.
+        user(
+            "carol",
+            json!({ "email": "c@corp.example", "full_name": "C.", "updated_at": "2022-06-01T00:00:00Z" }),
+        ),
+        user("carol", json!({ "disabled": true, "full_name": "Carol", "updated_at": after })),
+        user(
+            "carol",
+            json!({ "email": "c@corp.example", "disabled": null, "full_name": "Cc", "updated_at": "2023-01-02T00:00:00Z" }),
+        ),
+    ];
+    here.home.write("users.jsonl", &lines(&users));
+    let (compared_before, differences) = compared(&here, &["users.jsonl"]).await;
+    assert_eq!((&compared_before["newer"], &compared_before["refused"]), (&json!(3), &json!(2)));
+    assert_eq!(differences[0]["fields"], json!(["email", "disabled"]));
+    let counts = [5, 0, 3, 0, 2];
+    assert_eq!(here.summary(&["users.jsonl", "--dry-run"]).await, counts);
+    assert_eq!(here.count("SELECT count(*) FROM users WHERE disabled").await, 0);
+    assert_eq!(here.summary(&["users.jsonl"]).await, counts);
+    let refused = here.read("users.jsonl.rejects");
+    let refused: Vec<Value> = refused.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = refused.iter().map(|refused| (&refused["_line"], &refused["external_id"])).collect();
+    assert_eq!(told, [(&json!(2), &json!("bob")), (&json!(4), &json!("carol"))]);
+    assert!(refused.iter().all(|refused| refused["_reason"].as_str().unwrap().contains("email_taken")));
+    for (name, email, full_name, roles) in [
+        ("alice", "alice@away.example", Value::Null, json!(["support"])),
+        ("bob", "bob@away.example", Value::Null, json!([])),
+        ("carol", "c@corp.example", json!("Cc"), json!(["support"])),
+    ] {
+        let user = here.user(name).await;
+        assert_eq!(user["disabled"], true, "{name}");
+        assert_eq!((&user["email"], &user["full_name"], &user["roles"]), (&json!(email), &full_name, &roles));
+    }
+    // Once more: what was refused is refused, and nothing changes.
+    let before = here.count("SELECT count(*) FROM history").await;
+    assert_eq!(here.summary(&["users.jsonl"]).await, [5, 0, 0, 4, 1]);
+    assert_eq!(here.count("SELECT count(*) FROM history").await, before);
+    let (after, differences) = compared(&here, &["users.jsonl"]).await;
+    assert_eq!((&after["newer"], &after["refused"]), (&Value::Null, &json!(1)));
+    assert_eq!((&differences[0]["what"], &differences[0]["fields"]), (&json!("older"), &json!(["email"])));
+}
+
 #[tokio::test]
 async fn of_a_user_who_comes_again_what_is_newer_wins() {
     let here = Move::new().await;
@@ -738,8 +837,8 @@ async fn one_user_on_thousands_of_lines_is_one_change_each_thousand() {
     assert_eq!((alice["email"].clone(), alice["roles"].clone(), alice["full_name"].clone()), expected);
     // Alice and Carol made, and Alice changed once by each of four thousands.
     assert_eq!(here.count("SELECT count(*) FROM history WHERE table_name = 'users'").await, 6);
-    // Once more: the address of half of her lines is Carol's by now.
-    assert_eq!(here.summary(&["users.jsonl"]).await, [4002, 0, 0, 2001, 2001]);
+    // Once more: the address of half of her lines is Carol's by now, and none of them is newer.
+    assert_eq!(here.summary(&["users.jsonl"]).await, [4002, 0, 0, 4001, 1]);
 }
 
 #[tokio::test]

@@ -268,6 +268,7 @@ async fn whoever_is_refused_is_refused_alike_and_only_strangers_are_asked_about(
     };
     old.knows_as("another", user("somebody-else", json!({})));
     old.knows_as("another@example.com", user("another", json!({})));
+    old.knows_as("made-up", user("made up", json!({})));
     old.knows_as("root", user("root", json!({"roles": ["admin"]})));
     old.knows_as("misspelt", user("misspelt", json!({"is_disabled": true})));
     old.knows_as("broken", user("broken", json!({"email": "nowhere"})));
@@ -286,6 +287,7 @@ async fn whoever_is_refused_is_refused_alike_and_only_strangers_are_asked_about(
         ("no-password", PASSWORD, None),
         ("a b", PASSWORD, None),
         ("ab", PASSWORD, None),
+        ("nobody@a_b.example", PASSWORD, None),
         ("in-time", "", None),
         ("in-time", &long, None),
         ("in-time", WRONG, Some("refused")),
@@ -296,6 +298,7 @@ async fn whoever_is_refused_is_refused_alike_and_only_strangers_are_asked_about(
         ("disabled", PASSWORD, Some("refused")),
         ("another", PASSWORD, Some("failed")),
         ("another@example.com", PASSWORD, Some("failed")),
+        ("made-up", PASSWORD, Some("failed")),
         ("root", PASSWORD, Some("failed")),
         ("misspelt", PASSWORD, Some("failed")),
         ("broken", PASSWORD, Some("failed")),
@@ -471,6 +474,45 @@ async fn who_was_imported_without_a_password_gets_the_one_that_the_old_system_kn
     asked.sort();
     assert_eq!(asked, ["alice", "bob", "carol"]);
     assert_eq!(count(&app, "SELECT count(*) FROM users WHERE password_hash IS NOT NULL").await, 1);
+}
+
+/// Django takes what no username is here, addresses above all.
+#[tokio::test]
+async fn whose_username_there_is_none_here_comes_as_an_import_has_them() {
+    let old = OldSystem::start().await;
+    let app = app(&old).await;
+    let user =
+        |id: &str, name: &str, email: &str| json!({"external_id": id, "username": name, "email": email});
+    for (id, name, email, made) in [
+        ("17", "alice@example.com", "alice@example.com", "alice-4523540f"),
+        ("18", "a+b", "a+b@example.com", "a-b-4ec9599f"),
+        ("19", "al", "al@example.com", "al-9400f1b2"),
+    ] {
+        old.knows_as(email, user(id, name, email));
+        let login = log_in(&app, email, PASSWORD).await.expect(200);
+        assert_eq!(login["user"]["username"], made);
+        assert_eq!(log_in(&app, made, PASSWORD).await.expect(200)["user"]["id"], login["user"]["id"]);
+    }
+
+    // Whom an import has made without a password keeps the name, made up or not, by whichever they come.
+    for (name, id) in [("bob-12345678", "20"), ("carol", "21"), ("dave", "22")] {
+        let user = app.register(name).await;
+        sqlx::query("UPDATE users SET password_hash = NULL, external_id = $2 WHERE id = $1::uuid")
+            .bind(user["id"].as_str().unwrap())
+            .bind(id)
+            .execute(&app.db)
+            .await
+            .unwrap();
+    }
+    old.knows_as("bob-12345678@example.com", user("20", "bob b", "bob-12345678@example.com"));
+    old.knows_as("carol", user("21", "carol c", "carol@example.com"));
+    // Somebody else there, who answers to this name.
+    old.knows_as("dave", user("23", "dave d", "dave@example.com"));
+    for (typed, name) in [("bob-12345678@example.com", "bob-12345678"), ("carol", "carol")] {
+        assert_eq!(log_in(&app, typed, PASSWORD).await.expect(200)["user"]["username"], name);
+    }
+    log_in(&app, "dave", PASSWORD).await.expect_problem(401, "invalid_credentials");
+    assert_eq!((outcome(&app, "taken_over").await, outcome(&app, "failed").await), (5, 1));
 }
 
 #[tokio::test]

@@ -59,6 +59,29 @@ async fn log_in_by_username_or_address_in_any_case() {
     }
 }
 
+/// They have it since before the rules for new ones were as strict as they are, or somebody has set it by hand.
+#[tokio::test]
+async fn log_in_by_an_address_that_would_be_refused_today() {
+    let app = App::new().await;
+    let alice = app.register("alice").await;
+    let log_in = |name: String| {
+        app.post("/users/login").json(&json!({ "username": name, "password": PASSWORD })).send()
+    };
+    for address in ["Alice@a_b.example", "alice@localhost", "\"alice@home\"@example.com"] {
+        sqlx::query("UPDATE users SET email = $2 WHERE id = $1::uuid")
+            .bind(alice["id"].as_str().unwrap())
+            .bind(address)
+            .execute(&app.db)
+            .await
+            .unwrap();
+        assert_eq!(log_in(address.to_uppercase()).await.expect(200)["user"]["id"], alice["id"], "{address}");
+        log_in(format!("x{address}")).await.expect_problem(401, "invalid_credentials");
+    }
+    for nobody in ["@", "a@\0", "a\n@b", &format!("{}@b", "x".repeat(300)), &"@".repeat(9000)] {
+        log_in(nobody.to_owned()).await.expect_problem(401, "invalid_credentials");
+    }
+}
+
 #[tokio::test]
 async fn a_token_ends_when_it_says() {
     let app = App::new().await;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::{
-    Accounts, Actor, Error, Name, User,
+    Accounts, Actor, Email, Error, Name, User,
     fields::normalised,
     import::{self, Checked},
     own::is_match,
@@ -62,6 +62,8 @@ impl Accounts {
             return None;
         }
         let imported = match found {
+            // Who comes from there has to pass for new.
+            None if matches!(name, Name::Email(address) if Email::parse(address).is_err()) => return None,
             None => None,
             Some(Credentials { user, password_hash: None, external_id: Some(id) }) if !user.disabled => {
                 Some((user.clone(), id.clone()))
@@ -168,9 +170,11 @@ impl Stranger<'_> {
     /// Compares the user in the answer with the one who was asked about. A confused system must not hand out other
     /// people's accounts.
     fn is(&self, answered: &Checked) -> Result<(), Unfit> {
-        let name = match self.name {
-            Name::Email(_) => answered.email.as_str(),
-            Name::Username(_) => answered.username.as_str(),
+        let name = match (self.name, &self.imported) {
+            (Name::Email(_), _) => answered.email.as_str(),
+            // They go by the name that they have here; who they are there, their id says.
+            (Name::Username(_), Some((user, _))) if answered.is_username_made => &user.username,
+            (Name::Username(_), _) => answered.username.as_str(),
         };
         if normalised(name) != normalised(self.typed) {
             return Err(Unfit::Another);

@@ -219,10 +219,12 @@ impl Accounts {
     }
 }
 
-/// What `text` names: an address when it has an `@`, which no username has. `None` when nobody can have that name.
+/// What `text` names: an address when it has an `@`, which no username has. `None` when nobody can have that name. Of an
+/// address that is what the table has ever taken: the rules for a new one may be stricter than those it was taken by.
 pub(super) fn name(text: &str) -> Option<Name<'_>> {
     if text.contains('@') {
-        Email::parse(text).is_ok().then_some(Name::Email(text))
+        let can_be_there = text.len() <= Email::MAX_BYTES && !text.contains(char::is_control);
+        can_be_there.then_some(Name::Email(text))
     } else {
         Username::parse(text).is_ok().then_some(Name::Username(text))
     }

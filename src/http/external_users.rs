@@ -115,7 +115,7 @@ pub(super) struct PutUser {
             ("Location" = String, description = "Where administrators find the user, relative to this address."),
         )),
         (status = 403, description = "`forbidden`: the caller is no administrator."),
-        (status = 409, description = "`username_taken` or `email_taken`: a user has it whom this id does not name; or `last_admin`: nobody else is an administrator, so that this one can be neither disabled nor demoted."),
+        (status = 409, description = "`username_taken` or `email_taken`: a user has it whom this id does not name; of a user who was there, `roles` and `disabled` have been taken all the same if the record is newer; or `last_admin`: nobody else is an administrator, so that this one can be neither disabled nor demoted."),
     ),
 )]
 pub(super) async fn put(

@@ -108,8 +108,13 @@ pub struct Position {
     pub server_started_at: OffsetDateTime,
     /// until its next crash, by the time at which it began to count after the last one: when one of its processes dies, it
     /// recovers without being started anew.
-    #[serde(with = "time::serde::timestamp::microseconds")]
+    #[serde(with = "time::serde::timestamp::microseconds", default = "unknown")]
     pub statistics_began_at: OffsetDateTime,
+}
+
+/// What a release that did not know of it has not written down: no server's.
+fn unknown() -> OffsetDateTime {
+    OffsetDateTime::UNIX_EPOCH
 }
 
 impl Position {

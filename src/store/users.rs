@@ -481,7 +481,8 @@ pub async fn update(
 }
 
 /// Sets the password and ends sessions, in one transaction; `false`, and nothing has changed, when there is no such user,
-/// or their password is no longer the one that was set at `changed_at`.
+/// or their password is no longer the one that was set at `changed_at`. As `updated_at` ([`update`]), that time never goes
+/// back: an import may have brought a later one, whose password is not to come back.
 ///
 /// # Errors
 ///
@@ -499,7 +500,7 @@ pub async fn set_password(
     // The user first: a login that has checked the former password waits here, and then finds another.
     let done = sqlx::query!(
         "UPDATE users
-         SET password_hash = $2, password_changed_at = $4,
+         SET password_hash = $2, password_changed_at = greatest($4, password_changed_at + interval '1 microsecond'),
              updated_at = greatest($4, updated_at + interval '1 microsecond')
          WHERE id = $1 AND ($3::timestamptz IS NULL OR password_changed_at = $3) AND (SELECT caused_by($5, $6))",
         id,

@@ -14,8 +14,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    Checked, ImportError, Record, Rules,
-    merge::{Place, is_no_later_password, place},
+    Checked, FieldError, ImportError, Record, Rules,
+    merge::{Denied, Place, is_no_later_password, place},
     rejects,
     run::Records,
 };
@@ -195,16 +195,17 @@ impl Run {
             self.found.extend(holders.external_id);
             places.push(match place(user, &holders) {
                 Place::New => Ok(None),
-                Place::Known(id) => Ok(Some(id)),
+                Place::Known { id, is_email_taken } => Ok(Some((id, is_email_taken))),
                 // Both names are this one's.
                 Place::Same => {
                     self.found.extend(holders.username);
-                    Ok(holders.username)
+                    Ok(holders.username.map(|id| (id, false)))
                 }
                 Place::Taken(denied) => Err(vec![denied.told()]),
             });
         }
-        let known: Vec<_> = places.iter().filter_map(|place| *place.as_ref().ok()?).collect();
+        let known: Vec<_> =
+            places.iter().filter_map(|place| place.as_ref().ok()?.map(|(id, _)| id)).collect();
         let users = imports::compared(conn, &known).await?;
         let users: HashMap<_, _> = users.iter().map(|user| (user.present.id, user)).collect();
         let mut places = places.into_iter();
@@ -216,13 +217,14 @@ impl Run {
                 Err(errors) => (None, Err(errors.clone())),
             };
             match (user, place) {
-                (_, Err(errors)) => {
-                    self.comparison.refused += 1;
-                    let reason = Some(rejects::reason(&errors));
-                    self.note(&Difference { what: "refused", reason, ..difference })?;
-                }
-                (Some(user), Ok(Some(id))) if let Some(here) = users.get(&id) => {
-                    self.hold(difference, user, here)?;
+                (_, Err(errors)) => self.refuse(difference, &errors)?,
+                (Some(user), Ok(Some((id, is_email_taken)))) if let Some(here) = users.get(&id) => {
+                    // Where it is no newer, nobody wants the address.
+                    if is_email_taken && user.updated_at.is_some_and(|at| at > here.present.updated_at) {
+                        self.refuse(difference, &[Denied::EmailTaken.told()])?;
+                    } else {
+                        self.hold(difference, user, here)?;
+                    }
                 }
                 (_, Ok(_)) => {
                     self.comparison.missing += 1;
@@ -231,6 +233,12 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    fn refuse(&mut self, difference: Difference<'_>, errors: &[FieldError]) -> Result<(), ImportError> {
+        self.comparison.refused += 1;
+        let reason = Some(rejects::reason(errors));
+        self.note(&Difference { what: "refused", reason, ..difference })
     }
 
     /// Holds a record against its user.

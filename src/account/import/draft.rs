@@ -39,7 +39,7 @@ pub(super) struct Draft {
 pub(in crate::account) struct Checked {
     pub(in crate::account) external_id: Option<String>,
     pub(in crate::account) username: Username,
-    pub(super) is_username_made: bool,
+    pub(in crate::account) is_username_made: bool,
     pub(in crate::account) email: Email,
     pub(in crate::account) full_name: Option<FullName>,
     pub(in crate::account) roles: Option<Roles>,

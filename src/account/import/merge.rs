@@ -88,22 +88,29 @@ pub(super) async fn write(
             match place(&chunk[i].user, &holders) {
                 Place::New if holders.is_repeated || holders.is_claimed => later.push(i),
                 Place::New => new.push(i),
-                Place::Known(id) if let Some(at) = made.and_then(|made| made.updated_at.get(&id)) => {
-                    let is_newer = chunk[i].user.updated_at.is_some_and(|newer| newer > *at);
-                    *(if is_newer { &mut done.updated } else { &mut done.unchanged }) += 1;
+                Place::Known { id, is_email_taken }
+                    if let Some(at) = made.and_then(|made| made.updated_at.get(&id)) =>
+                {
+                    match chunk[i].user.updated_at.is_some_and(|newer| newer > *at) {
+                        true if is_email_taken => done.refused.push((i, Denied::EmailTaken)),
+                        true => done.updated += 1,
+                        false => done.unchanged += 1,
+                    }
                 }
                 // What comes after one that waits has to wait as well.
-                Place::Known(id) if holders.is_claimed || held_back.contains(&id) => {
+                Place::Known { id, is_email_taken }
+                    if holders.is_claimed
+                        || held_back.contains(&id)
+                        || is_email_taken && may_be_given_up(holders.email, &known, &held_back) =>
+                {
                     held_back.insert(id);
                     later.push(i);
                 }
-                Place::Known(id) => known.entry(id).or_default().push(i),
+                Place::Known { id, is_email_taken } => {
+                    known.entry(id).or_default().push(Said { record: i, is_email_taken });
+                }
                 Place::Same => done.unchanged += 1,
-                // Whoever has the address may be about to give it up.
-                Place::Taken(Denied::EmailTaken)
-                    if holders.email.is_some_and(|id| known.contains_key(&id) || held_back.contains(&id)) =>
-                {
-                    held_back.extend(holders.external_id);
+                Place::Taken(Denied::EmailTaken) if may_be_given_up(holders.email, &known, &held_back) => {
                     later.push(i);
                 }
                 Place::Taken(denied) => done.refused.push((i, denied)),
@@ -130,11 +137,28 @@ pub(super) async fn write(
             change(transaction, chunk, &records, present, now, cause, &mut done).await?;
         }
         // Who has been deleted meanwhile is new.
-        later.extend(known.into_values().flatten());
+        later.extend(known.into_values().flatten().map(|said| said.record));
         later.sort_unstable();
         waiting = later;
     }
     Ok(done)
+}
+
+/// Whether a record before this one may take an address from whoever has it.
+fn may_be_given_up(
+    holder: Option<Uuid>,
+    known: &HashMap<Uuid, Vec<Said>>,
+    held_back: &HashSet<Uuid>,
+) -> bool {
+    holder.is_some_and(|id| known.contains_key(&id) || held_back.contains(&id))
+}
+
+/// A record about a user who is there.
+#[derive(Clone, Copy)]
+struct Said {
+    record: usize,
+    /// Another user has the address.
+    is_email_taken: bool,
 }
 
 /// Makes of a user who is there what these records of a chunk say, in their order and all at once. When that would take the
@@ -142,7 +166,7 @@ pub(super) async fn write(
 async fn change(
     transaction: &mut Transaction<'_>,
     chunk: &[Ready],
-    records: &[usize],
+    records: &[Said],
     mut present: Present,
     now: OffsetDateTime,
     cause: &Cause,
@@ -150,14 +174,14 @@ async fn change(
 ) -> Result<(), store::Error> {
     let mut parts = VecDeque::from([records]);
     while let Some(part) = parts.pop_front() {
-        let Folded { user, is_other_password, updated, unchanged } = fold(chunk, part, &present);
+        let Folded { user, is_other_password, updated, unchanged, refused } = fold(chunk, part, &present);
         if (user.updated_at, user.administered_at) != (present.updated_at, present.administered_at) {
             let demotes = is_admin(&present) && !is_admin(&user);
             match imports::change(transaction, &user, is_other_password, demotes, now, cause).await {
                 Ok(()) => {}
                 Err(store::Error::LastAdmin) => {
-                    if let &[i] = part {
-                        done.refused.push((i, Denied::LastAdmin));
+                    if let &[Said { record, .. }] = part {
+                        done.refused.push((record, Denied::LastAdmin));
                     } else {
                         let (first, rest) = part.split_at(part.len() / 2);
                         parts.push_front(rest);
@@ -171,6 +195,7 @@ async fn change(
         }
         done.updated += updated;
         done.unchanged += unchanged;
+        done.refused.extend(refused.into_iter().map(|record| (record, Denied::EmailTaken)));
     }
     Ok(())
 }
@@ -182,19 +207,33 @@ struct Folded {
     /// How many of them change something.
     updated: u64,
     unchanged: u64,
+    /// Those of which an address of another user keeps all but roles and `disabled` out.
+    refused: Vec<usize>,
 }
 
-fn fold(chunk: &[Ready], records: &[usize], present: &Present) -> Folded {
-    let mut folded = Folded { user: present.clone(), is_other_password: false, updated: 0, unchanged: 0 };
-    for ready in records.iter().map(|&i| &chunk[i]) {
+fn fold(chunk: &[Ready], records: &[Said], present: &Present) -> Folded {
+    let mut folded = Folded {
+        user: present.clone(),
+        is_other_password: false,
+        updated: 0,
+        unchanged: 0,
+        refused: Vec::new(),
+    };
+    for &Said { record, is_email_taken } in records {
+        let ready = &chunk[record];
         let newer = ready.user.updated_at.filter(|at| folded.user.is_older_than(*at));
         let Some(at) = newer else {
             folded.unchanged += 1;
             continue;
         };
-        let (user, is_other_password) = changed(ready, &folded.user, at);
-        let count = if is_same(&user, &folded.user) { &mut folded.unchanged } else { &mut folded.updated };
-        *count += 1;
+        let (user, is_other_password) = changed(ready, &folded.user, at, is_email_taken);
+        if is_email_taken && at > folded.user.updated_at {
+            folded.refused.push(record);
+        } else if is_same(&user, &folded.user) {
+            folded.unchanged += 1;
+        } else {
+            folded.updated += 1;
+        }
         folded.is_other_password |= is_other_password;
         // What is the same but newer is noted, too: something in between may come later.
         folded.user = user;
@@ -205,8 +244,12 @@ fn fold(chunk: &[Ready], records: &[usize], present: &Present) -> Folded {
 /// What a record is to the users who are there.
 pub(super) enum Place {
     New,
-    /// The user of this id.
-    Known(Uuid),
+    /// The user of this id. An address of another one keeps nobody from having other roles, or from being disabled: or else
+    /// users could see to it that somebody else has theirs.
+    Known {
+        id: Uuid,
+        is_email_taken: bool,
+    },
     /// Made by an earlier import, or by themselves, and has no name in another system: nothing of it is taken over.
     Same,
     Taken(Denied),
@@ -215,8 +258,7 @@ pub(super) enum Place {
 pub(super) fn place(user: &Checked, holders: &Holders) -> Place {
     match (holders.external_id, holders.username, holders.email) {
         // The username stays as it is, whosever this one is.
-        (Some(id), _, email) if email.is_none_or(|holder| holder == id) => Place::Known(id),
-        (Some(_), ..) => Place::Taken(Denied::EmailTaken),
+        (Some(id), _, email) => Place::Known { id, is_email_taken: email.is_some_and(|holder| holder != id) },
         (None, None, None) => Place::New,
         (None, Some(one), Some(other)) if one == other && user.external_id.is_none() => Place::Same,
         (None, Some(_), _) => Place::Taken(Denied::UsernameTaken),
@@ -248,8 +290,9 @@ pub(in crate::account) fn new_row<'a>(
 }
 
 /// The user as the record has them, and where it says nothing, or has been overtaken, as they are; and whether the password
-/// is another one. What the user may change themselves does not overtake what they may not.
-fn changed(ready: &Ready, present: &Present, at: OffsetDateTime) -> (Present, bool) {
+/// is another one. What the user may change themselves does not overtake what they may not, nor does an address that is
+/// another's keep it out.
+fn changed(ready: &Ready, present: &Present, at: OffsetDateTime, is_email_taken: bool) -> (Present, bool) {
     let (user, mut changed) = (&ready.user, present.clone());
     if at > present.administered_at {
         if let Some(roles) = &user.roles {
@@ -258,7 +301,7 @@ fn changed(ready: &Ready, present: &Present, at: OffsetDateTime) -> (Present, bo
         changed.disabled = user.disabled.unwrap_or(present.disabled);
         changed.administered_at = at;
     }
-    if at <= present.updated_at {
+    if at <= present.updated_at || is_email_taken {
         return (changed, false);
     }
     let is_other_password =

@@ -158,6 +158,12 @@ pub enum ImportError {
     /// Others register the same names all the time.
     #[error("others were changing the same users, again and again")]
     Contended,
+    /// The database has given up in the middle, as it does with who has stopped while others wait.
+    #[error(
+        "the connection to the database has ended in the middle, as it does when an import stands still for 15 s; what was \
+         not told as done is not done: run the same command again, and an import of a file goes on where it stopped"
+    )]
+    CutOff(#[source] Error),
     /// A hash could not be wrapped, or the database failed.
     #[error(transparent)]
     Account(#[from] Error),
@@ -165,7 +171,7 @@ pub enum ImportError {
 
 impl From<store::Error> for ImportError {
     fn from(error: store::Error) -> Self {
-        Self::Account(error.into())
+        if imports::is_cut_off(&error) { Self::CutOff(error.into()) } else { Self::Account(error.into()) }
     }
 }
 
@@ -263,7 +269,7 @@ fn check(fields: &Map<String, Value>, is_text: bool, rules: &Rules) -> Option<(O
 }
 
 /// A user of our own format from a system that vouches for their password, so that a hash of it is passed over; or what is
-/// wrong with them, for people.
+/// wrong with them, for people. A username that can be none here is made one, as where that system's users are imported.
 pub(super) fn check_without_hash(
     mut fields: Map<String, Value>,
     now: OffsetDateTime,
@@ -279,7 +285,7 @@ pub(super) fn check_without_hash(
         left_out: LeftOut::default(),
     };
     let mut object = Object::new(&fields, false);
-    let draft = own::draft(&mut object, &rules);
+    let draft = own::draft(&mut object, &rules).with_username();
     draft.check(object, &rules).map_err(|errors| rejects::reason(&errors))
 }
 

@@ -34,7 +34,8 @@ impl Accounts {
     /// # Errors
     ///
     /// [`Error::Invalid`] with everything that breaks a rule, [`Error::UsernameTaken`], [`Error::EmailTaken`],
-    /// [`Error::LastAdmin`]; [`Error::Overloaded`] when a fast hash finds no place to be wrapped.
+    /// [`Error::LastAdmin`]; [`Error::Overloaded`] when a fast hash finds no place to be wrapped. What a record says of roles
+    /// and `disabled` is taken all the same when it is refused for its address.
     pub async fn put(
         &self,
         external_id: &str,
@@ -66,18 +67,19 @@ impl Accounts {
         let id = random::uuid_v7(user.created_at, rng);
         let ready = Ready { id, number: 1, original: Original::Object(record), user, password };
         let mut attempts = 0;
-        let (user, outcome) = loop {
+        let put = loop {
             match self.put_once(external_id, &ready, now).await {
                 // Somebody else was first with one of the names, perhaps with this very user.
                 Err(store::Error::Taken(_) | store::Error::Conflict(_)) if attempts < MAX_CONFLICTS => {
                     attempts += 1;
                 }
-                done => break done??,
+                done => break done?,
             }
         };
-        if outcome == Outcome::Updated {
+        if matches!(put, Ok((_, Outcome::Updated)) | Err(Error::EmailTaken)) {
             self.tell_revocations().await;
         }
+        let (user, outcome) = put?;
         tracing::info!(user_id = %user.id, ?outcome, "user put by external id");
         Ok((user, outcome))
     }
@@ -92,6 +94,7 @@ impl Accounts {
         let mut transaction = imports::begin_one(&mut conn).await?;
         let done = write(&mut transaction, std::slice::from_ref(ready), None, now, &self.cause).await?;
         if let Some((_, denied)) = done.refused.first() {
+            imports::end(transaction, true).await?;
             return Ok(Err(match denied {
                 Denied::UsernameTaken => Error::UsernameTaken,
                 Denied::EmailTaken => Error::EmailTaken,

@@ -41,14 +41,16 @@ impl Progress {
     }
 }
 
-/// Begins a transaction.
+/// Begins a transaction for thousands of users, which take longer than a request may. Nothing is waited for between its
+/// statements: whoever has stopped in the middle would keep locked out whom it has locked.
 ///
 /// # Errors
 ///
 /// When the database fails.
 pub async fn begin(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
     let mut transaction = super::begin_alone(conn).await?;
-    be_patient(&mut transaction).await?;
+    let patience = sqlx::query!("SELECT set_config('statement_timeout', '0', true) AS statement");
+    patience.fetch_one(&mut *transaction).await?;
     Ok(transaction)
 }
 
@@ -59,16 +61,6 @@ pub async fn begin(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
 /// When the database fails.
 pub async fn begin_one(conn: &mut PoolConnection) -> Result<Transaction<'_>, Error> {
     Ok(conn.begin().await?)
-}
-
-/// Thousands of users take longer than a request may, and so may the other end: whoever gives or takes them.
-async fn be_patient(transaction: &mut Transaction<'_>) -> Result<(), Error> {
-    let patience = sqlx::query!(
-        "SELECT set_config('statement_timeout', '0', true) AS statement,
-                set_config('idle_in_transaction_session_timeout', '0', true) AS idle"
-    );
-    patience.fetch_one(&mut **transaction).await?;
-    Ok(())
 }
 
 /// Ends a transaction: with what it did, or without.
@@ -211,13 +203,28 @@ pub async fn foreign_rows(
     }
 }
 
-/// Begins to look at all as it is at one moment. Locks nothing that anybody else wants.
+/// Whether the connection, or the database, has given up in the middle: the same may succeed with another one.
+pub fn is_cut_off(error: &Error) -> bool {
+    match error {
+        Error::Unavailable(_) => true,
+        // Nothing happened for too long, by idle_in_transaction_session_timeout.
+        Error::Failed(sqlx::Error::Database(error)) => error.code().as_deref() == Some("25P03"),
+        _ => false,
+    }
+}
+
+/// Begins to look at all as it is at one moment. Locks nothing that anybody else wants, so whoever gives or takes the users
+/// at the other end may be slow.
 ///
 /// # Errors
 ///
 /// When the database fails.
 pub async fn snapshot(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
     let mut transaction = super::begin_snapshot(conn).await?;
-    be_patient(&mut transaction).await?;
+    let patience = sqlx::query!(
+        "SELECT set_config('statement_timeout', '0', true) AS statement,
+                set_config('idle_in_transaction_session_timeout', '0', true) AS idle"
+    );
+    patience.fetch_one(&mut *transaction).await?;
     Ok(transaction)
 }
