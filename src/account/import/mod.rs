@@ -46,10 +46,11 @@ pub(super) use self::{draft::Checked, merge::new_row};
 use self::{
     draft::Draft,
     json::Fields,
+    merge::Made,
     object::Object,
     reader::Original,
     rejects::Rejects,
-    run::{Made, Records, Run},
+    run::{Records, Run},
 };
 use super::{Cause, Email, Error, FieldError, FullName, Roles, Username};
 pub use crate::store::imports::{Progress, Source};

@@ -1,11 +1,6 @@
 //! An import goes on, some records at a time.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher, RandomState},
-    io::Read,
-    thread,
-};
+use std::{io::Read, thread};
 
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
@@ -13,22 +8,18 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
-use uuid::Uuid;
 
 use super::{
-    Checked, FieldError, ImportError, Progress, ReadError, Record, Rejection, Rules, Wanted,
-    merge::{MAX_CONFLICTS, Ready, UNDATED, write},
+    FieldError, ImportError, Progress, ReadError, Record, Rejection, Rules, Wanted,
+    merge::{MAX_CONFLICTS, Made, Ready, write},
     reader::{self, Layout, Original},
     rejects::{self, Rejects},
 };
 use crate::{
-    account::{Cause, Error, fields::normalised},
+    account::{Cause, Error},
     password::{HashedPassword, Pool, foreign::Imported},
     random,
-    store::{
-        self, PgConnection,
-        imports::{self, Holders},
-    },
+    store::{self, PgConnection, imports},
 };
 
 /// How many records one transaction takes: so few that nobody waits for long whom it changes, to log in for instance.
@@ -134,40 +125,6 @@ impl<R: CryptoRng> Run<'_, R> {
         let told =
             |(number, _, errors): &Refused| Rejection { number: *number, reason: rejects::reason(errors) };
         Ok(refused.iter().map(told).collect())
-    }
-}
-
-/// Whom a dry run has made, and undone, so that it finds what is twice in the file: some 200 bytes each. To keep them in the
-/// database until the end would keep everybody waiting who registers with one of their names.
-#[derive(Default)]
-pub(super) struct Made {
-    /// By a hash of each name.
-    pub(super) ids: HashMap<u64, Uuid>,
-    pub(super) updated_at: HashMap<Uuid, OffsetDateTime>,
-    pub(super) hasher: RandomState,
-}
-
-impl Made {
-    fn note(&mut self, Ready { id, user, .. }: &Ready) {
-        self.ids.extend(self.names(user).into_iter().flatten().map(|name| (name, *id)));
-        self.updated_at.insert(*id, user.updated_at.unwrap_or(UNDATED));
-    }
-
-    /// Names those of them who have a name that is nobody's in the database.
-    pub(super) fn complete(&self, user: &Checked, holders: &mut Holders) {
-        let [external_id, username, email] = self.names(user).map(|name| self.ids.get(&name?).copied());
-        holders.external_id = holders.external_id.or(external_id);
-        holders.username = holders.username.or(username);
-        holders.email = holders.email.or(email);
-    }
-
-    fn names(&self, user: &Checked) -> [Option<u64>; 3] {
-        let hash = |kind: &str, name: &str| self.hasher.hash_one((kind, name));
-        [
-            user.external_id.as_deref().map(|id| hash("external_id", id)),
-            Some(hash("username", &normalised(user.username.as_str()))),
-            Some(hash("email", &normalised(user.email.as_str()))),
-        ]
     }
 }
 
