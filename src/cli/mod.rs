@@ -26,6 +26,7 @@ use std::{error::Error, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
+use tokio::signal::unix::SignalKind;
 
 use crate::{
     account::{self, FieldError},
@@ -39,6 +40,11 @@ type Failure = Box<dyn Error + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 #[error("the log says why")]
 struct Logged;
+
+/// Ended by a signal, after what had to be done first.
+#[derive(Debug, thiserror::Error)]
+#[error("called off")]
+struct Interrupted(SignalKind);
 
 /// Token authentication: users and sessions in Postgres, PASETO tokens, one binary.
 #[derive(Debug, Parser)]
@@ -197,6 +203,10 @@ fn fail(error: &(dyn Error + 'static)) -> ExitCode {
     say(&format!("gatepass: {error}"));
     for error in chain::behind(error) {
         say(&format!("  because: {error}"));
+    }
+    if let Some(Interrupted(signal)) = error.downcast_ref() {
+        // As shells tell of a program that a signal ended.
+        return u8::try_from(128 + signal.as_raw_value()).map_or(ExitCode::FAILURE, ExitCode::from);
     }
     if error.is::<password_input::WrongUse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
