@@ -1,5 +1,6 @@
 //! `make deploy`: a release that does not come up is taken back to the one before, and the deployment fails; without a
 //! release, the one that runs stays. Against a kubectl that writes down what it is asked, and answers as a cluster would.
+//! Which release runs is not what was asked for last: that one may never have come up.
 
 use std::{
     fs,
@@ -11,20 +12,31 @@ use tempfile::TempDir;
 
 use crate::process::make_program;
 
-/// `rollout status` fails until there has been an undo; `get deployment` prints the revision in `revision` or the image in
-/// `image`, `kustomize` what the overlay makes; what is applied is in `applied`. Whatever else is asked has to be about the
-/// namespace `elsewhere`.
-const KUBECTL: &str = r#"#!/bin/sh
+/// `rollout status` fails until there has been an undo; `get` prints the columns asked for, a line for each object in
+/// `deployment` or `replicasets`, where a column's name is followed by what is in it; `kustomize` prints what the overlay
+/// makes; what is applied is in `applied`. Whatever else is asked has to be about the namespace `elsewhere`.
+const KUBECTL: &str = r#"#!/usr/bin/env bash
 here=$(dirname "$0")
 if [ "$1" = kustomize ]; then exec cat "$2/made"; fi
 [ "$1" = --namespace=elsewhere ] || { echo "$1" >>"$here/calls"; exit 1; }
 shift
 echo "$*" >>"$here/calls"
-case "$*" in
-  'get deployment/gatepass '*image*) cat "$here/image" ;;
-  'get deployment/gatepass '*revision*) cat "$here/revision" ;;
-esac
 case "$1 $2" in
+  'get deployment/gatepass' | 'get replicasets')
+    test -e "$here/${2%/*}" || { echo 'cannot be read' >&2; exit 1; }
+    IFS=, read -r -a columns <<<"${5#*=*=}"
+    while read -r object; do
+      line=
+      for column in "${columns[@]}"; do
+        value=" $object"
+        case $value in
+          *" ${column#*:} "*) value=${value#*" ${column#*:} "} line="$line ${value%% *}" ;;
+          *) line="$line <none>" ;;
+        esac
+      done
+      echo "$line"
+    done <"$here/${2%/*}"
+    ;;
   'rollout status') ! test -e "$here/broken" || grep -q 'rollout undo' "$here/calls" ;;
   'apply -f') cat >"$here/applied" && ! test -e "$here/refused" ;;
 esac
@@ -87,17 +99,53 @@ metadata:
 /// The image that runs, and one that is to.
 const RUNS: &str = "registry.example.com/gatepass:1.4.0";
 const NEW: &str = "registry.example.com/gatepass@sha256:0123abc";
+/// One that does not come up, and that of the overlay as it is.
+const BAD: &str = "registry.example.com/gatepass:1.5.0";
+const PLACEHOLDER: &str = "registry.example.com/gatepass:use-make-deploy";
+
+/// The object of a release, with more in it.
+fn release(revision: u32, image: &str, more: &str) -> String {
+    format!(
+        ".metadata.annotations.deployment\\.kubernetes\\.io/revision {revision} \
+         .spec.template.spec.containers[?(@.name==\"gatepass\")].image {image} {more} \n"
+    )
+}
+
+/// What was asked for last, with how far that is. The controller has seen all that was asked for.
+fn deployment(revision: u32, image: &str, progress: &str) -> String {
+    let progress = format!(".status.conditions[?(@.type==\"Progressing\")].reason {progress}");
+    let more = format!("{progress} .metadata.generation 4 .status.observedGeneration 4");
+    release(revision, image, &more)
+}
+
+fn replica_set(owner: &str, revision: u32, image: &str, available: u32) -> String {
+    let owner = format!(".metadata.ownerReferences[0].name {owner}");
+    // None is not written.
+    let available =
+        if available == 0 { String::new() } else { format!(".status.availableReplicas {available}") };
+    release(revision, image, &format!("{owner} {available}"))
+}
 
 struct Cluster(TempDir);
 
 impl Cluster {
-    fn new(revision: &str) -> Self {
+    /// With [`RUNS`] in revision 7.
+    fn new() -> Self {
+        Self::with(&deployment(7, RUNS, "NewReplicaSetAvailable"), &[replica_set("gatepass", 7, RUNS, 3)])
+    }
+
+    /// Before the first release.
+    fn empty() -> Self {
+        Self::with("", &[])
+    }
+
+    fn with(deployment: &str, replica_sets: &[String]) -> Self {
         let dir = TempDir::with_prefix("gatepass-test-").unwrap();
         for (file, text) in [
             ("scripts/deploy", include_str!("../scripts/deploy")),
             ("bin/kubectl", KUBECTL),
-            ("bin/revision", revision),
-            ("bin/image", if revision.is_empty() { "" } else { RUNS }),
+            ("bin/deployment", deployment),
+            ("bin/replicasets", &replica_sets.concat()),
             ("eks/overlays/test/kustomization.yaml", "resources: []\n"),
             ("eks/overlays/test/made", MADE),
         ] {
@@ -154,7 +202,7 @@ const BACK: [&str; 2] =
 
 #[test]
 fn a_release_that_comes_up_stays() {
-    let cluster = Cluster::new("7");
+    let cluster = Cluster::new();
     assert!(cluster.deploy("test").status.success());
     assert_eq!(cluster.calls(), FORWARD);
     assert_eq!(cluster.images(), [NEW, "registry.example.com/other:2", NEW]);
@@ -163,7 +211,7 @@ fn a_release_that_comes_up_stays() {
 /// Whoever changes a setting goes back to no older release, and a migration of its own does not, either.
 #[test]
 fn where_no_release_is_named_the_one_that_runs_stays() {
-    let cluster = Cluster::new("7");
+    let cluster = Cluster::new();
     for arguments in [&["test"][..], &["test", ""]] {
         let output = cluster.run(arguments);
         assert!(output.status.success(), "{output:?}");
@@ -172,22 +220,112 @@ fn where_no_release_is_named_the_one_that_runs_stays() {
     }
 }
 
-/// Before the first release, and after somebody has applied the overlay as it is.
+/// Before the first release, after somebody has applied the overlay as it is, and while the first does not come up.
 #[test]
 fn where_none_runs_a_release_has_to_be_named() {
-    for (revision, image) in [("", ""), ("7", "registry.example.com/gatepass:use-make-deploy")] {
-        let cluster = Cluster::new(revision);
-        fs::write(cluster.path("bin/image"), image).unwrap();
+    for cluster in [
+        Cluster::empty(),
+        Cluster::with(
+            &deployment(1, PLACEHOLDER, "ReplicaSetUpdated"),
+            &[replica_set("gatepass", 1, PLACEHOLDER, 0)],
+        ),
+        // With no replicas, nothing is missing.
+        Cluster::with(
+            &deployment(1, PLACEHOLDER, "NewReplicaSetAvailable"),
+            &[replica_set("gatepass", 1, PLACEHOLDER, 0)],
+        ),
+        Cluster::with(
+            &deployment(1, BAD, "ProgressDeadlineExceeded"),
+            &[replica_set("gatepass", 1, BAD, 0), replica_set("other", 9, RUNS, 3)],
+        ),
+    ] {
         let output = cluster.run(&["test"]);
         assert_eq!(output.status.code(), Some(2));
-        assert!(String::from_utf8_lossy(&output.stderr).contains("DEPLOY_IMAGE="), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("there is no image yet"), "{output:?}");
+        assert_eq!(cluster.calls(), [""; 0]);
+        // One that is named is the first, and there is nothing to go back to.
+        cluster.set("broken");
+        let output = cluster.deploy("test");
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("no release before it"), "{output:?}");
+        assert_eq!(cluster.calls(), FORWARD);
+    }
+}
+
+/// A release that was interrupted, or that somebody has asked for by the overlay as it is, while the one before serves.
+fn unfinished() -> impl Iterator<Item = Cluster> {
+    let replica_sets = |image| {
+        let other = replica_set("other", 9, NEW, 9);
+        let more = [replica_set("gatepass", 8, image, 1), replica_set("gatepass", 7, RUNS, 3)];
+        [&[replica_set("gatepass", 6, RUNS, 0), other][..], &more].concat()
+    };
+    let lagging =
+        deployment(8, BAD, "NewReplicaSetAvailable").replace("observedGeneration 4", "observedGeneration 3");
+    [
+        (deployment(8, BAD, "ReplicaSetUpdated"), BAD),
+        (deployment(8, BAD, "ProgressDeadlineExceeded"), BAD),
+        (deployment(8, PLACEHOLDER, "ReplicaSetUpdated"), PLACEHOLDER),
+        // Asked for a moment ago.
+        (lagging, BAD),
+        (release(8, BAD, ".metadata.generation 4"), BAD),
+    ]
+    .into_iter()
+    .map(move |(deployment, image)| Cluster::with(&deployment, &replica_sets(image)))
+}
+
+/// It is no release that could stay: its migration is not to run because somebody changes a setting.
+#[test]
+fn where_a_release_is_not_finished_nothing_stays_unasked() {
+    for cluster in unfinished() {
+        let output = cluster.run(&["test"]);
+        assert_eq!(output.status.code(), Some(2));
+        let told = String::from_utf8_lossy(&output.stderr);
+        for part in ["not finished", "--namespace=elsewhere", "--to-revision=7", "DEPLOY_IMAGE="] {
+            assert!(told.contains(part), "{told}");
+        }
+        assert_eq!(cluster.calls(), [""; 0]);
+    }
+}
+
+#[test]
+fn what_is_gone_back_to_is_what_ran_and_not_what_was_asked_for_last() {
+    for cluster in unfinished() {
+        cluster.set("broken");
+        assert_eq!(cluster.deploy("test").status.code(), Some(1));
+        assert_eq!(cluster.calls(), [&FORWARD[..], &BACK].concat());
+    }
+}
+
+/// For which there are no replicas to look at.
+#[test]
+fn a_release_that_was_scaled_to_0_stays() {
+    let cluster = Cluster::with(
+        &deployment(7, RUNS, "NewReplicaSetAvailable"),
+        &[replica_set("gatepass", 7, RUNS, 0), replica_set("gatepass", 6, NEW, 0)],
+    );
+    assert!(cluster.run(&["test"]).status.success());
+    assert_eq!(cluster.images(), [RUNS, "registry.example.com/other:2", RUNS]);
+    cluster.set("refused");
+    assert_eq!(cluster.deploy("test").status.code(), Some(1));
+    assert!(cluster.calls().ends_with(&BACK.map(str::to_owned)), "{:?}", cluster.calls());
+}
+
+/// It is not taken for one in which nothing runs.
+#[test]
+fn a_cluster_that_cannot_be_read_is_not_touched() {
+    for file in ["deployment", "replicasets"] {
+        let cluster = unfinished().next().unwrap();
+        fs::remove_file(cluster.path(&format!("bin/{file}"))).unwrap();
+        let output = cluster.deploy("test");
+        assert!(!output.status.success());
+        assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be read"), "{output:?}");
         assert_eq!(cluster.calls(), [""; 0]);
     }
 }
 
 #[test]
 fn an_overlay_with_an_image_of_its_own_touches_nothing() {
-    let cluster = Cluster::new("7");
+    let cluster = Cluster::new();
     fs::write(cluster.path("eks/overlays/test/made"), MADE.replace("use-make-deploy", "first")).unwrap();
     let output = cluster.deploy("test");
     assert_eq!(output.status.code(), Some(2));
@@ -197,7 +335,7 @@ fn an_overlay_with_an_image_of_its_own_touches_nothing() {
 
 #[test]
 fn a_release_that_does_not_come_up_is_taken_back() {
-    let cluster = Cluster::new("7");
+    let cluster = Cluster::new();
     cluster.set("broken");
     let output = cluster.deploy("test");
     assert_eq!(output.status.code(), Some(1));
@@ -208,7 +346,7 @@ fn a_release_that_does_not_come_up_is_taken_back() {
 /// It may have been applied in part, and `rollout undo` alone would then go back to the release before the last.
 #[test]
 fn an_overlay_that_the_cluster_refuses_leaves_what_ran() {
-    let cluster = Cluster::new("7");
+    let cluster = Cluster::new();
     cluster.set("refused");
     assert_eq!(cluster.deploy("test").status.code(), Some(1));
     assert_eq!(cluster.calls(), [&FORWARD[..2], &BACK].concat());
@@ -216,7 +354,7 @@ fn an_overlay_that_the_cluster_refuses_leaves_what_ran() {
 
 #[test]
 fn a_first_release_that_does_not_come_up_is_left_to_be_looked_at() {
-    let cluster = Cluster::new("");
+    let cluster = Cluster::empty();
     cluster.set("broken");
     assert_eq!(cluster.deploy("test").status.code(), Some(1));
     assert_eq!(cluster.calls(), FORWARD);
@@ -224,7 +362,7 @@ fn a_first_release_that_does_not_come_up_is_left_to_be_looked_at() {
 
 #[test]
 fn an_overlay_without_the_deployment_touches_nothing() {
-    let cluster = Cluster::new("7");
+    let cluster = Cluster::new();
     fs::write(cluster.path("eks/overlays/test/made"), MADE.replace("name: gatepass", "name: another"))
         .unwrap();
     let output = cluster.deploy("test");
@@ -235,7 +373,7 @@ fn an_overlay_without_the_deployment_touches_nothing() {
 
 #[test]
 fn a_wrong_use_touches_nothing() {
-    let cluster = Cluster::new("7");
+    let cluster = Cluster::new();
     for arguments in [&["nowhere", NEW][..], &["", NEW], &[], &["test", NEW, "more"]] {
         assert_eq!(cluster.run(arguments).status.code(), Some(2));
     }

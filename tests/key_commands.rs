@@ -411,6 +411,26 @@ async fn what_cannot_be_read_is_shown_and_in_nobodys_way() {
     assert_eq!(desk.status(&active).await, "active");
 }
 
+/// Not even what development makes for itself.
+#[tokio::test]
+async fn a_look_makes_nothing() {
+    let home = Home::new();
+    for settings in [&[][..], &[("TOKEN_FORMAT", "v4.public"), ("TOKEN_FORMAT_ACCEPTED", "jwt:HS256")]] {
+        let look = async |args: &[&str]| home.gatepass(args).envs(settings).run().await;
+        let list = look(&["key", "list", "--json"]).await;
+        assert!(list.stderr.contains("there is no key yet; `gatepass serve` makes one"), "{}", list.stderr);
+        assert_eq!(list.json(), json!([]));
+        look(&["key", "show", "--jwt-hs256"])
+            .await
+            .fails(1, &["there is no key yet", "`gatepass key generate`"]);
+        let seen = look(&["token", "inspect", &issue(root(), 0, 600)]).await.expect(1);
+        assert!(seen.stdout.contains("key that is not accepted here"), "{}", seen.stdout);
+        assert_eq!(seen.stderr.contains("there is no database yet"), !settings.is_empty(), "{}", seen.stderr);
+        let made: Vec<_> = std::fs::read_dir(home.path(".")).unwrap().collect();
+        assert!(made.is_empty(), "{made:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_token_is_looked_into() {
     let desk = Desk::without_database(&[("TOKEN_FORMAT_ACCEPTED", "jwt:HS256")]);

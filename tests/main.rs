@@ -25,6 +25,7 @@ mod deploy;
 mod devdata;
 mod doctor;
 mod embedded_default;
+mod export;
 mod external_id;
 mod failover;
 mod foreign_hashes;

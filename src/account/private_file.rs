@@ -2,27 +2,37 @@
 //! `/dev/null` or `/dev/stdout` is: that is written to, and stays what it is.
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, File, Metadata, OpenOptions, Permissions, TryLockError},
     io::{self, ErrorKind, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    process,
 };
 
-/// Removes the file of an earlier run; where a link leads to it, empties it.
+use rustix::{fs::OFlags, process::geteuid};
+
+/// Removes the file of an earlier run; where a link leads to it, or it cannot be removed, empties it.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         found => found?,
     };
+    let empty = || OpenOptions::new().write(true).truncate(true).open(path).map(drop);
     if found.is_symlink() {
-        if fs::metadata(path).is_ok_and(|target| target.is_file()) {
-            OpenOptions::new().write(true).truncate(true).open(path)?;
-        }
-        return Ok(());
+        return if fs::metadata(path).is_ok_and(|target| target.is_file()) { empty() } else { Ok(()) };
+    }
+    if found.is_file() {
+        return match fs::remove_file(path) {
+            Err(error) if is_fixed(&error) || error.kind() == ErrorKind::ResourceBusy => empty(),
+            removed => removed,
+        };
     }
     // For a directory it fails, now rather than when there is something to write.
-    if found.is_file() || found.is_dir() { fs::remove_file(path) } else { Ok(()) }
+    if found.is_dir() { fs::remove_file(path) } else { Ok(()) }
+}
+
+/// Whether it says that nothing can be made or removed there, while what is there may well be written to.
+fn is_fixed(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
 }
 
 /// Makes or empties a file.
@@ -39,8 +49,9 @@ pub(super) fn make(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// A file in the making. It has its name once it is whole; until then there is what was there before. Where the path leads
-/// to a device or a pipe, or by a link elsewhere, that is written to.
+/// A file in the making. It has its name once it is whole; until then it lies beside, as `NAME.part`, and there is what was
+/// there before. Where the path leads to a device or a pipe, or by a link elsewhere, or nothing can lie beside it or take its
+/// place, that is written to.
 #[derive(Debug)]
 pub struct Draft {
     file: File,
@@ -53,19 +64,31 @@ impl Draft {
     ///
     /// # Errors
     ///
-    /// The system's.
+    /// The system's; or that somebody else is at it.
     pub fn begin(path: &Path) -> io::Result<Self> {
-        let is_replaced = match fs::symlink_metadata(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => true,
-            found => found?.is_file(),
+        let found = match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            found => Some(found?),
         };
-        let Some(name) = path.file_name().filter(|_| is_replaced) else {
-            return Ok(Self { file: make(path)?, places: None });
+        let in_place = || Ok(Self { file: make(path)?, places: None });
+        let is_replaced = match &found {
+            Some(found) => found.is_file() && !is_mount_point(path, found)?,
+            None => true,
         };
+        let Some(name) = path.file_name().filter(|_| is_replaced) else { return in_place() };
         let mut name = name.to_owned();
-        name.push(format!(".{}.part", process::id()));
+        name.push(".part");
         let aside = path.with_file_name(name);
-        Ok(Self { file: make(&aside)?, places: Some((aside, path.to_owned())) })
+        match make_aside(&aside) {
+            Ok(file) => Ok(Self { file, places: Some((aside, path.to_owned())) }),
+            Err(error) if found.is_some() && is_fixed(&error) => in_place(),
+            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", aside.display()))),
+        }
+    }
+
+    /// Whether it lies beside, and nothing is left of it when it is dropped.
+    pub fn is_aside(&self) -> bool {
+        self.places.is_some()
     }
 
     /// Gives it its name, when it is on the disk.
@@ -77,9 +100,10 @@ impl Draft {
         sync(&self.file)?;
         if let Some((aside, path)) = &self.places {
             fs::rename(aside, path)?;
-            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
+            let directory = directory(path).to_owned();
+            // By that name there may be somebody else's already.
             self.places = None;
+            File::open(directory)?.sync_all()?;
         }
         Ok(())
     }
@@ -98,10 +122,65 @@ impl Write for Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if let Some((aside, _)) = &self.places {
-            // If it stays, it is nobody else's to read.
+            // While it is locked, so that it is this one. If it stays, it is nobody else's to read, and the next one's to
+            // take over.
             let _ = fs::remove_file(aside);
         }
     }
+}
+
+/// Makes the file beside, and locks it for as long as it is open. One that a writer left who was killed is taken over.
+fn make_aside(path: &Path) -> io::Result<File> {
+    // NONBLOCK: a pipe would keep us waiting for its other end.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).mode(0o600).custom_flags(flags.bits().cast_signed());
+    loop {
+        let file = options.open(path)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(io::Error::other("somebody else is writing it")),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Ok(()) => {}
+        }
+        let found = file.metadata()?;
+        match fs::symlink_metadata(path) {
+            Ok(there) if (there.dev(), there.ino()) == (found.dev(), found.ino()) => {}
+            // Whoever was writing it has finished meanwhile: this is the file under its name, or none.
+            Ok(_) => continue,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        }
+        // Others may have put there what they read, or what they want written to.
+        if !found.is_file() || found.nlink() != 1 || found.uid() != geteuid().as_raw() {
+            return Err(io::Error::other("it is not a plain file of your own: remove it"));
+        }
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.set_len(0)?;
+        return Ok(file);
+    }
+}
+
+/// Whether something is mounted right there, as containers have single files: nothing can take its place.
+fn is_mount_point(path: &Path, found: &Metadata) -> io::Result<bool> {
+    let around = directory(path);
+    #[cfg(target_os = "linux")]
+    if let Some((here, around)) = mount_id(path).zip(mount_id(around)) {
+        return Ok(here != around);
+    }
+    Ok(found.dev() != fs::metadata(around)?.dev())
+}
+
+/// Of which mount it is, if the kernel (5.8) tells.
+#[cfg(target_os = "linux")]
+fn mount_id(path: &Path) -> Option<u64> {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).ok()?;
+    (found.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(found.stx_mnt_id)
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Whether it is on a disk, and not a device or a pipe.
@@ -175,6 +254,82 @@ mod tests {
         assert!(link.is_symlink());
         assert_eq!((fs::read_to_string(&path).unwrap().as_str(), names()), ("by a link", 2));
         Draft::begin(directory.path()).unwrap_err();
+    }
+
+    #[test]
+    fn a_draft_has_one_writer_at_a_time_and_the_next_takes_over_what_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("export");
+        let part = directory.path().join("export.part");
+        fs::write(&part, "left by one who was killed, and longer").unwrap();
+        fs::set_permissions(&part, Permissions::from_mode(0o644)).unwrap();
+
+        let mut first = Draft::begin(&path).unwrap();
+        assert_eq!(mode(&part), 0o600);
+        first.write_all(b"first").unwrap();
+        let refused = Draft::begin(&path).unwrap_err().to_string();
+        assert_eq!(refused, format!("{}: somebody else is writing it", part.display()));
+        first.finish().unwrap();
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), part.exists()), ("first", false));
+        let mut second = Draft::begin(&path).unwrap();
+        second.write_all(b"2nd").unwrap();
+        second.finish().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "2nd");
+    }
+
+    /// Each of them goes on beginning while others finish and give up.
+    #[test]
+    fn drafts_of_many_are_never_mixed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("export");
+        fs::write(&path, "0".repeat(1000)).unwrap();
+        std::thread::scope(|scope| {
+            for writer in ["1", "2", "3", "4"] {
+                let path = &path;
+                scope.spawn(move || {
+                    let mut finished = 0;
+                    while finished < 50 {
+                        let Ok(mut draft) = Draft::begin(path) else { continue };
+                        for _ in 0..10 {
+                            draft.write_all(writer.repeat(100).as_bytes()).unwrap();
+                        }
+                        finished += 1;
+                        if finished % 3 > 0 {
+                            draft.finish().unwrap();
+                        }
+                        let text = fs::read_to_string(path).unwrap();
+                        assert!(text.len() == 1000 && text == text[..1].repeat(1000), "{text}");
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_draft_is_not_put_into_what_others_have_planted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("export");
+        let part = directory.path().join("export.part");
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "keep").unwrap();
+        let refused = || {
+            let refused = Draft::begin(&path).unwrap_err().to_string();
+            fs::remove_file(&part).unwrap();
+            assert_eq!((fs::read_to_string(&victim).unwrap().as_str(), path.exists()), ("keep", false));
+            refused
+        };
+        symlink(&victim, &part).unwrap();
+        refused();
+        fs::hard_link(&victim, &part).unwrap();
+        assert!(refused().contains("not a plain file of your own"));
+        assert!(Command::new("mkfifo").arg(&part).status().unwrap().success());
+        refused();
+        if geteuid().is_root() {
+            fs::write(&part, "").unwrap();
+            std::os::unix::fs::chown(&part, Some(65534), None).unwrap();
+            assert!(refused().contains("not a plain file of your own"));
+        }
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::{
     path::PathBuf,
 };
 
-use super::{Failure, database, say, setup};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Failure, Interrupted, database, say, setup};
 use crate::account::{
     export::{ExportError, export},
     private_file::Draft,
@@ -17,7 +19,10 @@ pub(super) struct Args {
     /// With password hashes: whoever has them can guess at the passwords
     #[arg(long)]
     hashes: bool,
-    /// Write to FILE, which nobody else may read, instead of standard output; what is there stays until all is written
+    /// Write to FILE, which nobody else may read, instead of standard output
+    ///
+    /// It is FILE.part until all is written, and what is there stays until then. Where that cannot be (FILE is a link, a
+    /// device or a mount, or nothing can be made beside it), what is there is written over.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -35,11 +40,31 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
             };
         };
         let named = |error: io::Error| format!("{}: {error}", path.display());
-        let mut out = BufWriter::new(Draft::begin(path).map_err(named)?);
-        let count = export(&mut conn, args.hashes, &mut out).await?;
+        let draft = Draft::begin(path).map_err(named)?;
+        let is_aside = draft.is_aside();
+        let mut out = BufWriter::new(draft);
+        let count = tokio::select! {
+            count = export(&mut conn, args.hashes, &mut out) => count?,
+            // A pipe that nobody reads would keep us from hearing of it.
+            why = interrupted(), if is_aside => return Err(why),
+        };
         out.into_inner().map_err(IntoInnerError::into_error).and_then(Draft::finish).map_err(named)?;
         say(&format!("{count} user(s) written to {}", path.display()));
         Ok(())
     })
     .await
+}
+
+/// Waits until somebody wants it to end. What lies beside has to go first.
+async fn interrupted() -> Failure {
+    let (interrupt, terminate) = (SignalKind::interrupt(), SignalKind::terminate());
+    let (mut interrupted, mut terminated) = match (signal(interrupt), signal(terminate)) {
+        (Ok(interrupted), Ok(terminated)) => (interrupted, terminated),
+        (Err(error), _) | (_, Err(error)) => return error.into(),
+    };
+    Interrupted(tokio::select! {
+        _ = interrupted.recv() => interrupt,
+        _ = terminated.recv() => terminate,
+    })
+    .into()
 }

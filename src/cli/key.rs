@@ -18,6 +18,9 @@ use crate::{
     token::{Format, Hs256Key, KeyId, KeyStatus, SharedFormat, SigningKey, SymmetricKey, ring::RingKey},
 };
 
+const NO_KEY: &str = "there is no key yet; `gatepass serve` makes one, since TOKEN_SYMMETRIC_KEY is not set \
+    (`gatepass key generate` prints one to be set)";
+
 /// Look after the keys that tokens are made with.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -92,12 +95,21 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
         return generate(json);
     }
     let settings = setup::begin(config_file).await?;
-    let root = setup::symmetric_key(&settings)?;
-    let policy = setup::key_policy(&settings, &root, setup::operator());
+    let is_look = matches!(command, Command::List { .. } | Command::Show { .. });
+    let root = if is_look { setup::present_key(&settings)? } else { Some(setup::symmetric_key(&settings)?) };
+    let has_root = root.is_some();
+    let policy = setup::key_policy(&settings, &root.unwrap_or_else(setup::nobodys_key), setup::operator());
     match command {
         Command::Generate { json } => generate(json),
-        Command::List { json } => list(&settings, &policy, json).await,
+        Command::Show { .. } if !has_root => Err(NO_KEY.into()),
         Command::Show { jwt_hs256: _, json } => show(&policy, json),
+        Command::List { json } => {
+            let shared = if has_root { shared(&policy) } else { Vec::new() };
+            if !has_root {
+                say(&format!("note: {NO_KEY}"));
+            }
+            list(&settings, &policy, &shared, json).await
+        }
         Command::Rotate { json } => {
             // Before a database is asked for, which such a service may not have.
             if matches!(policy.format, Format::Shared(_)) {
@@ -266,11 +278,15 @@ fn shared(policy: &Policy) -> Vec<(SharedFormat, KeyId, &'static str)> {
     keys
 }
 
-async fn list(settings: &Settings, policy: &Policy, json: bool) -> Result<(), Failure> {
-    let shared = shared(policy);
+async fn list(
+    settings: &Settings,
+    policy: &Policy,
+    shared: &[(SharedFormat, KeyId, &'static str)],
+    json: bool,
+) -> Result<(), Failure> {
     let mut entries: Vec<_> =
         shared.iter().map(|(format, kid, status)| Entry::shared(*format, kid, status)).collect();
-    if policy.key_pair_formats().next().is_some() {
+    if policy.key_pair_formats().next().is_some() && setup::has_database(settings) {
         let stored = database::on_pool(settings, async |db| Ok(keys::list(db).await?)).await?;
         entries.extend(Entry::all(policy, &stored, Clock::system().now()));
     }

@@ -26,6 +26,7 @@ use std::{error::Error, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
+use tokio::signal::unix::SignalKind;
 
 use crate::{
     account::{self, FieldError},
@@ -44,6 +45,11 @@ struct Logged;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct WrongUse(&'static str);
+
+/// Ended by a signal, after what had to be done first.
+#[derive(Debug, thiserror::Error)]
+#[error("called off")]
+struct Interrupted(SignalKind);
 
 /// Token authentication: users and sessions in Postgres, PASETO tokens, one binary.
 #[derive(Debug, Parser)]

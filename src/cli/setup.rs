@@ -74,9 +74,10 @@ pub(super) fn state_dir() -> Result<PathBuf, Failure> {
     Ok(working_dir()?.join(STATE_DIR))
 }
 
-/// Whether development has a Postgres of its own here already, running or not.
-pub(super) fn has_own_database() -> bool {
-    state_dir().is_ok_and(|state| state.join("postgres").exists())
+/// Whether there is a database to look into: one that the settings name, or development's own, running or not. Who only
+/// looks makes none.
+pub(super) fn has_database(settings: &Settings) -> bool {
+    settings.db_source.is_some() || state_dir().is_ok_and(|state| state.join("postgres").exists())
 }
 
 /// The key that tokens are made with. In development, when the settings have none, one is made once and kept.

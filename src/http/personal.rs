@@ -107,8 +107,10 @@ pub(super) async fn export(
     Ok((headers, Body::from_stream(Pieces(pieces))))
 }
 
-/// How long a piece may wait to be taken, before whoever takes so little gives their place to others.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a piece may wait to be taken, before whoever takes so little gives their place to others. Linux takes the next
+/// only when a third of what it keeps for a connection has gone, which may be more than a megabyte: a steady reader at
+/// 20 kB/s has it take nothing for a minute.
+const PATIENCE: Duration = Duration::from_secs(5 * 60);
 
 type Piece = Result<Vec<u8>, io::Error>;
 
@@ -203,4 +205,50 @@ fn append(
         serde_json::to_writer(&mut *out, &element)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    /// Sends three pieces to who takes one of them each `pause`; how many were taken, and how it ended.
+    async fn read_slowly(pause: Duration) -> (usize, Result<(), String>) {
+        let (out, mut pieces) = mpsc::channel(1);
+        let sent = async {
+            for _ in 0..3 {
+                send(&out, &mut vec![0; 30_000]).await.map_err(|error| error.to_string())?;
+            }
+            drop(out);
+            Ok(())
+        };
+        let taken = async {
+            let mut taken = 0;
+            loop {
+                sleep(pause).await;
+                if pieces.recv().await.is_none() {
+                    return taken;
+                }
+                taken += 1;
+            }
+        };
+        let (sent, taken) = tokio::join!(sent, taken);
+        (taken, sent)
+    }
+
+    /// A third of the 4 MB that Linux keeps for a connection at most, at 5 kB/s.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_reader_gets_all_of_it() {
+        assert_eq!(read_slowly(Duration::from_secs(280)).await, (3, Ok(())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_next_to_nothing_does_not_hold_a_place_for_ever() {
+        let (out, _pieces) = mpsc::channel(1);
+        send(&out, &mut vec![0; 30_000]).await.unwrap();
+        let begun = Instant::now();
+        let ended = send(&out, &mut vec![0; 30_000]).await.unwrap_err();
+        assert_eq!((ended.to_string().as_str(), begun.elapsed()), ("its reader takes nothing", PATIENCE));
+    }
 }

@@ -768,7 +768,7 @@ mod tests {
 
     /// Each hash in fresh memory has a fault for each of its pages, of which there are thousands. So does one here that
     /// comes after a fork, as of another test that starts a program as another user: it must copy what it writes to.
-    /// Hence the least of some.
+    /// Hence as many as it takes until none has come between.
     #[cfg(target_os = "linux")]
     #[test]
     fn hashes_wait_for_no_pages() {
@@ -782,14 +782,12 @@ mod tests {
         let mut memory = recipe.memory().unwrap();
         let mut hash = || recipe.hash(&Password::new("secret"), [7; 16], &mut memory).unwrap();
         hash();
-        let counts: Vec<u64> = (0..5)
-            .map(|_| {
-                let before = faults();
-                hash();
-                faults() - before
-            })
-            .collect();
-        assert!(counts.iter().min() < Some(&200), "{counts:?} page faults");
+        let mut counts = (0..200).map(|_| {
+            let before = faults();
+            hash();
+            faults() - before
+        });
+        assert!(counts.any(|count| count < 200), "each time hundreds of page faults");
     }
 
     #[test]

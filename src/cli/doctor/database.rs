@@ -24,7 +24,7 @@ const NOTIFICATION_PATIENCE: std::time::Duration = std::time::Duration::from_sec
 const SEAL_PATIENCE: Duration = Duration::minutes(5);
 
 pub(super) async fn database(settings: &Settings, policy: &Policy) -> Vec<Finding> {
-    if settings.db_source.is_none() && !setup::has_own_database() {
+    if !setup::has_database(settings) {
         let note = "there is none yet: `gatepass serve` makes one of its own, since DB_SOURCE is not set";
         return vec![Finding::note("database", note)];
     }
