@@ -209,5 +209,9 @@ fn fail(error: &(dyn Error + 'static)) -> ExitCode {
     for error in chain::behind(error) {
         say(&format!("  because: {error}"));
     }
+    if let Some(Interrupted(signal)) = error.downcast_ref() {
+        // As shells tell of a program that a signal ended.
+        return u8::try_from(128 + signal.as_raw_value()).map_or(ExitCode::FAILURE, ExitCode::from);
+    }
     if error.is::<WrongUse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
