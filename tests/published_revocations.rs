@@ -26,7 +26,7 @@ use crate::{
 type Client = (String, String);
 
 /// Longer than anything takes that does not wait.
-const SOON: StdDuration = StdDuration::from_secs(5);
+const SOON: StdDuration = StdDuration::from_secs(15);
 
 async fn ask(app: &App, client: &Client, query: &str) -> Answer {
     app.get(&format!("/revocations{query}")).client(client).send().await
