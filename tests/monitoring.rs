@@ -21,6 +21,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("YACE, for CloudWatch", &["aws_rds_free_storage_space_average"]),
     ("cert-manager", &["certmanager_certificate_expiration_timestamp_seconds"]),
     ("blackbox_exporter", &["probe_ssl_earliest_cert_expiry"]),
+    ("kube-state-metrics", &["kube_cronjob_status_last_successful_time", "kube_cronjob_created"]),
 ];
 
 /// Words of PromQL that are no metric.
