@@ -12,6 +12,7 @@ use sqlx::AssertSqlSafe;
 
 use crate::{
     app::{App, PASSWORD, as_role},
+    not_tested::cannot_be_tested,
     process::{Home, Invocation, Process, Signal, is_root, until},
 };
 
@@ -94,7 +95,7 @@ async fn a_file_that_is_mounted_is_written_to() {
     let options = if is_root() { "-m" } else { "-Urm" };
     let unshare = |script: &str| here.home.shell(&format!("exec unshare {options} sh -c '{script}' \"$0\""));
     if unshare(mount).run().await.code != Some(0) {
-        return eprintln!("NOT checked: a file that is mounted, which this machine does not let us do");
+        return cannot_be_tested("a file that is mounted", "this machine does not let us mount one");
     }
     let export = unshare(&format!("{mount} && exec \"$0\" export --output out.jsonl"));
     here.with_database(export).run().await.expect(0);
@@ -118,6 +119,8 @@ async fn in_a_directory_that_cannot_be_written_to_a_file_can() {
     let closed = home.path("closed");
     fs::create_dir(&closed).unwrap();
     let path = home.write("closed/out.jsonl", "old");
+    let theirs = home.write("closed/theirs.jsonl", "old");
+    fs::set_permissions(&theirs, Permissions::from_mode(0o666)).unwrap();
     if is_root() {
         chown(&path, Some(fs::metadata(home.path(".")).unwrap().uid()), None).unwrap();
     }
@@ -131,6 +134,18 @@ async fn in_a_directory_that_cannot_be_written_to_a_file_can() {
     home.gatepass(&compare).run().await.expect(1);
     let differences = fs::read_to_string(&path).unwrap();
     assert!(differences.contains("missing") && !differences.contains("alice@"), "{differences}");
+    if is_root() {
+        // What may not be made private is not emptied.
+        home.gatepass(&["export", "--output", "closed/theirs.jsonl"]).run().await.fails(1, &["theirs.jsonl"]);
+        assert_eq!(fs::read_to_string(&theirs).unwrap(), "old");
+        // Nor what another user's lies beside, who may be at it.
+        let path = home.write("mine.jsonl", "old");
+        chown(&path, Some(fs::metadata(home.path(".")).unwrap().uid()), None).unwrap();
+        fs::set_permissions(home.write("mine.jsonl.part", ""), Permissions::from_mode(0o600)).unwrap();
+        let part = ["mine.jsonl.part", "denied"];
+        home.gatepass(&["export", "--output", "mine.jsonl"]).run().await.fails(1, &part);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+    }
     // So that it can be removed.
     fs::set_permissions(&closed, Permissions::from_mode(0o755)).unwrap();
 }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::{fs::OFlags, process::geteuid};
+use rustix::{fs::OFlags, io::Errno, process::geteuid};
 
 /// Removes the file of an earlier run; where a link leads to it, or it cannot be removed, empties it.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
@@ -41,10 +41,11 @@ fn is_fixed(error: &io::Error) -> bool {
 ///
 /// The system's.
 pub(super) fn make(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
-    // It may have been there.
+    let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(path)?;
+    // It may have been there, and be somebody else's: then what is in it stays.
     if is_regular(&file)? {
         file.set_permissions(Permissions::from_mode(0o600))?;
+        file.set_len(0)?;
     }
     Ok(file)
 }
@@ -81,7 +82,8 @@ impl Draft {
         let aside = path.with_file_name(name);
         match make_aside(&aside) {
             Ok(file) => Ok(Self { file, places: Some((aside, path.to_owned())) }),
-            Err(error) if found.is_some() && is_fixed(&error) => in_place(),
+            // Not when it is there, and another user's, who may be at it.
+            Err(error) if found.is_some() && is_fixed(&error) && is_missing(&aside) => in_place(),
             Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", aside.display()))),
         }
     }
@@ -136,11 +138,16 @@ fn make_aside(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.create(true).write(true).mode(0o600).custom_flags(flags.bits().cast_signed());
     loop {
-        let file = options.open(path)?;
+        // One that we make is ours, whoever a file server says that it belongs to.
+        let (file, is_new) = match options.clone().create_new(true).open(path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => (options.open(path)?, false),
+            made => (made?, true),
+        };
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => return Err(io::Error::other("somebody else is writing it")),
-            Err(TryLockError::Error(error)) => return Err(error),
-            Ok(()) => {}
+            // Not every file server has locks.
+            Err(TryLockError::Error(error)) if !has_no_locks(&error) => return Err(error),
+            Ok(()) | Err(TryLockError::Error(_)) => {}
         }
         let found = file.metadata()?;
         match fs::symlink_metadata(path) {
@@ -151,13 +158,23 @@ fn make_aside(path: &Path) -> io::Result<File> {
             Err(error) => return Err(error),
         }
         // Others may have put there what they read, or what they want written to.
-        if !found.is_file() || found.nlink() != 1 || found.uid() != geteuid().as_raw() {
+        let is_own = is_new || found.uid() == geteuid().as_raw();
+        if !found.is_file() || found.nlink() != 1 || !is_own {
             return Err(io::Error::other("it is not a plain file of your own: remove it"));
         }
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.set_len(0)?;
         return Ok(file);
     }
+}
+
+/// Whether nothing is there, not even a link that leads nowhere.
+fn is_missing(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+}
+
+fn has_no_locks(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::Unsupported || error.raw_os_error() == Some(Errno::NOLCK.raw_os_error())
 }
 
 /// Whether something is mounted right there, as containers have single files: nothing can take its place.
