@@ -1,6 +1,11 @@
 //! What an operator does to the keys from the command line, looks into with `token inspect`, and hears from `doctor`: the
 //! real binary over a real Postgres. No key and no token is ever printed, but the one that `key show` is for.
 
+use std::{
+    fs::{self, DirBuilder},
+    os::unix::fs::DirBuilderExt,
+};
+
 use gatepass::token::{
     Format, Hs256Key, Issuer, Lifetime, Party, SharedFormat, SigningKey, Subject, SymmetricKey,
 };
@@ -426,9 +431,17 @@ async fn a_look_makes_nothing() {
         let seen = look(&["token", "inspect", &issue(root(), 0, 600)]).await.expect(1);
         assert!(seen.stdout.contains("key that is not accepted here"), "{}", seen.stdout);
         assert_eq!(seen.stderr.contains("there is no database yet"), !settings.is_empty(), "{}", seen.stderr);
-        let made: Vec<_> = std::fs::read_dir(home.path(".")).unwrap().collect();
+        let made: Vec<_> = fs::read_dir(home.path(".")).unwrap().collect();
         assert!(made.is_empty(), "{made:?}");
     }
+    // Where nobody may look, it is not known what is there.
+    let Some(home) = Home::of_nobody() else { return };
+    DirBuilder::new().mode(0o700).create(home.path(".gatepass")).unwrap();
+    for args in [&["key", "list"][..], &["key", "show", "--jwt-hs256"], &["token", "inspect", "x"]] {
+        home.gatepass(args).run().await.fails(1, &[".gatepass", "is it another user's?"]);
+    }
+    let doctor = home.gatepass(&["doctor"]).run().await.expect(1).stdout;
+    assert!(doctor.contains("is it another user's?"), "{doctor}");
 }
 
 #[tokio::test]

@@ -25,7 +25,13 @@ pub(super) fn read_or_make(state_dir: &Path) -> Result<SymmetricKey, Failure> {
 /// The key of this state directory, if there is one.
 pub(super) fn read(state_dir: &Path) -> Result<Option<SymmetricKey>, Failure> {
     let path = path(state_dir);
-    if fs::symlink_metadata(&path).is_err() { Ok(None) } else { parse(&path).map(Some) }
+    match fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            Err(format!("cannot look for {}: {error}; is it another user's?", path.display()).into())
+        }
+        Ok(_) => parse(&path).map(Some),
+    }
 }
 
 fn path(state_dir: &Path) -> PathBuf {

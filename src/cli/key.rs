@@ -286,7 +286,7 @@ async fn list(
 ) -> Result<(), Failure> {
     let mut entries: Vec<_> =
         shared.iter().map(|(format, kid, status)| Entry::shared(*format, kid, status)).collect();
-    if policy.key_pair_formats().next().is_some() && setup::has_database(settings) {
+    if policy.key_pair_formats().next().is_some() && setup::has_database(settings)? {
         let stored = database::on_pool(settings, async |db| Ok(keys::list(db).await?)).await?;
         entries.extend(Entry::all(policy, &stored, Clock::system().now()));
     }

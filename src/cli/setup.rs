@@ -76,8 +76,10 @@ pub(super) fn state_dir() -> Result<PathBuf, Failure> {
 
 /// Whether there is a database to look into: one that the settings name, or development's own, running or not. Who only
 /// looks makes none.
-pub(super) fn has_database(settings: &Settings) -> bool {
-    settings.db_source.is_some() || state_dir().is_ok_and(|state| state.join("postgres").exists())
+pub(super) fn has_database(settings: &Settings) -> Result<bool, Failure> {
+    let own = state_dir()?.join("postgres");
+    let look = |error| format!("cannot look for {}: {error}; is it another user's?", own.display());
+    Ok(settings.db_source.is_some() || own.try_exists().map_err(look)?)
 }
 
 /// The key that tokens are made with. In development, when the settings have none, one is made once and kept.

@@ -106,7 +106,7 @@ async fn verifier(settings: &Settings, now: OffsetDateTime) -> Result<Verifier, 
     });
     let policy = setup::key_policy(settings, &root, setup::operator());
     let has_pairs = policy.key_pair_formats().next().is_some();
-    let is_there = setup::has_database(settings);
+    let is_there = setup::has_database(settings)?;
     if has_pairs && !is_there {
         say(
             "note: there is no database yet; `gatepass serve` makes one of its own, since DB_SOURCE is not set",

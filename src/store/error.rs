@@ -106,7 +106,7 @@ where
 }
 
 /// Whether the connection is gone, or goes.
-fn has_ended(error: &sqlx::Error) -> bool {
+pub(super) fn has_ended(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) => true,
         // 57P01 to 57P03: the server, or whoever may, has ended it.
@@ -116,7 +116,7 @@ fn has_ended(error: &sqlx::Error) -> bool {
 }
 
 /// Whether somebody answers who cannot show to be the server that we want, or does not speak TLS.
-pub fn is_about_tls(error: &sqlx::Error) -> bool {
+fn is_about_tls(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Tls(_) => true,
         // How rustls tells of a certificate.

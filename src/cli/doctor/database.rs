@@ -24,9 +24,13 @@ const NOTIFICATION_PATIENCE: std::time::Duration = std::time::Duration::from_sec
 const SEAL_PATIENCE: Duration = Duration::minutes(5);
 
 pub(super) async fn database(settings: &Settings, policy: &Policy) -> Vec<Finding> {
-    if !setup::has_database(settings) {
-        let note = "there is none yet: `gatepass serve` makes one of its own, since DB_SOURCE is not set";
-        return vec![Finding::note("database", note)];
+    match setup::has_database(settings) {
+        Ok(true) => {}
+        Ok(false) => {
+            let note = "there is none yet: `gatepass serve` makes one of its own, since DB_SOURCE is not set";
+            return vec![Finding::note("database", note)];
+        }
+        Err(error) => return vec![failed("database", &*error)],
     }
     let database = match Database::open(settings).await {
         Ok(database) => database,

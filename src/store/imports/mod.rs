@@ -6,7 +6,7 @@ mod present;
 use sqlx::{AssertSqlSafe, Row as _};
 use time::OffsetDateTime;
 
-use super::{Error, PgConnection, PoolConnection, Transaction};
+use super::{Error, PgConnection, PoolConnection, Transaction, error::has_ended};
 pub use incoming::{Holders, Names, Row, copy, holders, insert};
 pub use present::{Compared, Present, change, compared, foreign, ids, lock};
 
@@ -203,10 +203,10 @@ pub async fn foreign_rows(
     }
 }
 
-/// Whether the connection, or the database, has given up in the middle: the same may succeed with another one.
+/// Whether the connection has ended in the middle: the same may succeed with another one.
 pub fn is_cut_off(error: &Error) -> bool {
     match error {
-        Error::Unavailable(_) => true,
+        Error::Unavailable(error) => has_ended(error),
         // Nothing happened for too long, by idle_in_transaction_session_timeout.
         Error::Failed(sqlx::Error::Database(error)) => error.code().as_deref() == Some("25P03"),
         _ => false,
