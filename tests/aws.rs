@@ -9,7 +9,7 @@ use std::{
     env,
     ffi::{OsStr, OsString},
     fs,
-    io::{self, BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Write},
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -39,24 +39,16 @@ use tokio::net::TcpListener;
 
 use crate::{
     app::{KEY, PASSWORD, START, database},
+    not_tested::{named_by, not_tested},
     process::{Ended, Home, QUICK, Signal, make_program, until},
 };
 
-const PYTHON: &str = "GATEPASS_TEST_PYTHON";
 const REGION: &str = "eu-central-1";
 const ACCESS_KEY: &str = "AKIDEXAMPLE";
 const SECRET_KEY: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
 
 /// The Python that has moto and botocore.
-static PLAYERS: LazyLock<Option<OsString>> = LazyLock::new(|| {
-    let python = env::var_os(PYTHON).filter(|path| !path.is_empty());
-    if python.is_none() {
-        assert!(env::var_os("CI").is_none(), "{PYTHON} names no Python: `make test` sets it");
-        // Not by a macro: those are captured while a test passes.
-        let _ = writeln!(io::stderr(), "\nNOT tested: AWS. {PYTHON} names no Python; `make test` sets it.");
-    }
-    python
-});
+static PLAYERS: LazyLock<Option<OsString>> = LazyLock::new(|| named_by("GATEPASS_TEST_PYTHON", "AWS"));
 
 /// A program of `tests/aws` that runs until its standard input is closed, if only by our end.
 struct Helper {
@@ -649,8 +641,7 @@ fn tools() -> Option<(tempfile::TempDir, String)> {
     let path = env::var("PATH").unwrap();
     let has_jq = env::split_paths(&path).any(|directory| directory.join("jq").exists());
     if !has_jq {
-        assert!(env::var_os("CI").is_none(), "jq is not installed");
-        let _ = writeln!(io::stderr(), "\nNOT tested: scripts/app-env. jq is not installed.");
+        not_tested("scripts/app-env", "jq is not installed");
         return None;
     }
     let directory = tempfile::tempdir().unwrap();

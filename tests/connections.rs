@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::{
     app::{App, KEY, PASSWORD, database},
+    not_tested::cannot_be_tested,
     postgres::{Address, Server, directory, openssl, self_signed},
     process::{Home, Process, Signal, until},
 };
@@ -317,7 +318,7 @@ async fn verify_full_takes_the_right_server_and_no_other() {
             migrate(&url).run().await.expect(0);
         }
         Err(error) => {
-            eprintln!("NOT checked: a database at [::1], which this machine does not have: {error}");
+            cannot_be_tested("a database at [::1]", &format!("this machine has none: {error}"));
         }
     }
 

@@ -6,13 +6,7 @@
 //! `foreign_hashes/make.py` makes others of other passwords in every run. For those `make test` installs the libraries
 //! (`scripts/other-libraries`); without them that test fails in CI, and elsewhere says that it has not run.
 
-use std::{
-    env,
-    io::{self, Write},
-    num::NonZeroUsize,
-    process::Command,
-    time::Duration,
-};
+use std::{num::NonZeroUsize, process::Command, time::Duration};
 
 use gatepass::password::{
     HashedPassword, Params, Password, Peppers, Pool, PoolSettings, Verdict,
@@ -20,9 +14,11 @@ use gatepass::password::{
 };
 use serde_json::{Value, json};
 
-use crate::app::{App, PASSWORD};
+use crate::{
+    app::{App, PASSWORD},
+    not_tested::named_by,
+};
 
-const PYTHON: &str = "GATEPASS_TEST_PYTHON";
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign_hashes/make.py");
 
 fn pool() -> Pool {
@@ -137,15 +133,7 @@ async fn a_wrapped_hash_may_have_a_pepper() {
 
 #[tokio::test]
 async fn those_that_other_systems_make_now() {
-    let Some(python) = env::var_os(PYTHON).filter(|path| !path.is_empty()) else {
-        assert!(env::var_os("CI").is_none(), "{PYTHON} names no Python: `make test` sets it");
-        // Not by a macro: those are captured while a test passes.
-        let _ = writeln!(
-            io::stderr(),
-            "\nNOT tested: that we verify hashes made now. {PYTHON} names no Python; `make test` sets it."
-        );
-        return;
-    };
+    let Some(python) = named_by("GATEPASS_TEST_PYTHON", "that we verify hashes made now") else { return };
     let output = Command::new(&python).arg(PROGRAM).output().unwrap();
     let (status, complaint) = (output.status, String::from_utf8_lossy(&output.stderr));
     assert!(status.success(), "{PROGRAM}: {status}: {complaint}");

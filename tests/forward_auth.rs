@@ -7,8 +7,6 @@
 //! elsewhere says that it has not run.
 
 use std::{
-    env,
-    ffi::OsString,
     fs,
     net::{self, SocketAddr},
     os::fd::OwnedFd,
@@ -42,7 +40,8 @@ use tokio::{
 
 use crate::{
     app::{Answer, App, START},
-    nginx::{Nginx, not_tested},
+    nginx::Nginx,
+    not_tested::named_by,
     process::until,
 };
 
@@ -508,11 +507,6 @@ fn replace(text: &str, from: &str, to: &str) -> String {
     text.replace(from, to)
 }
 
-/// The program that a variable names, which `make test` sets.
-fn named_by(variable: &str) -> Option<OsString> {
-    env::var_os(variable).filter(|path| !path.is_empty())
-}
-
 /// Starts a proxy and waits until who comes by `socket` reaches the application where nobody is asked.
 async fn start(command: &mut Command, stdin: Stdio, socket: &Path, log: &Path) -> Running {
     let client = reqwest::Client::builder().unix_socket(socket).build().unwrap();
@@ -565,12 +559,7 @@ async fn behind_nginx() {
 
 #[tokio::test]
 async fn behind_traefik() {
-    let Some(traefik) = named_by("GATEPASS_TEST_TRAEFIK") else {
-        return not_tested(
-            "forward auth by Traefik",
-            "GATEPASS_TEST_TRAEFIK names no Traefik; `make test` sets it",
-        );
-    };
+    let Some(traefik) = named_by("GATEPASS_TEST_TRAEFIK", "forward auth by Traefik") else { return };
     let app = App::new().await;
     let gatepass = Served::new(&app).await;
     let application = Application::new().await;
@@ -617,12 +606,7 @@ fn pass_on(socket: &Path, address: SocketAddr) {
 #[tokio::test]
 async fn behind_envoy() {
     for is_prefix in [false, true] {
-        let Some(envoy) = named_by("GATEPASS_TEST_ENVOY") else {
-            return not_tested(
-                "forward auth by Envoy",
-                "GATEPASS_TEST_ENVOY names no Envoy; `make test` sets it",
-            );
-        };
+        let Some(envoy) = named_by("GATEPASS_TEST_ENVOY", "forward auth by Envoy") else { return };
         let app = App::new().await;
         let gatepass = Served::new(&app).await;
         let application = Application::new().await;

@@ -46,6 +46,7 @@ mod manners;
 mod migrations;
 mod monitoring;
 mod nginx;
+mod not_tested;
 mod open_files;
 mod other_libraries;
 mod passwords;

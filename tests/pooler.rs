@@ -7,8 +7,7 @@
 //! (`scripts/test-pgbouncer`). Without one of them its tests fail in CI, and elsewhere say that they have not run.
 
 use std::{
-    env, fs,
-    io::{self, Write},
+    fs,
     time::{Duration, Instant},
 };
 
@@ -23,6 +22,7 @@ use tokio::{net::TcpStream, process::Child, task::JoinSet};
 
 use crate::{
     app::{KEY, PASSWORD, database},
+    not_tested::named_by,
     postgres::{command, directory, other_user, write},
     process::{Home, Port, Process, Signal, make_program, until},
 };
@@ -42,15 +42,7 @@ struct Pgbouncer {
 impl Pgbouncer {
     /// The one that `variable` names, with these settings. Nothing, where it is not to be had.
     async fn start(variable: &str, settings: &str) -> Option<Self> {
-        let Some(program) = env::var_os(variable).filter(|path| !path.is_empty()) else {
-            assert!(env::var_os("CI").is_none(), "{variable} names no pgbouncer");
-            // Not by a macro: those are captured while a test passes.
-            let _ = writeln!(
-                io::stderr(),
-                "\nNOT tested: pgbouncer. {variable} names none; `make test` sets it."
-            );
-            return None;
-        };
+        let program = named_by(variable, "the service behind pgbouncer")?;
         let direct = database().await;
         let server: PgConnectOptions = direct.parse().unwrap();
         let database = server.get_database().unwrap().to_owned();
