@@ -174,7 +174,11 @@ async fn a_reading_of_the_ring_asks_the_database_once() {
         // The first reading is at once, the second after half a second.
         let following = app.state().keys().follow(&app.clock);
         timeout(Duration::from_millis(400), following).await.unwrap_err();
-        fewest = fewest.min(wire.asked() - before);
+        let asked = wire.asked() - before;
+        // None: the server has not answered yet.
+        if asked > 0 {
+            fewest = fewest.min(asked);
+        }
     }
     assert_eq!(fewest, 1);
 }
