@@ -38,18 +38,16 @@ pub(crate) struct Row {
     pub(crate) ours: f64,
     /// What it is held against, and that one's figure from the same run.
     pub(crate) limit: Option<(String, f64)>,
+    /// To it.
+    pub(crate) ratio: Option<f64>,
     /// Of the ratio, or of the figure itself where there is no limit.
     pub(crate) goal: Option<Goal>,
 }
 
 impl Row {
-    pub(crate) fn ratio(&self) -> Option<f64> {
-        self.limit.as_ref().map(|(_, limit)| self.ours / limit)
-    }
-
     /// Whether it reaches its goal; yes where there is none.
     pub(crate) fn is_reached(&self) -> bool {
-        self.goal.is_none_or(|goal| goal.is_reached_by(self.ratio().unwrap_or(self.ours)))
+        self.goal.is_none_or(|goal| goal.is_reached_by(self.ratio.unwrap_or(self.ours)))
     }
 }
 
@@ -74,7 +72,7 @@ impl Bench {
 
     /// How long something is measured at a time; and how much of anything a smoke run does.
     pub(crate) fn turn(&self) -> Duration {
-        if self.is_smoke { Duration::from_millis(50) } else { Duration::from_millis(1500) }
+        if self.is_smoke { Duration::from_millis(50) } else { Duration::from_secs(1) }
     }
 
     /// `full`, or `smoke` where the figures mean nothing.
@@ -93,7 +91,7 @@ impl Bench {
         what: &str,
         mut measure: [&mut dyn FnMut() -> T; N],
     ) -> [Vec<T>; N] {
-        let turns = self.size(5, 1);
+        let turns = self.size(9, 1);
         let mut all = [const { Vec::new() }; N];
         for turn in 1..=turns {
             self.doing(&format!("{what}, turn {turn} of {turns}"));
@@ -104,20 +102,29 @@ impl Bench {
         all
     }
 
-    /// A figure beside its limit.
-    pub(crate) fn ratio(&mut self, what: &str, ours: f64, (limited_by, limit): (&str, f64), goal: Goal) {
-        let limit = Some((limited_by.to_owned(), limit));
-        self.row(Row { what: what.to_owned(), ours, limit, goal: Some(goal) });
+    /// Figures beside their limit, one of each turn. The ratio is the median of theirs and not that of the medians: of two
+    /// that follow each other, what disturbs the machine for longer disturbs both.
+    pub(crate) fn ratio(
+        &mut self,
+        what: &str,
+        ours: &[f64],
+        (limited_by, limits): (&str, &[f64]),
+        goal: Goal,
+    ) {
+        let ratio = Some(median(ours.iter().zip(limits).map(|(ours, limit)| ours / limit)));
+        let limit = Some((limited_by.to_owned(), median(limits.iter().copied())));
+        let (what, ours) = (what.to_owned(), median(ours.iter().copied()));
+        self.row(Row { what, ours, limit, ratio, goal: Some(goal) });
     }
 
     /// A figure that is to stay within a bound.
     pub(crate) fn bound(&mut self, what: &str, ours: f64, goal: Goal) {
-        self.row(Row { what: what.to_owned(), ours, limit: None, goal: Some(goal) });
+        self.row(Row { what: what.to_owned(), ours, limit: None, ratio: None, goal: Some(goal) });
     }
 
     /// A figure to keep.
     pub(crate) fn note(&mut self, what: &str, ours: f64) {
-        self.row(Row { what: what.to_owned(), ours, limit: None, goal: None });
+        self.row(Row { what: what.to_owned(), ours, limit: None, ratio: None, goal: None });
     }
 
     fn row(&mut self, row: Row) {
@@ -125,7 +132,7 @@ impl Bench {
             Some((limit, _)) => format!("{} ÷ {limit}", row.what),
             None => row.what.clone(),
         };
-        let ratio = row.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        let ratio = row.ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"));
         let limit = row.limit.as_ref().map_or(String::new(), |(_, limit)| figure(*limit));
         let goal = row.goal.map_or(String::new(), |goal| goal.to_string());
         let missed = if row.is_reached() { "" } else { "  missed" };

@@ -32,7 +32,7 @@ fn line(row: &Row) -> String {
         .limit
         .as_ref()
         .map_or((String::from("–"), String::new()), |(against, limit)| (against.clone(), figure(*limit)));
-    let ratio = row.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}"));
+    let ratio = row.ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"));
     let goal = row.goal.map_or(String::new(), |goal| goal.to_string());
     let reached = match row.goal {
         None => "",

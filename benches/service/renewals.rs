@@ -79,21 +79,19 @@ pub(crate) fn renewals(bench: &mut Bench) {
     let [first, second] = &mut others[..] else { unreachable!("as many as CONNECTIONS") };
     load::run(service.address, turn / 4, &mut ours);
     let rate = |service: &Service, clients: &mut [Renewing]| load::run(service.address, turn, clients).rate;
-    let [ours, limit, with_8, with_16] = bench
-        .in_turns(
-            &what,
-            [
-                &mut || rate(&service, &mut ours),
-                &mut || pgbench(&url, &script, turn.as_secs().max(1)),
-                &mut || rate(&first.0, &mut first.1),
-                &mut || rate(&second.0, &mut second.1),
-            ],
-        )
-        .map(median);
+    let [ours, limit, with_8, with_16] = bench.in_turns(
+        &what,
+        [
+            &mut || rate(&service, &mut ours),
+            &mut || pgbench(&url, &script, turn.as_secs().max(1)),
+            &mut || rate(&first.0, &mut first.1),
+            &mut || rate(&second.0, &mut second.1),
+        ],
+    );
     fs::remove_file(&script).expect("it is there");
-    bench.ratio(&what, ours, ("pgbench, the same SQL", limit), AtLeast(0.4));
+    bench.ratio(&what, &ours, ("pgbench, the same SQL", &limit), AtLeast(0.4));
     for (max, rate) in CONNECTIONS.into_iter().zip([with_8, with_16]) {
-        bench.note(&format!("{what}, DB_MAX_CONNECTIONS={max}"), rate);
+        bench.note(&format!("{what}, DB_MAX_CONNECTIONS={max}"), median(rate));
     }
 }
 
