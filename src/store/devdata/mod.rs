@@ -36,20 +36,9 @@ pub enum Error {
     InUse(i64),
     /// A transaction, by the name it was prepared under, that only somebody's word ends.
     #[error(
-        "the transaction {0} is prepared and sees what is to be masked: end it first (ROLLBACK PREPARED)"
+        "the transaction {0} is prepared, and locks for good what it has touched: end it first (ROLLBACK PREPARED)"
     )]
     Prepared(String),
-    /// The rows are masked, but whoever reads the files still finds what they were.
-    #[error(
-        "the rows are masked, but the files of {table} still have what was there, for as long as somebody sees it \
-         (known: {seen_by}): end that, and mask again"
-    )]
-    StillSeen {
-        /// Written anew in vain.
-        table: &'static str,
-        /// Replication slots and processes, as far as the role may know of them.
-        seen_by: String,
-    },
     /// The schema is not this version's.
     #[error(transparent)]
     Schema(#[from] migrations::Error),
