@@ -101,11 +101,14 @@ impl Draft {
     pub fn finish(mut self) -> io::Result<()> {
         sync(&self.file)?;
         if let Some((aside, path)) = &self.places {
+            // Not everybody who may write into a directory may read it.
+            let directory = File::open(directory(path)).ok();
             fs::rename(aside, path)?;
-            let directory = directory(path).to_owned();
             // By that name there may be somebody else's already.
             self.places = None;
-            File::open(directory)?.sync_all()?;
+            if let Some(directory) = directory {
+                directory.sync_all()?;
+            }
         }
         Ok(())
     }
