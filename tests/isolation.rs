@@ -125,6 +125,32 @@ async fn change_the_password_during_a_login(app: &App) {
 }
 
 #[tokio::test]
+async fn a_renewal_waits_for_roles_that_are_being_changed_however_long_and_has_those_of_then() {
+    let app = App::new().await;
+    app.login_admin("bob").await;
+    let alice = app.login_admin("alice").await;
+    let renew =
+        || app.post("/tokens/renew_access").json(&json!({ "refresh_token": alice["refresh_token"] })).send();
+    // Its successor, and then the same once more, good for longer.
+    for (from, to, status) in [("admin", "", 403), ("", "admin", 200)] {
+        let mut conn = connect(&app).await;
+        let mut change = conn.begin().await.unwrap();
+        let roles = sqlx::query("UPDATE users SET roles = string_to_array($1, ',') WHERE username = 'alice'");
+        roles.bind(to).execute(&mut *change).await.unwrap();
+        let mut looking = connect(&app).await;
+        let meanwhile = async {
+            until("the renewal waits", async || waiting(&mut looking).await > 0).await;
+            change.commit().await.unwrap();
+        };
+        let (renewed, ()) = tokio::join!(renew(), meanwhile);
+        let renewed = renewed.expect(200);
+        let verified = app.get("/auth/verify?role=admin").bearer(&renewed).send().await;
+        assert_eq!(verified.status, status, "from {from:?} to {to:?}");
+        app.clock.advance(Duration::seconds(5));
+    }
+}
+
+#[tokio::test]
 async fn two_who_note_the_same_sessions_in_opposite_orders_do_not_wait_for_each_other() {
     let app = App::new().await;
     app.register("alice").await;

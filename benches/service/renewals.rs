@@ -59,7 +59,7 @@ pub(crate) fn renewals(bench: &mut Bench) {
     sql(
         &url,
         "CREATE TABLE bench AS
-         SELECT substr(username, 8)::int AS client, sessions.id FROM sessions JOIN users ON users.id = user_id
+         SELECT substr(username, 8)::int AS client, sessions.id, user_id FROM sessions JOIN users ON users.id = user_id
          WHERE username LIKE 'pgbench%'",
     );
     sql(&url, "VACUUM (ANALYZE)");
@@ -113,7 +113,7 @@ fn script_of_renewal() -> String {
     let read = read.replace("$1", ":id");
     let mut write = write;
     for (number, variable) in
-        ["id", "generation", "now", "refresh_expires_at", "user_agent", "client_ip", "access_expires_at"]
+        ["id", "generation", "now", "refresh_expires_at", "user_agent", "client_ip", "access_expires_at", "user_id"]
             .into_iter()
             .enumerate()
     {
@@ -121,7 +121,8 @@ fn script_of_renewal() -> String {
     }
     format!(
         "\\if :is_first\n\
-         SELECT id, refresh_generation AS generation FROM bench JOIN sessions USING (id) WHERE client = :client_id \\gset\n\
+         SELECT id, sessions.user_id, refresh_generation AS generation\n\
+           FROM bench JOIN sessions USING (id) WHERE client = :client_id \\gset\n\
          \\set is_first false\n\
          \\endif\n\
          {read};\n{write};\n\\set generation :generation + 1\n"

@@ -45,7 +45,7 @@ use crate::{
     metrics::RenewalOutcome,
     store::{
         self,
-        sessions::{self, EndReason, Session, Which},
+        sessions::{self, EndReason, Owner, Session, Which},
     },
     token::{
         AccessToken, Lifetime, Subject,
@@ -179,6 +179,7 @@ impl Accounts {
                     let refresh_expires_at = (begun + self.policy.refresh_token_duration).min(row.expires_at);
                     let renewal = sessions::Renewal {
                         id,
+                        user_id: row.user_id,
                         generation: row.refresh_generation,
                         user_agent: caller.user_agent.as_deref(),
                         client_ip: caller.ip,
@@ -186,24 +187,29 @@ impl Accounts {
                         access_expires_at: self.access_expires_at(&row, now),
                         now,
                     };
-                    if sessions::rotate(&mut *self.conn().await?, &renewal).await? {
+                    if let Some(owner) = sessions::rotate(&mut *self.conn().await?, &renewal).await? {
                         tracing::debug!(session_id = %id, "session renewed");
                         self.metrics.renewal(RenewalOutcome::Rotated);
-                        return self.renewed(row, state.generation + 1, refresh_expires_at, now, rng);
+                        return self.renewed(&row, owner, state.generation + 1, refresh_expires_at, now, rng);
                     }
                 }
                 Outcome::Repeat => {
                     let access_expires_at = self.access_expires_at(&row, now);
-                    // Whoever ends the session revokes what the row says that it has been given.
-                    if access_expires_at <= row.access_expires_at
-                        || sessions::extend_access(
-                            &mut *self.conn().await?,
+                    // Whoever ends the session, or changes the roles, outdates what the row says that it has been given.
+                    let owner = if access_expires_at <= row.access_expires_at {
+                        Some(Owner { username: row.username.clone(), roles: row.roles.clone() })
+                    } else {
+                        let conn = &mut *self.conn().await?;
+                        sessions::extend_access(
+                            conn,
                             id,
+                            row.user_id,
                             row.refresh_generation,
                             access_expires_at,
                         )
                         .await?
-                    {
+                    };
+                    if let Some(owner) = owner {
                         self.metrics.renewal(RenewalOutcome::Repeated);
                         if now >= row.renewed_at + self.policy.refresh_reuse_interval {
                             tracing::info!(
@@ -215,7 +221,7 @@ impl Accounts {
                             );
                         }
                         let refresh_expires_at = row.refresh_expires_at;
-                        return self.renewed(row, state.generation, refresh_expires_at, now, rng);
+                        return self.renewed(&row, owner, state.generation, refresh_expires_at, now, rng);
                     }
                 }
                 Outcome::Reused => {
@@ -265,15 +271,20 @@ impl Accounts {
 
     fn renewed(
         &self,
-        row: Session,
+        row: &Session,
+        owner: Owner,
         generation: u32,
         refresh_token_expires_at: OffsetDateTime,
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<Renewed, Error> {
-        let expires_at = self.access_expires_at(&row, now);
-        let subject =
-            Subject { user_id: row.user_id, session_id: row.id, username: row.username, roles: row.roles };
+        let expires_at = self.access_expires_at(row, now);
+        let subject = Subject {
+            user_id: row.user_id,
+            session_id: row.id,
+            username: owner.username,
+            roles: owner.roles,
+        };
         let token_id = random::token_id(now, generation, rng);
         let access_token = self.issuer.issue(subject, token_id, Lifetime { now, expires_at })?;
         let refresh_token = self.refresh_keys.token(row.id, generation, &row.refresh_salt);

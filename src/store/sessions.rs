@@ -163,6 +163,8 @@ pub async fn by_id(conn: &mut PgConnection, id: Uuid) -> Result<Option<Session>,
 pub struct Renewal<'a> {
     /// The session.
     pub id: Uuid,
+    /// Whose it is.
+    pub user_id: Uuid,
     /// The generation that it leaves.
     pub generation: i32,
     /// Who renews.
@@ -177,21 +179,29 @@ pub struct Renewal<'a> {
     pub now: OffsetDateTime,
 }
 
-/// Moves a session to its next generation. `false` when it is not in the one that it was thought to be in, has ended, or
-/// its user is locked out.
+/// Moves a session to its next generation; whose it is, as they are at that moment. `None` when it is not in the one that
+/// it was thought to be in, has ended, or its user is locked out.
+///
+/// What a token says of its user is read under `FOR SHARE`, as at a login: who changes their roles waits, and then outdates
+/// this token too; or this waits for them, however long they take to commit, and reads what they left.
 ///
 /// # Errors
 ///
 /// When the database fails.
-pub async fn rotate(conn: &mut PgConnection, renewal: &Renewal<'_>) -> Result<bool, Error> {
-    let done = sqlx::query!(
-        "UPDATE sessions
+pub async fn rotate(conn: &mut PgConnection, renewal: &Renewal<'_>) -> Result<Option<Owner>, Error> {
+    let owner = sqlx::query_as!(
+        Owner,
+        "WITH owner AS (
+             SELECT id, username, roles FROM users WHERE id = $8 AND NOT disabled
+             FOR SHARE
+         )
+         UPDATE sessions
          SET refresh_generation = refresh_generation + 1, renewed_at = $3, last_used_at = $3, is_confirmed = false,
              refresh_expires_at = $4, user_agent = $5, client_ip = $6,
              access_expires_at = greatest(access_expires_at, $7)
-         FROM users
-         WHERE sessions.id = $1 AND refresh_generation = $2 AND ended_at IS NULL
-             AND users.id = user_id AND NOT disabled",
+         FROM owner
+         WHERE sessions.id = $1 AND refresh_generation = $2 AND ended_at IS NULL AND user_id = owner.id
+         RETURNING owner.username, owner.roles",
         renewal.id,
         renewal.generation,
         renewal.now,
@@ -199,14 +209,13 @@ pub async fn rotate(conn: &mut PgConnection, renewal: &Renewal<'_>) -> Result<bo
         renewal.user_agent,
         renewal.client_ip.map(ipnet::IpNet::from),
         renewal.access_expires_at,
-    )
-    .execute(conn)
-    .await?;
-    Ok(done.rows_affected() == 1)
+        renewal.user_id,
+    );
+    Ok(owner.fetch_optional(conn).await?)
 }
 
-/// Notes until when the access token is good that a session is given once more. `false` when it is not in `generation`,
-/// or has ended.
+/// Notes until when the access token is good that a session is given once more; whose it is, read as by [`rotate`]. `None`
+/// when it is not in `generation`, or has ended.
 ///
 /// # Errors
 ///
@@ -214,17 +223,26 @@ pub async fn rotate(conn: &mut PgConnection, renewal: &Renewal<'_>) -> Result<bo
 pub async fn extend_access(
     conn: &mut PgConnection,
     id: Uuid,
+    user_id: Uuid,
     generation: i32,
     access_expires_at: OffsetDateTime,
-) -> Result<bool, Error> {
-    let done = sqlx::query!(
-        "UPDATE sessions SET access_expires_at = greatest(access_expires_at, $3)
-         WHERE id = $1 AND refresh_generation = $2 AND ended_at IS NULL",
+) -> Result<Option<Owner>, Error> {
+    let owner = sqlx::query_as!(
+        Owner,
+        "WITH owner AS (
+             SELECT id, username, roles FROM users WHERE id = $4 AND NOT disabled
+             FOR SHARE
+         )
+         UPDATE sessions SET access_expires_at = greatest(access_expires_at, $3)
+         FROM owner
+         WHERE sessions.id = $1 AND refresh_generation = $2 AND ended_at IS NULL AND user_id = owner.id
+         RETURNING owner.username, owner.roles",
         id,
         generation,
         access_expires_at,
+        user_id,
     );
-    Ok(done.execute(conn).await?.rows_affected() == 1)
+    Ok(owner.fetch_optional(conn).await?)
 }
 
 /// Which of a user's sessions.

@@ -1,8 +1,8 @@
 //! `gatepass doctor`: what is wrong, and what to do about it.
 //!
 //! A check looks at one thing and adds what it finds; it never stops the others. Nothing is changed. A further check is
-//! one more function that gives [`Finding`]s, called from [`examine`] or, when it needs the database, from
-//! [`database::on_database`].
+//! one more function that gives [`Finding`]s, called from [`examine`] or, when it needs the database, in its
+//! module `database`.
 
 mod database;
 mod ring;

@@ -6,10 +6,10 @@
 //! | [`APP`] | the service | what [`TABLES`] and [`FUNCTIONS`] say |
 //! | [`READONLY`] | people who look | read the views of the schema `masked` |
 //!
-//! [`set_up`] makes them, once. From then on the schema `public` and the tables belong to [`OWNER`]; by that
+//! [`set_up()`] makes them, once. From then on the schema `public` and the tables belong to [`OWNER`]; by that
 //! [`become_owner`] and [`migrations`] know that there are roles. Without them whoever migrates owns
 //! everything, and nothing here is done. [`TABLES`] and [`FUNCTIONS`] are the one place that says what the roles may do:
-//! [`grant`] makes it so, with each migration and in [`set_up`]; [`Privileges`] compares.
+//! [`grant`] makes it so, with each migration and in [`set_up()`]; [`Privileges`] compares.
 
 mod privileges;
 mod set_up;
