@@ -2,7 +2,7 @@
 //! people wrote about themselves can be found in a sample, or in a copy that was masked, down to its files; that all that
 //! belongs to somebody comes along, and fits together.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{env, fs, os::unix::fs::PermissionsExt, path::Path};
 
 use aws_lc_rs::digest;
 use serde_json::json;
@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::Pg
 
 use crate::{
     app::{App, KEY, PASSWORD, admin, as_role, database, empty_database, postgres_program},
-    process::{Ended, Home, QUICK, Signal},
+    process::{Ended, Home, QUICK, Signal, make_program},
 };
 
 const MADE_UP: &str = "made-up-for-developers";
@@ -408,6 +408,13 @@ async fn a_sample_is_of_those_who_are_asked_for_and_has_the_same_masks_with_the_
     assert_ne!(some, sample("other", &["--users", "40"]).await);
     let condition = "disabled";
     let disabled = sample("disabled", &["--where", condition]).await;
+    // The newest pg_dump is taken, though it may have come without a server.
+    fs::create_dir(home.path("client")).unwrap();
+    let client = "#!/bin/sh\ntest \"$1\" = --version && echo 'pg_dump (PostgreSQL) 99.1' || { echo I am 99 >&2; exit 1; }";
+    make_program(&home.path("client/pg_dump"), client.as_bytes());
+    let path = format!("{}:{}", home.path("client").display(), env::var("PATH").unwrap());
+    let args = ["devdata", "sample", "--from", &from, "--users", "1", "by-99"];
+    home.gatepass(&args).envs(&QUICK).env("PATH", &path).run().await.fails(1, &["pg_dump failed: I am 99"]);
     let copy = empty_database().await;
     // Whom the database belongs to and nothing else, so that Postgres's own tables are not theirs to analyse.
     let name = text(&copy, "SELECT current_database()::text").await;
