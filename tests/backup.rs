@@ -2,7 +2,7 @@
 //! go on working, sessions that had ended stay ended, the history verifies and goes on. And what happened after the dump is
 //! undone, which docs/backup.md says what to do about. All of it with the roles of the database, which are as they were.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
@@ -129,6 +129,22 @@ async fn dump(site: &Site<'_>, file: &str) {
     assert!(logins > 0, "nothing went on while the database was dumped");
 }
 
+/// That what the nightly dump of `eks/` is checked with takes a whole dump, and none that was cut off.
+async fn check(home: &Home, file: &str) {
+    let job = include_str!("../eks/components/postgres/backup.yaml");
+    let command = job.lines().map(str::trim).find(|line| line.starts_with("pg_restore")).unwrap();
+    let program = postgres_program("pg_restore", "postgres:///x").get_program().to_str().unwrap().to_owned();
+    let checked = async |file: &str| {
+        let command = command.replace("pg_restore", &program).replace("/dump/gatepass.dump", file);
+        home.program(Path::new("sh")).arg("-c").arg(&command).run().await
+    };
+    checked(file).await.expect(0);
+    let whole = fs::read(file).unwrap();
+    let part = home.path("part.dump");
+    fs::write(&part, &whole[..whole.len() - 16]).unwrap();
+    checked(part.to_str().unwrap()).await.fails(1, &["end of file"]);
+}
+
 /// Makes the roles and a database of the owner's in the server at `server_url`, and restores the dump into it; where it is,
 /// for the superuser.
 async fn restore(file: &str, server_url: &str) -> String {
@@ -175,6 +191,7 @@ async fn a_dump_of_a_busy_service_restored_into_an_empty_server_is_the_service_a
     let sessions_before = site.sessions().await;
 
     dump(&site, file).await;
+    check(&home, file).await;
     let sessions_after = site.sessions().await;
     site.log_out(&ended_later).await;
     let successor_later = site.renew(&renewed_later).await.unwrap();

@@ -2,14 +2,15 @@
 //! people wrote about themselves can be found in a sample, or in a copy that was masked, down to its files; that all that
 //! belongs to somebody comes along, and fits together.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{env, fs, os::unix::fs::PermissionsExt, path::Path};
 
+use aws_lc_rs::digest;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
 
 use crate::{
     app::{App, KEY, PASSWORD, admin, as_role, database, empty_database, postgres_program},
-    process::{Ended, Home, QUICK, Signal},
+    process::{Ended, Home, QUICK, Signal, make_program},
 };
 
 const MADE_UP: &str = "made-up-for-developers";
@@ -309,6 +310,20 @@ async fn counts(url: &str, condition: &str) -> Vec<i64> {
     counts
 }
 
+/// Replaces something in a file of a sample, as if it had been written so.
+fn edit_sample(directory: &Path, name: &str, old: &str, new: &str) {
+    let sha256 = |text: &str| {
+        let digest = digest::digest(&digest::SHA256, text.as_bytes());
+        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
+    let (before, manifest) = (read(name), read("manifest.json"));
+    let after = before.replace(old, new);
+    assert_ne!(before, after);
+    fs::write(directory.join(name), &after).unwrap();
+    fs::write(directory.join("manifest.json"), manifest.replace(&sha256(&before), &sha256(&after))).unwrap();
+}
+
 #[tokio::test]
 async fn a_sample_has_all_that_belongs_to_its_users_and_no_clear_value_and_loads() {
     let app = lived_in().await;
@@ -327,6 +342,11 @@ async fn a_sample_has_all_that_belongs_to_its_users_and_no_clear_value_and_loads
         find(&secrets, &fs::read_to_string(&path).unwrap(), path.to_str().unwrap());
     }
 
+    // As pg_dump 17 writes it, whatever server it is of.
+    let line = "SET lock_timeout = 0;\n";
+    for name in ["schema.sql", "constraints.sql"] {
+        edit_sample(&directory, name, line, &format!("{line}SET transaction_timeout = 0;\n"));
+    }
     let copy = empty_database().await;
     let load = ["devdata", "load", directory.to_str().unwrap()];
     gatepass(&home, &copy, &load).await.expect(0);
@@ -388,6 +408,13 @@ async fn a_sample_is_of_those_who_are_asked_for_and_has_the_same_masks_with_the_
     assert_ne!(some, sample("other", &["--users", "40"]).await);
     let condition = "disabled";
     let disabled = sample("disabled", &["--where", condition]).await;
+    // The newest pg_dump is taken, though it may have come without a server.
+    fs::create_dir(home.path("client")).unwrap();
+    let client = "#!/bin/sh\ntest \"$1\" = --version && echo 'pg_dump (PostgreSQL) 99.1' || { echo I am 99 >&2; exit 1; }";
+    make_program(&home.path("client/pg_dump"), client.as_bytes());
+    let path = format!("{}:{}", home.path("client").display(), env::var("PATH").unwrap());
+    let args = ["devdata", "sample", "--from", &from, "--users", "1", "by-99"];
+    home.gatepass(&args).envs(&QUICK).env("PATH", &path).run().await.fails(1, &["pg_dump failed: I am 99"]);
     let copy = empty_database().await;
     // Whom the database belongs to and nothing else, so that Postgres's own tables are not theirs to analyse.
     let name = text(&copy, "SELECT current_database()::text").await;
@@ -470,8 +497,15 @@ async fn a_copy_is_masked_in_place_and_nothing_is_left_in_its_files() {
     let place = gatepass(&home, &copy, &mask).await.stderr;
     let place = place.split("says that ").nth(1).unwrap().split(" is a copy").next().unwrap();
     admin_of(&copy, &format!("INSERT INTO devdata.copy VALUES ('{place}')")).await;
-    let somebody = connect(&copy).await;
-    gatepass(&home, &copy, &mask).await.fails(1, &["connected"]);
+    // Whoever migrates does not see of a service what it is.
+    let copy_of_owner = as_role(&copy, "gatepass_owner");
+    admin_of(
+        &copy,
+        "GRANT USAGE ON SCHEMA devdata TO gatepass_owner; GRANT SELECT ON devdata.copy TO gatepass_owner",
+    )
+    .await;
+    let somebody = connect(&as_role(&copy, "gatepass_app")).await;
+    gatepass(&home, &copy_of_owner, &mask).await.fails(1, &["1 others are connected"]);
     somebody.close().await.unwrap();
     let prepared = format!("forgotten-{name}");
     admin_of(&copy, &format!("BEGIN; SELECT txid_current(); PREPARE TRANSACTION '{prepared}'")).await;
@@ -480,7 +514,7 @@ async fn a_copy_is_masked_in_place_and_nothing_is_left_in_its_files() {
     let production = home.gatepass(&mask).env("ENVIRONMENT", "production").env("DB_SOURCE", &copy);
     production.env("TOKEN_SYMMETRIC_KEY", KEY).run().await.fails(1, &["ENVIRONMENT=production"]);
 
-    gatepass(&home, &copy, &mask).await.expect(0);
+    gatepass(&home, &copy_of_owner, &mask).await.expect(0);
     assert_eq!(before, counts(&copy, "true").await);
     let dump = dumped(&copy);
     assert!(dump.contains("user_"), "{dump}");

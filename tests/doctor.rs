@@ -250,24 +250,42 @@ async fn somebody_who_keeps_the_service_waiting_for_a_lock() {
     // Which loses the path.
     let app = format!("{}&options[search_path]=ours,public,pg_catalog", as_role(&url, "gatepass_app"));
     let mut holder = PgConnection::connect(&format!("{url}&application_name=report")).await.unwrap();
-    sqlx::raw_sql("BEGIN; LOCK TABLE users").execute(&mut holder).await.unwrap();
     let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut holder).await.unwrap();
-    let (at, statement) = (app.clone(), "SELECT FROM users");
-    let waiting = tokio::spawn(async move { execute(&at, statement).await });
     // Within its transaction the holder would see the same again and again.
     let mut watcher = PgConnection::connect(&url).await.unwrap();
-    until("a statement waits", async || {
-        let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity
-                     WHERE datname = current_database() AND wait_event_type = 'Lock')";
-        sqlx::query_scalar(waits).fetch_one(&mut watcher).await.unwrap()
-    })
-    .await;
-    let whose = format!("the session {pid} of ");
-    let advice = format!("pg_terminate_backend({pid})");
-    let parts = ["1 statement(s) of the service wait", &whose, "(report)", &advice];
-    finds("database", &[("DB_SOURCE", &app)], 1, "problem", &parts).await;
-    sqlx::raw_sql("COMMIT").execute(&mut holder).await.unwrap();
-    waiting.await.unwrap();
+    let change = (url, "ALTER TABLE users ALTER full_name SET DEFAULT 'nobody'");
+    let login = (app.clone(), "SELECT FROM users");
+    // It keeps out the service itself; or somebody for whom the service has to wait, as long as they wait.
+    for (held, others) in
+        [("BEGIN; LOCK TABLE users", vec![login.clone()]), ("BEGIN; SELECT FROM users", vec![change, login])]
+    {
+        sqlx::raw_sql(held).execute(&mut holder).await.unwrap();
+        let mut waiting = Vec::new();
+        for (at, statement) in others {
+            waiting.push(tokio::spawn(async move { execute(&at, statement).await }));
+            until("a statement waits", async || {
+                let count = "SELECT count(*) FROM pg_stat_activity
+                             WHERE datname = current_database() AND wait_event_type = 'Lock'";
+                let count: i64 = sqlx::query_scalar(count).fetch_one(&mut watcher).await.unwrap();
+                count == waiting.len() as i64
+            })
+            .await;
+        }
+        let (code, found) = findings("database", &[("DB_SOURCE", &app)]).await;
+        assert_eq!(code, Some(1));
+        let told: Vec<_> = found.iter().filter(|(_, text)| text.contains("wait for a lock")).collect();
+        let [(level, text)] = &told[..] else { panic!("{found:#?}") };
+        assert_eq!(level, "problem");
+        let whose = format!("the session {pid} of ");
+        let advice = format!("pg_terminate_backend({pid})");
+        for part in ["1 statement(s) of the service wait", &whose, "(report)", &advice] {
+            assert!(text.contains(part), "{text}");
+        }
+        sqlx::raw_sql("COMMIT").execute(&mut holder).await.unwrap();
+        for waiting in waiting {
+            waiting.await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]

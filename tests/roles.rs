@@ -386,15 +386,20 @@ async fn who_only_looks_sees_no_secret_and_nobodys_name() {
 
 /// A master user as RDS has one: it makes roles and owns the database, and is no superuser.
 async fn master(url: &str) -> String {
+    let master = master_who_made_no_roles(url).await;
+    for ours in [OWNER, APP, READONLY] {
+        as_if_made_by(&user_of(&master), ours).await;
+    }
+    master
+}
+
+async fn master_who_made_no_roles(url: &str) -> String {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let role = format!("master_{number}");
     admin(&format!("CREATE ROLE {role} LOGIN CREATEROLE CREATEDB")).await;
     let options: PgConnectOptions = url.parse().unwrap();
     admin(&format!(r#"ALTER DATABASE "{}" OWNER TO {role}"#, options.get_database().unwrap())).await;
-    for ours in [OWNER, APP, READONLY] {
-        as_if_made_by(&role, ours).await;
-    }
     as_role(url, &role)
 }
 
@@ -825,6 +830,22 @@ async fn who_may_not_set_up_is_told_what_is_missing() {
     home.gatepass(&["db", "setup"]).env("DB_SOURCE", &app).run().await.fails(1, &parts);
     let stranger = as_role(&other, &user_of(&master(&url).await));
     set_up(&home, &other, &stranger, &[]).await.fails(1, &["belongs to postgres"]);
+    let heir = master_who_made_no_roles(&other).await;
+    let mut conn = PgConnection::connect(&other).await.unwrap();
+    let version: i32 = sqlx::query_scalar("SELECT current_setting('server_version_num')::int")
+        .fetch_one(&mut conn)
+        .await
+        .unwrap();
+    let ended = set_up(&home, &other, &heir, &[]).await;
+    if version < 160_000 {
+        ended.expect(0);
+    } else {
+        let grant = format!(
+            "GRANT gatepass_app, gatepass_owner, gatepass_readonly TO \"{}\" WITH ADMIN OPTION",
+            user_of(&heir)
+        );
+        ended.fails(1, &["may not change the roles", &grant]);
+    }
     set_up(&home, &app, &url, &["--iam", "--new-passwords"]).await.fails(2, &["--iam"]);
     home.gatepass(&["db"]).run().await.fails(2, &["setup"]);
     // The lock on migrations would be somebody else's soon.

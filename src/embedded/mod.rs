@@ -85,9 +85,9 @@ use self::{
     user::{check_link, create_private, give, open_file},
 };
 
-/// Where the program `name` of the newest Postgres is that is installed here.
+/// Where the newest program `name` of Postgres is that is installed here.
 pub async fn program(name: &str) -> Option<PathBuf> {
-    let newest = Programs::installed().await.into_iter().max_by_key(|programs| programs.major)?;
+    let newest = Programs::with(name, name).await.into_iter().max_by_key(|programs| programs.major)?;
     Some(newest.path(name))
 }
 

@@ -32,13 +32,19 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// All that are installed, those on `PATH` first.
+    /// All servers that are installed, those on `PATH` first.
     pub(super) async fn installed() -> Vec<Programs> {
+        Self::with("initdb", "postgres").await
+    }
+
+    /// All that have `program` among them, and whose version `versioned` says. The programs of clients may have come
+    /// without a server.
+    pub(super) async fn with(program: &str, versioned: &str) -> Vec<Programs> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         // The links that packages put on PATH lead to a directory that has the rest, too.
         let mut candidates: Vec<PathBuf> = std::env::split_paths(&path)
             .filter_map(|directory| {
-                Some(fs::canonicalize(directory.join("initdb")).ok()?.parent()?.to_owned())
+                Some(fs::canonicalize(directory.join(program)).ok()?.parent()?.to_owned())
             })
             .collect();
         if let Ok(output) = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output().await {
@@ -54,11 +60,11 @@ impl Programs {
         let mut installed: Vec<Programs> = Vec::new();
         for candidate in candidates {
             let Ok(bin) = fs::canonicalize(candidate) else { continue };
-            if !bin.join("initdb").is_file() || installed.iter().any(|known| known.bin == bin) {
+            if !bin.join(program).is_file() || installed.iter().any(|known| known.bin == bin) {
                 continue;
             }
             // One that cannot even say its version is no use; another may be.
-            if let Ok(output) = command(&bin.join("postgres"), None).arg("--version").output().await
+            if let Ok(output) = command(&bin.join(versioned), None).arg("--version").output().await
                 && let Some(major) =
                     String::from_utf8_lossy(&output.stdout).split("PostgreSQL) ").nth(1).and_then(major)
             {

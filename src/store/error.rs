@@ -59,10 +59,16 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// Serialization failure or deadlock.
+/// Serialization failure or deadlock; or a row that was on its way into the history's default partition when that of its
+/// month was made.
 fn is_conflict(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    matches!(code.as_deref(), Some("40001" | "40P01"))
+    let Some(error) = error.as_database_error() else { return false };
+    match error.code().as_deref() {
+        Some("40001" | "40P01") => true,
+        // Of no constraint that has a name: what the partition takes.
+        Some("23514") => error.constraint().is_none() && error.table() == Some("history_default"),
+        _ => false,
+    }
 }
 
 /// How often a conflict is tried again.

@@ -63,7 +63,8 @@ pub struct Blocker {
     pub seconds: f64,
 }
 
-/// Who keeps statements of this role in this database waiting for longer than a second; who waits too is not counted.
+/// Who keeps statements of this role in this database waiting for longer than a second: of those who wait for each other,
+/// in a queue too, whoever is at the front and waits for nobody.
 ///
 /// # Errors
 ///
@@ -71,16 +72,18 @@ pub struct Blocker {
 pub async fn blockers(conn: &mut PgConnection) -> Result<Vec<Blocker>, Error> {
     let blockers = sqlx::query_as!(
         Blocker,
-        r#"SELECT blocking.pid AS "pid!", holder.usename::text AS role, holder.application_name AS application,
-                  count(*) AS "waiting!",
-                  extract(epoch FROM max(clock_timestamp() - waiting.query_start))::float8 AS "seconds!"
-           FROM pg_stat_activity AS waiting
-           CROSS JOIN unnest(pg_blocking_pids(waiting.pid)) AS blocking (pid)
-           LEFT JOIN pg_stat_activity AS holder ON holder.pid = blocking.pid
-           WHERE waiting.usename = current_user AND waiting.datname = current_database()
-             AND waiting.wait_event_type = 'Lock'
-             AND waiting.query_start < clock_timestamp() - interval '1 second'
-             AND holder.wait_event_type IS DISTINCT FROM 'Lock'
+        r#"WITH RECURSIVE queue (waiting, since, pid) AS (
+               SELECT pid, query_start, pid FROM pg_stat_activity
+               WHERE usename = current_user AND datname = current_database() AND wait_event_type = 'Lock'
+                 AND query_start < clock_timestamp() - interval '1 second'
+               UNION
+               SELECT waiting, since, blocking FROM queue CROSS JOIN unnest(pg_blocking_pids(pid)) AS blocking
+           )
+           SELECT queue.pid AS "pid!", holder.usename::text AS role, holder.application_name AS application,
+                  count(*) AS "waiting!", extract(epoch FROM max(clock_timestamp() - since))::float8 AS "seconds!"
+           FROM queue LEFT JOIN pg_stat_activity AS holder ON holder.pid = queue.pid
+           -- Whether a session waits, its wait_event_type says only to those who have the rights of its role.
+           WHERE queue.pid <> waiting AND pg_blocking_pids(queue.pid) = '{}'
            GROUP BY 1, 2, 3
            ORDER BY 4 DESC
            LIMIT 5"#

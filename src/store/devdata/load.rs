@@ -43,11 +43,11 @@ impl<'c> Loading<'c> {
     ///
     /// When the database refuses it.
     pub async fn schema(&mut self, sql: &str) -> Result<(), Error> {
-        // For psql, and the schema that every database has.
+        // For psql, the schema that every database has, and what pg_dump 17 sets and servers before it do not know.
         let is_ours = |line: &&str| {
             !line.starts_with("\\restrict")
                 && !line.starts_with("\\unrestrict")
-                && *line != "CREATE SCHEMA public;"
+                && !["CREATE SCHEMA public;", "SET transaction_timeout = 0;"].contains(line)
         };
         let sql: Vec<_> = sql.lines().filter(is_ours).collect();
         run(&mut self.0, &sql.join("\n")).await?;

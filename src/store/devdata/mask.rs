@@ -60,9 +60,11 @@ pub async fn mask(
     password_hash: &str,
 ) -> Result<u64, Error> {
     require_marker(&mut *conn, place).await?;
+    // What kind a session is, who lacks the rights of its role does not see; whose it is, they do. Postgres's own are
+    // nobody's.
     let others = sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM pg_stat_activity
-           WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"#
+           WHERE datname = current_database() AND pid <> pg_backend_pid() AND usesysid IS NOT NULL"#
     );
     let others = others.fetch_one(&mut *conn).await?;
     if others > 0 {

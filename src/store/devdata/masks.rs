@@ -310,7 +310,8 @@ impl Key {
     }
 
     /// Hands the key, and what stands for every password hash, to the transaction. Not in the text of a statement, which
-    /// servers like to log.
+    /// others with the same role see, and `pg_stat_statements` keeps. A server that logs statements logs parameters too,
+    /// and only a superuser can say otherwise: docs/devdata.md does.
     pub(super) async fn set(&self, conn: &mut PgConnection, password_hash: &str) -> Result<(), sqlx::Error> {
         // Such long expressions take longer to compile than to run.
         run(&mut *conn, "SET LOCAL jit = off").await?;

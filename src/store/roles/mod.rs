@@ -29,8 +29,8 @@ pub const APP: &str = "gatepass_app";
 /// People who look, and are not to learn who the users are.
 pub const READONLY: &str = "gatepass_readonly";
 
-/// What the roles may do with one table. A privilege that has no place here (`TRUNCATE`, `REFERENCES`, `TRIGGER`) nobody
-/// has but the owner.
+/// What the roles may do with one table. A privilege that has no place here (`TRUNCATE`, `REFERENCES`, `TRIGGER`,
+/// `MAINTAIN`) nobody has but the owner.
 #[derive(Clone, Copy, Debug)]
 pub struct Table {
     /// Its name, in the schema `public`.

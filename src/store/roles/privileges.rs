@@ -236,7 +236,11 @@ impl Privileges {
                )
                SELECT name AS "object!", NULL AS "column", privilege AS "name!"
                FROM relation
-               CROSS JOIN unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) AS privilege
+               CROSS JOIN unnest(
+                   '{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]
+                   -- Asked of a server that does not know it, it is an error.
+                   || CASE WHEN current_setting('server_version_num')::integer >= 170000 THEN '{MAINTAIN}'::text[] END
+               ) AS privilege
                WHERE relkind <> 'S' AND has_table_privilege(role, oid, privilege)
                UNION ALL
                SELECT name, attname::text, privilege

@@ -34,6 +34,19 @@ pub enum Error {
         "{0} may not make roles: set MASTER_DB_SOURCE to one that may (CREATEROLE), such as RDS's master user"
     )]
     NotMaster(String),
+    /// From Postgres 16 on, the roles that others have made are theirs. Those that `pg_upgrade` has brought along are, too.
+    #[error(
+        "{user} may not change the roles that others have made: have one of these, or a superuser, say \
+         GRANT {} TO {} WITH ADMIN OPTION, and run this again",
+        .roles.join(", "),
+        quoted(.user)
+    )]
+    OthersRoles {
+        /// Who is logged in.
+        user: String,
+        /// Which.
+        roles: Vec<String>,
+    },
     /// The database belongs to somebody else.
     #[error(
         "{user} may not say who connects to the database, which belongs to {owner}: log in as one of these, \
@@ -191,6 +204,10 @@ async fn try_to_set_up(
     if sharing == Sharing::Refused && !elsewhere.is_empty() {
         return Err(Error::Shared(elsewhere));
     }
+    let roles = others_roles(&mut transaction).await?;
+    if !roles.is_empty() {
+        return Err(Error::OthersRoles { user: master.user, roles });
+    }
     let mut done = SetUp::default();
     for role in [OWNER, APP, READONLY] {
         make_role(&mut transaction, role, login, rng, &mut done).await?;
@@ -232,6 +249,21 @@ async fn other_databases(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::E
                ON pg_database.oid = dbid OR classid = 'pg_database'::regclass AND pg_database.oid = objid
            WHERE refclassid = 'pg_authid'::regclass AND datname <> current_database()
                AND refobjid IN (SELECT oid FROM pg_roles WHERE rolname IN ($1, $2, $3))
+           ORDER BY 1"#,
+        OWNER,
+        APP,
+        READONLY
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Those of the roles that are there and may not be changed.
+async fn others_roles(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"SELECT rolname::text AS "name!" FROM pg_roles
+           WHERE rolname IN ($1, $2, $3) AND current_setting('server_version_num')::integer >= 160000
+               AND NOT pg_has_role(oid, 'MEMBER WITH ADMIN OPTION')
            ORDER BY 1"#,
         OWNER,
         APP,
