@@ -714,7 +714,7 @@ async fn months_are_made_ahead_and_given_up_as_a_whole_when_they_are_sealed() {
 }
 
 #[tokio::test]
-async fn who_logs_in_while_the_month_is_made_comes_in() {
+async fn who_comes_while_the_month_is_made_comes_in() {
     let app = App::new().await;
     // As after a long time in which nobody made months.
     execute(
@@ -735,16 +735,16 @@ async fn who_logs_in_while_the_month_is_made_comes_in() {
     let made: i32 = sqlx::query_scalar("SELECT prepare_history()").fetch_one(&mut *preparing).await.unwrap();
     assert_eq!(made, 3);
     let prepare = async {
-        crate::process::until("the login waits for the default partition", async || {
-            let waits = "SELECT EXISTS (SELECT FROM pg_locks
-                         WHERE relation = 'history_default'::regclass AND NOT granted)";
+        crate::process::until("both wait for the default partition", async || {
+            let waits = "SELECT count(*) = 2 FROM pg_locks
+                         WHERE relation = 'history_default'::regclass AND NOT granted";
             sqlx::query_scalar(waits).fetch_one(&app.db).await.unwrap()
         })
         .await;
         preparing.commit().await.unwrap();
     };
-    tokio::join!(app.login("alice"), prepare);
-    assert_eq!(lines(&app).await.len(), 2);
+    tokio::join!(app.login("alice"), app.register("bob"), prepare);
+    assert_eq!(lines(&app).await.len(), 3);
     seal(&app).await;
     assert_eq!(verify(&app).await.problems, []);
 }

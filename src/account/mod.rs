@@ -434,7 +434,9 @@ impl Accounts {
             roles: roles.as_slice(),
             now,
         };
-        let user = users::insert(&mut *self.conn().await?, &user, &self.cause.or_user(user.id)).await?;
+        let (user, cause) = (&user, &self.cause.or_user(user.id));
+        let insert = || async move { users::insert(&mut *self.db_conn().await?, user, cause).await };
+        let user = store::retrying(insert).await?;
         tracing::info!(user_id = %user.id, "user created");
         Ok(user)
     }
@@ -466,16 +468,12 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<User, Error> {
         let change = ProfileChange::parse(full_name, email).map_err(Error::Invalid)?;
+        let (changed, cause) = (&change.as_change(), &self.cause);
         let update = async || {
-            users::update(
-                &mut *self.conn().await?,
-                Whom::Enabled(user_id),
-                &change.as_change(),
-                now,
-                &self.cause,
-            )
-            .await?
-            .ok_or(Error::SessionRevoked)
+            let update = || async move {
+                users::update(&mut *self.db_conn().await?, Whom::Enabled(user_id), changed, now, cause).await
+            };
+            store::retrying(update).await?.ok_or(Error::SessionRevoked)
         };
         if email.is_none() {
             return update().await;
