@@ -320,7 +320,8 @@ async fn more_logins_than_can_be_served_are_turned_away_at_once() {
     let answers = crowd.join_all().await;
     let (served, turned_away): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|answer| answer.status.as_u16() == 401);
-    assert!(served.len() >= 2 && turned_away.len() >= 2, "{} {}", served.len(), turned_away.len());
+    // One more may wait for the first one's hash, and is turned away, too, if that takes seconds among all the other tests.
+    assert!(!served.is_empty() && turned_away.len() >= 2, "{} {}", served.len(), turned_away.len());
     for answer in turned_away {
         assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
         answer.expect_problem(503, "overloaded");
