@@ -644,7 +644,7 @@ async fn a_sealer_that_dies_leaves_nothing_half_done() {
     let sealing = tokio::spawn(async move { history.seal().await });
     crate::process::until("it waits to write", async || {
         let cut: Vec<bool> = sqlx::query_scalar(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
              WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%history_seals%'",
         )
         .fetch_all(&app.db)
