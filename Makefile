@@ -149,7 +149,8 @@ instructions: ## Count the instructions of a request, with valgrind, and hold th
 .PHONY: drill
 drill: ## Replace keys under load and race for sessions, for some minutes: the long forms of some tests
 	GATEPASS_DRILL=full scripts/with-postgres cargo test --locked --all-features --test gatepass \
-	  -- --nocapture --test-threads=1 plans:: rotation_drill:: session_model:: session_races:: import:: million every_search_for_users storm:: rolling_update::
+	  -- --nocapture --test-threads=1 plans:: rotation_drill:: session_model:: session_races:: import:: million every_search_for_users storm:: rolling_update:: \
+	     failover:: remote_revocations:: a_notification_tells a_lost_notification
 
 # How long it goes on, and the seed of its dice, which each run prints.
 SOAK_MINUTES ?= 10

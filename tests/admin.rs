@@ -1,7 +1,7 @@
 //! Administration of users: lists that stay whole while users come and go, searches that cost the same among a million,
 //! changes that are made all or not at all, and an administrator who is always left, whoever races whom.
 
-use std::{env, fs, path::Path, time::Instant};
+use std::{fs, path::Path, time::Instant};
 
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     app::{Answer, App, PASSWORD},
-    process::until,
+    process::{is_drill, until},
 };
 
 /// Makes users by hand. Their ids and usernames rise with their numbers; every second is a `member`, every thousandth an
@@ -643,7 +643,7 @@ fn queries(parts: &[&str]) -> Vec<String> {
 #[tokio::test]
 async fn every_search_for_users_goes_by_an_index() {
     let app = App::new().await;
-    let is_full = env::var_os("GATEPASS_DRILL").is_some_and(|form| form == "full");
+    let is_full = is_drill();
     let count = if is_full { 1_000_000 } else { 30_000 };
     make_users(&app, 1..=count).await;
     // An index that nobody has read yet has its last changes beside it, in a list.

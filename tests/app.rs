@@ -47,6 +47,8 @@ use time::{OffsetDateTime, macros::datetime};
 use tokio::sync::OnceCell;
 use tower::ServiceExt;
 
+use crate::process::until;
+
 /// The moment at which every test begins.
 pub const START: OffsetDateTime = datetime!(2026-01-02 03:04:05.678901 UTC);
 
@@ -309,6 +311,18 @@ async fn new_database(options: &str) -> String {
 
 fn template() -> String {
     format!("template_{}", std::process::id())
+}
+
+/// Waits until nobody is connected to a database: of those who have just hung up, the server hears in a moment.
+pub async fn nobody_is_connected(database_url: &str) {
+    let options: PgConnectOptions = database_url.parse().unwrap();
+    let mut conn = PgConnection::connect(&server_url()).await.unwrap();
+    until("nobody is connected", async || {
+        let nobody = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity
+                                         WHERE datname = $1 AND backend_type = 'client backend')";
+        sqlx::query_scalar(nobody).bind(options.get_database()).fetch_one(&mut conn).await.unwrap()
+    })
+    .await;
 }
 
 /// Runs SQL on the server, in no test's database.

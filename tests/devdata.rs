@@ -9,7 +9,9 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
 
 use crate::{
-    app::{App, KEY, PASSWORD, admin, as_role, database, empty_database, postgres_program},
+    app::{
+        App, KEY, PASSWORD, admin, as_role, database, empty_database, nobody_is_connected, postgres_program,
+    },
     process::{Ended, Home, QUICK, Signal, make_program},
 };
 
@@ -131,6 +133,7 @@ async fn everybody_logs_in_at_a_service_with_a_pepper_too_which_their_hash_then_
     let place = run(&mask).await.stderr;
     let place = place.split("says that ").nth(1).unwrap().split(" is a copy").next().unwrap();
     admin_of(&url, &format!("INSERT INTO devdata.copy VALUES ('{place}')")).await;
+    nobody_is_connected(&url).await;
     run(&mask).await.expect(0);
     log_in(&username_of(&url, "NOT disabled AND password_hash IS NOT NULL").await).await;
 }
@@ -504,16 +507,19 @@ async fn a_copy_is_masked_in_place_and_nothing_is_left_in_its_files() {
         "GRANT USAGE ON SCHEMA devdata TO gatepass_owner; GRANT SELECT ON devdata.copy TO gatepass_owner",
     )
     .await;
+    nobody_is_connected(&copy).await;
     let somebody = connect(&as_role(&copy, "gatepass_app")).await;
     gatepass(&home, &copy_of_owner, &mask).await.fails(1, &["1 others are connected"]);
     somebody.close().await.unwrap();
     let prepared = format!("forgotten-{name}");
     admin_of(&copy, &format!("BEGIN; SELECT txid_current(); PREPARE TRANSACTION '{prepared}'")).await;
+    nobody_is_connected(&copy).await;
     gatepass(&home, &copy, &mask).await.fails(1, &[&prepared, "ROLLBACK PREPARED"]);
     admin_of(&copy, &format!("ROLLBACK PREPARED '{prepared}'")).await;
     let production = home.gatepass(&mask).env("ENVIRONMENT", "production").env("DB_SOURCE", &copy);
     production.env("TOKEN_SYMMETRIC_KEY", KEY).run().await.fails(1, &["ENVIRONMENT=production"]);
 
+    nobody_is_connected(&copy).await;
     gatepass(&home, &copy_of_owner, &mask).await.expect(0);
     assert_eq!(before, counts(&copy, "true").await);
     let dump = dumped(&copy);

@@ -57,7 +57,6 @@ async fn story(whose: &str, home: Home) {
     let first = before.elapsed();
     let (status, ready) = service.get("/readyz").await;
     assert_eq!((status, &ready["status"]), (200, &json!("ready")));
-    assert!(first.as_secs() < 10, "the first start took {first:?}");
 
     // What it made is for nobody else; as root, the server's user may pass through.
     let others = if is_root() && whose != "nobody" { 0o067 } else { 0o077 };
@@ -100,7 +99,6 @@ async fn story(whose: &str, home: Home) {
     let before = Instant::now();
     let service = home.serve(&[]).await;
     let again = before.elapsed();
-    assert!(again.as_secs() < 10, "the second start took {again:?}");
     assert_eq!(service.get_as(&token, "/users/me").await.1["email"], ALICE, "the old token, the old user");
     log_in(&service).await;
 

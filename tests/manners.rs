@@ -4,6 +4,10 @@
 use std::{
     io,
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,7 +33,10 @@ use tokio::{
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use crate::app::{self, Answer, App, PASSWORD, Story};
+use crate::{
+    app::{self, Answer, App, PASSWORD, Story},
+    process,
+};
 
 /// Longer than anything here takes, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -320,7 +327,8 @@ async fn more_logins_than_can_be_served_are_turned_away_at_once() {
     let answers = crowd.join_all().await;
     let (served, turned_away): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|answer| answer.status.as_u16() == 401);
-    assert!(served.len() >= 2 && turned_away.len() >= 2, "{} {}", served.len(), turned_away.len());
+    // One more may wait for the first one's hash, and is turned away, too, if that takes seconds among all the other tests.
+    assert!(!served.is_empty() && turned_away.len() >= 2, "{} {}", served.len(), turned_away.len());
     for answer in turned_away {
         assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
         answer.expect_problem(503, "overloaded");
@@ -593,8 +601,9 @@ async fn while_it_leaves_the_service_serves_everybody_and_asks_them_to_go() {
     let served = serve(&app, Limits::default()).await;
     let mut kept = served.send(HEALTH).await;
     assert!(!until(&mut kept, "{\"status\":\"ok\"}").await.contains("connection: close"));
-    let mut idle = served.send(HEALTH).await;
+    let (mut idle, mut silent) = (served.send(HEALTH).await, served.send(HEALTH).await);
     until(&mut idle, "{\"status\":\"ok\"}").await;
+    until(&mut silent, "{\"status\":\"ok\"}").await;
     let http_2 = TokioIo::new(TcpStream::connect(served.address).await.unwrap());
     let (mut client, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), http_2).await.unwrap();
@@ -625,8 +634,8 @@ async fn while_it_leaves_the_service_serves_everybody_and_asks_them_to_go() {
     assert!(rest(idle).await.contains("connection: close"));
 
     served.phase.send(Phase::Closing).unwrap();
-    // Who has connected and not asked yet is waited for, for a moment.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Who has asked before is let go at once; who has connected and not asked yet is waited for, for a moment.
+    assert_eq!(rest(silent).await, "");
     early.write_all(HEALTH.as_bytes()).await.unwrap();
     assert!(rest(early).await.contains("connection: close"));
     assert!(timeout(PATIENCE, served.done).await.unwrap().unwrap());
@@ -640,32 +649,31 @@ async fn who_connects_at_the_end_is_refused_or_served_and_never_cut_off() {
     let served = serve(&app, Limits::default()).await;
     served.phase.send(Phase::Leaving).unwrap();
     let address = served.address;
+    let answered = Arc::new(AtomicUsize::new(0));
     let mut crowd = JoinSet::new();
     for _ in 0..8 {
+        let answered = answered.clone();
         crowd.spawn(async move {
-            let (mut answered, mut refused) = (0, 0);
-            while refused == 0 {
+            loop {
                 match TcpStream::connect(address).await {
                     Ok(mut stream) => {
                         stream.write_all(HEALTH.as_bytes()).await.unwrap();
                         let answer = rest(stream).await;
                         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
-                        answered += 1;
+                        answered.fetch_add(1, Ordering::Relaxed);
                     }
                     Err(error) => {
                         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-                        refused += 1;
+                        return;
                     }
                 }
             }
-            answered
         });
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    process::until("they come and go", async || answered.load(Ordering::Relaxed) > 50).await;
     served.phase.send(Phase::Closing).unwrap();
     assert!(timeout(PATIENCE, served.done).await.unwrap().unwrap());
-    let answered: i32 = timeout(PATIENCE, crowd.join_all()).await.unwrap().into_iter().sum();
-    assert!(answered > 50, "{answered}");
+    timeout(PATIENCE, crowd.join_all()).await.unwrap();
 }
 
 #[tokio::test]

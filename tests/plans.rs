@@ -5,7 +5,7 @@
 //! The queries are those of `.sqlx`, so that none can be forgotten. `make test` asks with fifty thousand users, where the
 //! planner has long decided as for more; `make drill` with a million, and prints what it estimates.
 
-use std::{env, fs, path::Path};
+use std::{fs, path::Path};
 
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use time::Duration;
 
 use crate::{
     app::{App, PASSWORD},
-    process::until,
+    process::{is_drill, until},
 };
 
 /// Tables that stay small, however many users there are.
@@ -191,9 +191,8 @@ async fn read(app: &App) -> (Vec<(String, i64)>, i64) {
 
 #[tokio::test]
 async fn no_request_reads_a_whole_table() {
-    let is_drill = env::var_os("GATEPASS_DRILL").is_some_and(|form| form == "full");
     let app = App::new().await;
-    let large = load(&app, if is_drill { 1_000_000 } else { 50_000 }).await;
+    let large = load(&app, if is_drill() { 1_000_000 } else { 50_000 }).await;
 
     let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
     let queries = queries();
@@ -211,7 +210,7 @@ async fn no_request_reads_a_whole_table() {
             if !found.is_empty() || cost >= COST {
                 faults.push(format!("cost {cost}, {found:?}: {}", query.text));
             }
-            if is_drill {
+            if is_drill() {
                 let words: Vec<_> = query.text.split_whitespace().collect();
                 println!("cost {cost:>8}: {:.100}", words.join(" "));
             }

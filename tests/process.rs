@@ -48,6 +48,17 @@ pub const QUICK: [(&str, &str); 6] = [
 pub const ANY_PORT: [(&str, &str); 2] =
     [("HTTP_SERVER_ADDRESS", "127.0.0.1:0"), ("OPS_SERVER_ADDRESS", "127.0.0.1:0")];
 
+/// Whether a test has the machine to itself, and time for its long form, as in `make drill`.
+pub fn is_drill() -> bool {
+    env::var_os("GATEPASS_DRILL").is_some_and(|form| form == "full")
+}
+
+/// How long that may take which is promised within `promised`: four times as long, as all the other tests go on beside it,
+/// unless this is the drill.
+pub fn allowed(promised: Duration) -> Duration {
+    if is_drill() { promised } else { 4 * promised }
+}
+
 /// Waits until `condition` holds.
 pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

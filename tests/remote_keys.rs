@@ -39,7 +39,10 @@ use tokio::{
 use tower::{Layer, Service as _, ServiceExt};
 use uuid::Uuid;
 
-use crate::app::{App, START};
+use crate::{
+    app::{App, START},
+    process::Port,
+};
 
 const FORMATS: [KeyPairFormat; 3] = [
     KeyPairFormat::V4Public,
@@ -72,10 +75,10 @@ struct Published {
     not_modified: AtomicUsize,
 }
 
-/// The published side of a gatepass, on a port of its own.
+/// The published side of a gatepass, on a port of its own, which it keeps.
 struct Gatepass {
     published: Arc<Published>,
-    address: SocketAddr,
+    port: Port,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -89,16 +92,14 @@ impl Gatepass {
             fetches: watch::Sender::new(0),
             not_modified: AtomicUsize::new(0),
         };
-        let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut gatepass = Self { published: Arc::new(published), address, running: None };
+        let mut gatepass = Self { published: Arc::new(published), port: Port::reserve(), running: None };
         gatepass.publish(keys);
         gatepass.run().await;
         gatepass
     }
 
     async fn run(&mut self) {
-        let listener = TcpListener::bind(self.address).await.unwrap();
-        self.address = listener.local_addr().unwrap();
+        let listener = TcpListener::bind(self.port.address()).await.unwrap();
         let router = Router::new()
             .route("/.well-known/{document}", get(document))
             .route("/elsewhere", get(async || paserks([(any_key().public_key(), KeyStatus::Active)])))
@@ -142,7 +143,7 @@ impl Gatepass {
     }
 
     fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.port.address())
     }
 
     async fn connect(&self) -> Result<RemoteKeys, RemoteError> {

@@ -4,7 +4,7 @@
 //! itself; whatever clocks are set to, what is revoked stays revoked. None of it reads the database for a request, and a
 //! million ended sessions have their place in memory.
 
-use std::{env, time::Instant};
+use std::time::Instant;
 
 use axum::http::Method;
 use gatepass::token::Revocations;
@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::{
     app::{self, Answer, App, PASSWORD, START},
     postgres::Server,
-    process::{Home, Signal, until},
+    process::{Home, Signal, allowed, is_drill, until},
 };
 
 const OTHER_PASSWORD: &str = "another-horse-battery-7";
@@ -566,7 +566,7 @@ async fn a_notification_tells_at_once() {
     }
     took.sort();
     println!("from commit to refusal, notified: median {:?}, at most {:?}", took[4], took[8]);
-    assert!(took[8] < SECOND, "{took:?}");
+    assert!(took[8] < allowed(SECOND), "{took:?}");
     // Polling alone would take half of its half second on the average.
     assert!(took[4] < std::time::Duration::from_millis(150), "{took:?}");
 }
@@ -578,9 +578,9 @@ async fn a_lost_notification_or_connection_costs_no_more_than_a_second() {
         following.cut("query LIKE 'LISTEN%'").await;
         let took = following.measure().await;
         println!("from commit to refusal, nobody listening: {took:?}");
-        assert!(took < SECOND, "{took:?}");
+        assert!(took < allowed(SECOND), "{took:?}");
         following.listens().await;
-        assert!(following.measure().await < SECOND);
+        assert!(following.measure().await < allowed(SECOND));
     }
     // All that it had, the one that reads among them.
     for _ in 0..3 {
@@ -590,7 +590,7 @@ async fn a_lost_notification_or_connection_costs_no_more_than_a_second() {
         let began = Instant::now();
         until("it is refused", async || following.app.knock(&login).await != accepted()).await;
         println!("from commit to refusal, all connections cut: {:?}", began.elapsed());
-        assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
+        assert!(began.elapsed() < allowed(2 * SECOND), "{:?}", began.elapsed());
         following.listens().await;
     }
     assert!(!following.task.is_finished());
@@ -801,8 +801,7 @@ fn an_ended_session_takes_48_bytes_at_most_and_gives_them_back() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_process_has_room_for_a_million_ended_sessions() {
-    let sessions =
-        if env::var_os("GATEPASS_DRILL").is_some_and(|form| form == "full") { 1_000_000 } else { 10_000 };
+    let sessions = if is_drill() { 1_000_000 } else { 10_000 };
     let database_url = app::database().await;
     let mut psql = PgConnection::connect(&database_url).await.unwrap();
     let home = Home::new();

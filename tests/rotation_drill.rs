@@ -6,7 +6,6 @@
 
 use std::{
     collections::HashMap,
-    env,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -29,7 +28,7 @@ use tokio::{
 
 use crate::{
     app::{App, KEY, PASSWORD},
-    process::{Home, Process, Signal, until},
+    process::{Home, Process, Signal, is_drill, until},
 };
 
 const NEW_KEY: &str = "b3b4a1b2c3d4e5f60718293a4b5c6d7e";
@@ -274,7 +273,7 @@ async fn drill(form: Form) {
 
 #[tokio::test]
 async fn keys_and_the_root_key_are_replaced_under_load_and_no_request_is_refused() {
-    if env::var_os("GATEPASS_DRILL").is_some_and(|form| form == "full") {
+    if is_drill() {
         for format in
             [&[("TOKEN_FORMAT", "v4.public")][..], &[("TOKEN_FORMAT", "jwt"), ("JWT_ALGORITHM", "ES256")]]
         {

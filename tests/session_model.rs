@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeSet,
-    env,
     fmt::{self, Write},
 };
 
@@ -20,7 +19,10 @@ use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::runtime::Runtime;
 
-use crate::app::{Answer, App, PASSWORD};
+use crate::{
+    app::{Answer, App, PASSWORD},
+    process::is_drill,
+};
 
 const REUSE_INTERVAL: Duration = Duration::seconds(10);
 const ACCESS_TOKEN: Duration = Duration::minutes(15);
@@ -528,8 +530,7 @@ fn stories_that_once_went_otherwise_go_as_the_model_foretells() {
 
 #[test]
 fn every_story_of_a_users_sessions_goes_as_the_model_foretells() {
-    let is_drill = env::var_os("GATEPASS_DRILL").is_some_and(|form| form == "full");
-    let config = if is_drill {
+    let config = if is_drill() {
         Config { cases: 2000, failure_persistence: None, ..Config::default() }
     } else {
         Config { cases: 60, rng_seed: RngSeed::Fixed(4), failure_persistence: None, ..Config::default() }

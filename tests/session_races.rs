@@ -7,7 +7,7 @@
 //!
 //! Then two at a time, in an order that the test makes ([`MEETINGS`]). And a deadlock, made by hand: whoever was to end sessions and had to give way ends them.
 
-use std::{collections::BTreeSet, env, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     app::{Answer, App, KEY, PASSWORD},
-    process::{Home, until},
+    process::{Home, is_drill, until},
 };
 
 const CALLERS: usize = 64;
@@ -380,9 +380,8 @@ impl Race {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn whoever_comes_first_no_session_is_lost_and_none_comes_back() {
-    let is_drill = env::var_os("GATEPASS_DRILL").is_some_and(|form| form == "full");
     let mut race = Race::new().await;
-    for number in 0..if is_drill { 1000 } else { 30 } {
+    for number in 0..if is_drill() { 1000 } else { 30 } {
         race.round(number, ROUNDS[number % ROUNDS.len()]).await;
     }
     race.check().await;

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::{
     app::{App, KEY, PASSWORD},
-    process::{Home, Process},
+    process::{Home, Process, is_drill},
 };
 
 /// How many try to log in at the same time; two are served and four may wait.
@@ -74,9 +74,7 @@ async fn a_storm_of_logins_is_refused_in_order_and_hurts_nobody_else() {
         let is_refused = attempt.status == StatusCode::SERVICE_UNAVAILABLE;
         assert_eq!(attempt.retry_after.is_some_and(|seconds| (1..=10).contains(&seconds)), is_refused);
     }
-    // Six hashes at most are before it, each of which takes a hundredth of this.
     let longest = attempts.iter().map(|attempt| attempt.took).max().unwrap();
-    assert!(longest < Duration::from_secs(10), "{longest:?}");
     if let (Some(before), Some(after)) = (memory, peak_memory(&service)) {
         // Connections and requests of sixty callers; a hash in memory of its own would be 19 MiB each.
         assert!(after < before + 40 * 1024, "{before} KiB before, {after} KiB after");
@@ -85,8 +83,11 @@ async fn a_storm_of_logins_is_refused_in_order_and_hurts_nobody_else() {
     println!(
         "{served} served, {refused} refused, longest {longest:?}; bearer checks {idle:?}, then {storm:?}: {ratio:.1}"
     );
-    // Among all the other tests the cores are never idle, and what "idle" was says little: `make drill` has them to itself.
-    if std::env::var("GATEPASS_DRILL").as_deref() == Ok("full") {
+    // Among all the other tests the cores are never idle: what "idle" was says little, and threads that hash, which count for
+    // less than all others, may wait for seconds.
+    if is_drill() {
+        // Six hashes at most are before it, each of which takes a hundredth of this.
+        assert!(longest < Duration::from_secs(10), "{longest:?}");
         assert!(ratio < 5.0, "bearer checks take {storm:?} in a storm, {idle:?} without");
     }
 }

@@ -11,10 +11,7 @@
 //!
 //! A few samples in `make test`; with `GATEPASS_DRILL=full` so many that the bounds are close.
 
-use std::{
-    env,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use gatepass::{http::Limits, random};
 use serde_json::json;
@@ -23,6 +20,7 @@ use tokio::task::JoinSet;
 use crate::{
     app::{Answer, App, PASSWORD},
     legacy_login::OldSystem,
+    process::is_drill,
 };
 
 const WRONG: &str = "wrong-horse-battery-9";
@@ -30,10 +28,7 @@ const WRONG: &str = "wrong-horse-battery-9";
 /// How many samples of each case, and how far from one in two a comparison may be. For so many equal samples, its standard
 /// deviation is `sqrt((2n + 1) / (12 n²))`: 0.075 for 30 and 0.018 for 500. The bounds are more than five of it away.
 fn effort() -> (usize, f64) {
-    match env::var("GATEPASS_DRILL").as_deref() {
-        Ok("full") => (500, 0.15),
-        _ => (30, 0.4),
-    }
+    if is_drill() { (500, 0.15) } else { (30, 0.4) }
 }
 
 /// How often one of `a` is larger than one of `b`; a tie counts half.
