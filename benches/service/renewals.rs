@@ -112,10 +112,18 @@ fn script_of_renewal() -> String {
     let [read, write] = STATEMENTS.map(statement);
     let read = read.replace("$1", ":id");
     let mut write = write;
-    for (number, variable) in
-        ["id", "generation", "now", "refresh_expires_at", "user_agent", "client_ip", "access_expires_at", "user_id"]
-            .into_iter()
-            .enumerate()
+    for (number, variable) in [
+        "id",
+        "generation",
+        "now",
+        "refresh_expires_at",
+        "user_agent",
+        "client_ip",
+        "access_expires_at",
+        "user_id",
+    ]
+    .into_iter()
+    .enumerate()
     {
         write = write.replace(&format!("${}", number + 1), &format!(":{variable}"));
     }
