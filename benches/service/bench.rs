@@ -6,6 +6,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::load::percentile;
 
+/// How often each thing is measured.
+const TURNS: usize = 9;
+/// How many short turns are as long as one.
+const SHORT: u32 = 5;
+
 /// What is to be reached.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Goal {
@@ -85,13 +90,37 @@ impl Bench {
         self.bar.set_message(what.to_owned());
     }
 
+    /// The same for what answers in microseconds, with [`Self::in_short_turns`].
+    pub(crate) fn short_turn(&self) -> Duration {
+        self.turn() / SHORT
+    }
+
     /// Measures several things in turns, A B C A B C …, so that what disturbs the machine disturbs all of them.
     pub(crate) fn in_turns<T, const N: usize>(
         &self,
         what: &str,
+        measure: [&mut dyn FnMut() -> T; N],
+    ) -> [Vec<T>; N] {
+        self.turns(what, TURNS, measure)
+    }
+
+    /// As many times more turns as they are shorter: the closer they follow each other, the more of what disturbs the
+    /// machine do they share.
+    pub(crate) fn in_short_turns<T, const N: usize>(
+        &self,
+        what: &str,
+        measure: [&mut dyn FnMut() -> T; N],
+    ) -> [Vec<T>; N] {
+        self.turns(what, TURNS * SHORT as usize, measure)
+    }
+
+    fn turns<T, const N: usize>(
+        &self,
+        what: &str,
+        turns: usize,
         mut measure: [&mut dyn FnMut() -> T; N],
     ) -> [Vec<T>; N] {
-        let turns = self.size(9, 1);
+        let turns = self.size(turns, 1);
         let mut all = [const { Vec::new() }; N];
         for turn in 1..=turns {
             self.doing(&format!("{what}, turn {turn} of {turns}"));

@@ -42,14 +42,14 @@ pub(crate) fn seen(bench: &mut Bench) {
         let (check, health) = (get("/auth/verify", &field), get("/healthz", &field));
         let once = |request: &[u8]| {
             let before = service.processor_time();
-            let outcome = load::run(service.address, bench.turn(), &mut [Same(request); CONNECTIONS]);
+            let outcome = load::run(service.address, bench.short_turn(), &mut [Same(request); CONNECTIONS]);
             let used = service.processor_time() - before;
             let used = used.as_secs_f64() * 1e6 / outcome.answers as f64;
             [outcome.rate, used, outcome.percentile(99.0)]
         };
         once(&check);
         let what = format!("checks/s, {name}, token seen before");
-        let [ours, limits] = bench.in_turns(&what, [&mut || once(&check), &mut || once(&health)]);
+        let [ours, limits] = bench.in_short_turns(&what, [&mut || once(&check), &mut || once(&health)]);
         let figures = |values: &[[f64; 3]], which: usize| {
             values.iter().map(|figures| figures[which]).collect::<Vec<_>>()
         };
@@ -71,7 +71,7 @@ pub(crate) fn fresh(bench: &mut Bench) {
     // The limit's turn comes first and says how many tokens are enough, whatever disturbed it.
     let tokens = AtomicUsize::new(10_000);
     let mut limit = || {
-        let outcome = load::run(service.address, bench.turn(), &mut [Same(&health); CONNECTIONS]);
+        let outcome = load::run(service.address, bench.short_turn(), &mut [Same(&health); CONNECTIONS]);
         tokens.fetch_max(3 * outcome.answers, Ordering::Relaxed);
         outcome.rate
     };
@@ -79,10 +79,10 @@ pub(crate) fn fresh(bench: &mut Bench) {
         let requests = requests(tokens.load(Ordering::Relaxed), &user);
         let next = AtomicUsize::new(0);
         let mut clients = [(); CONNECTIONS].map(|()| Unseen { requests: &requests, next: &next });
-        load::run(service.address, bench.turn(), &mut clients).rate
+        load::run(service.address, bench.short_turn(), &mut clients).rate
     };
     let what = "checks/s, v4.local, every token new";
-    let [limits, rates] = bench.in_turns(what, [&mut limit, &mut ours]);
+    let [limits, rates] = bench.in_short_turns(what, [&mut limit, &mut ours]);
     bench.ratio(what, &rates, ("/healthz", &limits), AtLeast(0.5));
 }
 

@@ -29,12 +29,14 @@ pub(crate) fn measure(bench: &mut Bench) {
     let field = bearer(&service.token_of_new("alice"));
     let nginx = Nginx::start(program, service.address);
     let once = |path: &str| {
-        load::run(nginx.address, bench.turn(), &mut [Same(&get(path, &field)); CONNECTIONS]).rate
+        load::run(nginx.address, bench.short_turn(), &mut [Same(&get(path, &field)); CONNECTIONS]).rate
     };
     once("/gatepass");
     let what = "requests/s of nginx that asks /auth/verify";
-    let [ours, upstream, inside] =
-        bench.in_turns(what, [&mut || once("/gatepass"), &mut || once("/upstream"), &mut || once("/inside")]);
+    let [ours, upstream, inside] = bench.in_short_turns(
+        what,
+        [&mut || once("/gatepass"), &mut || once("/upstream"), &mut || once("/inside")],
+    );
     bench.ratio(what, &ours, ("another nginx, that says 200", &upstream), AtLeast(0.9));
     bench.ratio(what, &ours, ("nobody, says 200", &inside), AtLeast(0.9));
 }
