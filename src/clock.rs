@@ -56,15 +56,16 @@ impl Clock {
 
     /// The time now, in UTC and whole microseconds, which is what Postgres keeps.
     pub fn now(&self) -> OffsetDateTime {
-        let micros = match &self.0 {
+        match &self.0 {
             #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
-            Source::System => micros(OffsetDateTime::now_utc()),
-            Source::Fixed(hands) => hands.wall.load(Ordering::SeqCst),
-        };
-        // Outside the years -9999..=9999 only a broken machine clock can lead, and then the epoch makes every token
-        // fail rather than pass.
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000)
-            .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+            Source::System => OffsetDateTime::now_utc().truncate_to_microsecond(),
+            Source::Fixed(hands) => {
+                let micros = hands.wall.load(Ordering::SeqCst);
+                // Who moves it out of the years -9999..=9999 gets the epoch, at which every token fails.
+                OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000)
+                    .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+            }
+        }
     }
 
     /// How much time has gone by since some moment of this process. Nobody sets this one: it tells how long ago something

@@ -106,7 +106,8 @@ struct Series {
     requests: Family<Request, Counter>,
     request_seconds: Family<Route, Histogram, fn() -> Histogram>,
     requests_in_flight: Gauge,
-    bearer_accepted: Family<Cache, Counter>,
+    bearer_remembered: Counter,
+    bearer_verified: Counter,
     bearer_refused: Family<Code, Counter>,
     verified_tokens: Gauge,
     logins: Family<Outcome, Counter>,
@@ -326,8 +327,8 @@ impl Metrics {
 
     /// A bearer token was accepted, and was verified for the first time here or remembered.
     pub fn bearer_accepted(&self, was_remembered: bool) {
-        let cache = if was_remembered { "hit" } else { "miss" };
-        self.0.series.bearer_accepted.get_or_create(&Cache { cache }).inc();
+        let Series { bearer_remembered, bearer_verified, .. } = &self.0.series;
+        if was_remembered { bearer_remembered } else { bearer_verified }.inc();
     }
 
     /// A request was refused for its bearer token, or for having none; `code` is the problem's.
@@ -435,6 +436,8 @@ impl Series {
         let build = Info::new(Version { version: env!("CARGO_PKG_VERSION") });
         registry.register("build", "The program that runs", build);
         let mut registrar = Registrar(registry);
+        let bearer_accepted: Family<Cache, Counter> = registrar
+            .add("bearer_accepted", "Bearer tokens accepted: remembered (hit), or verified in full (miss)");
         let series = Self {
             requests: registrar.add("http_requests", "Requests answered, by method, route and status"),
             request_seconds: registrar.add_in(
@@ -444,10 +447,8 @@ impl Series {
                 Family::new_with_constructor(latencies),
             ),
             requests_in_flight: registrar.add("http_requests_in_flight", "Requests that are being answered"),
-            bearer_accepted: registrar.add(
-                "bearer_accepted",
-                "Bearer tokens accepted: remembered (hit), or verified in full (miss)",
-            ),
+            bearer_remembered: bearer_accepted.get_or_create_owned(&Cache { cache: "hit" }),
+            bearer_verified: bearer_accepted.get_or_create_owned(&Cache { cache: "miss" }),
             bearer_refused: registrar.add(
                 "bearer_refused",
                 "Requests refused for their bearer token or for want of one, by the code of the answer",
@@ -531,9 +532,6 @@ impl Series {
                  refused",
             ),
         };
-        for cache in ["hit", "miss"] {
-            drop(series.bearer_accepted.get_or_create(&Cache { cache }));
-        }
         for outcome in LoginOutcome::ALL {
             drop(series.logins.get_or_create(&Outcome { outcome: outcome.label() }));
         }

@@ -120,7 +120,7 @@ impl<S, R: Clone> tower_layer::Layer<S> for BearerLayer<R> {
     type Service = BearerService<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        BearerService::new(inner, self.clone())
+        BearerService::new(inner, Arc::new(self.clone()))
     }
 }
 

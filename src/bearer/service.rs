@@ -4,6 +4,7 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -15,21 +16,22 @@ use crate::token::{Claims, Rejection, Sighting};
 
 /// Lets a request through to `S` with its claims, or answers it by `R`.
 ///
-/// `S` and `R` are cloned for a request that has to wait for keys, and for no other.
+/// `S` is cloned for a request that has to wait for keys, and for no other.
 #[derive(Clone, Debug)]
 pub struct BearerService<S, R> {
     inner: S,
-    layer: BearerLayer<R>,
+    /// One for all clones, of which axum makes one for each request.
+    layer: Arc<BearerLayer<R>>,
 }
 
 impl<S, R> BearerService<S, R> {
-    pub(super) fn new(inner: S, layer: BearerLayer<R>) -> Self {
+    pub(super) fn new(inner: S, layer: Arc<BearerLayer<R>>) -> Self {
         Self { inner, layer }
     }
 
     /// Puts the claims of the request's token among its extensions.
     fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Refusal> {
-        let BearerLayer { source, clock, revocations, .. } = &self.layer;
+        let BearerLayer { source, clock, revocations, .. } = &*self.layer;
         let not_revoked = |claims: &Claims| match revocations {
             Some(revocations) => revocations.check(claims, clock.elapsed()),
             None => Ok(()),
@@ -66,7 +68,7 @@ impl<S, R> BearerService<S, R> {
 impl<S, R, B, C> Service<Request<B>> for BearerService<S, R>
 where
     S: Service<Request<B>, Response = Response<C>> + Clone,
-    R: Answer<C> + Clone,
+    R: Answer<C>,
 {
     type Response = Response<C>;
     type Error = S::Error;

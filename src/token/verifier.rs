@@ -158,7 +158,8 @@ fn is(condition: bool, otherwise: Rejection) -> Result<(), Rejection> {
 
 fn has_begun(times: [OffsetDateTime; 2], now: OffsetDateTime) -> Result<(), Rejection> {
     // On this side: `now` is a time of these days, and a token's may be the last that there is.
-    is(times.into_iter().all(|time| time <= now + LEEWAY), Rejection::NotYetValid)
+    let latest = now + LEEWAY;
+    is(times.into_iter().all(|time| time <= latest), Rejection::NotYetValid)
 }
 
 fn has_not_ended(expires_at: OffsetDateTime, now: OffsetDateTime) -> Result<(), Rejection> {
