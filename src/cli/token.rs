@@ -32,9 +32,9 @@ const MAX_INPUT: u64 = 64 * 1024;
 pub(super) enum Command {
     /// Say what a token holds, and whether and why it is refused here
     ///
-    /// Makes every check that the service makes, in its order. Exit code 0: the token is good; 1: it is refused. Nothing is
-    /// printed that would let somebody else use the token. What no key vouches for is marked as unverified: anybody can
-    /// write that.
+    /// Makes every check that the service makes, in its order; where there is no database, all but whether the session
+    /// has ended. Exit code 0: the token is good; 1: it is refused. Nothing is printed that would let somebody else use
+    /// the token. What no key vouches for is marked as unverified: anybody can write that.
     Inspect {
         /// The token, or `-` to read it from standard input, where no other user of the machine sees it
         #[arg(allow_hyphen_values = true)]
@@ -142,23 +142,24 @@ enum Session {
 }
 
 async fn session(settings: &Settings, id: Uuid) -> Session {
-    if settings.db_source.is_none() {
-        return Session::Unasked("DB_SOURCE is not set");
-    }
     let state = async {
+        if !setup::has_database(settings)? {
+            return Ok(Session::Unasked("DB_SOURCE is not set"));
+        }
         let database = Database::open(settings).await?;
-        let mut conn = database.connection(As::Service).await?;
-        Ok::<_, Failure>(sessions::by_id(&mut conn, id).await?)
+        let state = async {
+            let mut conn = database.connection(As::Service).await?;
+            Ok::<_, Failure>(sessions::by_id(&mut conn, id).await?)
+        };
+        let state = state.await;
+        let state = database.closing(state).await?;
+        Ok::<_, Failure>(state.map_or(Session::Missing, |state| Session::Found(state.into())))
     };
-    match state.await {
-        Ok(Some(state)) => Session::Found(state.into()),
-        Ok(None) => Session::Missing,
-        Err(error) => Session::Unknown(error.to_string()),
-    }
+    state.await.unwrap_or_else(|error| Session::Unknown(error.to_string()))
 }
 
 impl Session {
-    /// Whether a token with these claims is refused although it has not expired; `None` when that is not known.
+    /// Whether a token with these claims is refused although it has not expired; `None` when there is nobody to ask.
     fn revokes(&self, claims: &Claims) -> Option<Result<(), Rejection>> {
         match self {
             Self::Found(state) if state.end_reason.is_some() || state.disabled => {
@@ -167,7 +168,9 @@ impl Session {
             Self::Found(state) if state.roles != claims.roles => Some(Err(Rejection::RolesChanged)),
             Self::Found(_) => Some(Ok(())),
             Self::Missing => Some(Err(Rejection::SessionEnded)),
-            Self::Unasked(_) | Self::Unknown(_) => None,
+            // As the service does.
+            Self::Unknown(_) => Some(Err(Rejection::RevocationsUnknown)),
+            Self::Unasked(_) => None,
         }
     }
 
