@@ -359,6 +359,8 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
 async fn what_goes_wrong_here_is_logged_with_its_cause_under_the_requests_id() {
     let app = App::new().await;
     let service = Service::start(&app.database_url, &[]).await;
+    // Who wants to hear of nothing else is told the id, too.
+    let quiet = Service::start(&app.database_url, &[("RUST_LOG", "error,gatepass::cli=info")]).await;
     // A fault of the schema, as no release makes it.
     sqlx::raw_sql("ALTER TABLE users RENAME COLUMN roles TO rolls").execute(&app.db).await.unwrap();
     let credentials = json!({"username": "alice", "password": PASSWORD});
@@ -369,6 +371,8 @@ async fn what_goes_wrong_here_is_logged_with_its_cause_under_the_requests_id() {
     assert_eq!(problem["code"], "internal_error");
     assert_eq!(problem["request_id"], "a-fault");
     assert!(!problem.to_string().contains("column"), "{problem}");
+    let request = reqwest::Client::new().post(quiet.url("/users/login")).header("x-request-id", "at-night");
+    assert_eq!(request.json(&credentials).send().await.unwrap().status().as_u16(), 500);
     sqlx::raw_sql("DELETE FROM _sqlx_migrations WHERE version = 1").execute(&app.db).await.unwrap();
     assert_eq!(reqwest::get(service.url("/readyz")).await.unwrap().status().as_u16(), 503);
 
@@ -379,6 +383,11 @@ async fn what_goes_wrong_here_is_logged_with_its_cause_under_the_requests_id() {
     assert!(fault["cause"].as_str().unwrap().contains("column \"roles\" does not exist"), "{fault}");
     let unready = events.iter().find(|event| event["message"] == "not served").unwrap();
     assert_eq!(unready["reasons"], "schema: 1 migration(s) pending", "{unready}");
+
+    let said = quiet.stop().await;
+    let mut events = said.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let fault = events.find(|event| event["level"] == "ERROR").unwrap();
+    assert_eq!(fault["span"]["request_id"], "at-night", "{fault}");
 }
 
 #[tokio::test]

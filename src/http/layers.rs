@@ -30,7 +30,7 @@ use http_body_util::Limited;
 use tokio::time::timeout;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::{AllowOrigin, CorsLayer};
-use tracing::{Instrument, Span, info_span};
+use tracing::{Instrument, Span, error_span};
 
 use super::{App, MAX_BODY_BYTES, Problem, client_address, problem, request_id::RequestId, revocations};
 use crate::{
@@ -149,9 +149,10 @@ impl Line {
         Self { id, method, route, began: Instant::now(), metrics, trace, is_written: false }
     }
 
-    /// What stands in each line that is logged within the request.
+    /// What stands in each line that is logged within the request; at the highest level, so that no line goes without
+    /// that `RUST_LOG` lets through.
     fn span(&self) -> Span {
-        info_span!(
+        error_span!(
             REQUEST,
             request_id = self.id.as_str(),
             method = %self.method,
