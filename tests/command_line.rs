@@ -253,6 +253,25 @@ async fn what_cannot_be_done_is_told_in_a_line() {
 }
 
 #[tokio::test]
+async fn a_name_that_is_another_users_id_is_taken_for_neither() {
+    let desk = Desk::new().await;
+    let bob = desk.create("bob").await["id"].as_str().unwrap().to_owned();
+    // Allowed, as any name is; and whoever shows it to an operator is not to have Bob locked out.
+    let mallory = desk.create(&bob).await;
+    for command in [&["user", "disable", &bob][..], &["user", "show", &bob], &["history", "--user", &bob]] {
+        desk.run(command).await.fails(1, &["may be another user's id", "e-mail address"]);
+    }
+    let show = async |name: &str| desk.run(&["user", "show", name, "--json"]).await.json();
+    assert_eq!(show("bob").await["disabled"], false);
+    desk.run(&["user", "disable", mallory["id"].as_str().unwrap()]).await.expect(0);
+    assert_eq!(show(mallory["email"].as_str().unwrap()).await["disabled"], true);
+    // Nobody has this one as an id, or has any more.
+    let gone = "01940000-0000-7000-8000-00000000000a";
+    desk.run(&["user", "show", gone]).await.fails(1, &["no such user"]);
+    desk.run(&["history", "--user", gone]).await.expect(0);
+}
+
+#[tokio::test]
 async fn the_last_administrator_is_told_to_be_followed_by_another_first() {
     let desk = Desk::new().await;
     desk.create("root").await;

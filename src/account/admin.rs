@@ -11,7 +11,7 @@ use super::{Accounts, Email, Error, FieldError, ProfileChange, Roles, User, logi
 use crate::{
     password::Password,
     store::{
-        self,
+        self, PgPool,
         sessions::Which,
         users::{self, Change, Found, Whom},
     },
@@ -75,19 +75,46 @@ pub struct UserChange<'a> {
     pub disabled: Option<bool>,
 }
 
+/// Whom an operator names.
+pub(super) enum Named {
+    /// Who has, or had, this id.
+    Id(Uuid),
+    /// Who has this username or address.
+    User(User),
+}
+
+/// Whom `name` means: an id, or somebody's username or address. A username may look like an id, and be that of another
+/// user: then neither is taken for the other.
+///
+/// # Errors
+///
+/// [`Error::NoSuchUser`], [`Error::AmbiguousUser`].
+pub(super) async fn named(db: &PgPool, name: &str) -> Result<Named, Error> {
+    // With hyphens alone: nobody would write the other forms.
+    let id = name.parse::<uuid::fmt::Hyphenated>().ok().map(uuid::fmt::Hyphenated::into_uuid);
+    let user = match login::name(name) {
+        Some(name) => users::by_name(&mut *db.acquire().await?, name).await?,
+        None => None,
+    };
+    match (id, user) {
+        (Some(id), Some(user)) if user.id != id => Err(Error::AmbiguousUser),
+        (_, Some(user)) => Ok(Named::User(user)),
+        (Some(id), None) => Ok(Named::Id(id)),
+        (None, None) => Err(Error::NoSuchUser),
+    }
+}
+
 impl Accounts {
     /// The user of this id, username or address.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchUser`].
+    /// [`Error::NoSuchUser`], [`Error::AmbiguousUser`].
     pub async fn find(&self, name: &str) -> Result<User, Error> {
-        // With hyphens alone: without, it might be somebody's username.
-        if let Ok(id) = name.parse::<uuid::fmt::Hyphenated>() {
-            return self.by_id(id.into_uuid()).await;
+        match named(&self.db, name).await? {
+            Named::Id(id) => self.by_id(id).await,
+            Named::User(user) => Ok(user),
         }
-        let name = login::name(name).ok_or(Error::NoSuchUser)?;
-        users::by_name(&mut *self.conn().await?, name).await?.ok_or(Error::NoSuchUser)
     }
 
     /// The user of this id.

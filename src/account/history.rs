@@ -6,7 +6,10 @@ use time::OffsetDateTime;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use uuid::Uuid;
 
-use super::{Cause, Error, login, users};
+use super::{
+    Cause, Error,
+    admin::{self, Named},
+};
 pub use crate::store::history::Entry;
 use crate::{
     chain,
@@ -93,14 +96,12 @@ impl History {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchUser`].
+    /// [`Error::NoSuchUser`], [`Error::AmbiguousUser`].
     pub async fn user_id(&self, name: &str) -> Result<Uuid, Error> {
-        if let Ok(id) = name.parse::<uuid::fmt::Hyphenated>() {
-            return Ok(id.into_uuid());
-        }
-        let name = login::name(name).ok_or(Error::NoSuchUser)?;
-        let user = users::by_name(&mut *self.conn().await?, name).await?;
-        user.map(|user| user.id).ok_or(Error::NoSuchUser)
+        Ok(match admin::named(&self.db, name).await? {
+            Named::Id(id) => id,
+            Named::User(user) => user.id,
+        })
     }
 
     /// Makes the partitions that will be needed, and gives up months that have had their time; the names of those.

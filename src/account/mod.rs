@@ -156,6 +156,9 @@ pub enum Error {
     /// There is no such user.
     #[error("there is no such user")]
     NoSuchUser,
+    /// What names a user is one user's username and looks like the id of another.
+    #[error("that is a username, and may be another user's id: say the e-mail address, or the user's own id")]
+    AmbiguousUser,
     /// Nobody would be left who administers users.
     #[error("the user is the last administrator who is not disabled")]
     LastAdmin,
