@@ -227,7 +227,7 @@ impl Accounts {
     /// Forgets all failed logins in a user's name, so that the user may try again. What is counted at an address, and at
     /// a device that has logged in before, stays.
     pub async fn forgive(&self, user: &User, now: OffsetDateTime) {
-        self.throttle.forgive(user, None, now).await;
+        self.throttle.forgive(None, user, None, now).await;
     }
 
     /// Deletes a user, sessions and all.

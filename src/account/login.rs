@@ -74,7 +74,7 @@ impl Accounts {
         self.passwords.check_room()?;
         let (attempt, found) = self.attempt(username, caller, now).instrument(info_span!("throttle")).await?;
         let begun = Instant::now();
-        let login = self.try_login(found, username, password, caller, now, rng).await;
+        let login = self.try_login((&attempt, found), username, password, caller, now, rng).await;
         if let (Err(Error::InvalidCredentials), Some(legacy)) = (&login, &self.legacy) {
             sleep_until(begun + legacy.shortest_refusal()).await;
         }
@@ -106,7 +106,7 @@ impl Accounts {
 
     async fn try_login(
         &self,
-        found: Option<Credentials>,
+        (attempt, found): (&Attempt, Option<Credentials>),
         username: &str,
         password: &Password,
         caller: &Caller,
@@ -140,21 +140,20 @@ impl Accounts {
         if let Some((stranger, answer)) = answered {
             // Seldom; in a box, or every login would have room for it.
             let user = Box::pin(self.take_over(stranger, answer, now, rng)).await?;
-            return self
-                .begin_session(user.ok_or(Error::InvalidCredentials)?, username, caller, now, rng)
-                .await;
+            let user = user.ok_or(Error::InvalidCredentials)?;
+            return self.begin_session(attempt, user, caller, now, rng).await;
         }
         let user = user.filter(|user| is_match(verdict, user.id)).ok_or(Error::InvalidCredentials)?;
         if let (Some(old), Some(new)) = (&stored, &renewed) {
             self.upgrade_hash(user.id, old, new).await;
         }
-        self.begin_session(user, username, caller, now, rng).await
+        self.begin_session(attempt, user, caller, now, rng).await
     }
 
     async fn begin_session(
         &self,
+        attempt: &Attempt,
         user: User,
-        username: &str,
         caller: &Caller,
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
@@ -180,7 +179,7 @@ impl Accounts {
             access_expires_at,
         };
         // With the name and the roles of this moment: those that were read before the hash may have changed.
-        let forgiveness = &self.throttle.forgiveness(username, &user, caller.ip, now);
+        let forgiveness = &self.throttle.forgiveness(Some(attempt), &user, caller.ip, now);
         let (session, cause) = (&session, &self.cause.or_user(user.id));
         let insert =
             async || sessions::insert(&mut *self.db_conn().await?, session, forgiveness, cause).await;

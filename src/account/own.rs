@@ -79,7 +79,7 @@ impl Accounts {
         let attempt = self.throttle.admit_login(&credentials.user.username, ip, now).await?;
         let user = self.verify(credentials, password).await;
         match &user {
-            Ok(user) => self.throttle.forgive(user, ip, now).await,
+            Ok(user) => self.throttle.forgive(Some(&attempt), user, ip, now).await,
             Err(failure) => self.throttle.settle(attempt, failure).await,
         }
         user

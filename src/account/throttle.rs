@@ -7,7 +7,7 @@
 //!
 //! | attempt | limited by | a success |
 //! |---|---|---|
-//! | login, change of password, deletion | account name, and address | forgives the account, gives the address its place back |
+//! | login, change of password, deletion | account name, and address | forgives device and account, gives the address its place back |
 //! | registration, a new e-mail address (failure: a name that is taken) | address | gives its place back |
 //! | renewal (failure: no refresh token of ours) | address | never asks |
 //! | introspection, revocation, the feed (failure: wrong client secret) | address | never asks |
@@ -29,7 +29,11 @@
 //! An account is what was typed as its name, without regard to case: nobody is looked up, and an unknown name has as many
 //! places as any other. So the username and the e-mail address of one user are counted apart, and who knows both has twice
 //! the guesses. One count for both would tell more: exhaust `alice`, and whether `alice@example.com` is refused says that
-//! both are the same user, and that there is one. A success forgives both.
+//! both are the same user, and that there is one. A success forgives both, but for one at a known device, which has taken
+//! no place of theirs: a program that logs in each minute would hand as many guesses to everybody else.
+//!
+//! What known devices tell cannot be kept from an attacker *at the owner's address*: who has used up a name's places
+//! elsewhere, and is then let in there, knows that somebody has logged in by that name from there.
 //!
 //! # Nobody locks an owner out for good
 //!
@@ -130,6 +134,8 @@ pub struct Throttle {
 #[must_use = "an attempt that is not settled counts as a failure"]
 pub(super) struct Attempt {
     taken: Vec<Bucket>,
+    /// Whether a known device's place stands in for the account's.
+    is_device_known: bool,
 }
 
 impl Throttle {
@@ -200,7 +206,7 @@ impl Throttle {
         {
             account.key = device.device;
         }
-        Ok(Attempt { taken: buckets })
+        Ok(Attempt { taken: buckets, is_device_known: taken.is_device_known })
     }
 
     /// Lets an attempt begin that only its address limits.
@@ -229,26 +235,40 @@ impl Throttle {
         }
     }
 
-    /// What `user` is forgiven, who has just shown their password, having given `name` for theirs.
+    /// What `user` is forgiven, who has just shown their password in this `attempt`; or by an operator, without one.
     pub(super) fn forgiveness(
         &self,
-        name: &str,
+        attempt: Option<&Attempt>,
         user: &User,
         ip: Option<IpAddr>,
         now: OffsetDateTime,
     ) -> Forgiveness {
         let names = [&*user.username, &*user.email];
+        let accounts = match attempt {
+            Some(Attempt { is_device_known: true, .. }) => Vec::new(),
+            // With that of the name that was typed, which may be neither by now.
+            _ => {
+                let typed = attempt.and_then(|attempt| attempt.taken.first()).map(|account| account.key);
+                names.into_iter().map(|name| self.account_key(name)).chain(typed).collect()
+            }
+        };
         Forgiveness {
             address: ip.map(|ip| self.address(Kind::Login, ip)),
-            accounts: names.into_iter().chain([name]).map(|name| self.account_key(name)).collect(),
+            accounts,
             devices: ip.map(|ip| names.map(|name| self.device_key(name, ip)).to_vec()).unwrap_or_default(),
             known_until: Some(now + KNOWN_FOR),
         }
     }
 
     /// The same, where nothing else is to be done with it.
-    pub(super) async fn forgive(&self, user: &User, ip: Option<IpAddr>, now: OffsetDateTime) {
-        let forgiveness = &self.forgiveness(&user.username, user, ip, now);
+    pub(super) async fn forgive(
+        &self,
+        attempt: Option<&Attempt>,
+        user: &User,
+        ip: Option<IpAddr>,
+        now: OffsetDateTime,
+    ) {
+        let forgiveness = &self.forgiveness(attempt, user, ip, now);
         let forgive = async || {
             let mut conn = self.db.acquire().await?;
             login_attempts::forgive(&mut conn, forgiveness, now).await
