@@ -547,6 +547,14 @@ async fn http_2_is_spoken_with_prior_knowledge() {
         .body(Body::empty())
         .unwrap();
     assert_eq!(client.send_request(me).await.unwrap().status().as_u16(), 200);
+    // As many fields as over HTTP/1, however little they take on the way.
+    for (fields, status) in [(100, 200), (101, 431), (1500, 431)] {
+        let mut request = Request::get("http://localhost/healthz").body(Body::empty()).unwrap();
+        for _ in 0..fields {
+            request.headers_mut().append("age", "".parse().unwrap());
+        }
+        assert_eq!(client.send_request(request).await.unwrap().status().as_u16(), status, "{fields}");
+    }
     // An idle connection is no reason to wait.
     assert!(served.stop().await);
     connection.await.unwrap().unwrap();

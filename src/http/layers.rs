@@ -67,7 +67,7 @@ pub(super) async fn around(
     let answer = async {
         match area {
             // Outside of problems: a page of an allowed origin may read what went wrong.
-            Area::Own(rules) => cors(&rules, request, |request| own(&app, &id, request, route.clone())).await,
+            Area::Own(rules) => cors(&rules, request, |request| own(&app, &id, request, route)).await,
             Area::ForwardAuth => guarded(&app, &id, request, route).await,
         }
     };
@@ -246,7 +246,7 @@ pub(super) fn cors_rules(allowed_origins: &[String]) -> CorsLayer {
 async fn cors<F: Future<Output = Response<Body>>>(
     rules: &CorsLayer,
     request: Request,
-    next: impl Fn(Request) -> F,
+    next: impl FnOnce(Request) -> F,
 ) -> Response<Body> {
     let headers = request.headers();
     let is_preflight = headers.contains_key(ORIGIN) && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
@@ -260,7 +260,11 @@ async fn cors<F: Future<Output = Response<Body>>>(
         response.headers_mut().insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
         return response;
     }
-    let next = service_fn(async |request| Ok::<_, Infallible>(next(request).await));
+    let mut next = Some(next);
+    let next = service_fn(|request| {
+        let next = next.take().expect("a request is answered once");
+        async { Ok::<_, Infallible>(next(request).await) }
+    });
     rules.layer(next).oneshot(request).await.unwrap_or_else(|never| match never {})
 }
 

@@ -12,8 +12,8 @@
 //!    do so. One that has been idle all the time is let go: proxies do not keep an idle connection as long as
 //!    [`Phase::Leaving`] lasts, when they are set up as docs/rolling-updates.md says.
 //!
-//! What hyper refuses before there is a request (a malformed or oversized head) it answers by itself, with a bare 400 or
-//! 431: the only responses to clients that are no problem documents.
+//! A head that is malformed or oversized is no request: hyper answers it by itself, with a bare 400 or 431. These are the
+//! only responses to clients that are no problem documents.
 
 use std::{
     convert::Infallible,
@@ -36,6 +36,7 @@ use axum::{
         HeaderValue, StatusCode, Version,
         header::{CONNECTION, CONTENT_LENGTH, STRICT_TRANSPORT_SECURITY},
     },
+    response::IntoResponse,
 };
 use hyper::{
     Request,
@@ -53,7 +54,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
-use tower::{Service, ServiceExt};
+use tower::ServiceExt;
 
 use super::{Limits, patience::Patience};
 use crate::tls::Tls;
@@ -261,17 +262,19 @@ impl Server {
             // Set by the first one: all requests on a connection are of one version.
             let _ = hears.set(version);
             request.extensions_mut().insert(ConnectInfo(peer));
-            let (mut router, phase) = (router.clone(), phase.clone());
+            let (router, phase) = (router.clone(), phase.clone());
             // On HTTP/1 nobody looks at them.
             let streams = (version >= Version::HTTP_2).then(|| notes.clone());
             let making = streams.clone().map(Making::begin);
             async move {
                 let _making = making;
-                let response = match ServiceExt::<Request<Incoming>>::ready(&mut router).await {
-                    Ok(router) => router.call(request).await,
-                    Err(never) => Err(never),
+                // hyper counts them over HTTP/1 alone. Over HTTP/2 one may take a byte, and a hundred here for as long as
+                // the answer takes.
+                let mut response = if request.headers().len() > MAX_HEADER_FIELDS {
+                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response()
+                } else {
+                    router.oneshot(request).await.unwrap_or_else(|never| match never {})
                 };
-                let mut response = response.unwrap_or_else(|never| match never {});
                 if is_secure {
                     response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, HSTS);
                 }
