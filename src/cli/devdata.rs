@@ -126,7 +126,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
         Command::Seed { users, seed, now, json } => {
             let bar = bar(users);
             let made = on_database(&settings, true, async |conn| {
-                let params = setup::params(&settings);
+                let params = settings.argon2;
                 Ok(devdata::seed(conn, users, seed, now, params, |done| bar.set_position(done)).await?)
             })
             .await?;
@@ -143,7 +143,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
             let source = Source::new(&from).map_err(|error| format!("--from: {error}"))?;
             let key = mask_key(key.as_ref())?;
             let wanted = Wanted { count: users, condition: condition.as_deref() };
-            let params = setup::params(&settings);
+            let params = settings.argon2;
             let manifest = devdata::sample(&source, &wanted, &directory, &key, params, note).await?;
             report(&manifest, json)
         }
@@ -168,7 +168,7 @@ async fn mask(settings: &Settings, database: &Database, only: &str, key: &Key) -
         return Err(format!("{place} is not what --only says: this might be production").into());
     }
     let mut conn = database.migration_connection().await?;
-    let users = devdata::mask(&mut conn, &place, key, setup::params(settings)).await?;
+    let users = devdata::mask(&mut conn, &place, key, settings.argon2).await?;
     print(&format!("{users} users masked; everybody's password is {PASSWORD}\n"))
 }
 

@@ -260,7 +260,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
         let passwords = Pool::new(PoolSettings {
             threads: NonZeroUsize::new(settings.password_hash_threads).unwrap_or(NonZeroUsize::MIN),
             queue: import::WRAPPED_CHUNK,
-            params: setup::params(&settings),
+            params: settings.argon2,
             peppers: settings.password_pepper.clone(),
             deadline: HASH_DEADLINE,
         })?;

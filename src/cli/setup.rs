@@ -9,11 +9,11 @@ use crate::{
     account::{self, Accounts, Actor, Cause, Policy, Rate, Throttle},
     aws::{self, Aws},
     clock::Clock,
-    config::{self, Argon2Cost, Environment, Gathered, Loaded, Registration, SecretPlace, Settings, Sources},
+    config::{self, Environment, Gathered, Loaded, Registration, SecretPlace, Settings, Sources},
     keys,
     legacy::{self, Legacy},
     metrics::Metrics,
-    password::{Params, Pool, PoolSettings, Rules},
+    password::{Pool, PoolSettings, Rules},
     random,
     revocation::Feed,
     store::PgPool,
@@ -154,12 +154,6 @@ pub(super) fn key_policy(settings: &Settings, key: &SymmetricKey, cause: Cause) 
     }
 }
 
-/// What a password hash costs.
-pub(super) fn params(settings: &Settings) -> Params {
-    let Argon2Cost { memory_kib, iterations, parallelism } = settings.argon2;
-    Params { memory_kib, iterations, parallelism }
-}
-
 /// The use cases over `db`, with `threads` threads for passwords.
 pub(super) fn accounts(
     settings: &Settings,
@@ -173,7 +167,7 @@ pub(super) fn accounts(
     let passwords = Pool::new(PoolSettings {
         threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
         queue: settings.password_hash_queue,
-        params: params(settings),
+        params: settings.argon2,
         peppers: settings.password_pepper.clone(),
         deadline: HASH_DEADLINE,
     })?;

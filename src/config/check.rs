@@ -12,10 +12,10 @@ use super::{
     parse::{self, KEY_ADVICE, PEPPER_ADVICE},
     reader::Reader,
     settings::EXAMPLE_KEY,
-    values::{Argon2Cost, DbPooler, Environment, Settings},
+    values::{DbPooler, Environment, Settings},
 };
 use crate::{
-    password::OWASP_MINIMUM,
+    password::{OWASP_MINIMUM, Params, ParamsError},
     token::{Format, SymmetricKey},
 };
 
@@ -237,9 +237,6 @@ fn aws(settings: &Settings, reader: &mut Reader) {
     }
 }
 
-/// The most memory in KiB times passes: what the password pool takes.
-const MAX_WORK_KIB: u64 = 4 << 20;
-
 fn argon2(settings: &Settings, reader: &mut Reader) {
     const MEMORY: &str = "ARGON2_MEMORY_KIB";
     const ITERATIONS: &str = "ARGON2_ITERATIONS";
@@ -248,21 +245,25 @@ fn argon2(settings: &Settings, reader: &mut Reader) {
     if !reader.is_sound(&[MEMORY, ITERATIONS, PARALLELISM]) {
         return;
     }
-    let Argon2Cost { memory_kib, iterations, parallelism } = settings.argon2;
-    if memory_kib < 8 * parallelism {
-        let least = 8 * parallelism;
-        let message = format!("{} needs at least 8 KiB a lane, {least} in all", reader.describe(PARALLELISM));
-        reader.problem(MEMORY, message);
-    } else if u64::from(memory_kib) * u64::from(iterations) > MAX_WORK_KIB {
-        let message = format!("times {} is more than one login may cost", reader.describe(ITERATIONS));
-        reader.problem(MEMORY, message);
-    } else if !OWASP_MINIMUM.iter().any(|&(memory, passes)| memory_kib >= memory && iterations >= passes) {
-        let message = format!(
-            "{} with {} is below OWASP's minimum; take {}",
-            reader.describe(MEMORY),
-            reader.describe(ITERATIONS),
-            OWASP_MINIMUM.iter().map(|(m, t)| format!("{m} with {t}")).collect::<Vec<_>>().join(", ")
-        );
-        is_unsafe(settings, reader, MEMORY, &message);
+    let Params { memory_kib, iterations, parallelism } = settings.argon2;
+    match settings.argon2.check() {
+        Err(ParamsError::TooLittle) => {
+            let (lanes, least) = (reader.describe(PARALLELISM), 8 * parallelism);
+            reader.problem(MEMORY, format!("{lanes} needs at least 8 KiB a lane, {least} in all"));
+        }
+        Err(ParamsError::TooMuch) => {
+            let message = format!("times {} is more than one login may cost", reader.describe(ITERATIONS));
+            reader.problem(MEMORY, message);
+        }
+        Ok(()) if !OWASP_MINIMUM.iter().any(|&(m, t)| memory_kib >= m && iterations >= t) => {
+            let message = format!(
+                "{} with {} is below OWASP's minimum; take {}",
+                reader.describe(MEMORY),
+                reader.describe(ITERATIONS),
+                OWASP_MINIMUM.iter().map(|(m, t)| format!("{m} with {t}")).collect::<Vec<_>>().join(", ")
+            );
+            is_unsafe(settings, reader, MEMORY, &message);
+        }
+        Ok(()) => {}
     }
 }

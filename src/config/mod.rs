@@ -41,8 +41,7 @@ pub use error::{ConfigErrors, Problem};
 pub use report::ReportLine;
 pub use settings::{DefaultValue, EXAMPLE_KEY, SETTINGS, Setting};
 pub use values::{
-    AcceptedFormat, Argon2Cost, DbPooler, Environment, JwtAlgorithm, LogFormat, Registration, Settings,
-    TokenFormat,
+    AcceptedFormat, DbPooler, Environment, JwtAlgorithm, LogFormat, Registration, Settings, TokenFormat,
 };
 
 /// Where [`load`] looks for settings.

@@ -58,7 +58,10 @@ fn nothing_set_is_a_development_service_with_the_contract_s_defaults() {
     assert_eq!(settings.access_token_duration, Duration::from_secs(15 * 60));
     assert_eq!(settings.refresh_token_duration, Duration::from_secs(24 * 60 * 60));
     assert_eq!(settings.session_duration, Duration::from_secs(30 * 24 * 60 * 60));
-    assert_eq!(settings.argon2, Argon2Cost { memory_kib: 19_456, iterations: 2, parallelism: 1 });
+    assert_eq!(
+        settings.argon2,
+        crate::password::Params { memory_kib: 19_456, iterations: 2, parallelism: 1 }
+    );
     assert_eq!(settings.password_hash_threads, 4);
     assert_eq!((settings.registration, settings.migrate_on_start), (Registration::Open, true));
     assert!(warnings.is_empty(), "{warnings:?}");

@@ -12,7 +12,7 @@ use super::{
     reader::Reader,
 };
 use crate::{
-    password::{Peppers, breached::BreachedFile},
+    password::{Params, Peppers, breached::BreachedFile},
     token::{Format, KeyPairFormat, SharedFormat, SignatureAlgorithm, SymmetricKey},
 };
 
@@ -65,7 +65,7 @@ pub struct Settings {
     pub session_retention: Duration,
 
     pub registration: Registration,
-    pub argon2: Argon2Cost,
+    pub argon2: Params,
     pub password_hash_threads: usize,
     pub password_hash_queue: usize,
     /// In characters.
@@ -79,17 +79,6 @@ pub struct Settings {
     pub secrets_manager_secret_id: Option<String>,
     pub aws_region: Option<String>,
     pub aws_endpoint_url: Option<String>,
-}
-
-/// What a password hash costs: the parameters of Argon2id (RFC 9106).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Argon2Cost {
-    /// Memory in KiB, `m`.
-    pub memory_kib: u32,
-    /// Passes over the memory, `t`.
-    pub iterations: u32,
-    /// Lanes, `p`.
-    pub parallelism: u32,
 }
 
 impl Settings {
@@ -140,7 +129,7 @@ impl Settings {
             session_retention: from.value("SESSION_RETENTION", duration),
 
             registration: from.value("REGISTRATION", word),
-            argon2: Argon2Cost {
+            argon2: Params {
                 memory_kib: from.value("ARGON2_MEMORY_KIB", number(8..=1024 * 1024)),
                 iterations: from.value("ARGON2_ITERATIONS", number(1..=64)),
                 parallelism: from.value("ARGON2_PARALLELISM", number(1..=64)),

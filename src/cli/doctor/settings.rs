@@ -42,7 +42,7 @@ pub(super) async fn passwords(settings: &Settings, args: &Args) -> Vec<Finding> 
     const AREA: &str = "password";
 
     let mut findings = Vec::new();
-    let params = setup::params(settings);
+    let params = settings.argon2;
     let target = std::time::Duration::from_millis(args.hash_time.into());
     let memory_kib = args.hash_memory.map_or(params.memory_kib, |mib| mib * 1024);
     let (took, choice) = match recommend(params, target, memory_kib).await {
