@@ -24,6 +24,7 @@ mod measure;
 mod memory;
 mod pepper;
 mod pool;
+mod recipe;
 pub mod rules;
 
 use std::fmt;
@@ -31,10 +32,11 @@ use std::fmt;
 use secrecy::{ExposeSecret, SecretString};
 use unicode_normalization::UnicodeNormalization;
 
-pub use argon::{Params, ParamsError, Unreadable, Verdict};
+pub use argon::{Params, ParamsError, Unreadable};
 pub use measure::{OWASP_MINIMUM, measure, recommend};
 pub use pepper::{PepperError, Peppers};
 pub use pool::{Pool, PoolError, PoolSettings, StartError};
+pub use recipe::Verdict;
 pub use rules::{MAX_LENGTH, Refusal, Rules};
 
 /// A password in the clear, as long as it must be: wiped from memory when dropped, redacted by `Debug`.

@@ -36,9 +36,9 @@ use tracing::{Span, info_span};
 
 use super::{
     HashedPassword, MAX_BORROWED, Params, ParamsError, Password, Peppers, Refusal, Rules, Verdict,
-    argon::{Demand, Recipe},
     foreign::FastHash,
     memory::Memory,
+    recipe::{Demand, Recipe},
     rules,
 };
 

@@ -29,7 +29,10 @@ pub use digest::{Algorithm, Bare, BareKind, HmacKey};
 pub use scrypt::FirebaseProject;
 
 use self::phc::Phc;
-use super::{HashedPassword, MAX_BORROWED, Peppers, Unreadable, argon};
+use super::{
+    HashedPassword, MAX_BORROWED, Peppers, Unreadable,
+    argon::{PREFIX, Stored},
+};
 
 /// The longest text of a hash, in bytes. The longest that is meant, with a salt and a template of the greatest length,
 /// takes nearly all of it.
@@ -44,6 +47,18 @@ const MAX_PASSWORD: usize = 256;
 
 /// The longest salt, in bytes. Those in use have 8 to 64.
 const MAX_SALT: usize = 128;
+
+/// How our own hashes begin.
+const OURS: &str = "$argon2id$";
+
+/// The most memory that an imported Argon2 hash may take, in KiB: 128 MiB. Less than what our own parameters may be, since
+/// an operator chooses those and anybody may have chosen these. Django has 100 MiB, PHP and argon2-cffi 64, Keycloak 7.
+const MAX_IMPORTED_KIB: u32 = 128 << 10;
+
+/// The most memory times passes of an imported Argon2 hash, in KiB: a second.
+const MAX_IMPORTED_WORK_KIB: u64 = 1 << 20;
+
+const _: () = assert!((MAX_IMPORTED_KIB as u64) << 10 <= MAX_BORROWED);
 
 /// A foreign hash that has been read, and what is to be done with it.
 #[derive(Debug)]
@@ -125,14 +140,14 @@ impl Imported {
             return Err(Refused::NoPassword);
         }
         let text = without_name(text);
-        if text.starts_with(argon::PREFIX) {
-            argon::check_imported(text, peppers)?;
+        if text.starts_with(PREFIX) {
+            check_argon2(text, peppers)?;
             return Ok(Self::Keep(HashedPassword(text.to_owned())));
         }
         // What an earlier import has made, on its way back.
         if let Some(wrapped) = Wrapped::parse(text) {
             let (_, argon2) = wrapped.map_err(|_| Refused::Malformed("wrapped"))?;
-            argon::check_imported(argon2, peppers)?;
+            check_argon2(argon2, peppers)?;
             return Ok(Self::Keep(HashedPassword(text.to_owned())));
         }
         if text.starts_with(['!', '*']) {
@@ -202,7 +217,7 @@ impl Imported {
         let stored = stored.as_str();
         match self {
             Self::Keep(hash) if hash.as_str() == stored => Likeness::Same,
-            _ if stored.starts_with(argon::OURS) => Likeness::Possible,
+            _ if stored.starts_with(OURS) => Likeness::Possible,
             Self::Wrap(fast)
                 if stored.strip_prefix(&fast.to_wrapped().0).is_some_and(|rest| rest.starts_with('$')) =>
             {
@@ -234,6 +249,20 @@ impl FastHash {
         let input = argon2_input(&text, &self.0.digest);
         (text, input)
     }
+}
+
+/// Whether an Argon2 hash may be imported.
+fn check_argon2(text: &str, peppers: &Peppers) -> Result<(), Refused> {
+    const NAME: &str = "Argon2";
+    let stored = Stored::parse(text, peppers).map_err(|reason| match reason {
+        Unreadable::TooCostly => Refused::TooCostly(NAME),
+        Unreadable::Pepper => Refused::Pepper,
+        Unreadable::Format | Unreadable::Algorithm | Unreadable::Unwrapped => Refused::Malformed(NAME),
+    })?;
+    if stored.params.memory_kib > MAX_IMPORTED_KIB || stored.params.work() > MAX_IMPORTED_WORK_KIB {
+        return Err(Refused::TooCostly(NAME));
+    }
+    Ok(())
 }
 
 /// The text without what two systems put before it: LDAP before a crypt string, and Django before Argon2's PHC string.
@@ -402,7 +431,7 @@ impl<'a> Wrapped<'a> {
     /// This and the PHC string that follows; `None` when the text is of another kind.
     pub(super) fn parse(text: &'a str) -> Option<Result<(Self, &'a str), Unreadable>> {
         let rest = text.strip_prefix(WRAPPED)?;
-        let at = rest.rfind(argon::PREFIX).unwrap_or(rest.len());
+        let at = rest.rfind(PREFIX).unwrap_or(rest.len());
         let (recipe, argon2) = rest.split_at(at);
         let text = &text[..text.len() - argon2.len()];
         Some(match function(recipe) {

@@ -3,7 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use serde::Deserialize;
 
-use super::{super::argon::Recipe, *};
+use super::{super::recipe::Recipe, *};
 use crate::password::{Params, Password, Verdict};
 
 const TINY: Params = Params { memory_kib: 8, iterations: 1, parallelism: 1 };
