@@ -391,7 +391,12 @@ where
         // A panic ends the job, not the thread. The memory is plain numbers, good for the next hash whatever they are.
         let result = match catch_unwind(AssertUnwindSafe(|| work(memory))) {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(_)) | Err(_) => Err(PoolError::Failed),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "a password cannot be hashed");
+                Err(PoolError::Failed)
+            }
+            // The panic hook has said where.
+            Err(_) => Err(PoolError::Failed),
         };
         // The caller may have gone meanwhile.
         Box::new(move || drop(answer.send(result)))
