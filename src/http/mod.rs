@@ -23,6 +23,7 @@ mod request_id;
 mod revocations;
 pub mod server;
 mod sessions;
+mod streams;
 mod tokens;
 mod users;
 mod well_known;

@@ -15,22 +15,10 @@
 //! A head that is malformed or oversized is no request: hyper answers it by itself, with a bare 400 or 431. These are the
 //! only responses to clients that are no problem documents.
 
-use std::{
-    convert::Infallible,
-    future::pending,
-    net::SocketAddr,
-    pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{convert::Infallible, future::pending, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Body,
     extract::ConnectInfo,
     http::{
         HeaderValue, StatusCode, Version,
@@ -38,11 +26,7 @@ use axum::{
     },
     response::IntoResponse,
 };
-use hyper::{
-    Request,
-    body::{Body as HttpBody, Buf, Bytes, Frame, Incoming, SizeHint},
-    service::service_fn,
-};
+use hyper::{Request, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -56,7 +40,11 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-use super::{Limits, patience::Patience};
+use super::{
+    Limits,
+    patience::Patience,
+    streams::{Answer, Making, Streams},
+};
 use crate::tls::Tls;
 
 /// How long to wait when the system gives no more connections, before asking again.
@@ -361,102 +349,11 @@ impl Server {
     }
 }
 
-/// What goes on in the streams of a connection over HTTP/2.
-#[derive(Default)]
-struct Streams {
-    /// How many answers are being made.
-    making: AtomicUsize,
-    /// Whether anything has been asked, answered or taken since this was looked at.
-    has_moved: AtomicBool,
-}
-
-impl Streams {
-    fn note(&self) {
-        self.has_moved.store(true, Ordering::Relaxed);
-    }
-
-    /// Waits for `period`; whether nothing has moved since this was called before, and no answer is being made.
-    async fn rest_for(&self, period: Duration) -> bool {
-        sleep(period).await;
-        !self.has_moved.swap(false, Ordering::Relaxed) && self.making.load(Ordering::Relaxed) == 0
-    }
-}
-
-/// An answer is being made, until this is dropped.
-struct Making(Arc<Streams>);
-
-impl Making {
-    fn begin(streams: Arc<Streams>) -> Self {
-        streams.making.fetch_add(1, Ordering::Relaxed);
-        streams.note();
-        Self(streams)
-    }
-}
-
-impl Drop for Making {
-    fn drop(&mut self) {
-        self.0.note();
-        self.0.making.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The body of an answer, with a note each time that the client takes some of it.
-struct Answer {
-    body: Body,
-    streams: Option<Arc<Streams>>,
-}
-
-impl HttpBody for Answer {
-    type Data = Piece;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Piece>, axum::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        let piece = |bytes| Piece { bytes, streams: self.streams.clone() };
-        frame.map_ok(|frame| frame.map_data(piece))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A piece of a body. hyper has it whole as soon as the client takes some of it, perhaps for minutes: that it shrinks, as
-/// the client's window and the socket let it, is what tells that it is being taken.
-struct Piece {
-    bytes: Bytes,
-    streams: Option<Arc<Streams>>,
-}
-
-impl Buf for Piece {
-    fn remaining(&self) -> usize {
-        self.bytes.remaining()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.bytes.chunk()
-    }
-
-    fn advance(&mut self, count: usize) {
-        self.bytes.advance(count);
-        if let Some(streams) = &self.streams {
-            streams.note();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use axum::routing::get;
     use http_body_util::{BodyExt, Empty};
-    use hyper::client::conn::http2;
+    use hyper::{body::Bytes, client::conn::http2};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
         task::JoinHandle,

@@ -1,0 +1,107 @@
+//! What goes on in the streams of a connection over HTTP/2, and so whether it is idle: the counterpart of
+//! [`patience`](super::patience), which has HTTP/1.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::body::Body;
+use hyper::body::{Body as HttpBody, Buf, Bytes, Frame, SizeHint};
+use tokio::time::sleep;
+
+/// What goes on in the streams of a connection over HTTP/2.
+#[derive(Default)]
+pub(super) struct Streams {
+    /// How many answers are being made.
+    making: AtomicUsize,
+    /// Whether anything has been asked, answered or taken since this was looked at.
+    has_moved: AtomicBool,
+}
+
+impl Streams {
+    fn note(&self) {
+        self.has_moved.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for `period`; whether nothing has moved since this was called before, and no answer is being made.
+    pub(super) async fn rest_for(&self, period: Duration) -> bool {
+        sleep(period).await;
+        !self.has_moved.swap(false, Ordering::Relaxed) && self.making.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// An answer is being made, until this is dropped.
+pub(super) struct Making(Arc<Streams>);
+
+impl Making {
+    pub(super) fn begin(streams: Arc<Streams>) -> Self {
+        streams.making.fetch_add(1, Ordering::Relaxed);
+        streams.note();
+        Self(streams)
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.0.note();
+        self.0.making.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The body of an answer, with a note each time that the client takes some of it.
+pub(super) struct Answer {
+    pub(super) body: Body,
+    pub(super) streams: Option<Arc<Streams>>,
+}
+
+impl HttpBody for Answer {
+    type Data = Piece;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Piece>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        let piece = |bytes| Piece { bytes, streams: self.streams.clone() };
+        frame.map_ok(|frame| frame.map_data(piece))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A piece of a body. hyper has it whole as soon as the client takes some of it, perhaps for minutes: that it shrinks, as
+/// the client's window and the socket let it, is what tells that it is being taken.
+pub(super) struct Piece {
+    bytes: Bytes,
+    streams: Option<Arc<Streams>>,
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        if let Some(streams) = &self.streams {
+            streams.note();
+        }
+    }
+}
