@@ -19,10 +19,8 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     Draft {
         external_id,
         username: object.text("username"),
-        is_username_made: false,
         email: object.text("email"),
         full_name: object.text("name").filter(|name| !name.contains('@')),
-        roles: None,
         is_email_verified: object.flag("email_verified"),
         disabled: object.flag("blocked"),
         created_at: object.time("created_at"),
@@ -30,6 +28,7 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
         // The one in what the extension writes, the other beside the hash.
         password_changed_at: object.time("last_password_reset").max(object.mongo_time("password_set_date")),
         password: password.map(|text| Imported::parse(&text, &rules.peppers)),
+        ..Draft::default()
     }
     .with_username()
 }

@@ -136,7 +136,7 @@ pub async fn compare(
     mut seen: impl FnMut(u64),
 ) -> Result<Comparison, ImportError> {
     let mut records = Records::begin(input, rules, 0);
-    let mut run = Run {
+    let mut comparing = Comparing {
         comparison: Comparison::default(),
         differences: Differences::begin(differences).map_err(ImportError::Differences)?,
         found: Vec::new(),
@@ -152,24 +152,24 @@ pub async fn compare(
         if chunk.is_empty() {
             break;
         }
-        run.take(&mut snapshot, chunk).await?;
-        seen(run.comparison.records());
+        comparing.take(&mut snapshot, chunk).await?;
+        seen(comparing.comparison.records());
     }
-    run.gone(&mut snapshot).await?;
+    comparing.gone(&mut snapshot).await?;
     imports::end(snapshot, false).await?;
-    run.differences.end().map_err(ImportError::Differences)?;
-    Ok(run.comparison)
+    comparing.differences.end().map_err(ImportError::Differences)?;
+    Ok(comparing.comparison)
 }
 
 /// A comparison on its way.
-struct Run {
+struct Comparing {
     comparison: Comparison,
     differences: Differences,
     /// Users whom a record is about.
     found: Vec<Uuid>,
 }
 
-impl Run {
+impl Comparing {
     fn note(&mut self, difference: &Difference<'_>) -> Result<(), ImportError> {
         self.differences.write(difference).map_err(ImportError::Differences)
     }

@@ -34,17 +34,14 @@ fn of_row(row: &mut Object<'_>, rules: &Rules) -> Draft {
     Draft {
         external_id: row.id("id"),
         username: row.text("username"),
-        is_username_made: false,
         email: row.text("email").filter(|address| !address.is_empty()),
         full_name: (!names.is_empty()).then(|| names.join(" ")),
         // What Django's superusers may do there says nothing of what they may do here.
         roles: None,
-        is_email_verified: None,
         disabled: row.flag("is_active").map(|active| !active),
         created_at: row.time("date_joined"),
-        updated_at: None,
-        password_changed_at: None,
         // Its hasher without a salt writes MD5 in hexadecimal and nothing else.
         password: row.text("password").map(|text| rules.password(&text, "")),
+        ..Draft::default()
     }
 }

@@ -20,17 +20,14 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     });
     Draft {
         external_id: object.id("localId"),
-        username: None,
-        is_username_made: false,
         email: object.text("email"),
         full_name: object.text("displayName"),
-        roles: None,
         is_email_verified: object.flag("emailVerified"),
         disabled: object.flag("disabled"),
         created_at: object.milliseconds("createdAt"),
-        updated_at: None,
         password_changed_at: object.milliseconds("passwordUpdatedAt"),
         password,
+        ..Draft::default()
     }
     .with_username()
 }

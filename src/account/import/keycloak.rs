@@ -33,18 +33,17 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     Draft {
         external_id: object.text("id"),
         username: object.text("username"),
-        is_username_made: false,
         email: object.text("email"),
         full_name: (!names.is_empty()).then(|| names.join(" ")),
         roles,
         is_email_verified: object.flag("emailVerified"),
         disabled: object.flag("enabled").map(|enabled| !enabled),
         created_at: object.milliseconds("createdTimestamp"),
-        updated_at: None,
         password_changed_at: created,
         password: credential.map(|credential| {
             Imported::keycloak(&text(credential, "credentialData"), &text(credential, "secretData"))
         }),
+        ..Draft::default()
     }
     .with_username()
 }

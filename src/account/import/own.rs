@@ -28,7 +28,6 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     Draft {
         external_id: object.text("external_id"),
         username: object.text("username"),
-        is_username_made: false,
         email: object.text("email"),
         full_name: object.text("full_name"),
         roles: object.texts("roles"),
@@ -38,6 +37,7 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
         updated_at: object.time("updated_at"),
         password_changed_at: object.time("password_changed_at"),
         password,
+        ..Draft::default()
     }
 }
 
@@ -50,16 +50,14 @@ pub(super) fn course_draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     Draft {
         external_id: username.clone(),
         username,
-        is_username_made: false,
         email: object.text("email"),
         full_name: object.text("full_name"),
         roles: object.text("role").map(|role| vec![role]),
         is_email_verified: object.flag("is_email_verified"),
-        disabled: None,
         created_at: known(object.time("created_at")),
-        updated_at: None,
         password_changed_at: known(object.time("password_changed_at")),
         password: object.text("hashed_password").map(|text| rules.password(&text, "")),
+        ..Draft::default()
     }
 }
 

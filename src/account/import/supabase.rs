@@ -20,17 +20,14 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     };
     Draft {
         external_id: object.text("id"),
-        username: None,
-        is_username_made: false,
         email: object.text("email"),
         full_name: name.map(str::to_owned),
-        roles: None,
         is_email_verified: Some(object.value("email_confirmed_at").is_some()),
         disabled: Some(is_banned),
         created_at: object.time("created_at"),
         updated_at: object.time("updated_at"),
-        password_changed_at: None,
         password: object.text("encrypted_password").map(|text| rules.password(&text, "")),
+        ..Draft::default()
     }
     .with_username()
 }
