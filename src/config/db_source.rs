@@ -51,7 +51,7 @@ pub(super) fn db_source(text: &str) -> Result<SecretString, String> {
 
 /// The URL with its password and everything that might be one masked.
 pub(super) fn masked(text: &str) -> String {
-    let Ok(Parts { scheme, user, has_password, host, path, query }) = Parts::of(text) else {
+    let Ok(Parts { scheme, user, has_password, host, port, path, query }) = Parts::of(text) else {
         return MASK.into();
     };
     let mut shown = format!("{scheme}://");
@@ -63,6 +63,9 @@ pub(super) fn masked(text: &str) -> String {
         shown += "@";
     }
     shown += host;
+    if let Some(port) = port {
+        shown = shown + ":" + port;
+    }
     shown += path;
     for (index, (name, value)) in query.into_iter().enumerate() {
         shown += if index == 0 { "?" } else { "&" };
@@ -77,20 +80,13 @@ pub(super) fn masked(text: &str) -> String {
 
 /// Whether nobody on a network can take the database's place: it is on this machine, or its certificate is checked.
 pub(super) fn is_private(text: &str) -> bool {
-    let Ok(Parts { host, query, .. }) = Parts::of(text) else { return false };
-    // The last of those that are given counts.
-    let value =
-        |names: &[&str]| query.iter().rfind(|(name, _)| names.contains(name)).map(|(_, value)| *value);
-    let host = match host.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => host,
-        _ => host,
-    };
-    let host = value(&["host", "hostaddr"]).unwrap_or(host).trim_matches(['[', ']']);
+    let Ok(parts) = Parts::of(text) else { return false };
+    let host = parts.value(&["host", "hostaddr"]).unwrap_or(parts.host).trim_matches(['[', ']']);
     let is_here = host.is_empty()
         || host.starts_with(['/', '%'])
         || host == "localhost"
         || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    is_here || value(&["sslmode", "ssl-mode"]) == Some("verify-full")
+    is_here || parts.value(&["sslmode", "ssl-mode"]) == Some("verify-full")
 }
 
 /// The files with certificates and keys that a URL names.
@@ -120,24 +116,21 @@ pub(super) enum Fitness {
 /// Holds a URL against what tokens for RDS need: who and where, which is signed, and TLS, since a token is a password.
 pub(super) fn fitness_for_iam(text: &str) -> Fitness {
     // One that cannot be read has been told of.
-    let Ok(Parts { user, has_password, host, query, .. }) = Parts::of(text) else { return Fitness::Fit };
-    let value =
-        |names: &[&str]| query.iter().rev().find(|(name, _)| names.contains(name)).map(|(_, value)| *value);
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    if has_password || value(&["password"]).is_some() {
+    let Ok(parts) = Parts::of(text) else { return Fitness::Fit };
+    if parts.has_password || parts.value(&["password"]).is_some() {
         return Fitness::Unfit("a token takes the place of the password; remove that from the URL");
     }
-    if value(&["user", "host", "hostaddr", "port"]).is_some() || user.is_none_or(str::is_empty) {
+    if parts.value(&["user", "host", "hostaddr", "port"]).is_some() || parts.user.is_none_or(str::is_empty) {
         return Fitness::Unfit(
             "expected user, host and port before the /, as in postgres://gatepass@HOST:5432/gatepass",
         );
     }
-    if name.is_empty() || name.contains(['[', '%']) || name.parse::<IpAddr>().is_ok() {
+    if parts.host.is_empty() || parts.host.contains(['[', '%']) || parts.host.parse::<IpAddr>().is_ok() {
         return Fitness::Unfit(
             "expected the name that RDS gave the database as the host, since that is signed",
         );
     }
-    match value(&["sslmode", "ssl-mode"]) {
+    match parts.value(&["sslmode", "ssl-mode"]) {
         Some("verify-full") => Fitness::Fit,
         Some("require" | "verify-ca") => Fitness::Unverified,
         _ => Fitness::Unfit(
@@ -151,8 +144,8 @@ struct Parts<'a> {
     scheme: &'a str,
     user: Option<&'a str>,
     has_password: bool,
-    /// With its port, if it has one.
     host: &'a str,
+    port: Option<&'a str>,
     /// With its slash, if it has one.
     path: &'a str,
     query: Vec<(&'a str, &'a str)>,
@@ -177,7 +170,11 @@ impl<'a> Parts<'a> {
             Some((user, host)) => (Some(user), host),
             None => (None, authority),
         };
-        let port = host.rsplit(']').next().and_then(|rest| rest.rsplit_once(':')).map(|(_, port)| port);
+        let (host, port) = match host.rsplit_once(':') {
+            // Not within an IPv6 address.
+            Some((host, port)) if !port.contains(']') => (host, Some(port)),
+            _ => (host, None),
+        };
         if behind.contains('@') || port.is_some_and(|port| port.parse::<u16>().is_err()) {
             return Err(
                 "expected a URL in which @ / ? and : in the password are written %40 %2F %3F and %3A",
@@ -189,10 +186,16 @@ impl<'a> Parts<'a> {
             user: user.map(|user| user.split(':').next().unwrap_or(user)),
             has_password: user.is_some_and(|user| user.contains(':')),
             host,
+            port,
             path,
             query: query
                 .ok_or("expected a URL with name=value after the ?, and a ? in the password written %3F")?,
         })
+    }
+
+    /// The value of a parameter that has these names: the last of those that are given counts.
+    fn value(&self, names: &[&str]) -> Option<&'a str> {
+        self.query.iter().rfind(|(name, _)| names.contains(name)).map(|(_, value)| *value)
     }
 }
 

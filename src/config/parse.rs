@@ -151,7 +151,15 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
 
 /// An `http` or `https` address.
 pub(super) fn url(text: &str) -> Result<String, String> {
-    url_of(text, &["http", "https"]).ok_or_else(|| "expected a URL without user and password".into())
+    let is_right = |uri: &Uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && !text.contains('#')
+            && uri.authority().is_some_and(|authority| host_and_port(authority).is_some())
+    };
+    match text.parse::<Uri>() {
+        Ok(uri) if is_right(&uri) => Ok(text.into()),
+        _ => Err("expected a URL without user and password".into()),
+    }
 }
 
 /// The address to which passwords are sent: `https`, or `http` to this machine. It may hold a user and a password.
@@ -186,14 +194,6 @@ pub(super) fn login_url(text: &str) -> Result<SecretString, String> {
 fn is_loopback(host: &str) -> bool {
     let address = host.trim_matches(['[', ']']);
     host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
-}
-
-fn url_of(text: &str, schemes: &[&str]) -> Option<String> {
-    let uri: Uri = text.parse().ok()?;
-    let is_right = schemes.contains(&uri.scheme_str()?)
-        && !text.contains('#')
-        && uri.authority().is_some_and(|authority| host_and_port(authority).is_some());
-    is_right.then(|| text.into())
 }
 
 /// A web origin (RFC 6454) in the form in which browsers send it: in lower case, and without the scheme's own port.

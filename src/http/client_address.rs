@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use axum::{
     extract::{ConnectInfo, FromRequestParts},
-    http::{HeaderMap, HeaderName, HeaderValue, header::USER_AGENT, request::Parts},
+    http::{Extensions, HeaderMap, HeaderName, HeaderValue, header::USER_AGENT, request::Parts},
 };
 use ipnet::IpNet;
 
@@ -41,6 +41,11 @@ pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
     client
 }
 
+/// The peer of the connection that a request came on.
+pub(super) fn peer(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip())
+}
+
 /// Whether this is the address of one of our own proxies.
 pub(super) fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
     let ip = ip.to_canonical();
@@ -73,14 +78,14 @@ impl FromRequestParts<App> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
         let user_agent = parts.headers.get(USER_AGENT).map(|value| {
             let text = String::from_utf8_lossy(value.as_bytes());
             let shown: String = text.chars().filter(|c| !is_order(*c)).collect();
             shown.trim().chars().take(MAX_USER_AGENT).collect::<String>()
         });
         Ok(Self {
-            ip: peer.map(|peer| client_address(peer, &parts.headers, app.trusted_proxies())),
+            ip: peer(&parts.extensions)
+                .map(|peer| client_address(peer, &parts.headers, app.trusted_proxies())),
             user_agent: user_agent.filter(|agent| !agent.is_empty()),
         })
     }

@@ -69,14 +69,10 @@ fn explain(path: String, error: &serde_json::Error) -> Problem {
         let (line, column) = (error.line(), error.column());
         return Problem::malformed(format!("The body is not JSON: fault at line {line}, column {column}."));
     }
-    // serde tells the kind of a fault only by its sentence; the sentences are stable (`serde::de::Error`).
-    let quoted = || text.split('`').nth(1).unwrap_or_default().to_owned();
-    Problem::invalid(vec![if text.starts_with("missing field") {
-        FieldError::new(quoted(), "required", "is required")
-    } else if text.starts_with("unknown field") {
-        FieldError::new(quoted(), "unknown_field", "is not a field of this request")
-    } else if text.starts_with("duplicate field") {
-        FieldError::new(quoted(), "duplicate_field", "is given more than once")
+    Problem::invalid(vec![if let Some(fault) = by_sentence(&text, "is not a field of this request") {
+        fault
+    } else if text.starts_with("missing field") {
+        FieldError::new(quoted(&text), "required", "is required")
     } else if let Some(rest) = text.strip_prefix("invalid type: ") {
         // The last one: what stands before it is the client's own.
         let expected = rest.rsplit_once(", expected ").and_then(|(_, rest)| rest.split(" at line").next());
@@ -88,6 +84,21 @@ fn explain(path: String, error: &serde_json::Error) -> Problem {
     } else {
         FieldError::new(at(path), "invalid", "has a value that does not fit")
     }])
+}
+
+/// A fault in the names alone. serde tells its kind only by its sentence; the sentences are stable (`serde::de::Error`).
+pub(super) fn by_sentence(text: &str, unknown: &'static str) -> Option<FieldError> {
+    if text.starts_with("unknown field") {
+        Some(FieldError::new(quoted(text), "unknown_field", unknown))
+    } else if text.starts_with("duplicate field") {
+        Some(FieldError::new(quoted(text), "duplicate_field", "is given more than once"))
+    } else {
+        None
+    }
+}
+
+fn quoted(text: &str) -> &str {
+    text.split('`').nth(1).unwrap_or_default()
 }
 
 #[cfg(test)]

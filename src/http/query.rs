@@ -5,7 +5,7 @@ use std::{fmt::Display, ops::RangeInclusive};
 use axum::{extract::FromRequestParts, http::request};
 use serde::de::DeserializeOwned;
 
-use super::{App, Problem};
+use super::{App, Problem, json::by_sentence};
 use crate::account::FieldError;
 
 /// How many entries a page has when nobody says.
@@ -28,16 +28,9 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
 fn parse<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
     let pairs = serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
     serde_path_to_error::deserialize(pairs).map_err(|error| {
-        let text = error.inner().to_string();
-        // serde tells the kind of a fault only by its sentence; the sentences are stable (`serde::de::Error`).
-        let quoted = || text.split('`').nth(1).unwrap_or_default().to_owned();
-        Problem::invalid(vec![if text.starts_with("unknown field") {
-            FieldError::new(quoted(), "unknown_field", "is not a parameter of this request")
-        } else if text.starts_with("duplicate field") {
-            FieldError::new(quoted(), "duplicate_field", "is given more than once")
-        } else {
-            FieldError::new(error.path().to_string(), "invalid", "has a value that does not fit")
-        }])
+        let fault = by_sentence(&error.inner().to_string(), "is not a parameter of this request");
+        let misfit = || FieldError::new(error.path().to_string(), "invalid", "has a value that does not fit");
+        Problem::invalid(vec![fault.unwrap_or_else(misfit)])
     })
 }
 

@@ -5,7 +5,10 @@ use std::sync::PoisonError;
 
 use serde_json::Value;
 
-use super::{Draft, Roles, Rules, object::Object};
+use super::{
+    Draft, Roles, Rules,
+    object::{Object, at_millisecond},
+};
 use crate::password::foreign::Imported;
 
 pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
@@ -28,8 +31,6 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     let credential = credentials.into_iter().flatten().find(is_password);
     let text = |credential: &Value, name: &str| credential[name].as_str().unwrap_or_default().to_owned();
     let created = credential.and_then(|credential| credential["createdDate"].as_i64());
-    let created = created
-        .and_then(|ms| time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok());
     Draft {
         external_id: object.text("id"),
         username: object.text("username"),
@@ -39,7 +40,7 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
         is_email_verified: object.flag("emailVerified"),
         disabled: object.flag("enabled").map(|enabled| !enabled),
         created_at: object.milliseconds("createdTimestamp"),
-        password_changed_at: created,
+        password_changed_at: created.and_then(at_millisecond),
         password: credential.map(|credential| {
             Imported::keycloak(&text(credential, "credentialData"), &text(credential, "secretData"))
         }),

@@ -124,6 +124,19 @@ pub struct Rules {
 pub type LeftOut = Arc<Mutex<BTreeSet<String>>>;
 
 impl Rules {
+    /// For a single record of our own format.
+    fn ours(peppers: Peppers, allow_admin: bool, now: OffsetDateTime) -> Self {
+        Self {
+            format: Format::Jsonl,
+            allow_admin,
+            bare: None,
+            firebase: None,
+            peppers,
+            now,
+            left_out: LeftOut::default(),
+        }
+    }
+
     /// Reads a hash; `salt` is what the record has for one.
     fn password(&self, text: &str, salt: &str) -> Result<Imported, RefusedHash> {
         Imported::of_kind(text, self.bare.as_ref(), salt, &self.peppers)
@@ -276,15 +289,7 @@ pub(super) fn check_without_hash(
     now: OffsetDateTime,
 ) -> Result<Checked, String> {
     fields.retain(|name, _| name != "password_hash" && name != "salt");
-    let rules = Rules {
-        format: Format::Jsonl,
-        allow_admin: false,
-        bare: None,
-        firebase: None,
-        peppers: Peppers::default(),
-        now,
-        left_out: LeftOut::default(),
-    };
+    let rules = Rules::ours(Peppers::default(), false, now);
     let mut object = Object::new(&fields, false);
     let draft = own::draft(&mut object, &rules).with_username();
     draft.check(object, &rules).map_err(|errors| rejects::reason(&errors))

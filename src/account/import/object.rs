@@ -99,7 +99,7 @@ impl<'a> Object<'a> {
             Value::String(text) => read_time(text),
             _ => None,
         };
-        if read.is_none() { self.wrong(name, "is no time as in RFC 3339") } else { read }
+        read.or_else(|| self.wrong(name, "is no time as in RFC 3339"))
     }
 
     /// As MongoDB writes it: `{"$date": …}` with a time in it.
@@ -108,7 +108,7 @@ impl<'a> Object<'a> {
             Some(Value::String(text)) => read_time(text),
             _ => None,
         };
-        if read.is_none() { self.wrong(name, "is no `$date` with a time as in RFC 3339") } else { read }
+        read.or_else(|| self.wrong(name, "is no `$date` with a time as in RFC 3339"))
     }
 
     /// Milliseconds since 1970, as a number or a text.
@@ -117,9 +117,7 @@ impl<'a> Object<'a> {
             Value::String(text) => text.parse().ok(),
             value => value.as_i64(),
         };
-        let at = |ms: i64| OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok();
-        let read = number.and_then(at);
-        if read.is_none() { self.wrong(name, "is no time in milliseconds since 1970") } else { read }
+        number.and_then(at_millisecond).or_else(|| self.wrong(name, "is no time in milliseconds since 1970"))
     }
 
     /// A list of texts; in CSV with blanks between them.
@@ -132,8 +130,13 @@ impl<'a> Object<'a> {
             Value::String(text) if self.is_text => Some(text.split_whitespace().map(str::to_owned).collect()),
             _ => None,
         };
-        if read.is_none() { self.wrong(name, "is no list of texts") } else { read }
+        read.or_else(|| self.wrong(name, "is no list of texts"))
     }
+}
+
+/// So many milliseconds since 1970.
+pub(super) fn at_millisecond(ms: i64) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok()
 }
 
 /// To the microsecond, which is what Postgres keeps.

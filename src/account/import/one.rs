@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::{
-    Format, LeftOut, Object, Original, Rules,
+    Object, Original, Rules,
     merge::{Denied, Done, MAX_CONFLICTS, Ready, write},
     own,
 };
@@ -44,15 +44,7 @@ impl Accounts {
         rng: &mut impl CryptoRng,
     ) -> Result<(User, Outcome), Error> {
         let given = record.insert("external_id".to_owned(), external_id.into());
-        let rules = Rules {
-            format: Format::Jsonl,
-            allow_admin: true,
-            bare: None,
-            firebase: None,
-            peppers: self.passwords.peppers().clone(),
-            now,
-            left_out: LeftOut::default(),
-        };
+        let rules = Rules::ours(self.passwords.peppers().clone(), true, now);
         let mut object = Object::new(&record, false);
         if given.is_some_and(|given| !given.is_null() && given != external_id) {
             object.refuse("external_id", "mismatch", "is another one than in the address");

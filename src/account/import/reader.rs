@@ -328,19 +328,11 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::{account::import::LeftOut, password::Peppers};
+    use crate::password::Peppers;
 
     #[test]
     fn a_line_that_is_too_long_costs_that_line() {
-        let rules = Rules {
-            format: Format::Jsonl,
-            allow_admin: false,
-            bare: None,
-            firebase: None,
-            peppers: Peppers::default(),
-            now: datetime!(2026-01-02 03:04:05 UTC),
-            left_out: LeftOut::default(),
-        };
+        let rules = Rules::ours(Peppers::default(), false, datetime!(2026-01-02 03:04:05 UTC));
         let good = r#"{"username":"alice","email":"alice@example.com"}"#;
         // One that ends where reading it does, one that goes on, and one that never ends.
         let (just, long) = ("x".repeat(MAX_RECORD), "x".repeat(3 * MAX_RECORD));
