@@ -244,7 +244,8 @@ impl App {
 /// Makes a route with its documentation.
 type Documented = fn() -> UtoipaMethodRouter<App>;
 
-/// Every route but those below. A handler that is in none of the three is neither served nor documented.
+/// Every route but those below. A handler that is in none of the three is not documented, nor served, but for the files of
+/// the documentation's page ([`docs::assets`]).
 const ROUTES: &[Documented] = &[
     || routes!(users::register),
     || routes!(users::log_in),
