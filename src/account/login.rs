@@ -95,10 +95,9 @@ impl Accounts {
         let places = self.throttle.places(username, caller.ip);
         // A statement by hand may be in its way. At worst it takes a place more.
         let attempt = async || {
-            store::asking(&self.db, async |mut conn| {
-                users::attempt(&mut conn, &places, name(username), now).await
-            })
-            .await
+            self.db
+                .asking(async |mut conn| users::attempt(&mut conn, &places, name(username), now).await)
+                .await
         };
         let (taken, found) = store::retrying(attempt).await?;
         Ok((self.throttle.admitted(Kind::Login, places, &taken, now)?, found))

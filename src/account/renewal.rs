@@ -43,10 +43,7 @@ use uuid::Uuid;
 use super::{Accounts, Actor, Caller, Error, random, throttle::Kind};
 use crate::{
     metrics::RenewalOutcome,
-    store::{
-        self,
-        sessions::{self, EndReason, Owner, Session, Which},
-    },
+    store::sessions::{self, EndReason, Owner, Session, Which},
     token::{
         AccessToken, Lifetime, Subject,
         refresh::{Presented, RefreshToken},
@@ -167,7 +164,7 @@ impl Accounts {
         let id = presented.session_id;
         for _ in 0..MAX_RACES {
             // Before anything is said of the session: only who holds one of its tokens learns what has become of it.
-            let row = store::asking(&self.db, async |mut conn| sessions::by_id(&mut conn, id).await).await?;
+            let row = self.db.asking(async |mut conn| sessions::by_id(&mut conn, id).await).await?;
             let row = row.filter(|row| self.refresh_keys.is_authentic(&presented, &row.refresh_salt));
             let Some(row) = row else {
                 return ended(RenewalOutcome::Invalid, Error::InvalidRefreshToken);

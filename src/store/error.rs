@@ -2,8 +2,6 @@
 
 use std::io;
 
-use super::{PgPool, PoolConnection};
-
 /// What came of a statement that did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -90,25 +88,6 @@ where
         }
     }
     work().await
-}
-
-/// Does `work` with a connection of `db`, and once more with another when the one that it had turns out to have ended. For
-/// what may be done twice. That none can be had is an answer: the pool has tried for as long as anybody may wait.
-///
-/// # Errors
-///
-/// Those of `work`, or [`Error::Unavailable`].
-pub async fn asking<T, W>(db: &PgPool, mut work: impl FnMut(PoolConnection) -> W) -> Result<T, Error>
-where
-    W: Future<Output = Result<T, Error>>,
-{
-    match work(db.acquire().await?).await {
-        Err(Error::Unavailable(error)) if has_ended(&error) => {
-            tracing::debug!(%error, "asking once more");
-            work(db.acquire().await?).await
-        }
-        done => done,
-    }
 }
 
 /// Whether the connection is gone, or goes.

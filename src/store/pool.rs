@@ -2,7 +2,7 @@
 //!
 //! sqlx's own pool asks the server whether a connection is alive when it is given back, with no end if nobody answers, and
 //! so it took three round trips beside each statement. Here one that has answered a moment ago is lent again without a
-//! question ([`TRUSTED_FOR`]); what may be asked twice, [`asking`](super::asking) asks again where that was too much trust.
+//! question ([`TRUSTED_FOR`]); what may be asked twice, [`PgPool::asking`] asks again where that was too much trust.
 //!
 //! A request may be given up at any moment, and what it was about then ends here: whoever is lent its connection next gets no
 //! answers of its, and is in no transaction of its.
@@ -73,12 +73,22 @@ pub struct Use {
     pub max: u32,
 }
 
-impl PgPool {
-    pub(super) fn new(source: Source, max: u32) -> Self {
-        let places = Arc::new(Semaphore::new(max as usize));
-        Self(Arc::new(Inner { source, max, places, idle: Mutex::default() }))
+impl Source {
+    /// A pool that connects when it is first used, of at most `max_connections`, with the password that was last given to
+    /// this server's user.
+    ///
+    /// A statement that hangs, on a lock or a slow disk, is given up by the server, so that it cannot hold its connection
+    /// for ever. A connection that hangs is found out when it is taken or given back, and replaced; one to a standby, which
+    /// takes no writes, is not used at all: after a failover, an address may for a while lead there. One to a database that
+    /// is read only is used, since what it says is true, and not kept: the next one may take writes again.
+    pub fn pool(&self, max_connections: u32) -> PgPool {
+        let places = Arc::new(Semaphore::new(max_connections as usize));
+        let (source, idle) = (self.clone(), Mutex::default());
+        PgPool(Arc::new(Inner { source, max: max_connections, places, idle }))
     }
+}
 
+impl PgPool {
     /// A connection that is alive, or was a moment ago. Who came first gets the first.
     ///
     /// # Errors
@@ -97,6 +107,25 @@ impl PgPool {
             Ok(PoolConnection { lent: Some((open, place)), is_beginning: false, pool: self.0.clone() })
         };
         timeout(ACQUIRE_TIMEOUT, found).await.unwrap_or_else(|_| Err(why)).map_err(Error::Unavailable)
+    }
+
+    /// Does `work` with a connection, and once more with another when the one that it had turns out to have ended. For what
+    /// may be done twice. That none can be had is an answer: the pool has tried for as long as anybody may wait.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`, or [`Error::Unavailable`].
+    pub async fn asking<T, W>(&self, mut work: impl FnMut(PoolConnection) -> W) -> Result<T, Error>
+    where
+        W: Future<Output = Result<T, Error>>,
+    {
+        match work(self.acquire().await?).await {
+            Err(Error::Unavailable(error)) if super::error::has_ended(&error) => {
+                tracing::debug!(%error, "asking once more");
+                work(self.acquire().await?).await
+            }
+            done => done,
+        }
     }
 
     /// How it is used.

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tracing::log::LevelFilter;
 
 use super::{
-    Error, PgConnection, PgPool,
+    Error, PgConnection,
     server::{Access, access},
 };
 
@@ -98,17 +98,6 @@ impl Source {
     /// One on which nothing is set, to a database that is not ours or through a pooler that nobody knows yet.
     pub(super) async fn connect_as_it_is(&self) -> Result<PgConnection, sqlx::Error> {
         PgConnection::connect_with(&self.options).await
-    }
-
-    /// A pool that connects when it is first used, of at most `max_connections`, with the password that was last given to
-    /// this server's user.
-    ///
-    /// A statement that hangs, on a lock or a slow disk, is given up by the server, so that it cannot hold its connection
-    /// for ever. A connection that hangs is found out when it is taken or given back, and replaced; one to a standby, which
-    /// takes no writes, is not used at all: after a failover, an address may for a while lead there. One to a database that
-    /// is read only is used, since what it says is true, and not kept: the next one may take writes again.
-    pub fn pool(&self, max_connections: u32) -> PgPool {
-        PgPool::new(self.clone(), max_connections)
     }
 
     /// A connection of a pool.
