@@ -123,7 +123,7 @@ impl Accounts {
     ///
     /// [`Error::NoSuchUser`].
     pub async fn by_id(&self, id: Uuid) -> Result<User, Error> {
-        users::by_id(&mut *self.conn().await?, id).await?.ok_or(Error::NoSuchUser)
+        users::by_id(&mut *self.db.acquire().await?, id).await?.ok_or(Error::NoSuchUser)
     }
 
     /// At most `limit` of the users who are looked for, after `after`.
@@ -142,7 +142,7 @@ impl Accounts {
             let message = "is of another search; begin again without it";
             Error::Invalid(vec![FieldError::new("cursor", "invalid", message)])
         };
-        let mut conn = self.conn().await?;
+        let mut conn = self.db.acquire().await?;
         // One more than wanted tells whether there are more.
         let Some(query) = query else {
             let after = match after {
@@ -188,14 +188,14 @@ impl Accounts {
         if !invalid.is_empty() {
             return Err(Error::Invalid(invalid));
         }
-        let change = &Change {
+        let change = Change {
             roles: roles.as_ref().map(Roles::as_slice),
             disabled: change.disabled,
             ..profile.as_change()
         };
-        let update = || async move {
-            users::update(&mut *self.db_conn().await?, Whom::Any(id), change, now, &self.cause).await
-        };
+        let whom = Whom::Any(id);
+        let update =
+            async || users::update(&mut *self.db.acquire().await?, whom, &change, now, &self.cause).await;
         let user = store::retrying(update).await?.ok_or(Error::NoSuchUser)?;
         if change.roles.is_some() || change.disabled.is_some() {
             self.tell_revocations().await;

@@ -12,7 +12,7 @@ use super::{
 };
 pub use crate::store::clients::Client;
 use crate::{
-    store::{PgPool, PoolConnection, clients},
+    store::{PgPool, clients},
     token::client_secret::{self, ClientSecret},
 };
 
@@ -53,10 +53,6 @@ impl Clients {
         Self { cause, ..self }
     }
 
-    async fn conn(&self) -> Result<PoolConnection, Error> {
-        Ok(self.db.acquire().await?)
-    }
-
     /// Makes a client. Its secret is known here and now, and never again.
     ///
     /// # Errors
@@ -71,7 +67,7 @@ impl Clients {
         check_name(name).map_err(|error| Error::Invalid(vec![error]))?;
         let secret = ClientSecret::from_bytes(random::bytes(rng));
         let client = Client { id: random::uuid_v7(now, rng), name: name.to_owned(), created_at: now };
-        clients::insert(&mut *self.conn().await?, &client, &secret.hash(), &self.cause).await?;
+        clients::insert(&mut *self.db.acquire().await?, &client, &secret.hash(), &self.cause).await?;
         tracing::info!(client_id = %client.id, "client created");
         Ok((client, secret))
     }
@@ -82,7 +78,7 @@ impl Clients {
     ///
     /// When the database fails.
     pub async fn list(&self) -> Result<Vec<Client>, Error> {
-        Ok(clients::all(&mut *self.conn().await?).await?)
+        Ok(clients::all(&mut *self.db.acquire().await?).await?)
     }
 
     /// Deletes the client of this id or name; its next request is refused, on every replica.
@@ -92,7 +88,7 @@ impl Clients {
     /// [`Error::NoSuchClient`].
     pub async fn delete(&self, id_or_name: &str) -> Result<Client, Error> {
         let id = id_or_name.parse::<uuid::fmt::Hyphenated>().ok().map(Uuid::from);
-        let client = clients::delete(&mut *self.conn().await?, id, id_or_name, &self.cause).await?;
+        let client = clients::delete(&mut *self.db.acquire().await?, id, id_or_name, &self.cause).await?;
         let client = client.ok_or(Error::NoSuchClient)?;
         tracing::info!(client_id = %client.id, "client deleted");
         Ok(client)
@@ -114,7 +110,7 @@ impl Clients {
         ip: Option<IpAddr>,
         now: OffsetDateTime,
     ) -> Result<(), Error> {
-        let stored = clients::secret_hash(&mut *self.conn().await?, id).await?;
+        let stored = clients::secret_hash(&mut *self.db.acquire().await?, id).await?;
         if client_secret::is_secret(secret, stored.as_ref()) {
             Ok(())
         } else {

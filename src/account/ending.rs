@@ -26,7 +26,7 @@ impl Accounts {
     ///
     /// When the database fails.
     pub async fn sessions(&self, user_id: Uuid, now: OffsetDateTime) -> Result<Vec<Overview>, Error> {
-        Ok(sessions::of_user(&mut *self.conn().await?, user_id, now, MAX_SHOWN).await?)
+        Ok(sessions::of_user(&mut *self.db.acquire().await?, user_id, now, MAX_SHOWN).await?)
     }
 
     /// A user logs out. A session that is over stays as it is.
@@ -63,7 +63,7 @@ impl Accounts {
     /// When the database fails.
     pub async fn session_of(&self, refresh_token: &str) -> Result<Option<(Uuid, Uuid)>, Error> {
         let Some(presented) = Presented::parse(refresh_token) else { return Ok(None) };
-        let row = sessions::by_id(&mut *self.conn().await?, presented.session_id).await?;
+        let row = sessions::by_id(&mut *self.db.acquire().await?, presented.session_id).await?;
         let row = row.filter(|row| self.refresh_keys.is_authentic(&presented, &row.refresh_salt));
         Ok(row.map(|row| (row.user_id, row.id)))
     }
@@ -98,17 +98,9 @@ impl Accounts {
         reason: EndReason,
         now: OffsetDateTime,
     ) -> Result<u64, Error> {
-        let end = || async move {
-            sessions::end(
-                &mut *self.db_conn().await?,
-                user_id,
-                which,
-                reason,
-                now,
-                &self.cause.or_user(user_id),
-            )
-            .await
-        };
+        let cause = self.cause.or_user(user_id);
+        let end =
+            async || sessions::end(&mut *self.db.acquire().await?, user_id, which, reason, now, &cause).await;
         let ended = store::retrying(end).await?;
         if ended > 0 {
             self.tell_revocations().await;

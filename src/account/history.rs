@@ -29,8 +29,8 @@ const UPKEEP_PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// The history, over one database.
 #[derive(Clone, Debug)]
 pub struct History {
-    db: PgPool,
-    background: PgPool,
+    pub(super) db: PgPool,
+    pub(super) background: PgPool,
     retention: Option<Duration>,
 }
 
@@ -63,12 +63,8 @@ impl History {
         Self { db, background, retention }
     }
 
-    pub(super) async fn conn(&self) -> Result<PoolConnection, Error> {
+    async fn conn(&self) -> Result<PoolConnection, Error> {
         Ok(self.db.acquire().await?)
-    }
-
-    pub(super) async fn background_conn(&self) -> Result<PoolConnection, Error> {
-        Ok(self.background.acquire().await?)
     }
 
     /// At most `limit` changes.
@@ -85,7 +81,7 @@ impl History {
         };
         let limit = limit as usize;
         // One more, to know whether there is.
-        let mut changes = history::page(&mut *self.conn().await?, &filter, limit as i64 + 1).await?;
+        let mut changes = history::page(&mut *self.db.acquire().await?, &filter, limit as i64 + 1).await?;
         let is_last = changes.len() <= limit;
         changes.truncate(limit);
         let next_cursor = changes.last().filter(|_| !is_last).map(|change| change.id);
@@ -110,7 +106,7 @@ impl History {
     ///
     /// When the database fails; what was done until then is.
     pub async fn keep_up(&self, now: OffsetDateTime) -> Result<Vec<String>, Error> {
-        let mut conn = self.background_conn().await?;
+        let mut conn = self.background.acquire().await?;
         history::prepare(&mut conn).await?;
         let mut given_up = Vec::new();
         if let Some(retention) = self.retention {

@@ -132,7 +132,7 @@ impl Accounts {
             None => {
                 let id = random::uuid_v7(checked.created_at, rng);
                 let row = import::new_row(id, &checked, Some(&hash), now);
-                match imports::insert(&mut *self.conn().await?, &row, &cause).await {
+                match imports::insert(&mut *self.db.acquire().await?, &row, &cause).await {
                     Ok(()) => Some(id),
                     Err(store::Error::Taken(_)) => None,
                     Err(error) => return Err(error.into()),
@@ -141,7 +141,7 @@ impl Accounts {
         };
         match made {
             Some(id) => {
-                let user = users::by_id(&mut *self.conn().await?, id).await?;
+                let user = users::by_id(&mut *self.db.acquire().await?, id).await?;
                 user.map(Ok).ok_or(Error::InvalidCredentials)
             }
             None => self.overtaken(stranger).await,
@@ -150,7 +150,7 @@ impl Accounts {
 
     /// Somebody was first. If it was the same user, by another request, they log in to what that has made.
     async fn overtaken(&self, stranger: &Stranger<'_>) -> Result<Result<User, Unfit>, Error> {
-        let mut conn = self.conn().await?;
+        let mut conn = self.db.acquire().await?;
         let found = match users::by_name(&mut conn, stranger.name).await? {
             Some(user) => users::credentials(&mut conn, user.id).await?,
             None => None,

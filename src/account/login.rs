@@ -181,7 +181,7 @@ impl Accounts {
         let forgiveness = &self.throttle.forgiveness(Some(attempt), &user, caller.ip, now);
         let (session, cause) = (&session, &self.cause.or_user(user.id));
         let insert =
-            async || sessions::insert(&mut *self.db_conn().await?, session, forgiveness, cause).await;
+            async || sessions::insert(&mut *self.db.acquire().await?, session, forgiveness, cause).await;
         let owner = store::retrying(insert).await?.ok_or(Error::InvalidCredentials)?;
         let user = User { username: owner.username, roles: owner.roles, ..user };
         let subject = Subject {
@@ -209,8 +209,9 @@ impl Accounts {
     /// Replaces a hash of older parameters, or of another system. The login does not depend on it.
     async fn upgrade_hash(&self, id: Uuid, old: &HashedPassword, new: &HashedPassword) {
         let cause = self.cause.by(&Actor::Service);
-        let upgrade =
-            async { users::upgrade_password_hash(&mut *self.db_conn().await?, id, old, new, &cause).await };
+        let upgrade = async {
+            users::upgrade_password_hash(&mut *self.db.acquire().await?, id, old, new, &cause).await
+        };
         if let Err(error) = upgrade.await {
             tracing::warn!(user_id = %id, error = chain::cause(&error), "an outdated password hash could not be replaced");
         }

@@ -329,7 +329,7 @@ impl Accounts {
         if !self.issuer.has_key() {
             return Err(Unready::NoKey);
         }
-        let mut conn = self.conn().await.map_err(|error| Unready::Database(error.into()))?;
+        let mut conn = self.db.acquire().await.map_err(|error| Unready::Database(error.into()))?;
         // A setting of the server's changes with the connection open.
         match store::access(&mut conn).await {
             Ok(Access::Full) => {}
@@ -347,11 +347,7 @@ impl Accounts {
 
     /// A connection. When there is none to be had, for whatever reason, the database counts as unavailable.
     async fn conn(&self) -> Result<PoolConnection, Error> {
-        Ok(self.db_conn().await?)
-    }
-
-    async fn db_conn(&self) -> Result<PoolConnection, store::Error> {
-        self.db.acquire().await
+        Ok(self.db.acquire().await?)
     }
 
     /// Somebody registers themselves, from `ip`.
@@ -437,8 +433,8 @@ impl Accounts {
             roles: roles.as_slice(),
             now,
         };
-        let (user, cause) = (&user, &self.cause.or_user(user.id));
-        let insert = || async move { users::insert(&mut *self.db_conn().await?, user, cause).await };
+        let cause = self.cause.or_user(user.id);
+        let insert = async || users::insert(&mut *self.db.acquire().await?, &user, &cause).await;
         let user = store::retrying(insert).await?;
         tracing::info!(user_id = %user.id, "user created");
         Ok(user)
@@ -450,7 +446,7 @@ impl Accounts {
     ///
     /// [`Error::SessionRevoked`] when the user has been disabled or deleted since the token was issued.
     pub async fn profile(&self, user_id: Uuid) -> Result<User, Error> {
-        users::by_id(&mut *self.conn().await?, user_id)
+        users::by_id(&mut *self.db.acquire().await?, user_id)
             .await?
             .filter(|user| !user.disabled)
             .ok_or(Error::SessionRevoked)
@@ -471,11 +467,10 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<User, Error> {
         let change = ProfileChange::parse(full_name, email).map_err(Error::Invalid)?;
-        let (changed, cause) = (&change.as_change(), &self.cause);
+        let (change, whom) = (change.as_change(), Whom::Enabled(user_id));
         let update = async || {
-            let update = || async move {
-                users::update(&mut *self.db_conn().await?, Whom::Enabled(user_id), changed, now, cause).await
-            };
+            let update =
+                async || users::update(&mut *self.db.acquire().await?, whom, &change, now, &self.cause).await;
             store::retrying(update).await?.ok_or(Error::SessionRevoked)
         };
         if email.is_none() {

@@ -74,7 +74,7 @@ impl Accounts {
         ip: Option<IpAddr>,
         now: OffsetDateTime,
     ) -> Result<User, Error> {
-        let found = users::credentials(&mut *self.conn().await?, user_id).await?;
+        let found = users::credentials(&mut *self.db.acquire().await?, user_id).await?;
         let credentials = found.filter(|found| !found.user.disabled).ok_or(Error::SessionRevoked)?;
         let attempt = self.throttle.admit_login(&credentials.user.username, ip, now).await?;
         let user = self.verify(credentials, password).await;
@@ -116,8 +116,9 @@ impl Accounts {
         end: Which,
         now: OffsetDateTime,
     ) -> Result<bool, Error> {
-        let set = || async move {
-            users::set_password(&mut self.db_conn().await?, id, hash, changed_at, end, now, &self.cause).await
+        let set = async || {
+            let conn = &mut self.db.acquire().await?;
+            users::set_password(conn, id, hash, changed_at, end, now, &self.cause).await
         };
         let is_done = store::retrying(set).await?;
         self.tell_revocations().await;
@@ -131,9 +132,8 @@ impl Accounts {
         changed_at: Option<OffsetDateTime>,
         now: OffsetDateTime,
     ) -> Result<bool, Error> {
-        let delete = || async move {
-            users::delete(&mut self.db_conn().await?, id, changed_at, now, &self.cause).await
-        };
+        let delete =
+            async || users::delete(&mut self.db.acquire().await?, id, changed_at, now, &self.cause).await;
         let is_done = store::retrying(delete).await?;
         self.tell_revocations().await;
         Ok(is_done)

@@ -184,7 +184,7 @@ impl Accounts {
                         access_expires_at: self.access_expires_at(&row, now),
                         now,
                     };
-                    if let Some(owner) = sessions::rotate(&mut *self.conn().await?, &renewal).await? {
+                    if let Some(owner) = sessions::rotate(&mut *self.db.acquire().await?, &renewal).await? {
                         tracing::debug!(session_id = %id, "session renewed");
                         self.metrics.renewal(RenewalOutcome::Rotated);
                         return self.renewed(&row, owner, state.generation + 1, refresh_expires_at, now, rng);
@@ -196,7 +196,7 @@ impl Accounts {
                     let owner = if access_expires_at <= row.access_expires_at {
                         Some(Owner { username: row.username.clone(), roles: row.roles.clone() })
                     } else {
-                        let conn = &mut *self.conn().await?;
+                        let conn = &mut *self.db.acquire().await?;
                         sessions::extend_access(
                             conn,
                             id,
@@ -225,7 +225,7 @@ impl Accounts {
                     let which = Which::OneAt(id, row.refresh_generation);
                     let reason = EndReason::RefreshTokenReused;
                     if sessions::end(
-                        &mut *self.conn().await?,
+                        &mut *self.db.acquire().await?,
                         row.user_id,
                         which,
                         reason,

@@ -139,7 +139,7 @@ impl History {
     ///
     /// When the database fails; what was sealed until then is.
     pub async fn seal(&self) -> Result<(u64, Option<Head>), Error> {
-        let mut conn = self.background_conn().await?;
+        let mut conn = self.background.acquire().await?;
         let mut sealed = (0, None);
         while let Some(seal) = history::seal(&mut conn, BATCH, next_seal).await? {
             let head = Head { seal: seal.number, hash: seal.hash };
@@ -158,7 +158,7 @@ impl History {
     ///
     /// When the database fails.
     pub async fn verify(&self, head: Option<Hash>) -> Result<Verification, Error> {
-        let mut conn = self.conn().await?;
+        let mut conn = self.db.acquire().await?;
         let mut inspection = history::inspect(&mut conn).await?;
         let given_up = inspection.given_up().await?;
         let mut found = Verification::default();

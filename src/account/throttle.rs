@@ -177,10 +177,7 @@ impl Throttle {
     }
 
     async fn take(&self, places: &Places, now: OffsetDateTime) -> Result<Taken, Error> {
-        let take = async || {
-            let mut conn = self.db.acquire().await?;
-            login_attempts::take(&mut conn, places, now).await
-        };
+        let take = async || login_attempts::take(&mut *self.db.acquire().await?, places, now).await;
         Ok(store::retrying(take).await?)
     }
 
@@ -269,19 +266,15 @@ impl Throttle {
         now: OffsetDateTime,
     ) {
         let forgiveness = &self.forgiveness(attempt, user, ip, now);
-        let forgive = async || {
-            let mut conn = self.db.acquire().await?;
-            login_attempts::forgive(&mut conn, forgiveness, now).await
-        };
+        let forgive =
+            async || login_attempts::forgive(&mut *self.db.acquire().await?, forgiveness, now).await;
         write_off(store::retrying(forgive)).await;
     }
 
     /// It was no failure that counts.
     pub(super) async fn give_back(&self, attempt: Attempt) {
-        let give_back = async || {
-            let mut conn = self.db.acquire().await?;
-            login_attempts::give_back(&mut conn, &attempt.taken).await
-        };
+        let give_back =
+            async || login_attempts::give_back(&mut *self.db.acquire().await?, &attempt.taken).await;
         write_off(store::retrying(give_back)).await;
     }
 

@@ -37,7 +37,7 @@ use crate::{
     chain::chain,
     clock::Clock,
     metrics::KeyAge,
-    store::{self, Cause, PgPool, PoolConnection, signing_keys},
+    store::{self, Cause, PgPool, signing_keys},
     token::{
         self, Format, InvalidKey, Issuer, KeyId, KeyPairFormat, KeyStatus, Party, SymmetricKey, Verifier,
         WrappingKey,
@@ -312,10 +312,6 @@ impl Keys {
         self.0.policy.key_pair_formats().next().is_some()
     }
 
-    async fn conn(&self) -> Result<PoolConnection, Error> {
-        Ok(self.0.db.acquire().await?)
-    }
-
     /// Reads the ring again, puts it in force, and rotates it if its time has come.
     ///
     /// # Errors
@@ -343,7 +339,7 @@ impl Keys {
     async fn read(&self, now: OffsetDateTime) -> Result<(), Error> {
         let inner = &self.0;
         let _reading = inner.reading.lock().await;
-        let mut conn = self.conn().await?;
+        let mut conn = self.0.db.acquire().await?;
         let ring = read(&mut conn, &inner.policy, &inner.wrapping, &inner.ring.load(), now).await?;
         inner.heard_at.store(micros(now), Ordering::Relaxed);
         let Some((ring, unopened)) = ring else { return Ok(()) };
@@ -445,7 +441,7 @@ impl Keys {
             return Err(Error::NoRing(format));
         };
         let new = Made::new(format, self.wrapping(), &self.0.policy).await?;
-        let mut conn = self.conn().await?;
+        let mut conn = self.0.db.acquire().await?;
         let (active, next) = (active.id(), next.id());
         let is_done = signing_keys::rotate(
             &mut conn,
@@ -469,7 +465,7 @@ impl Keys {
     ///
     /// [`Error::ForeignRoot`], or when the database fails.
     pub async fn rewrap(&self) -> Result<Vec<KeyId>, Error> {
-        let mut conn = self.conn().await?;
+        let mut conn = self.0.db.acquire().await?;
         rewrap(&mut conn, &self.0.policy, &self.0.wrapping).await
     }
 

@@ -82,7 +82,7 @@ impl Accounts {
         ready: &Ready,
         now: OffsetDateTime,
     ) -> Result<Result<(User, Outcome), Error>, store::Error> {
-        let mut conn = self.db_conn().await?;
+        let mut conn = self.db.acquire().await?;
         let mut transaction = imports::begin_one(&mut conn).await?;
         let done = write(&mut transaction, std::slice::from_ref(ready), None, now, &self.cause).await?;
         if let Some((_, denied)) = done.refused.first() {
