@@ -43,6 +43,15 @@ pub struct Caller {
 /// A session just begun, with everything its owner gets.
 #[derive(Debug)]
 pub struct Login {
+    /// Its first tokens.
+    pub tokens: Tokens,
+    /// Whose session it is.
+    pub user: User,
+}
+
+/// What a login gives, and each renewal.
+#[derive(Debug)]
+pub struct Tokens {
     /// The session's id.
     pub session_id: Uuid,
     /// For requests.
@@ -51,8 +60,6 @@ pub struct Login {
     pub refresh_token: RefreshToken,
     /// When the refresh token ends unless it is used before.
     pub refresh_token_expires_at: OffsetDateTime,
-    /// Whose session it is.
-    pub user: User,
 }
 
 impl Accounts {
@@ -160,10 +167,9 @@ impl Accounts {
         let session_id = random::uuid_v7(now, rng);
         let refresh_salt = random::bytes(rng);
         // Whole seconds, as tokens have them.
-        let begun = now.truncate_to_second();
-        let expires_at = begun + self.policy.session_duration;
-        let refresh_expires_at = (begun + self.policy.refresh_token_duration).min(expires_at);
-        let access_expires_at = (begun + self.policy.access_token_duration).min(expires_at);
+        let expires_at = now.truncate_to_second() + self.policy.session_duration;
+        let refresh_expires_at = self.policy.refresh_expires_at(now, expires_at);
+        let access_expires_at = self.policy.access_expires_at(now, expires_at);
 
         let session = NewSession {
             id: session_id,
@@ -197,13 +203,13 @@ impl Accounts {
         if session_id.as_bytes()[15].is_multiple_of(64) {
             Box::pin(self.end_surplus(user.id, now)).await;
         }
-        Ok(Login {
+        let tokens = Tokens {
             session_id,
             access_token,
             refresh_token: self.refresh_keys.token(session_id, 0, &refresh_salt),
             refresh_token_expires_at: refresh_expires_at,
-            user,
-        })
+        };
+        Ok(Login { tokens, user })
     }
 
     /// Replaces a hash of older parameters, or of another system. The login does not depend on it.

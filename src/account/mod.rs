@@ -34,9 +34,8 @@ pub use self::{
     clients::{Client, Clients},
     fields::{Email, FieldError, FullName, Roles, Username},
     history::{Entry, History, HistoryPage, Wanted},
-    login::{Caller, Login},
+    login::{Caller, Login, Tokens},
     personal::PersonalData,
-    renewal::Renewed,
     seals::{Head, Problem, Verification},
     throttle::{KNOWN_FOR, Rate, Throttle},
 };
@@ -78,6 +77,19 @@ pub struct Policy {
     pub session_duration: Duration,
     /// How long the refresh token just replaced may be presented again, whatever has been seen since.
     pub refresh_reuse_interval: Duration,
+}
+
+impl Policy {
+    /// When a refresh token ends that is made at `now`, unless it is used before: whole seconds, as tokens have them, and
+    /// never after its session.
+    fn refresh_expires_at(&self, now: OffsetDateTime, session_ends: OffsetDateTime) -> OffsetDateTime {
+        (now.truncate_to_second() + self.refresh_token_duration).min(session_ends)
+    }
+
+    /// The same of an access token.
+    fn access_expires_at(&self, now: OffsetDateTime, session_ends: OffsetDateTime) -> OffsetDateTime {
+        (now.truncate_to_second() + self.access_token_duration).min(session_ends)
+    }
 }
 
 /// What the use cases are made of.

@@ -38,33 +38,16 @@ use std::time::Duration;
 
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
-use uuid::Uuid;
 
-use super::{Accounts, Actor, Caller, Error, random, throttle::Kind};
+use super::{Accounts, Actor, Caller, Error, Tokens, random, throttle::Kind};
 use crate::{
     metrics::RenewalOutcome,
     store::sessions::{self, EndReason, Owner, Session, Which},
-    token::{
-        AccessToken, Lifetime, Subject,
-        refresh::{Presented, RefreshToken},
-    },
+    token::{Lifetime, Subject, refresh::Presented},
 };
 
 /// How often a renewal may find that another was faster before something else must be wrong.
 const MAX_RACES: usize = 8;
-
-/// What a renewal gives back.
-#[derive(Debug)]
-pub struct Renewed {
-    /// The session's id.
-    pub session_id: Uuid,
-    /// For requests.
-    pub access_token: AccessToken,
-    /// For the next renewal.
-    pub refresh_token: RefreshToken,
-    /// When the refresh token ends unless it is used before.
-    pub refresh_token_expires_at: OffsetDateTime,
-}
 
 /// What becomes of a session whose refresh token is presented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +121,7 @@ impl Accounts {
         caller: &Caller,
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
-    ) -> Result<Renewed, Error> {
+    ) -> Result<Tokens, Error> {
         match self.try_renew(refresh_token, caller, now, rng).await {
             Err(failure @ Error::InvalidRefreshToken) => {
                 Err(self.throttle.count(Kind::Renewal, caller.ip, failure, now).await)
@@ -153,7 +136,7 @@ impl Accounts {
         caller: &Caller,
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
-    ) -> Result<Renewed, Error> {
+    ) -> Result<Tokens, Error> {
         let ended = |outcome, error| {
             self.metrics.renewal(outcome);
             Err(error)
@@ -172,8 +155,7 @@ impl Accounts {
             let state = state(&row);
             match decide(presented.generation, &state, self.policy.refresh_reuse_interval, now) {
                 Outcome::Rotate => {
-                    let begun = now.truncate_to_second();
-                    let refresh_expires_at = (begun + self.policy.refresh_token_duration).min(row.expires_at);
+                    let refresh_expires_at = self.policy.refresh_expires_at(now, row.expires_at);
                     let renewal = sessions::Renewal {
                         id,
                         user_id: row.user_id,
@@ -181,7 +163,7 @@ impl Accounts {
                         user_agent: caller.user_agent.as_deref(),
                         client_ip: caller.ip,
                         refresh_expires_at,
-                        access_expires_at: self.access_expires_at(&row, now),
+                        access_expires_at: self.policy.access_expires_at(now, row.expires_at),
                         now,
                     };
                     if let Some(owner) = sessions::rotate(&mut *self.db.acquire().await?, &renewal).await? {
@@ -191,7 +173,7 @@ impl Accounts {
                     }
                 }
                 Outcome::Repeat => {
-                    let access_expires_at = self.access_expires_at(&row, now);
+                    let access_expires_at = self.policy.access_expires_at(now, row.expires_at);
                     // Whoever ends the session, or changes the roles, outdates what the row says that it has been given.
                     let owner = if access_expires_at <= row.access_expires_at {
                         Some(Owner { username: row.username.clone(), roles: row.roles.clone() })
@@ -261,11 +243,6 @@ impl Accounts {
         Err(Error::Contended)
     }
 
-    /// When an access token ends that is made at `now`: never after its session.
-    fn access_expires_at(&self, row: &Session, now: OffsetDateTime) -> OffsetDateTime {
-        (now.truncate_to_second() + self.policy.access_token_duration).min(row.expires_at)
-    }
-
     fn renewed(
         &self,
         row: &Session,
@@ -274,8 +251,8 @@ impl Accounts {
         refresh_token_expires_at: OffsetDateTime,
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
-    ) -> Result<Renewed, Error> {
-        let expires_at = self.access_expires_at(row, now);
+    ) -> Result<Tokens, Error> {
+        let expires_at = self.policy.access_expires_at(now, row.expires_at);
         let subject = Subject {
             user_id: row.user_id,
             session_id: row.id,
@@ -285,7 +262,7 @@ impl Accounts {
         let token_id = random::token_id(now, generation, rng);
         let access_token = self.issuer.issue(subject, token_id, Lifetime { now, expires_at })?;
         let refresh_token = self.refresh_keys.token(row.id, generation, &row.refresh_salt);
-        Ok(Renewed { session_id: row.id, access_token, refresh_token, refresh_token_expires_at })
+        Ok(Tokens { session_id: row.id, access_token, refresh_token, refresh_token_expires_at })
     }
 }
 

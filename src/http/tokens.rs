@@ -17,7 +17,7 @@ use crate::{
     account::{self, Caller, Cause},
     bearer::Refusal,
     random,
-    token::{AccessToken, Claims, Rejection, Sighting, refresh::RefreshToken},
+    token::{Claims, Rejection, Sighting},
 };
 
 /// A session's tokens.
@@ -48,19 +48,15 @@ pub(super) struct Tokens {
     expires_in: i64,
 }
 
-impl Tokens {
-    pub(super) fn new(
-        session_id: Uuid,
-        access: &AccessToken,
-        refresh: &RefreshToken,
-        refresh_token_expires_at: OffsetDateTime,
-    ) -> Self {
+impl From<&account::Tokens> for Tokens {
+    fn from(tokens: &account::Tokens) -> Self {
+        let access = &tokens.access_token;
         Self {
-            session_id,
+            session_id: tokens.session_id,
             access_token: access.expose().to_owned(),
             access_token_expires_at: access.expires_at,
-            refresh_token: refresh.expose().to_owned(),
-            refresh_token_expires_at,
+            refresh_token: tokens.refresh_token.expose().to_owned(),
+            refresh_token_expires_at: tokens.refresh_token_expires_at,
             token_type: "Bearer",
             expires_in: (access.expires_at - access.issued_at).whole_seconds(),
         }
@@ -104,13 +100,8 @@ pub(super) async fn renew(
 ) -> Result<axum::Json<Tokens>, Problem> {
     let token = body.refresh_token.expose_secret();
     let accounts = app.accounts().caused_by(cause);
-    let renewed = accounts.renew(token, &caller, app.clock().now(), &mut random::system()).await?;
-    Ok(axum::Json(Tokens::new(
-        renewed.session_id,
-        &renewed.access_token,
-        &renewed.refresh_token,
-        renewed.refresh_token_expires_at,
-    )))
+    let tokens = accounts.renew(token, &caller, app.clock().now(), &mut random::system()).await?;
+    Ok(axum::Json(Tokens::from(&tokens)))
 }
 
 /// A token to be looked at (RFC 7662, section 2.1) or to be ended (RFC 7009, section 2.1).

@@ -174,13 +174,7 @@ pub(super) async fn log_in(
         Err(_) => LoginOutcome::Failed,
     });
     let login = login?;
-    let tokens = Tokens::new(
-        login.session_id,
-        &login.access_token,
-        &login.refresh_token,
-        login.refresh_token_expires_at,
-    );
-    Ok(axum::Json(LoginResponse { tokens, user: login.user.into() }))
+    Ok(axum::Json(LoginResponse { tokens: Tokens::from(&login.tokens), user: login.user.into() }))
 }
 
 /// The user whose token it is.
