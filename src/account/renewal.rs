@@ -84,6 +84,13 @@ pub(super) struct State {
     pub(super) is_user_disabled: bool,
 }
 
+/// To whom and for which generation tokens are given.
+struct Given {
+    owner: Owner,
+    generation: u32,
+    refresh_expires_at: OffsetDateTime,
+}
+
 /// Decides what an authentic token of `presented` generation does to a session at `now`.
 pub(super) fn decide(
     presented: u32,
@@ -137,121 +144,139 @@ impl Accounts {
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<Tokens, Error> {
-        let ended = |outcome, error| {
-            self.metrics.renewal(outcome);
-            Err(error)
+        let invalid = || {
+            self.metrics.renewal(RenewalOutcome::Invalid);
+            Error::InvalidRefreshToken
         };
-        let Some(presented) = Presented::parse(refresh_token) else {
-            return ended(RenewalOutcome::Invalid, Error::InvalidRefreshToken);
-        };
+        let presented = Presented::parse(refresh_token).ok_or_else(invalid)?;
         let id = presented.session_id;
         for _ in 0..MAX_RACES {
             // Before anything is said of the session: only who holds one of its tokens learns what has become of it.
             let row = self.db.asking(async |mut conn| sessions::by_id(&mut conn, id).await).await?;
             let row = row.filter(|row| self.refresh_keys.is_authentic(&presented, &row.refresh_salt));
-            let Some(row) = row else {
-                return ended(RenewalOutcome::Invalid, Error::InvalidRefreshToken);
-            };
-            let state = state(&row);
-            match decide(presented.generation, &state, self.policy.refresh_reuse_interval, now) {
-                Outcome::Rotate => {
-                    let refresh_expires_at = self.policy.refresh_expires_at(now, row.expires_at);
-                    let renewal = sessions::Renewal {
-                        id,
-                        user_id: row.user_id,
-                        generation: row.refresh_generation,
-                        user_agent: caller.user_agent.as_deref(),
-                        client_ip: caller.ip,
-                        refresh_expires_at,
-                        access_expires_at: self.policy.access_expires_at(now, row.expires_at),
-                        now,
-                    };
-                    if let Some(owner) = sessions::rotate(&mut *self.db.acquire().await?, &renewal).await? {
-                        tracing::debug!(session_id = %id, "session renewed");
-                        self.metrics.renewal(RenewalOutcome::Rotated);
-                        return self.renewed(&row, owner, state.generation + 1, refresh_expires_at, now, rng);
+            let row = row.ok_or_else(invalid)?;
+            let presented = presented.generation;
+            let (outcome, given) =
+                match decide(presented, &state(&row), self.policy.refresh_reuse_interval, now) {
+                    Outcome::Rotate => {
+                        (RenewalOutcome::Rotated, self.rotate(&row, caller, now).await?.map(Ok))
                     }
-                }
-                Outcome::Repeat => {
-                    let access_expires_at = self.policy.access_expires_at(now, row.expires_at);
-                    // Whoever ends the session, or changes the roles, outdates what the row says that it has been given.
-                    let owner = if access_expires_at <= row.access_expires_at {
-                        Some(Owner { username: row.username.clone(), roles: row.roles.clone() })
-                    } else {
-                        let conn = &mut *self.db.acquire().await?;
-                        sessions::extend_access(
-                            conn,
-                            id,
-                            row.user_id,
-                            row.refresh_generation,
-                            access_expires_at,
-                        )
-                        .await?
-                    };
-                    if let Some(owner) = owner {
-                        self.metrics.renewal(RenewalOutcome::Repeated);
-                        if now >= row.renewed_at + self.policy.refresh_reuse_interval {
-                            tracing::info!(
-                                session_id = %id,
-                                user_id = %row.user_id,
-                                client_ip = caller.ip.map(tracing::field::display),
-                                last_client_ip = row.client_ip.map(|ip| tracing::field::display(ip.addr())),
-                                "a renewal was asked for once more, late"
-                            );
-                        }
-                        let refresh_expires_at = row.refresh_expires_at;
-                        return self.renewed(&row, owner, state.generation, refresh_expires_at, now, rng);
+                    Outcome::Repeat => {
+                        (RenewalOutcome::Repeated, self.repeat(&row, caller, now).await?.map(Ok))
                     }
-                }
-                Outcome::Reused => {
-                    let which = Which::OneAt(id, row.refresh_generation);
-                    let reason = EndReason::RefreshTokenReused;
-                    if sessions::end(
-                        &mut *self.db.acquire().await?,
-                        row.user_id,
-                        which,
-                        reason,
-                        now,
-                        &self.cause.by(&Actor::Service),
-                    )
-                    .await?
-                        > 0
-                    {
-                        tracing::warn!(
-                            session_id = %id,
-                            user_id = %row.user_id,
-                            presented = presented.generation,
-                            present = row.refresh_generation,
-                            client_ip = caller.ip.map(tracing::field::display),
-                            last_client_ip = row.client_ip.map(|ip| tracing::field::display(ip.addr())),
-                            "a refresh token was used again: session ended"
-                        );
-                        self.tell_revocations().await;
-                        return ended(RenewalOutcome::Reused, Error::RefreshTokenReused);
+                    Outcome::Reused => {
+                        let is_ended = self.end_reused(&row, presented, caller, now).await?;
+                        (RenewalOutcome::Reused, is_ended.then_some(Err(Error::RefreshTokenReused)))
                     }
-                }
-                Outcome::Ended(End::Expired) => {
-                    return ended(RenewalOutcome::Expired, Error::SessionExpired);
-                }
-                Outcome::Ended(End::Revoked) => return ended(RenewalOutcome::Ended, Error::SessionEnded),
-                Outcome::Ended(End::Reused) => {
-                    return ended(RenewalOutcome::Ended, Error::RefreshTokenReused);
-                }
+                    Outcome::Ended(End::Expired) => {
+                        (RenewalOutcome::Expired, Some(Err(Error::SessionExpired)))
+                    }
+                    Outcome::Ended(End::Revoked) => (RenewalOutcome::Ended, Some(Err(Error::SessionEnded))),
+                    Outcome::Ended(End::Reused) => {
+                        (RenewalOutcome::Ended, Some(Err(Error::RefreshTokenReused)))
+                    }
+                };
+            // `None`: somebody has changed the session since it was read. Look again.
+            if let Some(given) = given {
+                self.metrics.renewal(outcome);
+                return self.renewed(&row, given?, now, rng);
             }
-            // Somebody has changed the session since it was read: look again.
         }
         Err(Error::Contended)
+    }
+
+    /// The session goes to its next generation; `None`: somebody was faster.
+    async fn rotate(
+        &self,
+        row: &Session,
+        caller: &Caller,
+        now: OffsetDateTime,
+    ) -> Result<Option<Given>, Error> {
+        let refresh_expires_at = self.policy.refresh_expires_at(now, row.expires_at);
+        let renewal = sessions::Renewal {
+            id: row.id,
+            user_id: row.user_id,
+            generation: row.refresh_generation,
+            user_agent: caller.user_agent.as_deref(),
+            client_ip: caller.ip,
+            refresh_expires_at,
+            access_expires_at: self.policy.access_expires_at(now, row.expires_at),
+            now,
+        };
+        let Some(owner) = sessions::rotate(&mut *self.db.acquire().await?, &renewal).await? else {
+            return Ok(None);
+        };
+        tracing::debug!(session_id = %row.id, "session renewed");
+        let generation = row.refresh_generation.cast_unsigned() + 1;
+        Ok(Some(Given { owner, generation, refresh_expires_at }))
+    }
+
+    /// The present generation's token is given again; `None`: it is no longer the present one.
+    async fn repeat(
+        &self,
+        row: &Session,
+        caller: &Caller,
+        now: OffsetDateTime,
+    ) -> Result<Option<Given>, Error> {
+        let access_expires_at = self.policy.access_expires_at(now, row.expires_at);
+        // Whoever ends the session, or changes the roles, outdates what the row says that it has been given.
+        let owner = if access_expires_at <= row.access_expires_at {
+            Some(Owner { username: row.username.clone(), roles: row.roles.clone() })
+        } else {
+            let conn = &mut *self.db.acquire().await?;
+            sessions::extend_access(conn, row.id, row.user_id, row.refresh_generation, access_expires_at)
+                .await?
+        };
+        let Some(owner) = owner else { return Ok(None) };
+        if now >= row.renewed_at + self.policy.refresh_reuse_interval {
+            tracing::info!(
+                session_id = %row.id,
+                user_id = %row.user_id,
+                client_ip = caller.ip.map(tracing::field::display),
+                last_client_ip = row.client_ip.map(|ip| tracing::field::display(ip.addr())),
+                "a renewal was asked for once more, late"
+            );
+        }
+        let generation = row.refresh_generation.cast_unsigned();
+        Ok(Some(Given { owner, generation, refresh_expires_at: row.refresh_expires_at }))
+    }
+
+    /// The session ends; `false`: not at this generation.
+    async fn end_reused(
+        &self,
+        row: &Session,
+        presented: u32,
+        caller: &Caller,
+        now: OffsetDateTime,
+    ) -> Result<bool, Error> {
+        let which = Which::OneAt(row.id, row.refresh_generation);
+        let (reason, cause) = (EndReason::RefreshTokenReused, self.cause.by(&Actor::Service));
+        let ended =
+            sessions::end(&mut *self.db.acquire().await?, row.user_id, which, reason, now, &cause).await?;
+        if ended == 0 {
+            return Ok(false);
+        }
+        tracing::warn!(
+            session_id = %row.id,
+            user_id = %row.user_id,
+            presented,
+            present = row.refresh_generation,
+            client_ip = caller.ip.map(tracing::field::display),
+            last_client_ip = row.client_ip.map(|ip| tracing::field::display(ip.addr())),
+            "a refresh token was used again: session ended"
+        );
+        self.tell_revocations().await;
+        Ok(true)
     }
 
     fn renewed(
         &self,
         row: &Session,
-        owner: Owner,
-        generation: u32,
-        refresh_token_expires_at: OffsetDateTime,
+        given: Given,
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<Tokens, Error> {
+        let Given { owner, generation, refresh_expires_at } = given;
         let expires_at = self.policy.access_expires_at(now, row.expires_at);
         let subject = Subject {
             user_id: row.user_id,
@@ -262,6 +287,7 @@ impl Accounts {
         let token_id = random::token_id(now, generation, rng);
         let access_token = self.issuer.issue(subject, token_id, Lifetime { now, expires_at })?;
         let refresh_token = self.refresh_keys.token(row.id, generation, &row.refresh_salt);
+        let refresh_token_expires_at = refresh_expires_at;
         Ok(Tokens { session_id: row.id, access_token, refresh_token, refresh_token_expires_at })
     }
 }
