@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::{App, Problem, UserBody, admin::Administrator, json::Json};
 use crate::{
-    account::{Cause, FieldError, import},
+    account::{Cause, FieldError, import::Outcome},
     random,
 };
 
@@ -71,28 +71,6 @@ pub(super) struct ExternalUser {
     password_hash: Option<String>,
 }
 
-/// What has come of it.
-#[derive(Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-enum Outcome {
-    /// The user is new.
-    Created,
-    /// The user was there, and was changed.
-    Updated,
-    /// The user was there, and stays: the record is not newer, or says nothing new.
-    Unchanged,
-}
-
-impl From<import::Outcome> for Outcome {
-    fn from(outcome: import::Outcome) -> Self {
-        match outcome {
-            import::Outcome::Created => Self::Created,
-            import::Outcome::Updated => Self::Updated,
-            import::Outcome::Unchanged => Self::Unchanged,
-        }
-    }
-}
-
 /// The user as it is now.
 #[derive(Serialize, ToSchema)]
 pub(super) struct PutUser {
@@ -130,9 +108,9 @@ pub(super) async fn put(
     let (user, outcome) = accounts.put(&id, record, app.clock().now(), &mut random::system()).await?;
     // Relative to this route, wherever a proxy has put it.
     let location = format!("../{}", user.id);
-    let body = axum::Json(PutUser { user: user.into(), outcome: outcome.into() });
+    let body = axum::Json(PutUser { user: user.into(), outcome });
     Ok(match outcome {
-        import::Outcome::Created => (StatusCode::CREATED, [(LOCATION, location)], body).into_response(),
-        import::Outcome::Updated | import::Outcome::Unchanged => body.into_response(),
+        Outcome::Created => (StatusCode::CREATED, [(LOCATION, location)], body).into_response(),
+        Outcome::Updated | Outcome::Unchanged => body.into_response(),
     })
 }

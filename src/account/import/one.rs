@@ -1,6 +1,7 @@
 //! One user as another system has changed them: `PUT /admin/users/by-external-id/{id}`. By the rules of a line of a file.
 
 use rand_core::CryptoRng;
+use serde::Serialize;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
@@ -17,7 +18,8 @@ use crate::{
 };
 
 /// What has come of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The user is new.
     Created,
