@@ -14,7 +14,7 @@ pub use crate::store::history::Entry;
 use crate::{
     chain,
     clock::Clock,
-    store::{self, PgPool, PoolConnection, history},
+    store::{self, PgPool, history},
 };
 
 /// How often what has come is sealed.
@@ -61,10 +61,6 @@ impl History {
     /// connections of `db` and kept with those of `background`.
     pub fn new(db: PgPool, background: PgPool, retention: Option<Duration>) -> Self {
         Self { db, background, retention }
-    }
-
-    async fn conn(&self) -> Result<PoolConnection, Error> {
-        Ok(self.db.acquire().await?)
     }
 
     /// At most `limit` changes.

@@ -52,7 +52,7 @@ use crate::{
     random,
     revocation::Feed,
     store::{
-        self, Access, PgPool, PoolConnection, Unique,
+        self, Access, PgPool, Unique,
         migrations::{self, Schema},
         users::{self, Change, Name, NewUser, Whom},
     },
@@ -355,11 +355,6 @@ impl Accounts {
             Err(migrations::Error::Changed(version)) => Err(Unready::Changed(version)),
             Err(error) => Err(Unready::Database(error.into())),
         }
-    }
-
-    /// A connection. When there is none to be had, for whatever reason, the database counts as unavailable.
-    async fn conn(&self) -> Result<PoolConnection, Error> {
-        Ok(self.db.acquire().await?)
     }
 
     /// Somebody registers themselves, from `ip`.

@@ -54,13 +54,13 @@ pub(super) fn make(path: &Path) -> io::Result<File> {
 /// there before. Where the path leads to a device or a pipe, or by a link elsewhere, or nothing can lie beside it or take its
 /// place, that is written to.
 #[derive(Debug)]
-pub struct Draft {
+pub struct NewFile {
     file: File,
     /// Where it lies meanwhile, and where it belongs.
     places: Option<(PathBuf, PathBuf)>,
 }
 
-impl Draft {
+impl NewFile {
     /// Begins to write.
     ///
     /// # Errors
@@ -114,7 +114,7 @@ impl Draft {
     }
 }
 
-impl Write for Draft {
+impl Write for NewFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write(bytes)
     }
@@ -124,7 +124,7 @@ impl Write for Draft {
     }
 }
 
-impl Drop for Draft {
+impl Drop for NewFile {
     fn drop(&mut self) {
         if let Some((aside, _)) = &self.places {
             // While it is locked, so that it is this one. If it stays, it is nobody else's to read, and the next one's to
@@ -249,49 +249,49 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_has_its_name_once_it_is_whole() {
+    fn a_new_file_has_its_name_once_it_is_whole() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("export");
         fs::write(&path, "old").unwrap();
         let names = || fs::read_dir(directory.path()).unwrap().count();
 
-        let mut draft = Draft::begin(&path).unwrap();
-        draft.write_all(b"half").unwrap();
+        let mut file = NewFile::begin(&path).unwrap();
+        file.write_all(b"half").unwrap();
         assert_eq!((fs::read_to_string(&path).unwrap().as_str(), names()), ("old", 2));
-        drop(draft);
+        drop(file);
         assert_eq!((fs::read_to_string(&path).unwrap().as_str(), names()), ("old", 1));
 
-        let mut draft = Draft::begin(&path).unwrap();
-        draft.write_all(b"new").unwrap();
-        draft.finish().unwrap();
+        let mut file = NewFile::begin(&path).unwrap();
+        file.write_all(b"new").unwrap();
+        file.finish().unwrap();
         assert_eq!((fs::read_to_string(&path).unwrap().as_str(), mode(&path)), ("new", 0o600));
 
         let link = directory.path().join("link");
         symlink(&path, &link).unwrap();
-        let mut draft = Draft::begin(&link).unwrap();
-        draft.write_all(b"by a link").unwrap();
-        draft.finish().unwrap();
+        let mut file = NewFile::begin(&link).unwrap();
+        file.write_all(b"by a link").unwrap();
+        file.finish().unwrap();
         assert!(link.is_symlink());
         assert_eq!((fs::read_to_string(&path).unwrap().as_str(), names()), ("by a link", 2));
-        Draft::begin(directory.path()).unwrap_err();
+        NewFile::begin(directory.path()).unwrap_err();
     }
 
     #[test]
-    fn a_draft_has_one_writer_at_a_time_and_the_next_takes_over_what_is_left() {
+    fn a_new_file_has_one_writer_at_a_time_and_the_next_takes_over_what_is_left() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("export");
         let part = directory.path().join("export.part");
         fs::write(&part, "left by one who was killed, and longer").unwrap();
         fs::set_permissions(&part, Permissions::from_mode(0o644)).unwrap();
 
-        let mut first = Draft::begin(&path).unwrap();
+        let mut first = NewFile::begin(&path).unwrap();
         assert_eq!(mode(&part), 0o600);
         first.write_all(b"first").unwrap();
-        let refused = Draft::begin(&path).unwrap_err().to_string();
+        let refused = NewFile::begin(&path).unwrap_err().to_string();
         assert_eq!(refused, format!("{}: somebody else is writing it", part.display()));
         first.finish().unwrap();
         assert_eq!((fs::read_to_string(&path).unwrap().as_str(), part.exists()), ("first", false));
-        let mut second = Draft::begin(&path).unwrap();
+        let mut second = NewFile::begin(&path).unwrap();
         second.write_all(b"2nd").unwrap();
         second.finish().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "2nd");
@@ -309,13 +309,13 @@ mod tests {
                 scope.spawn(move || {
                     let mut finished = 0;
                     while finished < 50 {
-                        let Ok(mut draft) = Draft::begin(path) else { continue };
+                        let Ok(mut file) = NewFile::begin(path) else { continue };
                         for _ in 0..10 {
-                            draft.write_all(writer.repeat(100).as_bytes()).unwrap();
+                            file.write_all(writer.repeat(100).as_bytes()).unwrap();
                         }
                         finished += 1;
                         if finished % 3 > 0 {
-                            draft.finish().unwrap();
+                            file.finish().unwrap();
                         }
                         let text = fs::read_to_string(path).unwrap();
                         assert!(text.len() == 1000 && text == text[..1].repeat(1000), "{text}");
@@ -334,7 +334,7 @@ mod tests {
         let victim = directory.path().join("victim");
         fs::write(&victim, "keep").unwrap();
         let refused = || {
-            let refused = Draft::begin(&path).unwrap_err().to_string();
+            let refused = NewFile::begin(&path).unwrap_err().to_string();
             fs::remove_file(&part).unwrap();
             assert_eq!((fs::read_to_string(&victim).unwrap().as_str(), path.exists()), ("keep", false));
             refused
@@ -363,7 +363,7 @@ mod tests {
         let mut file = make(&path).unwrap();
         file.write_all(b"new").unwrap();
         sync(&file).unwrap();
-        Draft::begin(&path).unwrap().finish().unwrap();
+        NewFile::begin(&path).unwrap().finish().unwrap();
         assert_eq!((path.exists(), mode(&path)), (true, 0o644));
 
         let link = directory.path().join("null");

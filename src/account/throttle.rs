@@ -61,9 +61,11 @@ use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use super::{Error, User, fields::normalised};
+/// What is tried at an address.
+pub(super) use crate::metrics::ThrottledAttempt as Kind;
 use crate::{
     chain,
-    metrics::{Metrics, ThrottledAttempt},
+    metrics::Metrics,
     store::{
         self, PgPool,
         login_attempts::{self, Bucket, Device, Forgiveness, Key, Places, Taken},
@@ -92,30 +94,6 @@ impl Rate {
             u64::try_from(self.per.as_micros() / u128::from(self.count.get())).unwrap_or(u64::MAX).max(1),
         );
         Bucket { key, spacing, span: spacing.saturating_mul(self.count.get()) }
-    }
-}
-
-/// What is tried at an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// A login, or the password once more.
-    Login,
-    /// A registration.
-    Registration,
-    /// A renewal.
-    Renewal,
-    /// A client's credentials.
-    Client,
-}
-
-impl Kind {
-    fn label(self) -> ThrottledAttempt {
-        match self {
-            Self::Login => ThrottledAttempt::Login,
-            Self::Registration => ThrottledAttempt::Registration,
-            Self::Renewal => ThrottledAttempt::Renewal,
-            Self::Client => ThrottledAttempt::Client,
-        }
     }
 }
 
@@ -194,7 +172,7 @@ impl Throttle {
         now: OffsetDateTime,
     ) -> Result<Attempt, Error> {
         if let Some(at) = taken.again_at {
-            self.metrics.throttled(kind.label());
+            self.metrics.throttled(kind);
             return Err(Error::TooManyAttempts { retry_after: (at - now).try_into().unwrap_or_default() });
         }
         if taken.is_device_known

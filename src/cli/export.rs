@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Failure, Interrupted, database, say, setup};
 use crate::account::{
     export::{ExportError, export},
-    private_file::Draft,
+    private_file::NewFile,
 };
 
 /// Write all users, one JSON object a line, as `gatepass import` reads them.
@@ -40,15 +40,15 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
             };
         };
         let named = |error: io::Error| format!("{}: {error}", path.display());
-        let draft = Draft::begin(path).map_err(named)?;
-        let is_aside = draft.is_aside();
-        let mut out = BufWriter::new(draft);
+        let file = NewFile::begin(path).map_err(named)?;
+        let is_aside = file.is_aside();
+        let mut out = BufWriter::new(file);
         let count = tokio::select! {
             count = export(&mut conn, args.hashes, &mut out) => count?,
             // A pipe that nobody reads would keep us from hearing of it.
             why = interrupted(), if is_aside => return Err(why),
         };
-        out.into_inner().map_err(IntoInnerError::into_error).and_then(Draft::finish).map_err(named)?;
+        out.into_inner().map_err(IntoInnerError::into_error).and_then(NewFile::finish).map_err(named)?;
         say(&format!("{count} user(s) written to {}", path.display()));
         Ok(())
     })

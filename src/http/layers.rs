@@ -4,7 +4,6 @@ use std::{
     any::Any,
     convert::Infallible,
     future::poll_fn,
-    net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::Arc,
@@ -14,7 +13,7 @@ use std::{
 
 use axum::{
     body::{Body, HttpBody},
-    extract::{ConnectInfo, MatchedPath, Request},
+    extract::{MatchedPath, Request},
     http::{
         HeaderMap, HeaderName, HeaderValue, Method, Response,
         header::{
@@ -141,7 +140,7 @@ impl Line {
         let method = request.method().clone();
         let route = request.extensions().get::<MatchedPath>().cloned();
         let known_route = route.as_ref().map(MatchedPath::as_str);
-        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+        let peer = client_address::peer(request.extensions());
         let is_ours = peer.is_some_and(|peer| client_address::is_trusted(peer, app.trusted_proxies()));
         let trace = ServerSpan::begin(id.as_str(), known(&method), known_route, request.headers(), is_ours);
         let metrics = app.metrics().clone();

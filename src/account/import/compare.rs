@@ -22,7 +22,7 @@ use super::{
 use crate::{
     account::{
         FullName, Roles,
-        private_file::{self, Draft},
+        private_file::{self, NewFile},
     },
     password::foreign::Likeness,
     store::{
@@ -96,7 +96,7 @@ struct Difference<'a> {
 struct Differences {
     path: Option<PathBuf>,
     /// Made when there is the first one.
-    file: Option<BufWriter<Draft>>,
+    file: Option<BufWriter<NewFile>>,
 }
 
 impl Differences {
@@ -110,7 +110,7 @@ impl Differences {
         let Some(path) = &self.path else { return Ok(()) };
         let file = match &mut self.file {
             Some(file) => file,
-            None => self.file.insert(BufWriter::new(Draft::begin(path)?)),
+            None => self.file.insert(BufWriter::new(NewFile::begin(path)?)),
         };
         serde_json::to_writer(&mut *file, difference)?;
         file.write_all(b"\n")
