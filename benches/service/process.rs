@@ -1,7 +1,10 @@
 //! The service as a process of its own, and what it takes; and databases for it.
 
 use std::{
-    env, fs,
+    collections::HashMap,
+    env,
+    ffi::OsString,
+    fs,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -101,12 +104,18 @@ impl Service {
 
     /// Processor time that it has used, by all threads that it still has.
     pub(crate) fn processor_time(&self) -> Duration {
+        self.processor_times().into_values().sum()
+    }
+
+    /// By thread. Idle ones end now and then, and their time with them.
+    pub(crate) fn processor_times(&self) -> HashMap<OsString, Duration> {
         let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("Linux, and it runs");
-        let nanoseconds = threads.flatten().filter_map(|thread| {
+        let times = threads.flatten().filter_map(|thread| {
             let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-            text.split(' ').next()?.parse::<u64>().ok()
+            let nanoseconds = text.split(' ').next()?.parse().ok()?;
+            Some((thread.file_name(), Duration::from_nanos(nanoseconds)))
         });
-        Duration::from_nanos(nanoseconds.sum())
+        times.collect()
     }
 
     /// A line of `/proc/…/status` in MiB: `VmRSS`, `VmHWM`.
