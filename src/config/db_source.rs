@@ -125,7 +125,7 @@ pub(super) fn fitness_for_iam(text: &str) -> Fitness {
             "expected user, host and port before the /, as in postgres://gatepass@HOST:5432/gatepass",
         );
     }
-    if parts.host.is_empty() || parts.host.contains(['[', '%']) || parts.host.parse::<IpAddr>().is_ok() {
+    if parts.host.is_empty() || parts.host.contains(['[', ']', '%']) || parts.host.parse::<IpAddr>().is_ok() {
         return Fitness::Unfit(
             "expected the name that RDS gave the database as the host, since that is signed",
         );
