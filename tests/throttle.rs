@@ -439,6 +439,35 @@ async fn a_password_once_more_counts_as_a_login() {
 }
 
 #[tokio::test]
+async fn a_new_address_brings_no_new_guesses() {
+    let app = App::with(&[&DEFAULTS[..], &[("ACCESS_TOKEN_DURATION", "1h")]].concat()).await;
+    app.register("alice").await;
+    let alice = log_in_from(&app, "203.0.113.5", "alice", PASSWORD).await.expect(200);
+    let rename = async |email: &str| {
+        app.patch("/users/me").bearer(&alice).json(&json!({ "email": email })).send().await.expect(200)
+    };
+    // A thief of the access token, whom no address limits. The first guesses are those that every name has.
+    let guesses = async |email: &str, from: u8| {
+        failures_until_refused(&app, &format!("198.51.100.{from}"), email).await
+    };
+    assert_eq!(guesses("alice@example.com", 1).await, 10);
+    for n in 2..20 {
+        let email = format!("alice{n}@example.com");
+        rename(&email).await;
+        assert_eq!(guesses(&email, n).await, 0, "{email}");
+    }
+    // Nor are they to be had by waiting between the two: each change is one of them, and no change makes more of them.
+    app.clock.advance(Duration::minutes(15));
+    rename("alice@example.com").await;
+    assert_eq!(guesses("alice@example.com", 1).await, 9);
+    rename("ALICE@example.com").await;
+    app.clock.advance(Duration::seconds(90));
+    assert_eq!(guesses("alice@example.com", 1).await, 1);
+    // The owner, by the name that stays.
+    log_in_from(&app, "203.0.113.6", "alice", PASSWORD).await.expect(200);
+}
+
+#[tokio::test]
 async fn who_asks_for_many_names_that_are_taken_waits() {
     let rates = [("LOGIN_ATTEMPTS_PER_IP", "4/15m")];
     let app = App::with(&rates).await;

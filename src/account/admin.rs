@@ -7,7 +7,7 @@ use rand_core::CryptoRng;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Accounts, Email, Error, FieldError, ProfileChange, Roles, User, login};
+use super::{Accounts, Email, Error, FieldError, Roles, User, login, profile::ProfileChange};
 use crate::{
     password::Password,
     store::{

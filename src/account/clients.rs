@@ -7,11 +7,12 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    Cause, Error, FieldError, random,
+    Cause, Error, FieldError,
     throttle::{Kind, Throttle},
 };
 pub use crate::store::clients::Client;
 use crate::{
+    random,
     store::{PgPool, clients},
     token::client_secret::{self, ClientSecret},
 };

@@ -11,17 +11,21 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::{
-    Accounts, Actor, Email, Error, Name, User,
+    Accounts, Actor, Email, Error, User,
     fields::normalised,
     import::{self, Checked},
     own::is_match,
-    random, users,
 };
 use crate::{
     legacy::{Answer, Legacy},
     metrics::LegacyOutcome,
     password::{self, Password},
-    store::{self, imports, sessions::Which, users::Credentials},
+    random,
+    store::{
+        self, imports,
+        sessions::Which,
+        users::{self, Credentials, Name},
+    },
 };
 
 /// Somebody about whom the old system is to be asked.

@@ -15,18 +15,18 @@ use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
 use super::{
-    Accounts, Actor, Email, Error, Name, User, Username,
+    Accounts, Actor, Email, Error, User, Username,
     own::is_match,
-    random,
     throttle::{Attempt, Kind},
-    users::{self, Credentials},
 };
 use crate::{
     chain,
     password::{self, HashedPassword, Password},
+    random,
     store::{
         self,
         sessions::{self, NewSession},
+        users::{self, Credentials, Name},
     },
     token::{AccessToken, Lifetime, Subject, refresh::RefreshToken},
 };

@@ -17,16 +17,17 @@ mod login;
 mod own;
 mod personal;
 pub mod private_file;
+mod profile;
+mod registration;
 mod renewal;
 mod seals;
 mod throttle;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use rand_core::CryptoRng;
 use time::OffsetDateTime;
-use uuid::Uuid;
 
+use self::personal::Exports;
 pub use self::{
     activity::Activity,
     admin::{Page, Position, Search, UserChange},
@@ -36,10 +37,10 @@ pub use self::{
     history::{Entry, History, HistoryPage, Wanted},
     login::{Caller, Login, Tokens},
     personal::PersonalData,
+    registration::Registration,
     seals::{Head, Problem, Verification},
     throttle::{KNOWN_FOR, Rate, Throttle},
 };
-use self::{personal::Exports, throttle::Kind};
 pub use crate::store::users::User;
 pub use crate::store::{
     Actor, Cause,
@@ -48,13 +49,11 @@ pub use crate::store::{
 use crate::{
     legacy::Legacy,
     metrics::{HashJobs, Metrics},
-    password::{self, Password, PoolError},
-    random,
+    password::{self, PoolError},
     revocation::Feed,
     store::{
         self, Access, PgPool, Unique,
         migrations::{self, Schema},
-        users::{self, Change, Name, NewUser, Whom},
     },
     token::{IssueError, Issuer, refresh::RefreshKeys},
 };
@@ -259,27 +258,6 @@ pub enum Unready {
     NoKey,
 }
 
-/// What somebody who registers says of themselves, unchecked.
-#[derive(Debug)]
-pub struct Registration<'a> {
-    /// See [`Username`].
-    pub username: &'a str,
-    /// See [`Email`].
-    pub email: &'a str,
-    /// See [`FullName`].
-    pub full_name: Option<&'a str>,
-    /// The password.
-    pub password: &'a Password,
-}
-
-/// A [`Registration`] that has passed its check.
-struct Valid<'a> {
-    username: Username,
-    email: Email,
-    full_name: Option<FullName>,
-    password: &'a Password,
-}
-
 impl Accounts {
     /// The use cases.
     pub fn new(parts: Parts) -> Self {
@@ -354,181 +332,6 @@ impl Accounts {
             Err(migrations::Error::Pending(count)) => Err(Unready::Pending(count)),
             Err(migrations::Error::Changed(version)) => Err(Unready::Changed(version)),
             Err(error) => Err(Unready::Database(error.into())),
-        }
-    }
-
-    /// Somebody registers themselves, from `ip`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::RegistrationClosed`], [`Error::TooManyAttempts`], or those of [`create`](Self::create).
-    pub async fn register(
-        &self,
-        registration: &Registration<'_>,
-        ip: Option<IpAddr>,
-        now: OffsetDateTime,
-        rng: &mut impl CryptoRng,
-    ) -> Result<User, Error> {
-        if !self.policy.registration_open {
-            return Err(Error::RegistrationClosed);
-        }
-        let valid = self.check(registration).await?;
-        let attempt = self.throttle.admit_from(Kind::Registration, ip, now).await?;
-        let created = self.insert(&valid, &Roles::default(), now, rng).await;
-        // Each of these tells that somebody has an account. Only a change of one's own address does so too.
-        if !matches!(created, Err(Error::UsernameTaken | Error::EmailTaken)) {
-            self.throttle.give_back(attempt).await;
-        }
-        created
-    }
-
-    /// Makes a user, whether or not registration is open.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Invalid`] with every field that breaks a rule, [`Error::UsernameTaken`], [`Error::EmailTaken`].
-    pub async fn create(
-        &self,
-        registration: &Registration<'_>,
-        roles: &Roles,
-        now: OffsetDateTime,
-        rng: &mut impl CryptoRng,
-    ) -> Result<User, Error> {
-        self.insert(&self.check(registration).await?, roles, now, rng).await
-    }
-
-    async fn check<'a>(&self, registration: &Registration<'a>) -> Result<Valid<'a>, Error> {
-        let mut invalid = Vec::new();
-        let mut note = |error| invalid.push(error);
-        let username = Username::parse(registration.username).map_err(&mut note).ok();
-        let email = Email::parse(registration.email).map_err(&mut note).ok();
-        let full_name = registration
-            .full_name
-            .map(FullName::parse)
-            .transpose()
-            .map_err(&mut note)
-            .ok()
-            .flatten()
-            .flatten();
-        // Only what has passed its own check, and so is short: the search for it in the password takes its time.
-        let own = [
-            username.as_ref().map_or("", Username::as_str),
-            email.as_ref().map_or("", Email::as_str),
-            full_name.as_ref().map_or("", FullName::as_str),
-        ];
-        self.check_password("password", registration.password, &own).await?.map_err(&mut note).ok();
-        let (Some(username), Some(email), []) = (username, email, &invalid[..]) else {
-            return Err(Error::Invalid(invalid));
-        };
-        Ok(Valid { username, email, full_name, password: registration.password })
-    }
-
-    async fn insert(
-        &self,
-        new: &Valid<'_>,
-        roles: &Roles,
-        now: OffsetDateTime,
-        rng: &mut impl CryptoRng,
-    ) -> Result<User, Error> {
-        let password_hash = self.passwords.hash(new.password, random::bytes(rng)).await?;
-        let user = NewUser {
-            id: random::uuid_v7(now, rng),
-            username: new.username.as_str(),
-            email: new.email.as_str(),
-            full_name: new.full_name.as_ref().map(FullName::as_str),
-            password_hash: &password_hash,
-            roles: roles.as_slice(),
-            now,
-        };
-        let cause = self.cause.or_user(user.id);
-        let insert = async || users::insert(&mut *self.db.acquire().await?, &user, &cause).await;
-        let user = store::retrying(insert).await?;
-        tracing::info!(user_id = %user.id, "user created");
-        Ok(user)
-    }
-
-    /// The user of a bearer token.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::SessionRevoked`] when the user has been disabled or deleted since the token was issued.
-    pub async fn profile(&self, user_id: Uuid) -> Result<User, Error> {
-        users::by_id(&mut *self.db.acquire().await?, user_id)
-            .await?
-            .filter(|user| !user.disabled)
-            .ok_or(Error::SessionRevoked)
-    }
-
-    /// The user of a bearer token changes their profile. `None` leaves a field, `Some(None)` takes the name away.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Invalid`] with every field that breaks a rule, [`Error::EmailTaken`], [`Error::TooManyAttempts`] where the
-    /// address is to change, [`Error::SessionRevoked`].
-    pub async fn update_profile(
-        &self,
-        user_id: Uuid,
-        full_name: Option<Option<&str>>,
-        email: Option<&str>,
-        ip: Option<IpAddr>,
-        now: OffsetDateTime,
-    ) -> Result<User, Error> {
-        let change = ProfileChange::parse(full_name, email).map_err(Error::Invalid)?;
-        let (change, whom) = (change.as_change(), Whom::Enabled(user_id));
-        let update = async || {
-            let update =
-                async || users::update(&mut *self.db.acquire().await?, whom, &change, now, &self.cause).await;
-            store::retrying(update).await?.ok_or(Error::SessionRevoked)
-        };
-        if email.is_none() {
-            return update().await;
-        }
-        // It tells that somebody has the address, as a registration does.
-        let attempt = self.throttle.admit_from(Kind::Registration, ip, now).await?;
-        let updated = update().await;
-        if !matches!(updated, Err(Error::EmailTaken)) {
-            self.throttle.give_back(attempt).await;
-        }
-        updated
-    }
-
-    async fn check_password(
-        &self,
-        field: &str,
-        password: &Password,
-        own: &[&str],
-    ) -> Result<Result<(), FieldError>, Error> {
-        let checked = self.passwords.check(password, &self.policy.password_rules, own).await?;
-        Ok(checked.map_err(|refusal| FieldError::new(field, refusal.code(), refusal.message())))
-    }
-}
-
-/// What is to be changed of a profile, checked. `None` leaves a field as it is.
-#[derive(Debug, Default)]
-struct ProfileChange {
-    full_name: Option<Option<FullName>>,
-    email: Option<Email>,
-}
-
-impl ProfileChange {
-    fn parse(full_name: Option<Option<&str>>, email: Option<&str>) -> Result<Self, Vec<FieldError>> {
-        let mut invalid = Vec::new();
-        let mut note = |error| invalid.push(error);
-        let email = email.map(Email::parse).transpose().map_err(&mut note).ok().flatten();
-        let full_name = full_name
-            .map(|name| name.map(FullName::parse).transpose().map(Option::flatten))
-            .transpose()
-            .map_err(&mut note)
-            .ok()
-            .flatten();
-        if invalid.is_empty() { Ok(Self { full_name, email }) } else { Err(invalid) }
-    }
-
-    fn as_change(&self) -> Change<'_> {
-        Change {
-            full_name: self.full_name.as_ref().map(|name| name.as_ref().map(FullName::as_str)),
-            email: self.email.as_ref().map(Email::as_str),
-            ..Change::default()
         }
     }
 }

@@ -7,9 +7,10 @@ use rand_core::CryptoRng;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Accounts, Error, User, random};
+use super::{Accounts, Error, FieldError, User};
 use crate::{
     password::{self, HashedPassword, Password, Verdict},
+    random,
     store::{
         self,
         sessions::Which,
@@ -104,6 +105,18 @@ impl Accounts {
         let own = [&*user.username, &*user.email, user.full_name.as_deref().unwrap_or_default()];
         self.check_password(field, password, &own).await?.map_err(|error| Error::Invalid(vec![error]))?;
         Ok(self.passwords.hash(password, random::bytes(rng)).await?)
+    }
+
+    /// Holds a new password, which stands in the request's `field`, against the rules. `own` is what else its user said of
+    /// themselves.
+    pub(super) async fn check_password(
+        &self,
+        field: &str,
+        password: &Password,
+        own: &[&str],
+    ) -> Result<Result<(), FieldError>, Error> {
+        let checked = self.passwords.check(password, &self.policy.password_rules, own).await?;
+        Ok(checked.map_err(|refusal| FieldError::new(field, refusal.code(), refusal.message())))
     }
 
     /// Sets a password, if it is still the one of `changed_at`, and ends sessions; `false` when it is not, or there is no

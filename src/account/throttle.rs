@@ -35,6 +35,9 @@
 //! What known devices tell cannot be kept from an attacker *at the owner's address*: who has used up a name's places
 //! elsewhere, and is then let in there, knows that somebody has logged in by that name from there.
 //!
+//! A new e-mail address takes along what has been counted of the former one, and one failure more. Who has stolen an access
+//! token, which is all that it takes to change the address, would else have the guesses of as many names as they think of.
+//!
 //! # Nobody locks an owner out for good
 //!
 //! Who fails often enough, in somebody's name, uses up the places of that name. Therefore a *device* that has logged in
@@ -68,7 +71,7 @@ use crate::{
     metrics::Metrics,
     store::{
         self, PgPool,
-        login_attempts::{self, Bucket, Device, Forgiveness, Key, Places, Taken},
+        login_attempts::{self, Bucket, Device, Forgiveness, Key, Places, Renaming, Taken},
     },
     token::SymmetricKey,
 };
@@ -254,6 +257,11 @@ impl Throttle {
         let give_back =
             async || login_attempts::give_back(&mut *self.db.acquire().await?, &attempt.taken).await;
         write_off(store::retrying(give_back)).await;
+    }
+
+    /// What becomes of the failures by one name of an account when it gets another in its place.
+    pub(super) fn renaming(&self, from: &str, to: &str) -> Renaming {
+        Renaming { from: self.account_key(from), to: self.per_account.bucket(self.account_key(to)) }
     }
 
     /// Counts a failure that took no place beforehand; what to answer: [`Error::TooManyAttempts`] when there have been too

@@ -117,6 +117,54 @@ pub async fn give_back(conn: &mut PgConnection, buckets: &[Bucket]) -> Result<()
     Ok(())
 }
 
+/// The failures of an account by a name that it is about to lose.
+#[derive(Clone, Copy, Debug)]
+pub struct Renaming {
+    /// Under the name that it has.
+    pub from: Key,
+    /// Under the one that it gets.
+    pub to: Bucket,
+}
+
+/// Takes the failures along to the other name, in the transaction that gives it, and one more: an attempt that has looked
+/// up the former name and waits here counts there alone. The bucket gets no fuller than full.
+///
+/// # Errors
+///
+/// When the database fails.
+pub(super) async fn rename(
+    conn: &mut PgConnection,
+    Renaming { from, to }: &Renaming,
+    now: OffsetDateTime,
+) -> Result<(), Error> {
+    sqlx::query!(
+        "INSERT INTO login_attempts (key, free_at, expires_at)
+         SELECT key, $2, $2 FROM unnest($1::bytea[]) AS key ORDER BY key
+         ON CONFLICT (key) DO UPDATE SET free_at = login_attempts.free_at",
+        &[from.to_vec(), to.key.to_vec()],
+        now,
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "WITH both_names AS (
+             SELECT least(greatest(max(free_at), $3) + $4::interval, $3 + $5::interval) AS free_at FROM login_attempts
+             WHERE key IN ($1, $2)
+         )
+         UPDATE login_attempts SET
+             free_at = both_names.free_at, expires_at = greatest(expires_at, both_names.free_at)
+         FROM both_names WHERE key = $2",
+        &from[..],
+        &to.key[..],
+        now,
+        interval(to.spacing),
+        interval(to.span),
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// What somebody is forgiven who has succeeded; by default nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Forgiveness {

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Cause, Error, PoolConnection, Transaction,
-    login_attempts::{Columns, Places, Taken},
+    login_attempts::{self, Columns, Places, Renaming, Taken},
     sessions::{self, EndReason, Which},
 };
 use crate::password::HashedPassword;
@@ -477,6 +477,35 @@ pub async fn update(
     )
     .fetch_optional(conn)
     .await?;
+    Ok(user)
+}
+
+/// The same for a user who is not disabled and gets another e-mail address. What has been counted of failed logins by the
+/// former one goes along, as `renaming` of both says, in one transaction: who has stolen an access token would otherwise
+/// have as many guesses at the password as they like, by as many addresses.
+///
+/// # Errors
+///
+/// As [`update`].
+pub async fn update_email(
+    conn: &mut PoolConnection,
+    id: Uuid,
+    email: &str,
+    change: &Change<'_>,
+    renaming: impl FnOnce(&str, &str) -> Renaming,
+    now: OffsetDateTime,
+    cause: &Cause,
+) -> Result<Option<User>, Error> {
+    let mut transaction = conn.begin().await?;
+    // The user first, as a login that succeeds does.
+    let former = sqlx::query_scalar!("SELECT email FROM users WHERE id = $1 AND NOT disabled FOR UPDATE", id);
+    let Some(former) = former.fetch_optional(&mut *transaction).await? else { return Ok(None) };
+    let renaming = renaming(&former, email);
+    if renaming.from != renaming.to.key {
+        login_attempts::rename(&mut transaction, &renaming, now).await?;
+    }
+    let user = update(&mut transaction, Whom::Enabled(id), change, now, cause).await?;
+    transaction.commit().await?;
     Ok(user)
 }
 

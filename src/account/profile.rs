@@ -1,0 +1,96 @@
+//! What users see and change of themselves without their password.
+
+use std::net::IpAddr;
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Accounts, Email, Error, FieldError, FullName, User, throttle::Kind};
+use crate::store::{
+    self,
+    users::{self, Change, Whom},
+};
+
+impl Accounts {
+    /// The user of a bearer token.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SessionRevoked`] when the user has been disabled or deleted since the token was issued.
+    pub async fn profile(&self, user_id: Uuid) -> Result<User, Error> {
+        users::by_id(&mut *self.db.acquire().await?, user_id)
+            .await?
+            .filter(|user| !user.disabled)
+            .ok_or(Error::SessionRevoked)
+    }
+
+    /// The user of a bearer token changes their profile. `None` leaves a field, `Some(None)` takes the name away.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] with every field that breaks a rule, [`Error::EmailTaken`], [`Error::TooManyAttempts`] where the
+    /// address is to change, [`Error::SessionRevoked`].
+    pub async fn update_profile(
+        &self,
+        user_id: Uuid,
+        full_name: Option<Option<&str>>,
+        email: Option<&str>,
+        ip: Option<IpAddr>,
+        now: OffsetDateTime,
+    ) -> Result<User, Error> {
+        let change = ProfileChange::parse(full_name, email).map_err(Error::Invalid)?;
+        let (change, cause) = (change.as_change(), &self.cause);
+        let Some(email) = change.email else {
+            let update = async || {
+                users::update(&mut *self.db.acquire().await?, Whom::Enabled(user_id), &change, now, cause)
+                    .await
+            };
+            return store::retrying(update).await?.ok_or(Error::SessionRevoked);
+        };
+        // It tells that somebody has the address, as a registration does.
+        let attempt = self.throttle.admit_from(Kind::Registration, ip, now).await?;
+        let update = async || {
+            let (conn, renaming) =
+                (&mut self.db.acquire().await?, |from: &str, to: &str| self.throttle.renaming(from, to));
+            users::update_email(conn, user_id, email, &change, renaming, now, cause).await
+        };
+        let updated = store::retrying(update).await.map_err(Error::from);
+        if !matches!(updated, Err(Error::EmailTaken)) {
+            self.throttle.give_back(attempt).await;
+        }
+        updated?.ok_or(Error::SessionRevoked)
+    }
+}
+
+/// What is to be changed of a profile, checked. `None` leaves a field as it is.
+#[derive(Debug, Default)]
+pub(super) struct ProfileChange {
+    full_name: Option<Option<FullName>>,
+    email: Option<Email>,
+}
+
+impl ProfileChange {
+    pub(super) fn parse(
+        full_name: Option<Option<&str>>,
+        email: Option<&str>,
+    ) -> Result<Self, Vec<FieldError>> {
+        let mut invalid = Vec::new();
+        let mut note = |error| invalid.push(error);
+        let email = email.map(Email::parse).transpose().map_err(&mut note).ok().flatten();
+        let full_name = full_name
+            .map(|name| name.map(FullName::parse).transpose().map(Option::flatten))
+            .transpose()
+            .map_err(&mut note)
+            .ok()
+            .flatten();
+        if invalid.is_empty() { Ok(Self { full_name, email }) } else { Err(invalid) }
+    }
+
+    pub(super) fn as_change(&self) -> Change<'_> {
+        Change {
+            full_name: self.full_name.as_ref().map(|name| name.as_ref().map(FullName::as_str)),
+            email: self.email.as_ref().map(Email::as_str),
+            ..Change::default()
+        }
+    }
+}

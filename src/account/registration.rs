@@ -1,0 +1,129 @@
+//! How users come to be: by registering themselves, or made by an operator.
+
+use std::net::IpAddr;
+
+use rand_core::CryptoRng;
+use time::OffsetDateTime;
+
+use super::{Accounts, Email, Error, FullName, Roles, User, Username, throttle::Kind};
+use crate::{
+    password::Password,
+    random,
+    store::{
+        self,
+        users::{self, NewUser},
+    },
+};
+
+/// What somebody who registers says of themselves, unchecked.
+#[derive(Debug)]
+pub struct Registration<'a> {
+    /// See [`Username`].
+    pub username: &'a str,
+    /// See [`Email`].
+    pub email: &'a str,
+    /// See [`FullName`].
+    pub full_name: Option<&'a str>,
+    /// The password.
+    pub password: &'a Password,
+}
+
+/// A [`Registration`] that has passed its check.
+struct Valid<'a> {
+    username: Username,
+    email: Email,
+    full_name: Option<FullName>,
+    password: &'a Password,
+}
+
+impl Accounts {
+    /// Somebody registers themselves, from `ip`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RegistrationClosed`], [`Error::TooManyAttempts`], or those of [`create`](Self::create).
+    pub async fn register(
+        &self,
+        registration: &Registration<'_>,
+        ip: Option<IpAddr>,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<User, Error> {
+        if !self.policy.registration_open {
+            return Err(Error::RegistrationClosed);
+        }
+        let valid = self.check(registration).await?;
+        let attempt = self.throttle.admit_from(Kind::Registration, ip, now).await?;
+        let created = self.insert(&valid, &Roles::default(), now, rng).await;
+        // Each of these tells that somebody has an account. Only a change of one's own address does so too.
+        if !matches!(created, Err(Error::UsernameTaken | Error::EmailTaken)) {
+            self.throttle.give_back(attempt).await;
+        }
+        created
+    }
+
+    /// Makes a user, whether or not registration is open.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] with every field that breaks a rule, [`Error::UsernameTaken`], [`Error::EmailTaken`].
+    pub async fn create(
+        &self,
+        registration: &Registration<'_>,
+        roles: &Roles,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<User, Error> {
+        self.insert(&self.check(registration).await?, roles, now, rng).await
+    }
+
+    async fn check<'a>(&self, registration: &Registration<'a>) -> Result<Valid<'a>, Error> {
+        let mut invalid = Vec::new();
+        let mut note = |error| invalid.push(error);
+        let username = Username::parse(registration.username).map_err(&mut note).ok();
+        let email = Email::parse(registration.email).map_err(&mut note).ok();
+        let full_name = registration
+            .full_name
+            .map(FullName::parse)
+            .transpose()
+            .map_err(&mut note)
+            .ok()
+            .flatten()
+            .flatten();
+        // Only what has passed its own check, and so is short: the search for it in the password takes its time.
+        let own = [
+            username.as_ref().map_or("", Username::as_str),
+            email.as_ref().map_or("", Email::as_str),
+            full_name.as_ref().map_or("", FullName::as_str),
+        ];
+        self.check_password("password", registration.password, &own).await?.map_err(&mut note).ok();
+        let (Some(username), Some(email), []) = (username, email, &invalid[..]) else {
+            return Err(Error::Invalid(invalid));
+        };
+        Ok(Valid { username, email, full_name, password: registration.password })
+    }
+
+    async fn insert(
+        &self,
+        new: &Valid<'_>,
+        roles: &Roles,
+        now: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<User, Error> {
+        let password_hash = self.passwords.hash(new.password, random::bytes(rng)).await?;
+        let user = NewUser {
+            id: random::uuid_v7(now, rng),
+            username: new.username.as_str(),
+            email: new.email.as_str(),
+            full_name: new.full_name.as_ref().map(FullName::as_str),
+            password_hash: &password_hash,
+            roles: roles.as_slice(),
+            now,
+        };
+        let cause = self.cause.or_user(user.id);
+        let insert = async || users::insert(&mut *self.db.acquire().await?, &user, &cause).await;
+        let user = store::retrying(insert).await?;
+        tracing::info!(user_id = %user.id, "user created");
+        Ok(user)
+    }
+}
