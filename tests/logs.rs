@@ -119,6 +119,7 @@ fn step(method: &'static str, path: &str, status: u16) -> Step {
         "/users/me" => "/users/me",
         "/tokens/introspect" => "/tokens/introspect",
         "/tokens/revoke" => "/tokens/revoke",
+        "/tokens/renew_access" => "/tokens/renew_access",
         "/healthz" => "/healthz",
         admin if admin.starts_with("/admin/users/") => "/admin/users/{id}",
         _ => "-",
@@ -252,6 +253,14 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
         tell(step("POST", "/tokens/revoke", 401).client(&id, WRONG_PASSWORD).form(token)).await;
     }
     tell(step("POST", "/tokens/revoke", 200).form(refresh)).await;
+    // A refresh token that somebody has copied.
+    let copied = tell(step("POST", "/users/login", 200).json(&credentials("alice", PASSWORD))).await;
+    let renew = |tokens: &Value, status| {
+        step("POST", "/tokens/renew_access", status).json(&json!({"refresh_token": tokens["refresh_token"]}))
+    };
+    let renewed = tell(renew(&copied, 200)).await;
+    let renewed = tell(renew(&renewed, 200)).await;
+    tell(renew(&copied, 401)).await;
     tell(step("GET", "/healthz", 200)).await;
     tell(step("DELETE", "/users/me", 405).token(access)).await;
 
@@ -300,6 +309,16 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
         assert_eq!(event["code"].is_string(), status >= 400, "{event}");
         event["timestamp"].as_str().unwrap();
     }
+    // The theft is told with all that there is to go by.
+    let theft = "a refresh token was used again: session ended";
+    let theft = events.iter().find(|event| event["message"] == theft).expect("a warning");
+    assert_eq!(theft["level"], "WARN", "{theft}");
+    assert_eq!(theft["session_id"], copied["session_id"], "{theft}");
+    assert_eq!(theft["user_id"], user["id"], "{theft}");
+    assert_eq!((theft["presented"].as_i64(), theft["present"].as_i64()), (Some(0), Some(2)), "{theft}");
+    for address in ["client_ip", "last_client_ip"] {
+        assert_eq!(theft[address], "127.0.0.1", "{theft}");
+    }
     // What happens within a request carries its id, too.
     let statements = events.iter().filter(|event| event["target"] == "sqlx::query");
     assert!(statements.filter(|event| event["span"]["request_id"].is_string()).count() > 10);
@@ -319,6 +338,9 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
         refresh,
         second["access_token"].as_str().unwrap(),
         second["refresh_token"].as_str().unwrap(),
+        copied["refresh_token"].as_str().unwrap(),
+        renewed["refresh_token"].as_str().unwrap(),
+        renewed["access_token"].as_str().unwrap(),
         &hash,
         &secret,
         &secret[4..20],

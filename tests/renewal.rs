@@ -138,6 +138,25 @@ async fn a_use_on_another_replica_confirms_as_well() {
 }
 
 #[tokio::test]
+async fn a_clock_that_was_an_hour_ahead_spoils_nothing_once_it_is_right() {
+    let (app, login) = alice().await;
+    app.clock.set(Duration::hours(1));
+    let ahead = renew(&app, &login).await.expect(200);
+    confirm(&app, &ahead).await;
+    app.clock.set(Duration::hours(-1));
+    // What was used in the future counts as used, and so does what is used from now on.
+    let renewed = renew(&app, &ahead).await.expect(200);
+    confirm(&app, &renewed).await;
+    app.clock.advance(Duration::minutes(5));
+    assert_eq!(me(&app, &renewed).await, 200);
+    let third = renew(&app, &renewed).await.expect(200);
+    confirm(&app, &third).await;
+    app.clock.advance(Duration::seconds(10));
+    renew(&app, &renewed).await.expect_problem(401, "refresh_token_reused");
+    renew(&app, &third).await.expect_problem(401, "refresh_token_reused");
+}
+
+#[tokio::test]
 async fn use_is_written_once_for_each_token() {
     let (app, login) = alice().await;
     confirm(&app, &login).await;

@@ -39,10 +39,14 @@ use std::time::Duration;
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
 
-use super::{Accounts, Actor, Caller, Error, Tokens, random, throttle::Kind};
+use super::{Accounts, Actor, Caller, Error, Tokens, throttle::Kind};
 use crate::{
     metrics::RenewalOutcome,
-    store::sessions::{self, EndReason, Owner, Session, Which},
+    random,
+    store::{
+        self,
+        sessions::{self, EndReason, Owner, Session, Which},
+    },
     token::{Lifetime, Subject, refresh::Presented},
 };
 
@@ -203,9 +207,8 @@ impl Accounts {
             access_expires_at: self.policy.access_expires_at(now, row.expires_at),
             now,
         };
-        let Some(owner) = sessions::rotate(&mut *self.db.acquire().await?, &renewal).await? else {
-            return Ok(None);
-        };
+        let rotate = async || sessions::rotate(&mut *self.db.acquire().await?, &renewal).await;
+        let Some(owner) = store::retrying(rotate).await? else { return Ok(None) };
         tracing::debug!(session_id = %row.id, "session renewed");
         let generation = row.refresh_generation.cast_unsigned() + 1;
         Ok(Some(Given { owner, generation, refresh_expires_at }))
@@ -223,9 +226,12 @@ impl Accounts {
         let owner = if access_expires_at <= row.access_expires_at {
             Some(Owner { username: row.username.clone(), roles: row.roles.clone() })
         } else {
-            let conn = &mut *self.db.acquire().await?;
-            sessions::extend_access(conn, row.id, row.user_id, row.refresh_generation, access_expires_at)
-                .await?
+            let extend = async || {
+                let conn = &mut *self.db.acquire().await?;
+                sessions::extend_access(conn, row.id, row.user_id, row.refresh_generation, access_expires_at)
+                    .await
+            };
+            store::retrying(extend).await?
         };
         let Some(owner) = owner else { return Ok(None) };
         if now >= row.renewed_at + self.policy.refresh_reuse_interval {
@@ -251,19 +257,27 @@ impl Accounts {
     ) -> Result<bool, Error> {
         let which = Which::OneAt(row.id, row.refresh_generation);
         let (reason, cause) = (EndReason::RefreshTokenReused, self.cause.by(&Actor::Service));
-        let ended =
-            sessions::end(&mut *self.db.acquire().await?, row.user_id, which, reason, now, &cause).await?;
-        if ended == 0 {
+        let end = async || {
+            sessions::end(&mut *self.db.acquire().await?, row.user_id, which, reason, now, &cause).await
+        };
+        if store::retrying(end).await? == 0 {
             return Ok(false);
         }
+        let present = row.refresh_generation.cast_unsigned();
         tracing::warn!(
             session_id = %row.id,
             user_id = %row.user_id,
             presented,
-            present = row.refresh_generation,
+            present,
             client_ip = caller.ip.map(tracing::field::display),
             last_client_ip = row.client_ip.map(|ip| tracing::field::display(ip.addr())),
-            "a refresh token was used again: session ended"
+            "{}: session ended",
+            if presented > present {
+                // Nobody is accused of theft for it, and nobody goes on: what has ended since then may have been this session.
+                "a refresh token is ahead of the database, which has been set back by a restore or a failover"
+            } else {
+                "a refresh token was used again"
+            }
         );
         self.tell_revocations().await;
         Ok(true)

@@ -40,8 +40,9 @@ const LEAVING: Duration = Duration::from_secs(5);
 /// How long the last writes may take. With this, closing the connections takes 5 s at most: who is waited for by a
 /// supervisor has no more time because its database hangs.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
-/// How far this machine's clock and the database's may be apart: tokens from a clock that is further ahead are refused.
-const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(30);
+/// How far this machine's clock and the database's may be apart without a word: half of the time for which a refresh token
+/// that was just replaced may be presented again, by default. Tokens bear 30 s.
+const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(5);
 
 pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     // While the settings are read and the database is opened.
@@ -143,8 +144,8 @@ async fn serve(
     let skew = ClockSkew::measure(&mut conn, &clock).await?;
     if skew.apart() > CLOCK_TOLERANCE {
         tracing::warn!(
-            "of the clocks, {skew}: tokens of other replicas are refused here, or they refuse those made here; have NTP \
-             set all of them"
+            "of the clocks, {skew}: replicas do not agree how long ago a session was renewed (REFRESH_REUSE_INTERVAL), and \
+             from 30 s on refuse each other's tokens; have NTP set all of them"
         );
     }
     drop(conn);
