@@ -96,7 +96,18 @@ async fn many_rows_go_in_many_batches_and_tell_no_replica_anything() {
     .await
     .unwrap();
     assert!((2000..4000).contains(&dead), "{dead}");
+    // How many rows each statement takes, and so locks.
+    let count_batches = "CREATE TABLE batches (size bigint NOT NULL);
+        CREATE FUNCTION note_batch() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+        BEGIN INSERT INTO batches SELECT count(*) FROM gone; RETURN NULL; END $$;
+        CREATE TRIGGER note_batch AFTER DELETE ON sessions REFERENCING OLD TABLE AS gone
+        FOR EACH STATEMENT EXECUTE FUNCTION note_batch()";
+    sqlx::raw_sql(count_batches).execute(&app.db).await.unwrap();
     assert_eq!(clean_up(&app).await, (dead.cast_unsigned(), 0));
+    let (largest, all): (i64, i64) =
+        sqlx::query_as("SELECT max(size), sum(size)::bigint FROM batches").fetch_one(&app.db).await.unwrap();
+    assert_eq!(all, dead);
+    assert!(largest <= 1000, "{largest} at once");
     assert_eq!(count(&app, "sessions").await, 5000 - dead);
     assert_eq!(count(&app, "revocations").await, 0);
 }
