@@ -1,6 +1,6 @@
 //! While a release migrates, replicas of the one before go on. So what that one asks has to work on the schema of this one:
-//! each of its queries takes and gives the same types, no row that it writes lacks a column that is demanded now, and no
-//! column is null in which it never saw null.
+//! each of its queries takes and gives the same types and can be planned, by the role that serves if it may ask it, no row
+//! that it writes lacks a column that is demanded now, and no column is null in which it never saw null.
 //!
 //! `released.json` is what the last release asked; `make release-queries` writes it when there is a new one. Until the
 //! first is out, it is that one in the making.
@@ -16,12 +16,20 @@ use sqlx::{
 use crate::app::database;
 
 /// What a release wants of the schema.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Release {
     version: String,
-    queries: BTreeMap<String, Types>,
+    queries: BTreeMap<String, Query>,
     /// By `table.column`.
     columns: BTreeMap<String, Demands>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Query {
+    #[serde(flatten)]
+    types: Types,
+    /// Whether the role that serves may ask it. Some are for commands, as the owner or the master user.
+    as_app: bool,
 }
 
 /// The types of a query.
@@ -52,6 +60,25 @@ async fn types(conn: &mut PgConnection, query: &str) -> Result<Types, sqlx::Erro
     Ok(Types { parameters, columns })
 }
 
+/// Plans a query, as the role that serves or as who we are: whether a role may do what a query does, and whether a key holds
+/// what `ON CONFLICT` names, Postgres looks up no earlier.
+async fn plan(conn: &mut PgConnection, query: &str, types: &Types, as_app: bool) -> Result<(), sqlx::Error> {
+    let role = if as_app { "gatepass_app" } else { "NONE" };
+    let parameters = vec!["NULL"; types.parameters.len()].join(", ");
+    let parameters = if parameters.is_empty() { parameters } else { format!("({parameters})") };
+    // The plan for whatever the parameters are: with those of now it would be known that null finds nothing.
+    let sql = format!(
+        "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL ROLE {role};
+         PREPARE released AS {query}; EXPLAIN EXECUTE released{parameters}"
+    );
+    let mut transaction = conn.begin().await?;
+    let planned = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await;
+    transaction.rollback().await?;
+    // No rollback takes it back. sqlx's own go too, of which `types` has the connection ask none again.
+    sqlx::raw_sql("DEALLOCATE ALL").execute(conn).await?;
+    planned.map(drop)
+}
+
 async fn columns(conn: &mut PgConnection) -> BTreeMap<String, Demands> {
     let all = "
         SELECT relname || '.' || attname, attnotnull, attnotnull AND NOT atthasdef AND attidentity = ''
@@ -79,8 +106,11 @@ async fn failures(conn: &mut PgConnection, release: &Release) -> Vec<String> {
     for (query, then) in &release.queries {
         match types(conn, query).await {
             Err(error) => failures.push(format!("{error}: {query}")),
-            Ok(now) if now != *then => failures.push(format!("{then:?} has become {now:?}: {query}")),
-            Ok(_) => {}
+            Ok(now) if now != then.types => failures.push(format!("{then:?} has become {now:?}: {query}")),
+            Ok(types) => {
+                let planned = plan(conn, query, &types, then.as_app).await;
+                failures.extend(planned.err().map(|error| format!("{error}: {query}")));
+            }
         }
     }
     failures
@@ -97,7 +127,9 @@ async fn last_release(conn: &mut PgConnection) -> Release {
         for file in fs::read_dir(self::path(".sqlx")).unwrap() {
             let query: Value = serde_json::from_slice(&fs::read(file.unwrap().path()).unwrap()).unwrap();
             let query = query["query"].as_str().unwrap();
-            queries.insert(query.to_owned(), types(conn, query).await.unwrap());
+            let types = types(conn, query).await.unwrap();
+            let as_app = plan(conn, query, &types, true).await.is_ok();
+            queries.insert(query.to_owned(), Query { types, as_app });
         }
         let release =
             Release { version: env!("CARGO_PKG_VERSION").to_owned(), queries, columns: columns(conn).await };
@@ -147,6 +179,14 @@ async fn a_migration_that_the_release_before_does_not_bear_is_found() {
         ("ALTER TABLE revocations ALTER COLUMN xid DROP DEFAULT", true),
         ("ALTER FUNCTION prepare_history() RENAME TO make_history", true),
         ("DROP FUNCTION caused_by(text, text)", true),
+        // What is there as before, and is no longer allowed or no longer found.
+        ("REVOKE UPDATE (client_ip) ON sessions FROM gatepass_app", true),
+        ("REVOKE EXECUTE ON FUNCTION caused_by(text, text) FROM gatepass_app", true),
+        (
+            "ALTER TABLE login_attempts DROP CONSTRAINT login_attempts_pkey;
+             ALTER TABLE login_attempts ADD UNIQUE (key, expires_at)",
+            true,
+        ),
     ] {
         let mut transaction = conn.begin().await.unwrap();
         sqlx::raw_sql(migration).execute(&mut *transaction).await.unwrap();
