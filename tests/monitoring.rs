@@ -1,6 +1,6 @@
 //! What watches the service and what it is watched by agree: a scrape is what Prometheus reads, the dashboard and the alert
-//! rules ask only for metrics that there are, each alert has its section in the runbook, and docs/metrics.md lists what a
-//! scrape has.
+//! rules ask only for metrics and values that there are, each alert has its section in the runbook, and docs/metrics.md
+//! lists what a scrape has.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -72,6 +72,8 @@ async fn story() -> App {
         app.get("/users/me").bearer(&login).send().await.expect(200);
     }
     app.get("/users/me").send().await.expect_problem(401, "missing_token");
+    let forged = json!({"access_token": "v4.public.AAAA"});
+    app.get("/users/me").bearer(&forged).send().await.expect_problem(401, "invalid_token");
     app.get("/nobody/knows/this").send().await.expect_problem(404, "not_found");
     let wrong = json!({"username": "alice", "password": "wrong-sardine-lagoon-4"});
     for status in [401, 401, 401, 429] {
@@ -161,6 +163,7 @@ async fn a_scrape_says_how_things_stand() {
         r#"gatepass_bearer_accepted_total{cache="miss"} 1"#,
         r#"gatepass_bearer_accepted_total{cache="hit"} 2"#,
         r#"gatepass_bearer_refused_total{code="missing_token"} 1"#,
+        r#"gatepass_bearer_refused_total{code="invalid_token"} 1"#,
         r#"gatepass_bearer_refused_total{code="session_revoked"} 1"#,
         r#"gatepass_logins_total{outcome="refused"} 3"#,
         r#"gatepass_logins_total{outcome="throttled"} 1"#,
@@ -203,40 +206,71 @@ async fn a_key_of_an_accepted_format_is_not_active() {
     assert!(!text.contains(r#"status="active""#), "{text}");
 }
 
-/// Every metric that an expression of PromQL asks for, and every bucket.
-fn asked_for(expr: &str) -> (BTreeSet<String>, BTreeSet<String>) {
-    let mut plain = String::new();
-    let (mut metrics, mut buckets) = (BTreeSet::new(), BTreeSet::new());
-    // Without labels and ranges.
-    let mut rest = expr;
-    while let Some(at) = rest.find(['{', '[']) {
-        let close = if rest.as_bytes()[at] == b'{' { '}' } else { ']' };
-        plain += &rest[..at];
-        let end = at + rest[at..].find(close).unwrap();
-        let le = rest[at..end].split_once("le=\"").map(|(_, le)| le.split('"').next().unwrap().to_owned());
-        buckets.extend(le);
-        rest = &rest[end + 1..];
-    }
-    plain += rest;
-    // Without what stands behind `by` and the like.
-    let words = |text: &str| -> Vec<String> {
+/// What an expression of PromQL asks for.
+#[derive(Default)]
+struct Asked {
+    metrics: BTreeSet<String>,
+    /// Metric, label and value; of a pattern, each alternative.
+    values: BTreeSet<(String, String, String)>,
+}
+
+impl Asked {
+    fn by(expr: &str) -> Self {
         let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
-        text.split(|c| !is_word(c)).filter(|word| !word.is_empty()).map(str::to_owned).collect()
-    };
-    for keyword in ["by (", "on ("] {
-        while let Some(at) = plain.find(keyword) {
-            let end = at + plain[at..].find(')').unwrap();
-            plain.replace_range(at..=end, " ");
+        let mut asked = Self::default();
+        let mut plain = String::new();
+        // Without labels and ranges.
+        let mut rest = expr;
+        while let Some(at) = rest.find(['{', '[']) {
+            plain += &rest[..at];
+            let metric = plain.rsplit(|c| !is_word(c)).next().unwrap();
+            if rest.as_bytes()[at] == b'{' {
+                rest = asked.labels(metric, &rest[at + 1..]);
+            } else {
+                rest = rest[at..].split_once(']').unwrap().1;
+            }
+        }
+        plain += rest;
+        // Without what stands behind `by` and the like.
+        for keyword in ["by (", "on ("] {
+            while let Some(at) = plain.find(keyword) {
+                let end = at + plain[at..].find(')').unwrap();
+                plain.replace_range(at..=end, " ");
+            }
+        }
+        for word in plain.split(|c| !is_word(c)) {
+            // Of two letters are the units of an offset.
+            if word.len() > 2 && !word.starts_with(|c: char| c.is_ascii_digit()) && !PROMQL.contains(&word) {
+                asked.metrics.insert(word.to_owned());
+            }
+        }
+        asked
+    }
+
+    /// Reads what stands in braces, and returns what comes behind them.
+    fn labels<'a>(&mut self, metric: &str, mut rest: &'a str) -> &'a str {
+        loop {
+            rest = rest.trim_start_matches([' ', ',']);
+            if let Some(behind) = rest.strip_prefix('}') {
+                return behind;
+            }
+            let (label, matcher) = rest.split_at(rest.find(['=', '!']).unwrap());
+            let (operator, behind) = matcher.split_once('"').unwrap();
+            let (value, behind) = behind.split_once('"').unwrap();
+            rest = behind;
+            let values = if operator.ends_with('~') { value.split('|').collect() } else { vec![value] };
+            self.values
+                .extend(values.into_iter().map(|value| (metric.into(), label.trim().into(), value.into())));
         }
     }
-    for word in words(&plain) {
-        if !word.starts_with(|c: char| c.is_ascii_digit()) && !PROMQL.contains(&&*word) {
-            metrics.insert(word);
-        }
-    }
-    // The unit of an offset.
-    metrics.retain(|word| word.len() > 2);
-    (metrics, buckets)
+}
+
+/// The labels that Prometheus gives to whatever it scrapes.
+const OF_PROMETHEUS: &[&str] = &["job", "namespace", "instance"];
+
+/// Whether a value is what an alternative of a pattern says, in which only `.` is special.
+fn is_like(pattern: &str, value: &str) -> bool {
+    value.len() == pattern.len() && pattern.bytes().zip(value.bytes()).all(|(p, v)| p == b'.' || p == v)
 }
 
 /// The expressions of the rules, and the names of those that are recorded.
@@ -272,24 +306,47 @@ fn dashboard_expressions(json: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_dashboard_and_the_rules_ask_for_metrics_that_there_are() {
-    let scrape = Scrape::of(&story().await).await;
+async fn the_dashboard_and_the_rules_ask_for_metrics_and_values_that_there_are() {
+    let mut scrape = Scrape::of(&story().await).await;
+    let by_openapi: Value = serde_json::from_str(&file("docs/openapi.json")).unwrap();
+    // Not every route is asked in the story, nor does each answer as it can.
+    let requests = scrape.samples.get_mut("gatepass_http_requests_total").unwrap();
+    for (route, methods) in by_openapi["paths"].as_object().unwrap() {
+        requests.get_mut("route").unwrap().insert(route.clone());
+        let methods = methods.as_object().unwrap().values();
+        let answers = methods.filter_map(|method| method["responses"].as_object()).flatten();
+        requests.get_mut("status").unwrap().extend(answers.map(|(status, _)| status.clone()));
+    }
+    let routes = requests["route"].clone();
+    for part in ["bucket", "count"] {
+        let durations = scrape.samples.get_mut(&format!("gatepass_http_request_duration_seconds_{part}"));
+        durations.unwrap().insert("route".into(), routes.clone());
+    }
     let (rules, recorded) = rule_expressions();
     let dashboard: Value = serde_json::from_str(&file("eks/components/monitoring/dashboard.json")).unwrap();
     let dashboard = dashboard_expressions(&dashboard);
     assert!(rules.len() > 30 && dashboard.len() > 30, "{} and {}", rules.len(), dashboard.len());
-    let mut used = BTreeSet::new();
+    let (mut used, mut checked) = (BTreeSet::new(), 0);
     for expr in rules.iter().chain(&dashboard) {
-        let (metrics, buckets) = asked_for(expr);
+        let Asked { metrics, values } = Asked::by(expr);
         for metric in metrics {
             let is_foreign = FOREIGN.iter().any(|(_, names)| names.contains(&&*metric));
             let is_known = scrape.samples.contains_key(&metric) || recorded.contains(&metric) || is_foreign;
             assert!(is_known, "nobody has {metric}: {expr}");
             used.insert(metric);
         }
-        let known = &scrape.samples["gatepass_http_request_duration_seconds_bucket"]["le"];
-        assert!(buckets.is_subset(known), "no such bucket: {buckets:?} of {known:?}");
+        for (metric, label, value) in values {
+            let Some(labels) = scrape.samples.get(&metric) else { continue };
+            if OF_PROMETHEUS.contains(&&*label) {
+                continue;
+            }
+            let known = labels.get(&label).unwrap_or_else(|| panic!("{metric} has no {label}: {expr}"));
+            let is_given = known.iter().any(|known| is_like(&value, known));
+            assert!(is_given, "no {label} of {metric} is {value}, only {known:?}: {expr}");
+            checked += 1;
+        }
     }
+    assert!(checked > 50, "{checked}");
     for (exporter, names) in FOREIGN {
         assert!(names.iter().all(|name| used.contains(*name)), "{exporter} has more than anybody wants");
     }
