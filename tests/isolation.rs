@@ -1,13 +1,22 @@
 //! What two transactions at once could do to each other, made to happen: those of docs/database.md for which no other file
-//! has a story. And every test that it names is there.
+//! has a story. And it lists every transaction, and every test that it names is there.
 
-use std::{error::Error as _, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    error::Error as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use axum::http::Method;
-use gatepass::store::{
-    Cause, Source, history,
-    login_attempts::Forgiveness,
-    sessions::{self, NewSession, Sighting},
+use gatepass::{
+    account::History,
+    random,
+    store::{
+        Cause, Source, history,
+        login_attempts::Forgiveness,
+        sessions::{self, NewSession, Sighting},
+    },
 };
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
@@ -15,7 +24,7 @@ use time::Duration;
 use uuid::Uuid;
 
 use crate::{
-    app::{App, PASSWORD, START, admin, database},
+    app::{App, PASSWORD, START, Story, admin, database},
     process::until,
 };
 
@@ -51,6 +60,57 @@ fn every_transaction_that_the_documentation_lists_has_a_test_that_is_there() {
             assert!(source.contains(&format!("fn {test}(")), "{name} is not there");
         }
     }
+    let missing: Vec<_> = transactions().into_iter().filter(|name| !isolation.contains(name)).collect();
+    assert!(missing.is_empty(), "docs/database.md says nothing of the isolation of {missing:#?}");
+}
+
+/// Each function of the store that begins a transaction, in backticks as in docs/database.md: `users::delete`.
+fn transactions() -> BTreeSet<String> {
+    // The means, and what asks who answers: these have no rows to lose.
+    const OTHERS: [&str; 2] = ["pool::", "pooler::compare"];
+
+    let store = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
+    let mut found = BTreeSet::new();
+    for (path, source) in sources(&store) {
+        let module = path.strip_prefix(&store).unwrap().components().next().unwrap();
+        let module = module.as_os_str().to_str().unwrap().trim_end_matches(".rs");
+        let (mut function, mut is_public) = ("", false);
+        for line in source.lines().map(str::trim).filter(|line| !line.starts_with("//")) {
+            if let Some((before, rest)) = line.split_once("fn ") {
+                function = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+                is_public = before.contains("pub");
+                continue;
+            }
+            let is_beginning = line.match_indices("begin").any(|(at, _)| {
+                let rest = line[at..].trim_start_matches(|c: char| c.is_alphanumeric() || c == '_');
+                rest.starts_with('(') && !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_')
+            });
+            // A helper's callers begin what it begins.
+            let is_helper = !is_public && function.starts_with("begin");
+            let name = format!("{module}::{function}");
+            if is_beginning && !is_helper && module != "mod" && !OTHERS.iter().any(|of| name.starts_with(of))
+            {
+                found.insert(format!("`{name}`"));
+            }
+        }
+    }
+    assert!(found.len() >= 15 && found.contains("`users::search`"), "{found:#?}");
+    found
+}
+
+/// The source files below a directory.
+fn sources(dir: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else {
+            let source = fs::read_to_string(&path).unwrap();
+            found.push((path, source));
+        }
+    }
+    found
 }
 
 #[tokio::test]
@@ -86,12 +146,53 @@ async fn whatever_the_isolation_of_others_is_ours_is_read_committed() {
 async fn change_the_password_during_a_login(app: &App) {
     let user = app.register("alice").await;
     let own = app.login("alice").await;
-    // The password was right; the session is there, and nobody sees it yet.
+    let passwords = json!({ "current_password": PASSWORD, "new_password": "another-horse-battery-10" });
+    let change = app.request(Method::PUT, "/users/me/password").bearer(&own).json(&passwords);
+    let session = during_a_login(app, &user, change).await;
+    let reason: Option<String> = sqlx::query_scalar("SELECT end_reason FROM sessions WHERE id = $1")
+        .bind(session)
+        .fetch_one(&app.db)
+        .await
+        .unwrap();
+    assert_eq!(reason.as_deref(), Some("password_changed"));
+}
+
+#[tokio::test]
+async fn a_login_that_is_under_way_when_the_user_is_deleted_ends_with_the_other_sessions() {
+    let app = App::new().await;
+    let root = app.login_admin("root").await;
+    for by_themselves in [false, true] {
+        let user = app.register("alice").await;
+        let own = app.login("alice").await;
+        let deletion = if by_themselves {
+            app.post("/users/me/delete").bearer(&own).json(&json!({ "password": PASSWORD }))
+        } else {
+            let path = format!("/admin/users/{}", user["id"].as_str().unwrap());
+            app.request(Method::DELETE, &path).bearer(&root)
+        };
+        let session = during_a_login(&app, &user, deletion).await;
+        let told: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM revocations WHERE session_id = $1)")
+            .bind(session)
+            .fetch_one(&app.db)
+            .await
+            .unwrap();
+        assert!(told, "its access token goes on");
+        let left: i64 = sqlx::query_scalar("SELECT count(*) FROM sessions WHERE user_id = $1")
+            .bind(id(&user["id"]))
+            .fetch_one(&app.db)
+            .await
+            .unwrap();
+        assert_eq!(left, 0);
+    }
+}
+
+/// Has `change` come while a login of the user has its session and nobody sees it yet; that session.
+async fn during_a_login(app: &App, user: &Value, change: Story) -> Uuid {
     let pool = app.pool();
     let mut login = pool.acquire().await.unwrap();
     let mut login = login.begin().await.unwrap();
     let session = NewSession {
-        id: Uuid::from_u128(0x019a_a3f0_5b7c_7c3e_9d0a_0000_0000_0001),
+        id: random::uuid_v7(START, &mut random::system()),
         user_id: id(&user["id"]),
         password_changed_at: START,
         refresh_salt: &[7; 32],
@@ -106,22 +207,71 @@ async fn change_the_password_during_a_login(app: &App) {
         .await
         .unwrap()
         .unwrap();
-
-    let passwords = json!({ "current_password": PASSWORD, "new_password": "another-horse-battery-10" });
-    let change = app.request(Method::PUT, "/users/me/password").bearer(&own).json(&passwords).send();
     let mut conn = connect(app).await;
     let meanwhile = async {
         until("the change waits for the login", async || waiting(&mut conn).await > 0).await;
         login.commit().await.unwrap();
     };
-    let (answer, ()) = tokio::join!(change, meanwhile);
+    let (answer, ()) = tokio::join!(change.send(), meanwhile);
     answer.expect(204);
-    let reason: Option<String> = sqlx::query_scalar("SELECT end_reason FROM sessions WHERE id = $1")
-        .bind(session.id)
-        .fetch_one(&app.db)
-        .await
-        .unwrap();
-    assert_eq!(reason.as_deref(), Some("password_changed"));
+    session.id
+}
+
+#[tokio::test]
+async fn a_record_that_waits_for_its_user_is_compared_with_what_they_are_then() {
+    let app = App::new().await;
+    let root = app.login_admin("root").await;
+    let put = |full_name: &str, updated_at: &str| {
+        let record = json!({
+            "username": "alice", "email": "alice@example.com", "full_name": full_name, "updated_at": updated_at,
+        });
+        app.request(Method::PUT, "/admin/users/by-external-id/17").bearer(&root).json(&record).send()
+    };
+    put("Alice", "2020-01-01T00:00:00Z").await.expect(201);
+    // Somebody brings what is newer, and is not done yet.
+    let mut newer = connect(&app).await;
+    let mut newer = newer.begin().await.unwrap();
+    sqlx::query(
+        "UPDATE users SET full_name = 'Alice Newest', updated_at = '2022-01-01', administered_at = '2022-01-01'
+         WHERE external_id = '17'",
+    )
+    .execute(&mut *newer)
+    .await
+    .unwrap();
+    let mut conn = connect(&app).await;
+    let meanwhile = async {
+        until("the older one waits", async || waiting(&mut conn).await > 0).await;
+        newer.commit().await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(put("Alice Newer", "2021-01-01T00:00:00Z"), meanwhile);
+    assert_eq!(answer.expect(200)["full_name"], "Alice Newest");
+}
+
+#[tokio::test]
+async fn no_month_is_given_up_while_somebody_is_at_the_history() {
+    let app = App::new().await;
+    let old = "WITH old AS (
+                   INSERT INTO history (table_name, operation, changed_data, changed_at, database_user)
+                   VALUES ('users', 'UPDATE', '{}', now() - interval '2 years', 'x') RETURNING id
+               ) INSERT INTO history_unsealed SELECT id FROM old";
+    sqlx::query(old).execute(&app.db).await.unwrap();
+    let history = History::new(app.pool(), app.pool(), Some(std::time::Duration::from_hours(24 * 365)));
+    let now = app.clock.now().max(time::OffsetDateTime::from(std::time::SystemTime::now()));
+    assert_eq!(history.keep_up(now).await.unwrap(), [""; 0]);
+    let seal = async || app.state().history().seal().await.unwrap().0;
+    assert_eq!(seal().await, 1);
+    app.register("alice").await;
+
+    // Another replica is at it: sealing, or giving up a month.
+    let mut other = connect(&app).await;
+    let mut other = other.begin().await.unwrap();
+    let lock = sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(i64::from_be_bytes(*b"\0history"));
+    lock.execute(&mut *other).await.unwrap();
+    assert_eq!(history.keep_up(now).await.unwrap(), [""; 0]);
+    assert_eq!(seal().await, 0);
+    other.rollback().await.unwrap();
+    assert_eq!(history.keep_up(now).await.unwrap().len(), 1);
+    assert!(seal().await > 0);
 }
 
 #[tokio::test]
