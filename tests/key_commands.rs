@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     app::{KEY, PASSWORD, as_role, database, empty_database},
+    not_tested::are_root,
     process::{Ended, Home, Signal, until},
 };
 
@@ -435,7 +436,10 @@ async fn a_look_makes_nothing() {
         assert!(made.is_empty(), "{made:?}");
     }
     // Where nobody may look, it is not known what is there.
-    let Some(home) = Home::of_nobody() else { return };
+    if !are_root("what another user is told of a directory that is not theirs") {
+        return;
+    }
+    let home = Home::of_nobody().unwrap();
     DirBuilder::new().mode(0o700).create(home.path(".gatepass")).unwrap();
     for args in [&["key", "list"][..], &["key", "show", "--jwt-hs256"], &["token", "inspect", "x"]] {
         home.gatepass(args).run().await.fails(1, &[".gatepass", "is it another user's?"]);

@@ -1,4 +1,5 @@
-//! What a machine lacks for a test, said where it is seen, and at the end of `.ci/run`.
+//! What a machine lacks for a test, said where it is seen, and at the end of `.ci/run`. The library's tests have this file,
+//! too.
 
 use std::{
     env,
@@ -20,6 +21,15 @@ pub fn named_by(variable: &str, what: &str) -> Option<OsString> {
 pub fn not_tested(what: &str, why: &str) {
     assert!(env::var_os("CI").is_none(), "{what}: {why}");
     cannot_be_tested(what, why);
+}
+
+/// Whether we are root. If not, that `what` has not been tested has been said.
+pub fn are_root(what: &str) -> bool {
+    let are = rustix::process::geteuid().is_root();
+    if !are {
+        cannot_be_tested(what, "only root can try it");
+    }
+    are
 }
 
 /// Says that something has not been tested which this machine does not let us test, in CI, too.

@@ -7,13 +7,17 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::geteuid;
 use tokio::{
     process::{Child, Command},
     task::JoinSet,
 };
 
+use self::not_tested::are_root;
 use super::{pid_file::is_postgres, *};
+
+#[path = "../../tests/not_tested.rs"]
+#[expect(dead_code, unreachable_pub, reason = "the tests of all that is outside use the rest")]
+mod not_tested;
 
 /// Set in a process that a test starts to kill it: the state directory it shall start a server in.
 const VICTIM: &str = "GATEPASS_TEST_EMBEDDED_VICTIM";
@@ -267,7 +271,7 @@ async fn a_path_too_long_or_too_strange_for_a_socket() {
 
 #[tokio::test]
 async fn root_keeps_the_data_elsewhere_if_it_must() {
-    if !geteuid().is_root() {
+    if !are_root("where root keeps the data") {
         return;
     }
     let project = project();
@@ -297,7 +301,7 @@ async fn root_keeps_the_data_elsewhere_if_it_must() {
 /// What the owner of the state directory may put there to have root write to, or give away, something elsewhere.
 #[tokio::test]
 async fn root_is_not_led_astray() {
-    if !geteuid().is_root() {
+    if !are_root("that root is not led astray") {
         return;
     }
     const NOBODY: u32 = 65534;
@@ -401,7 +405,7 @@ async fn a_postgres_is_known_by_its_whole_name() {
 #[tokio::test]
 async fn a_pid_file_cannot_point_root_at_another_users_postgres() {
     const NOBODY: u32 = 65534;
-    if !geteuid().is_root() {
+    if !are_root("that root stops nobody else's Postgres") {
         return;
     }
     let (ours, theirs) = (project(), project());
