@@ -60,6 +60,7 @@ test: ## Run all tests, against a throw-away Postgres
 	pgbouncer=$$(scripts/test-pgbouncer) && export GATEPASS_TEST_PGBOUNCER="$$pgbouncer" && \
 	pgbouncer=$$(scripts/test-pgbouncer prepared) && export GATEPASS_TEST_PGBOUNCER_PREPARED="$$pgbouncer" && \
 	promtool=$$(scripts/promtool) && export GATEPASS_TEST_PROMTOOL="$$promtool" && \
+	vectors=$$(scripts/paseto-vectors) && export PASETO_VECTORS="$$vectors" && \
 	export RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$((2 * $$(getconf _NPROCESSORS_ONLN)))} && \
 	scripts/with-postgres cargo test --locked --all-features $(ARGS)
 
