@@ -4,9 +4,15 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use gatepass::store::migrations::{self, State};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{
+    AssertSqlSafe, Connection, PgConnection, SqlSafeStr,
+    migrate::{Migration, MigrationType, Migrator},
+};
 
-use crate::app::{database, empty_database, postgres_program};
+use crate::{
+    app::{database, empty_database, postgres_program},
+    process::until,
+};
 
 async fn connect(url: &str) -> PgConnection {
     PgConnection::connect(url).await.unwrap()
@@ -636,6 +642,109 @@ async fn a_migration_that_waits_for_a_table_lets_others_through() {
     let (undone, ()) = tokio::join!(migrations::down(&mut migrating, usize::MAX), readers);
     assert!(!undone.unwrap().is_empty());
     assert_eq!(rows(&mut migrating, "SHOW lock_timeout").await, ["0"]);
+}
+
+/// A table, and the index that docs/migrations.md shows how to make.
+fn with_an_index() -> Migrator {
+    let (_, recipe) = include_str!("../docs/migrations.md").split_once("```sql\n").unwrap();
+    let (recipe, _) = recipe.split_once("```").unwrap();
+    let migration = |version, kind, sql: &'static str| {
+        Migration::new(version, "test".into(), kind, sql.into_sql_str(), sql.starts_with("-- no-transaction"))
+    };
+    let drop = "-- no-transaction\nDROP INDEX CONCURRENTLY IF EXISTS users_created_at_idx";
+    let mut migrator = Migrator::with_migrations(vec![
+        migration(1, MigrationType::ReversibleUp, "CREATE TABLE users (created_at timestamptz)"),
+        migration(1, MigrationType::ReversibleDown, "DROP TABLE users"),
+        migration(2, MigrationType::ReversibleUp, recipe),
+        migration(2, MigrationType::ReversibleDown, drop),
+    ]);
+    migrator.set_locking(false);
+    migrator
+}
+
+/// Indexes, and whether queries may go by them.
+async fn indexes(conn: &mut PgConnection) -> Vec<String> {
+    let indexes =
+        "SELECT indexrelid::regclass || ' ' || indisvalid FROM pg_index WHERE indrelid = 'users'::regclass";
+    rows(conn, indexes).await
+}
+
+/// Waits until the migration has waited for others for some time, and gives its process at the server.
+async fn waiting_for(conn: &mut PgConnection, time: &str) -> i32 {
+    let waiting = format!(
+        "SELECT max(pid) FROM pg_stat_activity
+         WHERE datname = current_database() AND wait_event_type = 'Lock' AND query_start < clock_timestamp() - interval '{time}'"
+    );
+    let mut pid = None;
+    until("the migration waits", async || {
+        pid = sqlx::query_scalar(AssertSqlSafe(&*waiting)).fetch_one(&mut *conn).await.unwrap();
+        pid.is_some()
+    })
+    .await;
+    pid.unwrap()
+}
+
+#[tokio::test]
+async fn an_index_waits_for_older_transactions_for_as_long_as_they_take() {
+    let url = empty_database().await;
+    let (mut reader, mut other, mut migrating) =
+        (connect(&url).await, connect(&url).await, connect(&url).await);
+    let migrator = with_an_index();
+    migrations::up_with(&migrator, &mut migrating, Some(1)).await.unwrap();
+    let mut long = reader.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+    sqlx::query("SELECT FROM pg_class").execute(&mut *long).await.unwrap();
+    let release = async {
+        // A migration in a transaction would have given up.
+        waiting_for(&mut other, "3 seconds").await;
+        sqlx::query("INSERT INTO users VALUES (now())").execute(&mut other).await.unwrap();
+        long.commit().await.unwrap();
+    };
+    let (applied, ()) = tokio::join!(migrations::up_with(&migrator, &mut migrating, None), release);
+    assert_eq!(applied.unwrap().iter().map(|status| status.version).collect::<Vec<_>>(), [2]);
+    assert_eq!(indexes(&mut migrating).await, ["users_created_at_idx true"]);
+
+    let mut long = reader.begin().await.unwrap();
+    sqlx::query("SELECT FROM users").execute(&mut *long).await.unwrap();
+    let release = async {
+        waiting_for(&mut other, "3 seconds").await;
+        long.commit().await.unwrap();
+    };
+    let (undone, ()) = tokio::join!(migrations::down_with(&migrator, &mut migrating, 1), release);
+    assert_eq!(undone.unwrap().len(), 1);
+    assert_eq!(indexes(&mut migrating).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn an_index_that_was_cut_off_is_not_taken_for_one() {
+    let url = empty_database().await;
+    let (mut reader, mut other, mut migrating) =
+        (connect(&url).await, connect(&url).await, connect(&url).await);
+    let migrator = with_an_index();
+    migrations::up_with(&migrator, &mut migrating, Some(1)).await.unwrap();
+    let mut long = reader.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+    sqlx::query("SELECT FROM pg_class").execute(&mut *long).await.unwrap();
+    let cut = async {
+        let pid = waiting_for(&mut other, "0").await;
+        sqlx::query("SELECT pg_cancel_backend($1)").bind(pid).execute(&mut other).await.unwrap();
+    };
+    let (applied, ()) = tokio::join!(migrations::up_with(&migrator, &mut migrating, None), cut);
+    let error = applied.unwrap_err();
+    assert!(matches!(error, migrations::Error::Unfinished(_)), "{error}");
+    long.commit().await.unwrap();
+    assert_eq!(indexes(&mut migrating).await, ["users_created_at_idx false"]);
+
+    for _ in 0..2 {
+        let refused = migrations::up_with(&migrator, &mut migrating, None).await.unwrap_err().to_string();
+        for part in [
+            "public.users_created_at_idx is invalid",
+            "`DROP INDEX CONCURRENTLY public.users_created_at_idx`",
+        ] {
+            assert!(refused.contains(part), "{refused}");
+        }
+    }
+    sqlx::raw_sql("DROP INDEX CONCURRENTLY public.users_created_at_idx").execute(&mut other).await.unwrap();
+    assert_eq!(migrations::up_with(&migrator, &mut migrating, None).await.unwrap().len(), 1);
+    assert_eq!(indexes(&mut migrating).await, ["users_created_at_idx true"]);
 }
 
 #[tokio::test]

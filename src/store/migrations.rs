@@ -15,7 +15,8 @@ const LOCK_POLL: Duration = Duration::from_millis(100);
 /// How long a replica waits for another that migrates before it gives up.
 const LOCK_PATIENCE: Duration = Duration::from_secs(300);
 
-/// How long a migration waits for a lock. While it waits, everybody else who wants the table queues up behind it.
+/// How long a migration in a transaction waits for a lock. While it waits, everybody else who wants the table queues up
+/// behind it.
 const LOCK_TIMEOUT: &str = "2s";
 /// How often a migration that did not get its locks is tried again, after a rest in which the others get through.
 const LOCK_ATTEMPTS: u32 = 30;
@@ -75,6 +76,21 @@ pub enum Error {
     /// A migration failed and was rolled back.
     #[error("a migration failed and was rolled back")]
     Failed(#[source] MigrateError),
+    /// A migration failed that has no transaction.
+    #[error(
+        "a migration without a transaction failed, and nothing takes back what it has done: migrate again, which does the \
+         rest or says what has to go first"
+    )]
+    Unfinished(#[source] MigrateError),
+    /// An index was begun and not completed: `IF NOT EXISTS` would take it for the one that is to be made.
+    #[error(
+        "the index {index} is invalid: whoever built it was cut off, and no query goes by it. (Or somebody is building it \
+         right now: wait for them.) Type `DROP INDEX CONCURRENTLY {index}`, and migrate again"
+    )]
+    InvalidIndex {
+        /// Its full name, quoted where it has to be.
+        index: String,
+    },
     /// The database failed.
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
@@ -124,8 +140,12 @@ pub enum State {
 ///
 /// [`Error::MayNotLook`], or when the database fails.
 pub async fn status(conn: &mut PgConnection) -> Result<Vec<Status>, Error> {
+    status_of(&MIGRATOR, conn).await
+}
+
+async fn status_of(migrator: &Migrator, conn: &mut PgConnection) -> Result<Vec<Status>, Error> {
     let mut applied = applied(conn).await?;
-    let mut all: Vec<Status> = MIGRATOR
+    let mut all: Vec<Status> = migrator
         .iter()
         .filter(|migration| migration.migration_type.is_up_migration())
         .map(|migration| {
@@ -211,8 +231,21 @@ pub async fn may_apply(conn: &mut PgConnection) -> Result<(), Error> {
 ///
 /// When the database is newer, a migration was changed or failed, or the lock could not be had.
 pub async fn up(conn: &mut PgConnection, limit: Option<usize>) -> Result<Vec<Status>, Error> {
+    up_with(&MIGRATOR, conn, limit).await
+}
+
+/// As [`up`], with other migrations than the binary's: a test's own.
+///
+/// # Errors
+///
+/// As [`up`].
+pub async fn up_with(
+    migrator: &Migrator,
+    conn: &mut PgConnection,
+    limit: Option<usize>,
+) -> Result<Vec<Status>, Error> {
     locked(conn, async |conn| {
-        let before = status(conn).await?;
+        let before = status_of(migrator, conn).await?;
         refuse_foreign(&before)?;
         let waiting = before.iter().filter(|status| status.state == State::Pending);
         let versions: Vec<_> =
@@ -221,8 +254,8 @@ pub async fn up(conn: &mut PgConnection, limit: Option<usize>) -> Result<Vec<Sta
             roles::repair(conn).await?;
             return Ok(Vec::new());
         }
-        politely(conn, Way::Up, &versions).await?;
-        let after = status(conn).await?;
+        run_all(migrator, conn, Way::Up, &versions).await?;
+        let after = status_of(migrator, conn).await?;
         Ok(changed(&before, after))
     })
     .await
@@ -234,12 +267,25 @@ pub async fn up(conn: &mut PgConnection, limit: Option<usize>) -> Result<Vec<Sta
 ///
 /// As [`up`].
 pub async fn down(conn: &mut PgConnection, count: usize) -> Result<Vec<Status>, Error> {
+    down_with(&MIGRATOR, conn, count).await
+}
+
+/// As [`down`], with other migrations than the binary's: a test's own.
+///
+/// # Errors
+///
+/// As [`down`].
+pub async fn down_with(
+    migrator: &Migrator,
+    conn: &mut PgConnection,
+    count: usize,
+) -> Result<Vec<Status>, Error> {
     locked(conn, async |conn| {
-        let before = status(conn).await?;
+        let before = status_of(migrator, conn).await?;
         let applied = before.iter().rev().filter(|status| status.state == State::Applied);
         let versions: Vec<_> = applied.take(count).map(|status| status.version).collect();
-        politely(conn, Way::Down, &versions).await?;
-        let after = status(conn).await?;
+        run_all(migrator, conn, Way::Down, &versions).await?;
+        let after = status_of(migrator, conn).await?;
         Ok(changed(&before, after))
     })
     .await
@@ -290,66 +336,139 @@ pub(super) async fn locked<T, E: From<Error>>(
     result
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     Up,
     Down,
 }
 
-/// Applies or undoes migrations so that nobody waits long because of it: one that does not get a lock soon is rolled back,
-/// lets the others through, and is tried again. Where there are roles, it runs as the owner of the schema.
-async fn politely(conn: &mut PgConnection, way: Way, versions: &[i64]) -> Result<(), Error> {
+/// Applies or undoes migrations. Where there are roles, as the owner of the schema.
+async fn run_all(
+    migrator: &Migrator,
+    conn: &mut PgConnection,
+    way: Way,
+    versions: &[i64],
+) -> Result<(), Error> {
     let is_owner = roles::become_owner(conn).await?;
-    set_lock_timeout(conn, LOCK_TIMEOUT).await?;
     keep_notices(conn).await?;
     let mut done = Ok(());
     for version in versions {
-        let mut attempt = 1;
-        done = loop {
-            match step(conn, way, *version, is_owner).await {
-                Err(error) if is_locked_out(&error) && attempt < LOCK_ATTEMPTS => {
-                    tracing::info!(attempt, "a migration waits for others to let go of a table");
-                    attempt += 1;
-                    tokio::time::sleep(LOCK_REST).await;
-                }
-                done => break done,
-            }
+        let has_no_transaction = migrator.iter().any(|migration| {
+            let is_up = migration.migration_type.is_up_migration();
+            migration.version == *version && is_up == (way == Way::Up) && migration.no_tx
+        });
+        done = if has_no_transaction {
+            patiently(migrator, conn, way, *version, is_owner).await
+        } else {
+            politely(migrator, conn, way, *version, is_owner).await
         };
         if done.is_err() {
             break;
         }
     }
-    set_lock_timeout(conn, "0").await?;
-    let done = match done {
-        Err(error) => Err(explained(conn, error).await?),
-        Ok(()) => Ok(()),
+    // What went wrong first is what to tell of.
+    let as_before = async {
+        set_lock_timeout(conn, "0").await?;
+        if is_owner { roles::be_oneself(conn).await } else { Ok(()) }
     };
-    if is_owner {
-        roles::be_oneself(conn).await?;
-    }
-    done
+    let as_before = as_before.await.map_err(Error::from);
+    done.and(as_before)
 }
 
-/// One migration, and what the roles may do after it: both or neither, unless it has no transaction.
-async fn step(conn: &mut PgConnection, way: Way, version: i64, is_owner: bool) -> Result<(), MigrateError> {
-    if !is_owner {
-        return run(conn, way, version).await;
+/// One migration in a transaction, so that nobody waits long because of it: if it does not get a lock soon, it is rolled
+/// back, lets the others through, and is tried again.
+async fn politely(
+    migrator: &Migrator,
+    conn: &mut PgConnection,
+    way: Way,
+    version: i64,
+    is_owner: bool,
+) -> Result<(), Error> {
+    set_lock_timeout(conn, LOCK_TIMEOUT).await?;
+    let mut attempt = 1;
+    loop {
+        match in_transaction(migrator, conn, way, version, is_owner).await {
+            Ok(()) => return Ok(()),
+            Err(error) if is_locked_out(&error) && attempt < LOCK_ATTEMPTS => {
+                tracing::info!(attempt, "a migration waits for others to let go of a table");
+                attempt += 1;
+                tokio::time::sleep(LOCK_REST).await;
+            }
+            Err(error) => return Err(explained(conn, error).await?),
+        }
     }
-    if MIGRATOR.iter().any(|migration| migration.version == version && migration.no_tx) {
-        run(conn, way, version).await?;
-        return Ok(roles::grant(conn).await?);
+}
+
+/// One migration, and what the roles may do after it: both or neither.
+async fn in_transaction(
+    migrator: &Migrator,
+    conn: &mut PgConnection,
+    way: Way,
+    version: i64,
+    is_owner: bool,
+) -> Result<(), MigrateError> {
+    if !is_owner {
+        return run(migrator, conn, way, version).await;
     }
     let mut transaction = super::begin_alone(conn).await?;
-    run(&mut transaction, way, version).await?;
+    run(migrator, &mut transaction, way, version).await?;
     roles::grant(&mut transaction).await?;
     Ok(transaction.commit().await?)
 }
 
-async fn run(conn: &mut PgConnection, way: Way, version: i64) -> Result<(), MigrateError> {
-    match way {
-        Way::Up => MIGRATOR.run_direct(Some(version), conn, false).await,
-        Way::Down => MIGRATOR.undo(conn, version - 1).await,
+/// One migration without a transaction, such as `CREATE INDEX CONCURRENTLY`. It waits for whoever began before it, for as
+/// long as they take: that keeps nobody from reading and writing. Given up meanwhile, it would leave an invalid index, and
+/// tried again, `IF NOT EXISTS` would be content with that.
+async fn patiently(
+    migrator: &Migrator,
+    conn: &mut PgConnection,
+    way: Way,
+    version: i64,
+    is_owner: bool,
+) -> Result<(), Error> {
+    if way == Way::Up
+        && let Some(index) = invalid_index(conn).await?
+    {
+        return Err(Error::InvalidIndex { index });
     }
+    set_lock_timeout(conn, "0").await?;
+    tracing::info!(version, "a migration may have to wait for all transactions that began before it");
+    run(migrator, conn, way, version).await.map_err(|error| match error.into() {
+        Error::Failed(error) => Error::Unfinished(error),
+        other => other,
+    })?;
+    if is_owner {
+        roles::grant(conn).await?;
+    }
+    Ok(())
+}
+
+async fn run(
+    migrator: &Migrator,
+    conn: &mut PgConnection,
+    way: Way,
+    version: i64,
+) -> Result<(), MigrateError> {
+    match way {
+        Way::Up => migrator.run_direct(Some(version), conn, false).await,
+        Way::Down => migrator.undo(conn, version - 1).await,
+    }
+}
+
+/// The full name of an invalid index of a table of ours. That of a partitioned table is, until each partition has its own.
+async fn invalid_index(conn: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+    let tables: Vec<_> = roles::TABLES.iter().map(|table| table.name.to_owned()).collect();
+    sqlx::query_scalar!(
+        r#"SELECT format('%I.%I', nspname, class.relname) AS "name!"
+           FROM pg_index
+           JOIN pg_class AS class ON class.oid = indexrelid AND class.relkind = 'i'
+           JOIN pg_namespace ON pg_namespace.oid = class.relnamespace AND nspname = 'public'
+           JOIN pg_class AS owner ON owner.oid = coalesce(pg_partition_root(indrelid), indrelid)
+           WHERE NOT indisvalid AND owner.relname = ANY ($1) ORDER BY 1 LIMIT 1"#,
+        &tables
+    )
+    .fetch_optional(conn)
+    .await
 }
 
 /// Why a migration failed: said in full where whoever migrates lacks a right that one of them needs.
