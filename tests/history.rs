@@ -483,6 +483,10 @@ async fn with_sealed_history() -> (App, Vec<i64>) {
 async fn every_kind_of_tampering_is_found_and_named() {
     let (app, ids) = with_sealed_history().await;
     let [a, b] = [ids[3], ids[14]];
+    // Nothing of it is personal.
+    execute(&app, "UPDATE users SET roles = '{support}' WHERE username = 'user-0-0'").await;
+    assert_eq!(seal(&app).await, 1);
+    let c: i64 = sqlx::query_scalar("SELECT max(id) FROM history").fetch_one(&app.db).await.unwrap();
     for (what, sql, expected) in [
         ("actor", format!("UPDATE history SET actor = 'x' WHERE id = {a}"), vec![Problem::Altered { row: a }]),
         ("time", format!("UPDATE history SET changed_at = changed_at + interval '1 us' WHERE id = {a}"), vec![Problem::Altered { row: a }]),
@@ -515,6 +519,15 @@ async fn every_kind_of_tampering_is_found_and_named() {
         ),
         ("personal", format!("UPDATE history_personal SET changed_data = '{{}}' WHERE history_id = {a}"), vec![Problem::PersonalAltered { row: a }]),
         ("personal gone", format!("DELETE FROM history_personal WHERE history_id = {a}"), vec![Problem::PersonalMissing { row: a }]),
+        ("personal of somebody else", format!("UPDATE history_personal SET user_id = gen_random_uuid() WHERE history_id = {a}"), vec![Problem::PersonalAltered { row: a }]),
+        (
+            "personal of what is not",
+            format!(
+                "INSERT INTO history_personal (history_id, user_id, salt, changed_data)
+                 SELECT id, user_id, gen_random_uuid(), '{{}}' FROM history WHERE id = {c}"
+            ),
+            vec![Problem::PersonalAltered { row: c }],
+        ),
         ("seal", "UPDATE history_seals SET sealed_at = now() WHERE number = 1".into(), vec![Problem::SealAltered { seal: 1 }]),
         (
             "row and its hash",
@@ -546,6 +559,28 @@ async fn every_kind_of_tampering_is_found_and_named() {
         sqlx::raw_sql(redo).execute(&mut conn).await.unwrap();
         assert_eq!(verify(&app).await.problems, [], "{what}");
     }
+}
+
+#[tokio::test]
+async fn what_is_put_beside_a_row_does_not_change_what_it_says() {
+    let app = App::new().await;
+    let root = app.login_admin("root").await;
+    execute(
+        &app,
+        r#"INSERT INTO history_personal (history_id, user_id, salt, changed_data)
+           SELECT id, user_id, gen_random_uuid(), '{"before": {"email": "forged"}, "after": {"roles": ["forged"]}}'
+           FROM history WHERE personal_hash IS NULL;
+           UPDATE history_personal AS personal
+           SET changed_data = jsonb_set(personal.changed_data, '{after,roles}', '["forged"]')
+           FROM history WHERE history.id = history_id AND table_name = 'users'"#,
+    )
+    .await;
+    for path in ["/admin/history", "/users/me/history", "/users/me/export"] {
+        let answer = app.get(path).bearer(&root).send().await.body;
+        assert!(answer.contains("root@example.com") && !answer.contains("forged"), "{path}: {answer}");
+    }
+    let shown = gatepass(&app, &["history", "--json"], "").await.expect(0).stdout;
+    assert!(shown.contains("root@example.com") && !shown.contains("forged"), "{shown}");
 }
 
 #[tokio::test]

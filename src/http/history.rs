@@ -27,10 +27,10 @@ const TABLES: [&str; 5] = ["users", "sessions", "signing_keys", "clients", "hist
 #[schema(as = ChangedColumns, value_type = Option<Object>, example = json!({ "full_name": "Alice Liddell" }))]
 struct Columns(Option<Map<String, Value>>);
 
-/// What is not personal and what is, together.
+/// What is not personal and what is, together. The former counts where both have a column, which no trigger writes.
 fn columns(change: &Entry, when: &str) -> Columns {
     let mut all: Option<Map<String, Value>> = None;
-    for data in std::iter::once(&change.changed_data).chain(&change.personal) {
+    for data in change.personal.iter().chain([&change.changed_data]) {
         if let Some(Value::Object(columns)) = data.get(when) {
             all.get_or_insert_default().extend(columns.clone());
         }

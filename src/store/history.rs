@@ -116,14 +116,16 @@ pub struct Filter<'a> {
 ///
 /// When the database fails.
 pub async fn page(conn: &mut PgConnection, filter: &Filter<'_>, limit: i64) -> Result<Vec<Entry>, Error> {
-    // Each has an index of its own, which a condition on all of them would hide.
+    // Each has an index of its own, which a condition on all of them would hide. What stands beside a row that never had
+    // anything personal, somebody has put there, and no seal covers it.
     macro_rules! select {
         ($condition:tt $(, $parameter:expr)*) => {
             sqlx::query_as!(
                 Entry,
                 r#"SELECT history.id, table_name, operation, row_id, history.user_id, history.changed_data,
                           personal.changed_data AS "personal?", changed_at, actor, request_id, database_user
-                   FROM history LEFT JOIN history_personal AS personal ON history_id = history.id
+                   FROM history LEFT JOIN history_personal AS personal
+                       ON history_id = history.id AND personal_hash IS NOT NULL
                    WHERE history.id < $1 AND changed_at >= coalesce($2, '-infinity'::timestamptz) AND "#
                     + $condition
                     + " ORDER BY history.id DESC LIMIT $3",
@@ -306,6 +308,8 @@ pub async fn inspect(conn: &mut PgConnection) -> Result<Inspection<'_>, Error> {
 pub struct Personal {
     /// The row.
     pub history_id: i64,
+    /// With whom it goes.
+    pub user_id: Uuid,
     /// Random.
     pub salt: Uuid,
     /// The text of `jsonb`.
@@ -349,7 +353,7 @@ impl Inspection<'_> {
     pub async fn personal(&mut self, ids: &[i64]) -> Result<Vec<Personal>, Error> {
         let personal = sqlx::query_as!(
             Personal,
-            r#"SELECT history_id, salt, changed_data::text AS "changed_data!" FROM history_personal
+            r#"SELECT history_id, user_id, salt, changed_data::text AS "changed_data!" FROM history_personal
                WHERE history_id = ANY ($1)"#,
             ids,
         );
