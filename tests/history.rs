@@ -8,8 +8,8 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use time::Duration;
 
 use crate::{
-    app::{App, KEY, PASSWORD},
-    process::{Ended, Home},
+    app::{App, KEY, PASSWORD, database, nobody_is_connected},
+    process::{Ended, Home, until},
 };
 
 const OTHER_PASSWORD: &str = "another-horse-battery-10";
@@ -677,7 +677,7 @@ async fn a_sealer_that_dies_leaves_nothing_half_done() {
     sqlx::raw_sql("LOCK TABLE history_seals IN SHARE MODE").execute(&mut *lock).await.unwrap();
     let history = app.state().history().clone();
     let sealing = tokio::spawn(async move { history.seal().await });
-    crate::process::until("it waits to write", async || {
+    until("it waits to write", async || {
         let cut: Vec<bool> = sqlx::query_scalar(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
              WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%history_seals%'",
@@ -782,7 +782,7 @@ async fn who_comes_while_the_month_is_made_comes_in() {
     let made: i32 = sqlx::query_scalar("SELECT prepare_history()").fetch_one(&mut *preparing).await.unwrap();
     assert_eq!(made, 3);
     let prepare = async {
-        crate::process::until("both wait for the default partition", async || {
+        until("both wait for the default partition", async || {
             let waits = "SELECT count(*) = 2 FROM pg_locks
                          WHERE relation = 'history_default'::regclass AND NOT granted";
             sqlx::query_scalar(waits).fetch_one(&app.db).await.unwrap()
@@ -822,4 +822,76 @@ async fn reading_goes_by_an_index() {
             .unwrap();
         assert!(!plan.contains(&format!("Seq Scan on {month}")), "{condition}\n{plan}");
     }
+}
+
+#[tokio::test]
+async fn a_look_at_what_is_recent_reads_what_is_recent() {
+    let url = database().await;
+    let mut conn = PgConnection::connect(&url).await.unwrap();
+    // A row each second, and the last of them now.
+    let rows = "INSERT INTO history (table_name, operation, user_id, changed_data, changed_at, database_user)
+                SELECT CASE WHEN n % 100 = 0 THEN 'clients' ELSE 'sessions' END, 'INSERT', gen_random_uuid(), '{}',
+                    now() - (200000 - n) * interval '1 second', 'x'
+                FROM generate_series(1, 200000) AS n;
+                ANALYZE history";
+    sqlx::raw_sql(rows).execute(&mut conn).await.unwrap();
+    conn.close().await.unwrap();
+    // What it has read is counted by then.
+    nobody_is_connected(&url).await;
+    let app = App::over(url, &[]).await;
+    let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
+    let read = async |conn: &mut PgConnection| -> i64 {
+        let blocks = "SELECT sum(idx_blks_read + idx_blks_hit)::bigint FROM pg_statio_user_indexes
+                      WHERE relname ~ '^history_(default|\\d)'";
+        sqlx::query_scalar(blocks).fetch_one(conn).await.unwrap()
+    };
+    let before = read(&mut conn).await;
+    let root = app.login_admin("root").await;
+    let of_row = async |back: i64, what: &str| -> String {
+        let sql = format!("SELECT to_json({what}) #>> '{{}}' FROM history WHERE id = $1");
+        sqlx::query_scalar(AssertSqlSafe(sql)).bind(200_000 - back).fetch_one(&app.db).await.unwrap()
+    };
+    let since = of_row(29, "changed_at AT TIME ZONE 'UTC'").await;
+    // One that took its number a minute ago, and its time only now.
+    execute(&app, "UPDATE history SET changed_at = changed_at + interval '1 minute' WHERE id = 199940").await;
+
+    let pages = async |query: &str| -> Vec<usize> {
+        let mut pages = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let path = format!("/admin/history?since={since}Z&limit=50{query}{cursor}");
+            let page = app.get(&path).bearer(&root).send().await.expect(200);
+            pages.push(page["changes"].as_array().unwrap().len());
+            let Some(next) = page["next_cursor"].as_str() else { return pages };
+            cursor = format!("&cursor={next}");
+        }
+    };
+    // root came afterwards: three rows. The second page is read for those who were late, and not a third one.
+    assert_eq!(pages("").await, [33, 1]);
+    assert_eq!(pages("&table=clients").await, [1]);
+    assert_eq!(pages(&format!("&user={}", root["user"]["id"].as_str().unwrap())).await, [3]);
+    app.lose_database().await;
+    app.db.close().await;
+    until("what was read is counted", async || {
+        let own = "SELECT count(*) = 0 FROM pg_stat_activity
+                   WHERE datname = current_database() AND application_name = 'gatepass'";
+        sqlx::query_scalar(own).fetch_one(&mut conn).await.unwrap()
+    })
+    .await;
+    let read = read(&mut conn).await - before;
+    // Not even one index from one end to the other.
+    let all: i64 = sqlx::query_scalar(
+        "SELECT sum(pg_relation_size(indexrelid) / current_setting('block_size')::bigint)::bigint
+         FROM pg_stat_user_indexes WHERE indexrelname ~ '^history_(default|\\d.*)_pkey'",
+    )
+    .fetch_one(&mut conn)
+    .await
+    .unwrap();
+    assert!((10..all).contains(&read), "{read} blocks of indexes were read, where all have {all}");
+
+    let since = format!("{since}Z");
+    let shown = gatepass(&app, &["history", "--json", "--limit", "50", "--since", &since], "").await.json();
+    assert_eq!(shown.as_array().unwrap().len(), 34);
+    let shown = gatepass(&app, &["history", "--json", "--limit", "34", "--since", &since], "").await.json();
+    assert_eq!(shown.as_array().unwrap().len(), 34);
 }

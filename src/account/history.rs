@@ -25,6 +25,9 @@ const SEALS_PER_UPKEEP: u32 = 60;
 /// month that is given up may take ten minutes.
 const SEAL_PATIENCE: Duration = Duration::from_secs(60);
 const UPKEEP_PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// By how much the order of ids may differ from that of times. One statement gives a row both, so they are milliseconds
+/// apart; the rest is for a clock that was set, or a process that stood still between the two.
+const DISORDER: time::Duration = time::Duration::MINUTE;
 
 /// The history, over one database.
 #[derive(Clone, Debug)]
@@ -63,7 +66,9 @@ impl History {
         Self { db, background, retention }
     }
 
-    /// At most `limit` changes.
+    /// At most `limit` changes. There may be fewer, or none, and a next page all the same: what is older than `since` is
+    /// read, and left out, until it is older by enough to be sure that nothing younger follows. Times have no index; so the
+    /// newest are read by their ids, whose order is nearly the same.
     ///
     /// # Errors
     ///
@@ -72,15 +77,19 @@ impl History {
         let filter = history::Filter {
             user_id: wanted.user_id,
             table_name: wanted.table_name,
-            since: wanted.since,
             before_id: wanted.cursor,
         };
         let limit = limit as usize;
         // One more, to know whether there is.
         let mut changes = history::page(&mut *self.db.acquire().await?, &filter, limit as i64 + 1).await?;
-        let is_last = changes.len() <= limit;
+        let mut is_last = changes.len() <= limit;
         changes.truncate(limit);
-        let next_cursor = changes.last().filter(|_| !is_last).map(|change| change.id);
+        let oldest = changes.last().map(|change| (change.id, change.changed_at));
+        if let Some(since) = wanted.since {
+            is_last |= oldest.is_some_and(|(_, changed_at)| changed_at < since.saturating_sub(DISORDER));
+            changes.retain(|change| change.changed_at >= since);
+        }
+        let next_cursor = oldest.filter(|_| !is_last).map(|(id, _)| id);
         Ok(HistoryPage { changes, next_cursor })
     }
 

@@ -105,13 +105,23 @@ async fn show(history: &History, args: &Args) -> Result<(), Failure> {
         Some(name) => Some(history.user_id(name).await?),
         None => None,
     };
-    let wanted =
+    let mut wanted =
         Wanted { user_id, table_name: args.table.as_deref(), since: args.since, cursor: args.before };
-    let page = history.page(&wanted, args.limit).await?;
-    if args.json {
-        return print_json(&page.changes.into_iter().map(ChangeBody::from).collect::<Vec<_>>());
+    let limit = args.limit as usize;
+    let mut changes = Vec::new();
+    loop {
+        let page = history.page(&wanted, args.limit).await?;
+        changes.extend(page.changes);
+        wanted.cursor = page.next_cursor;
+        if wanted.cursor.is_none() || changes.len() >= limit {
+            break;
+        }
     }
-    print(&table(&page.changes))
+    changes.truncate(limit);
+    if args.json {
+        return print_json(&changes.into_iter().map(ChangeBody::from).collect::<Vec<_>>());
+    }
+    print(&table(&changes))
 }
 
 fn table(changes: &[Entry]) -> String {

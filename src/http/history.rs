@@ -208,7 +208,8 @@ pub(super) struct AllQuery {
     user: Option<String>,
     /// Of this table: `users`, `sessions`, `signing_keys`, `clients` or `history`.
     table: Option<String>,
-    /// Of this time (RFC 3339) or later.
+    /// Of this time (RFC 3339) or later. A page may then hold fewer changes than `limit`, or none, and not be the last:
+    /// `next_cursor` tells.
     #[param(value_type = Option<String>, format = DateTime)]
     since: Option<String>,
     /// The `next_cursor` of the page before.
@@ -273,7 +274,7 @@ pub(super) async fn whole_history(
             |text| TABLES.into_iter().find(|table| *table == text),
         ),
         since: faults.read("since", query.since.as_deref(), "a time as in RFC 3339", |text| {
-            // The database is told it in UTC, where the last years there are may end earlier.
+            // It is compared in UTC, where the last years there are may end earlier.
             OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)
         }),
         cursor: cursor(&mut faults, query.cursor.as_deref()),

@@ -104,8 +104,6 @@ pub struct Filter<'a> {
     pub user_id: Option<Uuid>,
     /// Of this table.
     pub table_name: Option<&'a str>,
-    /// Changed then or later.
-    pub since: Option<OffsetDateTime>,
     /// Older than the row of this id.
     pub before_id: Option<i64>,
 }
@@ -126,11 +124,10 @@ pub async fn page(conn: &mut PgConnection, filter: &Filter<'_>, limit: i64) -> R
                           personal.changed_data AS "personal?", changed_at, actor, request_id, database_user
                    FROM history LEFT JOIN history_personal AS personal
                        ON history_id = history.id AND personal_hash IS NOT NULL
-                   WHERE history.id < $1 AND changed_at >= coalesce($2, '-infinity'::timestamptz) AND "#
+                   WHERE history.id < $1 AND "#
                     + $condition
-                    + " ORDER BY history.id DESC LIMIT $3",
+                    + " ORDER BY history.id DESC LIMIT $2",
                 filter.before_id.unwrap_or(i64::MAX),
-                filter.since,
                 limit
                 $(, $parameter)*
             )
@@ -140,9 +137,9 @@ pub async fn page(conn: &mut PgConnection, filter: &Filter<'_>, limit: i64) -> R
     }
     Ok(match (filter.user_id, filter.table_name) {
         (Some(user_id), table_name) => {
-            select!("history.user_id = $4 AND table_name = coalesce($5, table_name)", user_id, table_name)
+            select!("history.user_id = $3 AND table_name = coalesce($4, table_name)", user_id, table_name)
         }
-        (None, Some(table_name)) => select!("table_name = $4", table_name),
+        (None, Some(table_name)) => select!("table_name = $3", table_name),
         (None, None) => select!("true"),
     })
 }
