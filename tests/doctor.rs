@@ -314,6 +314,32 @@ async fn a_history_that_nobody_seals() {
 }
 
 #[tokio::test]
+async fn changes_that_were_deleted_before_their_seal_and_the_others_all_the_same() {
+    let url = database().await;
+    let settings = [("DB_SOURCE", &*url)];
+    let home = Home::new();
+    let gatepass = async |args: &[&str]| doctor_says(&home, args, &settings).await.expect(0);
+    for client in ["orders", "billing"] {
+        gatepass(&["client", "create", client]).await;
+    }
+    execute(&url, "DELETE FROM history WHERE id = (SELECT min(id) FROM history)").await;
+    execute(&url, "UPDATE history SET changed_at = now() - interval '6 minutes'").await;
+    let (_, found) = findings("history", &settings).await;
+    let [(gone, gone_text), (waits, waits_text)] = &found[..] else { panic!("{found:?}") };
+    assert!(
+        gone == "warning" && gone_text.contains("gone") && gone_text.contains("history verify"),
+        "{found:?}"
+    );
+    assert!(waits == "warning" && waits_text.contains("changes wait"), "{found:?}");
+    gatepass(&["history", "seal"]).await;
+    let (_, found) = findings("history", &settings).await;
+    assert!(
+        matches!(&found[..], [(level, text)] if level == "warning" && text.contains("gone")),
+        "{found:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_database_that_is_away_ahead_or_behind() {
     finds("database", &[("DB_SOURCE", "postgres://x@127.0.0.1:1/x")], 1, "problem", &["check host and port"])
         .await;

@@ -225,7 +225,10 @@ pub async fn seal(
            FROM history_seals"#,
     );
     let previous = previous.fetch_one(&mut *transaction).await?;
-    let Some(rows) = waiting(&mut transaction, limit).await? else { return Ok(None) };
+    let rows = waiting(&mut transaction, limit).await?.rows;
+    if rows.is_empty() {
+        return Ok(None);
+    }
     let seal = make(&previous, &rows);
     sqlx::query!(
         "INSERT INTO history_seals (number, ids, row_hashes, rows_hash, hash, sealed_at)
@@ -246,11 +249,20 @@ pub async fn seal(
     Ok(Some(seal))
 }
 
-/// The first rows that wait for a seal, in order; `None`: none does. By their ids and not by a join, which would make of
-/// statistics that are never right a walk through the whole history.
-///
-/// One that waits and is not there was deleted: it stays where it is, so that somebody finds out.
-async fn waiting(conn: &mut PgConnection, limit: i64) -> Result<Option<Vec<Sealable>>, Error> {
+/// What waits for a seal.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// The first rows, in order; none: none waits.
+    rows: Vec<Sealable>,
+    /// Whether some that wait before or among these are not there: they were deleted. They go on waiting, so that somebody
+    /// finds out.
+    has_losses: bool,
+}
+
+/// The first rows that wait for a seal. By their ids and not by a join, which would make of statistics that are never right
+/// a walk through the whole history.
+async fn waiting(conn: &mut PgConnection, limit: i64) -> Result<Waiting, Error> {
+    let mut found = Waiting::default();
     let mut after = 0;
     loop {
         let ids = sqlx::query_scalar!(
@@ -259,10 +271,11 @@ async fn waiting(conn: &mut PgConnection, limit: i64) -> Result<Option<Vec<Seala
             limit,
         );
         let ids = ids.fetch_all(&mut *conn).await?;
-        let Some(last) = ids.last() else { return Ok(None) };
-        let rows = rows(conn, &ids).await?;
-        if !rows.is_empty() {
-            return Ok(Some(rows));
+        let Some(last) = ids.last() else { return Ok(found) };
+        found.rows = rows(conn, &ids).await?;
+        found.has_losses |= ids.iter().any(|id| found.rows.binary_search_by_key(id, |row| row.id).is_err());
+        if !found.rows.is_empty() {
+            return Ok(found);
         }
         after = *last;
     }
@@ -429,17 +442,28 @@ impl Inspection<'_> {
     }
 }
 
-/// When the oldest row was written that waits for a seal; `None`: none does.
+/// How the sealing goes, as far as that is seen without a look at the whole history.
+#[derive(Clone, Copy, Debug)]
+pub struct Backlog {
+    /// When the oldest row was written that waits for a seal; `None`: none does.
+    pub since: Option<OffsetDateTime>,
+    /// Whether rows were deleted before their seal.
+    pub has_losses: bool,
+}
+
+/// What the sealing has left.
 ///
 /// # Errors
 ///
 /// When the database fails.
-pub async fn unsealed_since(conn: &mut PgConnection) -> Result<Option<OffsetDateTime>, Error> {
-    let oldest = sqlx::query_scalar!(
-        "SELECT changed_at FROM history WHERE id = (SELECT min(id) FROM history_unsealed)"
-    );
-    Ok(oldest.fetch_optional(conn).await?)
+pub async fn backlog(conn: &mut PgConnection) -> Result<Backlog, Error> {
+    let found = waiting(conn, BACKLOG).await?;
+    let since = found.rows.first().map(|row| row.changed_at);
+    Ok(Backlog { since, has_losses: found.has_losses })
 }
+
+/// How many of those that wait are looked at together.
+const BACKLOG: i64 = 100;
 
 /// Makes the partitions of this month and the next two, where there are none; how many.
 ///

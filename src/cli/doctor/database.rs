@@ -9,7 +9,8 @@ use crate::{
     config::{DbPooler, Environment, Settings},
     keys::Policy,
     store::{
-        self, Access, Blocker, PgConnection, history,
+        self, Access, Blocker, PgConnection,
+        history::{self, Backlog},
         migrations::{self, Schema},
         revocations,
         roles::{self, Privilege, Privileges, Standing},
@@ -104,7 +105,7 @@ async fn on_database(database: &Database, settings: &Settings, policy: &Policy) 
     if settings.db_pooler == DbPooler::Session {
         findings.push(feed(database).await);
     }
-    findings.push(seals(&mut conn).await);
+    findings.extend(seals(&mut conn).await);
     findings
 }
 
@@ -191,23 +192,36 @@ async fn feed(database: &Database) -> Finding {
 }
 
 /// Whether somebody seals what comes into the history.
-async fn seals(conn: &mut PgConnection) -> Finding {
+async fn seals(conn: &mut PgConnection) -> Vec<Finding> {
     const AREA: &str = "history";
 
-    let waiting = async {
+    let look = async {
         let now = store::now(conn).await?;
-        Ok::<_, store::Error>((now, history::unsealed_since(conn).await?))
+        Ok::<_, store::Error>((now, history::backlog(conn).await?))
     };
-    match waiting.await {
-        Ok((now, Some(since))) if now - since > SEAL_PATIENCE => {
-            let message = format!("changes wait for their seal, since {}", seconds(since));
-            Finding::warning(AREA, message).advise(
-                "a running service seals each minute: start one, or look into its log; by hand, `gatepass history seal`",
-            )
-        }
-        Ok(_) => Finding::ok(AREA, "sealed; `gatepass history verify` checks all of it"),
-        Err(error) => failed(AREA, &error),
+    let (now, Backlog { since, has_losses }) = match look.await {
+        Ok(found) => found,
+        Err(error) => return vec![failed(AREA, &error)],
+    };
+    let mut findings = Vec::new();
+    if has_losses {
+        let finding =
+            Finding::warning(AREA, "changes are gone that waited for their seal: somebody deleted them");
+        findings.push(
+            finding.advise("`gatepass history verify` names them; docs/history.md says what to do then"),
+        );
     }
+    if let Some(since) = since.filter(|since| now - *since > SEAL_PATIENCE) {
+        let finding =
+            Finding::warning(AREA, format!("changes wait for their seal, since {}", seconds(since)));
+        findings.push(finding.advise(
+            "a running service seals each minute: start one, or look into its log; by hand, `gatepass history seal`",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(AREA, "sealed; `gatepass history verify` checks all of it"));
+    }
+    findings
 }
 
 /// Whether the schema is as it should be; where `serve` would migrate, whether it may.
