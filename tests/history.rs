@@ -430,6 +430,39 @@ async fn what_cannot_be_written_down_does_not_happen_unless_the_operator_wants_i
 }
 
 #[tokio::test]
+async fn who_locks_the_history_keeps_nobody_from_logging_in_where_the_operator_wants_it_so() {
+    let app = App::new().await;
+    app.register("alice").await;
+    for _ in 0..10 {
+        app.login("alice").await;
+    }
+    let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&app.db).await.unwrap();
+    execute(&app, &format!(r#"ALTER DATABASE "{name}" SET gatepass.history = 'lenient'"#)).await;
+    let before = lines(&app).await.len();
+    let mut holder = PgConnection::connect(&app.database_url).await.unwrap();
+    let mut lock = holder.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE history").execute(&mut *lock).await.unwrap();
+    let login = app.login("alice").await;
+    // Ten rows by one statement, which has no more time than another.
+    app.request(axum::http::Method::DELETE, "/sessions").bearer(&login).send().await.expect(204);
+    lock.rollback().await.unwrap();
+    assert_eq!(lines(&app).await.len(), before);
+    app.login("alice").await;
+    assert_eq!(lines(&app).await.len(), before + 1);
+
+    // What is personal goes with the user, or the user stays.
+    execute(&app, "ALTER TABLE history_personal RENAME TO history_personal_gone").await;
+    let delete = async || {
+        let body = json!({ "password": PASSWORD });
+        app.post("/users/me/delete").bearer(&login).json(&body).send().await
+    };
+    delete().await.expect_problem(500, "internal_error");
+    execute(&app, "ALTER TABLE history_personal_gone RENAME TO history_personal").await;
+    delete().await.expect(204);
+    assert!(!whole_history(&app).await.contains("alice"));
+}
+
+#[tokio::test]
 async fn a_role_that_may_only_serve_writes_history_and_cannot_change_it() {
     let app = App::new().await;
     app.register("alice").await;

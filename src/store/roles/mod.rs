@@ -185,6 +185,7 @@ pub const INNER_FUNCTIONS: &[&str] = &[
     "keep_an_admin()",
     "history_columns(jsonb, text[])",
     "write_history(text, text, jsonb, jsonb, text[], text[], text[])",
+    "try_to_write_history(text, text, jsonb, jsonb, text[], text[], text[])",
     "record_change()",
     "forget_person()",
 ];
