@@ -9,7 +9,7 @@ use time::Duration;
 
 use crate::{
     app::{App, KEY, PASSWORD, database, nobody_is_connected},
-    process::{Ended, Home, until},
+    process::{Ended, Home, Signal, until},
 };
 
 const OTHER_PASSWORD: &str = "another-horse-battery-10";
@@ -662,12 +662,35 @@ async fn the_service_seals_by_itself_and_logs_the_head() {
     let found = verify(&app).await;
     assert_eq!((found.seals, found.rows, found.unsealed), (1, 1, 0));
     assert!(service.stderr().contains(&found.head.unwrap().hash()), "{}", service.stderr());
+    assert!(!service.stderr().contains("RUST_LOG"), "{}", service.stderr());
     let said = gatepass(&app, &["history", "seal"], "").await.expect(0).stdout;
     assert_eq!(said, "nothing to seal\n");
     app.register("bob").await;
     let said = gatepass(&app, &["history", "seal"], "").await.expect(0).stdout;
     let head = verify(&app).await.head.unwrap();
     assert_eq!(said, format!("1 row(s) sealed; seal 2 has the hash {}\n", head.hash()));
+}
+
+#[tokio::test]
+async fn who_keeps_the_heads_out_of_the_log_is_told() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let home = Home::new();
+    let start = |log, more: &[(&str, &str)]| {
+        let settings = [("DB_SOURCE", &*app.database_url), ("TOKEN_SYMMETRIC_KEY", KEY), ("RUST_LOG", log)];
+        home.start(&[&settings[..], more].concat())
+    };
+    let told = "RUST_LOG keeps the seals of the history out of the log";
+    // Traces take what the log does not, and are no log.
+    for more in [&[][..], &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")]] {
+        let mut service = start("warn", more);
+        service.logged(told).await;
+        let log = service.stop(Signal::TERM).await.expect(0).stderr;
+        assert!(log.matches(told).count() == 1 && !log.contains("history sealed"), "{log}");
+    }
+    let mut service = start("warn,gatepass::account::seals=info", &[]);
+    service.logged("history sealed").await;
+    assert!(!service.stderr().contains(told), "{}", service.stderr());
 }
 
 #[tokio::test]

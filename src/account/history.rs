@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     Cause, Error,
     admin::{self, Named},
+    seals,
 };
 pub use crate::store::history::Entry;
 use crate::{
@@ -126,6 +127,7 @@ impl History {
 
     /// Seals each minute, and looks after partitions each hour, for as long as it is polled.
     pub async fn keep(&self, clock: &Clock) {
+        seals::warn_of_unlogged_heads();
         let mut ticks = interval(SEAL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for tick in (0..SEALS_PER_UPKEEP).cycle() {

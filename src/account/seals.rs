@@ -21,6 +21,7 @@
 use std::collections::{HashMap, HashSet};
 
 use aws_lc_rs::digest;
+use tracing::Level;
 
 use super::{Error, History};
 use crate::store::history::{self, Inspection, Personal, Previous, Seal, Sealable};
@@ -131,6 +132,20 @@ pub struct Verification {
     pub problems: Vec<Problem>,
 }
 
+/// At which level the head of each seal is logged.
+const HEADS: Level = Level::INFO;
+
+/// Says so where the log leaves the heads out. Here, since the filter may be another for each module.
+pub(super) fn warn_of_unlogged_heads() {
+    if !tracing::enabled!(HEADS) {
+        tracing::warn!(
+            "RUST_LOG keeps the seals of the history out of the log: whoever owns the database may then replace the history \
+             and all of its seals, and nobody sees it. Add `{}=info` to it",
+            module_path!()
+        );
+    }
+}
+
 impl History {
     /// Seals what has come; how many rows, and the last seal if there is a new one. Where somebody else is at it, leaves it
     /// to them.
@@ -145,7 +160,7 @@ impl History {
             let head = Head { seal: seal.number, hash: seal.hash };
             let rows = seal.ids.len();
             // Here it is out of reach of whoever owns the database.
-            tracing::info!(seal = head.seal, hash = head.hash(), rows, "history sealed");
+            tracing::event!(HEADS, seal = head.seal, hash = head.hash(), rows, "history sealed");
             sealed = (sealed.0 + rows as u64, Some(head));
         }
         Ok(sealed)
