@@ -20,7 +20,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::app::{App, PASSWORD, Story, database};
+use crate::{
+    app::{App, PASSWORD, Story, database},
+    process::{Home, QUICK},
+};
 
 /// Where the service finds its database, and how often it has been asked there.
 struct Wire {
@@ -181,4 +184,33 @@ async fn a_reading_of_the_ring_asks_the_database_once() {
         }
     }
     assert_eq!(fewest, 1);
+}
+
+/// Each of these has what it changes locked until the import has come to the end of the thousand.
+#[tokio::test]
+async fn an_import_asks_for_a_thousand_users_whom_it_changes_as_often_as_for_ten() {
+    let wire = Wire::new().await;
+    let home = Home::new();
+    // Every second one gets another password.
+    let user = |i: usize, year: usize| {
+        let of = if i.is_multiple_of(2) { 2020 } else { year };
+        json!({
+            "external_id": format!("x-{i}"), "username": format!("user{i}"),
+            "email": format!("user{i}@in{year}.example.com"), "updated_at": format!("{year}-01-01T00:00:00Z"),
+            "password_hash": format!("$2b$08$qZ9e3.J/1Zf8ZpAUCuK3He{of}dxTCio0r6MwOVn4oc4G3Z6Pj8C2"),
+        })
+    };
+    let import = async |count: usize, year: usize| {
+        let lines = (0..count).map(|i| format!("{}\n", user(i, year)));
+        home.write("users.jsonl", &lines.collect::<String>());
+        let before = wire.asked();
+        let import = home.gatepass(&["import", "users.jsonl", "--json"]).envs(&QUICK);
+        let done = import.env("DB_SOURCE", &wire.url).run().await.expect(0).json();
+        let changed = if year == 2020 { "created" } else { "updated" };
+        assert_eq!(done[changed], count, "{done}");
+        wire.asked() - before
+    };
+    import(1_000, 2020).await;
+    let ten = import(10, 2021).await;
+    assert_eq!(import(1_000, 2022).await, ten);
 }

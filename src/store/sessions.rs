@@ -260,8 +260,8 @@ pub enum Which {
     Beyond(i64),
 }
 
-/// Ends sessions of a user that go on at `now`; how many those were. Whoever ends a session does it here, but for a user
-/// who is disabled: that ends theirs by a trigger. A trigger also tells every replica.
+/// Ends sessions of a user that go on at `now`; how many those were. Whoever ends a session does it here or by
+/// [`end_all`], but for a user who is disabled: that ends theirs by a trigger. A trigger also tells every replica.
 ///
 /// The rows are locked in the order of their ids, as by everybody else who locks several.
 ///
@@ -306,6 +306,36 @@ pub async fn end(
         generation,
         but,
         beyond,
+        reason as EndReason,
+        cause.actor(),
+        cause.request_id(),
+    );
+    Ok(done.execute(conn).await?.rows_affected())
+}
+
+/// Ends all sessions of these users that go on at `now`, as [`end`] does those of one.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn end_all(
+    conn: &mut PgConnection,
+    user_ids: &[Uuid],
+    reason: EndReason,
+    now: OffsetDateTime,
+    cause: &Cause,
+) -> Result<u64, Error> {
+    let done = sqlx::query!(
+        "WITH ending AS (
+             SELECT id FROM sessions
+             WHERE user_id = ANY ($1) AND ended_at IS NULL AND greatest(refresh_expires_at, access_expires_at) > $2
+             ORDER BY id
+             FOR UPDATE
+         )
+         UPDATE sessions SET ended_at = $2, end_reason = $3 FROM ending
+         WHERE sessions.id = ending.id AND (SELECT caused_by($4, $5))",
+        user_ids,
+        now,
         reason as EndReason,
         cause.actor(),
         cause.request_id(),

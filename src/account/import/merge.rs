@@ -14,7 +14,7 @@ use crate::{
     password::HashedPassword,
     store::{
         self, Transaction,
-        imports::{self, Holders, Names, Present, Row},
+        imports::{self, Change, Holders, Names, Present, Row},
     },
 };
 
@@ -168,10 +168,20 @@ pub(super) async fn write(
             _ => imports::copy(transaction, rows, cause).await?,
         }
         done.created.extend(new);
-        let present = imports::lock(transaction, &known.keys().copied().collect::<Vec<_>>()).await?;
-        for present in present {
+        let (mut changes, mut demoted) = (Vec::new(), Vec::new());
+        for present in imports::lock(transaction, &known.keys().copied().collect::<Vec<_>>()).await? {
             let Some(records) = known.remove(&present.id) else { continue };
-            change(transaction, chunk, &records, present, now, cause, &mut done).await?;
+            let folded = fold(chunk, &records, &present);
+            if folded.demotes(&present) {
+                demoted.push((records, present));
+            } else {
+                changes.extend(done.take(folded, &present));
+            }
+        }
+        // All at once: until the end of the transaction none of them can log in.
+        imports::change(transaction, &changes, now, cause).await?;
+        for (records, present) in demoted {
+            demote(transaction, chunk, &records, present, now, cause, &mut done).await?;
         }
         // Who has been deleted meanwhile is new.
         later.extend(known.into_values().flatten().map(|said| said.record));
@@ -198,9 +208,9 @@ struct Said {
     is_email_taken: bool,
 }
 
-/// Makes of a user who is there what these records of a chunk say, in their order and all at once. When that would take the
-/// last administrator, half of them at once, and so on down to the one that is refused.
-async fn change(
+/// Makes of an administrator who is there what these records of a chunk say, in their order and all at once. When that would
+/// take the last one, half of them at once, and so on down to the one that is refused.
+async fn demote(
     transaction: &mut Transaction<'_>,
     chunk: &[Ready],
     records: &[Said],
@@ -211,11 +221,9 @@ async fn change(
 ) -> Result<(), store::Error> {
     let mut parts = VecDeque::from([records]);
     while let Some(part) = parts.pop_front() {
-        let Folded { user, is_other_password, updated, unchanged, refused } = fold(chunk, part, &present);
-        if (user.updated_at, user.administered_at) != (present.updated_at, present.administered_at) {
-            let demotes = is_admin(&present) && !is_admin(&user);
-            match imports::change(transaction, &user, is_other_password, demotes, now, cause).await {
-                Ok(()) => {}
+        let folded = fold(chunk, part, &present);
+        if folded.demotes(&present) {
+            match imports::demote(transaction, &folded.change, now, cause).await {
                 Err(store::Error::LastAdmin) => {
                     if let &[Said { record, .. }] = part {
                         done.refused.push((record, Denied::LastAdmin));
@@ -226,21 +234,20 @@ async fn change(
                     }
                     continue;
                 }
-                Err(error) => return Err(error),
+                demoted => demoted?,
             }
-            present = user;
+            present = done.take(folded, &present).map_or(present, |change| change.user);
+        } else if let Some(change) = done.take(folded, &present) {
+            imports::change(transaction, std::slice::from_ref(&change), now, cause).await?;
+            present = change.user;
         }
-        done.updated += updated;
-        done.unchanged += unchanged;
-        done.refused.extend(refused.into_iter().map(|record| (record, Denied::EmailTaken)));
     }
     Ok(())
 }
 
 /// What records make of a user, one after the other.
 struct Folded {
-    user: Present,
-    is_other_password: bool,
+    change: Change,
     /// How many of them change something.
     updated: u64,
     unchanged: u64,
@@ -248,32 +255,50 @@ struct Folded {
     refused: Vec<usize>,
 }
 
+impl Folded {
+    /// Whether somebody has to be left who is an administrator, too.
+    fn demotes(&self, present: &Present) -> bool {
+        is_admin(present) && !is_admin(&self.change.user)
+    }
+}
+
+impl Done {
+    /// Counts what records make of a user; what of it is to be written, if anything.
+    fn take(&mut self, folded: Folded, present: &Present) -> Option<Change> {
+        let Folded { change, updated, unchanged, refused } = folded;
+        self.updated += updated;
+        self.unchanged += unchanged;
+        self.refused.extend(refused.into_iter().map(|record| (record, Denied::EmailTaken)));
+        let times = |user: &Present| (user.updated_at, user.administered_at);
+        (times(&change.user) != times(present)).then_some(change)
+    }
+}
+
 fn fold(chunk: &[Ready], records: &[Said], present: &Present) -> Folded {
     let mut folded = Folded {
-        user: present.clone(),
-        is_other_password: false,
+        change: Change { user: present.clone(), is_other_password: false },
         updated: 0,
         unchanged: 0,
         refused: Vec::new(),
     };
     for &Said { record, is_email_taken } in records {
-        let ready = &chunk[record];
-        let newer = ready.user.updated_at.filter(|at| folded.user.is_older_than(*at));
+        let (ready, before) = (&chunk[record], &mut folded.change.user);
+        let newer = ready.user.updated_at.filter(|at| before.is_older_than(*at));
         let Some(at) = newer else {
             folded.unchanged += 1;
             continue;
         };
-        let (user, is_other_password) = changed(ready, &folded.user, at, is_email_taken);
-        if is_email_taken && at > folded.user.updated_at {
+        let (user, is_other_password) = changed(ready, before, at, is_email_taken);
+        if is_email_taken && at > before.updated_at {
             folded.refused.push(record);
-        } else if is_same(&user, &folded.user) {
+        } else if is_same(&user, before) {
             folded.unchanged += 1;
         } else {
             folded.updated += 1;
         }
-        folded.is_other_password |= is_other_password;
         // What is the same but newer is noted, too: something in between may come later.
-        folded.user = user;
+        *before = user;
+        folded.change.is_other_password |= is_other_password;
     }
     folded
 }
@@ -366,7 +391,6 @@ pub(super) fn is_no_later_password(user: &Checked, present: &Present) -> bool {
         && user.password_changed_at.is_some_and(|at| at <= present.password_changed_at)
 }
 
-/// Whether somebody has to be left who is one, too.
 fn is_admin(user: &Present) -> bool {
     !user.disabled && user.roles.iter().any(|role| role == ADMIN_ROLE)
 }

@@ -8,7 +8,7 @@ use crate::{
     password::HashedPassword,
     store::{
         Cause, Error, PgConnection, Transaction,
-        sessions::{self, EndReason, Which},
+        sessions::{self, EndReason},
     },
 };
 
@@ -71,23 +71,83 @@ pub async fn lock(transaction: &mut Transaction<'_>, ids: &[Uuid]) -> Result<Vec
     Ok(present.fetch_all(&mut **transaction).await?)
 }
 
-/// Makes `user`, whom [`lock`] has locked, who it says. Another password ends the user's sessions.
+/// A user whom [`lock`] has locked, as they will be.
+#[derive(Debug)]
+pub struct Change {
+    /// All of it.
+    pub user: Present,
+    /// Whether that is another password, which ends the user's sessions.
+    pub is_other_password: bool,
+}
+
+/// Makes users, each there once, who they will be. To the database and back at most twice, however many they are: until the
+/// transaction ends, none of them can log in.
 ///
 /// # Errors
 ///
-/// [`Error::LastAdmin`]; where it `demotes` an administrator nothing of this user has changed then, and the transaction goes
-/// on. All others end it.
+/// All end the transaction.
 pub async fn change(
-    transaction: &mut Transaction<'_>,
-    user: &Present,
-    is_other_password: bool,
-    demotes: bool,
+    conn: &mut PgConnection,
+    changes: &[Change],
     now: OffsetDateTime,
     cause: &Cause,
 ) -> Result<(), Error> {
-    if !demotes {
-        return update(transaction, user, is_other_password, now, cause).await;
+    if changes.is_empty() {
+        return Ok(());
     }
+    let users = || changes.iter().map(|change| &change.user);
+    // Lists of different lengths make no array of two dimensions; no role has a comma in its name.
+    let roles: Vec<_> = users().map(|user| user.roles.join(",")).collect();
+    let done = sqlx::query!(
+        "UPDATE users
+         SET email = new.email, full_name = new.full_name, password_hash = new.password_hash,
+             roles = string_to_array(new.roles, ','), is_email_verified = new.is_email_verified,
+             disabled = new.disabled, password_changed_at = new.password_changed_at, updated_at = new.updated_at,
+             administered_at = new.administered_at
+         FROM unnest(
+             $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[], $7::boolean[],
+             $8::timestamptz[], $9::timestamptz[], $10::timestamptz[]
+         ) AS new (
+             id, email, full_name, password_hash, roles, is_email_verified, disabled, password_changed_at, updated_at,
+             administered_at
+         )
+         WHERE users.id = new.id AND (SELECT caused_by($11, $12))",
+        &users().map(|user| user.id).collect::<Vec<_>>(),
+        &users().map(|user| user.email.clone()).collect::<Vec<_>>(),
+        &users().map(|user| user.full_name.clone()).collect::<Vec<_>>() as _,
+        &users()
+            .map(|user| user.password_hash.as_ref().map(|hash| hash.as_str().to_owned()))
+            .collect::<Vec<_>>() as _,
+        &roles,
+        &users().map(|user| user.is_email_verified).collect::<Vec<_>>(),
+        &users().map(|user| user.disabled).collect::<Vec<_>>(),
+        &users().map(|user| user.password_changed_at).collect::<Vec<_>>(),
+        &users().map(|user| user.updated_at).collect::<Vec<_>>(),
+        &users().map(|user| user.administered_at).collect::<Vec<_>>(),
+        cause.actor(),
+        cause.request_id(),
+    );
+    let done = done.execute(&mut *conn).await?;
+    debug_assert_eq!(done.rows_affected(), changes.len() as u64, "the rows are locked");
+    let others: Vec<_> =
+        changes.iter().filter(|change| change.is_other_password).map(|change| change.user.id).collect();
+    if !others.is_empty() {
+        sessions::end_all(conn, &others, EndReason::PasswordChanged, now, cause).await?;
+    }
+    Ok(())
+}
+
+/// The same with one who may be the last administrator and would be none any more.
+///
+/// # Errors
+///
+/// [`Error::LastAdmin`]: nothing has changed then, and the transaction goes on. All others end it.
+pub async fn demote(
+    transaction: &mut Transaction<'_>,
+    change: &Change,
+    now: OffsetDateTime,
+    cause: &Cause,
+) -> Result<(), Error> {
     // Not for everybody: that is to the database and back three times in place of once, and hundreds of savepoints in one
     // transaction slow down everybody else.
     #[expect(
@@ -95,41 +155,8 @@ pub async fn change(
         reason = "what is left half way ends with the transaction that it is a part of"
     )]
     let mut savepoint = transaction.begin().await?;
-    update(&mut savepoint, user, is_other_password, now, cause).await?;
+    self::change(&mut savepoint, std::slice::from_ref(change), now, cause).await?;
     savepoint.commit().await?;
-    Ok(())
-}
-
-async fn update(
-    conn: &mut PgConnection,
-    user: &Present,
-    is_other_password: bool,
-    now: OffsetDateTime,
-    cause: &Cause,
-) -> Result<(), Error> {
-    let done = sqlx::query!(
-        "UPDATE users
-         SET email = $2, full_name = $3, password_hash = $4, roles = $5, is_email_verified = $6, disabled = $7,
-             password_changed_at = $8, updated_at = $9, administered_at = $10
-         WHERE id = $1 AND (SELECT caused_by($11, $12))",
-        user.id,
-        user.email,
-        user.full_name,
-        user.password_hash.as_ref().map(HashedPassword::as_str),
-        &user.roles,
-        user.is_email_verified,
-        user.disabled,
-        user.password_changed_at,
-        user.updated_at,
-        user.administered_at,
-        cause.actor(),
-        cause.request_id(),
-    );
-    let done = done.execute(&mut *conn).await?;
-    debug_assert_eq!(done.rows_affected(), 1, "the row is locked");
-    if is_other_password {
-        sessions::end(conn, user.id, Which::All, EndReason::PasswordChanged, now, cause).await?;
-    }
     Ok(())
 }
 
