@@ -192,10 +192,14 @@ const PEOPLE: [Person; 3] = [
         address: "198.51.100.142",
     },
 ];
+/// A role of the database.
+const OPERATOR: &str = "lunkwill_fook";
+const EXTERNAL_ID: &str = "dolphin|so-long";
 const AGENT: &str = "Sirius-Cybernetics/42.0 (Happy Vertical)";
 
 /// A service's database as it is after some time of use: people who registered, logged in twice, changed something, logged
-/// out; an operator who disabled one of them.
+/// out; an operator who disabled one of them; and one with an account of the database who wrote down who somebody is in
+/// another system, as an import does.
 async fn lived_in() -> App {
     let app = App::new().await;
     for person in &PEOPLE {
@@ -222,6 +226,15 @@ async fn lived_in() -> App {
     let disable = home.gatepass(&["user", "disable", PEOPLE[2].username]).envs(&QUICK);
     let disable = disable.env("DB_SOURCE", &app.database_url).env("TOKEN_SYMMETRIC_KEY", KEY);
     disable.env("USER", "arthur-dent").run().await.expect(0);
+    static ROLE: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
+    let role =
+        format!("CREATE ROLE {OPERATOR} LOGIN; GRANT pg_read_all_data, pg_write_all_data TO {OPERATOR}");
+    ROLE.get_or_init(|| admin(&role)).await;
+    let name = text(&app.database_url, "SELECT current_database()::text").await;
+    admin(&format!(r#"GRANT CONNECT ON DATABASE "{name}" TO {OPERATOR}"#)).await;
+    let found =
+        format!("UPDATE users SET external_id = '{EXTERNAL_ID}' WHERE username = '{}'", PEOPLE[1].username);
+    admin_of(&as_role(&app.database_url, OPERATOR), &found).await;
     app
 }
 
@@ -254,6 +267,8 @@ async fn secrets(url: &str) -> Vec<String> {
         "sirius".into(),
         "arthur".into(),
         "marvin".into(),
+        "lunkwill".into(),
+        "dolphin".into(),
     ];
     for person in &PEOPLE {
         all.extend([person.username, person.email, person.full_name, person.address].map(str::to_lowercase));
@@ -466,6 +481,15 @@ async fn a_copy_is_masked_in_place_and_nothing_is_left_in_its_files() {
     let app = lived_in().await;
     admin_of(&app.database_url, SECRETS_OF_THE_SERVICE).await;
     let secrets = secrets(&app.database_url).await;
+    for known in [
+        format!("SELECT count(*) FROM users WHERE external_id = '{EXTERNAL_ID}'"),
+        format!(
+            "SELECT count(*) FROM history_personal WHERE changed_data -> 'after' ->> 'external_id' = '{EXTERNAL_ID}'"
+        ),
+        format!("SELECT count(*) FROM history WHERE database_user = '{OPERATOR}'"),
+    ] {
+        assert_eq!(number(&app.database_url, &known).await, 1, "{known}");
+    }
     let before = counts(&app.database_url, "true").await;
     let home = Home::new();
     gatepass(&home, &app.database_url, &["history", "seal"]).await.expect(0);
