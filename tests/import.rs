@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use time::OffsetDateTime;
 
 use crate::{
-    app::{App, PASSWORD, START, as_role, empty_database},
+    app::{App, KEY, PASSWORD, START, as_role, database, empty_database},
     process::{Ended, Home, Invocation, Process, QUICK, Signal, is_drill, until},
 };
 
@@ -983,6 +983,37 @@ async fn who_was_exported_is_imported_elsewhere_as_they_were() {
     for (username, password) in [("alice", PASSWORD), ("bob", PASSWORD), ("carol", &fast_password)] {
         assert_eq!(there.status(username, password).await, 200, "{username}");
     }
+}
+
+/// The dearest hashes that the settings allow are beyond what others' may cost.
+#[tokio::test]
+async fn who_leaves_a_service_with_dear_hashes_is_taken_by_one_that_has_them_too() {
+    let dear = [("ARGON2_MEMORY_KIB", "196608"), ("ARGON2_ITERATIONS", "6"), ("PASSWORD_HASH_THREADS", "1")];
+    let (here, there) = (Move::new().await, Home::new());
+    let run = |home: &Home, url: &str, args: &[&str]| {
+        let url = as_role(url, roles::APP);
+        home.gatepass(args).envs(&dear).env("DB_SOURCE", &url).env("TOKEN_SYMMETRIC_KEY", KEY)
+    };
+    let create = ["user", "create", "alice", "--email", "alice@example.com", "--password-stdin"];
+    let create = run(&here.home, &here.app.database_url, &create);
+    create.stdin(&format!("{PASSWORD}\n")).run().await.expect(0);
+    let hash = here.user("alice").await["password_hash"].as_str().unwrap().to_owned();
+    assert!(hash.contains("$m=196608,t=6,p=1$"), "{hash}");
+    let export = run(&here.home, &here.app.database_url, &["export", "--hashes"]);
+    there.write("users.jsonl", &export.run().await.expect(0).stdout);
+
+    let url = database().await;
+    run(&there, &url, &["import", "users.jsonl"]).run().await.expect(0);
+    let service = [&dear[..], &[("DB_SOURCE", &*url), ("TOKEN_SYMMETRIC_KEY", KEY)]].concat();
+    let service = there.serve(&service).await;
+    let login = json!({ "username": "alice", "password": PASSWORD });
+    assert_eq!(service.post("/users/login", &login).await.0, 200);
+    service.stop(Signal::TERM).await.expect(0);
+    // It costs more than anybody else's may where our own cost less.
+    let again = Move::new().await;
+    again.home.write("users.jsonl", &fs::read_to_string(there.path("users.jsonl")).unwrap());
+    assert_eq!(again.summary(&["users.jsonl"]).await, [1, 0, 0, 0, 1]);
+    assert!(again.read("users.jsonl.rejects").contains("costs more than one login may"));
 }
 
 #[tokio::test]

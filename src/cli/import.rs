@@ -153,6 +153,7 @@ impl Args {
             bare: self.bare(format)?,
             firebase,
             peppers: settings.password_pepper.clone(),
+            params: Some(settings.argon2),
             now: Clock::system().now(),
             left_out: LeftOut::default(),
         })

@@ -300,6 +300,11 @@ impl Pool {
         &self.0.recipe.peppers
     }
 
+    /// What its hashes cost.
+    pub fn params(&self) -> &Params {
+        &self.0.recipe.params
+    }
+
     /// How many jobs wait for a thread.
     pub fn queued(&self) -> usize {
         self.0.queue.lock().jobs.len()

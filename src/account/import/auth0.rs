@@ -2,7 +2,6 @@
 //! array. <https://auth0.com/docs/manage-users/user-migration/bulk-user-exports>
 
 use super::{Draft, Rules, object::Object};
-use crate::password::foreign::Imported;
 
 pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     let id = match object.value("_id") {
@@ -27,7 +26,7 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
         updated_at: object.time("updated_at"),
         // The one in what the extension writes, the other beside the hash.
         password_changed_at: object.time("last_password_reset").max(object.mongo_time("password_set_date")),
-        password: password.map(|text| Imported::parse(&text, &rules.peppers)),
+        password: password.map(|text| rules.password(&text, "")),
         ..Draft::default()
     }
     .with_username()

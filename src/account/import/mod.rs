@@ -56,7 +56,7 @@ use super::{Cause, Email, Error, FieldError, FullName, Roles, Username};
 pub use crate::store::imports::{Progress, Source};
 use crate::{
     password::{
-        Peppers, Pool,
+        Params, Peppers, Pool,
         foreign::{BareKind, FirebaseProject, Imported, Refused as RefusedHash},
     },
     store::{self, PgConnection, imports},
@@ -114,6 +114,8 @@ pub struct Rules {
     pub firebase: Option<FirebaseProject>,
     /// Our own, for our own hashes on their way back.
     pub peppers: Peppers,
+    /// What those cost, and foreign ones of their kind may cost, too; `None`: what any foreign one may.
+    pub params: Option<Params>,
     /// The time of the import.
     pub now: OffsetDateTime,
     /// The roles that were left out on the way, since no role may be called that here.
@@ -125,13 +127,14 @@ pub type LeftOut = Arc<Mutex<BTreeSet<String>>>;
 
 impl Rules {
     /// For a single record of our own format.
-    fn ours(peppers: Peppers, allow_admin: bool, now: OffsetDateTime) -> Self {
+    fn ours(peppers: Peppers, params: Option<Params>, allow_admin: bool, now: OffsetDateTime) -> Self {
         Self {
             format: Format::Jsonl,
             allow_admin,
             bare: None,
             firebase: None,
             peppers,
+            params,
             now,
             left_out: LeftOut::default(),
         }
@@ -139,7 +142,7 @@ impl Rules {
 
     /// Reads a hash; `salt` is what the record has for one.
     fn password(&self, text: &str, salt: &str) -> Result<Imported, RefusedHash> {
-        Imported::of_kind(text, self.bare.as_ref(), salt, &self.peppers)
+        Imported::of_kind(text, self.bare.as_ref(), salt, &self.peppers, self.params.as_ref())
     }
 }
 
@@ -289,7 +292,7 @@ pub(super) fn check_without_hash(
     now: OffsetDateTime,
 ) -> Result<Checked, String> {
     fields.retain(|name, _| name != "password_hash" && name != "salt");
-    let rules = Rules::ours(Peppers::default(), false, now);
+    let rules = Rules::ours(Peppers::default(), None, false, now);
     let mut object = Object::new(&fields, false);
     let draft = own::draft(&mut object, &rules).with_username();
     draft.check(object, &rules).map_err(|errors| rejects::reason(&errors))

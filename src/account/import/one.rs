@@ -46,7 +46,8 @@ impl Accounts {
         rng: &mut impl CryptoRng,
     ) -> Result<(User, Outcome), Error> {
         let given = record.insert("external_id".to_owned(), external_id.into());
-        let rules = Rules::ours(self.passwords.peppers().clone(), true, now);
+        let (peppers, params) = (self.passwords.peppers().clone(), *self.passwords.params());
+        let rules = Rules::ours(peppers, Some(params), true, now);
         let mut object = Object::new(&record, false);
         if given.is_some_and(|given| !given.is_null() && given != external_id) {
             object.refuse("external_id", "mismatch", "is another one than in the address");

@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_line_that_is_too_long_costs_that_line() {
-        let rules = Rules::ours(Peppers::default(), false, datetime!(2026-01-02 03:04:05 UTC));
+        let rules = Rules::ours(Peppers::default(), None, false, datetime!(2026-01-02 03:04:05 UTC));
         let good = r#"{"username":"alice","email":"alice@example.com"}"#;
         // One that ends where reading it does, one that goes on, and one that never ends.
         let (just, long) = ("x".repeat(MAX_RECORD), "x".repeat(3 * MAX_RECORD));

@@ -8,7 +8,8 @@
 //!   the digest. At a login both are computed, one after the other.
 //!
 //! Every function is bounded when it is read, from a file or from the database, so that no hash takes a thread for
-//! longer than two seconds or more memory than [`MAX_BORROWED`]; so is what they are computed of ([`MAX_PASSWORD`]).
+//! longer than two seconds or more memory than [`MAX_BORROWED`], unless our own hashes do; so is what they are computed of
+//! ([`MAX_PASSWORD`]).
 //! `docs/foreign-hashes.md` has all forms and bounds.
 
 mod bcrypt;
@@ -30,7 +31,7 @@ pub use scrypt::FirebaseProject;
 
 use self::phc::Phc;
 use super::{
-    HashedPassword, MAX_BORROWED, Peppers, Unreadable,
+    HashedPassword, MAX_BORROWED, Params, Peppers, Unreadable,
     argon::{PREFIX, Stored},
 };
 
@@ -53,9 +54,10 @@ const OURS: &str = "$argon2id$";
 
 /// The most memory that an imported Argon2 hash may take, in KiB: 128 MiB. Less than what our own parameters may be, since
 /// an operator chooses those and anybody may have chosen these. Django has 100 MiB, PHP and argon2-cffi 64, Keycloak 7.
+/// What takes no more than our own parameters, as our own hashes on their way back, is computed in its thread's memory.
 const MAX_IMPORTED_KIB: u32 = 128 << 10;
 
-/// The most memory times passes of an imported Argon2 hash, in KiB: a second.
+/// The most memory times passes of an imported Argon2 hash, in KiB: a second. Or as much as our own parameters take.
 const MAX_IMPORTED_WORK_KIB: u64 = 1 << 20;
 
 const _: () = assert!((MAX_IMPORTED_KIB as u64) << 10 <= MAX_BORROWED);
@@ -136,18 +138,23 @@ impl Imported {
     /// assert!(matches!(read("$2b$31$EixZaYVK1fsbw1ZfbX3OXe"), Err(Refused::TooCostly("bcrypt"))));
     /// ```
     pub fn parse(text: &str, peppers: &Peppers) -> Result<Self, Refused> {
+        Self::parse_beside(text, peppers, None)
+    }
+
+    /// The same at a service whose own hashes have these parameters.
+    fn parse_beside(text: &str, peppers: &Peppers, own: Option<&Params>) -> Result<Self, Refused> {
         if text.is_empty() {
             return Err(Refused::NoPassword);
         }
         let text = without_name(text);
         if text.starts_with(PREFIX) {
-            check_argon2(text, peppers)?;
+            check_argon2(text, peppers, own)?;
             return Ok(Self::Keep(HashedPassword(text.to_owned())));
         }
         // What an earlier import has made, on its way back.
         if let Some(wrapped) = Wrapped::parse(text) {
             let (_, argon2) = wrapped.map_err(|_| Refused::Malformed("wrapped"))?;
-            check_argon2(argon2, peppers)?;
+            check_argon2(argon2, peppers, own)?;
             return Ok(Self::Keep(HashedPassword(text.to_owned())));
         }
         if text.starts_with(['!', '*']) {
@@ -193,7 +200,7 @@ impl Imported {
     }
 
     /// A hash from a file whose hexadecimal is `kind`; `salt` is that one's. Whatever is not hexadecimal says itself what it
-    /// is.
+    /// is. Argon2 may cost as much as this service's `own` hashes do.
     ///
     /// # Errors
     ///
@@ -203,12 +210,13 @@ impl Imported {
         kind: Option<&BareKind>,
         salt: &str,
         peppers: &Peppers,
+        own: Option<&Params>,
     ) -> Result<Self, Refused> {
         match kind {
             Some(kind) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
                 kind.hash(text, salt.as_bytes()).map(Self::of)
             }
-            _ => Self::parse(text, peppers),
+            _ => Self::parse_beside(text, peppers, own),
         }
     }
 
@@ -251,15 +259,18 @@ impl FastHash {
     }
 }
 
-/// Whether an Argon2 hash may be imported.
-fn check_argon2(text: &str, peppers: &Peppers) -> Result<(), Refused> {
+/// Whether an Argon2 hash may be imported, where our own have these parameters.
+fn check_argon2(text: &str, peppers: &Peppers, own: Option<&Params>) -> Result<(), Refused> {
     const NAME: &str = "Argon2";
     let stored = Stored::parse(text, peppers).map_err(|reason| match reason {
         Unreadable::TooCostly => Refused::TooCostly(NAME),
         Unreadable::Pepper => Refused::Pepper,
         Unreadable::Format | Unreadable::Algorithm | Unreadable::Unwrapped => Refused::Malformed(NAME),
     })?;
-    if stored.params.memory_kib > MAX_IMPORTED_KIB || stored.params.work() > MAX_IMPORTED_WORK_KIB {
+    let (own_kib, own_work_kib) = own.map_or((0, 0), |own| (own.memory_kib, own.work()));
+    if stored.params.memory_kib > MAX_IMPORTED_KIB.max(own_kib)
+        || stored.params.work() > MAX_IMPORTED_WORK_KIB.max(own_work_kib)
+    {
         return Err(Refused::TooCostly(NAME));
     }
     Ok(())

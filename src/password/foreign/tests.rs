@@ -202,7 +202,7 @@ fn hmacs_are_read_by_their_names_with_one_key_for_all_or_the_salt_as_the_key() {
     let kind = |name| BareKind::by_name(name).unwrap();
     let shared = |name| kind(name).with_key(b"a-key-of-all".to_vec().into()).unwrap();
     let import = |text: &str, kind: &BareKind, salt: &str| {
-        Imported::of_kind(text, Some(kind), salt, &Peppers::default())
+        Imported::of_kind(text, Some(kind), salt, &Peppers::default(), None)
     };
     let is_right = |imported: Result<Imported, Refused>| {
         let stored = store(imported.unwrap());
@@ -364,6 +364,31 @@ fn refused() {
         let message = expected.to_string();
         assert!(text.len() < 4 || !message.contains(&text), "{message}");
     }
+}
+
+#[test]
+fn argon2_may_cost_what_our_own_hashes_do() {
+    let text = |memory_kib: u32, iterations: u32| {
+        format!(
+            "$argon2id$v=19$m={memory_kib},t={iterations},p=1$AAECAwQFBgcICQoLDA0ODw$fQXnu2lcRVW87PU7wSxCyjf7dkJaCTH9lUUs2L+PJMw"
+        )
+    };
+    let read = |text: &str, memory_kib, iterations| {
+        let own = Params { memory_kib, iterations, parallelism: 1 };
+        Imported::of_kind(text, None, "", &Peppers::default(), Some(&own)).map(|_| ())
+    };
+    let costly = Err(Refused::TooCostly("Argon2"));
+    for (memory_kib, iterations) in [(1 << 20, 4), (131_073, 1), (8192, 129)] {
+        let (usual, wrapped) = (text(memory_kib, iterations), text(memory_kib, iterations));
+        let wrapped = format!("$wrapped$digest$of=md5,template=e3Bhc3N3b3JkfQ${wrapped}");
+        for text in [&usual, &wrapped] {
+            assert_eq!(read(text, 19456, 2), costly, "{text}");
+            assert_eq!(read(text, memory_kib, iterations), Ok(()), "{text}");
+        }
+        assert_eq!(read(&text(memory_kib + 1, iterations), memory_kib, iterations), costly);
+    }
+    // Cheap ones of our own take nothing away from others'.
+    assert_eq!(read(&text(131_072, 8), 8, 1), Ok(()));
 }
 
 #[test]
