@@ -399,6 +399,35 @@ async fn a_line_that_is_too_long_costs_that_line() {
 }
 
 #[tokio::test]
+async fn a_user_of_a_document_who_cannot_be_read_costs_that_user() {
+    let here = Move::new().await;
+    let user = |id: u32, name: &[u8]| {
+        let (before, after) =
+            (format!("{{\"localId\": \"{id}\", \"email\": \"u{id}@example.com\", \"displayName\": "), "}");
+        [before.as_bytes(), name, after.as_bytes()].concat()
+    };
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    let names: [&[u8]; 7] =
+        [b"\"A\"", b"\"B\xff\"", b"\"C\"", br#""\ud83d""#, br#""{\"""#, deep.as_bytes(), b"null"];
+    let users: Vec<_> = (1..).zip(names).map(|(id, name)| user(id, name)).collect();
+    let document = [b"{\"users\": [\n", &users.join(&b",\n"[..])[..], b"\n]}\n"].concat();
+    fs::write(here.home.path("users.json"), document).unwrap();
+    assert_eq!(here.summary(&["users.json", "--format", "firebase"]).await, [7, 4, 0, 0, 3]);
+    let refused = here.read("users.json.rejects");
+    let refused: Vec<Value> = refused.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (refused, (number, text)) in refused.iter().zip([(2, "B\u{fffd}"), (4, r"\ud83d"), (6, "[[[[")]) {
+        assert_eq!(refused["_line"], number);
+        assert!(refused["_text"].as_str().unwrap().contains(text), "{refused}");
+        let reason = refused["_reason"].as_str().unwrap();
+        assert!(
+            reason.contains("is no JSON object") && reason.contains(&format!("on line {}", number + 1)),
+            "{reason}"
+        );
+    }
+    assert_eq!(here.count("SELECT count(*) FROM users WHERE external_id IN ('1', '3', '5', '7')").await, 4);
+}
+
+#[tokio::test]
 async fn one_bad_line_in_many_costs_that_line() {
     let here = Move::new().await;
     let count = if is_drill() { 1_000_000 } else { 12_000 };

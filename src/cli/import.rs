@@ -6,11 +6,9 @@ use std::{
     fs::{self, File},
     io::{self, IsTerminal, Read},
     num::NonZeroUsize,
+    ops::Range,
     path::{Path, PathBuf},
-    sync::{
-        Arc, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::PoisonError,
     thread,
     time::{Duration, Instant},
 };
@@ -311,7 +309,9 @@ async fn import(
         }
     }
     let (input, mut display) = begin(origin, before.records())?;
-    let seen = |progress: &Progress, refused: &[Rejection]| display.show(progress.records(), refused);
+    let seen = |progress: &Progress, bytes: &Range<u64>, refused: &[Rejection]| {
+        display.show(progress.records(), bytes, refused);
+    };
     let done = importer.run(input, rules, wanted, before, seen).await;
     display.end();
     Ok(done?)
@@ -324,14 +324,16 @@ async fn compare(
     differences: Option<&Path>,
 ) -> Result<Comparison, Failure> {
     let (input, mut display) = begin(origin, 0)?;
-    let done = import::compare(conn, input, rules, differences, |records| display.show(records, &[])).await;
+    let done =
+        import::compare(conn, input, rules, differences, |records, bytes| display.show(records, bytes, &[]))
+            .await;
     display.end();
     Ok(done?)
 }
 
 /// Opens what is to be read, and begins to show how far it is.
-fn begin(origin: Origin, skipped: u64) -> Result<(Counted, Display), Failure> {
-    let (inner, total): (Box<dyn Read + Send>, _) = match origin {
+fn begin(origin: Origin, skipped: u64) -> Result<(Box<dyn Read + Send>, Display), Failure> {
+    let (input, total): (Box<dyn Read + Send>, _) = match origin {
         Origin::Stdin => (Box::new(io::stdin()), None),
         Origin::File(path) => {
             let file = File::open(&path).map_err(|error| named(&path, error))?;
@@ -340,9 +342,7 @@ fn begin(origin: Origin, skipped: u64) -> Result<(Counted, Display), Failure> {
         }
         Origin::Postgres { source, query } => (Box::new(Rows::begin(*source, query)), None),
     };
-    let counted = Arc::new(AtomicU64::new(0));
-    let display = Display::new(Arc::clone(&counted), total, skipped);
-    Ok((Counted { inner, counted }, display))
+    Ok((input, Display::new(total, skipped)))
 }
 
 /// Numbers and names of fields alone: nobody's data is shown on a terminal.
@@ -396,20 +396,6 @@ fn report(args: &Args, wanted: &Wanted, done: &Progress) -> Result<(), Failure> 
     }
 }
 
-/// Counts the bytes that are read.
-struct Counted {
-    inner: Box<dyn Read + Send>,
-    counted: Arc<AtomicU64>,
-}
-
-impl Read for Counted {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        self.counted.fetch_add(read as u64, Ordering::Relaxed);
-        Ok(read)
-    }
-}
-
 /// The rows of another database as a file of lines.
 struct Rows {
     rows: mpsc::Receiver<Result<Vec<u8>, sqlx::Error>>,
@@ -452,7 +438,6 @@ impl Read for Rows {
 /// What people see while it goes on: at a terminal a bar, elsewhere a line now and then.
 struct Display {
     bar: Option<ProgressBar>,
-    counted: Arc<AtomicU64>,
     total: Option<u64>,
     skipped: u64,
     started: Instant,
@@ -461,7 +446,7 @@ struct Display {
 }
 
 impl Display {
-    fn new(counted: Arc<AtomicU64>, total: Option<u64>, skipped: u64) -> Self {
+    fn new(total: Option<u64>, skipped: u64) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total.unwrap_or_default());
             let template = if total.is_some() { "{bar:30} {percent:>3} %  {msg}" } else { "{spinner} {msg}" };
@@ -471,7 +456,7 @@ impl Display {
             bar
         });
         let now = Instant::now();
-        Self { bar, counted, total, skipped, started: now, reported: now, told: 0 }
+        Self { bar, total, skipped, started: now, reported: now, told: 0 }
     }
 
     fn say(&self, text: &str) {
@@ -481,7 +466,13 @@ impl Display {
         }
     }
 
-    fn show(&mut self, records: u64, refused: &[Rejection]) {
+    /// `bytes`: from where to where this run has come in the file.
+    fn show(&mut self, records: u64, bytes: &Range<u64>, refused: &[Rejection]) {
+        if bytes.is_empty() {
+            // What was done before is passed over by now.
+            self.started = Instant::now();
+            return;
+        }
         for Rejection { number, reason } in refused.iter().take(TOLD.saturating_sub(self.told)) {
             self.say(&format!("{number}: {reason}"));
         }
@@ -489,17 +480,15 @@ impl Display {
             self.say("more were refused, which are not told here");
         }
         self.told += refused.len();
-        let read = self.counted.load(Ordering::Relaxed);
-        let elapsed = self.started.elapsed().as_secs_f64().max(0.001);
-        let rate = (records - self.skipped) as f64 / elapsed;
+        let elapsed = self.started.elapsed();
+        let rate = (records - self.skipped) as f64 / elapsed.as_secs_f64().max(0.001);
         let mut text = format!("{records} records, {rate:.0}/s");
-        if let Some(total) = self.total.filter(|_| read > 0) {
-            let left = Duration::from_secs_f64(elapsed * total.saturating_sub(read) as f64 / read as f64);
+        if let Some(left) = self.total.and_then(|total| time_left(elapsed, bytes, total)) {
             text.push_str(&format!(", {} left", HumanDuration(left)));
         }
         match &self.bar {
             Some(bar) => {
-                bar.set_position(read);
+                bar.set_position(bytes.end);
                 bar.set_message(text);
             }
             None if self.reported.elapsed() >= REPORT_INTERVAL => {
@@ -517,6 +506,12 @@ impl Display {
     }
 }
 
+/// How long the rest of a file will take, when it has taken so long from one byte to another.
+fn time_left(elapsed: Duration, bytes: &Range<u64>, total: u64) -> Option<Duration> {
+    let (done, left) = (bytes.end - bytes.start, total.saturating_sub(bytes.end));
+    Duration::try_from_secs_f64(elapsed.as_secs_f64() * left as f64 / done as f64).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -527,6 +522,16 @@ mod tests {
     struct Command {
         #[command(flatten)]
         args: Args,
+    }
+
+    #[test]
+    fn what_an_earlier_run_has_done_says_nothing_of_the_time_left() {
+        let minute = Duration::from_secs(60);
+        assert_eq!(time_left(minute, &(0..250), 1000), Some(3 * minute));
+        assert_eq!(time_left(minute, &(900..910), 1000), Some(9 * minute));
+        assert_eq!(time_left(minute, &(900..1000), 1000), Some(Duration::ZERO));
+        assert_eq!(time_left(minute, &(7..7), 1000), None);
+        assert_eq!(time_left(Duration::MAX, &(0..1), u64::MAX), None);
     }
 
     #[test]

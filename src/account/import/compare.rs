@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     io::{self, BufWriter, IntoInnerError, Read, Write},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -123,7 +124,7 @@ impl Differences {
 }
 
 /// Holds records against the users. What differs goes to a file, if there is a place for it; `seen` hears now and then how
-/// many records were read.
+/// many records were read, and from which byte of `input` to which.
 ///
 /// # Errors
 ///
@@ -133,7 +134,7 @@ pub async fn compare(
     input: impl Read + Send + 'static,
     rules: Rules,
     differences: Option<&Path>,
-    mut seen: impl FnMut(u64),
+    mut seen: impl FnMut(u64, &Range<u64>),
 ) -> Result<Comparison, ImportError> {
     let mut records = Records::begin(input, rules, 0);
     let mut comparing = Comparing {
@@ -153,7 +154,7 @@ pub async fn compare(
             break;
         }
         comparing.take(&mut snapshot, chunk).await?;
-        seen(comparing.comparison.records());
+        seen(comparing.comparison.records(), records.bytes());
     }
     comparing.gone(&mut snapshot).await?;
     imports::end(snapshot, false).await?;

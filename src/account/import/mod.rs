@@ -12,6 +12,7 @@
 mod auth0;
 mod compare;
 mod django;
+mod document;
 mod draft;
 mod firebase;
 mod json;
@@ -28,6 +29,7 @@ mod supabase;
 use std::{
     collections::BTreeSet,
     io::{self, Read},
+    ops::Range,
     path::PathBuf,
     sync::{Arc, Mutex},
 };
@@ -199,8 +201,15 @@ pub enum ReadError {
     #[error("the file cannot be read")]
     Io(#[from] io::Error),
     /// Not a document of JSON, or not one with users.
-    #[error("the file is no such document: {0}")]
-    Json(#[from] serde_json::Error),
+    #[error("the file is no such document: {problem} at line {line} column {column}")]
+    Document {
+        /// What is wrong with it.
+        problem: &'static str,
+        /// From 1 on.
+        line: u64,
+        /// In bytes, from 1 on.
+        column: u64,
+    },
     /// Not CSV.
     #[error("the file is no CSV: {0}")]
     Csv(#[from] csv::Error),
@@ -237,6 +246,15 @@ impl Record {
     fn unreadable(number: u64, original: Original, message: String) -> Self {
         let errors = vec![FieldError::new("record", "unreadable", message)];
         Self { number, original, external_id: None, user: Err(errors) }
+    }
+
+    /// `at`: where in the file that is.
+    fn not_json(number: u64, text: &[u8], error: &serde_json::Error, at: &str) -> Self {
+        // Its message names a place in this text.
+        let message = error.to_string();
+        let message = message.split(" at line ").next().unwrap_or_default();
+        let original = Original::Text(String::from_utf8_lossy(text).into_owned());
+        Self::unreadable(number, original, format!("is no JSON object: {message} {at}"))
     }
 
     /// `None`: it is about no user.
@@ -323,8 +341,8 @@ impl<R: CryptoRng> Importer<'_, R> {
         Ok((imports::progress(self.conn, source).await?, was_other))
     }
 
-    /// Imports users, from where `before` ends. `seen` hears after each transaction how far it has come, and of what was
-    /// refused.
+    /// Imports users, from where `before` ends. `seen` hears at the beginning and after each transaction how far it has
+    /// come, from which byte of `input` to which that was, and of what was refused.
     ///
     /// # Errors
     ///
@@ -335,12 +353,13 @@ impl<R: CryptoRng> Importer<'_, R> {
         rules: Rules,
         wanted: &Wanted,
         before: Progress,
-        mut seen: impl FnMut(&Progress, &[Rejection]),
+        mut seen: impl FnMut(&Progress, &Range<u64>, &[Rejection]),
     ) -> Result<Progress, ImportError> {
         let rejects = wanted.rejects.clone().map(|path| Rejects::new(path, before.rejects_bytes));
         let now = rules.now;
         let mut records = Records::begin(input, rules, before.records());
         let layout = records.layout().await?;
+        seen(&before, records.pass_over().await, &[]);
         let mut run = Run {
             wanted,
             layout,

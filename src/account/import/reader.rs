@@ -1,27 +1,24 @@
-//! From bytes to records, one at a time, whatever the size of the file: lines of JSON, rows of CSV, and documents of JSON
-//! that hold a list of users somewhere.
+//! From bytes to records, one at a time, whatever the size of the file: lines of JSON, rows of CSV, and
+//! [documents](super::document) of JSON that hold a list of users somewhere.
 
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     io::{self, BufRead, BufReader, Read},
+    ops::Range,
     rc::Rc,
 };
 
 use csv::StringRecord;
-use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::{Format, ReadError, Record, Rules, json::Fields};
+use super::{Format, ReadError, Record, Rules, document, json::Fields};
 
 /// The longest line or row, in bytes.
-const MAX_RECORD: usize = 1 << 20;
+pub(super) const MAX_RECORD: usize = 1 << 20;
 
 /// How much is kept of a longer line, in bytes: enough to find it by.
 const SHOWN: usize = 1 << 10;
-
-/// The most of a document between one user and the next, in bytes: what else a realm of Keycloak holds.
-const MAX_BETWEEN: usize = 64 << 20;
 
 /// A record as it stands in the file.
 #[derive(Clone, Debug)]
@@ -40,12 +37,15 @@ pub(super) enum Layout {
     Csv(Vec<String>),
 }
 
-/// Reads records for `take`, until it returns `false`. Tells it the layout first.
+/// Takes a record, and where it stands, in bytes. `false`: no more.
+pub(super) type Take<'a> = dyn FnMut(Record, Range<u64>) -> bool + 'a;
+
+/// Reads records for `take`. Tells `begin` the layout first.
 pub(super) fn read(
     input: impl Read,
     rules: &Rules,
     begin: &mut dyn FnMut(Layout),
-    take: &mut dyn FnMut(Record) -> bool,
+    take: &mut Take<'_>,
 ) -> Result<(), ReadError> {
     let mut input = BufReader::with_capacity(1 << 16, input);
     if input.fill_buf()?.starts_with(b"\xef\xbb\xbf") {
@@ -65,7 +65,7 @@ pub(super) fn read(
         Format::Auth0 => !starts_with(&mut input, b"[")?,
         _ => false,
     };
-    if is_lines { lines(input, rules, take) } else { document(input, rules, take) }
+    if is_lines { lines(input, rules, take) } else { document::read(input, rules, take) }
 }
 
 /// Whether the first byte that is no blank is one of these. Blanks before it go.
@@ -80,50 +80,36 @@ fn starts_with(input: &mut impl BufRead, bytes: &[u8]) -> io::Result<bool> {
     }
 }
 
-fn lines(
-    mut input: impl BufRead,
-    rules: &Rules,
-    take: &mut dyn FnMut(Record) -> bool,
-) -> Result<(), ReadError> {
-    let mut line = Vec::new();
+fn lines(mut input: impl BufRead, rules: &Rules, take: &mut Take<'_>) -> Result<(), ReadError> {
+    let (mut line, mut end) = (Vec::new(), 0);
     for number in 1.. {
         line.clear();
-        if (&mut input).take(MAX_RECORD as u64 + 1).read_until(b'\n', &mut line)? == 0 {
+        let from = end;
+        end += (&mut input).take(MAX_RECORD as u64 + 1).read_until(b'\n', &mut line)? as u64;
+        if end == from {
             return Ok(());
         }
-        if line.len() > MAX_RECORD {
+        let record = if line.len() > MAX_RECORD {
             if line.last() != Some(&b'\n') {
-                input.skip_until(b'\n')?;
+                end += input.skip_until(b'\n')? as u64;
             }
             line.truncate(SHOWN);
             let original = Original::Text(String::from_utf8_lossy(&line).into_owned());
-            if !take(Record::unreadable(number, original, "is longer than 1 MiB".to_owned())) {
-                return Ok(());
+            Some(Record::unreadable(number, original, "is longer than 1 MiB".to_owned()))
+        } else {
+            let text = line.trim_ascii();
+            if text.is_empty() {
+                continue;
             }
-            continue;
-        }
-        let text = line.trim_ascii();
-        if text.is_empty() {
-            continue;
-        }
-        let record = match serde_json::from_slice::<Fields>(text) {
-            Ok(fields) => match Record::of_object(number, fields, rules) {
-                Some(record) => record,
-                None => continue,
-            },
-            Err(error) => {
-                // Its message names a line, which is always the first one here.
-                let message = error.to_string();
-                let message = message.split(" at line ").next().unwrap_or_default();
-                let message = format!("is no JSON object: {message} at column {}", error.column());
-                Record::unreadable(
-                    number,
-                    Original::Text(String::from_utf8_lossy(text).into_owned()),
-                    message,
-                )
+            match serde_json::from_slice::<Fields>(text) {
+                Ok(fields) => Record::of_object(number, fields, rules),
+                Err(error) => {
+                    let at = format!("at column {}", error.column());
+                    Some(Record::not_json(number, text, &error, &at))
+                }
             }
         };
-        if !take(record) {
+        if record.is_some_and(|record| !take(record, from..end)) {
             return Ok(());
         }
     }
@@ -204,7 +190,7 @@ fn rows(
     input: impl Read,
     rules: &Rules,
     begin: &mut dyn FnMut(Layout),
-    take: &mut dyn FnMut(Record) -> bool,
+    take: &mut Take<'_>,
 ) -> Result<(), ReadError> {
     let since = Rc::new(Cell::new(0));
     // What it has read ahead belongs to the next rows.
@@ -247,79 +233,9 @@ fn rows(
                 }
             }
         };
-        if !take(record) {
+        if !take(record, from..reader.position().byte()) {
             return Ok(());
         }
-    }
-}
-
-fn document(input: impl Read, rules: &Rules, take: &mut dyn FnMut(Record) -> bool) -> Result<(), ReadError> {
-    let since = Rc::new(Cell::new(0));
-    let bounded = Bounded { inner: input, since: Rc::clone(&since), limit: MAX_BETWEEN };
-    let mut document = serde_json::Deserializer::from_reader(BufReader::new(bounded));
-    let (mut number, mut is_stopped) = (0, false);
-    let mut take = |fields: Fields| {
-        since.set(0);
-        number += 1;
-        is_stopped = Record::of_object(number, fields, rules).is_some_and(|record| !take(record));
-        !is_stopped
-    };
-    // One after the other, so that what was refused can be mended and fed again.
-    let mut read = Ok(());
-    while read.is_ok() && document.end().is_err() {
-        read = Users { take: &mut take, is_list: false }.deserialize(&mut document);
-    }
-    match read {
-        Err(error) if !is_stopped => Err(error.into()),
-        _ => Ok(()),
-    }
-}
-
-/// A list of users, or a user, or an object with a list of them at `users`.
-struct Users<'a> {
-    take: &'a mut dyn FnMut(Fields) -> bool,
-    is_list: bool,
-}
-
-impl<'de> DeserializeSeed<'de> for Users<'_> {
-    type Value = ();
-
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        if self.is_list { deserializer.deserialize_seq(self) } else { deserializer.deserialize_any(self) }
-    }
-}
-
-impl<'de> Visitor<'de> for Users<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a list of users")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while let Some(fields) = list.next_element::<Fields>()? {
-            if !(self.take)(fields) {
-                return Err(A::Error::custom("stopped"));
-            }
-        }
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut is_list = false;
-        let mut fields = Fields::default();
-        while let Some(name) = map.next_key::<String>()? {
-            if name == "users" {
-                is_list = true;
-                fields = Fields::default();
-                map.next_value_seed(Users { take: &mut *self.take, is_list: true })?;
-            } else if is_list {
-                map.next_value::<IgnoredAny>()?;
-            } else {
-                fields.read_value(name, &mut map)?;
-            }
-        }
-        if is_list || (self.take)(fields) { Ok(()) } else { Err(A::Error::custom("stopped")) }
     }
 }
 
@@ -338,7 +254,7 @@ mod tests {
         let (just, long) = ("x".repeat(MAX_RECORD), "x".repeat(3 * MAX_RECORD));
         let text = format!("{good}\n{just}\n{good}\n{long}\n{good}\n{long}");
         let mut read = Vec::new();
-        let mut take = |record: Record| {
+        let mut take = |record: Record, _| {
             let kept = if let Original::Text(text) = &record.original { text.len() } else { 0 };
             read.push((record.number, record.user.is_ok(), kept));
             true
@@ -346,5 +262,28 @@ mod tests {
         lines(text.as_bytes(), &rules, &mut take).unwrap();
         let (good, long) = (|number| (number, true, 0), |number| (number, false, SHOWN));
         assert_eq!(read, [good(1), long(2), good(3), long(4), good(5), long(6)]);
+    }
+    #[test]
+    fn records_stand_where_it_is_said() {
+        let long = "x".repeat(MAX_RECORD + 2) + "\n";
+        let csv = "username,email\nalice,a@example.com\n\nbob,\"b@\nexample\"\n";
+        let table = [
+            (Format::Jsonl, format!("{{}}\n\n {{}}\n{long}1"), &["{}\n", " {}\n", &long, "1"][..]),
+            (Format::Csv, csv.to_owned(), &["alice,a@example.com\n", "\nbob,\"b@\nexample\"\n"]),
+            (Format::Keycloak, "{\"users\": [{}, {\"a\": 1}]}".to_owned(), &["{}", "{\"a\": 1}"]),
+        ];
+        for (format, text, expected) in table {
+            let rules = Rules {
+                format,
+                ..Rules::ours(Peppers::default(), None, false, datetime!(2026-01-02 03:04:05 UTC))
+            };
+            let mut read_as = Vec::new();
+            let mut take = |_: Record, bytes: Range<u64>| {
+                read_as.push(text[bytes.start as usize..bytes.end as usize].to_owned());
+                true
+            };
+            read(text.as_bytes(), &rules, &mut |_| {}, &mut take).unwrap();
+            assert_eq!(read_as, expected, "{format:?}");
+        }
     }
 }

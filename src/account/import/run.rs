@@ -1,6 +1,6 @@
 //! An import goes on, some records at a time.
 
-use std::{io::Read, thread};
+use std::{io::Read, ops::Range, thread};
 
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
@@ -53,7 +53,7 @@ impl<R: CryptoRng> Run<'_, R> {
         &mut self,
         conn: &mut PgConnection,
         records: &mut Records,
-        seen: &mut impl FnMut(&Progress, &[Rejection]),
+        seen: &mut impl FnMut(&Progress, &Range<u64>, &[Rejection]),
     ) -> Result<(), ImportError> {
         let mut is_last = false;
         while !is_last {
@@ -63,7 +63,7 @@ impl<R: CryptoRng> Run<'_, R> {
                 self.add_rejects(&[])?;
             } else {
                 let refused = self.take(conn, chunk).await?;
-                seen(&self.progress, &refused);
+                seen(&self.progress, records.bytes(), &refused);
             }
             is_last = match end {
                 End::More => false,
@@ -131,7 +131,11 @@ impl<R: CryptoRng> Run<'_, R> {
 /// What the reading thread hands over.
 pub(super) struct Records {
     layout: Option<oneshot::Receiver<Layout>>,
-    records: mpsc::Receiver<Result<Record, ReadError>>,
+    records: mpsc::Receiver<Result<(Record, Range<u64>), ReadError>>,
+    /// The next one, if it is here already.
+    first: Option<Result<(Record, Range<u64>), ReadError>>,
+    /// Where those stand that were given out.
+    bytes: Range<u64>,
 }
 
 impl Records {
@@ -148,18 +152,18 @@ impl Records {
             };
             let mut skip = skip;
             // Nobody takes any more: the import has failed elsewhere.
-            let mut take = |record| {
+            let mut take = |record, bytes| {
                 if skip > 0 {
                     skip -= 1;
                     return true;
                 }
-                send.blocking_send(Ok(record)).is_ok()
+                send.blocking_send(Ok((record, bytes))).is_ok()
             };
             if let Err(error) = reader::read(input, &rules, &mut begin, &mut take) {
                 drop(send.blocking_send(Err(error)));
             }
         });
-        Self { layout: Some(layout_read), records }
+        Self { layout: Some(layout_read), records, first: None, bytes: 0..0 }
     }
 
     /// How the records stand in the file.
@@ -178,8 +182,28 @@ impl Records {
         }
     }
 
+    /// Waits until those are passed over that are to be; where they end.
+    pub(super) async fn pass_over(&mut self) -> &Range<u64> {
+        self.first = self.records.recv().await;
+        if let Some(Ok((_, bytes))) = &self.first {
+            self.bytes = bytes.start..bytes.start;
+        }
+        &self.bytes
+    }
+
     pub(super) async fn next(&mut self) -> Result<Option<Record>, ReadError> {
-        self.records.recv().await.transpose()
+        let next = match self.first.take() {
+            Some(first) => Some(first),
+            None => self.records.recv().await,
+        };
+        let Some((record, bytes)) = next.transpose()? else { return Ok(None) };
+        self.bytes.end = bytes.end;
+        Ok(Some(record))
+    }
+
+    /// From where to where it has given out records, in bytes of the file.
+    pub(super) fn bytes(&self) -> &Range<u64> {
+        &self.bytes
     }
 }
 
@@ -247,5 +271,27 @@ impl Chunk {
             self.ready[place].password = Some(hash.map_err(Error::from)?);
         }
         Ok(end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::password::Peppers;
+
+    #[tokio::test]
+    async fn how_far_it_is_counts_what_was_given_out_and_not_what_was_passed_over_or_read_ahead() {
+        let rules = Rules::ours(Peppers::default(), None, false, datetime!(2026-01-02 03:04:05 UTC));
+        let mut records = Records::begin(&b"{}\n{ }\n{  }\n"[..], rules, 1);
+        assert_eq!(records.layout().await.unwrap(), Layout::Json);
+        assert_eq!(records.pass_over().await, &(3..3));
+        for (number, bytes) in [(2, 3..7), (3, 3..12)] {
+            assert_eq!(records.next().await.unwrap().unwrap().number, number);
+            assert_eq!(records.bytes(), &bytes);
+        }
+        assert!(records.next().await.unwrap().is_none());
+        assert_eq!(records.bytes(), &(3..12));
     }
 }
