@@ -51,6 +51,20 @@ fn every_migration_has_a_number_and_a_way_back() {
     }
 }
 
+/// The first that could say so is the one that brings the word.
+#[test]
+fn a_migration_that_takes_something_away_says_which_releases_it_leaves_behind() {
+    const WORD: &str = "FUNCTION oldest_schema_served()";
+
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    for name in files(".up.sql").into_iter().skip_while(|name| !name.ends_with("_oldest_served")) {
+        let text = fs::read_to_string(directory.join(format!("{name}.up.sql"))).unwrap();
+        let takes =
+            ["DROP TABLE", "DROP COLUMN", "DROP FUNCTION", "RENAME"].iter().any(|it| text.contains(it));
+        assert!(!takes || text.contains(WORD), "{name}: docs/migrations.md, Contract");
+    }
+}
+
 #[tokio::test]
 async fn every_step_up_is_undone_by_one_step_down_and_can_be_taken_again() {
     let url = empty_database().await;

@@ -253,6 +253,9 @@ pub enum Unready {
     /// This migration was applied from another text.
     #[error("schema: migration {0:06} differs")]
     Changed(i64),
+    /// A later release has taken away what this one needs.
+    #[error("schema: of a release that this one is too old for")]
+    LeftBehind,
     /// No tokens can be made.
     #[error("keys: the one that signs does not open")]
     NoKey,
@@ -331,6 +334,7 @@ impl Accounts {
             Ok(Schema::Current | Schema::Newer(_)) => Ok(()),
             Err(migrations::Error::Pending(count)) => Err(Unready::Pending(count)),
             Err(migrations::Error::Changed(version)) => Err(Unready::Changed(version)),
+            Err(migrations::Error::LeftBehind { .. }) => Err(Unready::LeftBehind),
             Err(error) => Err(Unready::Database(error.into())),
         }
     }

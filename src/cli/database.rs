@@ -235,8 +235,7 @@ impl Database {
         }
         if let Schema::Newer(version) = migrations::check(&mut conn).await? {
             tracing::warn!(
-                "the database is at migration {version:06}, of a later release: that works for one release back and is not \
-                 meant to last"
+                "the database is at migration {version:06}, of a later release: that is not meant to last"
             );
         }
         Ok(())

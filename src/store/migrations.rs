@@ -31,6 +31,17 @@ pub enum Error {
          Run that version, or undo the migration with it (`gatepass migrate down`)"
     )]
     Newer(i64),
+    /// The schema has lost what the binary needs.
+    #[error(
+        "the database is at migration {version:06} and serves releases that know migration {oldest:06}, which this one \
+         does not: run a later release, or undo the migrations with it (`gatepass migrate down`)"
+    )]
+    LeftBehind {
+        /// The last migration that was applied.
+        version: i64,
+        /// The one to know.
+        oldest: i64,
+    },
     /// A migration was applied from another text than the binary holds.
     #[error(
         "migration {0:06} was changed after it was applied to this database: the binary's text is another. \
@@ -177,7 +188,7 @@ async fn status_of(migrator: &Migrator, conn: &mut PgConnection) -> Result<Vec<S
 pub enum Schema {
     /// The binary's own.
     Current,
-    /// A later release's, up to this migration. The release before is meant to work on it (docs/migrations.md).
+    /// A later release's, up to this migration, which still has all that the binary needs (docs/migrations.md).
     Newer(i64),
 }
 
@@ -186,17 +197,24 @@ pub enum Schema {
 /// # Errors
 ///
 /// [`Error::Changed`] or [`Error::Pending`] when it has not; [`Error::Newer`] when it lacks some and has others;
-/// [`Error::MayNotLook`].
+/// [`Error::LeftBehind`], [`Error::MayNotLook`].
 pub async fn check(conn: &mut PgConnection) -> Result<Schema, Error> {
     let all = status(conn).await?;
     match all.iter().filter(|status| status.state == State::Pending).count() {
         0 => match refuse_foreign(&all) {
             Ok(()) => Ok(Schema::Current),
-            Err(Error::Newer(version)) => Ok(Schema::Newer(version)),
+            Err(Error::Newer(version)) => newer(conn, version).await,
             Err(error) => Err(error),
         },
         pending => refuse_foreign(&all).and(Err(Error::Pending(pending))),
     }
+}
+
+/// A schema that a later release has brought to `version`, if it still serves this one.
+async fn newer(conn: &mut PgConnection, version: i64) -> Result<Schema, Error> {
+    let oldest = sqlx::query_scalar!(r#"SELECT oldest_schema_served() AS "oldest!""#).fetch_one(conn).await?;
+    let is_known = MIGRATOR.iter().any(|migration| migration.version >= oldest);
+    if is_known { Ok(Schema::Newer(version)) } else { Err(Error::LeftBehind { version, oldest }) }
 }
 
 /// Whether [`up`] has something to do: migrations wait, or the roles cannot do what they should.

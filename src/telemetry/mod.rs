@@ -1,6 +1,7 @@
 //! What the service tells its operators: logs, one event a line, to standard error; and [`traces`].
 
 mod json;
+mod stderr;
 pub mod traces;
 
 use std::{
@@ -20,7 +21,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use self::{json::JsonLines, traces::Traces};
+use self::{json::JsonLines, stderr::Stderr, traces::Traces};
 
 /// The span whose fields stand in each line that is logged within a request. All other spans are for [`traces`] alone, so
 /// that a step of a request does not stand in the place of the request.
@@ -83,7 +84,7 @@ fn lines<S>(format: LogFormat, filter: EnvFilter) -> Box<dyn Layer<S> + Send + S
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
-    let layer = fmt::layer().with_writer(io::stderr);
+    let layer = fmt::layer().with_writer(|| Stderr);
     let filter = filter.and(filter_fn(is_logged));
     match format {
         LogFormat::Json => layer.event_format(JsonLines).fmt_fields(JsonLines).with_filter(filter).boxed(),
@@ -110,30 +111,64 @@ mod tests {
 
     use super::*;
 
-    /// In the environment of a process of [`victim`]'s own.
-    const VICTIM: &str = "GATEPASS_TEST_PANIC";
+    /// In the environment of a process of [`victim`]'s own: what it does.
+    const VICTIM: &str = "GATEPASS_TEST_LOG";
 
-    /// Not a test, but what the next one runs.
+    /// Not a test, but what the next ones run.
     #[test]
     fn victim() {
-        if env::var_os(VICTIM).is_some() {
-            init(LogFormat::Json, "info", None).unwrap();
-            log_panics();
+        let Some(does) = env::var_os(VICTIM) else { return };
+        init(LogFormat::Json, "info", None).unwrap();
+        log_panics();
+        if does == "panic" {
             thread::spawn(|| panic!("in two\nlines")).join().unwrap_err();
+            return;
         }
+        thread::scope(|scope| {
+            for thread in 0..THREADS {
+                // Some of them longer than a pipe takes at once, and than it holds.
+                let length = move |line| if line % 10 == thread { 70_000 } else { 10 + line };
+                let log = move || {
+                    (0..LINES).for_each(|line| tracing::info!(thread, line, text = "x".repeat(length(line))));
+                };
+                scope.spawn(log);
+            }
+        });
     }
 
-    #[test]
-    fn a_panic_is_one_line_that_says_where() {
+    /// Of the victim that logs much.
+    const THREADS: usize = 4;
+    const LINES: usize = 200;
+
+    /// What a victim that does this has logged.
+    fn logged(does: &str) -> String {
         let (_, module) = module_path!().split_once("::").unwrap();
         let output = Command::new(env::current_exe().unwrap())
             .args([&format!("{module}::victim"), "--exact", "--nocapture"])
-            .env(VICTIM, "1")
+            .env(VICTIM, does)
             .env_remove("RUST_BACKTRACE")
             .stdout(Stdio::null())
             .output()
             .unwrap();
-        let log = String::from_utf8(output.stderr).unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    #[test]
+    fn lines_of_many_threads_are_whole_and_each_threads_own_in_order() {
+        let log = logged("much");
+        let mut next = [0; THREADS];
+        for line in log.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+            let thread = usize::try_from(line["thread"].as_u64().unwrap()).unwrap();
+            assert_eq!(line["line"], next[thread]);
+            next[thread] += 1;
+        }
+        assert_eq!(next, [LINES; THREADS]);
+    }
+
+    #[test]
+    fn a_panic_is_one_line_that_says_where() {
+        let log = logged("panic");
         let line: serde_json::Value = serde_json::from_str(&log).unwrap_or_else(|_| panic!("{log}"));
         assert_eq!((&line["level"], &line["message"]), (&"ERROR".into(), &"panicked: in two\nlines".into()));
         assert!(line["place"].as_str().unwrap().starts_with("src/telemetry/mod.rs:"), "{log}");

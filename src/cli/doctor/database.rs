@@ -77,9 +77,10 @@ async fn on_database(database: &Database, settings: &Settings, policy: &Policy) 
         Ok(Schema::Current) => findings.push(Finding::ok("schema", "current")),
         Ok(Schema::Newer(version)) => {
             let message = format!("at migration {version:06}, of a later release than this");
-            findings.push(Finding::note("schema", message).advise(
-                "it works for one release back: finish the update, or undo it with the later release",
-            ));
+            findings
+                .push(Finding::note("schema", message).advise(
+                    "it still serves this one: finish the update, or undo it with the later release",
+                ));
         }
         Err(error) => {
             let mut finding = failed("schema", &*error);

@@ -193,6 +193,7 @@ pub const INNER_FUNCTIONS: &[&str] = &[
 /// The functions that [`APP`] may call.
 pub const FUNCTIONS: &[&str] = &[
     "caused_by(text, text)",
+    "oldest_schema_served()",
     "take_login_attempt(timestamptz, bytea[], interval[], interval[], bytea, bytea)",
     "prepare_history()",
     "drop_history(timestamptz)",
