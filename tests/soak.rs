@@ -1,7 +1,8 @@
 //! Mixed traffic over three replicas, for as long as one likes, while replicas and Postgres are killed, stopped and
 //! restarted, keys rotate, users are imported and sessions cleaned up. Each client keeps a [`record`] of what it did and was
 //! told; no answer contradicts it, and no error comes that was not caused by what was done ([`fleet`]). In the end the
-//! database agrees with the records ([`invariants`]): no session is lost and none has come back. Memory stays flat.
+//! database agrees with the records ([`invariants`]): no session is lost and none has come back. Memory stays flat, where
+//! a run is long enough to tell: the short form is not.
 //!
 //! `make test` runs a short form, `make soak` ten minutes (`SOAK_MINUTES`). Each run prints its seed; with `SOAK_SEED` the
 //! clients throw the same dice again, and do the same as far as they get the same answers.
@@ -40,6 +41,7 @@ use self::{
 };
 use crate::{
     app::{KEY, PASSWORD, as_role},
+    not_tested::not_tested,
     postgres::Server,
     process::Home,
 };
@@ -56,8 +58,8 @@ const SHORT: Form = Form {
 /// A replica's memory is judged when it has run for so many seconds, without the first of them.
 const JUDGED_FROM: usize = 150;
 const WARM_UP: usize = 45;
-/// By how much the last third of them may be above the first: a heap is never quite still.
-const GROWTH: usize = 8 << 20;
+/// By how much the last third of them may be above the first: a heap is never quite still, by a fifth of that.
+const GROWTH: usize = 1 << 20;
 
 /// What the replicas are told, and what that means.
 const RULES: Rules = Rules {
@@ -168,8 +170,11 @@ async fn soak(form: Form) {
     assert_eq!(history["unsealed"], 0, "{history}");
     let checked = invariants::check(&fleet.db, &users, &strangers, RULES.retention).await;
     checked.unwrap_or_else(|broken| failed(broken));
-    for replica in &*fleet.former.lock().unwrap() {
-        judge_memory(replica);
+    let judged = fleet.former.lock().unwrap().iter().filter(|replica| judge_memory(replica)).count();
+    // The short form never goes on for long enough.
+    if judged == 0 && !form.lasts.is_zero() {
+        let why = format!("no replica was there for {JUDGED_FROM} s: let SOAK_MINUTES be 5 or more");
+        not_tested("that the memory of replicas stays flat", &why);
     }
     let sessions: usize = users.iter().map(|user| user.sessions.len()).sum();
     println!(
@@ -199,10 +204,25 @@ fn report(fleet: &Fleet, began: Instant) -> String {
     )
 }
 
-fn judge_memory(replica: &Replica) {
+/// Whether the replica was there for long enough to judge it.
+fn judge_memory(replica: &Replica) -> bool {
     let memory = replica.memory.lock().unwrap();
+    let Some((first, last)) = thirds(&memory) else { return false };
+    println!(
+        "soak: replica {} after {} s: {} KiB in the first third, {} KiB in the last",
+        replica.place,
+        memory.len(),
+        first >> 10,
+        last >> 10
+    );
+    assert!(!grows(first, last), "memory grows: from {first} to {last} bytes");
+    true
+}
+
+/// The medians of the first and the last third after the warm-up; nothing of who was not there for long enough.
+fn thirds(memory: &[usize]) -> Option<(usize, usize)> {
     if memory.len() < JUDGED_FROM {
-        return;
+        return None;
     }
     let memory = &memory[WARM_UP..];
     let third = memory.len() / 3;
@@ -211,15 +231,23 @@ fn judge_memory(replica: &Replica) {
         part.sort_unstable();
         part[part.len() / 2]
     };
-    let (first, last) = (median(&memory[..third]), median(&memory[memory.len() - third..]));
-    println!(
-        "soak: replica {} after {} s: {} KiB in the first third, {} KiB in the last",
-        replica.place,
-        memory.len() + WARM_UP,
-        first >> 10,
-        last >> 10
-    );
-    assert!(last <= first + GROWTH, "memory grows: from {first} to {last} bytes");
+    Some((median(&memory[..third]), median(&memory[memory.len() - third..])))
+}
+
+fn grows(first: usize, last: usize) -> bool {
+    last > first + GROWTH
+}
+
+#[test]
+fn a_leak_of_a_kilobyte_a_request_is_found_in_five_minutes_and_unrest_is_none() {
+    // A replica is asked some twenty times a second. The first is left alone for three quarters of a soak.
+    let leaks = |bytes: usize| {
+        let memory: Vec<_> =
+            (0..225).map(|second| (45 << 20) + second * 20 * bytes + ((second % 7) << 16)).collect();
+        thirds(&memory).map(|(first, last)| grows(first, last))
+    };
+    assert_eq!((leaks(1024), leaks(0)), (Some(true), Some(false)));
+    assert_eq!(thirds(&[45 << 20; JUDGED_FROM - 1]), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
