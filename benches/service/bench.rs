@@ -16,6 +16,7 @@ const SHORT: u32 = 5;
 pub(crate) enum Goal {
     AtLeast(f64),
     AtMost(f64),
+    Between(f64, f64),
 }
 
 impl Goal {
@@ -23,6 +24,7 @@ impl Goal {
         match self {
             Self::AtLeast(bound) => value >= bound,
             Self::AtMost(bound) => value <= bound,
+            Self::Between(low, high) => (low..=high).contains(&value),
         }
     }
 }
@@ -32,6 +34,7 @@ impl fmt::Display for Goal {
         match self {
             Self::AtLeast(bound) => write!(f, "≥ {bound}"),
             Self::AtMost(bound) => write!(f, "≤ {bound}"),
+            Self::Between(low, high) => write!(f, "{low}–{high}"),
         }
     }
 }

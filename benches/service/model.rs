@@ -247,7 +247,7 @@ pub(crate) struct Need {
     /// With 2 cores each; three for the sake of their zones.
     pub(crate) replicas: f64,
     pub(crate) postgres_cores: f64,
-    /// A second, of those that wait for the disk: a session, a renewal; a place in the throttle does not.
+    /// A second, of those that wait for the disk.
     pub(crate) commits: f64,
     /// That replicas keep open.
     pub(crate) connections: f64,
@@ -261,6 +261,9 @@ pub(crate) const BUSY: f64 = 0.6;
 pub(crate) const REPLICA_CORES: f64 = 2.0;
 /// Connections of a replica, all pools together.
 pub(crate) const REPLICA_CONNECTIONS: f64 = 8.0;
+/// Commits that wait for the disk: the session. A place in the throttle does not.
+pub(crate) const LOGIN_COMMITS: f64 = 1.0;
+pub(crate) const RENEWAL_COMMITS: f64 = 1.0;
 
 /// The arithmetic of docs/capacity.md.
 pub(crate) fn need(demand: &Demand, costs: &Costs) -> Need {
@@ -276,7 +279,7 @@ pub(crate) fn need(demand: &Demand, costs: &Costs) -> Need {
         other_cores,
         replicas,
         postgres_cores: sum(|cost| cost.postgres) / BUSY,
-        commits: logins + renewals,
+        commits: logins * LOGIN_COMMITS + renewals * RENEWAL_COMMITS,
         connections: replicas * REPLICA_CONNECTIONS,
         rush_cores: users / 3600.0 * costs.login.hash,
     }
