@@ -676,6 +676,51 @@ async fn only_at_jwt_is_the_type_of_an_access_token() {
     }
 }
 
+/// Faults by the check that finds them, in the order of the checks. From outside only the one of `exp` is told from the
+/// others: `token_expired`.
+#[tokio::test]
+async fn of_two_faults_the_earlier_check_answers() {
+    for door in &*DOORS {
+        let faults = [
+            ("roles", json!("admin"), NO_CLAIMS[0]),
+            ("token_use", json!("refresh"), Rejection::WrongUse),
+            // No claim, but the header.
+            ("typ", json!("JWT"), Rejection::WrongType),
+            ("iss", json!("https://evil.example"), Rejection::WrongIssuer),
+            ("aud", json!("web"), Rejection::WrongAudience),
+            ("nbf", door.time(3600), Rejection::NotYetValid),
+            ("exp", door.time(-1), Rejection::Expired),
+            ("sub", json!("alice"), Rejection::InvalidSubject),
+        ];
+        // A PASETO has no type to be wrong.
+        let faults: Vec<_> =
+            faults.into_iter().filter(|(name, ..)| *name != "typ" || door.forge.is_jwt()).collect();
+        let seal = |forge: &Forge, faults: &[&(&str, Value, Rejection)]| {
+            let (mut claims, mut envelope) = (door.claims(), door.forge.envelope());
+            for (name, value, _) in faults {
+                match *name {
+                    "typ" => envelope = envelope.replace("at+jwt", value.as_str().unwrap()),
+                    name => claims[name] = value.clone(),
+                }
+            }
+            forge.seal_in(&envelope, claims.to_string())
+        };
+        for (i, earlier) in faults.iter().enumerate() {
+            for later in &faults[i + 1..] {
+                let what = format!("{} and {}", earlier.0, later.0);
+                door.refuses([(what, seal(&door.forge, &[earlier, later]))], &[earlier.2]).await;
+            }
+            // What comes before the claims: whose they are.
+            let what = format!("another key and {}", earlier.0);
+            door.refuses([(what, seal(&door.attacker, &[earlier]))], &[Rejection::Forged]).await;
+            let unknown =
+                door.forge.seal_in(&door.attacker.envelope(), door.claims_with(earlier.0, earlier.1.clone()));
+            door.refuses([(format!("an unknown key and {}", earlier.0), unknown)], &[Rejection::UnknownKey])
+                .await;
+        }
+    }
+}
+
 const NO_CLAIMS: &[Rejection] = &[Rejection::Claims(gatepass::token::InvalidClaims)];
 
 #[tokio::test]
