@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::{
     app::{self, App, KEY, PASSWORD},
-    process::{Home, Process, until},
+    process::{Home, Process, allowed, until},
 };
 
 const OTHER_KEY: &str = "b3b4a1b2c3d4e5f60718293a4b5c6d7e";
@@ -430,11 +430,11 @@ async fn a_clock_that_is_wrong_keeps_no_key_alive_that_was_retired_at_once() {
 }
 
 /// How long it took until both refuse the token, from the moment at which its key was retired.
-async fn seconds_to_refusal(
+async fn time_to_refusal(
     services: &[Process; 2],
     db: &gatepass::store::PgPool,
     settings: &[Setting],
-) -> f64 {
+) -> std::time::Duration {
     let login = json!({"username": "alice", "password": PASSWORD});
     let (status, alice) = services[0].post("/users/login", &login).await;
     assert_eq!(status, 200, "{alice}");
@@ -448,7 +448,7 @@ async fn seconds_to_refusal(
     for service in services {
         until("the token is refused", async || service.get_as(token, "/users/me").await.0 == 401).await;
     }
-    let took = retired.elapsed().as_secs_f64();
+    let took = retired.elapsed();
     for service in services {
         let (status, again) = service.post("/users/login", &login).await;
         assert_eq!(status, 200, "{again}");
@@ -469,12 +469,14 @@ async fn a_leaked_key_is_refused_by_running_services_within_a_second() {
         [&settings[..], &[("DB_SOURCE", &*app.database_url), ("TOKEN_SYMMETRIC_KEY", KEY)]].concat();
     let services = [homes[0].serve(&environment).await, homes[1].serve(&environment).await];
     let mut took = Vec::new();
-    // The machine may stall once; it does not three times in a row.
-    while took.len() < 3 && took.last().is_none_or(|seconds| *seconds >= 1.0) {
-        took.push(seconds_to_refusal(&services, &app.pool(), &settings).await);
+    for _ in 0..5 {
+        took.push(time_to_refusal(&services, &app.pool(), &settings).await);
     }
-    println!("seconds from the retirement to the refusal by both: {took:.3?}");
-    assert!(*took.last().unwrap() < 1.0, "{took:?}");
+    println!("from the retirement to the refusal by both: {took:.3?}");
+    // Each of them. How often the ring is read `src/keys` holds against the second when it is compiled; with this machine's
+    // load, that says nothing more.
+    let bound = allowed(std::time::Duration::from_secs(1));
+    assert!(took.iter().all(|took| *took < bound), "{took:?}");
 }
 
 /// Root keys of one replica: its own, and those that it accepts.

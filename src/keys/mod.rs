@@ -49,6 +49,7 @@ pub use self::stored::{Stored, list, retire, unopenable, verifier};
 
 /// How often the ring is read. Twice within the second that a leaked key may live on.
 const POLL: Duration = Duration::from_millis(500);
+const _: () = assert!(2 * POLL.as_millis() <= ring::HEARD_WITHIN.as_millis());
 /// How long one reading may take before it counts as failed.
 const POLL_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a rotation or a new wrapping may take: an RSA key is part of it, on a machine that may be busy.

@@ -22,8 +22,8 @@ use super::{KeyId, KeyPairFormat, KeyStatus, PublicKey};
 
 /// How long published keys may be cached, when rotation is not more frequent than that.
 const CACHED_FOR: Duration = Duration::from_secs(60);
-/// How long a replica may go on publishing what it knew, after another one has made a key.
-const HEARD_WITHIN: Duration = Duration::from_secs(1);
+/// How long a replica may go on with the keys that it knew, after another one has made or retired one.
+pub const HEARD_WITHIN: Duration = Duration::from_secs(1);
 
 /// A key pair's public half and its times.
 #[derive(Clone, Debug)]
