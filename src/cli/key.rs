@@ -12,7 +12,7 @@ use super::{Failure, database, print, print_json, say, seconds, setup};
 use crate::{
     clock::Clock,
     config::Settings,
-    keys::{self, Error, Keys, Policy, Stored},
+    keys::{self, Error, Keys, Policy, Rewrapped, Stored},
     random,
     store::{self, PgPool, signing_keys},
     token::{Format, Hs256Key, KeyId, KeyStatus, SharedFormat, SigningKey, SymmetricKey, ring::RingKey},
@@ -83,6 +83,7 @@ pub(super) enum Command {
     ///
     /// For those that are still wrapped under a former root key, which has to be among TOKEN_SYMMETRIC_KEYS_ACCEPTED.
     /// After this it may be removed there, once its own tokens have expired. The service does the same when it starts.
+    /// Fails, with their names, when keys are left that are wrapped under another root key.
     Rewrap {
         /// Print the names of the keys as JSON
         #[arg(long)]
@@ -124,7 +125,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
             database::on_pool(&settings, async |db| retire(&policy, db, &id, now, json).await).await
         }
         Command::Rewrap { json } => {
-            database::on_pool(&settings, async |db| rewrap(policy, db, json).await).await
+            database::on_pool(&settings, async |db| rewrap(&policy, db, json).await).await
         }
     }
 }
@@ -368,7 +369,7 @@ fn with<'e>(keys: &'e [Entry], format: &str, status: &str) -> Option<&'e Entry> 
 
 async fn rotate(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure> {
     let format = policy.format.name();
-    let ring = Keys::open(policy.clone(), db.clone(), time_of(db).await?).await?;
+    let ring = open(policy, db).await?;
     let kid = |keys: &[Entry], status| with(keys, format, status).map(|key| key.kid.clone());
     let before = kid(&stored(policy, db).await?, "active");
     loop {
@@ -423,21 +424,36 @@ async fn retire(policy: &Policy, db: &PgPool, id: &str, at_once: bool, json: boo
     print(&format!("{id} {what}\n{active} signs {} now\n", key.format))
 }
 
-async fn rewrap(policy: Policy, db: &PgPool, json: bool) -> Result<(), Failure> {
+async fn rewrap(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure> {
     let root = policy.root.id();
-    let before = keys::list(db).await?.keys;
-    let foreign = before.into_iter().filter(|(_, by)| by.as_ref().is_some_and(|by| *by != root));
-    let foreign: Vec<_> = foreign.map(|(key, _)| key.id().clone()).collect();
-    // Opening wraps anew already, unless all formats are shared.
-    Keys::open(policy, db.clone(), time_of(db).await?).await?.rewrap().await?;
-    let after = keys::list(db).await?.keys;
-    let done = after.iter().filter(|(key, by)| foreign.contains(key.id()) && by.as_ref() == Some(&root));
-    let done: Vec<_> = done.map(|(key, _)| key.id().to_string()).collect();
+    let Rewrapped { done, left } = keys::rewrap(policy, db).await?;
+    if left.is_empty() {
+        // Makes the keys that are missing, as a start does.
+        open(policy, db).await?;
+    }
     if json {
-        return print_json(&json!({ "root": root.as_str(), "rewrapped": done }));
+        let left: Vec<_> = left
+            .iter()
+            .map(|(row, error)| json!({ "kid": row.id, "root": row.wrapped_by, "why": error.to_string() }))
+            .collect();
+        let done: Vec<_> = done.iter().map(KeyId::as_str).collect();
+        print_json(&json!({ "root": root.as_str(), "rewrapped": done, "left": left }))?;
+    } else if done.is_empty() && left.is_empty() {
+        print("nothing to do\n")?;
+    } else {
+        print(&done.iter().map(|kid| format!("wrapped {kid} anew\n")).collect::<String>())?;
     }
-    if done.is_empty() {
-        return print("nothing to do\n");
+    if left.is_empty() {
+        return Ok(());
     }
-    print(&done.iter().map(|kid| format!("wrapped {kid} anew\n")).collect::<String>())
+    let line = |(row, error): &(signing_keys::SigningKey, Error)| {
+        let signing_keys::SigningKey { id, wrapped_by, .. } = row;
+        format!("\n{id}, under {}: {error}", wrapped_by.as_deref().unwrap_or("-"))
+    };
+    Err(format!("not wrapped anew:{}", left.iter().map(line).collect::<String>()).into())
+}
+
+async fn open(policy: &Policy, db: &PgPool) -> Result<Keys, Failure> {
+    let now = time_of(db).await?;
+    Ok(Keys::open(policy.clone(), db.clone(), now).await?)
 }

@@ -9,8 +9,8 @@ use super::{
 use crate::{
     chain::chain,
     store::{
-        PoolConnection,
-        signing_keys::{self, NewKey},
+        Cause, PoolConnection,
+        signing_keys::{self, NewKey, SigningKey as Row},
     },
     token::{InvalidKey, KeyId, KeyPair, KeyPairFormat, WrappingKey, ring},
 };
@@ -35,42 +35,59 @@ pub(super) async fn prepare(
     }
     let formats: Vec<_> = policy.key_pair_formats().map(|format| format.name().to_owned()).collect();
     signing_keys::note_token_life(conn, &formats, policy.token_seconds(), &policy.cause).await?;
-    rewrap(conn, policy, wrapping).await?;
-    Ok(())
+    rewrap(conn, wrapping, &policy.cause).await?.check(policy)
+}
+
+/// What came of wrapping private keys anew.
+#[derive(Debug, Default)]
+pub struct Rewrapped {
+    /// Those that are wrapped under the present root key now.
+    pub done: Vec<KeyId>,
+    /// Those that are still wrapped under another one, and why.
+    pub left: Vec<(Row, Error)>,
+}
+
+impl Rewrapped {
+    /// Fails for a key of a format that is in force.
+    pub(super) fn check(self, policy: &Policy) -> Result<(), Error> {
+        for (row, error) in self.left {
+            if is_in_force(&row, policy) {
+                return Err(error);
+            }
+            // Of a format that was in force once, or is in a later release: nobody needs it here, and it is no reason not
+            // to start.
+            tracing::warn!(error = chain(&error), "left as it is");
+        }
+        Ok(())
+    }
 }
 
 pub(super) async fn rewrap(
     conn: &mut PoolConnection,
-    policy: &Policy,
     wrapping: &[WrappingKey],
-) -> Result<Vec<KeyId>, Error> {
-    let mut done = Vec::new();
+    cause: &Cause,
+) -> Result<Rewrapped, Error> {
+    let mut rewrapped = Rewrapped::default();
+    let present = &wrapping[0];
     for row in signing_keys::all(conn).await? {
-        let present = &wrapping[0];
         if row.wrapped_by.as_deref().is_none_or(|root| root == present.root().as_str()) {
             continue;
         }
         let Some((wrapped, root)) = signing_keys::wrapped(conn, &row.id).await? else { continue };
-        let pair = format(&row).and_then(|format| unwrap(wrapping, format, &row.id, &wrapped, &root));
-        let pair = match pair {
+        let pair = match format(&row).and_then(|format| unwrap(wrapping, format, &row.id, &wrapped, &root)) {
             Ok(pair) => pair,
-            // Of a format that was in force once, or is in a later release: nobody needs it here, and it is no reason not
-            // to start.
-            Err(error) if !is_in_force(&row, policy) => {
-                tracing::warn!(error = chain(&error), "left as it is");
+            Err(error) => {
+                rewrapped.left.push((row, error));
                 continue;
             }
-            Err(error) => return Err(error),
         };
         let wrapped = present.wrap(&pair).map_err(Error::Generate)?;
-        if signing_keys::rewrap(conn, &row.id, &root, &wrapped, present.root().as_str(), &policy.cause)
-            .await?
-        {
+        if signing_keys::rewrap(conn, &row.id, &root, &wrapped, present.root().as_str(), cause).await? {
             tracing::info!(key = row.id, from = root, to = %present.root(), "signing key wrapped anew");
-            done.push(pair.id().clone());
+            rewrapped.done.push(pair.id().clone());
         }
     }
-    Ok(done)
+    Ok(rewrapped)
 }
 
 /// A key just made, and not stored yet.

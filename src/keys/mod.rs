@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use self::{
-    making::{Made, prepare, rewrap},
+    making::{Made, prepare},
     reading::{Ring, first_reading, read, signing_key, verifying_keys},
 };
 use crate::{
@@ -39,13 +39,16 @@ use crate::{
     metrics::KeyAge,
     store::{self, Cause, PgPool, signing_keys},
     token::{
-        self, Format, InvalidKey, Issuer, KeyId, KeyPairFormat, KeyStatus, Party, SymmetricKey, Verifier,
+        self, Format, InvalidKey, Issuer, KeyPairFormat, KeyStatus, Party, SymmetricKey, Verifier,
         WrappingKey,
         ring::{self, Schedule},
     },
 };
 
-pub use self::stored::{Stored, list, retire, unopenable, verifier};
+pub use self::{
+    making::Rewrapped,
+    stored::{Stored, list, retire, rewrap, unopenable, verifier},
+};
 
 /// How often the ring is read. Twice within the second that a leaked key may live on.
 const POLL: Duration = Duration::from_millis(500);
@@ -222,7 +225,7 @@ impl Keys {
     ///
     /// [`Error::ForeignRoot`], or when the database fails. With shared keys alone the database is not touched.
     pub async fn open(policy: Policy, db: PgPool, now: OffsetDateTime) -> Result<Self, Error> {
-        let wrapping: Vec<_> = policy.roots().map(WrappingKey::new).collect();
+        let wrapping = wrapping_keys(&policy);
         let ring = match policy.key_pair_formats().next() {
             None => Ring::default(),
             Some(_) => {
@@ -460,20 +463,20 @@ impl Keys {
         Ok(is_done)
     }
 
-    /// Wraps under the present root key what one of the accepted ones has wrapped. The names of those keys.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::ForeignRoot`], or when the database fails.
-    pub async fn rewrap(&self) -> Result<Vec<KeyId>, Error> {
+    async fn rewrap(&self) -> Result<(), Error> {
         let mut conn = self.0.db.acquire().await?;
-        rewrap(&mut conn, &self.0.policy, &self.0.wrapping).await
+        making::rewrap(&mut conn, &self.0.wrapping, &self.0.policy.cause).await?.check(&self.0.policy)
     }
 
     /// The wrapping key for what is made now.
     fn wrapping(&self) -> &WrappingKey {
         &self.0.wrapping[0]
     }
+}
+
+/// Those of every root key, the present one first.
+fn wrapping_keys(policy: &Policy) -> Vec<WrappingKey> {
+    policy.roots().map(WrappingKey::new).collect()
 }
 
 fn micros(at: OffsetDateTime) -> i64 {

@@ -3,9 +3,10 @@
 use time::OffsetDateTime;
 
 use super::{
-    Error, MAX_RACES, Policy,
-    making::Made,
+    Error, MAX_RACES, Policy, Rewrapped,
+    making::{self, Made},
     reading::{Ring, format, live_ring, ring_key, unwrap, verifying_keys},
+    wrapping_keys,
 };
 use crate::{
     store::{
@@ -83,6 +84,15 @@ pub async fn retire(
     Err(Error::Contended)
 }
 
+/// Wraps under the present root key what one of the accepted ones has wrapped, of every format.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn rewrap(policy: &Policy, db: &PgPool) -> Result<Rewrapped, Error> {
+    making::rewrap(&mut db.acquire().await?, &wrapping_keys(policy), &policy.cause).await
+}
+
 /// Every key that there has been, oldest first.
 #[derive(Debug, Default)]
 pub struct Stored {
@@ -134,7 +144,7 @@ pub async fn verifier(policy: &Policy, db: Option<&PgPool>, now: OffsetDateTime)
 ///
 /// When the database fails.
 pub async fn unopenable(policy: &Policy, db: &PgPool) -> Result<Vec<Error>, Error> {
-    let wrapping: Vec<_> = policy.roots().map(WrappingKey::new).collect();
+    let wrapping = wrapping_keys(policy);
     let mut conn = db.acquire().await?;
     let mut errors = Vec::new();
     for row in signing_keys::all(&mut conn).await? {
