@@ -284,7 +284,8 @@ impl fmt::Debug for PoolWatch {
 pub struct KeyAge {
     /// The format of their tokens.
     pub format: String,
-    /// What they do: `shared`, `next`, `active`, `retiring`, or `accepted`: active, of a format that no new token has.
+    /// What they do: `shared`, `next`, `active`, `retiring`, or `accepted`: active, of a format that no new token has. Or
+    /// `unreadable`: nothing.
     pub status: &'static str,
     /// How many they are.
     pub count: usize,

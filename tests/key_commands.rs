@@ -431,6 +431,47 @@ async fn what_cannot_be_read_is_shown_and_in_nobodys_way() {
         .await;
     finds(&desk.doctor().await, "problem", "cannot be read");
     assert_eq!(desk.status(&active).await, "active");
+    let broken = desk.kid("unknown").await;
+    assert_ne!(broken, active);
+}
+
+#[tokio::test]
+async fn a_leaked_key_is_refused_while_another_is_broken_and_that_one_can_be_replaced() {
+    let desk = Desk::new(&[("TOKEN_FORMAT", "v4.public")]).await;
+    let mut service = desk.home.serve(&desk.environment()).await;
+    let alice = json!({"username": "alice", "email": "alice@example.com", "password": PASSWORD});
+    assert_eq!(service.post("/users", &alice).await.0, 201);
+    let alice = json!({"username": "alice", "password": PASSWORD});
+    desk.run(&["key", "rotate"]).await.expect(0);
+    for (status, broken) in [
+        ("retiring", "retired_at IS NOT NULL AND verifies_until > retired_at"),
+        ("next", "activated_at IS NULL AND retired_at IS NULL"),
+        ("active", "activated_at IS NOT NULL AND retired_at IS NULL"),
+    ] {
+        let active = desk.kid("active").await;
+        let mut token = String::new();
+        until("the active key signs", async || {
+            token = text(&service.post("/users/login", &alice).await.1["access_token"]).to_owned();
+            desk.inspect(&token).await.1["kid"] == *active
+        })
+        .await;
+        let id = desk.kid(status).await;
+        desk.sql(&format!("UPDATE signing_keys SET public_key = 'x' WHERE {broken}")).await;
+        service.logged(&format!("the signing key {id} cannot be read")).await;
+        finds(&desk.doctor().await, "problem", &format!("gatepass key retire {id} --now"));
+
+        let gone = desk.run(&["key", "retire", "--now", &active]).await.expect(0).stdout;
+        assert!(gone.contains("refuses its tokens within a second"), "{gone}");
+        until("the token is refused", async || service.get_as(&token, "/users/me").await.0 == 401).await;
+        assert_eq!(desk.status(&active).await, "gone");
+        until("another key signs", async || service.post("/users/login", &alice).await.0 == 200).await;
+        if status == "retiring" {
+            assert_eq!(desk.status(&id).await, "unknown");
+            desk.run(&["key", "retire", &id, "--json"]).await.expect(0);
+        }
+        assert_eq!(desk.status(&id).await, "gone");
+        assert_eq!(desk.doctor().await["ok"], true);
+    }
 }
 
 /// Not even what development makes for itself.

@@ -6,12 +6,15 @@ use std::{collections::BTreeSet, ops::Range, sync::Arc, time::Instant};
 use axum::http::Method;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use gatepass::{
+    cli::serve::{self, Pools},
     clock::Clock,
+    http::Limits,
     keys::{self, Error, Policy},
     random,
     store::{Cause, signing_keys},
     token::{
-        Issuer, KeyPair, KeyStatus, Lifetime, Party, SigningKey, Subject, SymmetricKey, WrappingKey,
+        Issuer, KeyPair, KeyStatus, Lifetime, Party, Rejection, SigningKey, Subject, SymmetricKey,
+        WrappingKey,
         refresh::{Presented, RefreshKey},
         ring::Schedule,
     },
@@ -885,18 +888,247 @@ async fn in_production_the_metadata_names_no_address_that_nobody_has_given() {
 }
 
 #[tokio::test]
-async fn a_replica_that_has_not_read_its_keys_for_long_is_not_ready() {
-    let mut settings = tokens_of("v4.public");
-    settings.push(("REVOCATION_MAX_STALENESS", "60s"));
+async fn a_replica_that_cannot_read_its_keys_for_long_takes_and_makes_none_of_their_tokens() {
+    for format in ["v4.public", "jwt:ES256"] {
+        let accepting = |format| {
+            let accepted = [("TOKEN_FORMAT_ACCEPTED", "v4.local,v4.public,jwt:ES256,jwt:HS256")];
+            tokens_of_and(format, &[&accepted[..], &[("REVOCATION_MAX_STALENESS", "60s")]].concat())
+        };
+        let app = App::with(&accepting(format)).await;
+        app.register("alice").await;
+        let alice = app.login("alice").await;
+        // The service of another ring.
+        let other = App::with(&tokens_of(format)).await;
+        other.register("alice").await;
+        let stranger = other.login("alice").await;
+        // Replicas that make tokens with keys of the configuration, and have the ring besides.
+        let [local, hs256] =
+            [app.replica(&accepting("v4.local")).await, app.replica(&accepting("jwt:HS256")).await];
+        let shared = [local.login("alice").await, hs256.login("alice").await];
+        let client = app.client("orders").await;
+        let introspect = async |login: &Value| {
+            let token = login["access_token"].as_str().unwrap();
+            app.post("/tokens/introspect").client(&client).form(&[("token", token)]).send().await
+        };
+
+        let grant = async |statement: &'static str| sqlx::raw_sql(statement).execute(&app.db).await.unwrap();
+        grant("REVOKE SELECT ON signing_keys FROM gatepass_app").await;
+        app.clock.advance(Duration::seconds(60));
+        app.state().keys().refresh(app.clock.now()).await.unwrap_err();
+        app.get("/readyz").send().await.expect(200);
+        passes(&app, &alice).await;
+        is_refused(&app, &stranger).await;
+        let late = app.login("alice").await;
+
+        app.clock.advance(Duration::seconds(1));
+        for replica in [&app, &local, &hs256] {
+            replica.hear().await;
+        }
+        // Nobody has to notice first, and no clock that is set helps.
+        for hours in [0, -5] {
+            app.clock.set(Duration::hours(hours));
+            for login in [&alice, &late, &stranger] {
+                let answer = app.get("/users/me").bearer(login).send().await;
+                assert_eq!(answer.header("retry-after"), "1");
+                answer.expect_problem(503, "revocations_stale");
+                introspect(login).await.expect_problem(503, "revocations_stale");
+                let revoke = [("token", login["access_token"].as_str().unwrap())];
+                app.post("/tokens/revoke")
+                    .form(&revoke)
+                    .send()
+                    .await
+                    .expect_problem(503, "revocations_stale");
+            }
+            let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
+            assert_eq!(not_ready["reasons"], json!(["keys: not read for 61 s"]));
+        }
+        app.clock.set(Duration::hours(5));
+        for login in &shared {
+            passes(&app, login).await;
+            assert_eq!(introspect(login).await.expect(200)["active"], true);
+        }
+        let body = json!({ "username": "alice", "password": PASSWORD });
+        for replica in [&app, &local, &hs256] {
+            replica.state().keys().refresh(app.clock.now()).await.unwrap_err();
+        }
+        let refused = app.post("/users/login").json(&body).send().await;
+        assert!(!refused.header("retry-after").is_empty());
+        refused.expect_problem(503, "database_unavailable");
+        let renew = json!({ "refresh_token": alice["refresh_token"] });
+        app.post("/tokens/renew_access")
+            .json(&renew)
+            .send()
+            .await
+            .expect_problem(503, "database_unavailable");
+        // It has a key, so there is nothing else wrong.
+        let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
+        assert_eq!(not_ready["reasons"], json!(["keys: not read for 61 s"]));
+        for replica in [&local, &hs256] {
+            passes(&app, &replica.login("alice").await).await;
+        }
+
+        grant("GRANT SELECT ON signing_keys TO gatepass_app").await;
+        refresh(&app).await;
+        app.get("/readyz").send().await.expect(200);
+        for login in [&alice, &late, &app.login("alice").await] {
+            passes(&app, login).await;
+        }
+        is_refused(&app, &stranger).await;
+        app.post("/tokens/renew_access").json(&renew).send().await.expect(200);
+    }
+    // Without a ring there is nothing to be read.
+    let app = App::with(&[("REVOCATION_MAX_STALENESS", "60s")]).await;
+    app.register("alice").await;
+    app.clock.advance(Duration::seconds(61));
+    app.hear().await;
+    refresh(&app).await;
+    passes(&app, &app.login("alice").await).await;
+    app.get("/readyz").send().await.expect(200);
+}
+
+/// Breaks the row of the one key that does this, as none should be; its id.
+async fn break_the(status: KeyStatus, app: &App) -> String {
+    let id = the(status, app).await;
+    app.sql("UPDATE signing_keys SET public_key = 'x' WHERE id = $1", &json!(id)).await;
+    id
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_be_read_is_good_for_nothing_and_all_others_are_followed() {
+    for broken in [KeyStatus::Retiring, KeyStatus::Next] {
+        let settings = tokens_of_and("v4.public", &[("TOKEN_FORMAT_ACCEPTED", "jwt:EdDSA")]);
+        let app = App::with(&tokens_of("v4.public")).await;
+        app.register("alice").await;
+        let old = app.login("alice").await;
+        rotate(&app).await;
+        let alice = app.login("alice").await;
+        app.clock.advance(Duration::minutes(2));
+
+        let id = break_the(broken, &app).await;
+        for _ in 0..2 {
+            let error = app.state().keys().refresh(app.clock.now()).await.unwrap_err();
+            assert!(matches!(&error, Error::Unreadable { id: other, .. } if *other == id), "{error}");
+        }
+        let started = app.replica(&settings).await;
+        for replica in [&app, &started] {
+            assert!(!published(replica).await.contains(&id));
+            let gauge = r#"gatepass_token_keys{format="v4.public",status="unreadable"} 1"#;
+            assert!(replica.scrape().await.contains(gauge), "{}", replica.scrape().await);
+            replica.get("/readyz").send().await.expect(200);
+            passes(replica, &alice).await;
+            passes(replica, &replica.login("alice").await).await;
+            if broken == KeyStatus::Retiring {
+                is_refused(replica, &old).await;
+            } else {
+                passes(replica, &old).await;
+                let error = replica.state().keys().rotate(app.clock.now()).await.unwrap_err();
+                assert!(error.to_string().contains(&format!("gatepass key retire {id}")), "{error}");
+            }
+        }
+
+        // Not without a key to follow it that can be read; but a leaked one goes at once.
+        let leaked = kid(&alice);
+        let policy = policy(KEY, &settings);
+        if broken == KeyStatus::Next {
+            let refused = keys::retire(&policy, &app.pool(), &leaked, false, app.clock.now()).await;
+            assert!(
+                matches!(&refused, Err(Error::Unreadable { id: other, .. }) if *other == id),
+                "{refused:?}"
+            );
+        }
+        retire_now(&app, &leaked).await;
+        for replica in [&app, &started] {
+            _ = replica.state().keys().refresh(app.clock.now()).await;
+            is_refused(replica, &alice).await;
+            assert!(![&leaked, &id].contains(&&kid(&replica.login("alice").await)));
+        }
+        if broken == KeyStatus::Retiring {
+            keys::retire(&policy, &app.pool(), &id, false, app.clock.now()).await.unwrap();
+        }
+        let again = keys::retire(&policy, &app.pool(), &id, true, app.clock.now()).await;
+        assert!(matches!(again, Err(Error::NoSuchKey(_))), "{again:?}");
+        for replica in [&app, &started] {
+            refresh(replica).await;
+            assert!(!replica.scrape().await.contains("unreadable"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_the_key_that_signs_no_token_is_made_until_it_is_retired() {
+    let settings = tokens_of("v4.public");
     let app = App::with(&settings).await;
-    app.clock.advance(Duration::seconds(60));
-    app.get("/readyz").send().await.expect(200);
-    app.clock.advance(Duration::seconds(1));
-    app.state().feed().hear().await.unwrap();
-    let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
-    assert_eq!(not_ready["reasons"], json!(["keys: not read for 61 s"]));
-    app.state().keys().refresh(app.clock.now()).await.unwrap();
-    app.get("/readyz").send().await.expect(200);
+    app.register("alice").await;
+    let alice = app.login("alice").await;
+    let id = break_the(KeyStatus::Active, &app).await;
+    app.state().keys().refresh(app.clock.now()).await.unwrap_err();
+    is_refused(&app, &alice).await;
+    let body = json!({ "username": "alice", "password": PASSWORD });
+    app.post("/users/login").json(&body).send().await.expect_problem(500, "internal_error");
+    app.get("/readyz").send().await.expect_problem(503, "not_ready");
+    let refused = app.try_replica(KEY, app.clock.clone(), &settings).await.err().unwrap().to_string();
+    assert!(refused.contains(&format!("gatepass key retire {id} --now")), "{refused}");
+
+    keys::retire(&policy(KEY, &settings), &app.pool(), &id, false, app.clock.now()).await.unwrap();
+    for replica in [&app, &app.replica(&settings).await] {
+        refresh(replica).await;
+        passes(replica, &replica.login("alice").await).await;
+        is_refused(replica, &alice).await;
+        replica.get("/readyz").send().await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn who_keeps_the_other_connections_keeps_no_leaked_key_alive() {
+    let settings = tokens_of("v4.public");
+    let app = App::with(&settings).await;
+    app.register("alice").await;
+    let alice = app.login("alice").await;
+    let pools = Pools { requests: app.pool(), background: app.pool(), feed: app.pool() };
+    let (settings, key) = (app::settings(&settings), KEY.parse().unwrap());
+    let state =
+        serve::app(&settings, &key, pools.clone(), app.clock.clone(), Limits::default()).await.unwrap();
+    let mut held = Vec::new();
+    for pool in [&pools.requests, &pools.background] {
+        for _ in 0..pool.in_use().max {
+            held.push(pool.acquire().await.unwrap());
+        }
+    }
+    retire_now(&app, &kid(&alice)).await;
+    state.keys().refresh(app.clock.now()).await.unwrap();
+    let verified = state.keys().verifier().verify(alice["access_token"].as_str().unwrap(), app.clock.now());
+    assert_eq!(verified.unwrap_err(), Rejection::UnknownKey);
+}
+
+#[tokio::test]
+async fn a_leaked_key_is_refused_while_a_rotation_waits() {
+    let app = App::with(&tokens_of_and("v4.public", &[("KEY_ROTATION_INTERVAL", "10m")])).await;
+    app.register("alice").await;
+    let alice = app.login("alice").await;
+    rotate(&app).await;
+    app.clock.advance(Duration::minutes(10));
+    let mut hold = app.db.begin().await.unwrap();
+    let lock = sqlx::query("SELECT FROM signing_keys WHERE id = $1 FOR UPDATE");
+    lock.bind(the(KeyStatus::Active, &app).await).execute(&mut *hold).await.unwrap();
+
+    let keys = app.state().keys().clone();
+    let following = tokio::spawn(async move { keys.follow().await });
+    // When the statement was begun that waits.
+    let waits_since = async || {
+        let waiting = "SELECT query_start::text FROM pg_stat_activity
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        sqlx::query_scalar::<_, String>(waiting).fetch_optional(&app.db).await.unwrap()
+    };
+    until("the rotation waits", async || waits_since().await.is_some()).await;
+    let since = waits_since().await;
+    passes(&app, &alice).await;
+    retire_now(&app, &kid(&alice)).await;
+    until("the token is refused", async || app.get("/users/me").bearer(&alice).send().await.status == 401)
+        .await;
+    assert_eq!(waits_since().await, since, "it was given up first");
+    hold.rollback().await.unwrap();
+    until("it has rotated", async || table(&app).await.len() == 4).await;
+    following.abort();
 }
 
 #[tokio::test]

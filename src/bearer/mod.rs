@@ -42,7 +42,7 @@ mod remote;
 mod service;
 mod source;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
@@ -210,7 +210,7 @@ impl Refusal {
                 "The user's roles have changed since the access token was made; renew it."
             }
             Self::Token(Rejection::RevocationsUnknown) => {
-                "At the moment it is not known which sessions have ended, so no access token is accepted."
+                "At the moment it is not known what has been revoked, so the access token is not accepted."
             }
             Self::Unreadable | Self::Token(_) => "The access token is not valid here.",
         }
@@ -248,14 +248,15 @@ impl Refusal {
 /// # Errors
 ///
 /// When there is none, more than one, or one that `verifier` refuses at `now`, or `check` after it: what has been revoked
-/// since the token was made, [`Revocations::check`] says.
+/// since the token was made, [`Revocations::check`] says. `at` is measured by the clock of [`Verifier::heard`].
 pub fn authenticate(
     headers: &HeaderMap,
     verifier: &Verifier,
     now: OffsetDateTime,
+    at: Duration,
     check: impl FnOnce(&Claims) -> Result<(), Rejection>,
 ) -> Result<(Arc<Claims>, Sighting), Refusal> {
-    Ok(verifier.sight(bearer_token(headers)?, now, check)?)
+    Ok(verifier.sight(bearer_token(headers)?, now, at, check)?)
 }
 
 /// The token of `Authorization: Bearer TOKEN`; the scheme's case does not matter (RFC 9110, section 11.1).

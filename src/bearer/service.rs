@@ -32,12 +32,12 @@ impl<S, R> BearerService<S, R> {
     /// Puts the claims of the request's token among its extensions.
     fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Refusal> {
         let BearerLayer { source, clock, revocations, .. } = &*self.layer;
+        let (now, at) = (clock.now(), clock.elapsed());
         let not_revoked = |claims: &Claims| match revocations {
-            Some(revocations) => revocations.check(claims, clock.elapsed()),
+            Some(revocations) => revocations.check(claims, at),
             None => Ok(()),
         };
-        let (claims, sighting) =
-            authenticate(request.headers(), source.verifier(), clock.now(), not_revoked)?;
+        let (claims, sighting) = authenticate(request.headers(), source.verifier(), now, at, not_revoked)?;
         request.extensions_mut().insert(claims);
         // Only then: most tokens have been seen, and an extension costs an allocation.
         if sighting == Sighting::First {

@@ -34,7 +34,7 @@ pub(super) enum Command {
     ///
     /// Shared keys come from the configuration: `active` makes tokens, `accepted` only checks them. Key pairs are in
     /// the database: `next` is published and will sign, `active` signs, `retiring` only verifies what it has signed,
-    /// `gone` verifies nothing; `unknown` is one that this release cannot read.
+    /// `gone` verifies nothing; `unknown` is one that this release cannot read, and so verifies nothing either.
     List {
         /// As JSON
         #[arg(long)]
@@ -224,11 +224,11 @@ impl Entry {
         }
     }
 
-    fn unreadable(row: &signing_keys::SigningKey, error: &Error) -> Self {
+    fn unreadable(row: &signing_keys::SigningKey, error: &Error, now: OffsetDateTime) -> Self {
         Self {
             kid: row.id.clone(),
             format: row.format.clone(),
-            status: "unknown",
+            status: if keys::status(row, now).is_some() { "unknown" } else { "gone" },
             source: "database",
             published_at: Some(row.published_at),
             activated_at: row.activated_at,
@@ -242,7 +242,7 @@ impl Entry {
     /// Every stored key, those that cannot be read last.
     fn all(policy: &Policy, Stored { keys, unreadable }: &Stored, now: OffsetDateTime) -> Vec<Self> {
         let readable = keys.iter().map(|(key, root)| Self::stored(policy, key, root.as_ref(), now));
-        readable.chain(unreadable.iter().map(|(row, error)| Self::unreadable(row, error))).collect()
+        readable.chain(unreadable.iter().map(|(row, error)| Self::unreadable(row, error, now))).collect()
     }
 
     fn cells(&self) -> [String; 9] {
@@ -455,5 +455,5 @@ async fn rewrap(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure>
 
 async fn open(policy: &Policy, db: &PgPool) -> Result<Keys, Failure> {
     let now = time_of(db).await?;
-    Ok(Keys::open(policy.clone(), db.clone(), now).await?)
+    Ok(Keys::open(policy.clone(), db.clone(), db.clone(), Clock::system(), now).await?)
 }

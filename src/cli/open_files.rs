@@ -9,8 +9,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::http::Limits;
 
-/// Connections for the feed of revocations, besides the one that listens: one that reads. Nobody else has it, so that
-/// nothing keeps a revocation waiting.
+/// Connections for the feed of revocations, besides the one that listens: one that reads, what was revoked and, in turn
+/// with that, which keys are good. Nobody else has it, so that nothing keeps a revocation or a leaked key's end waiting.
 pub(super) const FEED_CONNECTIONS: u32 = 1;
 /// Connections for what else goes on beside requests: the history may hold one for long, and everything else takes
 /// turns with the other.

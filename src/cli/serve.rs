@@ -188,7 +188,7 @@ async fn serve(
             operators,
             certificate,
             beside.feed().follow(),
-            beside.keys().follow(&clock),
+            beside.keys().follow(),
             beside.activity().keep_writing(),
             beside.clean_up().keep_clean(&clock),
             beside.history().keep(&clock),
@@ -254,7 +254,7 @@ pub struct Pools {
     pub requests: PgPool,
     /// For what goes on beside them, so that no flood of requests keeps it waiting.
     pub background: PgPool,
-    /// For the feed of revocations.
+    /// For the feed of revocations, and the reading of the keys: nothing else keeps either waiting.
     pub feed: PgPool,
 }
 
@@ -271,9 +271,8 @@ pub async fn app(
     limits: Limits,
 ) -> Result<App, Failure> {
     let Pools { requests, background, feed } = pools;
-    let keys =
-        Keys::open(setup::key_policy(settings, key, Cause::service()), background.clone(), clock.now())
-            .await?;
+    let policy = setup::key_policy(settings, key, Cause::service());
+    let keys = Keys::open(policy, background.clone(), feed.clone(), clock.clone(), clock.now()).await?;
     let listens = settings.db_pooler == DbPooler::Session;
     let metrics = Metrics::new();
     let pools = [("requests", requests.clone()), ("background", background.clone()), ("feed", feed.clone())];

@@ -321,7 +321,7 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "REVOCATION_MAX_STALENESS",
-        about: "How long a replica serves without hearing of ended sessions before it refuses all bearer tokens.",
+        about: "How long a replica serves without hearing of ended sessions, or retired keys, before it refuses bearer tokens.",
         default: DefaultValue::Text("60s"),
         ..TOKENS
     },

@@ -45,7 +45,7 @@ pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, 
     if let Err(reason) = database(&app).await {
         reasons.push(reason);
     }
-    if let Some(silent) = app.keys().staleness(app.clock().now()) {
+    if let Some(silent) = app.keys().staleness() {
         reasons.push(format!("keys: not read for {} s", silent.as_secs()));
     }
     if let Some(silent) = app.feed().staleness() {

@@ -22,7 +22,7 @@ use crate::{
     account::{self, FieldError},
     bearer::Refusal,
     chain::chain,
-    token::Rejection,
+    token::{IssueError, Rejection},
 };
 
 /// An error as the client gets it, and what the log needs besides.
@@ -276,7 +276,10 @@ impl From<account::Error> for Problem {
                 "More logins than can be served at the moment.",
             )
             .retry_after(retry_after),
-            E::Unavailable(_) => Self::database_unavailable().caused_by(error),
+            // The database has not told for long which keys there are.
+            E::Unavailable(_) | E::Issue(IssueError::KeysUnknown) => {
+                Self::database_unavailable().caused_by(error)
+            }
             E::Store(_) | E::Issue(_) | E::Hasher | E::Contended => Self::fault(error),
         }
     }

@@ -234,8 +234,9 @@ pub(super) async fn revoke(
 ) -> Result<StatusCode, Problem> {
     let (token, now) = (body.token.expose_secret(), app.clock().now());
     // Revoked or expired: the token is of the session, which may go on for long.
-    let session = match app.keys().verifier().recognize(token, now) {
+    let session = match app.keys().verifier().recognize(token, now, app.clock().elapsed()) {
         Ok(claims) => Some((claims.user_id, claims.session_id)),
+        Err(unknown @ Rejection::RevocationsUnknown) => return Err(Refusal::Token(unknown).into()),
         Err(_) => app.accounts().session_of(token).await?,
     };
     if let Some((user_id, session_id)) = session {
@@ -249,8 +250,9 @@ pub(super) async fn revoke(
 
 /// The claims of an access token that this service accepts now; `None` for anything else.
 fn accepted(app: &App, token: &str, now: OffsetDateTime) -> Result<Option<Arc<Claims>>, Problem> {
-    let not_revoked = |claims: &Claims| app.feed().revocations().check(claims, app.clock().elapsed());
-    let (claims, sighting) = match app.keys().verifier().sight(token, now, not_revoked) {
+    let at = app.clock().elapsed();
+    let not_revoked = |claims: &Claims| app.feed().revocations().check(claims, at);
+    let (claims, sighting) = match app.keys().verifier().sight(token, now, at, not_revoked) {
         Ok(sighted) => sighted,
         Err(unknown @ Rejection::RevocationsUnknown) => return Err(Refusal::Token(unknown).into()),
         Err(_) => return Ok(None),

@@ -6,6 +6,9 @@
 //! sign with another key, refuse those of a leaked one. It is also what rotates the keys when their time has come,
 //! whichever replica gets there first.
 //!
+//! A replica that cannot read the ring for `REVOCATION_MAX_STALENESS` refuses the tokens of its keys and makes none,
+//! rather than guess. A single key that cannot be read is good for nothing, and keeps nobody from following the others.
+//!
 //! Private keys are wrapped under the root key, `TOKEN_SYMMETRIC_KEY`. A root key that is being replaced stays among
 //! `TOKEN_SYMMETRIC_KEYS_ACCEPTED` for a while, and whoever starts with the new one wraps anew what the old one wrapped.
 //! A ring that does not open under any of them stops the start: to make another would refuse every token there is.
@@ -14,24 +17,18 @@ mod making;
 mod reading;
 mod stored;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, Notify},
     time::{Instant, timeout},
 };
 
 use self::{
     making::{Made, prepare},
-    reading::{Ring, first_reading, read, signing_key, verifying_keys},
+    reading::{Reading, Ring, Unreadable, first_reading, read, signing_key, verifying_keys},
 };
 use crate::{
     chain::chain,
@@ -39,14 +36,15 @@ use crate::{
     metrics::KeyAge,
     store::{self, Cause, PgPool, signing_keys},
     token::{
-        self, Format, InvalidKey, Issuer, KeyPairFormat, KeyStatus, Party, SymmetricKey, Verifier,
-        WrappingKey,
+        self, Format, InvalidKey, IssueError, Issuer, KeyPairFormat, KeyStatus, Party, SymmetricKey,
+        Verifier, WrappingKey,
         ring::{self, Schedule},
     },
 };
 
 pub use self::{
     making::Rewrapped,
+    reading::status,
     stored::{Stored, list, retire, rewrap, unopenable, verifier},
 };
 
@@ -82,7 +80,7 @@ pub struct Policy {
     pub schedule: Schedule,
     /// How long a token lives at most.
     pub token_life: Duration,
-    /// How long this replica may serve without having read the ring.
+    /// How long this replica may serve without having read the ring: accept tokens of its keys, and make them.
     pub max_staleness: Duration,
     /// Who changes the ring, for the history.
     pub cause: Cause,
@@ -143,7 +141,9 @@ pub enum Error {
         id: String,
     },
     /// A stored key is not what its row says.
-    #[error("the signing key {id} cannot be read")]
+    #[error(
+        "the signing key {id} cannot be read; `gatepass key retire {id} --now` puts another in its place"
+    )]
     Unreadable {
         /// The signing key.
         id: String,
@@ -191,14 +191,17 @@ pub struct Keys(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// For what changes the ring, which may have to wait.
     db: PgPool,
+    /// For reading it, which must not.
+    readings: PgPool,
+    /// Tells how much time has gone by.
+    clock: Clock,
     policy: Policy,
     wrapping: Vec<WrappingKey>,
     issuer: Arc<Issuer>,
     verifier: Arc<Verifier>,
     ring: ArcSwap<Ring>,
-    /// When the ring was read last, in microseconds since 1970.
-    heard_at: AtomicI64,
     /// Held while the ring is read and put in force, so that an older reading never comes after a newer one.
     reading: Mutex<()>,
 }
@@ -219,31 +222,43 @@ impl Default for Published {
 }
 
 impl Keys {
-    /// The keys as `policy` wants them. Makes and wraps what is missing.
+    /// The keys as `policy` wants them. Makes and wraps what is missing. The ring is read by a connection of `readings`;
+    /// whoever else has one keeps the retirement of a leaked key waiting.
     ///
     /// # Errors
     ///
     /// [`Error::ForeignRoot`], or when the database fails. With shared keys alone the database is not touched.
-    pub async fn open(policy: Policy, db: PgPool, now: OffsetDateTime) -> Result<Self, Error> {
+    pub async fn open(
+        policy: Policy,
+        db: PgPool,
+        readings: PgPool,
+        clock: Clock,
+        now: OffsetDateTime,
+    ) -> Result<Self, Error> {
         let wrapping = wrapping_keys(&policy);
-        let ring = match policy.key_pair_formats().next() {
-            None => Ring::default(),
-            Some(_) => {
-                let mut conn = db.acquire().await?;
-                prepare(&mut conn, &policy, &wrapping, now).await?;
-                first_reading(&mut conn, &policy, &wrapping, now).await?
-            }
+        let has_ring = policy.key_pair_formats().next().is_some();
+        let began_at = clock.elapsed();
+        let ring = if has_ring {
+            let mut conn = db.acquire().await?;
+            prepare(&mut conn, &policy, &wrapping, now).await?;
+            first_reading(&mut conn, &policy, &wrapping, now).await?
+        } else {
+            Ring::default()
         };
         let issuer = Issuer::new(signing_key(&policy, &ring, now)?, policy.party.clone());
-        let verifier = Verifier::new(verifying_keys(&policy, &ring, now), policy.party.clone());
+        let max_silence = if has_ring { policy.max_staleness } else { Duration::MAX };
+        let verifier = Verifier::new(verifying_keys(&policy, &ring, now), policy.party.clone())
+            .with_max_silence(max_silence);
+        verifier.heard(began_at);
         Ok(Self(Arc::new(Inner {
             db,
+            readings,
+            clock,
             policy,
             wrapping,
             issuer: Arc::new(issuer),
             verifier: Arc::new(verifier),
             ring: ArcSwap::from_pointee(ring),
-            heard_at: micros(now).into(),
             reading: Mutex::new(()),
         })))
     }
@@ -268,24 +283,32 @@ impl Keys {
         self.0.policy.schedule.cached_for()
     }
 
-    /// How long the ring has not been read, when that is longer than it may be: a key that was retired meanwhile is still
-    /// accepted here.
-    pub fn staleness(&self, now: OffsetDateTime) -> Option<Duration> {
-        let silent = micros(now).saturating_sub(self.0.heard_at.load(Ordering::Relaxed));
-        let silent = Duration::from_micros(u64::try_from(silent).unwrap_or(0));
-        (self.has_ring() && silent > self.0.policy.max_staleness).then_some(silent)
+    /// How long the ring has not been read, when that is longer than it may be: a key may have been retired meanwhile.
+    pub fn staleness(&self) -> Option<Duration> {
+        self.0.verifier.staleness(self.0.clock.elapsed())
     }
 
     /// How many keys of each format there are, by what they do at `now`, and since when. A shared key signs or is accepted
     /// for as long as the configuration says so, which nobody has written down. The same goes for the active key of a
-    /// format that no new token has: it signs nothing, and nobody rotates it.
+    /// format that no new token has: it signs nothing, and nobody rotates it. One that cannot be read does nothing.
     pub fn ages(&self, now: OffsetDateTime) -> Vec<KeyAge> {
         let shared = self.0.policy.formats().into_iter().filter(|format| matches!(format, Format::Shared(_)));
         let count = self.0.policy.roots().count();
         let shared =
             shared.map(|format| KeyAge { format: format.to_string(), status: "shared", count, since: None });
         let mut ages: Vec<_> = shared.collect();
-        for key in &self.0.ring.load().keys {
+        let ring = self.0.ring.load();
+        let mut add = |format: KeyPairFormat, status, since: Option<OffsetDateTime>| {
+            let since = since.map(OffsetDateTime::unix_timestamp);
+            match ages.iter_mut().find(|age| age.format == format.name() && age.status == status) {
+                Some(age) => {
+                    age.count += 1;
+                    age.since = age.since.min(since);
+                }
+                None => ages.push(KeyAge { format: format.name().to_owned(), status, count: 1, since }),
+            }
+        };
+        for key in &ring.keys {
             let signs = self.0.policy.format == key.public.format().into();
             let (status, since) = match key.status(now) {
                 Some(KeyStatus::Next) => ("next", Some(key.published_at)),
@@ -294,15 +317,10 @@ impl Keys {
                 Some(KeyStatus::Retiring) => ("retiring", key.retired_at),
                 None => continue,
             };
-            let format = key.public.format().name();
-            let since = since.map(OffsetDateTime::unix_timestamp);
-            match ages.iter_mut().find(|age| age.format == format && age.status == status) {
-                Some(age) => {
-                    age.count += 1;
-                    age.since = age.since.min(since);
-                }
-                None => ages.push(KeyAge { format: format.to_owned(), status, count: 1, since }),
-            }
+            add(key.public.format(), status, since);
+        }
+        for key in &ring.unreadable {
+            add(key.format, "unreadable", None);
         }
         ages
     }
@@ -320,70 +338,126 @@ impl Keys {
     ///
     /// # Errors
     ///
-    /// When the database fails; then everything stays as it is. Or when a private key does not open: then tokens are
-    /// checked with the ring as it was read, and none are made if it is the key that signs.
+    /// When the database fails; then everything stays as it is, for as long as it may. Or when a key cannot be read or does
+    /// not open: the rest is in force then, and no tokens are made if it is the key that signs.
     pub async fn refresh(&self, now: OffsetDateTime) -> Result<(), Error> {
         if !self.has_ring() {
             return Ok(());
         }
-        self.read(now).await?;
-        self.rotate_when_due(now).await
+        let faults = self.read(now).await?;
+        self.rotate_when_due(now).await?;
+        faults.into_iter().next().map_or(Ok(()), Err)
     }
 
     async fn rotate_when_due(&self, now: OffsetDateTime) -> Result<(), Error> {
         let Format::KeyPair(format) = self.0.policy.format else { return Ok(()) };
-        let is_due = ring::heads(&self.0.ring.load().keys, format, now)
-            .is_some_and(|(active, next)| self.0.policy.schedule.is_due(active, next, now));
+        let ring = self.0.ring.load_full();
+        // A next key that does not open here is for others to make the active one.
+        let is_due = ring.heads(format, now).is_ok_and(|(active, next)| {
+            ring.pairs.contains_key(next.id()) && self.0.policy.schedule.is_due(active, next, now)
+        });
         if is_due && self.promote(format, now).await? {
             self.read(now).await?;
         }
         Ok(())
     }
 
-    async fn read(&self, now: OffsetDateTime) -> Result<(), Error> {
+    /// What is wrong with single keys; the others are in force.
+    async fn read(&self, now: OffsetDateTime) -> Result<Vec<Error>, Error> {
+        let read = timeout(POLL_PATIENCE, self.try_to_read(now)).await;
+        let read = read.unwrap_or_else(|_| Err(store::Error::timeout().into()));
+        // Its tokens would be refused, here too.
+        if read.is_err() && self.staleness().is_some() && self.ring_format().is_ok() {
+            self.0.issuer.withhold(IssueError::KeysUnknown);
+        }
+        read
+    }
+
+    async fn try_to_read(&self, now: OffsetDateTime) -> Result<Vec<Error>, Error> {
         let inner = &self.0;
         let _reading = inner.reading.lock().await;
-        let mut conn = self.0.db.acquire().await?;
-        let ring = read(&mut conn, &inner.policy, &inner.wrapping, &inner.ring.load(), now).await?;
-        inner.heard_at.store(micros(now), Ordering::Relaxed);
-        let Some((ring, unopened)) = ring else { return Ok(()) };
+        let began_at = inner.clock.elapsed();
+        let mut conn = inner.readings.acquire().await?;
+        let before = inner.ring.load_full();
+        let Reading { ring, unopened } =
+            read(&mut conn, &inner.policy, &inner.wrapping, &before, now).await?;
+        drop(conn);
+        let ring = ring.map_or_else(|| before.clone(), Arc::new);
         // First, whatever is with the private keys: a retired key is refused, and a new one accepted before it signs.
-        if ring.statuses != inner.ring.load().statuses {
+        if ring.statuses != before.statuses {
             inner.verifier.set_keys(verifying_keys(&inner.policy, &ring, now));
         }
-        let signing = signing_key(&inner.policy, &ring, now)
-            .map(|key| inner.issuer.set_key(key))
-            // The key before may be one that was leaked; nobody would take its tokens.
-            .inspect_err(|_| inner.issuer.withhold());
-        inner.ring.store(Arc::new(ring));
-        unopened.map_or(signing, Err)
+        inner.verifier.heard(began_at);
+        let mut faults = unopened;
+        faults.extend(ring.unreadable.iter().map(Unreadable::error));
+        match signing_key(&inner.policy, &ring, now) {
+            Ok(key) => inner.issuer.set_key(key),
+            Err(error) => {
+                // The key before may be one that was leaked; nobody would take its tokens.
+                inner.issuer.withhold(IssueError::NoKey);
+                // Else that is why.
+                if faults.is_empty() {
+                    faults.push(error);
+                }
+            }
+        }
+        inner.ring.store(ring);
+        Ok(faults)
     }
 
     /// Keeps the keys up to date for as long as it is polled.
     ///
-    /// Nothing in here waits for ever: whatever hangs, the next retirement has to be heard of.
-    pub async fn follow(&self, clock: &Clock) {
+    /// Nothing in here waits for ever, and the readings for nothing else: the next retirement has to be heard of.
+    pub async fn follow(&self) {
         if !self.has_ring() {
             return std::future::pending().await;
         }
+        let heard = Notify::new();
+        tokio::join!(self.keep_reading(&heard), self.keep_changing(&heard));
+    }
+
+    async fn keep_reading(&self, heard: &Notify) {
         let mut ticks = tokio::time::interval(POLL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut was_heard = true;
+        let mut known = Vec::new();
+        loop {
+            ticks.tick().await;
+            let faults = match self.read(self.0.clock.now()).await {
+                Ok(faults) => faults,
+                Err(error) => {
+                    // Once when it begins and once when it ends, not twice a second.
+                    if was_heard {
+                        tracing::error!(error = chain(&error), "the signing keys cannot be read");
+                    }
+                    was_heard = false;
+                    continue;
+                }
+            };
+            if !was_heard {
+                tracing::info!("the signing keys can be read again");
+            }
+            was_heard = true;
+            let faults: Vec<_> = faults.iter().map(|error| chain(error)).collect();
+            for error in faults.iter().filter(|fault| !known.contains(*fault)) {
+                tracing::error!(error, "a signing key cannot be used");
+            }
+            if faults.is_empty() && !known.is_empty() {
+                tracing::info!("every signing key can be used again");
+            }
+            known = faults;
+            heard.notify_one();
+        }
+    }
+
+    /// Rotates when it is time, and wraps anew, each time by a ring just read.
+    async fn keep_changing(&self, heard: &Notify) {
         let mut rotation_rests_until = Instant::now();
         let mut rewrapped = Instant::now();
         loop {
-            ticks.tick().await;
-            let heard = within(POLL_PATIENCE, self.read(clock.now())).await;
-            // Once when it begins and once when it ends, not twice a second.
-            match &heard {
-                Err(error) if was_heard => tracing::error!(error, "the signing keys cannot be read"),
-                Ok(()) if !was_heard => tracing::info!("the signing keys can be read again"),
-                _ => {}
-            }
-            was_heard = heard.is_ok();
-            if was_heard
-                && rotation_rests_until <= Instant::now()
-                && let Err(error) = within(CHANGE_PATIENCE, self.rotate_when_due(clock.now())).await
+            heard.notified().await;
+            if rotation_rests_until <= Instant::now()
+                && let Err(error) = within(CHANGE_PATIENCE, self.rotate_when_due(self.0.clock.now())).await
             {
                 // Each attempt makes a key, which is not for twice a second.
                 rotation_rests_until = Instant::now() + ROTATION_REST;
@@ -402,11 +476,11 @@ impl Keys {
     ///
     /// # Errors
     ///
-    /// [`Error::Shared`], [`Error::NoRing`].
+    /// [`Error::Shared`], [`Error::NoRing`], [`Error::Unreadable`].
     pub fn rotation_ready_at(&self, now: OffsetDateTime) -> Result<OffsetDateTime, Error> {
         let format = self.ring_format()?;
         let ring = self.0.ring.load();
-        let (active, next) = ring::heads(&ring.keys, format, now).ok_or(Error::NoRing(format))?;
+        let (active, next) = ring.heads(format, now)?;
         Ok(self.0.policy.schedule.ready_at(active, next))
     }
 
@@ -414,7 +488,8 @@ impl Keys {
     ///
     /// # Errors
     ///
-    /// [`Error::TooEarly`] while somebody may not know the next key yet, [`Error::Shared`], [`Error::NoRing`].
+    /// [`Error::TooEarly`] while somebody may not know the next key yet, [`Error::Shared`], [`Error::NoRing`],
+    /// [`Error::Unreadable`].
     pub async fn rotate(&self, now: OffsetDateTime) -> Result<(), Error> {
         let format = self.ring_format()?;
         for _ in 0..MAX_RACES {
@@ -441,9 +516,7 @@ impl Keys {
     /// `false` when somebody else has changed the ring since it was read.
     async fn promote(&self, format: KeyPairFormat, now: OffsetDateTime) -> Result<bool, Error> {
         let ring = self.0.ring.load_full();
-        let Some((active, next)) = ring::heads(&ring.keys, format, now) else {
-            return Err(Error::NoRing(format));
-        };
+        let (active, next) = ring.heads(format, now)?;
         let new = Made::new(format, self.wrapping(), &self.0.policy).await?;
         let mut conn = self.0.db.acquire().await?;
         let (active, next) = (active.id(), next.id());
@@ -477,10 +550,6 @@ impl Keys {
 /// Those of every root key, the present one first.
 fn wrapping_keys(policy: &Policy) -> Vec<WrappingKey> {
     policy.roots().map(WrappingKey::new).collect()
-}
-
-fn micros(at: OffsetDateTime) -> i64 {
-    i64::try_from(at.unix_timestamp_nanos() / 1_000).unwrap_or(i64::MAX)
 }
 
 /// What comes of `work`, when it comes in time; else why not, on one line.

@@ -20,7 +20,10 @@ use crate::{
 /// The ring as it was last read, and what is made of it.
 #[derive(Debug, Default)]
 pub(super) struct Ring {
+    /// Those that can be read.
     pub(super) keys: Vec<RingKey>,
+    /// The others: each could be the one whose tokens must be refused.
+    pub(super) unreadable: Vec<Unreadable>,
     /// The private keys of those that sign or will.
     pub(super) pairs: HashMap<KeyId, Arc<KeyPair>>,
     /// What each key did when it was read: only a change of this matters.
@@ -28,7 +31,46 @@ pub(super) struct Ring {
     pub(super) published: Arc<Published>,
 }
 
-/// The ring at the start, every key of it opened.
+/// A key that is not what its row says, and so is not good for anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unreadable {
+    pub(super) id: String,
+    pub(super) format: KeyPairFormat,
+    pub(super) why: InvalidKey,
+}
+
+impl Ring {
+    /// The active and the next key of `format`, or why there are not both.
+    pub(super) fn heads(
+        &self,
+        format: KeyPairFormat,
+        now: OffsetDateTime,
+    ) -> Result<(&RingKey, &RingKey), Error> {
+        ring::heads(&self.keys, format, now).ok_or_else(|| self.gap(format))
+    }
+
+    /// Why a key of `format` is missing.
+    fn gap(&self, format: KeyPairFormat) -> Error {
+        let unreadable = self.unreadable.iter().find(|key| key.format == format);
+        unreadable.map_or(Error::NoRing(format), Unreadable::error)
+    }
+}
+
+impl Unreadable {
+    pub(super) fn error(&self) -> Error {
+        Error::Unreadable { id: self.id.clone(), source: self.why }
+    }
+}
+
+/// What a reading has found.
+pub(super) struct Reading {
+    /// `None` when nothing has changed.
+    pub(super) ring: Option<Ring>,
+    /// Private keys that do not open: which tokens are good does not depend on those.
+    pub(super) unopened: Vec<Error>,
+}
+
+/// The ring at the start, every private key of it opened.
 pub(super) async fn first_reading(
     conn: &mut PoolConnection,
     policy: &Policy,
@@ -36,34 +78,38 @@ pub(super) async fn first_reading(
     now: OffsetDateTime,
 ) -> Result<Ring, Error> {
     for _ in 0..MAX_RACES {
-        match read(conn, policy, wrapping, &Ring::default(), now).await? {
-            Some((_, Some(unopened))) => return Err(unopened),
-            Some((ring, None)) if signing_key(policy, &ring, now).is_ok() => return Ok(ring),
+        let Reading { ring, unopened } = read(conn, policy, wrapping, &Ring::default(), now).await?;
+        if let Some(error) = unopened.into_iter().next() {
+            return Err(error);
+        }
+        let ring = ring.unwrap_or_default();
+        match signing_key(policy, &ring, now) {
+            Ok(_) => return Ok(ring),
+            Err(error @ Error::Unreadable { .. }) => return Err(error),
             // Rotated while it was read.
-            _ => {}
+            Err(_) => {}
         }
     }
     Err(Error::Contended)
 }
 
-/// The ring of the formats in force; `None` when nothing has changed since `before`. With it comes the error of a private
-/// key that does not open: which tokens are good does not depend on that.
+/// The ring of the formats in force.
 pub(super) async fn read(
     conn: &mut PoolConnection,
     policy: &Policy,
     wrapping: &[WrappingKey],
     before: &Ring,
     now: OffsetDateTime,
-) -> Result<Option<(Ring, Option<Error>)>, Error> {
-    let keys = live_ring(conn, policy, now).await?;
+) -> Result<Reading, Error> {
+    let (keys, unreadable) = live_ring(conn, policy, now).await?;
     let statuses: Vec<_> = keys.iter().filter_map(|key| Some((key.id().clone(), key.status(now)?))).collect();
     let signs = |key: &&RingKey| matches!(key.status(now), Some(KeyStatus::Next | KeyStatus::Active));
     let is_whole = keys.iter().filter(signs).all(|key| before.pairs.contains_key(key.id()));
-    if statuses == before.statuses && is_whole {
-        return Ok(None);
+    if statuses == before.statuses && unreadable == before.unreadable && is_whole {
+        return Ok(Reading { ring: None, unopened: Vec::new() });
     }
     let mut pairs = HashMap::new();
-    let mut unopened = None;
+    let mut unopened = Vec::new();
     for key in keys.iter().filter(signs) {
         let id = key.id();
         if let Some(pair) = before.pairs.get(id) {
@@ -71,7 +117,7 @@ pub(super) async fn read(
         } else if let Some((wrapped, root)) = signing_keys::wrapped(conn, id.as_str()).await? {
             match unwrap(wrapping, key.public.format(), id.as_str(), &wrapped, &root) {
                 Ok(pair) => drop(pairs.insert(id.clone(), Arc::new(pair))),
-                Err(error) => drop(unopened.get_or_insert(error)),
+                Err(error) => unopened.push(error),
             }
         }
     }
@@ -80,18 +126,34 @@ pub(super) async fn read(
         jwks: token::jwks(keys.iter().filter(|key| status(key).is_some()).map(|key| &key.public)),
         paserks: token::paserks(keys.iter().filter_map(|key| Some((&key.public, status(key)?)))),
     });
-    Ok(Some((Ring { keys, pairs, statuses, published }, unopened)))
+    Ok(Reading { ring: Some(Ring { keys, unreadable, pairs, statuses, published }), unopened })
 }
 
-/// The keys of the formats in force that are not gone.
+/// The keys of the formats in force that are not gone; apart from them, those that cannot be read. One of these is no
+/// reason not to follow the others.
 pub(super) async fn live_ring(
     conn: &mut PoolConnection,
     policy: &Policy,
     now: OffsetDateTime,
-) -> Result<Vec<RingKey>, Error> {
-    let rows = signing_keys::live(conn, now).await?;
-    // First: what stands in a row of another format, which a later release may have made, is none of our business.
-    rows.iter().filter(|row| is_in_force(row, policy)).map(ring_key).collect()
+) -> Result<(Vec<RingKey>, Vec<Unreadable>), Error> {
+    let (mut keys, mut unreadable) = (Vec::new(), Vec::new());
+    // What stands in a row of another format, which a later release may have made, is none of our business.
+    for row in signing_keys::live(conn, now).await?.iter().filter(|row| is_in_force(row, policy)) {
+        match ring_key(row) {
+            Ok(key) => keys.push(key),
+            Err(_) if status(row, now).is_none() => {}
+            Err(Error::Unreadable { id, source: why }) => {
+                unreadable.push(Unreadable { id, format: format(row)?, why });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((keys, unreadable))
+}
+
+/// What the key of this row does at `now`, be it readable or not; `None` when it is gone.
+pub fn status(row: &Row, now: OffsetDateTime) -> Option<KeyStatus> {
+    ring::status(row.activated_at, row.retired_at, row.verifies_until, now)
 }
 
 pub(super) fn is_in_force(row: &Row, policy: &Policy) -> bool {
@@ -139,7 +201,9 @@ pub(super) fn signing_key(policy: &Policy, ring: &Ring, now: OffsetDateTime) -> 
     match policy.format {
         Format::Shared(format) => Ok(SigningKey::shared(format, &policy.root)),
         Format::KeyPair(format) => {
-            let (active, _) = ring::heads(&ring.keys, format, now).ok_or(Error::NoRing(format))?;
+            // Without a next one, too: that can be seen to while this one signs.
+            let active = ring::key(&ring.keys, format, KeyStatus::Active, now);
+            let active = active.ok_or_else(|| ring.gap(format))?;
             let pair = ring.pairs.get(active.id());
             let pair = pair.ok_or_else(|| Error::Closed { id: active.id().to_string() })?;
             Ok(SigningKey::Pair(pair.clone()))

@@ -5,29 +5,27 @@ use time::OffsetDateTime;
 use super::{
     Error, MAX_RACES, Policy, Rewrapped,
     making::{self, Made},
-    reading::{Ring, format, live_ring, ring_key, unwrap, verifying_keys},
+    reading::{Ring, format, live_ring, ring_key, status, unwrap, verifying_keys},
     wrapping_keys,
 };
 use crate::{
     store::{
-        PgPool, PoolConnection,
+        PgPool,
         signing_keys::{self, SigningKey as Row},
     },
-    token::{
-        KeyId, KeyStatus, Verifier, WrappingKey,
-        ring::{self, RingKey},
-    },
+    token::{KeyId, KeyStatus, Verifier, WrappingKey, ring::RingKey},
 };
 
-/// Takes a key out of the ring that was just read from `db`: whatever the key does now, and whether or not its private
-/// part can be opened.
+/// Takes a key out of the ring that was just read from `db`: whatever the key does now, and whether or not it can be read
+/// or its private part be opened.
 ///
 /// `at_once` is for a key that somebody else has got hold of: its tokens are refused from now on. Otherwise an active key
-/// is rotated out, and verifies what it has signed.
+/// is rotated out, and verifies what it has signed; but not one that cannot be read, which verifies nothing.
 ///
 /// # Errors
 ///
-/// [`Error::NoSuchKey`], [`Error::UnknownFormat`], [`Error::TooEarly`].
+/// [`Error::NoSuchKey`], [`Error::UnknownFormat`], [`Error::TooEarly`]. [`Error::Unreadable`], when that is the next key,
+/// which would sign now; `at_once` replaces it, too.
 pub async fn retire(
     policy: &Policy,
     db: &PgPool,
@@ -39,37 +37,40 @@ pub async fn retire(
     let wrapping = WrappingKey::new(&policy.root);
     for _ in 0..MAX_RACES {
         // All of them: by a clock that is ahead, one that others still accept may look gone.
-        let Stored { keys, unreadable } = stored(&mut conn).await?;
-        if let Some((_, error)) = unreadable.into_iter().find(|(row, _)| row.id == id) {
-            return Err(error);
-        }
-        let keys: Vec<_> = keys.into_iter().map(|(key, _)| key).collect();
-        let key = keys.iter().find(|key| key.id().as_str() == id);
-        let key = key.ok_or_else(|| Error::NoSuchKey(id.to_owned()))?;
-        let format = key.public.format();
-        let is_done = match key.status(now) {
+        let rows = signing_keys::all(&mut conn).await?;
+        let row = rows.iter().find(|row| row.id == id).ok_or_else(|| Error::NoSuchKey(id.to_owned()))?;
+        let format = format(row)?;
+        let key = ring_key(row);
+        let at_once = at_once || key.is_err();
+        let is_done = match status(row, now) {
             Some(KeyStatus::Next) => {
                 let new = Made::new(format, &wrapping, policy).await?;
                 signing_keys::replace_next(&mut conn, id, &new.row(), now, &policy.cause).await?
             }
             Some(KeyStatus::Active) => {
-                let (active, next) = ring::heads(&keys, format, now).ok_or(Error::NoRing(format))?;
-                let ready_at = policy.schedule.ready_at(active, next);
-                // A leaked key is worse than somebody who does not know the next one for a minute.
-                if !at_once && now < ready_at {
-                    return Err(Error::TooEarly(ready_at));
+                let is_next =
+                    |row: &&Row| row.format == format.name() && status(row, now) == Some(KeyStatus::Next);
+                let next = rows.iter().find(is_next).ok_or(Error::NoRing(format))?;
+                match (key, ring_key(next)) {
+                    // It must not sign, and who retires a leaked key has no time to see to it first.
+                    (_, Err(_)) if at_once => {
+                        let new = Made::new(format, &wrapping, policy).await?;
+                        signing_keys::replace_next(&mut conn, &next.id, &new.row(), now, &policy.cause)
+                            .await?;
+                        continue;
+                    }
+                    (_, Err(error)) => return Err(error),
+                    // A leaked key is worse than somebody who does not know the next one for a minute.
+                    (Ok(active), Ok(next)) if !at_once => {
+                        let ready_at = policy.schedule.ready_at(&active, &next);
+                        if now < ready_at {
+                            return Err(Error::TooEarly(ready_at));
+                        }
+                    }
+                    _ => {}
                 }
                 let new = Made::new(format, &wrapping, policy).await?;
-                signing_keys::rotate(
-                    &mut conn,
-                    id,
-                    next.id().as_str(),
-                    &new.row(),
-                    at_once,
-                    now,
-                    &policy.cause,
-                )
-                .await?
+                signing_keys::rotate(&mut conn, id, &next.id, &new.row(), at_once, now, &policy.cause).await?
             }
             Some(KeyStatus::Retiring) if at_once => signing_keys::end(&mut conn, id, &policy.cause).await?,
             Some(KeyStatus::Retiring) => true,
@@ -108,12 +109,8 @@ pub struct Stored {
 ///
 /// When the database fails.
 pub async fn list(db: &PgPool) -> Result<Stored, Error> {
-    stored(&mut db.acquire().await?).await
-}
-
-async fn stored(conn: &mut PoolConnection) -> Result<Stored, Error> {
     let mut stored = Stored::default();
-    for row in signing_keys::all(conn).await? {
+    for row in signing_keys::all(&mut *db.acquire().await?).await? {
         match ring_key(&row) {
             Ok(key) => stored.keys.push((key, row.wrapped_by.map(KeyId::from_stored))),
             Err(error) => stored.unreadable.push((row, error)),
@@ -132,7 +129,7 @@ pub async fn verifier(policy: &Policy, db: Option<&PgPool>, now: OffsetDateTime)
     let mut ring = Ring::default();
     if let Some(db) = db {
         let mut conn = db.acquire().await?;
-        ring.keys = live_ring(&mut conn, policy, now).await?;
+        (ring.keys, ring.unreadable) = live_ring(&mut conn, policy, now).await?;
     }
     Ok(Verifier::new(verifying_keys(policy, &ring, now), policy.party.clone()))
 }

@@ -4,10 +4,20 @@
 use super::MAX_TOKEN_BYTES;
 use super::claims::InvalidClaims;
 
-/// There is no key to make a token with, or the system had no randomness to give.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("no token could be made: there is no key that opens, or no randomness")]
-pub struct IssueError;
+/// Why no token could be made.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IssueError {
+    /// There is no key that could make one.
+    #[error("no token could be made: there is no key that opens")]
+    NoKey,
+    /// There is a key, but nobody has said for a while whether it is still good.
+    #[error("no token could be made: it is not known at the moment which keys are good")]
+    KeysUnknown,
+    /// The system had no randomness to give, or the signature failed.
+    #[error("no token could be made: no randomness, or no signature")]
+    Failed,
+}
 
 /// Why a token was refused. For logs and metrics; a client hears only whether it is expired or invalid.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
@@ -58,7 +68,7 @@ pub enum Rejection {
     /// Good but for this: its user has other roles since.
     #[error("the user's roles have changed since the token was made")]
     RolesChanged,
-    /// Nothing is wrong with it, but nobody has said for a while what was revoked.
+    /// Nobody has said for a while what was revoked: sessions and roles, or the key that it names.
     #[error("what has been revoked is not known at the moment")]
     RevocationsUnknown,
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use secrecy::{ExposeSecret, SecretString};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -78,8 +78,8 @@ impl From<Arc<KeyPair>> for SigningKey {
 /// Makes the access tokens of one issuer for one audience.
 pub struct Issuer {
     party: Party,
-    /// With its name, which is a hash. `None`: there is no key to make tokens with at the moment.
-    key: ArcSwapOption<(SigningKey, KeyId)>,
+    /// With its name, which is a hash; or why there is none to make tokens with at the moment.
+    key: ArcSwap<Result<(SigningKey, KeyId), IssueError>>,
 }
 
 impl Issuer {
@@ -87,7 +87,7 @@ impl Issuer {
     pub fn new(key: impl Into<SigningKey>, party: Party) -> Self {
         let key = key.into();
         let id = key.id();
-        Self { party, key: ArcSwapOption::from_pointee((key, id)) }
+        Self { party, key: ArcSwap::from_pointee(Ok((key, id))) }
     }
 
     /// Who makes the tokens, and for whom.
@@ -99,17 +99,17 @@ impl Issuer {
     pub fn set_key(&self, key: impl Into<SigningKey>) {
         let key = key.into();
         let id = key.id();
-        self.key.store(Some(Arc::new((key, id))));
+        self.key.store(Arc::new(Ok((key, id))));
     }
 
-    /// From now on no tokens are made, until there is a key again.
-    pub fn withhold(&self) {
-        self.key.store(None);
+    /// From now on no tokens are made, for this reason, until there is a key again.
+    pub fn withhold(&self, why: IssueError) {
+        self.key.store(Arc::new(Err(why)));
     }
 
-    /// Whether there is a key to make tokens with.
+    /// Whether there is a key to make tokens with, be it known at the moment that it is good or not.
     pub fn has_key(&self) -> bool {
-        self.key.load().is_some()
+        !matches!(**self.key.load(), Err(IssueError::NoKey))
     }
 
     /// Makes a token for `subject`. Times are cut to whole seconds, so that the answer to a login and the token say the
@@ -117,7 +117,7 @@ impl Issuer {
     ///
     /// # Errors
     ///
-    /// When there is no key at the moment; or the system has no randomness, or a signature cannot be made.
+    /// When there is no key at the moment, or the system has no randomness, or a signature cannot be made.
     pub fn issue(
         &self,
         subject: Subject,
@@ -139,7 +139,7 @@ impl Issuer {
             roles: subject.roles,
         };
         let held = self.key.load();
-        let (key, id) = held.as_deref().ok_or(IssueError)?;
+        let (key, id) = (**held).as_ref().map_err(|why| *why)?;
         let token = match key {
             SigningKey::V4Local(key) => paseto_local::encrypt(key, id, &claims.to_paseto_json())?,
             SigningKey::Hs256(key) => jwt::sign_hs256(key, &claims.to_jwt_json()),
@@ -153,7 +153,7 @@ impl fmt::Debug for Issuer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Issuer")
             .field("party", &self.party)
-            .field("key", &self.key.load().as_ref().map(|key| &key.1))
+            .field("key", &(**self.key.load()).as_ref().map(|key| &key.1))
             .finish()
     }
 }

@@ -274,10 +274,14 @@ impl SecretKey {
     pub(super) fn sign(&self, id: &KeyId, claims: &[u8]) -> Result<String, IssueError> {
         let mut token = envelope(self.algorithm().name(), id, claims);
         let signature = match self {
-            Self::EdDsa(key) => key.try_sign(token.as_bytes()).map_err(|_| IssueError)?.as_ref().to_vec(),
-            Self::Es256(key) => {
-                key.sign(&SystemRandom::new(), token.as_bytes()).map_err(|_| IssueError)?.as_ref().to_vec()
+            Self::EdDsa(key) => {
+                key.try_sign(token.as_bytes()).map_err(|_| IssueError::Failed)?.as_ref().to_vec()
             }
+            Self::Es256(key) => key
+                .sign(&SystemRandom::new(), token.as_bytes())
+                .map_err(|_| IssueError::Failed)?
+                .as_ref()
+                .to_vec(),
             Self::Rs256(key) => rsa_signature(key, &RSA_PKCS1_SHA256, &token)?,
             Self::Ps256(key) => rsa_signature(key, &RSA_PSS_SHA256, &token)?,
         };
@@ -292,7 +296,8 @@ fn rsa_signature(
     message: &str,
 ) -> Result<Vec<u8>, IssueError> {
     let mut signature = vec![0; key.public_modulus_len()];
-    key.sign(padding, &SystemRandom::new(), message.as_bytes(), &mut signature).map_err(|_| IssueError)?;
+    key.sign(padding, &SystemRandom::new(), message.as_bytes(), &mut signature)
+        .map_err(|_| IssueError::Failed)?;
     Ok(signature)
 }
 

@@ -86,7 +86,7 @@ impl fmt::Debug for SymmetricKey {
 }
 
 /// Why something is no key. Says nothing of it but its length.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum InvalidKey {
     /// It begins like a PASERK and is none of the form `k4.local.…`.
     #[error("not a valid PASERK of the form k4.local.…")]

@@ -52,6 +52,7 @@ mod published;
 pub mod refresh;
 mod revocations;
 pub mod ring;
+mod silence;
 #[cfg(test)]
 mod vectors;
 mod verifier;

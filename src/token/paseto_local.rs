@@ -18,7 +18,8 @@ pub(super) const HEADER: &str = "v4.local.";
 
 /// Encrypts `message` under `key`, with the key's id in the footer.
 pub(super) fn encrypt(key: &SymmetricKey, id: &KeyId, message: &[u8]) -> Result<String, IssueError> {
-    LocalToken::encrypt(&key.paseto(), message, Some(&paseto_footer::write(id)), None).map_err(|_| IssueError)
+    LocalToken::encrypt(&key.paseto(), message, Some(&paseto_footer::write(id)), None)
+        .map_err(|_| IssueError::Failed)
 }
 
 /// A token of this format whose shape is right and whose content nobody has vouched for yet.

@@ -70,7 +70,8 @@ impl SecretKey {
 
     /// Signs `message`, with the key's id in the footer.
     pub(super) fn sign(&self, id: &KeyId, message: &[u8]) -> Result<String, IssueError> {
-        PublicToken::sign(&self.0, message, Some(&paseto_footer::write(id)), None).map_err(|_| IssueError)
+        PublicToken::sign(&self.0, message, Some(&paseto_footer::write(id)), None)
+            .map_err(|_| IssueError::Failed)
     }
 }
 

@@ -15,17 +15,14 @@
 use std::{
     collections::HashMap,
     mem,
-    sync::{
-        PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Claims, Rejection};
+use super::{Claims, Rejection, silence::Silence};
 
 /// Among so many locks the sessions are spread, so that whoever writes keeps few readers waiting.
 const SHARDS: usize = 64;
@@ -60,9 +57,7 @@ pub struct Revocations {
     /// Until when each is kept, in seconds since 1970.
     sessions: [RwLock<HashMap<Uuid, u32>>; SHARDS],
     users: RwLock<UserRoles>,
-    /// In milliseconds, plus one; 0: never.
-    heard_at: AtomicU64,
-    max_silence: Duration,
+    silence: Silence,
 }
 
 /// The roles of users, as far as they have changed. A further one than that in [`Revocations`] collects what is told anew,
@@ -95,8 +90,7 @@ impl Revocations {
         Self {
             sessions: std::array::from_fn(|_| RwLock::default()),
             users: RwLock::default(),
-            heard_at: AtomicU64::new(0),
-            max_silence,
+            silence: Silence::new(max_silence),
         }
     }
 
@@ -121,25 +115,22 @@ impl Revocations {
     /// Everything that was revoked until `at` is in here now. `at` is measured from any moment, by a clock that only goes
     /// forward.
     pub fn heard(&self, at: Duration) {
-        self.heard_at.fetch_max(millis(at).saturating_add(1), Ordering::AcqRel);
+        self.silence.heard(at);
     }
 
     /// For how long nothing has been heard at `at`; [`Duration::MAX`]: never yet.
     pub fn silence(&self, at: Duration) -> Duration {
-        match self.heard_at.load(Ordering::Acquire).checked_sub(1) {
-            Some(heard_at) => Duration::from_millis(millis(at).saturating_sub(heard_at)),
-            None => Duration::MAX,
-        }
+        self.silence.length(at)
     }
 
     /// How long that may be.
     pub fn max_silence(&self) -> Duration {
-        self.max_silence
+        self.silence.max()
     }
 
     /// The [`silence`](Self::silence), when it is longer than it may be.
     pub fn staleness(&self, at: Duration) -> Option<Duration> {
-        Some(self.silence(at)).filter(|silence| *silence > self.max_silence)
+        self.silence.excess(at)
     }
 
     /// Whether a token with these claims may be accepted at `at`, by the clock of [`heard`](Self::heard).
@@ -215,10 +206,6 @@ fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 
 fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn millis(at: Duration) -> u64 {
-    u64::try_from(at.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Whole seconds since 1970; a part of one counts as one.

@@ -43,17 +43,27 @@ pub struct RingKey {
 impl RingKey {
     /// What the key does at `now`; `None` when it is gone.
     pub fn status(&self, now: OffsetDateTime) -> Option<KeyStatus> {
-        match (self.activated_at, self.retired_at, self.verifies_until) {
-            (None, None, _) => Some(KeyStatus::Next),
-            (Some(_), None, _) => Some(KeyStatus::Active),
-            (_, Some(retired), Some(until)) if retired < until && now < until => Some(KeyStatus::Retiring),
-            (_, Some(_), _) => None,
-        }
+        status(self.activated_at, self.retired_at, self.verifies_until, now)
     }
 
     /// The key's name.
     pub fn id(&self) -> &KeyId {
         self.public.id()
+    }
+}
+
+/// What a key of these times ([`RingKey`]) does at `now`; `None` when it is gone.
+pub fn status(
+    activated_at: Option<OffsetDateTime>,
+    retired_at: Option<OffsetDateTime>,
+    verifies_until: Option<OffsetDateTime>,
+    now: OffsetDateTime,
+) -> Option<KeyStatus> {
+    match (activated_at, retired_at, verifies_until) {
+        (None, None, _) => Some(KeyStatus::Next),
+        (Some(_), None, _) => Some(KeyStatus::Active),
+        (_, Some(retired), Some(until)) if retired < until && now < until => Some(KeyStatus::Retiring),
+        (_, Some(_), _) => None,
     }
 }
 
@@ -89,12 +99,19 @@ impl Schedule {
     }
 }
 
+/// The key of `format` that does this, when it is there.
+pub fn key(
+    keys: &[RingKey],
+    format: KeyPairFormat,
+    status: KeyStatus,
+    now: OffsetDateTime,
+) -> Option<&RingKey> {
+    keys.iter().find(|key| key.public.format() == format && key.status(now) == Some(status))
+}
+
 /// The active and the next key of `format`, when both are there.
 pub fn heads(keys: &[RingKey], format: KeyPairFormat, now: OffsetDateTime) -> Option<(&RingKey, &RingKey)> {
-    let with = |status| {
-        keys.iter().find(move |key| key.public.format() == format && key.status(now) == Some(status))
-    };
-    Some((with(KeyStatus::Active)?, with(KeyStatus::Next)?))
+    Some((key(keys, format, KeyStatus::Active, now)?, key(keys, format, KeyStatus::Next, now)?))
 }
 
 #[cfg(test)]

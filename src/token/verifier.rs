@@ -1,9 +1,9 @@
 //! Checking access tokens.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 
 use super::{
     MAX_TOKEN_BYTES,
@@ -16,10 +16,11 @@ use super::{
     key::{KeyId, SymmetricKey},
     key_pair::{Public, PublicKey},
     paseto_local, paseto_public,
+    silence::Silence,
 };
 
 /// How far the issuer's clock may be ahead of ours, for `nbf` and `iat`. Expiry has no such grace.
-const LEEWAY: Duration = Duration::seconds(30);
+const LEEWAY: time::Duration = time::Duration::seconds(30);
 
 /// A key that tokens are checked with. It knows its one format.
 #[derive(Clone, Debug)]
@@ -85,6 +86,8 @@ impl From<SigningKey> for VerifyingKey {
 pub struct Verifier {
     party: Party,
     trusted: ArcSwap<Trusted>,
+    /// Of whoever says which public keys are good.
+    silence: Silence,
 }
 
 /// Whether this verifier has accepted a token before, as far as it remembers: its memory is bounded.
@@ -169,7 +172,26 @@ fn has_not_ended(expires_at: OffsetDateTime, now: OffsetDateTime) -> Result<(), 
 impl Verifier {
     /// A verifier that accepts tokens made with one of `keys`, by `party.issuer`, for `party.audience`.
     pub fn new<K: Into<VerifyingKey>>(keys: impl IntoIterator<Item = K>, party: Party) -> Self {
-        Self { party, trusted: ArcSwap::from_pointee(Trusted::new(keys)) }
+        let silence = Silence::new(Duration::MAX);
+        Self { party, trusted: ArcSwap::from_pointee(Trusted::new(keys)), silence }
+    }
+
+    /// For public keys that somebody may retire: when [`heard`](Self::heard) was last called longer ago than `max_silence`,
+    /// tokens of public keys are refused. Those of shared keys, which the operator has set, are not.
+    #[must_use]
+    pub fn with_max_silence(self, max_silence: Duration) -> Self {
+        Self { silence: Silence::new(max_silence), ..self }
+    }
+
+    /// Until `at` the public keys that are set here are the good ones. `at` is measured as in
+    /// [`Revocations::heard`](super::Revocations::heard).
+    pub fn heard(&self, at: Duration) {
+        self.silence.heard(at);
+    }
+
+    /// For how long nobody has said which public keys are good, when that is longer than it may be.
+    pub fn staleness(&self, at: Duration) -> Option<Duration> {
+        self.silence.excess(at)
     }
 
     /// From now on tokens of these keys are accepted and of no others, also those that have been accepted before.
@@ -186,25 +208,31 @@ impl Verifier {
     ///
     /// The first check that failed.
     pub fn verify(&self, token: &str, now: OffsetDateTime) -> Result<Arc<Claims>, Rejection> {
-        self.sight(token, now, |_| Ok(())).map(|(claims, _)| claims)
+        self.sight(token, now, Duration::ZERO, |_| Ok(())).map(|(claims, _)| claims)
     }
 
     /// As [`verify`](Self::verify), with one more `check`, and whether the token has been accepted before: one that this
-    /// check refuses has not been.
+    /// check refuses has not been. At `at`, by the clock of [`heard`](Self::heard), the token's key has to be known to be
+    /// good.
     ///
     /// # Errors
     ///
-    /// The first check that failed.
+    /// The first check that failed; before all but the first few, [`Rejection::RevocationsUnknown`].
     pub fn sight(
         &self,
         token: &str,
         now: OffsetDateTime,
+        at: Duration,
         check: impl FnOnce(&Claims) -> Result<(), Rejection>,
     ) -> Result<(Arc<Claims>, Sighting), Rejection> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(Rejection::TooLong);
         }
         let trusted = self.trusted.load();
+        // Before what is remembered, which a key has vouched for that may be gone.
+        if self.staleness(at).is_some() {
+            is_of_shared_key(&trusted, token)?;
+        }
         let digest = trusted.verified.digest(token);
         if let Some(claims) = trusted.verified.get(&digest) {
             has_begun([claims.not_before, claims.issued_at], now)?;
@@ -226,12 +254,16 @@ impl Verifier {
     ///
     /// # Errors
     ///
-    /// As [`verify`](Self::verify), but for `exp`.
-    pub fn recognize(&self, token: &str, now: OffsetDateTime) -> Result<Claims, Rejection> {
+    /// As [`sight`](Self::sight), but for `exp`.
+    pub fn recognize(&self, token: &str, now: OffsetDateTime, at: Duration) -> Result<Claims, Rejection> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(Rejection::TooLong);
         }
-        let opened = open(&self.trusted.load(), token)?;
+        let trusted = self.trusted.load();
+        if self.staleness(at).is_some() {
+            is_of_shared_key(&trusted, token)?;
+        }
+        let opened = open(&trusted, token)?;
         for (_, run) in CLAIM_CHECKS.iter().filter(|(check, _)| *check != Check::End) {
             run(&opened, &self.party, now)?;
         }
@@ -300,6 +332,21 @@ fn open(trusted: &Trusted, token: &str) -> Result<Opened, Rejection> {
         let (json, typ) = signed.verify(find(&trusted.jwt, signed.kid()?)?)?;
         Ok(Opened { claims: Unchecked::from_jwt_json(json)?, is_typed: typ == Some(jwt::TYPE) })
     }
+}
+
+/// Refuses a token whose key is not one that the operator has set: whether such a one is good is not known at the moment,
+/// nor whether there are others by now.
+fn is_of_shared_key(trusted: &Trusted, token: &str) -> Result<(), Rejection> {
+    if token.starts_with(paseto_local::HEADER) {
+        return Ok(());
+    }
+    if !token.starts_with(paseto_public::HEADER) {
+        let signed = jwt::Signed::parse(token)?;
+        if let Ok(jwt::VerifyingKey::Hs256(_)) = find(&trusted.jwt, signed.kid()?) {
+            return Ok(());
+        }
+    }
+    Err(Rejection::RevocationsUnknown)
 }
 
 /// The key's name and the content of a token, as far as anybody can read them, unchecked.
@@ -428,6 +475,7 @@ impl Check {
 
 #[cfg(test)]
 mod tests {
+    use time::Duration;
     use time::macros::datetime;
     use uuid::Uuid;
 

@@ -5,8 +5,8 @@ use time::{Duration, OffsetDateTime};
 use super::{Finding, Level, failed, seconds};
 use crate::{
     clock::Clock,
-    keys::{self, Policy},
-    store::PgPool,
+    keys::{self, Policy, Stored},
+    store::{PgPool, signing_keys::SigningKey},
     token::{
         KeyId, KeyStatus,
         ring::{self, RingKey},
@@ -25,11 +25,13 @@ pub(super) async fn ring(policy: &Policy, db: &PgPool) -> Result<Vec<Finding>, k
     let mut findings: Vec<_> =
         keys::unopenable(policy, db).await?.iter().map(|error| failed("keys", error)).collect();
     let stored = keys::list(db).await?;
-    findings.extend(heads(policy, &stored.keys, now));
+    findings.extend(heads(policy, &stored, now));
     for (key, root) in &stored.keys {
         findings.extend(single(policy, key, root.as_ref(), now));
     }
-    findings.extend(stored.unreadable.iter().map(|(_, error)| match error {
+    // One that is gone is missed by nobody.
+    let unreadable = stored.unreadable.iter().filter(|(row, _)| keys::status(row, now).is_some());
+    findings.extend(unreadable.map(|(_, error)| match error {
         // As it should be while an update is rolled out, or rolled back.
         keys::Error::UnknownFormat { .. } => Finding::note("keys", error.to_string()),
         _ => failed("keys", error),
@@ -41,12 +43,17 @@ pub(super) async fn ring(policy: &Policy, db: &PgPool) -> Result<Vec<Finding>, k
 }
 
 /// Whether each format has the keys that it needs.
-fn heads(policy: &Policy, stored: &[(RingKey, Option<KeyId>)], now: OffsetDateTime) -> Vec<Finding> {
-    let keys: Vec<_> = stored.iter().map(|(key, _)| key.clone()).collect();
+fn heads(policy: &Policy, stored: &Stored, now: OffsetDateTime) -> Vec<Finding> {
+    let keys: Vec<_> = stored.keys.iter().map(|(key, _)| key.clone()).collect();
     let mut findings = Vec::new();
     for format in policy.key_pair_formats() {
-        let has =
-            |status| keys.iter().any(|key| key.public.format() == format && key.status(now) == Some(status));
+        // One that cannot be read is there, and reported as such.
+        let has = |status| {
+            let broken = |(row, _): &(SigningKey, _)| {
+                row.format == format.name() && keys::status(row, now) == Some(status)
+            };
+            ring::key(&keys, format, status, now).is_some() || stored.unreadable.iter().any(broken)
+        };
         if !has(KeyStatus::Active) && !has(KeyStatus::Next) {
             let note = format!("there are none for {format} yet");
             findings.push(Finding::note("keys", note).advise("`gatepass serve` makes them"));
