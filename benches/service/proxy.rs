@@ -37,7 +37,7 @@ pub(crate) fn measure(bench: &mut Bench) {
         what,
         [&mut || once("/gatepass"), &mut || once("/upstream"), &mut || once("/inside")],
     );
-    bench.ratio(what, &ours, ("another nginx, that says 200", &upstream), AtLeast(0.9));
+    bench.ratio(what, &ours, ("a connection to nginx, which says 200", &upstream), AtLeast(0.9));
     bench.ratio(what, &ours, ("nobody, says 200", &inside), AtLeast(0.9));
 }
 
