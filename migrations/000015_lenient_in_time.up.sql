@@ -5,10 +5,10 @@ CREATE FUNCTION try_to_write_history(
     table_name text, operation text, old_row jsonb, new_row jsonb, shown text[], personal text[], secret text[]
 ) RETURNS void LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
 BEGIN
-    -- Two seconds for a statement, however many rows it changes, and a moment more for each: the service gives a statement
-    -- up after eight. By its time, since what a session could note down it could also make up.
+    -- Two seconds for a statement, however many rows it changes, and a moment more for each of thousands: the service gives
+    -- a statement up after eight. By its time, since what a session could note down it could also make up.
     PERFORM set_config('lock_timeout', greatest(
-        50, 2000 - extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000
+        1, 2000 - extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000
     )::integer::text, true);
     PERFORM write_history(table_name, operation, old_row, new_row, shown, personal, secret);
 EXCEPTION WHEN OTHERS THEN

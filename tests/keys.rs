@@ -1079,6 +1079,31 @@ async fn without_the_key_that_signs_no_token_is_made_until_it_is_retired() {
 }
 
 #[tokio::test]
+async fn a_next_key_that_does_not_open_keeps_nobody_from_starting_and_is_not_rotated_to() {
+    let settings = tokens_of("v4.public");
+    let app = App::with(&settings).await;
+    app.register("alice").await;
+    let id = the(KeyStatus::Next, &app).await;
+    let spoil = "UPDATE signing_keys SET wrapped_key = set_byte(wrapped_key, 40, 255 - get_byte(wrapped_key, 40)) WHERE id = $1";
+    app.sql(spoil, &json!(id)).await;
+    let started = app.replica(&settings).await;
+    passes(&app, &started.login("alice").await).await;
+    app.clock.advance(Duration::days(31));
+    // The one has opened it before, the other never could.
+    for replica in [&app, &started] {
+        let error = replica.state().keys().refresh(app.clock.now()).await.unwrap_err();
+        assert!(matches!(&error, Error::Unreadable { id: other, .. } if *other == id), "{error}");
+        let error = replica.state().keys().rotate(app.clock.now()).await.unwrap_err();
+        assert!(error.to_string().contains(&format!("gatepass key retire {id}")), "{error}");
+        assert_eq!(the(KeyStatus::Next, &app).await, id);
+        passes(replica, &replica.login("alice").await).await;
+    }
+    keys::retire(&policy(KEY, &settings), &app.pool(), &id, true, app.clock.now()).await.unwrap();
+    refresh(&started).await;
+    assert_ne!(the(KeyStatus::Next, &started).await, id);
+}
+
+#[tokio::test]
 async fn who_keeps_the_other_connections_keeps_no_leaked_key_alive() {
     let settings = tokens_of("v4.public");
     let app = App::with(&settings).await;

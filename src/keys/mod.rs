@@ -28,7 +28,7 @@ use tokio::{
 
 use self::{
     making::{Made, prepare},
-    reading::{Reading, Ring, Unreadable, first_reading, read, signing_key, verifying_keys},
+    reading::{Reading, Ring, Unreadable, first_reading, read, signing_key, unwrap, verifying_keys},
 };
 use crate::{
     chain::chain,
@@ -520,6 +520,10 @@ impl Keys {
         let new = Made::new(format, self.wrapping(), &self.0.policy).await?;
         let mut conn = self.0.db.acquire().await?;
         let (active, next) = (active.id(), next.id());
+        // As it is stored now. It may be long since it was opened here, and nobody could start with it as the active one.
+        if let Some((wrapped, root)) = signing_keys::wrapped(&mut conn, next.as_str()).await? {
+            unwrap(&self.0.wrapping, format, next.as_str(), &wrapped, &root)?;
+        }
         let is_done = signing_keys::rotate(
             &mut conn,
             active.as_str(),

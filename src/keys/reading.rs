@@ -70,7 +70,8 @@ pub(super) struct Reading {
     pub(super) unopened: Vec<Error>,
 }
 
-/// The ring at the start, every private key of it opened.
+/// The ring at the start, the private key that signs opened; another that does not open is no reason not to serve, unless
+/// it is wrapped under a root key that we do not have. That is for a rollout to find out.
 pub(super) async fn first_reading(
     conn: &mut PoolConnection,
     policy: &Policy,
@@ -79,15 +80,15 @@ pub(super) async fn first_reading(
 ) -> Result<Ring, Error> {
     for _ in 0..MAX_RACES {
         let Reading { ring, unopened } = read(conn, policy, wrapping, &Ring::default(), now).await?;
-        if let Some(error) = unopened.into_iter().next() {
-            return Err(error);
-        }
         let ring = ring.unwrap_or_default();
-        match signing_key(policy, &ring, now) {
-            Ok(_) => return Ok(ring),
-            Err(error @ Error::Unreadable { .. }) => return Err(error),
+        let signs = signing_key(policy, &ring, now);
+        let closed =
+            unopened.into_iter().find(|it| signs.is_err() || matches!(it, Error::ForeignRoot { .. }));
+        match (closed, signs) {
+            (None, Ok(_)) => return Ok(ring),
+            (Some(error), _) | (None, Err(error @ Error::Unreadable { .. })) => return Err(error),
             // Rotated while it was read.
-            Err(_) => {}
+            (None, Err(_)) => {}
         }
     }
     Err(Error::Contended)

@@ -127,7 +127,8 @@ pub struct Renaming {
 }
 
 /// Takes the failures along to the other name, in the transaction that gives it, and one more: an attempt that has looked
-/// up the former name and waits here counts there alone. The bucket gets no fuller than full.
+/// up the former name and waits here counts there alone. The bucket gets no fuller than full; what a clock that is ahead
+/// has written counts as little as in `take_login_attempt`, and by one that is behind nothing is taken away.
 ///
 /// # Errors
 ///
@@ -149,10 +150,11 @@ pub(super) async fn rename(
     sqlx::query!(
         "WITH both_names AS (
              SELECT least(greatest(max(free_at), $3) + $4::interval, $3 + $5::interval) AS free_at FROM login_attempts
-             WHERE key IN ($1, $2)
+             WHERE key IN ($1, $2) AND free_at <= $3 + $5::interval + interval '30 seconds'
          )
          UPDATE login_attempts SET
-             free_at = both_names.free_at, expires_at = greatest(expires_at, both_names.free_at)
+             free_at = greatest(login_attempts.free_at, both_names.free_at),
+             expires_at = greatest(expires_at, both_names.free_at)
          FROM both_names WHERE key = $2",
         &from[..],
         &to.key[..],

@@ -226,7 +226,9 @@ async fn try_to_set_up(
     )
     .await?;
     // What a later release has decided is not taken back.
-    if let Ok(Schema::Newer(version)) = migrations::check(&mut transaction).await {
+    if let Ok(Schema::Newer(version)) | Err(migrations::Error::LeftBehind { version, .. }) =
+        migrations::check(&mut transaction).await
+    {
         return Err(migrations::Error::Newer(version).into());
     }
     let before = privileges::deviations(&mut transaction).await?;
