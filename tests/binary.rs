@@ -336,7 +336,7 @@ async fn a_release_starts_on_the_schema_of_the_next_so_that_an_update_can_be_und
         let environment = [&environment[..], &[("MIGRATE_ON_START", migrate)]].concat();
         home.start(&environment).end().await.fails(1, &refused);
     }
-    command(&["db", "setup"]).await.fails(1, &["999999"]);
+    command(&["db", "setup", "--share-roles"]).await.fails(1, &["999999"]);
     let doctor = command(&["doctor"]).await.expect(1).stdout;
     assert!(doctor.contains(refused[0]), "{doctor}");
 

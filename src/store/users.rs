@@ -323,8 +323,8 @@ pub async fn credentials(conn: &mut PgConnection, id: Uuid) -> Result<Option<Cre
     }))
 }
 
-/// Takes the places of an attempt to log in, as [`login_attempts::take`](super::login_attempts::take) does, and once it has
-/// them looks up the credentials of the user of this name, whatever its case. `None` is nobody's name.
+/// Takes the places of an attempt to log in, as [`login_attempts::take`] does, and once it has them looks up the credentials
+/// of the user of this name, whatever its case. `None` is nobody's name.
 ///
 /// # Errors
 ///
