@@ -1,10 +1,11 @@
-//! Database URLs: a light check, and the form in which they may be shown. What the parts mean is sqlx's business.
+//! Database URLs: a check, and the form in which they may be shown. What the parts mean is the store's business.
 
 use std::{net::IpAddr, path::PathBuf};
 
 use secrecy::SecretString;
 
 use super::settings::MASK;
+use crate::store;
 
 /// Query parameters that hold no secret and help to recognise a database. Of all others not even the names are shown:
 /// they may be the rest of a password with an unescaped `&` in it.
@@ -42,7 +43,12 @@ pub(super) fn db_source(text: &str) -> Result<SecretString, String> {
         Ok(parts) if !parts.query.iter().all(is_mode) => {
             Err(format!("expected one of these as sslmode: {}", SSL_MODES.join(", ")))
         }
-        Ok(_) => Ok(text.into()),
+        Ok(_) => {
+            let url = text.into();
+            // All that is wrong with the settings is told at once, this too.
+            store::Source::new(&url).map_err(|error| error.to_string())?;
+            Ok(url)
+        }
         Err(expected) => {
             Err(format!("{expected}, for example postgres://gatepass:PASSWORD@localhost:5432/gatepass"))
         }
@@ -125,7 +131,7 @@ pub(super) fn fitness_for_iam(text: &str) -> Fitness {
             "expected user, host and port before the /, as in postgres://gatepass@HOST:5432/gatepass",
         );
     }
-    if parts.host.is_empty() || parts.host.contains(['[', ']', '%']) || parts.host.parse::<IpAddr>().is_ok() {
+    if parts.host.is_empty() || parts.host.contains(['[', '%']) || parts.host.parse::<IpAddr>().is_ok() {
         return Fitness::Unfit(
             "expected the name that RDS gave the database as the host, since that is signed",
         );
@@ -309,6 +315,21 @@ mod tests {
             assert_eq!(masked(url), MASK, "{url}");
             let message = db_source(url).unwrap_err();
             assert!(!message.contains("hunter") && message.contains("postgres://"), "{url}: {message}");
+        }
+    }
+
+    #[test]
+    fn what_the_store_cannot_read_is_refused_and_no_part_of_it_told() {
+        for url in [
+            "postgres://u:hunter2%ff@h/d",
+            "postgres://u:hunter2@h h/d",
+            "postgres://u:hunter2@[::1/d",
+            "postgres://u:hunter2@h/d?port=hunter2",
+            "postgres://u:hunter2@h/d?hostaddr=hunter2",
+            "postgres://u:hunter2@h/d?statement-cache-capacity=hunter2",
+        ] {
+            let message = db_source(url).unwrap_err();
+            assert!(message.contains("postgres://") && !message.contains("hunter2"), "{url}: {message}");
         }
     }
 
