@@ -206,25 +206,27 @@ impl Drop for Line {
     }
 }
 
-/// What a browser may do with a response: next to nothing, as nearly all are JSON. A handler that set a field keeps it.
+/// What a browser may do with a response: next to nothing, as nearly all are JSON.
+const SECURITY: [(HeaderName, HeaderValue); 6] = [
+    (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
+    (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+];
+
+/// A handler that set a field keeps it.
 fn security_headers(headers: &mut HeaderMap) {
-    let fields = [
-        (CACHE_CONTROL, "no-store"),
-        (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
-        (REFERRER_POLICY, "no-referrer"),
-        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (X_FRAME_OPTIONS, "DENY"),
-        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-    ];
     // Those, the length and the request's id: room for all of them at once.
-    headers.reserve(fields.len() + 2);
-    for (name, value) in fields {
-        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    headers.reserve(SECURITY.len() + 2);
+    for (name, value) in SECURITY {
+        headers.entry(name).or_insert(value);
     }
 }
 
 /// What an answer depends on, and what of its header a page may read: in every answer, also where no page asks.
-const VARIES: &str = "origin";
+const VARIES: HeaderValue = HeaderValue::from_static("origin");
 const EXPOSED: &str = "location,retry-after,www-authenticate,x-request-id";
 
 /// Which pages may call: those of the allowed origins. Cookies play no part here, so credentials stay off.
@@ -255,8 +257,10 @@ async fn cors<F: Future<Output = Response<Body>>>(
     // Nobody's page asks: what CORS says then is always the same, and making it costs as much as answering `/healthz`.
     if !headers.contains_key(ORIGIN) {
         let mut response = next(request).await;
-        response.headers_mut().append(VARY, HeaderValue::from_static(VARIES));
-        response.headers_mut().insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
+        response.headers_mut().append(VARY, VARIES);
+        response
+            .headers_mut()
+            .insert(ACCESS_CONTROL_EXPOSE_HEADERS, const { HeaderValue::from_static(EXPOSED) });
         return response;
     }
     let mut next = Some(next);

@@ -51,6 +51,7 @@ use crate::tls::Tls;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// The largest request head, in bytes.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// hyper's own limit over HTTP/1. To say so there would cost each request a list of them that is written beforehand.
 const MAX_HEADER_FIELDS: usize = 100;
 /// How long the last connections may take to complete: the third packet of their handshake is on its way.
 const LAST_ARRIVALS: Duration = Duration::from_millis(250);
@@ -190,7 +191,6 @@ impl Server {
             .http1()
             // From the end of a request; `Patience` has more to say.
             .header_read_timeout(limits.idle)
-            .max_headers(MAX_HEADER_FIELDS)
             .max_buf_size(MAX_HEAD_BYTES);
         builder
             .http2()

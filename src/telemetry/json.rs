@@ -2,9 +2,13 @@
 //! error what is behind it, too. `tracing_subscriber` keeps the fields of a span as a text that it parses again, and looks
 //! at every piece that it writes whether it is UTF-8; a request has a span and a line, whatever else becomes of it.
 
-use std::{error::Error, fmt};
+use std::{
+    error::Error,
+    fmt::{self, Write as _},
+};
 
 use serde::Serialize;
+use time::OffsetDateTime;
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
@@ -12,11 +16,7 @@ use tracing::{
 };
 use tracing_subscriber::{
     field::RecordFields,
-    fmt::{
-        FmtContext, FormatEvent, FormatFields, FormattedFields,
-        format::Writer,
-        time::{FormatTime, SystemTime},
-    },
+    fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, format::Writer},
     registry::LookupSpan,
 };
 
@@ -24,6 +24,8 @@ use crate::chain::chain;
 
 /// Room for most lines, so that they do not grow bit by bit.
 const LINE_BYTES: usize = 512;
+/// The same for the fields of a span.
+const FIELDS_BYTES: usize = 192;
 
 /// The format: `timestamp`, `level`, the event's fields, `target`, and `span`, with the name and the fields of the
 /// innermost one.
@@ -41,36 +43,32 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut timestamp = String::new();
-        SystemTime.format_time(&mut Writer::new(&mut timestamp))?;
         let metadata = event.metadata();
         let mut line = Members(Vec::with_capacity(LINE_BYTES));
-        line.add("timestamp", &timestamp);
-        line.add("level", metadata.level().as_str());
+        line.0.push(b'{');
+        line.add_time("timestamp", OffsetDateTime::now_utc());
+        line.add_text("level", metadata.level().as_str());
         event.record(&mut line);
-        line.add("target", metadata.target());
-        writer.write_char('{')?;
-        writer.write_str(line.as_str())?;
+        line.add_text("target", metadata.target());
         let span = event.parent().and_then(|id| context.span(id)).or_else(|| context.lookup_current());
         if let Some(span) = span {
-            let mut name = Members::default();
-            name.add("name", span.name());
-            writer.write_str(r#","span":{"#)?;
-            if let Some(fields) = span.extensions().get::<FormattedFields<N>>().filter(|it| !it.is_empty()) {
-                writer.write_str(fields)?;
-                writer.write_char(',')?;
+            line.begin("span");
+            line.0.push(b'{');
+            if let Some(fields) = span.extensions().get::<FormattedFields<N>>() {
+                line.0.extend_from_slice(fields.as_bytes());
             }
-            writer.write_str(name.as_str())?;
-            writer.write_char('}')?;
+            line.add_text("name", span.name());
+            line.0.push(b'}');
         }
-        writer.write_str("}\n")
+        line.0.extend_from_slice(b"}\n");
+        writer.write_str(line.as_str())
     }
 }
 
 /// A span's fields are kept as members without their braces.
 impl<'writer> FormatFields<'writer> for JsonLines {
     fn format_fields<R: RecordFields>(&self, mut writer: Writer<'writer>, fields: R) -> fmt::Result {
-        let mut members = Members::default();
+        let mut members = Members(Vec::with_capacity(FIELDS_BYTES));
         fields.record(&mut members);
         writer.write_str(members.as_str())
     }
@@ -83,24 +81,68 @@ impl<'writer> FormatFields<'writer> for JsonLines {
     }
 }
 
-/// Members of a JSON object, without its braces.
-#[derive(Default)]
+/// Members of a JSON object, without its braces or after the first.
 struct Members(Vec<u8>);
 
 impl Members {
-    /// One more; none, when the value has no JSON form.
-    fn add(&mut self, name: &str, value: &(impl Serialize + ?Sized)) {
-        let Self(json) = self;
-        let end = json.len();
-        if end > 0 {
-            json.push(b',');
+    /// Begins one more, whose value is to follow.
+    fn begin(&mut self, name: &str) {
+        if !matches!(self.0.last(), None | Some(b'{')) {
+            self.0.push(b',');
         }
-        let written = serde_json::to_writer(&mut *json, name).and_then(|()| {
-            json.push(b':');
-            serde_json::to_writer(&mut *json, value)
-        });
-        if written.is_err() {
-            json.truncate(end);
+        self.push_text(name);
+        self.0.push(b':');
+    }
+
+    /// One more; none, when the value has no JSON form.
+    fn add(&mut self, name: &str, value: &impl Serialize) {
+        let end = self.0.len();
+        self.begin(name);
+        if serde_json::to_writer(&mut self.0, value).is_err() {
+            self.0.truncate(end);
+        }
+    }
+
+    fn add_text(&mut self, name: &str, text: &str) {
+        self.begin(name);
+        self.push_text(text);
+    }
+
+    /// As RFC 3339 has it, to the microsecond.
+    fn add_time(&mut self, name: &str, at: OffsetDateTime) {
+        let ((year, month, day), (hour, minute, second, micro)) = (at.to_calendar_date(), at.to_hms_micro());
+        let mut text = *b"\"0000-00-00T00:00:00.000000Z\"";
+        for (mut number, mut place) in [
+            (year.unsigned_abs(), 4),
+            (u8::from(month).into(), 7),
+            (day.into(), 10),
+            (hour.into(), 13),
+            (minute.into(), 16),
+            (second.into(), 19),
+            (micro, 26),
+        ] {
+            // From its last digit on.
+            while number > 0 {
+                text[place] += (number % 10) as u8;
+                number /= 10;
+                place -= 1;
+            }
+        }
+        self.begin(name);
+        self.0.extend_from_slice(&text);
+    }
+
+    fn push_text(&mut self, text: &str) {
+        let Self(json) = self;
+        // As nearly all are. The whole of it is looked at, many bytes at a time; serde_json looks at each by itself.
+        let is_plain =
+            text.bytes().fold(true, |plain, byte| plain & (byte >= b' ') & (byte != b'"') & (byte != b'\\'));
+        if is_plain {
+            json.push(b'"');
+            json.extend_from_slice(text.as_bytes());
+            json.push(b'"');
+        } else {
+            serde_json::to_writer(json, text).expect("a text has a JSON form, and a Vec takes it");
         }
     }
 
@@ -112,15 +154,18 @@ impl Members {
 impl Visit for Members {
     /// With everything behind it, in one text.
     fn record_error(&mut self, field: &Field, error: &(dyn Error + 'static)) {
-        self.add(field.name(), &chain(error));
+        self.add_text(field.name(), &chain(error));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.add(field.name(), &format_args!("{value:?}"));
+        let mut text = String::new();
+        if write!(text, "{value:?}").is_ok() {
+            self.add_text(field.name(), &text);
+        }
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.add(field.name(), value);
+        self.add_text(field.name(), value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
@@ -148,6 +193,7 @@ mod tests {
     };
 
     use serde_json::Value;
+    use time::macros::datetime;
     use tracing::{field, subscriber::with_default};
     use tracing_subscriber::{Layer, Registry, fmt::MakeWriter, layer::SubscriberExt};
 
@@ -212,6 +258,19 @@ mod tests {
         let (ours, theirs) = (ours.told(), theirs.told());
         assert_eq!(ours.len(), 7);
         assert_eq!(ours, theirs);
+    }
+
+    #[test]
+    fn a_time_is_as_rfc_3339_has_it() {
+        for (at, text) in [
+            (datetime!(2026-11-22 07:08:09.012345678 UTC), "2026-11-22T07:08:09.012345Z"),
+            (datetime!(0042-01-01 00:00:00 UTC), "0042-01-01T00:00:00.000000Z"),
+            (datetime!(9999-12-31 23:59:59.999999999 UTC), "9999-12-31T23:59:59.999999Z"),
+        ] {
+            let mut members = Members(Vec::new());
+            members.add_time("at", at);
+            assert_eq!(members.as_str(), format!(r#""at":"{text}""#));
+        }
     }
 
     #[test]
