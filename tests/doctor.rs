@@ -359,7 +359,8 @@ async fn a_database_that_is_away_ahead_or_behind() {
     execute(&url, "DELETE FROM _sqlx_migrations WHERE version = 999999").await;
     let by_hand = [("DB_SOURCE", &*url), ("MIGRATE_ON_START", "false")];
     finds("schema", &by_hand, 1, "problem", &["`gatepass migrate up`"]).await;
-    finds("schema", &[("DB_SOURCE", &url)], 0, "note", &["migrations are waiting"]).await;
+    let waiting = ["migrations are waiting", "not ready until one is started anew"];
+    finds("schema", &[("DB_SOURCE", &url)], 0, "note", &waiting).await;
 }
 
 /// A host of Postgres may do that when the disk is full.
@@ -423,11 +424,19 @@ async fn rights_that_the_service_has_lost() {
     let [service, owner] = ["gatepass_app", "gatepass_owner"].map(|role| as_role(&url, role));
     let (alone, with_owner) =
         ([("DB_SOURCE", &*service)], [("DB_SOURCE", &*service), ("MIGRATION_DB_SOURCE", &owner)]);
+    let home = Home::new();
+    let mut running = home.serve(&[alone[0], ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
     for (revoked, shown) in
         [("USAGE ON SCHEMA public", "USAGE on public"), ("SELECT ON _sqlx_migrations", "_sqlx_migrations")]
     {
         execute(&url, &format!("REVOKE {revoked} FROM gatepass_app, PUBLIC")).await;
         let lacks = format!("gatepass_app may not see which migrations were applied: it lacks {revoked}");
+        let (status, not_ready) = running.get("/readyz").await;
+        assert_eq!(
+            (status, &not_ready["reasons"][0]),
+            (503, &json!("schema: what was applied cannot be seen"))
+        );
+        running.logged(&lacks).await;
         finds("schema", &alone, 1, "problem", &[&lacks, "`gatepass migrate up` as gatepass_owner"]).await;
         Home::new().gatepass(&["migrate", "up"]).envs(&alone).run().await.fails(1, &[&lacks]);
         // The owner sees it all the same.
@@ -435,6 +444,7 @@ async fn rights_that_the_service_has_lost() {
         finds("roles", &with_owner, 1, "problem", &[shown, "gatepass db setup"]).await;
         Home::new().gatepass(&["migrate", "up"]).envs(&with_owner).run().await.expect(0);
         finds("roles", &alone, 0, "ok", &["may do what the service has to, and nothing else"]).await;
+        until("it is ready by itself", async || running.get("/readyz").await.0 == 200).await;
     }
 }
 

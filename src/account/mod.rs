@@ -254,8 +254,19 @@ pub enum Unready {
     #[error("schema: migration {0:06} differs")]
     Changed(i64),
     /// A later release has taken away what this one needs.
-    #[error("schema: of a release that this one is too old for")]
-    LeftBehind,
+    #[error("schema: at migration {version:06}, for releases that know {oldest:06}: run a later release")]
+    LeftBehind {
+        /// The last migration that was applied.
+        version: i64,
+        /// The one to know.
+        oldest: i64,
+    },
+    /// Another release has brought it to this migration, and not by way of this one's.
+    #[error("schema: at migration {0:06} of another release, and some of this one's are missing")]
+    Foreign(i64),
+    /// The service's role has lost a right.
+    #[error("schema: what was applied cannot be seen")]
+    Hidden(#[source] migrations::Error),
     /// No tokens can be made.
     #[error("keys: the one that signs does not open")]
     NoKey,
@@ -334,7 +345,11 @@ impl Accounts {
             Ok(Schema::Current | Schema::Newer(_)) => Ok(()),
             Err(migrations::Error::Pending(count)) => Err(Unready::Pending(count)),
             Err(migrations::Error::Changed(version)) => Err(Unready::Changed(version)),
-            Err(migrations::Error::LeftBehind { .. }) => Err(Unready::LeftBehind),
+            Err(migrations::Error::LeftBehind { version, oldest }) => {
+                Err(Unready::LeftBehind { version, oldest })
+            }
+            Err(migrations::Error::Newer(version)) => Err(Unready::Foreign(version)),
+            Err(error @ migrations::Error::MayNotLook { .. }) => Err(Unready::Hidden(error)),
             Err(error) => Err(Unready::Database(error.into())),
         }
     }

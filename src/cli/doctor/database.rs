@@ -88,7 +88,10 @@ async fn on_database(database: &Database, settings: &Settings, policy: &Policy) 
                 && matches!(error.downcast_ref(), Some(migrations::Error::Pending(_)))
             {
                 finding = Finding::note("schema", "migrations are waiting")
-                    .advise("`gatepass serve` applies them when it starts, since MIGRATE_ON_START is true");
+                    .advise(
+                        "`gatepass serve` applies them when it starts, since MIGRATE_ON_START is true; replicas that run \
+                         already are not ready until one is started anew",
+                    );
             }
             findings.push(finding);
             return findings;
