@@ -1,5 +1,5 @@
 //! `make deploy`: a release that does not come up is taken back to the one before, and the deployment fails; without a
-//! release, the one that runs stays. Against a kubectl that writes down what it is asked, and answers as a cluster would.
+//! release, the one that runs stays. What the migration said is told with it. Against a kubectl that writes down what it is asked, and answers as a cluster would.
 //! Which release runs is not what was asked for last: that one may never have come up.
 
 use std::{
@@ -39,6 +39,7 @@ case "$1 $2" in
     ;;
   'rollout status') ! test -e "$here/broken" || grep -q 'rollout undo' "$here/calls" ;;
   'apply -f') cat >"$here/applied" && ! test -e "$here/refused" ;;
+  'logs '*) echo 'what the migration says' && ! test -e "$here/refused" ;;
 esac
 "#;
 
@@ -197,6 +198,8 @@ const FORWARD: [&str; 3] = [
     "apply -f -",
     "rollout status deployment/gatepass --timeout=30m",
 ];
+/// What is asked when it does not come up, besides `get`.
+const WHY: [&str; 1] = ["logs --selector=app.kubernetes.io/component=migrate --tail=50 --prefix"];
 const BACK: [&str; 2] =
     ["rollout undo deployment/gatepass --to-revision=7", "rollout status deployment/gatepass --timeout=10m"];
 
@@ -248,7 +251,7 @@ fn where_none_runs_a_release_has_to_be_named() {
         let output = cluster.deploy("test");
         assert_eq!(output.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&output.stderr).contains("no release before it"), "{output:?}");
-        assert_eq!(cluster.calls(), FORWARD);
+        assert_eq!(cluster.calls(), [&FORWARD[..], &WHY].concat());
     }
 }
 
@@ -292,7 +295,7 @@ fn what_is_gone_back_to_is_what_ran_and_not_what_was_asked_for_last() {
     for cluster in unfinished() {
         cluster.set("broken");
         assert_eq!(cluster.deploy("test").status.code(), Some(1));
-        assert_eq!(cluster.calls(), [&FORWARD[..], &BACK].concat());
+        assert_eq!(cluster.calls(), [&FORWARD[..], &WHY, &BACK].concat());
     }
 }
 
@@ -339,8 +342,11 @@ fn a_release_that_does_not_come_up_is_taken_back() {
     cluster.set("broken");
     let output = cluster.deploy("test");
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("going back to revision 7"), "{output:?}");
-    assert_eq!(cluster.calls(), [&FORWARD[..], &BACK].concat());
+    let told = String::from_utf8_lossy(&output.stderr);
+    for part in ["what the migration says", "going back to revision 7"] {
+        assert!(told.contains(part), "{told}");
+    }
+    assert_eq!(cluster.calls(), [&FORWARD[..], &WHY, &BACK].concat());
 }
 
 /// It may have been applied in part, and `rollout undo` alone would then go back to the release before the last.
@@ -349,7 +355,7 @@ fn an_overlay_that_the_cluster_refuses_leaves_what_ran() {
     let cluster = Cluster::new();
     cluster.set("refused");
     assert_eq!(cluster.deploy("test").status.code(), Some(1));
-    assert_eq!(cluster.calls(), [&FORWARD[..2], &BACK].concat());
+    assert_eq!(cluster.calls(), [&FORWARD[..2], &WHY, &BACK].concat());
 }
 
 #[test]
@@ -357,7 +363,7 @@ fn a_first_release_that_does_not_come_up_is_left_to_be_looked_at() {
     let cluster = Cluster::empty();
     cluster.set("broken");
     assert_eq!(cluster.deploy("test").status.code(), Some(1));
-    assert_eq!(cluster.calls(), FORWARD);
+    assert_eq!(cluster.calls(), [&FORWARD[..], &WHY].concat());
 }
 
 #[test]

@@ -8,6 +8,7 @@ use sqlx::{
     AssertSqlSafe, Connection, PgConnection, SqlSafeStr,
     migrate::{Migration, MigrationType, Migrator},
 };
+use tokio::time;
 
 use crate::{
     app::{database, empty_database, postgres_program},
@@ -755,11 +756,48 @@ async fn an_index_that_was_cut_off_is_not_taken_for_one() {
         for part in [
             "public.users_created_at_idx is invalid",
             "`DROP INDEX CONCURRENTLY public.users_created_at_idx`",
+            "MIGRATION_DB_SOURCE",
         ] {
             assert!(refused.contains(part), "{refused}");
         }
     }
     sqlx::raw_sql("DROP INDEX CONCURRENTLY public.users_created_at_idx").execute(&mut other).await.unwrap();
+    assert_eq!(migrations::up_with(&migrator, &mut migrating, None).await.unwrap().len(), 1);
+    assert_eq!(indexes(&mut migrating).await, ["users_created_at_idx true"]);
+}
+
+/// Such as a Job that was given up: Postgres does not look whether somebody is still there. Who migrates meanwhile is told
+/// how to see what is at work, and finds the index when it is made.
+#[tokio::test]
+async fn an_index_is_built_on_for_somebody_who_is_gone() {
+    let url = empty_database().await;
+    let (mut reader, mut other, mut migrating, mut gone) =
+        (connect(&url).await, connect(&url).await, connect(&url).await, connect(&url).await);
+    let migrator = with_an_index();
+    migrations::up_with(&migrator, &mut gone, Some(1)).await.unwrap();
+    let mut long = reader.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+    sqlx::query("SELECT FROM pg_class").execute(&mut *long).await.unwrap();
+    let builder = tokio::select! {
+        done = migrations::up_with(&migrator, &mut gone, None) => panic!("{done:?}"),
+        pid = waiting_for(&mut other, "0") => pid,
+    };
+    drop(gone);
+
+    // The clock does not wait between two looks at the lock.
+    time::pause();
+    let refused = migrations::up_with(&migrator, &mut migrating, None).await.unwrap_err();
+    time::resume();
+    assert!(matches!(refused, migrations::Error::Locked), "{refused}");
+    let refused = refused.to_string();
+    let query = refused.split('`').find(|part| part.starts_with("SELECT pid")).unwrap();
+    let found: Vec<(i32, String, String, String)> =
+        sqlx::query_as(AssertSqlSafe(query)).fetch_all(&mut other).await.unwrap();
+    let [(pid, state, phase, statement)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((*pid, &**state), (builder, "active"));
+    assert!(phase.starts_with("waiting for "), "{found:?}");
+    assert!(statement.contains("CREATE INDEX CONCURRENTLY"), "{found:?}");
+
+    long.commit().await.unwrap();
     assert_eq!(migrations::up_with(&migrator, &mut migrating, None).await.unwrap().len(), 1);
     assert_eq!(indexes(&mut migrating).await, ["users_created_at_idx true"]);
 }

@@ -162,6 +162,9 @@ def migration(manifests):
         needed = job["spec"]["activeDeadlineSeconds"] + 300
         if deployment["spec"]["progressDeadlineSeconds"] < needed:
             yield f"Deployment gatepass: is given up before the migration's {needed} s are over"
+        # scripts/deploy shows it when that deadline has passed.
+        if "ttlSecondsAfterFinished" in job["spec"]:
+            yield "Job gatepass-migrate: its log is gone before anybody has read it"
         [container] = pod_of(job)["spec"]["containers"]
         environment = {}
         for source in container["envFrom"]:

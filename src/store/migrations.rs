@@ -11,6 +11,8 @@ static MIGRATOR: Migrator = Migrator { locking: false, ..sqlx::migrate!() };
 
 /// The advisory lock that whoever migrates holds: "gatepass" in ASCII.
 const LOCK: i64 = i64::from_be_bytes(*b"gatepass");
+/// Its lower half, as `pg_locks` shows it.
+const LOCK_OBJID: u32 = u32::from_be_bytes(*b"pass");
 const LOCK_POLL: Duration = Duration::from_millis(100);
 /// How long a replica waits for another that migrates before it gives up.
 const LOCK_PATIENCE: Duration = Duration::from_secs(300);
@@ -82,7 +84,15 @@ pub enum Error {
         database: String,
     },
     /// Somebody else holds the lock for longer than a migration may take.
-    #[error("another process has been migrating this database for {} s; is it stuck?", LOCK_PATIENCE.as_secs())]
+    #[error(
+        "another session has been migrating this database for {} s; `SELECT pid, state, phase, query FROM pg_locks \
+         JOIN pg_stat_activity AS session USING (pid) LEFT JOIN pg_stat_progress_create_index USING (pid) \
+         WHERE locktype = 'advisory' AND objid = {} AND session.datname = current_database()`, as the schema's owner, \
+         shows it. With a `phase` it builds an index, maybe for somebody who is gone: wait for it, and migrate again. \
+         When nobody is at work there any more: `SELECT pg_terminate_backend(pid)`",
+        LOCK_PATIENCE.as_secs(),
+        LOCK_OBJID
+    )]
     Locked,
     /// A migration failed and was rolled back.
     #[error("a migration failed and was rolled back")]
@@ -96,7 +106,8 @@ pub enum Error {
     /// An index was begun and not completed: `IF NOT EXISTS` would take it for the one that is to be made.
     #[error(
         "the index {index} is invalid: whoever built it was cut off, and no query goes by it. (Or somebody is building it \
-         right now: wait for them.) Type `DROP INDEX CONCURRENTLY {index}`, and migrate again"
+         right now: wait for them.) Type `DROP INDEX CONCURRENTLY {index}` as the schema's owner (MIGRATION_DB_SOURCE, \
+         where that is set), and migrate again"
     )]
     InvalidIndex {
         /// Its full name, quoted where it has to be.
