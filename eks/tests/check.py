@@ -268,6 +268,9 @@ def commands():
                 yield f"{file.relative_to(ROOT)}:{number}: `aws s3 mb` makes a bucket in any region"
             if "kubectl apply -k eks/overlays/production" in line:
                 yield f"{file.relative_to(ROOT)}:{number}: `make deploy` leaves the image that runs"
+            # The revision before may be of the same image, or the one that somebody has just come from.
+            if re.search(r"rollout undo deploy(ment)?/gatepass\b", line) and "--to-revision=" not in line:
+                yield f"{file.relative_to(ROOT)}:{number}: goes back to no certain revision"
             # The operator may not have read what was changed.
             if re.search(r"rollout restart deployment/gatepass\b", line) and "force-sync=" not in file.read_text():
                 yield f"{file.relative_to(ROOT)}:{number}: restarts before External Secrets has looked"
