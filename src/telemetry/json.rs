@@ -20,7 +20,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::chain::chain;
+use crate::{chain::chain, clock::Clock};
 
 /// Room for most lines, so that they do not grow bit by bit.
 const LINE_BYTES: usize = 512;
@@ -46,7 +46,7 @@ where
         let metadata = event.metadata();
         let mut line = Members(Vec::with_capacity(LINE_BYTES));
         line.0.push(b'{');
-        line.add_time("timestamp", OffsetDateTime::now_utc());
+        line.add_time("timestamp", Clock::system().now());
         line.add_text("level", metadata.level().as_str());
         event.record(&mut line);
         line.add_text("target", metadata.target());
