@@ -1078,27 +1078,59 @@ async fn without_the_key_that_signs_no_token_is_made_until_it_is_retired() {
     }
 }
 
+/// Spoils the private part of the one key that does this; its id.
+async fn close_the(status: KeyStatus, app: &App) -> String {
+    let id = the(status, app).await;
+    let spoil = "UPDATE signing_keys SET wrapped_key = set_byte(wrapped_key, 40, 255 - get_byte(wrapped_key, 40)) WHERE id = $1";
+    app.sql(spoil, &json!(id)).await;
+    id
+}
+
+#[tokio::test]
+async fn a_key_whose_private_part_is_spoilt_is_retired_and_no_token_is_refused() {
+    let settings = tokens_of("v4.public");
+    let app = App::with(&settings).await;
+    app.register("alice").await;
+    let alice = app.login("alice").await;
+    let id = close_the(KeyStatus::Active, &app).await;
+    // Who runs has opened it before; nobody else can.
+    refresh(&app).await;
+    let later = app.login("alice").await;
+    assert_eq!(kid(&later), id);
+    let refused = app.try_replica(KEY, app.clock.clone(), &settings).await.err().unwrap().to_string();
+    let cure = format!("`gatepass key retire {id}`");
+    assert!(refused.contains("cannot be opened") && refused.contains(&cure), "{refused}");
+    assert!(published(&app).await.contains(&id) && !app.scrape().await.contains("unreadable"));
+
+    keys::retire(&policy(KEY, &settings), &app.pool(), &id, false, app.clock.now()).await.unwrap();
+    for replica in [&app, &app.replica(&settings).await] {
+        refresh(replica).await;
+        for login in [&alice, &later, &replica.login("alice").await] {
+            passes(replica, login).await;
+        }
+    }
+    assert_eq!(the(KeyStatus::Retiring, &app).await, id);
+}
+
 #[tokio::test]
 async fn a_next_key_that_does_not_open_keeps_nobody_from_starting_and_is_not_rotated_to() {
     let settings = tokens_of("v4.public");
     let app = App::with(&settings).await;
     app.register("alice").await;
-    let id = the(KeyStatus::Next, &app).await;
-    let spoil = "UPDATE signing_keys SET wrapped_key = set_byte(wrapped_key, 40, 255 - get_byte(wrapped_key, 40)) WHERE id = $1";
-    app.sql(spoil, &json!(id)).await;
+    let id = close_the(KeyStatus::Next, &app).await;
     let started = app.replica(&settings).await;
     passes(&app, &started.login("alice").await).await;
     app.clock.advance(Duration::days(31));
     // The one has opened it before, the other never could.
     for replica in [&app, &started] {
         let error = replica.state().keys().refresh(app.clock.now()).await.unwrap_err();
-        assert!(matches!(&error, Error::Unreadable { id: other, .. } if *other == id), "{error}");
+        assert!(matches!(&error, Error::Unopenable { id: other, .. } if *other == id), "{error}");
         let error = replica.state().keys().rotate(app.clock.now()).await.unwrap_err();
-        assert!(error.to_string().contains(&format!("gatepass key retire {id}")), "{error}");
+        assert!(error.to_string().contains(&format!("`gatepass key retire {id}`")), "{error}");
         assert_eq!(the(KeyStatus::Next, &app).await, id);
         passes(replica, &replica.login("alice").await).await;
     }
-    keys::retire(&policy(KEY, &settings), &app.pool(), &id, true, app.clock.now()).await.unwrap();
+    keys::retire(&policy(KEY, &settings), &app.pool(), &id, false, app.clock.now()).await.unwrap();
     refresh(&started).await;
     assert_ne!(the(KeyStatus::Next, &started).await, id);
 }

@@ -150,6 +150,17 @@ pub enum Error {
         /// Why.
         source: InvalidKey,
     },
+    /// A stored private key does not open, and the public key is sound.
+    #[error(
+        "the private part of the signing key {id} cannot be opened; `gatepass key retire {id}` puts another key in its \
+         place, and refuses no token"
+    )]
+    Unopenable {
+        /// The signing key.
+        id: String,
+        /// Why.
+        source: InvalidKey,
+    },
     /// A later release, which may run beside this one, has made it.
     #[error(
         "the signing key {id} is for {format}, which this release does not know: a later one has made it"
@@ -489,7 +500,7 @@ impl Keys {
     /// # Errors
     ///
     /// [`Error::TooEarly`] while somebody may not know the next key yet, [`Error::Shared`], [`Error::NoRing`],
-    /// [`Error::Unreadable`].
+    /// [`Error::Unreadable`], [`Error::Unopenable`].
     pub async fn rotate(&self, now: OffsetDateTime) -> Result<(), Error> {
         let format = self.ring_format()?;
         for _ in 0..MAX_RACES {

@@ -194,7 +194,7 @@ pub(super) fn unwrap(
         .find(|key| key.root().as_str() == root)
         .ok_or_else(|| Error::ForeignRoot { id: id.to_owned(), root: root.to_owned() })?;
     key.unwrap(format, &KeyId::from_stored(id.to_owned()), wrapped)
-        .map_err(|source| Error::Unreadable { id: id.to_owned(), source })
+        .map_err(|source| Error::Unopenable { id: id.to_owned(), source })
 }
 
 /// What new tokens are made with.
