@@ -128,6 +128,7 @@ struct Series {
     connections_max: Family<PoolName, Gauge>,
     keys: Family<KeyLabels, Gauge>,
     key_since: Family<KeyLabels, Gauge>,
+    key_silence: Family<NoLabels, Seconds>,
     key_rotation_interval: Seconds,
     certificate_expiry: Family<NoLabels, Gauge>,
     certificate_reload: Family<NoLabels, Gauge>,
@@ -229,6 +230,8 @@ pub struct Observation {
     pub pools: Vec<PoolUse>,
     /// The keys that make and check tokens.
     pub keys: Vec<KeyAge>,
+    /// How long nothing has been read of published keys; `None`: no format has them.
+    pub key_silence: Option<Duration>,
     /// How long a published key signs.
     pub key_rotation_interval: Duration,
 }
@@ -522,6 +525,11 @@ impl Series {
                 "token_key_since_timestamp",
                 "Since when the oldest key of a ring does what it does, in Unix time",
             ),
+            key_silence: registrar.add_seconds(
+                "token_key_silence",
+                "How long ago the signing keys were last read; beyond REVOCATION_MAX_STALENESS no token of a \
+                 published format is accepted or made; only with such a format",
+            ),
             key_rotation_interval: registrar.add_seconds("key_rotation_interval", "KEY_ROTATION_INTERVAL"),
             certificate_expiry: registrar.add_seconds(
                 "tls_certificate_expiry_timestamp",
@@ -576,6 +584,9 @@ impl Series {
             if let Some(since) = since {
                 self.key_since.get_or_create(&labels).set(*since);
             }
+        }
+        if let Some(silence) = observation.key_silence {
+            self.key_silence.get_or_create(&NoLabels {}).set(silence.as_secs_f64());
         }
         self.key_rotation_interval.set(observation.key_rotation_interval.as_secs_f64());
     }
@@ -640,6 +651,7 @@ mod tests {
                 revocation_max_silence: Duration::from_secs(60),
                 pools: Vec::new(),
                 keys: vec![key],
+                key_silence: None,
                 key_rotation_interval: Duration::from_secs(3600),
             });
             metrics.scrape(Exposition::OpenMetrics)

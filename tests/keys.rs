@@ -963,6 +963,10 @@ async fn a_replica_that_cannot_read_its_keys_for_long_takes_and_makes_none_of_th
         // It has a key, so there is nothing else wrong.
         let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
         assert_eq!(not_ready["reasons"], json!(["keys: not read for 61 s"]));
+        let text = app.scrape().await;
+        for line in ["gatepass_token_key_silence_seconds{} 61.0", "gatepass_revocation_silence_seconds 0.0"] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
         for replica in [&local, &hs256] {
             passes(&app, &replica.login("alice").await).await;
         }
@@ -984,6 +988,7 @@ async fn a_replica_that_cannot_read_its_keys_for_long_takes_and_makes_none_of_th
     refresh(&app).await;
     passes(&app, &app.login("alice").await).await;
     app.get("/readyz").send().await.expect(200);
+    assert!(!app.scrape().await.contains("token_key_silence"));
 }
 
 /// Breaks the row of the one key that does this, as none should be; its id.

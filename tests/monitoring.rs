@@ -183,6 +183,7 @@ async fn a_scrape_says_how_things_stand() {
         r#"gatepass_token_keys{format="v4.local",status="shared"} 1"#,
         r#"gatepass_token_keys{format="v4.public",status="active"} 1"#,
         r#"gatepass_token_keys{format="v4.public",status="next"} 1"#,
+        "gatepass_token_key_silence_seconds{} 7.0",
         r#"gatepass_token_key_since_timestamp_seconds{format="v4.public",status="active"} 1767323045"#,
         "gatepass_key_rotation_interval_seconds 2592000.0",
     ] {

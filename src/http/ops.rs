@@ -51,6 +51,7 @@ fn observation(app: &App) -> Observation {
         revocation_max_silence: revocations.max_silence(),
         pools: app.0.pools.look(),
         keys: app.keys().ages(app.clock().now()),
+        key_silence: app.keys().silence(),
         key_rotation_interval: app.keys().rotation_interval(),
     }
 }

@@ -294,6 +294,11 @@ impl Keys {
         self.0.policy.schedule.cached_for()
     }
 
+    /// How long ago the ring was last read; `None`: there is none to be read.
+    pub fn silence(&self) -> Option<Duration> {
+        self.has_ring().then(|| self.0.verifier.silence(self.0.clock.elapsed()))
+    }
+
     /// How long the ring has not been read, when that is longer than it may be: a key may have been retired meanwhile.
     pub fn staleness(&self) -> Option<Duration> {
         self.0.verifier.staleness(self.0.clock.elapsed())

@@ -189,7 +189,12 @@ impl Verifier {
         self.silence.heard(at);
     }
 
-    /// For how long nobody has said which public keys are good, when that is longer than it may be.
+    /// For how long nobody has said which public keys are good; [`Duration::MAX`]: nobody ever has.
+    pub fn silence(&self, at: Duration) -> Duration {
+        self.silence.length(at)
+    }
+
+    /// The [`silence`](Self::silence), when it is longer than it may be.
     pub fn staleness(&self, at: Duration) -> Option<Duration> {
         self.silence.excess(at)
     }
