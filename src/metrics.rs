@@ -158,7 +158,8 @@ outcomes! {
         Rotated = "rotated",
         /// A lost answer was given again.
         Repeated = "repeated",
-        /// A refresh token was used again by somebody who should not have it: the session ended.
+        /// A refresh token was used again by somebody who should not have it, or is ahead of a database that has been
+        /// set back: the session ended.
         Reused = "reused",
         /// The session had ended before.
         Ended = "ended",
@@ -461,7 +462,8 @@ impl Series {
             logins: registrar.add("logins", "Logins, by what became of them"),
             renewals: registrar.add(
                 "renewals",
-                "Renewals, by what became of them; reused: a copied refresh token has ended its session",
+                "Renewals, by what became of them; reused: a refresh token that was used before, or is ahead of \
+                 the database, has ended its session",
             ),
             legacy_logins: registrar.add(
                 "legacy_logins",

@@ -218,7 +218,7 @@ async fn clocks_that_differ() {
              $$ SELECT pg_catalog.clock_timestamp() + interval '{seconds} s' $$"
         ))
         .await;
-        let parts = [&*format!("s {which} the database's"), "NTP"];
+        let parts = [&*format!("s {which} the database's"), "NTP", "REFRESH_REUSE_INTERVAL"];
         finds("clock", &[("DB_SOURCE", &url)], 0, "warning", &parts).await;
     }
 }

@@ -307,7 +307,10 @@ async fn clock(conn: &mut PgConnection) -> Result<(Duration, Finding), store::Er
     let skew = ClockSkew::measure(conn, &Clock::system()).await?;
     let finding = if skew.apart() > CLOCK_TOLERANCE {
         Finding::warning("clock", skew.to_string())
-            .advise("have NTP set both: tokens are refused by a clock that is wrong by 30 s")
+            .advise(
+                "have NTP set both: replicas that differ by more than REFRESH_REUSE_INTERVAL take a second tab for a thief, \
+                 and from 30 s on refuse each other's tokens",
+            )
     } else {
         Finding::ok("clock", "the database agrees to within a second")
     };
