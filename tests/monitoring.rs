@@ -84,6 +84,12 @@ async fn story() -> App {
     app.post("/users/logout").bearer(&login).send().await.expect(204);
     app.get("/users/me").bearer(&login).send().await.expect_problem(401, "session_revoked");
     app.hear().await;
+    // A key that has signed is not what its row says any more.
+    let keys = app.state().keys();
+    keys.rotate(app.clock.now()).await.unwrap();
+    let spoil = "UPDATE signing_keys SET public_key = 'x' WHERE retired_at IS NOT NULL";
+    sqlx::raw_sql(spoil).execute(&app.db).await.unwrap();
+    keys.refresh(app.clock.now()).await.unwrap_err();
     // What there is with DB_IAM_AUTH and with TLS_CERT_FILE: tests/aws.rs, tests/certificate.rs.
     let metrics = app.state().metrics();
     metrics.database_token(true);
@@ -183,6 +189,7 @@ async fn a_scrape_says_how_things_stand() {
         r#"gatepass_token_keys{format="v4.local",status="shared"} 1"#,
         r#"gatepass_token_keys{format="v4.public",status="active"} 1"#,
         r#"gatepass_token_keys{format="v4.public",status="next"} 1"#,
+        r#"gatepass_token_keys{format="v4.public",status="unreadable"} 1"#,
         "gatepass_token_key_silence_seconds{} 7.0",
         r#"gatepass_token_key_since_timestamp_seconds{format="v4.public",status="active"} 1767323045"#,
         "gatepass_key_rotation_interval_seconds 2592000.0",
