@@ -340,6 +340,53 @@ async fn changes_that_were_deleted_before_their_seal_and_the_others_all_the_same
 }
 
 #[tokio::test]
+async fn a_history_that_is_meant_to_have_gaps() {
+    let url = database().await;
+    let options: PgConnectOptions = url.parse().unwrap();
+    let name = options.get_database().unwrap();
+    // What whoever only serves may know.
+    let app = as_role(&url, "gatepass_app");
+    let settings = [("DB_SOURCE", &*app)];
+    let alter = |what: &str| format!(r#"ALTER DATABASE "{name}" {what} gatepass.history"#);
+    admin(&format!("{} = 'lenient'", alter("SET"))).await;
+    let parts = ["gatepass.history is lenient", &*format!("ALTER DATABASE {name} RESET gatepass.history")];
+    finds("history", &settings, 0, "warning", &parts).await;
+    admin(&alter("RESET")).await;
+    // What a session says for itself does not count.
+    let session = format!("{url}&options[gatepass.history]=lenient");
+    finds("history", &[("DB_SOURCE", &session)], 0, "ok", &["sealed"]).await;
+
+    let triggers =
+        [("clients", "clients_history"), ("sessions", "sessions_history_begun"), ("users", "users_history")];
+    let switch = async |how: &str| {
+        for (table, trigger) in triggers {
+            execute(&url, &format!("ALTER TABLE {table} {how} TRIGGER {trigger}")).await;
+        }
+    };
+    switch("DISABLE").await;
+    let statements = triggers.map(|(table, trigger)| format!("ALTER TABLE {table} ENABLE TRIGGER {trigger}"));
+    finds("history", &settings, 0, "warning", &["switched off", &statements.join("; ")]).await;
+    switch("ENABLE").await;
+    finds("history", &settings, 0, "ok", &["sealed"]).await;
+}
+
+/// The service itself cannot tell, where not even warnings are logged.
+#[tokio::test]
+async fn a_log_without_the_heads_of_the_seals() {
+    let url = database().await;
+    for (filter, level, part) in [
+        ("off", "warning", "Add `gatepass::account::seals=info`"),
+        ("error", "warning", "Add `gatepass::account::seals=info`"),
+        ("warn,gatepass::http=info", "warning", "Add `gatepass::account::seals=info`"),
+        ("error,gatepass::account::seals=info", "ok", "sealed"),
+        ("info", "ok", "sealed"),
+        ("debug", "ok", "sealed"),
+    ] {
+        finds("history", &[("DB_SOURCE", &*url), ("RUST_LOG", filter)], 0, level, &[part]).await;
+    }
+}
+
+#[tokio::test]
 async fn a_database_that_is_away_ahead_or_behind() {
     finds("database", &[("DB_SOURCE", "postgres://x@127.0.0.1:1/x")], 1, "problem", &["check host and port"])
         .await;

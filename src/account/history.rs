@@ -127,7 +127,9 @@ impl History {
 
     /// Seals each minute, and looks after partitions each hour, for as long as it is polled.
     pub async fn keep(&self, clock: &Clock) {
-        seals::warn_of_unlogged_heads();
+        if let Some(warning) = seals::unlogged_heads() {
+            tracing::warn!("{warning}");
+        }
         let mut ticks = interval(SEAL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for tick in (0..SEALS_PER_UPKEEP).cycle() {

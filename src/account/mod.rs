@@ -38,7 +38,7 @@ pub use self::{
     login::{Caller, Login, Tokens},
     personal::PersonalData,
     registration::Registration,
-    seals::{Head, Problem, Verification},
+    seals::{Head, Problem, Verification, unlogged_heads},
     throttle::{KNOWN_FOR, Rate, Throttle},
 };
 pub use crate::store::users::User;

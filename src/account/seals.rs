@@ -135,15 +135,14 @@ pub struct Verification {
 /// At which level the head of each seal is logged.
 const HEADS: Level = Level::INFO;
 
-/// Says so where the log leaves the heads out. Here, since the filter may be another for each module.
-pub(super) fn warn_of_unlogged_heads() {
-    if !tracing::enabled!(HEADS) {
-        tracing::warn!(
-            "RUST_LOG keeps the seals of the history out of the log: whoever owns the database may then replace the history \
-             and all of its seals, and nobody sees it. Add `{}=info` to it",
-            module_path!()
-        );
-    }
+/// What to say where the log leaves the heads out. Here, since the filter may be another for each module.
+pub fn unlogged_heads() -> Option<&'static str> {
+    (!tracing::enabled!(HEADS)).then_some(concat!(
+        "RUST_LOG keeps the seals of the history out of the log: whoever owns the database may then replace the history \
+         and all of its seals, and nobody sees it. Add `",
+        module_path!(),
+        "=info` to it"
+    ))
 }
 
 impl History {

@@ -462,6 +462,38 @@ pub async fn backlog(conn: &mut PgConnection) -> Result<Backlog, Error> {
     Ok(Backlog { since, has_losses: found.has_losses })
 }
 
+/// Where changes may go without a record because somebody has wanted it so, each by the statement that ends it.
+#[derive(Debug)]
+pub struct Gaps {
+    /// The database is set to go on where the history cannot be written.
+    pub lenient: Option<String>,
+    /// Triggers that write the history are switched off.
+    pub switched_off: Vec<String>,
+}
+
+/// What the history leaves out, and is meant to.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn gaps(conn: &mut PgConnection) -> Result<Gaps, Error> {
+    // As the trigger asks.
+    let lenient = sqlx::query_scalar!(
+        r#"SELECT format('ALTER DATABASE %I RESET gatepass.history', database.datname) AS "statement!"
+           FROM pg_db_role_setting AS setting JOIN pg_database AS database ON database.oid = setting.setdatabase
+           WHERE database.datname = current_database() AND setting.setrole = 0
+             AND 'gatepass.history=lenient' = ANY(setting.setconfig)"#
+    );
+    let lenient = lenient.fetch_optional(&mut *conn).await?;
+    let switched_off = sqlx::query_scalar!(
+        r#"SELECT format('ALTER TABLE %s ENABLE TRIGGER %I', tgrelid::regclass, tgname) AS "statement!"
+           FROM pg_trigger
+           WHERE tgfoid = to_regproc('record_change') AND tgenabled IN ('D', 'R')
+           ORDER BY tgname"#
+    );
+    Ok(Gaps { lenient, switched_off: switched_off.fetch_all(conn).await? })
+}
+
 /// How many of those that wait are looked at together.
 const BACKLOG: i64 = 100;
 

@@ -62,6 +62,16 @@ pub fn init(format: LogFormat, filter: &str, traces: Option<&Traces>) -> Result<
     Ok(())
 }
 
+/// What `ask` finds of the log (by `tracing::enabled!`) where that has this filter.
+///
+/// # Errors
+///
+/// When `filter` cannot be read.
+pub fn where_logged<T>(filter: &str, ask: impl FnOnce() -> T) -> Result<T, InvalidFilter> {
+    let filter = EnvFilter::builder().parse(filter)?;
+    Ok(tracing::subscriber::with_default(tracing_subscriber::registry().with(filter), ask))
+}
+
 /// Whether what goes there may be coloured: to a terminal of somebody who has not set `NO_COLOR` (no-color.org).
 pub fn is_coloured(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())

@@ -4,17 +4,19 @@ use time::Duration;
 
 use super::{Failure, Finding, Level, failed, ring::ring, seconds, setup};
 use crate::{
+    account,
     cli::database::{self, As, ClockSkew, Database},
     clock::Clock,
     config::{DbPooler, Environment, Settings},
     keys::Policy,
     store::{
         self, Access, Blocker, PgConnection,
-        history::{self, Backlog},
+        history::{self, Backlog, Gaps},
         migrations::{self, Schema},
         revocations,
         roles::{self, Privilege, Privileges, Standing},
     },
+    telemetry,
 };
 
 /// How far this machine's clock and the database's may be apart.
@@ -109,7 +111,7 @@ async fn on_database(database: &Database, settings: &Settings, policy: &Policy) 
     if settings.db_pooler == DbPooler::Session {
         findings.push(feed(database).await);
     }
-    findings.extend(seals(&mut conn).await);
+    findings.extend(seals(&mut conn, settings).await);
     findings
 }
 
@@ -195,19 +197,39 @@ async fn feed(database: &Database) -> Finding {
     }
 }
 
-/// Whether somebody seals what comes into the history.
-async fn seals(conn: &mut PgConnection) -> Vec<Finding> {
+/// Whether all that changes comes into the history, somebody seals it, and the log keeps the seals' heads.
+async fn seals(conn: &mut PgConnection, settings: &Settings) -> Vec<Finding> {
     const AREA: &str = "history";
 
     let look = async {
         let now = store::now(conn).await?;
-        Ok::<_, store::Error>((now, history::backlog(conn).await?))
+        let gaps = history::gaps(conn).await?;
+        Ok::<_, store::Error>((now, gaps, history::backlog(conn).await?))
     };
-    let (now, Backlog { since, has_losses }) = match look.await {
+    let (now, Gaps { lenient, switched_off }, Backlog { since, has_losses }) = match look.await {
         Ok(found) => found,
         Err(error) => return vec![failed(AREA, &error)],
     };
     let mut findings = Vec::new();
+    if let Some(statement) = lenient {
+        let message = "gatepass.history is lenient: a change that cannot be recorded happens all the same";
+        findings.push(
+            Finding::warning(AREA, message)
+                .advise(format!("when that is mended, as whoever said so: {statement}")),
+        );
+    }
+    if !switched_off.is_empty() {
+        let message = "triggers that write it are switched off: changes go without a record";
+        findings.push(
+            Finding::warning(AREA, message)
+                .advise(format!("when that is mended, as the owner: {}", switched_off.join("; "))),
+        );
+    }
+    match telemetry::where_logged(&settings.rust_log, account::unlogged_heads) {
+        Ok(None) => {}
+        Ok(Some(warning)) => findings.push(Finding::warning(AREA, warning)),
+        Err(error) => findings.push(failed(AREA, &error)),
+    }
     if has_losses {
         let finding =
             Finding::warning(AREA, "changes are gone that waited for their seal: somebody deleted them");
