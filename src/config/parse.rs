@@ -17,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     password::{Peppers, breached::BreachedFile},
-    token::SymmetricKey,
+    token::{Format, KeyPairFormat, SharedFormat, SymmetricKey},
 };
 
 /// A value that is one of a few words.
@@ -28,9 +28,12 @@ pub(super) trait Word: Copy + 'static {
 
 /// One of a few words, written exactly so.
 pub(super) fn word<T: Word>(text: &str) -> Result<T, String> {
-    let found = T::WORDS.iter().find(|(word, _)| *word == text);
-    found.map(|(_, value)| *value).ok_or_else(|| {
-        let words: Vec<_> = T::WORDS.iter().map(|(word, _)| *word).collect();
+    one_of(T::WORDS.iter().copied(), text)
+}
+
+fn one_of<T>(words: impl Iterator<Item = (&'static str, T)> + Clone, text: &str) -> Result<T, String> {
+    words.clone().find(|(word, _)| *word == text).map(|(_, value)| value).ok_or_else(|| {
+        let words: Vec<_> = words.map(|(word, _)| word).collect();
         format!("expected {}", words.join(" or "))
     })
 }
@@ -87,6 +90,30 @@ pub(super) const KEY_ADVICE: &str = "make one with `gatepass key generate`";
 /// A key, as PASERK or 32 bytes of text.
 pub(super) fn symmetric_key(text: &str) -> Result<SymmetricKey, String> {
     text.parse().map_err(|error: <SymmetricKey as FromStr>::Err| format!("{error}; {KEY_ADVICE}"))
+}
+
+/// The formats of new tokens. Nothing stands for JWT by `JWT_ALGORITHM`.
+const FORMATS: [(&str, Option<Format>); 3] = [
+    ("v4.local", Some(Format::Shared(SharedFormat::V4Local))),
+    ("v4.public", Some(Format::KeyPair(KeyPairFormat::V4Public))),
+    ("jwt", None),
+];
+
+/// The format of new tokens, or nothing for JWT by `JWT_ALGORITHM`.
+pub(super) fn token_format(text: &str) -> Result<Option<Format>, String> {
+    one_of(FORMATS.into_iter(), text)
+}
+
+/// A format that is still accepted: one of the same, or JWT with its algorithm.
+pub(super) fn accepted_format(text: &str) -> Result<Option<Format>, String> {
+    let jwts = Format::ALL.into_iter().filter(|format| format.name().starts_with("jwt:"));
+    one_of(FORMATS.into_iter().chain(jwts.map(|format| (format.name(), Some(format)))), text)
+}
+
+/// The format of JWTs by one algorithm (RFC 7518, RFC 8037).
+pub(super) fn jwt_algorithm(text: &str) -> Result<Format, String> {
+    let words = Format::ALL.into_iter();
+    one_of(words.filter_map(|format| Some((format.name().strip_prefix("jwt:")?, format))), text)
 }
 
 /// What to do about a pepper that is no good.

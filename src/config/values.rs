@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     password::{Params, Peppers, breached::BreachedFile},
-    token::{Format, KeyPairFormat, SharedFormat, SignatureAlgorithm, SymmetricKey},
+    token::{Format, SymmetricKey},
 };
 
 /// Every setting, checked. Secrets print nothing, so that `Debug` is safe to use.
@@ -50,9 +50,10 @@ pub struct Settings {
 
     pub token_symmetric_key: Option<SymmetricKey>,
     pub token_symmetric_keys_accepted: Vec<SymmetricKey>,
-    pub token_format: TokenFormat,
-    pub token_format_accepted: Vec<AcceptedFormat>,
-    pub jwt_algorithm: JwtAlgorithm,
+    /// Nothing stands for JWT by `jwt_algorithm`, here and among the accepted ones.
+    pub token_format: Option<Format>,
+    pub token_format_accepted: Vec<Option<Format>>,
+    pub jwt_algorithm: Format,
     pub token_issuer: String,
     pub token_audience: String,
     pub access_token_duration: Duration,
@@ -115,9 +116,11 @@ impl Settings {
             token_symmetric_keys_accepted: from
                 .optional("TOKEN_SYMMETRIC_KEYS_ACCEPTED", list(parse::symmetric_key))
                 .unwrap_or_default(),
-            token_format: from.value("TOKEN_FORMAT", word),
-            token_format_accepted: from.optional("TOKEN_FORMAT_ACCEPTED", list(word)).unwrap_or_default(),
-            jwt_algorithm: from.value("JWT_ALGORITHM", word),
+            token_format: from.value("TOKEN_FORMAT", parse::token_format),
+            token_format_accepted: from
+                .optional("TOKEN_FORMAT_ACCEPTED", list(parse::accepted_format))
+                .unwrap_or_default(),
+            jwt_algorithm: from.value("JWT_ALGORITHM", parse::jwt_algorithm),
             token_issuer: from.value("TOKEN_ISSUER", parse::name),
             token_audience: from.value("TOKEN_AUDIENCE", parse::name),
             access_token_duration: from.value("ACCESS_TOKEN_DURATION", duration),
@@ -153,39 +156,12 @@ impl Settings {
 impl Settings {
     /// The format of new access tokens.
     pub fn format(&self) -> Format {
-        match self.token_format {
-            TokenFormat::V4Local => SharedFormat::V4Local.into(),
-            TokenFormat::V4Public => KeyPairFormat::V4Public.into(),
-            TokenFormat::Jwt => self.jwt_algorithm.format(),
-        }
+        self.token_format.unwrap_or(self.jwt_algorithm)
     }
 
     /// Further formats that are accepted.
     pub fn formats_accepted(&self) -> Vec<Format> {
-        let format = |accepted: &AcceptedFormat| match accepted {
-            AcceptedFormat::V4Local => SharedFormat::V4Local.into(),
-            AcceptedFormat::V4Public => KeyPairFormat::V4Public.into(),
-            AcceptedFormat::Jwt => self.jwt_algorithm.format(),
-            AcceptedFormat::EdDsa => JwtAlgorithm::EdDsa.format(),
-            AcceptedFormat::Es256 => JwtAlgorithm::Es256.format(),
-            AcceptedFormat::Rs256 => JwtAlgorithm::Rs256.format(),
-            AcceptedFormat::Ps256 => JwtAlgorithm::Ps256.format(),
-            AcceptedFormat::Hs256 => JwtAlgorithm::Hs256.format(),
-        };
-        self.token_format_accepted.iter().map(format).collect()
-    }
-}
-
-impl JwtAlgorithm {
-    fn format(self) -> Format {
-        let signature = match self {
-            Self::Hs256 => return SharedFormat::Hs256.into(),
-            Self::EdDsa => SignatureAlgorithm::EdDsa,
-            Self::Es256 => SignatureAlgorithm::Es256,
-            Self::Rs256 => SignatureAlgorithm::Rs256,
-            Self::Ps256 => SignatureAlgorithm::Ps256,
-        };
-        KeyPairFormat::Jwt(signature).into()
+        self.token_format_accepted.iter().map(|format| format.unwrap_or(self.jwt_algorithm)).collect()
     }
 }
 
@@ -229,56 +205,6 @@ words! {
         Session = "session",
         /// For one transaction.
         Transaction = "transaction",
-    }
-}
-
-words! {
-    /// The format of access tokens.
-    TokenFormat {
-        /// PASETO v4.local: encrypted with a shared key.
-        V4Local = "v4.local",
-        /// PASETO v4.public: signed, with published keys.
-        V4Public = "v4.public",
-        /// JWT, by [`JwtAlgorithm`]; of `typ` at+jwt (RFC 9068), without the claim `client_id`.
-        Jwt = "jwt",
-    }
-}
-
-words! {
-    /// A format that is still accepted. A JWT's algorithm is named where it is not that of [`JwtAlgorithm`].
-    AcceptedFormat {
-        /// PASETO v4.local.
-        V4Local = "v4.local",
-        /// PASETO v4.public.
-        V4Public = "v4.public",
-        /// JWT by the algorithm that is set.
-        Jwt = "jwt",
-        /// JWT by EdDSA.
-        EdDsa = "jwt:EdDSA",
-        /// JWT by ES256.
-        Es256 = "jwt:ES256",
-        /// JWT by RS256.
-        Rs256 = "jwt:RS256",
-        /// JWT by PS256.
-        Ps256 = "jwt:PS256",
-        /// JWT by HS256.
-        Hs256 = "jwt:HS256",
-    }
-}
-
-words! {
-    /// The one algorithm of JWTs (RFC 7518, RFC 8037).
-    JwtAlgorithm {
-        /// Ed25519.
-        EdDsa = "EdDSA",
-        /// ECDSA on P-256 with SHA-256.
-        Es256 = "ES256",
-        /// RSA PKCS #1 v1.5 with SHA-256.
-        Rs256 = "RS256",
-        /// RSA PSS with SHA-256.
-        Ps256 = "PS256",
-        /// HMAC with SHA-256, the only one with a shared key.
-        Hs256 = "HS256",
     }
 }
 
