@@ -95,6 +95,15 @@ impl Clock {
     }
 }
 
+/// The first tick at once, and then one each `period`. After a late one the next is a whole period away: who was held up
+/// does not make up for it with many at once.
+#[cfg(feature = "server")]
+pub(crate) fn every(period: std::time::Duration) -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
+}
+
 fn micros(at: OffsetDateTime) -> i64 {
     i64::try_from(at.unix_timestamp_nanos() / 1_000).unwrap_or(0)
 }

@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    chain, random,
+    chain, clock, random,
     store::{
         self, PgPool,
         sessions::{self, Sighting},
@@ -111,8 +111,7 @@ impl Activity {
 
     /// Writes once a second, for as long as it is polled.
     pub async fn keep_writing(&self) {
-        let mut ticks = tokio::time::interval(FLUSH_INTERVAL);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = clock::every(FLUSH_INTERVAL);
         loop {
             ticks.tick().await;
             if let Err(error) = self.flush().await {

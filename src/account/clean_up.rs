@@ -4,12 +4,11 @@
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
 
 use crate::{
     chain,
-    clock::Clock,
+    clock::{self, Clock},
     store::{self, Cause, PgConnection, PgPool, imports, login_attempts, revocations, sessions},
 };
 
@@ -66,25 +65,23 @@ impl CleanUp {
             after = batch.last;
         }
         let before = now - REVOCATION_RETENTION;
-        loop {
-            match self.batch(async |conn| revocations::delete_expired(conn, before, BATCH).await).await? {
-                0 => break,
-                deleted => cleaned.revocations += deleted,
-            }
+        while let deleted @ 1.. =
+            self.batch(async |conn| revocations::delete_expired(conn, before, BATCH).await).await?
+        {
+            cleaned.revocations += deleted;
         }
-        loop {
-            match self.batch(async |conn| login_attempts::delete_expired(conn, now, BATCH).await).await? {
-                0 => break,
-                deleted => cleaned.login_attempts += deleted,
-            }
+        while let deleted @ 1.. =
+            self.batch(async |conn| login_attempts::delete_expired(conn, now, BATCH).await).await?
+        {
+            cleaned.login_attempts += deleted;
         }
         let before = now - IMPORT_RETENTION;
-        loop {
-            match self.batch(async |conn| imports::delete_forsaken(conn, before, BATCH).await).await? {
-                0 => return Ok(cleaned),
-                deleted => cleaned.imports += deleted,
-            }
+        while let deleted @ 1.. =
+            self.batch(async |conn| imports::delete_forsaken(conn, before, BATCH).await).await?
+        {
+            cleaned.imports += deleted;
         }
+        Ok(cleaned)
     }
 
     /// Each batch takes the connection anew, so that others get their turn in between.
@@ -98,8 +95,7 @@ impl CleanUp {
 
     /// Deletes now and then each hour, for as long as it is polled.
     pub async fn keep_clean(&self, clock: &Clock) {
-        let mut ticks = interval(INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = clock::every(INTERVAL);
         loop {
             ticks.tick().await;
             match self.run(clock.now()).await {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 pub use crate::store::history::Entry;
 use crate::{
     chain,
-    clock::Clock,
+    clock::{self, Clock},
     store::{self, PgPool, history},
 };
 
@@ -130,8 +130,7 @@ impl History {
         if let Some(warning) = seals::unlogged_heads() {
             tracing::warn!("{warning}");
         }
-        let mut ticks = interval(SEAL_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = clock::every(SEAL_INTERVAL);
         for tick in (0..SEALS_PER_UPKEEP).cycle() {
             ticks.tick().await;
             if let Err(error) = within(SEAL_PATIENCE, self.seal()).await {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::time::{MissedTickBehavior, interval};
 
 use super::{Aws, Error, LIFE, database_token};
 use crate::{chain, clock::Clock, metrics::Metrics, store::Source};
@@ -56,8 +55,7 @@ impl Login {
     /// Has the new connections of the source's pools log in with a token that is good, for as long as it is polled. Open
     /// connections stay as they are: RDS looks at a token only once.
     pub async fn keep(&self, mut renew_at: OffsetDateTime, clock: &Clock, metrics: &Metrics) {
-        let mut ticks = interval(POLL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = crate::clock::every(POLL);
         let mut was_renewed = true;
         loop {
             ticks.tick().await;

@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     chain::chain,
-    clock::Clock,
+    clock::{self, Clock},
     metrics::KeyAge,
     store::{self, Cause, PgPool, signing_keys},
     token::{
@@ -433,8 +433,7 @@ impl Keys {
     }
 
     async fn keep_reading(&self, heard: &Notify) {
-        let mut ticks = tokio::time::interval(POLL);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = clock::every(POLL);
         let mut was_heard = true;
         let mut known = Vec::new();
         loop {

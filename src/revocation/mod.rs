@@ -29,13 +29,13 @@ use std::{
 use time::OffsetDateTime;
 use tokio::{
     sync::{Mutex, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 pub use self::publisher::{Cursor, InvalidCursor, Page, PublishError, Publisher};
 pub use crate::store::revocations::Revocation;
 use crate::{
-    clock::Clock,
+    clock::{self, Clock},
     metrics::Metrics,
     store::{
         self, PgPool,
@@ -194,8 +194,7 @@ impl Feed {
     pub async fn follow(&self) {
         let (notify, mut notified) = watch::channel(());
         let reading = async {
-            let mut ticks = interval(POLL);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut ticks = clock::every(POLL);
             let mut was_heard = true;
             let mut forgotten = Instant::now();
             loop {

@@ -21,11 +21,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
-use tokio::{
-    net::TcpStream,
-    task::spawn_blocking,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::{net::TcpStream, task::spawn_blocking};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -158,8 +154,7 @@ impl Tls {
 
     /// Looks at the files every two seconds, for as long as it is polled.
     pub async fn follow(&self, clock: &Clock, metrics: &Metrics) {
-        let mut ticks = interval(LOOK_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = crate::clock::every(LOOK_EVERY);
         loop {
             ticks.tick().await;
             let (tls, now, metrics) = (self.clone(), clock.now(), metrics.clone());
