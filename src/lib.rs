@@ -5,8 +5,8 @@
 The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store, revocation}`,
 `account → legacy → password`, `cli → devdata → {password, store, embedded}`, `revocation → {token, store}`,
 `http → {keys → {token, store}, bearer → token, tls}`; never upward. Some take a type from below, so that a secret never
-travels as text: `store → password` and `config → {password, token}`. `aws → {store, metrics}` logs in to the database,
-for `cli`.
+travels as text, and nothing is declared twice: `store → password` and `config → {password, token, store, telemetry}`.
+`aws → {store, metrics}` logs in to the database, for `cli`.
 
 | room | what happens there |
 |---|---|

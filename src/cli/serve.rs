@@ -22,7 +22,7 @@ use crate::{
     account::{Activity, Cause, CleanUp, Clients, History},
     chain,
     clock::Clock,
-    config::{self, DbPooler, Environment, Loaded, Settings},
+    config::{DbPooler, Environment, Loaded, Settings},
     http::{self, App, Limits, Parts, Phase},
     keys::Keys,
     metrics::{Metrics, PoolUse, PoolWatch},
@@ -51,7 +51,7 @@ pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     let endpoint = settings.otel_exporter_otlp_endpoint.as_deref();
     let traces =
         endpoint.map(|endpoint| Traces::new(endpoint, settings.otel_traces_sampler_arg)).transpose()?;
-    let format = log_format(&settings);
+    let format = settings.log_format;
     telemetry::init(format, &settings.rust_log, traces.as_ref())?;
     telemetry::log_panics();
     let mut done = start(&settings, warnings).await;
@@ -314,13 +314,6 @@ pub async fn app(
 fn pool_use(pool: &'static str, connections: &PgPool) -> PoolUse {
     let Use { used, idle, max } = connections.in_use();
     PoolUse { pool, used, idle, max }
-}
-
-fn log_format(settings: &Settings) -> telemetry::LogFormat {
-    match settings.log_format {
-        config::LogFormat::Json => telemetry::LogFormat::Json,
-        config::LogFormat::Pretty => telemetry::LogFormat::Pretty,
-    }
 }
 
 /// What to do next, for whoever has just started it by hand.

@@ -40,7 +40,7 @@ pub use duration::Rate;
 pub use error::{ConfigErrors, Problem};
 pub use report::ReportLine;
 pub use settings::{DefaultValue, EXAMPLE_KEY, SETTINGS, Setting};
-pub use values::{DbPooler, Environment, LogFormat, Registration, Settings};
+pub use values::{DbPooler, Environment, Registration, Settings};
 
 /// Where [`load`] looks for settings.
 #[derive(Clone, Debug)]

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     password::{Params, Peppers, breached::BreachedFile},
+    telemetry::LogFormat,
     token::{Format, SymmetricKey},
 };
 
@@ -188,14 +189,8 @@ words! {
     }
 }
 
-words! {
-    /// The form of a log line.
-    LogFormat {
-        /// One JSON object.
-        Json = "json",
-        /// Text for people.
-        Pretty = "pretty",
-    }
+impl Word for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[("json", Self::Json), ("pretty", Self::Pretty)];
 }
 
 words! {
