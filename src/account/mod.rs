@@ -39,7 +39,7 @@ pub use self::{
     personal::PersonalData,
     registration::Registration,
     seals::{Head, Problem, Verification, unlogged_heads},
-    throttle::{KNOWN_FOR, Rate, Throttle},
+    throttle::{KNOWN_FOR, Throttle},
 };
 pub use crate::store::users::User;
 pub use crate::store::{

@@ -55,7 +55,6 @@
 
 use std::{
     net::{IpAddr, Ipv6Addr},
-    num::NonZeroU32,
     time::Duration,
 };
 
@@ -71,7 +70,7 @@ use crate::{
     metrics::Metrics,
     store::{
         self, PgPool,
-        login_attempts::{self, Bucket, Device, Forgiveness, Key, Places, Renaming, Taken},
+        login_attempts::{self, Bucket, Device, Forgiveness, Key, Places, Rate, Renaming, Taken},
     },
     token::SymmetricKey,
 };
@@ -80,25 +79,6 @@ use crate::{
 pub const KNOWN_FOR: time::Duration = time::Duration::days(90);
 /// How long a request that is otherwise done waits for its attempt to be written off.
 const WRITE_OFF_PATIENCE: Duration = Duration::from_secs(1);
-
-/// How many failures in what time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// How many.
-    pub count: NonZeroU32,
-    /// In what time.
-    pub per: Duration,
-}
-
-impl Rate {
-    fn bucket(self, key: Key) -> Bucket {
-        // In whole microseconds, which is what Postgres counts in.
-        let spacing = Duration::from_micros(
-            u64::try_from(self.per.as_micros() / u128::from(self.count.get())).unwrap_or(u64::MAX).max(1),
-        );
-        Bucket { key, spacing, span: spacing.saturating_mul(self.count.get()) }
-    }
-}
 
 /// Counts failures, over one database. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -326,6 +306,8 @@ fn network(ip: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
     use crate::store::Source;
 

@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::{Failure, development_key};
 use crate::{
-    account::{self, Accounts, Actor, Cause, Policy, Rate, Throttle},
+    account::{self, Accounts, Actor, Cause, Policy, Throttle},
     aws::{self, Aws},
     clock::Clock,
     config::{self, Environment, Gathered, Loaded, Registration, SecretPlace, Settings, Sources},
@@ -186,8 +186,8 @@ pub(super) fn accounts(
     let throttle = Throttle::new(
         db.clone(),
         key,
-        failures(settings.login_attempts_per_account),
-        failures(settings.login_attempts_per_ip),
+        settings.login_attempts_per_account,
+        settings.login_attempts_per_ip,
         metrics.clone(),
     );
     let watcher = metrics.clone();
@@ -205,8 +205,4 @@ pub(super) fn legacy(
     let Some(url) = settings.legacy_login_url.clone() else { return Ok(None) };
     let traceparent = telemetry::traces::traceparent;
     Ok(Some(Legacy::new(legacy::Settings { url, patience, traceparent, clock, metrics })?))
-}
-
-fn failures(rate: config::Rate) -> Rate {
-    Rate { count: rate.count, per: rate.per }
 }

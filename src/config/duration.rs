@@ -2,20 +2,13 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
+use crate::store::login_attempts::Rate;
+
 /// Longest first, which is also the order in which they may follow one another.
 const UNITS: &[(char, u64)] = &[('d', 24 * 60 * 60), ('h', 60 * 60), ('m', 60), ('s', 1)];
 
 /// Ten years. Anything longer is a slip, and would take some later sum of times out of range.
 const LONGEST: u64 = 10 * 365 * 24 * 60 * 60;
-
-/// At most so many in such a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// How many.
-    pub count: NonZeroU32,
-    /// In what time.
-    pub per: Duration,
-}
 
 /// Reads a length of time, or says what is expected.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {

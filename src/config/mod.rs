@@ -36,7 +36,6 @@ use std::{ffi::OsString, path::PathBuf};
 use secrecy::{ExposeSecret, SecretString};
 
 pub use document::{app_env_example, settings_table_markdown};
-pub use duration::Rate;
 pub use error::{ConfigErrors, Problem};
 pub use report::ReportLine;
 pub use settings::{DefaultValue, EXAMPLE_KEY, SETTINGS, Setting};

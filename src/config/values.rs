@@ -7,12 +7,13 @@ use secrecy::SecretString;
 
 use super::{
     db_source::db_source,
-    duration::{Rate, duration, rate},
+    duration::{duration, rate},
     parse::{self, Word, list, number, word},
     reader::Reader,
 };
 use crate::{
     password::{Params, Peppers, breached::BreachedFile},
+    store::login_attempts::Rate,
     telemetry::LogFormat,
     token::{Format, SymmetricKey},
 };

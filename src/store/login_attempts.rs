@@ -4,7 +4,7 @@
 //! Whoever locks several rows, or is about to insert them, does so in one order, and nobody waits in a circle: devices by
 //! their keys, then accounts by theirs, then the address, which is what many have in common and is so held the shortest.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use sqlx::{PgConnection, postgres::types::PgInterval};
 use time::OffsetDateTime;
@@ -13,6 +13,26 @@ use super::Error;
 
 /// Whose attempts are counted.
 pub type Key = [u8; 16];
+
+/// At most so many attempts in such a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub count: NonZeroU32,
+    /// In what time.
+    pub per: Duration,
+}
+
+impl Rate {
+    /// The bucket that keeps `key` to this rate.
+    pub fn bucket(self, key: Key) -> Bucket {
+        // In whole microseconds, which is what Postgres counts in.
+        let spacing = Duration::from_micros(
+            u64::try_from(self.per.as_micros() / u128::from(self.count.get())).unwrap_or(u64::MAX).max(1),
+        );
+        Bucket { key, spacing, span: spacing.saturating_mul(self.count.get()) }
+    }
+}
 
 /// A bucket: how fast its places become free, and how long all of them take.
 #[derive(Clone, Copy, Debug)]
