@@ -15,7 +15,7 @@ use super::{
     values::{DbPooler, Environment, Settings},
 };
 use crate::{
-    password::{OWASP_MINIMUM, Params, ParamsError},
+    password::{OWASP_MINIMUM, ParamsError},
     token::{Format, SymmetricKey},
 };
 
@@ -245,17 +245,16 @@ fn argon2(settings: &Settings, reader: &mut Reader) {
     if !reader.is_sound(&[MEMORY, ITERATIONS, PARALLELISM]) {
         return;
     }
-    let Params { memory_kib, iterations, parallelism } = settings.argon2;
     match settings.argon2.check() {
         Err(ParamsError::TooLittle) => {
-            let (lanes, least) = (reader.describe(PARALLELISM), 8 * parallelism);
+            let (lanes, least) = (reader.describe(PARALLELISM), 8 * settings.argon2.parallelism);
             reader.problem(MEMORY, format!("{lanes} needs at least 8 KiB a lane, {least} in all"));
         }
         Err(ParamsError::TooMuch) => {
             let message = format!("times {} is more than one login may cost", reader.describe(ITERATIONS));
             reader.problem(MEMORY, message);
         }
-        Ok(()) if !OWASP_MINIMUM.iter().any(|&(m, t)| memory_kib >= m && iterations >= t) => {
+        Ok(()) if !settings.argon2.reaches_owasp_minimum() => {
             let message = format!(
                 "{} with {} is below OWASP's minimum; take {}",
                 reader.describe(MEMORY),

@@ -11,6 +11,13 @@ use super::{Params, Password, Peppers, Pool, PoolError, PoolSettings, StartError
 /// <https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html#argon2id>
 pub const OWASP_MINIMUM: &[(u32, u32)] = &[(47_104, 1), (19_456, 2), (12_288, 3), (9_216, 4), (7_168, 5)];
 
+impl Params {
+    /// Whether at least one of [`OWASP_MINIMUM`] is reached.
+    pub fn reaches_owasp_minimum(&self) -> bool {
+        OWASP_MINIMUM.iter().any(|&(memory, passes)| self.memory_kib >= memory && self.iterations >= passes)
+    }
+}
+
 /// How many hashes are computed for one measurement, of which the quickest counts: what is slower was disturbed.
 const TRIES: u8 = 5;
 
@@ -60,18 +67,16 @@ pub fn recommend(pass: Duration, memory_kib: u32, target: Duration) -> Params {
         let work = target.as_nanos() * u128::from(memory_kib) / pass.as_nanos().max(1);
         u32::try_from((work / u128::from(memory)).min(MAX_ITERATIONS)).unwrap_or(1)
     };
-    let is_enough = |memory: u32, iterations: u32| {
-        OWASP_MINIMUM.iter().any(|&(least, passes)| memory >= least && iterations >= passes)
-    };
+    let params = |(memory_kib, iterations)| Params { memory_kib, iterations, parallelism: 1 };
     let least = OWASP_MINIMUM.iter().map(|&(memory, _)| memory).filter(|&memory| memory <= memory_kib);
     let choices = std::iter::once(memory_kib).chain(least);
-    let fits = choices.map(|memory| (memory, passes(memory))).find(|&(memory, t)| is_enough(memory, t));
-    let (memory_kib, iterations) = fits
+    choices
+        .map(|memory| params((memory, passes(memory))))
+        .find(Params::reaches_owasp_minimum)
         // Too little time for any: the greatest of OWASP's that the memory allows, or the smallest of all.
-        .or_else(|| OWASP_MINIMUM.iter().copied().find(|&(memory, _)| memory <= memory_kib))
-        .or_else(|| OWASP_MINIMUM.last().copied())
-        .expect("there is a last one");
-    Params { memory_kib, iterations, parallelism: 1 }
+        .or_else(|| OWASP_MINIMUM.iter().copied().find(|&(memory, _)| memory <= memory_kib).map(params))
+        .or_else(|| OWASP_MINIMUM.last().copied().map(params))
+        .expect("there is a last one")
 }
 
 #[cfg(test)]
