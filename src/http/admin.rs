@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Extension, RequestPartsExt,
-    extract::{FromRequestParts, Path, State, rejection::PathRejection},
+    extract::{FromRequestParts, Path, State},
     http::{StatusCode, request},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -42,15 +42,14 @@ impl FromRequestParts<App> for Administrator {
     }
 }
 
-/// The id in a route's path. 404 for anything that is no id: it names nobody.
-pub(super) struct UserId(Uuid);
+/// The id in a route's path. 404 for anything that is no id: it names nothing.
+pub(super) struct Id(pub(super) Uuid);
 
-impl FromRequestParts<App> for UserId {
+impl FromRequestParts<App> for Id {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut request::Parts, _: &App) -> Result<Self, Problem> {
-        let id: Result<Path<Uuid>, PathRejection> = parts.extract().await;
-        id.map(|Path(id)| Self(id)).map_err(|_| Problem::not_found())
+        parts.extract().await.map(|Path(id)| Self(id)).map_err(|_| Problem::not_found())
     }
 }
 
@@ -149,7 +148,7 @@ fn read_cursor(text: &str) -> Option<Position> {
 pub(super) async fn user(
     _: Administrator,
     State(app): State<App>,
-    UserId(id): UserId,
+    Id(id): Id,
 ) -> Result<axum::Json<UserBody>, Problem> {
     Ok(axum::Json(app.accounts().by_id(id).await?.into()))
 }
@@ -198,7 +197,7 @@ pub(super) async fn update_user(
     _: Administrator,
     State(app): State<App>,
     cause: Cause,
-    UserId(id): UserId,
+    Id(id): Id,
     Json(body): Json<UpdateUserRequest>,
 ) -> Result<axum::Json<UserBody>, Problem> {
     let change = UserChange {
@@ -226,7 +225,7 @@ pub(super) async fn delete_user(
     _: Administrator,
     State(app): State<App>,
     cause: Cause,
-    UserId(id): UserId,
+    Id(id): Id,
 ) -> Result<StatusCode, Problem> {
     app.accounts().caused_by(cause).delete(id, app.clock().now()).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -246,7 +245,7 @@ pub(super) async fn end_sessions(
     _: Administrator,
     State(app): State<App>,
     cause: Cause,
-    UserId(id): UserId,
+    Id(id): Id,
 ) -> Result<StatusCode, Problem> {
     let user = app.accounts().by_id(id).await?;
     app.accounts().caused_by(cause).revoke_sessions(user.id, None, app.clock().now()).await?;

@@ -2,17 +2,13 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use axum::{
-    Extension,
-    extract::{Path, State, rejection::PathRejection},
-    http::StatusCode,
-};
+use axum::{Extension, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::{App, Problem, query::Query};
+use super::{App, Problem, admin::Id, query::Query};
 use crate::{
     account::{Cause, Overview},
     token::Claims,
@@ -96,9 +92,8 @@ pub(super) async fn end(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
     cause: Cause,
-    id: Result<Path<Uuid>, PathRejection>,
+    Id(id): Id,
 ) -> Result<StatusCode, Problem> {
-    let Path(id) = id.map_err(|_| Problem::not_found())?;
     app.accounts().caused_by(cause).revoke_session(claims.user_id, id, app.clock().now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
