@@ -76,13 +76,9 @@ impl ProfileChange {
     ) -> Result<Self, Vec<FieldError>> {
         let mut invalid = Vec::new();
         let mut note = |error| invalid.push(error);
-        let email = email.map(Email::parse).transpose().map_err(&mut note).ok().flatten();
-        let full_name = full_name
-            .map(|name| name.map(FullName::parse).transpose().map(Option::flatten))
-            .transpose()
-            .map_err(&mut note)
-            .ok()
-            .flatten();
+        let email = email.and_then(|email| Email::parse(email).map_err(&mut note).ok());
+        let full_name =
+            full_name.and_then(|name| name.map_or(Ok(None), FullName::parse).map_err(&mut note).ok());
         if invalid.is_empty() { Ok(Self { full_name, email }) } else { Err(invalid) }
     }
 

@@ -82,14 +82,8 @@ impl Accounts {
         let mut note = |error| invalid.push(error);
         let username = Username::parse(registration.username).map_err(&mut note).ok();
         let email = Email::parse(registration.email).map_err(&mut note).ok();
-        let full_name = registration
-            .full_name
-            .map(FullName::parse)
-            .transpose()
-            .map_err(&mut note)
-            .ok()
-            .flatten()
-            .flatten();
+        let full_name = registration.full_name.and_then(|name| FullName::parse(name).map_err(&mut note).ok());
+        let full_name = full_name.flatten();
         // Only what has passed its own check, and so is short: the search for it in the password takes its time.
         let own = [
             username.as_ref().map_or("", Username::as_str),

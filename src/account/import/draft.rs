@@ -57,14 +57,13 @@ impl Draft {
         let mut errors = object.errors;
         let mut note = |error| errors.push(error);
         let missing = |field: &str| FieldError::new(field, "missing", "is missing");
-        let external_id =
-            self.external_id.map(check_external_id).transpose().map_err(&mut note).ok().flatten();
+        let external_id = self.external_id.and_then(|id| check_external_id(id).map_err(&mut note).ok());
         let username = self.username.ok_or_else(|| missing("username"));
         let username = username.and_then(|name| Username::parse(&name)).map_err(&mut note).ok();
         let email = self.email.ok_or_else(|| missing("email"));
         let email = email.and_then(|address| Email::parse(&address)).map_err(&mut note).ok();
-        let full_name = self.full_name.as_deref().map(FullName::parse).transpose();
-        let full_name = full_name.map_err(&mut note).ok().flatten().flatten();
+        let full_name = self.full_name.as_deref();
+        let full_name = full_name.and_then(|name| FullName::parse(name).map_err(&mut note).ok()).flatten();
         for (field, at) in [
             ("created_at", self.created_at),
             ("updated_at", self.updated_at),
