@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{App, Problem};
-use crate::chain::chain;
+use crate::chain;
 
 /// How long the database may take to say that it is there.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -65,7 +65,7 @@ async fn database(app: &App) -> Result<(), String> {
     match tokio::time::timeout(PATIENCE, app.accounts().ready()).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(unready)) => {
-            tracing::warn!(error = chain(&unready), "not ready");
+            tracing::warn!(error = chain::cause(&unready), "not ready");
             Err(unready.to_string())
         }
         Err(_) => Err("database: no answer in time".to_owned()),

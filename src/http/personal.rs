@@ -27,7 +27,6 @@ use uuid::Uuid;
 use super::{App, Problem, UserBody, history::OwnChange, json::MEDIA_TYPE, sessions::SessionBody};
 use crate::{
     account::{PersonalData, Stored},
-    chain::chain,
     token::Claims,
 };
 
@@ -132,7 +131,7 @@ async fn write(data: PersonalData, session_id: Uuid, now: OffsetDateTime, out: m
         // Nobody takes any more.
         Err(_) if out.is_closed() => return,
         Err(error) => {
-            tracing::warn!(cause = chain(&*error), "an export has stopped half way");
+            tracing::warn!(error = &*error as &(dyn Error + 'static), "an export has stopped half way");
             Err(io::Error::other("the export has stopped"))
         }
     };

@@ -7,7 +7,7 @@ use super::{
     reading::{format, is_in_force, status, unwrap},
 };
 use crate::{
-    chain::chain,
+    chain,
     store::{
         Cause, PoolConnection,
         signing_keys::{self, NewKey, SigningKey as Row},
@@ -58,7 +58,7 @@ impl Rewrapped {
             }
             // Of a format that was in force once, or is in a later release: nobody needs it here, and it is no reason not
             // to start.
-            tracing::warn!(error = chain(&error), "left as it is");
+            tracing::warn!(error = chain::cause(&error), "left as it is");
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ use self::{
     reading::{Reading, Ring, Unreadable, first_reading, read, signing_key, unwrap, verifying_keys},
 };
 use crate::{
-    chain::chain,
+    chain::{self, chain},
     clock::{self, Clock},
     metrics::KeyAge,
     store::{self, Cause, PgPool, signing_keys},
@@ -443,7 +443,7 @@ impl Keys {
                 Err(error) => {
                     // Once when it begins and once when it ends, not twice a second.
                     if was_heard {
-                        tracing::error!(error = chain(&error), "the signing keys cannot be read");
+                        tracing::error!(error = chain::cause(&error), "the signing keys cannot be read");
                     }
                     was_heard = false;
                     continue;

@@ -35,6 +35,7 @@ use tokio::{
 pub use self::publisher::{Cursor, InvalidCursor, Page, PublishError, Publisher};
 pub use crate::store::revocations::Revocation;
 use crate::{
+    chain,
     clock::{self, Clock},
     metrics::Metrics,
     store::{
@@ -207,8 +208,7 @@ impl Feed {
                 // Once when it begins and once when it ends, not twice a second.
                 match &heard {
                     Err(error) if was_heard => {
-                        let error: &(dyn std::error::Error + 'static) = error;
-                        tracing::error!(error, "the revocations cannot be read");
+                        tracing::error!(error = chain::cause(error), "the revocations cannot be read");
                     }
                     Ok(()) if !was_heard => tracing::info!("the revocations can be read again"),
                     _ => {}
