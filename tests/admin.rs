@@ -326,7 +326,7 @@ async fn what_an_administrator_changes_is_in_force_at_once() {
     // Locked out, and let in again: the session stays where it went.
     patch(&app, &root, &user, json!({"disabled": true})).await.expect(200);
     me(&alice).await.expect_problem(401, "session_revoked");
-    replica.state().feed().hear().await.unwrap();
+    replica.state().feed.hear().await.unwrap();
     replica.get("/users/me").bearer(&alice).send().await.expect_problem(401, "session_revoked");
     let login = json!({"username": "alice", "password": PASSWORD});
     app.post("/users/login").json(&login).send().await.expect_problem(401, "invalid_credentials");
@@ -572,7 +572,7 @@ async fn who_takes_an_administrator_away_waits_for_whoever_is_about_to_and_nobod
         } else {
             answer.expect(200);
             app.sql("UPDATE users SET roles = '{admin}' WHERE id = $1::uuid", &root["user"]["id"]).await;
-            app.state().feed().hear().await.unwrap();
+            app.state().feed.hear().await.unwrap();
         }
         assert_eq!(admins(&app).await, if commits { 1 } else { 2 });
     }

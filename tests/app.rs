@@ -98,7 +98,7 @@ impl App {
         let db = PgPool::connect_lazy(&database_url).unwrap();
         let pools = pools(&database_url);
         let app = serve::app(&settings, &key, pools.clone(), clock.clone(), limits).await.unwrap();
-        app.feed().hear().await.unwrap();
+        app.feed.hear().await.unwrap();
         Self { clock, db, database_url, router: http::router(app.clone()), app, pools }
     }
 
@@ -123,7 +123,7 @@ impl App {
         let key: SymmetricKey = key.parse().unwrap();
         let pools = pools(&self.database_url);
         let app = serve::app(&settings(more), &key, pools.clone(), clock.clone(), Limits::default()).await?;
-        app.feed().hear().await?;
+        app.feed.hear().await?;
         let database_url = self.database_url.clone();
         Ok(Self { clock, db, database_url, router: http::router(app.clone()), app, pools })
     }
@@ -206,8 +206,8 @@ impl App {
 
     /// The request that [`knock`](Self::knock) makes.
     pub fn door(&self, login: &Value) -> Story {
-        let layer = BearerLayer::new(self.app.keys().verifier())
-            .with_revocations(self.app.feed().revocations().clone())
+        let layer = BearerLayer::new(self.app.keys.verifier())
+            .with_revocations(self.app.feed.revocations().clone())
             .with_clock(self.clock.clone());
         let router = Router::new().route("/", get(async || "")).layer(layer);
         Story { router, ..self.get("/").bearer(login) }
@@ -215,7 +215,7 @@ impl App {
 
     /// Reads what was revoked, as the replica does twice a second.
     pub async fn hear(&self) {
-        self.app.feed().hear().await.unwrap();
+        self.app.feed.hear().await.unwrap();
     }
 
     pub fn get(&self, path: &str) -> Story {

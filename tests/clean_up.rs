@@ -15,7 +15,7 @@ async fn count(app: &App, table: &'static str) -> i64 {
 }
 
 async fn clean_up(app: &App) -> (u64, u64) {
-    let cleaned = app.state().clean_up().run(app.clock.now()).await.unwrap();
+    let cleaned = app.state().clean_up.run(app.clock.now()).await.unwrap();
     (cleaned.sessions, cleaned.revocations)
 }
 
@@ -70,10 +70,10 @@ async fn imports_that_nobody_goes_on_with_go_after_thirty_days() {
                       $1 - n * interval '1 day'
                   FROM generate_series(0, 1500) AS n";
     sqlx::query(insert).bind(app.clock.now()).execute(&app.db).await.unwrap();
-    let cleaned = app.state().clean_up().run(app.clock.now()).await.unwrap();
+    let cleaned = app.state().clean_up.run(app.clock.now()).await.unwrap();
     // Of thirty days and no more, it stays.
     assert_eq!(cleaned.imports, 1470);
-    let cleaned = app.state().clean_up().run(app.clock.now()).await.unwrap();
+    let cleaned = app.state().clean_up.run(app.clock.now()).await.unwrap();
     assert_eq!(cleaned.imports, 0);
 }
 

@@ -282,7 +282,7 @@ async fn a_token_that_was_introspected_has_been_seen() {
     // A service asks, so its caller has got the answer of the renewal; gatepass's own routes need not see the token.
     assert_eq!(introspect(&app, &client, access(&renewed)).await.expect(200)["active"], true);
     app.get("/users/me").bearer(&renewed).send().await.expect(200);
-    app.state().activity().flush().await.unwrap();
+    app.state().activity.flush().await.unwrap();
     app.clock.advance(Duration::seconds(10));
     renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
 }

@@ -35,11 +35,11 @@ async fn execute(app: &App, sql: &str) {
 }
 
 async fn verify(app: &App) -> Verification {
-    app.state().history().verify(None).await.unwrap()
+    app.state().history.verify(None).await.unwrap()
 }
 
 async fn seal(app: &App) -> u64 {
-    app.state().history().seal().await.unwrap().0
+    app.state().history.seal().await.unwrap().0
 }
 
 /// `gatepass ARGS…` on the database of `app`, by somebody called olga.
@@ -86,7 +86,7 @@ async fn a_user_sees_what_happened_to_their_account_and_to_no_other() {
         .await
         .expect(200);
     app.get("/users/me").bearer(&laptop).send().await.expect(200);
-    app.state().activity().flush().await.unwrap();
+    app.state().activity.flush().await.unwrap();
     app.clock.advance(Duration::minutes(1));
     change_password(&app, &laptop).await;
 
@@ -350,7 +350,7 @@ async fn no_secret_is_ever_in_it() {
         execute(&app, &format!("UPDATE {table} SET id = id")).await;
     }
     app.clock.advance(Duration::days(40));
-    app.state().keys().rotate(app.clock.now()).await.unwrap();
+    app.state().keys.rotate(app.clock.now()).await.unwrap();
     note(&mut secrets).await;
     execute(&app, "DELETE FROM signing_keys; DELETE FROM clients; DELETE FROM users WHERE roles = '{}'")
         .await;
@@ -633,7 +633,7 @@ async fn a_chain_that_was_cut_off_is_found_with_a_head_from_the_log() {
     app.register("later").await;
     seal(&app).await;
     assert_eq!(verify(&app).await.problems, []);
-    assert_eq!(app.state().history().verify(Some(head.hash)).await.unwrap().problems, [Problem::HeadUnknown]);
+    assert_eq!(app.state().history.verify(Some(head.hash)).await.unwrap().problems, [Problem::HeadUnknown]);
     let ended = gatepass(&app, &["history", "verify", "--head", &head.hash()], "").await;
     assert!(ended.expect(1).stderr.contains("the history is not what was sealed"));
     gatepass(&app, &["history", "verify", "--head", "abc"], "").await.fails(2, &["64 hexadecimal digits"]);
@@ -734,7 +734,7 @@ async fn a_sealer_that_dies_leaves_nothing_half_done() {
     let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
     let mut lock = conn.begin().await.unwrap();
     sqlx::raw_sql("LOCK TABLE history_seals IN SHARE MODE").execute(&mut *lock).await.unwrap();
-    let history = app.state().history().clone();
+    let history = app.state().history.clone();
     let sealing = tokio::spawn(async move { history.seal().await });
     until("it waits to write", async || {
         let cut: Vec<bool> = sqlx::query_scalar(

@@ -258,7 +258,7 @@ async fn no_month_is_given_up_while_somebody_is_at_the_history() {
     let history = History::new(app.pool(), app.pool(), Some(std::time::Duration::from_hours(24 * 365)));
     let now = app.clock.now().max(time::OffsetDateTime::from(std::time::SystemTime::now()));
     assert_eq!(history.keep_up(now).await.unwrap(), [""; 0]);
-    let seal = async || app.state().history().seal().await.unwrap().0;
+    let seal = async || app.state().history.seal().await.unwrap().0;
     assert_eq!(seal().await, 1);
     app.register("alice").await;
 
@@ -334,14 +334,14 @@ async fn two_who_note_the_same_sessions_in_opposite_orders_do_not_wait_for_each_
 async fn who_verifies_the_history_sees_it_as_it_was_when_they_began() {
     let app = App::new().await;
     app.register("alice").await;
-    app.state().history().seal().await.unwrap();
+    app.state().history.seal().await.unwrap();
     let mut conn = connect(&app).await;
     let mut inspection = history::inspect(&mut conn).await.unwrap();
     let seals = inspection.seals(0, 10).await.unwrap();
     // Between two of its questions a month is given up, as it were, and more is sealed.
     sqlx::query("DELETE FROM history").execute(&app.db).await.unwrap();
     app.register("bob").await;
-    app.state().history().seal().await.unwrap();
+    app.state().history.seal().await.unwrap();
     let rows = inspection.rows(&seals[0].ids).await.unwrap();
     assert_eq!(rows.len(), seals[0].ids.len(), "what its seals have is not missing");
     assert_eq!(inspection.seals(seals[0].number, 10).await.unwrap().len(), 0);

@@ -99,11 +99,11 @@ async fn the(status: KeyStatus, app: &App) -> String {
 }
 
 async fn refresh(app: &App) {
-    app.state().keys().refresh(app.clock.now()).await.unwrap();
+    app.state().keys.refresh(app.clock.now()).await.unwrap();
 }
 
 async fn rotate(app: &App) {
-    app.state().keys().rotate(app.clock.now()).await.unwrap();
+    app.state().keys.rotate(app.clock.now()).await.unwrap();
 }
 
 fn policy(key: &str, more: &[Setting]) -> Policy {
@@ -317,7 +317,7 @@ async fn no_key_signs_before_everybody_can_know_it() {
         let rotated = app.clock.now();
         for replica in [&app, &other, &app.replica(&settings).await] {
             for _ in 0..2 {
-                let refused = replica.state().keys().rotate(app.clock.now()).await.unwrap_err();
+                let refused = replica.state().keys.rotate(app.clock.now()).await.unwrap_err();
                 let Error::TooEarly(ready_at) = refused else { panic!("{refused}") };
                 assert_eq!(ready_at, rotated + Duration::seconds(wait));
             }
@@ -327,7 +327,7 @@ async fn no_key_signs_before_everybody_can_know_it() {
         let refused = keys::retire(&policy, &app.pool(), &active, false, app.clock.now()).await.unwrap_err();
         assert!(matches!(refused, Error::TooEarly(_)), "{refused}");
         app.clock.advance(Duration::seconds(wait) - Duration::MICROSECOND);
-        let refused = app.state().keys().rotate(app.clock.now()).await.unwrap_err();
+        let refused = app.state().keys.rotate(app.clock.now()).await.unwrap_err();
         assert!(matches!(refused, Error::TooEarly(_)), "{refused}");
         assert_eq!(table(&app).await.len(), 3);
         app.clock.advance(Duration::MICROSECOND);
@@ -335,7 +335,7 @@ async fn no_key_signs_before_everybody_can_know_it() {
         assert_eq!(table(&app).await.len(), 4);
     }
     let app = App::new().await;
-    let refused = app.state().keys().rotate(app.clock.now()).await.unwrap_err();
+    let refused = app.state().keys.rotate(app.clock.now()).await.unwrap_err();
     assert!(matches!(refused, Error::Shared(_)), "{refused}");
 
     // By a clock that is behind, what replaces a retired key looks older than the ring, and is not.
@@ -344,7 +344,7 @@ async fn no_key_signs_before_everybody_can_know_it() {
     let behind = app.try_replica(KEY, behind, &tokens_of("v4.public")).await.unwrap();
     retire_now(&behind, &the(KeyStatus::Next, &app).await).await;
     refresh(&behind).await;
-    let refused = behind.state().keys().rotate(behind.clock.now()).await.unwrap_err();
+    let refused = behind.state().keys.rotate(behind.clock.now()).await.unwrap_err();
     assert!(matches!(refused, Error::TooEarly(_)), "{refused}");
 }
 
@@ -637,21 +637,21 @@ async fn a_replica_that_missed_a_rollout_still_hears_of_a_leaked_key() {
     // From here on there is a key that `app` cannot open.
     rotate(&ahead).await;
     for _ in 0..2 {
-        let error = app.state().keys().refresh(app.clock.now()).await.unwrap_err();
+        let error = app.state().keys.refresh(app.clock.now()).await.unwrap_err();
         assert!(matches!(error, Error::ForeignRoot { .. }), "{error}");
         passes(&app, &alice).await;
         passes(&app, &ahead.login("alice").await).await;
         assert_eq!(published(&app).await, published(&ahead).await);
     }
     retire_now(&ahead, &leaked).await;
-    app.state().keys().refresh(app.clock.now()).await.unwrap_err();
+    app.state().keys.refresh(app.clock.now()).await.unwrap_err();
     is_refused(&app, &alice).await;
     passes(&app, &ahead.login("alice").await).await;
 
     // Now a key signs that it cannot open. Rather than with one that may be refused, it makes no tokens, and says so.
     app.clock.advance(Duration::minutes(2));
     rotate(&ahead).await;
-    app.state().keys().refresh(app.clock.now()).await.unwrap_err();
+    app.state().keys.refresh(app.clock.now()).await.unwrap_err();
     let body = json!({ "username": "alice", "password": PASSWORD });
     app.post("/users/login").json(&body).send().await.expect_problem(500, "internal_error");
     let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
@@ -914,7 +914,7 @@ async fn a_replica_that_cannot_read_its_keys_for_long_takes_and_makes_none_of_th
         let grant = async |statement: &'static str| sqlx::raw_sql(statement).execute(&app.db).await.unwrap();
         grant("REVOKE SELECT ON signing_keys FROM gatepass_app").await;
         app.clock.advance(Duration::seconds(60));
-        app.state().keys().refresh(app.clock.now()).await.unwrap_err();
+        app.state().keys.refresh(app.clock.now()).await.unwrap_err();
         app.get("/readyz").send().await.expect(200);
         passes(&app, &alice).await;
         is_refused(&app, &stranger).await;
@@ -949,7 +949,7 @@ async fn a_replica_that_cannot_read_its_keys_for_long_takes_and_makes_none_of_th
         }
         let body = json!({ "username": "alice", "password": PASSWORD });
         for replica in [&app, &local, &hs256] {
-            replica.state().keys().refresh(app.clock.now()).await.unwrap_err();
+            replica.state().keys.refresh(app.clock.now()).await.unwrap_err();
         }
         let refused = app.post("/users/login").json(&body).send().await;
         assert!(!refused.header("retry-after").is_empty());
@@ -1011,7 +1011,7 @@ async fn a_key_that_cannot_be_read_is_good_for_nothing_and_all_others_are_follow
 
         let id = break_the(broken, &app).await;
         for _ in 0..2 {
-            let error = app.state().keys().refresh(app.clock.now()).await.unwrap_err();
+            let error = app.state().keys.refresh(app.clock.now()).await.unwrap_err();
             assert!(matches!(&error, Error::Unreadable { id: other, .. } if *other == id), "{error}");
         }
         let started = app.replica(&settings).await;
@@ -1026,7 +1026,7 @@ async fn a_key_that_cannot_be_read_is_good_for_nothing_and_all_others_are_follow
                 is_refused(replica, &old).await;
             } else {
                 passes(replica, &old).await;
-                let error = replica.state().keys().rotate(app.clock.now()).await.unwrap_err();
+                let error = replica.state().keys.rotate(app.clock.now()).await.unwrap_err();
                 assert!(error.to_string().contains(&format!("gatepass key retire {id}")), "{error}");
             }
         }
@@ -1043,7 +1043,7 @@ async fn a_key_that_cannot_be_read_is_good_for_nothing_and_all_others_are_follow
         }
         retire_now(&app, &leaked).await;
         for replica in [&app, &started] {
-            _ = replica.state().keys().refresh(app.clock.now()).await;
+            _ = replica.state().keys.refresh(app.clock.now()).await;
             is_refused(replica, &alice).await;
             assert!(![&leaked, &id].contains(&&kid(&replica.login("alice").await)));
         }
@@ -1066,7 +1066,7 @@ async fn without_the_key_that_signs_no_token_is_made_until_it_is_retired() {
     app.register("alice").await;
     let alice = app.login("alice").await;
     let id = break_the(KeyStatus::Active, &app).await;
-    app.state().keys().refresh(app.clock.now()).await.unwrap_err();
+    app.state().keys.refresh(app.clock.now()).await.unwrap_err();
     is_refused(&app, &alice).await;
     let body = json!({ "username": "alice", "password": PASSWORD });
     app.post("/users/login").json(&body).send().await.expect_problem(500, "internal_error");
@@ -1128,9 +1128,9 @@ async fn a_next_key_that_does_not_open_keeps_nobody_from_starting_and_is_not_rot
     app.clock.advance(Duration::days(31));
     // The one has opened it before, the other never could.
     for replica in [&app, &started] {
-        let error = replica.state().keys().refresh(app.clock.now()).await.unwrap_err();
+        let error = replica.state().keys.refresh(app.clock.now()).await.unwrap_err();
         assert!(matches!(&error, Error::Unopenable { id: other, .. } if *other == id), "{error}");
-        let error = replica.state().keys().rotate(app.clock.now()).await.unwrap_err();
+        let error = replica.state().keys.rotate(app.clock.now()).await.unwrap_err();
         assert!(error.to_string().contains(&format!("`gatepass key retire {id}`")), "{error}");
         assert_eq!(the(KeyStatus::Next, &app).await, id);
         passes(replica, &replica.login("alice").await).await;
@@ -1157,8 +1157,8 @@ async fn who_keeps_the_other_connections_keeps_no_leaked_key_alive() {
         }
     }
     retire_now(&app, &kid(&alice)).await;
-    state.keys().refresh(app.clock.now()).await.unwrap();
-    let verified = state.keys().verifier().verify(alice["access_token"].as_str().unwrap(), app.clock.now());
+    state.keys.refresh(app.clock.now()).await.unwrap();
+    let verified = state.keys.verifier().verify(alice["access_token"].as_str().unwrap(), app.clock.now());
     assert_eq!(verified.unwrap_err(), Rejection::UnknownKey);
 }
 
@@ -1173,7 +1173,7 @@ async fn a_leaked_key_is_refused_while_a_rotation_waits() {
     let lock = sqlx::query("SELECT FROM signing_keys WHERE id = $1 FOR UPDATE");
     lock.bind(the(KeyStatus::Active, &app).await).execute(&mut *hold).await.unwrap();
 
-    let keys = app.state().keys().clone();
+    let keys = app.state().keys.clone();
     let following = tokio::spawn(async move { keys.follow().await });
     // When the statement was begun that waits.
     let waits_since = async || {
@@ -1211,7 +1211,7 @@ async fn without_the_database_the_keys_stay_as_they_are() {
     // Rotation is due, and has to wait.
     app.clock.advance(Duration::minutes(10));
     for _ in 0..2 {
-        app.state().keys().refresh(app.clock.now()).await.unwrap_err();
+        app.state().keys.refresh(app.clock.now()).await.unwrap_err();
         assert_eq!(published(&app).await, documents);
         // Past the check of the token, on the way to the database.
         let path = "/admin/users/019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e";

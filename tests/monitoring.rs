@@ -85,13 +85,13 @@ async fn story() -> App {
     app.get("/users/me").bearer(&login).send().await.expect_problem(401, "session_revoked");
     app.hear().await;
     // A key that has signed is not what its row says any more.
-    let keys = app.state().keys();
+    let keys = &app.state().keys;
     keys.rotate(app.clock.now()).await.unwrap();
     let spoil = "UPDATE signing_keys SET public_key = 'x' WHERE retired_at IS NOT NULL";
     sqlx::raw_sql(spoil).execute(&app.db).await.unwrap();
     keys.refresh(app.clock.now()).await.unwrap_err();
     // What there is with DB_IAM_AUTH and with TLS_CERT_FILE: tests/aws.rs, tests/certificate.rs.
-    let metrics = app.state().metrics();
+    let metrics = &app.state().metrics;
     metrics.database_token(true);
     metrics.set_certificate_expiry(START + Duration::days(90));
     metrics.set_certificate_reloaded(true);

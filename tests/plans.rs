@@ -260,7 +260,7 @@ async fn requests(app: &App) {
     for path in ["/users/me", "/sessions", "/users/me/history", "/users/me/export"] {
         app.get(path).bearer(&renewed).send().await.expect(200);
     }
-    app.state().activity().flush().await.unwrap();
+    app.state().activity.flush().await.unwrap();
     app.clock.advance(Duration::minutes(1));
     renew(&login).await.expect_problem(401, "refresh_token_reused");
 

@@ -61,7 +61,7 @@ fn wait_as(app: &Arc<App>, client: &Client, feed: &Value, more: &str) -> JoinHan
 
 /// Until that many wait for news.
 async fn waiting(app: &App, count: usize) {
-    until("they wait", async || app.state().feed().readers() == count).await;
+    until("they wait", async || app.state().feed.readers() == count).await;
 }
 
 fn text(value: &Value) -> &str {
@@ -333,7 +333,7 @@ async fn what_is_revoked_after_a_crash_is_no_less_heard_of_for_its_old_number() 
         let (mut conn, mut witness) = (server.connect().await, server.connect().await);
         sqlx::raw_sql("SET synchronous_commit = off").execute(&mut conn).await.unwrap();
         sqlx::raw_sql(BURN).execute(&mut conn).await.unwrap();
-        until("the feed is read", async || app.state().feed().hear().await.is_ok()).await;
+        until("the feed is read", async || app.state().feed.hear().await.is_ok()).await;
         let feed = ask(&app, &client, "").await.expect(200);
         let before: i64 = sqlx::query_scalar(NEXT).fetch_one(&mut conn).await.unwrap();
         let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut conn).await.unwrap();
@@ -347,7 +347,7 @@ async fn what_is_revoked_after_a_crash_is_no_less_heard_of_for_its_old_number() 
         }
     };
     sqlx::query(END).bind(text(&login["session_id"])).execute(&mut server.connect().await).await.unwrap();
-    until("the feed is read again", async || app.state().feed().hear().await.is_ok()).await;
+    until("the feed is read again", async || app.state().feed.hear().await.is_ok()).await;
     app.get("/users/me").bearer(&login).send().await.expect_problem(401, "session_revoked");
     let news = since(&app, &client, &feed).await;
     assert_eq!((sessions(&news), &news["reset"]), (vec![text(&login["session_id"])], &json!(true)));
@@ -417,7 +417,7 @@ async fn what_another_server_wrote_comes_at_first_and_is_no_news_afterwards() {
     let mut feed = ask(&app, &client, "").await.expect(200);
     assert_eq!(sessions(&feed), [text(&gone["session_id"])]);
     for _ in 0..2 {
-        let news = app.state().feed().news();
+        let news = app.state().feed.news();
         app.hear().await;
         assert!(!news.has_changed().unwrap(), "those who wait are woken for nothing");
         feed = since(&app, &client, &feed).await;

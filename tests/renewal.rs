@@ -26,7 +26,7 @@ async fn me(app: &App, tokens: &Value) -> u16 {
 /// Uses what the last renewal gave, on a replica that then writes what it has seen.
 async fn confirm(app: &App, tokens: &Value) {
     assert_eq!(me(app, tokens).await, 200);
-    app.state().activity().flush().await.unwrap();
+    app.state().activity.flush().await.unwrap();
 }
 
 async fn alice() -> (App, Value) {
@@ -191,9 +191,9 @@ async fn what_was_seen_while_the_database_was_away_is_written_when_it_is_back() 
     let renewed = renew(&app, &login).await.expect(200);
     assert_eq!(me(&app, &renewed).await, 200);
     sqlx::query("ALTER TABLE sessions RENAME TO away").execute(&app.db).await.unwrap();
-    app.state().activity().flush().await.unwrap_err();
+    app.state().activity.flush().await.unwrap_err();
     sqlx::query("ALTER TABLE away RENAME TO sessions").execute(&app.db).await.unwrap();
-    app.state().activity().flush().await.unwrap();
+    app.state().activity.flush().await.unwrap();
     app.clock.advance(Duration::seconds(10));
     renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
 }
@@ -211,12 +211,12 @@ async fn what_was_being_written_when_that_was_cut_off_is_written_the_next_time()
     let waits = async || sqlx::query(waiting).fetch_all(&app.db).await.unwrap().len() == 1;
     tokio::select! {
         () = until("it waits for the session", waits) => {}
-        _ = app.state().activity().flush() => panic!("nobody was in its way"),
+        _ = app.state().activity.flush() => panic!("nobody was in its way"),
     }
     let cut_off = format!("SELECT pg_terminate_backend(pid, 5000) FROM ({waiting}) AS waiting");
     sqlx::query(AssertSqlSafe(cut_off)).execute(&app.db).await.unwrap();
     hold.rollback().await.unwrap();
-    app.state().activity().flush().await.unwrap();
+    app.state().activity.flush().await.unwrap();
     app.clock.advance(Duration::seconds(10));
     renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
 }

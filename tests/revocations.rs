@@ -453,7 +453,7 @@ async fn while_another_server_is_read_nobody_has_former_roles_back() {
     server.restart(rustix::process::Signal::INT, std::time::Duration::ZERO).await;
 
     // A reading that ends in the middle.
-    let feed = app.state().feed();
+    let feed = &app.state().feed;
     until("it is read as far as that goes", async || {
         let error = feed.hear().await.unwrap_err().to_string();
         assert_eq!(app.knock(&alice).await, outdated, "{error}");
@@ -518,7 +518,7 @@ impl Following {
     async fn start() -> Self {
         let app = present().await;
         app.register("alice").await;
-        let feed = app.state().feed().clone();
+        let feed = app.state().feed.clone();
         let following = Self { app, task: tokio::spawn(async move { feed.follow().await }) };
         following.listens().await;
         following
@@ -672,7 +672,7 @@ async fn a_clock_that_is_set_makes_nobody_stale_and_frees_nobody() {
     let app = App::with(&[("REVOCATION_MAX_STALENESS", "60s")]).await;
     app.register("alice").await;
     let hour = Duration::hours(1);
-    let feed = app.state().feed();
+    let feed = &app.state().feed;
     for by in [hour, -hour] {
         app.clock.set(by);
         assert_eq!(feed.staleness(), None);
@@ -703,14 +703,14 @@ async fn what_was_forgotten_while_the_clock_was_ahead_is_known_again() {
     app.register("alice").await;
     let gone = app.login("alice").await;
     app.post("/users/logout").bearer(&gone).send().await.expect(204);
-    let revocations = app.state().feed().revocations();
+    let revocations = app.state().feed.revocations();
     app.clock.set(Duration::hours(1));
     app.hear().await;
     revocations.forget_expired(app.clock.now());
     assert_eq!(revocations.count().sessions, 0);
     // And one that began while it was ahead, and starts with it ahead.
     let other = app.try_replica(app::KEY, app.clock.clone(), &[]).await.unwrap();
-    assert_eq!(other.state().feed().revocations().count().sessions, 0);
+    assert_eq!(other.state().feed.revocations().count().sessions, 0);
     app.clock.set(-Duration::hours(1));
     for replica in [&app, &other] {
         replica.hear().await;

@@ -175,7 +175,7 @@ async fn a_reading_of_the_ring_asks_the_database_once() {
     for _ in 0..3 {
         let before = wire.asked();
         // The first reading is at once, the second after half a second.
-        let following = app.state().keys().follow();
+        let following = app.state().keys.follow();
         timeout(Duration::from_millis(400), following).await.unwrap_err();
         let asked = wire.asked() - before;
         // None: the server has not answered yet.

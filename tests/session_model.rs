@@ -252,7 +252,7 @@ impl Story<'_> {
             }
             Act::Flush => {
                 self.tell(format_args!("replica {on} writes down what it has seen"));
-                app.state().activity().flush().await.unwrap();
+                app.state().activity.flush().await.unwrap();
                 self.model.flush(on);
             }
             Act::LogOut(bearer) => {
@@ -321,7 +321,7 @@ impl Story<'_> {
         let is_by_hand = matches!(act, Act::Disable | Act::Enable | Act::SetRoles(_));
         for (i, replica) in self.replicas.iter().enumerate() {
             if i != on || is_by_hand {
-                replica.state().feed().hear().await.unwrap();
+                replica.state().feed.hear().await.unwrap();
             }
         }
         Ok(())
@@ -491,7 +491,7 @@ async fn play(replicas: &[App; 2], number: u32, steps: &[Step]) -> Outcome {
     }
     // What is left of it is none of the next one's.
     for replica in replicas {
-        replica.state().activity().flush().await.unwrap();
+        replica.state().activity.flush().await.unwrap();
     }
     outcome.map_err(|error| format!("{}\n  but {error}", story.told))
 }

@@ -179,7 +179,7 @@ async fn call(
         Call::LogOut => Some(app.post("/users/logout").bearer(&access_token).send().await),
         Call::EndOthers => Some(app.request(Method::DELETE, "/sessions").bearer(&access_token).send().await),
         Call::Flush => {
-            app.state().activity().flush().await.unwrap();
+            app.state().activity.flush().await.unwrap();
             None
         }
         Call::Disable => {
@@ -325,7 +325,7 @@ impl Race {
         sqlx::query("UPDATE users SET disabled = false").execute(&self.replicas[0].db).await.unwrap();
         let Self { replicas, present, .. } = self;
         for app in replicas {
-            app.state().feed().hear().await.unwrap();
+            app.state().feed.hear().await.unwrap();
             let answer = app.get("/users/me").bearer(&present.access_token).send().await;
             match &present.code {
                 Some(told) => {
@@ -337,7 +337,7 @@ impl Race {
                 None => {
                     answer.expect(200);
                     if number.is_multiple_of(2) {
-                        app.state().activity().flush().await.unwrap();
+                        app.state().activity.flush().await.unwrap();
                     }
                 }
             }
@@ -450,7 +450,7 @@ async fn meet(replicas: &[Arc<App>; 2], user_id: &Value, meeting: &Meeting) {
     for replica in replicas {
         replica.get("/users/me").bearer(&held.access_token).send().await.expect(200);
         if !meeting.calls.iter().any(|call| matches!(call, Call::Flush)) {
-            replica.state().activity().flush().await.unwrap();
+            replica.state().activity.flush().await.unwrap();
         }
     }
     app.clock.advance(Duration::seconds(11));
@@ -501,7 +501,7 @@ async fn meet(replicas: &[Arc<App>; 2], user_id: &Value, meeting: &Meeting) {
     assert_eq!(row.get::<i64, _>(3), i64::from(meeting.end_reason.is_some()), "{told}");
     sqlx::query("UPDATE users SET disabled = false").execute(&app.db).await.unwrap();
     for replica in replicas {
-        replica.state().feed().hear().await.unwrap();
+        replica.state().feed.hear().await.unwrap();
         let answer = replica.get("/users/me").bearer(&held.access_token).send().await;
         let expected = if meeting.end_reason.is_some() { 401 } else { 200 };
         assert_eq!(answer.status.as_u16(), expected, "{told}");

@@ -688,7 +688,7 @@ async fn the_table_tells_no_names_and_gets_rid_of_what_has_had_its_time() {
     let count = async || -> i64 {
         sqlx::query_scalar("SELECT count(*) FROM login_attempts").fetch_one(&app.db).await.unwrap()
     };
-    let clean = async || app.state().clean_up().run(app.clock.now()).await.unwrap().login_attempts;
+    let clean = async || app.state().clean_up.run(app.clock.now()).await.unwrap().login_attempts;
     assert_eq!(count().await, 10_008);
     assert_eq!(clean().await, 0);
     app.clock.advance(Duration::seconds(90));

@@ -161,7 +161,7 @@ async fn serve(
     }
     let limits = Limits { connections: files.connections(), ..Limits::default() };
     let app = app(settings, key, pools.clone(), clock.clone(), limits).await?;
-    app.feed().hear().await?;
+    app.feed.hear().await?;
     let address = listener.local_addr()?;
     tracing::info!(%address, database = database.place(), version = env!("CARGO_PKG_VERSION"), "serving");
     if settings.environment == Environment::Development {
@@ -181,18 +181,18 @@ async fn serve(
         };
         let certificate = async {
             if let Some(tls) = certificate {
-                tls.follow(&clock, beside.metrics()).await;
+                tls.follow(&clock, &beside.metrics).await;
             }
         };
         tokio::join!(
             operators,
             certificate,
-            beside.feed().follow(),
-            beside.keys().follow(),
-            beside.activity().keep_writing(),
-            beside.clean_up().keep_clean(&clock),
-            beside.history().keep(&clock),
-            renewal.keep(&clock, beside.metrics()),
+            beside.feed.follow(),
+            beside.keys.follow(),
+            beside.activity.keep_writing(),
+            beside.clean_up.keep_clean(&clock),
+            beside.history.keep(&clock),
+            renewal.keep(&clock, &beside.metrics),
         );
     });
     let router = http::router(app.clone());
@@ -223,7 +223,7 @@ async fn serve(
     following.abort();
     // Until it is gone, it has the sightings that it was writing.
     _ = following.await;
-    match tokio::time::timeout(FLUSH_PATIENCE, app.activity().flush()).await {
+    match tokio::time::timeout(FLUSH_PATIENCE, app.activity.flush()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::warn!(

@@ -33,7 +33,7 @@ impl FromRequestParts<App> for Administrator {
         let claims = parts.extract::<Extension<Arc<Claims>>>().await;
         let Extension(claims) = claims.map_err(Problem::fault)?;
         // The roles of the token are those at login; what the database says now decides.
-        let caller = app.accounts().profile(claims.user_id).await?;
+        let caller = app.accounts.profile(claims.user_id).await?;
         if caller.roles.iter().any(|role| role == ADMIN_ROLE) {
             Ok(Self)
         } else {
@@ -106,7 +106,7 @@ pub(super) async fn list_users(
         faults.read("cursor", parameters.cursor.as_deref(), "the `next_cursor` of a page", read_cursor);
     faults.check()?;
     let search = Search { query: parameters.query.as_deref(), role: parameters.role.as_deref() };
-    let page = app.accounts().search(&search, after.as_ref(), limit).await?;
+    let page = app.accounts.search(&search, after.as_ref(), limit).await?;
     Ok(axum::Json(Users {
         users: page.users.into_iter().map(UserBody::from).collect(),
         next_cursor: page.next.as_ref().map(write_cursor),
@@ -150,7 +150,7 @@ pub(super) async fn user(
     State(app): State<App>,
     Id(id): Id,
 ) -> Result<axum::Json<UserBody>, Problem> {
-    Ok(axum::Json(app.accounts().by_id(id).await?.into()))
+    Ok(axum::Json(app.accounts.by_id(id).await?.into()))
 }
 
 /// What to change of a user. A field that is not there stays as it is.
@@ -206,8 +206,8 @@ pub(super) async fn update_user(
         roles: body.roles.as_deref(),
         disabled: body.disabled,
     };
-    let accounts = app.accounts().caused_by(cause);
-    Ok(axum::Json(accounts.update(id, &change, app.clock().now()).await?.into()))
+    let accounts = app.accounts.caused_by(cause);
+    Ok(axum::Json(accounts.update(id, &change, app.clock.now()).await?.into()))
 }
 
 /// Delete a user, sessions and all, for good.
@@ -227,7 +227,7 @@ pub(super) async fn delete_user(
     cause: Cause,
     Id(id): Id,
 ) -> Result<StatusCode, Problem> {
-    app.accounts().caused_by(cause).delete(id, app.clock().now()).await?;
+    app.accounts.caused_by(cause).delete(id, app.clock.now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -247,8 +247,8 @@ pub(super) async fn end_sessions(
     cause: Cause,
     Id(id): Id,
 ) -> Result<StatusCode, Problem> {
-    let user = app.accounts().by_id(id).await?;
-    app.accounts().caused_by(cause).revoke_sessions(user.id, None, app.clock().now()).await?;
+    let user = app.accounts.by_id(id).await?;
+    app.accounts.caused_by(cause).revoke_sessions(user.id, None, app.clock.now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

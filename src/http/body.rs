@@ -22,7 +22,7 @@ pub(super) async fn read(
     app: &App,
     broken: fn(&'static str) -> Problem,
 ) -> Result<Vec<u8>, Problem> {
-    timeout(app.limits().body_read, collect(request.into_body()))
+    timeout(app.limits.body_read, collect(request.into_body()))
         .await
         .map_err(|_| Problem::request_timeout())?
         .map_err(|error| match std::error::Error::source(&error) {

@@ -85,7 +85,7 @@ impl FromRequestParts<App> for Caller {
         });
         Ok(Self {
             ip: peer(&parts.extensions)
-                .map(|peer| client_address(peer, &parts.headers, app.trusted_proxies())),
+                .map(|peer| client_address(peer, &parts.headers, &app.trusted_proxies)),
             user_agent: user_agent.filter(|agent| !agent.is_empty()),
         })
     }

@@ -26,7 +26,7 @@ impl FromRequestParts<App> for AuthenticatedClient {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let Credentials { id, secret } = credentials(&parts.headers).ok_or(Error::InvalidClient)?;
         let Caller { ip, .. } = Caller::from_request_parts(parts, app).await?;
-        app.clients().authenticate(id, &secret, app.accounts().throttle(), ip, app.clock().now()).await?;
+        app.clients.authenticate(id, &secret, app.accounts.throttle(), ip, app.clock.now()).await?;
         Ok(Self)
     }
 }

@@ -104,8 +104,8 @@ pub(super) async fn put(
     Json(body): Json<ExternalUser>,
 ) -> Result<Response, Problem> {
     let record = serde_json::to_value(&body).and_then(serde_json::from_value).map_err(Problem::fault)?;
-    let accounts = app.accounts().caused_by(cause);
-    let (user, outcome) = accounts.put(&id, record, app.clock().now(), &mut random::system()).await?;
+    let accounts = app.accounts.caused_by(cause);
+    let (user, outcome) = accounts.put(&id, record, app.clock.now(), &mut random::system()).await?;
     // Relative to this route, wherever a proxy has put it.
     let location = format!("../{}", user.id);
     let body = axum::Json(PutUser { user: user.into(), outcome });

@@ -45,10 +45,10 @@ pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, 
     if let Err(reason) = database(&app).await {
         reasons.push(reason);
     }
-    if let Some(silent) = app.keys().staleness() {
+    if let Some(silent) = app.keys.staleness() {
         reasons.push(format!("keys: not read for {} s", silent.as_secs()));
     }
-    if let Some(silent) = app.feed().staleness() {
+    if let Some(silent) = app.feed.staleness() {
         reasons.push(match silent {
             Duration::MAX => "revocations: not read yet".to_owned(),
             silent => format!("revocations: not read for {} s", silent.as_secs()),
@@ -62,7 +62,7 @@ pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, 
 }
 
 async fn database(app: &App) -> Result<(), String> {
-    match tokio::time::timeout(PATIENCE, app.accounts().ready()).await {
+    match tokio::time::timeout(PATIENCE, app.accounts.ready()).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(unready)) => {
             tracing::warn!(error = chain::cause(&unready), "not ready");

@@ -244,7 +244,7 @@ pub(super) async fn own_history(
     let limit = faults.limit(query.limit.as_deref());
     faults.check()?;
     let wanted = Wanted { user_id: Some(claims.user_id), cursor, ..Wanted::default() };
-    let page = app.history().page(&wanted, limit).await?;
+    let page = app.history.page(&wanted, limit).await?;
     let changes = page.changes.into_iter().map(|change| OwnChange::new(change, claims.user_id)).collect();
     Ok(axum::Json(OwnHistory { changes, next_cursor: page.next_cursor.map(|id| id.to_string()) }))
 }
@@ -281,7 +281,7 @@ pub(super) async fn whole_history(
     };
     let limit = faults.limit(query.limit.as_deref());
     faults.check()?;
-    let page = app.history().page(&wanted, limit).await?;
+    let page = app.history.page(&wanted, limit).await?;
     let next_cursor = page.next_cursor.map(|id| id.to_string());
     Ok(axum::Json(HistoryPage {
         changes: page.changes.into_iter().map(ChangeBody::from).collect(),

@@ -100,7 +100,7 @@ async fn own(app: &App, id: &RequestId, request: Request, route: Route) -> Respo
 async fn guarded(app: &App, id: &RequestId, request: Request, route: Route) -> Response<Body> {
     // A handler that hangs gives its connection and its place back.
     let wait = if request.uri().path() == revocations::PATH { revocations::MAX_WAIT } else { Duration::ZERO };
-    let answer = timeout(app.limits().handler + wait, route.oneshot(request));
+    let answer = timeout(app.limits.handler + wait, route.oneshot(request));
     // A panic in a handler is a 500 for that request and nothing more.
     let mut response = match unwinding(answer).await {
         Ok(Ok(answer)) => answer.unwrap_or_else(|never| match never {}),
@@ -141,9 +141,9 @@ impl Line {
         let route = request.extensions().get::<MatchedPath>().cloned();
         let known_route = route.as_ref().map(MatchedPath::as_str);
         let peer = client_address::peer(request.extensions());
-        let is_ours = peer.is_some_and(|peer| client_address::is_trusted(peer, app.trusted_proxies()));
+        let is_ours = peer.is_some_and(|peer| client_address::is_trusted(peer, &app.trusted_proxies));
         let trace = ServerSpan::begin(id.as_str(), known(&method), known_route, request.headers(), is_ours);
-        let metrics = app.metrics().clone();
+        let metrics = app.metrics.clone();
         metrics.request_begins();
         Self { id, method, route, began: Instant::now(), metrics, trace, is_written: false }
     }
@@ -289,10 +289,10 @@ fn panicked(panic: &(dyn Any + Send)) -> Response<Body> {
 pub(super) fn note_sighting(app: &App, request: &Request) {
     let extensions = request.extensions();
     if let (Some(Sighting::First), Some(claims)) = (extensions.get(), extensions.get::<Arc<Claims>>()) {
-        app.metrics().bearer_accepted(false);
-        app.activity().note(claims, app.clock().now());
+        app.metrics.bearer_accepted(false);
+        app.activity.note(claims, app.clock.now());
     } else {
-        app.metrics().bearer_accepted(true);
+        app.metrics.bearer_accepted(true);
     }
 }
 

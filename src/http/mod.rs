@@ -29,6 +29,7 @@ mod users;
 mod well_known;
 
 use std::{
+    ops::Deref,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -145,6 +146,14 @@ pub struct Parts {
     pub phase: watch::Sender<Phase>,
 }
 
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
 impl App {
     /// Shares the parts between requests.
     pub fn new(parts: Parts) -> Self {
@@ -153,91 +162,37 @@ impl App {
 
     /// From now on `/readyz` says no, so that a load balancer sends nothing more; what comes is served.
     pub fn leave(&self) {
-        self.0.phase.send_replace(Phase::Leaving);
+        self.phase.send_replace(Phase::Leaving);
     }
 
     /// From now on no connection is taken, and nobody is kept waiting.
     pub fn stop(&self) {
-        self.0.phase.send_replace(Phase::Closing);
+        self.phase.send_replace(Phase::Closing);
     }
 
     /// Tells when the service is going down.
     pub fn phase(&self) -> watch::Receiver<Phase> {
-        self.0.phase.subscribe()
-    }
-
-    /// What is counted.
-    pub fn metrics(&self) -> &Metrics {
-        &self.0.metrics
-    }
-
-    /// The keys that access tokens are made and checked with.
-    pub fn keys(&self) -> &Keys {
-        &self.0.keys
-    }
-
-    /// What is seen of sessions.
-    pub fn activity(&self) -> &Activity {
-        &self.0.activity
-    }
-
-    /// What was revoked.
-    pub fn feed(&self) -> &Feed {
-        &self.0.feed
-    }
-
-    /// Deletes what has had its time.
-    pub fn clean_up(&self) -> &CleanUp {
-        &self.0.clean_up
-    }
-
-    /// What was changed, by whom.
-    pub fn history(&self) -> &History {
-        &self.0.history
+        self.phase.subscribe()
     }
 
     fn public_url(&self) -> Option<&str> {
-        self.0.public_url.as_deref()
+        self.public_url.as_deref()
     }
 
     /// The OpenAPI document.
     fn description(&self) -> Bytes {
-        let min_length = self.0.accounts.password_min_length();
-        self.0.description.get_or_init(|| openapi::document_where(min_length).into()).clone()
-    }
-
-    fn accounts(&self) -> &Accounts {
-        &self.0.accounts
-    }
-
-    fn clients(&self) -> &Clients {
-        &self.0.clients
-    }
-
-    fn clock(&self) -> &Clock {
-        &self.0.clock
-    }
-
-    fn limits(&self) -> Limits {
-        self.0.limits
-    }
-
-    fn trusted_proxies(&self) -> &[IpNet] {
-        &self.0.trusted_proxies
+        let min_length = self.accounts.password_min_length();
+        self.description.get_or_init(|| openapi::document_where(min_length).into()).clone()
     }
 
     fn is_stopping(&self) -> bool {
-        *self.0.phase.borrow() != Phase::Serving
+        *self.phase.borrow() != Phase::Serving
     }
 
     /// Waits until nobody is kept waiting any more.
     async fn stopped(&self) {
         // The sender is in our own hands, so that waiting does not fail.
         let _ = self.phase().wait_for(|phase| *phase == Phase::Closing).await;
-    }
-
-    fn publisher(&self) -> &Publisher {
-        &self.0.publisher
     }
 }
 
@@ -302,14 +257,14 @@ fn serving(routes: &[Documented]) -> Router<App> {
 
 /// The whole service.
 pub fn router(app: App) -> Router {
-    let metrics = app.metrics().clone();
+    let metrics = app.metrics.clone();
     let refuse = move |refusal: Refusal| {
         metrics.bearer_refused(refusal.code());
         axum::response::IntoResponse::into_response(Problem::from(refusal))
     };
-    let bearer = BearerLayer::new(app.0.keys.verifier())
-        .with_revocations(app.feed().revocations().clone())
-        .with_clock(app.clock().clone())
+    let bearer = BearerLayer::new(app.keys.verifier())
+        .with_revocations(app.feed.revocations().clone())
+        .with_clock(app.clock.clone())
         .with_answer(refuse);
 
     let noting = app.clone();
@@ -338,7 +293,7 @@ pub fn router(app: App) -> Router {
         .merge(docs::assets())
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
-        .layer(around(Area::Own(Arc::new(layers::cors_rules(&app.0.allowed_origins)))))
+        .layer(around(Area::Own(Arc::new(layers::cors_rules(&app.allowed_origins)))))
         .merge(forward_auth.layer(around(Area::ForwardAuth)))
         .with_state(app)
 }

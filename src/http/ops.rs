@@ -37,21 +37,21 @@ async fn identified(State(app): State<App>, mut request: Request, next: Next) ->
 async fn metrics(State(app): State<App>, headers: HeaderMap) -> impl IntoResponse {
     let accept: Vec<_> = headers.get_all(ACCEPT).iter().filter_map(|field| field.to_str().ok()).collect();
     let exposition = Exposition::wanted(&accept.join(","));
-    app.metrics().observe(&observation(&app));
-    ([(CONTENT_TYPE, exposition.media_type())], app.metrics().scrape(exposition))
+    app.metrics.observe(&observation(&app));
+    ([(CONTENT_TYPE, exposition.media_type())], app.metrics.scrape(exposition))
 }
 
 fn observation(app: &App) -> Observation {
-    let revocations = app.feed().revocations();
+    let revocations = app.feed.revocations();
     Observation {
-        verified_tokens: app.keys().verifier().remembered(),
-        hash_jobs: app.accounts().hash_jobs(),
+        verified_tokens: app.keys.verifier().remembered(),
+        hash_jobs: app.accounts.hash_jobs(),
         revocations: revocations.count(),
-        revocation_silence: revocations.silence(app.clock().elapsed()),
+        revocation_silence: revocations.silence(app.clock.elapsed()),
         revocation_max_silence: revocations.max_silence(),
-        pools: app.0.pools.look(),
-        keys: app.keys().ages(app.clock().now()),
-        key_silence: app.keys().silence(),
-        key_rotation_interval: app.keys().rotation_interval(),
+        pools: app.pools.look(),
+        keys: app.keys.ages(app.clock.now()),
+        key_silence: app.keys.silence(),
+        key_rotation_interval: app.keys.rotation_interval(),
     }
 }

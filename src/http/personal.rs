@@ -90,8 +90,8 @@ pub(super) async fn export(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
 ) -> Result<impl IntoResponse, Problem> {
-    let now = app.clock().now();
-    let data = app.accounts().personal_data(claims.user_id).await?;
+    let now = app.clock.now();
+    let data = app.accounts.personal_data(claims.user_id).await?;
     let disposition =
         format!("attachment; filename=\"gatepass-export-{}-{}.json\"", data.user.username, now.date());
     // One piece is being sent, one is ready, one is being made.

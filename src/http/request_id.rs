@@ -31,7 +31,7 @@ impl RequestId {
     /// Gives the request its id, and puts it among the request's extensions.
     pub(super) fn assign(request: &mut Request, app: &App) -> Self {
         let id = Self::from_headers(request.headers()).unwrap_or_else(|| {
-            let id = random::uuid_v7_from_stock(app.clock().now());
+            let id = random::uuid_v7_from_stock(app.clock.now());
             Self((*id.hyphenated().encode_lower(&mut Uuid::encode_buffer())).into())
         });
         request.extensions_mut().insert(id.clone());

@@ -140,7 +140,7 @@ pub(super) async fn list_revocations(
     Query(since): Query<Since>,
 ) -> Result<axum::Json<Revocations>, Problem> {
     let (cursor, wait) = read(since)?;
-    let page = app.publisher().after(cursor, wait, app.stopped()).await?;
+    let page = app.publisher.after(cursor, wait, app.stopped()).await?;
     Ok(axum::Json(Revocations {
         revocations: page.rows.into_iter().filter_map(RevocationBody::new).collect(),
         next: page.next.to_string(),

@@ -74,7 +74,7 @@ pub(super) async fn list_sessions(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
 ) -> Result<axum::Json<Sessions>, Problem> {
-    let sessions = app.accounts().sessions(claims.user_id, app.clock().now()).await?;
+    let sessions = app.accounts.sessions(claims.user_id, app.clock.now()).await?;
     let body = |session| SessionBody::new(session, claims.session_id);
     Ok(axum::Json(Sessions { sessions: sessions.into_iter().map(body).collect() }))
 }
@@ -94,7 +94,7 @@ pub(super) async fn end(
     cause: Cause,
     Id(id): Id,
 ) -> Result<StatusCode, Problem> {
-    app.accounts().caused_by(cause).revoke_session(claims.user_id, id, app.clock().now()).await?;
+    app.accounts.caused_by(cause).revoke_session(claims.user_id, id, app.clock.now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -124,6 +124,6 @@ pub(super) async fn end_others(
     Query(WhichToEnd { all }): Query<WhichToEnd>,
 ) -> Result<StatusCode, Problem> {
     let keep = (!all).then_some(claims.session_id);
-    app.accounts().caused_by(cause).revoke_sessions(claims.user_id, keep, app.clock().now()).await?;
+    app.accounts.caused_by(cause).revoke_sessions(claims.user_id, keep, app.clock.now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -99,8 +99,8 @@ pub(super) async fn renew(
     Json(body): Json<RenewRequest>,
 ) -> Result<axum::Json<Tokens>, Problem> {
     let token = body.refresh_token.expose_secret();
-    let accounts = app.accounts().caused_by(cause);
-    let tokens = accounts.renew(token, &caller, app.clock().now(), &mut random::system()).await?;
+    let accounts = app.accounts.caused_by(cause);
+    let tokens = accounts.renew(token, &caller, app.clock.now(), &mut random::system()).await?;
     Ok(axum::Json(Tokens::from(&tokens)))
 }
 
@@ -209,7 +209,7 @@ pub(super) async fn introspect(
     _client: AuthenticatedClient,
     Form(body): Form<TokenRequest>,
 ) -> Result<axum::Json<Introspection>, Problem> {
-    let claims = accepted(&app, body.token.expose_secret(), app.clock().now())?;
+    let claims = accepted(&app, body.token.expose_secret(), app.clock.now())?;
     Ok(axum::Json(match claims {
         Some(claims) => Introspection::Active(Box::new(ActiveToken::from(&*claims))),
         None => Introspection::Inactive(InactiveToken { active: false }),
@@ -232,15 +232,15 @@ pub(super) async fn revoke(
     cause: Cause,
     Form(body): Form<TokenRequest>,
 ) -> Result<StatusCode, Problem> {
-    let (token, now) = (body.token.expose_secret(), app.clock().now());
+    let (token, now) = (body.token.expose_secret(), app.clock.now());
     // Revoked or expired: the token is of the session, which may go on for long.
-    let session = match app.keys().verifier().recognize(token, now, app.clock().elapsed()) {
+    let session = match app.keys.verifier().recognize(token, now, app.clock.elapsed()) {
         Ok(claims) => Some((claims.user_id, claims.session_id)),
         Err(unknown @ Rejection::RevocationsUnknown) => return Err(Refusal::Token(unknown).into()),
-        Err(_) => app.accounts().session_of(token).await?,
+        Err(_) => app.accounts.session_of(token).await?,
     };
     if let Some((user_id, session_id)) = session {
-        match app.accounts().caused_by(cause).revoke_session(user_id, session_id, now).await {
+        match app.accounts.caused_by(cause).revoke_session(user_id, session_id, now).await {
             Ok(()) | Err(account::Error::NoSuchSession) => {}
             Err(error) => return Err(error.into()),
         }
@@ -250,16 +250,16 @@ pub(super) async fn revoke(
 
 /// The claims of an access token that this service accepts now; `None` for anything else.
 fn accepted(app: &App, token: &str, now: OffsetDateTime) -> Result<Option<Arc<Claims>>, Problem> {
-    let at = app.clock().elapsed();
-    let not_revoked = |claims: &Claims| app.feed().revocations().check(claims, at);
-    let (claims, sighting) = match app.keys().verifier().sight(token, now, at, not_revoked) {
+    let at = app.clock.elapsed();
+    let not_revoked = |claims: &Claims| app.feed.revocations().check(claims, at);
+    let (claims, sighting) = match app.keys.verifier().sight(token, now, at, not_revoked) {
         Ok(sighted) => sighted,
         Err(unknown @ Rejection::RevocationsUnknown) => return Err(Refusal::Token(unknown).into()),
         Err(_) => return Ok(None),
     };
     // Whoever introspects it has got it from its holder; the bearer layer will not see it for the first time.
     if sighting == Sighting::First {
-        app.activity().note(&claims, now);
+        app.activity.note(&claims, now);
     }
     Ok(Some(claims))
 }

@@ -118,7 +118,7 @@ pub(super) async fn register(
         full_name: body.full_name.as_deref(),
         password: &password,
     };
-    let (accounts, now) = (app.accounts().caused_by(cause), app.clock().now());
+    let (accounts, now) = (app.accounts.caused_by(cause), app.clock.now());
     let user = accounts.register(&registration, caller.ip, now, &mut random::system()).await?;
     // Relative to this route, wherever a proxy has put it.
     let location = format!("admin/users/{}", user.id);
@@ -163,10 +163,10 @@ pub(super) async fn log_in(
     Json(body): Json<LoginRequest>,
 ) -> Result<axum::Json<LoginResponse>, Problem> {
     let password = Password::new(body.password.expose_secret());
-    let now = app.clock().now();
-    let accounts = app.accounts().caused_by(cause);
+    let now = app.clock.now();
+    let accounts = app.accounts.caused_by(cause);
     let login = accounts.login(&body.username, &password, &caller, now, &mut random::system()).await;
-    app.metrics().login(match &login {
+    app.metrics.login(match &login {
         Ok(_) => LoginOutcome::Succeeded,
         Err(account::Error::InvalidCredentials) => LoginOutcome::Refused,
         Err(account::Error::TooManyAttempts { .. }) => LoginOutcome::Throttled,
@@ -186,7 +186,7 @@ pub(super) async fn me(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
 ) -> Result<axum::Json<UserBody>, Problem> {
-    Ok(axum::Json(app.accounts().profile(claims.user_id).await?.into()))
+    Ok(axum::Json(app.accounts.profile(claims.user_id).await?.into()))
 }
 
 /// What to change of the profile. A field that is not there stays as it is.
@@ -235,9 +235,9 @@ pub(super) async fn update_me(
 ) -> Result<axum::Json<UserBody>, Problem> {
     let full_name = body.full_name.as_ref().map(Option::as_deref);
     let user = app
-        .accounts()
+        .accounts
         .caused_by(cause)
-        .update_profile(claims.user_id, full_name, body.email.as_deref(), caller.ip, app.clock().now())
+        .update_profile(claims.user_id, full_name, body.email.as_deref(), caller.ip, app.clock.now())
         .await?;
     Ok(axum::Json(UserBody::from(user)))
 }
@@ -252,7 +252,7 @@ pub(super) async fn log_out(
     Extension(claims): Extension<Arc<Claims>>,
     cause: Cause,
 ) -> Result<StatusCode, Problem> {
-    app.accounts().caused_by(cause).log_out(claims.user_id, claims.session_id, app.clock().now()).await?;
+    app.accounts.caused_by(cause).log_out(claims.user_id, claims.session_id, app.clock.now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -288,8 +288,8 @@ pub(super) async fn change_password(
     let current = Password::new(body.current_password.expose_secret());
     let new = Password::new(body.new_password.expose_secret());
     let session = (claims.user_id, claims.session_id);
-    let now = app.clock().now();
-    let accounts = app.accounts().caused_by(cause);
+    let now = app.clock.now();
+    let accounts = app.accounts.caused_by(cause);
     accounts.change_password(session, &current, &new, caller.ip, now, &mut random::system()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -322,7 +322,7 @@ pub(super) async fn delete_me(
     Json(body): Json<DeleteMeRequest>,
 ) -> Result<StatusCode, Problem> {
     let password = Password::new(body.password.expose_secret());
-    let accounts = app.accounts().caused_by(cause);
-    accounts.delete_own(claims.user_id, &password, caller.ip, app.clock().now()).await?;
+    let accounts = app.accounts.caused_by(cause);
+    accounts.delete_own(claims.user_id, &password, caller.ip, app.clock.now()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -105,7 +105,7 @@ pub(super) struct Metadata {
     ),
 )]
 pub(super) async fn jwks(State(app): State<App>, headers: HeaderMap) -> Response {
-    let keys = app.keys();
+    let keys = &app.keys;
     document(&headers, keys.published().jwks.clone(), "application/jwk-set+json", keys.cached_for())
 }
 
@@ -121,7 +121,7 @@ pub(super) async fn jwks(State(app): State<App>, headers: HeaderMap) -> Response
     ),
 )]
 pub(super) async fn paserks(State(app): State<App>, headers: HeaderMap) -> Response {
-    let keys = app.keys();
+    let keys = &app.keys;
     document(&headers, keys.published().paserks.clone(), "application/json", keys.cached_for())
 }
 
@@ -140,7 +140,7 @@ pub(super) async fn paserks(State(app): State<App>, headers: HeaderMap) -> Respo
 pub(super) async fn metadata(State(app): State<App>, headers: HeaderMap) -> Result<Response, Problem> {
     let here = app.public_url().ok_or_else(Problem::not_found)?;
     let metadata = Metadata {
-        issuer: app.keys().issuer().party().issuer.clone(),
+        issuer: app.keys.issuer().party().issuer.clone(),
         jwks_uri: format!("{here}{JWKS}"),
         paserks_uri: format!("{here}{PASERKS}"),
         introspection_endpoint: format!("{here}/tokens/introspect"),
@@ -152,7 +152,7 @@ pub(super) async fn metadata(State(app): State<App>, headers: HeaderMap) -> Resu
         service_documentation: format!("{here}/docs"),
     };
     let body = serde_json::to_string(&metadata).expect("a struct of strings has a JSON form");
-    Ok(document(&headers, body, "application/json", app.keys().cached_for()))
+    Ok(document(&headers, body, "application/json", app.keys.cached_for()))
 }
 
 fn document(request: &HeaderMap, body: String, media_type: &'static str, cached_for: Duration) -> Response {
