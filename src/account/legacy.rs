@@ -22,7 +22,7 @@ use crate::{
     password::{self, Password},
     random,
     store::{
-        self, imports,
+        self,
         sessions::Which,
         users::{self, Credentials, Name},
     },
@@ -131,23 +131,25 @@ impl Accounts {
             Some((user, _)) => {
                 let set_at = Some(user.password_changed_at);
                 let ours = self.caused_by(cause);
-                ours.replace_password(user.id, &hash, set_at, Which::All, now).await?.then_some(user.id)
+                if ours.replace_password(user.id, &hash, set_at, Which::All, now).await? {
+                    let user = users::by_id(&mut *self.db.acquire().await?, user.id).await?;
+                    Some(user.ok_or(Error::InvalidCredentials)?)
+                } else {
+                    None
+                }
             }
             None => {
                 let id = random::uuid_v7(checked.created_at, rng);
-                let row = import::new_row(id, &checked, Some(&hash), now);
-                match imports::insert(&mut *self.db.acquire().await?, &row, &cause).await {
-                    Ok(()) => Some(id),
+                let new = import::new_user(id, &checked, Some(&hash), now);
+                match users::insert(&mut *self.db.acquire().await?, &new, &cause).await {
+                    Ok(user) => Some(user),
                     Err(store::Error::Taken(_)) => None,
                     Err(error) => return Err(error.into()),
                 }
             }
         };
         match made {
-            Some(id) => {
-                let user = users::by_id(&mut *self.db.acquire().await?, id).await?;
-                user.map(Ok).ok_or(Error::InvalidCredentials)
-            }
+            Some(user) => Ok(Ok(user)),
             None => self.overtaken(stranger).await,
         }
     }

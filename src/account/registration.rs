@@ -107,12 +107,17 @@ impl Accounts {
         let password_hash = self.passwords.hash(new.password, random::bytes(rng)).await?;
         let user = NewUser {
             id: random::uuid_v7(now, rng),
+            external_id: None,
             username: new.username.as_str(),
             email: new.email.as_str(),
             full_name: new.full_name.as_ref().map(FullName::as_str),
-            password_hash: &password_hash,
+            password_hash: Some(&password_hash),
             roles: roles.as_slice(),
-            now,
+            is_email_verified: false,
+            disabled: false,
+            password_changed_at: now,
+            created_at: now,
+            updated_at: now,
         };
         let cause = self.cause.or_user(user.id);
         let insert = async || users::insert(&mut *self.db.acquire().await?, &user, &cause).await;

@@ -52,40 +52,55 @@ macro_rules! select_user {
 pub struct NewUser<'a> {
     /// UUIDv7.
     pub id: Uuid,
+    /// Who they are in the system that they come from.
+    pub external_id: Option<&'a str>,
     /// Checked by the caller; the table's constraints hold it.
     pub username: &'a str,
     /// Checked by the caller; the table's constraints hold it.
     pub email: &'a str,
     /// Checked by the caller; the table's constraints hold it.
     pub full_name: Option<&'a str>,
-    /// The password.
-    pub password_hash: &'a HashedPassword,
+    /// The password; `None`: the user cannot log in with one.
+    pub password_hash: Option<&'a HashedPassword>,
     /// Sorted, none twice.
     pub roles: &'a [String],
-    /// When all of this happens.
-    pub now: OffsetDateTime,
+    /// Whether the user has shown that the address is theirs.
+    pub is_email_verified: bool,
+    /// Whether the user is locked out.
+    pub disabled: bool,
+    /// When the present password was set.
+    pub password_changed_at: OffsetDateTime,
+    /// When the user was made.
+    pub created_at: OffsetDateTime,
+    /// As of when this is so.
+    pub updated_at: OffsetDateTime,
 }
 
 /// Makes a user.
 ///
 /// # Errors
 ///
-/// [`Error::Taken`] when the name or address is another's, whatever its case.
+/// [`Error::Taken`] when the name or address is another's, whatever its case, or the external id.
 pub async fn insert(conn: &mut PgConnection, new: &NewUser<'_>, cause: &Cause) -> Result<User, Error> {
     let user = sqlx::query_as!(
         User,
         "INSERT INTO users
-             (id, username, email, full_name, password_hash, roles, is_email_verified, disabled,
+             (id, external_id, username, email, full_name, password_hash, roles, is_email_verified, disabled,
               password_changed_at, created_at, updated_at)
-         SELECT $1, $2, $3, $4, $5, $6, false, false, $7, $7, $7 WHERE (SELECT caused_by($8, $9))
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 WHERE (SELECT caused_by($13, $14))
          RETURNING id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at, created_at",
         new.id,
+        new.external_id,
         new.username,
         new.email,
         new.full_name,
-        new.password_hash.as_str(),
+        new.password_hash.map(HashedPassword::as_str),
         new.roles,
-        new.now,
+        new.is_email_verified,
+        new.disabled,
+        new.password_changed_at,
+        new.created_at,
+        new.updated_at,
         cause.actor(),
         cause.request_id(),
     )

@@ -14,7 +14,8 @@ use crate::{
     password::HashedPassword,
     store::{
         self, Transaction,
-        imports::{self, Change, Holders, Names, Present, Row},
+        imports::{self, Change, Holders, Names, Present},
+        users::{self, NewUser},
     },
 };
 
@@ -156,13 +157,13 @@ pub(super) async fn write(
         let rows = new
             .iter()
             .map(|&i| &chunk[i])
-            .map(|new| new_row(new.id, &new.user, new.password.as_ref(), UNDATED));
+            .map(|new| new_user(new.id, &new.user, new.password.as_ref(), UNDATED));
         match new.len() {
             0 => {}
             // Also for the sake of who puts one in a request.
             1 => {
                 for row in rows {
-                    imports::insert(transaction, &row, cause).await?;
+                    users::insert(transaction, &row, cause).await?;
                 }
             }
             _ => imports::copy(transaction, rows, cause).await?,
@@ -329,13 +330,13 @@ pub(super) fn place(user: &Checked, holders: &Holders) -> Place {
 }
 
 /// A user to be made; `undated`: as of when, if the record does not say.
-pub(in crate::account) fn new_row<'a>(
+pub(in crate::account) fn new_user<'a>(
     id: Uuid,
     user: &'a Checked,
     password: Option<&'a HashedPassword>,
     undated: OffsetDateTime,
-) -> Row<'a> {
-    Row {
+) -> NewUser<'a> {
+    NewUser {
         id,
         external_id: user.external_id.as_deref(),
         username: user.username.as_str(),

@@ -44,7 +44,7 @@ pub use self::{
     one::Outcome,
     run::WRAPPED_CHUNK,
 };
-pub(super) use self::{draft::Checked, merge::new_row};
+pub(super) use self::{draft::Checked, merge::new_user};
 use self::{
     draft::Draft,
     json::Fields,

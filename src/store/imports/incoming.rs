@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     password::HashedPassword,
-    store::{Cause, Error, PgConnection, Transaction},
+    store::{Cause, Error, PgConnection, Transaction, users::NewUser},
 };
 
 /// What tells users apart, of users who may be new.
@@ -72,35 +72,6 @@ pub async fn holders(conn: &mut PgConnection, names: &Names) -> Result<Vec<Holde
     Ok(holders.fetch_all(conn).await?)
 }
 
-/// A whole row.
-#[derive(Debug)]
-pub struct Row<'a> {
-    /// UUIDv7.
-    pub id: Uuid,
-    /// Who they are in the system that they come from.
-    pub external_id: Option<&'a str>,
-    /// Checked by the caller; the table's constraints hold it.
-    pub username: &'a str,
-    /// Checked by the caller; the table's constraints hold it.
-    pub email: &'a str,
-    /// Checked by the caller; the table's constraints hold it.
-    pub full_name: Option<&'a str>,
-    /// The password; `None`: the user cannot log in with one.
-    pub password_hash: Option<&'a HashedPassword>,
-    /// Sorted, none twice.
-    pub roles: &'a [String],
-    /// Whether the user has shown that the address is theirs.
-    pub is_email_verified: bool,
-    /// Whether the user is locked out.
-    pub disabled: bool,
-    /// When the present password was set.
-    pub password_changed_at: OffsetDateTime,
-    /// When the user was made.
-    pub created_at: OffsetDateTime,
-    /// As of when this is so.
-    pub updated_at: OffsetDateTime,
-}
-
 const COPY: &str = "COPY users (id, external_id, username, email, full_name, password_hash, roles, is_email_verified, \
                     disabled, password_changed_at, created_at, updated_at) FROM STDIN";
 
@@ -115,7 +86,7 @@ const COPY_BUFFER: usize = 1 << 16;
 /// [`Error::Taken`] when a name is another's.
 pub async fn copy(
     transaction: &mut Transaction<'_>,
-    rows: impl Iterator<Item = Row<'_>>,
+    rows: impl Iterator<Item = NewUser<'_>>,
     cause: &Cause,
 ) -> Result<(), Error> {
     let named =
@@ -136,37 +107,7 @@ pub async fn copy(
     Ok(())
 }
 
-/// Makes one user.
-///
-/// # Errors
-///
-/// [`Error::Taken`] when a name is another's.
-pub async fn insert(conn: &mut PgConnection, row: &Row<'_>, cause: &Cause) -> Result<(), Error> {
-    let insert = sqlx::query!(
-        "INSERT INTO users
-             (id, external_id, username, email, full_name, password_hash, roles, is_email_verified, disabled,
-              password_changed_at, created_at, updated_at)
-         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 WHERE (SELECT caused_by($13, $14))",
-        row.id,
-        row.external_id,
-        row.username,
-        row.email,
-        row.full_name,
-        row.password_hash.map(HashedPassword::as_str),
-        row.roles,
-        row.is_email_verified,
-        row.disabled,
-        row.password_changed_at,
-        row.created_at,
-        row.updated_at,
-        cause.actor(),
-        cause.request_id(),
-    );
-    insert.execute(conn).await?;
-    Ok(())
-}
-
-impl Row<'_> {
+impl NewUser<'_> {
     /// In the text format of `COPY`.
     fn write(&self, out: &mut String) {
         let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();

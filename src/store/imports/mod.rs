@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 use time::OffsetDateTime;
 
 use super::{Error, PgConnection, PoolConnection, Transaction, error::has_ended};
-pub use incoming::{Holders, Names, Row, copy, holders, insert};
+pub use incoming::{Holders, Names, copy, holders};
 pub use present::{Change, Compared, Present, change, compared, demote, foreign, ids, lock};
 
 /// What is imported: the same file again goes on where it stopped.
