@@ -2,15 +2,10 @@
 
 use std::io::{self, Write};
 
-use serde::Serialize;
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Error;
-use crate::store::{
-    PgConnection,
-    export::{self, Leaving},
-};
+use crate::store::{PgConnection, export};
 
 /// How many users are read at once.
 const PAGE: i64 = 1000;
@@ -24,46 +19,6 @@ pub enum ExportError {
     /// The database.
     #[error(transparent)]
     Account(#[from] Error),
-}
-
-/// A line of it.
-#[derive(Serialize)]
-struct Line<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    external_id: Option<&'a str>,
-    username: &'a str,
-    email: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    full_name: Option<&'a str>,
-    roles: &'a [String],
-    is_email_verified: bool,
-    disabled: bool,
-    #[serde(with = "time::serde::rfc3339")]
-    created_at: OffsetDateTime,
-    #[serde(with = "time::serde::rfc3339")]
-    updated_at: OffsetDateTime,
-    #[serde(with = "time::serde::rfc3339")]
-    password_changed_at: OffsetDateTime,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    password_hash: Option<&'a str>,
-}
-
-impl<'a> From<&'a Leaving> for Line<'a> {
-    fn from(user: &'a Leaving) -> Self {
-        Self {
-            external_id: user.external_id.as_deref(),
-            username: &user.username,
-            email: &user.email,
-            full_name: user.full_name.as_deref(),
-            roles: &user.roles,
-            is_email_verified: user.is_email_verified,
-            disabled: user.disabled,
-            created_at: user.created_at,
-            updated_at: user.updated_at,
-            password_changed_at: user.password_changed_at,
-            password_hash: user.password_hash.as_deref(),
-        }
-    }
 }
 
 /// Writes all users as they are at this moment, oldest first, one JSON object a line; how many.
@@ -80,7 +35,7 @@ pub async fn export(conn: &mut PgConnection, hashes: bool, mut out: impl Write) 
         after = last.id;
         count += page.len() as u64;
         for user in &page {
-            serde_json::to_writer(&mut out, &Line::from(user)).map_err(io::Error::from)?;
+            serde_json::to_writer(&mut out, user).map_err(io::Error::from)?;
             out.write_all(b"\n")?;
         }
     }

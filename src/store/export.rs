@@ -1,22 +1,26 @@
 //! The rows of `users` that go out by the thousand.
 
+use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Error, PgConnection, Transaction, imports::snapshot};
 
-/// A user as they go out.
-#[derive(Debug)]
+/// A user as they go out, and are written down.
+#[derive(Debug, Serialize)]
 pub struct Leaving {
     /// UUIDv7.
+    #[serde(skip)]
     pub id: Uuid,
     /// Who they are in the system that they came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub external_id: Option<String>,
     /// As the user wrote it.
     pub username: String,
     /// As the user wrote it.
     pub email: String,
     /// For display.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub full_name: Option<String>,
     /// Sorted, none twice.
     pub roles: Vec<String>,
@@ -25,12 +29,16 @@ pub struct Leaving {
     /// Whether the user is locked out.
     pub disabled: bool,
     /// When the user was made.
+    #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     /// As of when this is so.
+    #[serde(with = "time::serde::rfc3339")]
     pub updated_at: OffsetDateTime,
     /// When the present password was set.
+    #[serde(with = "time::serde::rfc3339")]
     pub password_changed_at: OffsetDateTime,
     /// The password's, for whoever asks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub password_hash: Option<String>,
 }
 
