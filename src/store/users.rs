@@ -1,6 +1,10 @@
 //! Table `users`.
 
-use sqlx::PgConnection;
+use sqlx::{
+    Decode, PgConnection, Postgres,
+    error::BoxDynError,
+    postgres::{PgTypeInfo, PgValueRef},
+};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -44,6 +48,23 @@ macro_rules! select_user {
              FROM users " + $rest
             $(, $parameter)*
         )
+    };
+}
+
+/// The [`User`] of a row; behind a `?`, of one whose columns are there together or not at all.
+macro_rules! user {
+    ($row:ident $($or_none:tt)?) => {
+        User {
+            id: $row.id $($or_none)?,
+            username: $row.username $($or_none)?,
+            email: $row.email $($or_none)?,
+            full_name: $row.full_name,
+            roles: $row.roles $($or_none)?,
+            is_email_verified: $row.is_email_verified $($or_none)?,
+            disabled: $row.disabled $($or_none)?,
+            password_changed_at: $row.password_changed_at $($or_none)?,
+            created_at: $row.created_at $($or_none)?,
+        }
     };
 }
 
@@ -228,22 +249,9 @@ pub async fn search(
     after: Option<&str>,
     limit: u32,
 ) -> Result<Vec<Found>, Error> {
-    struct Row {
-        id: Uuid,
-        username: String,
-        email: String,
-        full_name: Option<String>,
-        roles: Vec<String>,
-        is_email_verified: bool,
-        disabled: bool,
-        password_changed_at: OffsetDateTime,
-        created_at: OffsetDateTime,
-        key: String,
-    }
     macro_rules! select {
         ($key:tt, $condition:tt $(, $parameter:expr)*) => {
-            sqlx::query_as!(
-                Row,
+            sqlx::query!(
                 "SELECT id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at,
                         created_at, " + $key + r#" AS "key!"
                  FROM users
@@ -257,45 +265,49 @@ pub async fn search(
                 i64::from(limit)
                 $(, $parameter)*
             )
+            .map(|row| Found { user: user!(row), key: row.key })
         };
     }
     let mut transaction = begin_planning(conn).await?;
     let by_username = select!("username_key", r#"username_key ^@ lower($1 COLLATE "C")"#);
-    let mut rows = by_username.fetch_all(&mut *transaction).await?;
+    let mut found = by_username.fetch_all(&mut *transaction).await?;
     // Past the last username of a full page no address is wanted. Without this, an address for each username that begins
     // so would be read and passed over.
-    let before = if rows.len() < limit as usize { None } else { rows.last().map(|row| row.key.clone()) };
+    let before = if found.len() < limit as usize { None } else { found.last().map(|last| last.key.clone()) };
     let by_email = select!(
         "email_key",
         r#"email_key ^@ (lower(normalize($1) COLLATE "und-x-icu") COLLATE "C")
            AND ($5::text IS NULL OR email_key < $5) AND NOT username_key ^@ lower($1 COLLATE "C")"#,
         before
     );
-    rows.extend(by_email.fetch_all(&mut *transaction).await?);
+    found.extend(by_email.fetch_all(&mut *transaction).await?);
     transaction.commit().await?;
-    rows.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-    rows.truncate(limit as usize);
-    let found = |row: Row| Found {
-        key: row.key,
-        user: User {
-            id: row.id,
-            username: row.username,
-            email: row.email,
-            full_name: row.full_name,
-            roles: row.roles,
-            is_email_verified: row.is_email_verified,
-            disabled: row.disabled,
-            password_changed_at: row.password_changed_at,
-            created_at: row.created_at,
-        },
-    };
-    Ok(rows.into_iter().map(found).collect())
+    found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    found.truncate(limit as usize);
+    Ok(found)
 }
 
 /// Begins a transaction whose statements are planned for the values that they are given, each time: how rare a role or a
 /// prefix is decides which index is the right one, and a plan made for any value would take the wrong one for some.
 async fn begin_planning(conn: &mut PoolConnection) -> Result<Transaction<'_>, Error> {
     Ok(conn.begin_with("BEGIN; SET LOCAL plan_cache_mode = force_custom_plan").await?)
+}
+
+/// As the text that it is.
+impl sqlx::Type<Postgres> for HashedPassword {
+    fn type_info() -> PgTypeInfo {
+        <String as sqlx::Type<Postgres>>::type_info()
+    }
+
+    fn compatible(found: &PgTypeInfo) -> bool {
+        <String as sqlx::Type<Postgres>>::compatible(found)
+    }
+}
+
+impl<'r> Decode<'r, Postgres> for HashedPassword {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        <String as Decode<Postgres>>::decode(value).map(Self::from_stored)
+    }
 }
 
 /// What a login is checked against.
@@ -316,26 +328,17 @@ pub struct Credentials {
 /// When the database fails.
 pub async fn credentials(conn: &mut PgConnection, id: Uuid) -> Result<Option<Credentials>, Error> {
     let row = sqlx::query!(
-        "SELECT id, external_id, username, email, full_name, password_hash, roles, is_email_verified, disabled,
-                password_changed_at, created_at
-         FROM users WHERE id = $1",
+        r#"SELECT id, external_id, username, email, full_name, password_hash AS "password_hash: HashedPassword", roles,
+                  is_email_verified, disabled, password_changed_at, created_at
+           FROM users WHERE id = $1"#,
         id,
     );
-    Ok(row.fetch_optional(conn).await?.map(|row| Credentials {
-        password_hash: row.password_hash.map(HashedPassword::from_stored),
+    let credentials = row.map(|row| Credentials {
+        user: user!(row),
+        password_hash: row.password_hash,
         external_id: row.external_id,
-        user: User {
-            id: row.id,
-            username: row.username,
-            email: row.email,
-            full_name: row.full_name,
-            roles: row.roles,
-            is_email_verified: row.is_email_verified,
-            disabled: row.disabled,
-            password_changed_at: row.password_changed_at,
-            created_at: row.created_at,
-        },
-    }))
+    });
+    Ok(credentials.fetch_optional(conn).await?)
 }
 
 /// Takes the places of an attempt to log in, as [`login_attempts::take`] does, and once it has them looks up the credentials
@@ -350,29 +353,14 @@ pub async fn attempt(
     name: Option<Name<'_>>,
     now: OffsetDateTime,
 ) -> Result<(Taken, Option<Credentials>), Error> {
-    struct Row {
-        again_at: Option<OffsetDateTime>,
-        is_device_known: bool,
-        id: Option<Uuid>,
-        external_id: Option<String>,
-        username: Option<String>,
-        email: Option<String>,
-        full_name: Option<String>,
-        password_hash: Option<String>,
-        roles: Option<Vec<String>>,
-        is_email_verified: Option<bool>,
-        disabled: Option<bool>,
-        password_changed_at: Option<OffsetDateTime>,
-        created_at: Option<OffsetDateTime>,
-    }
     let Columns { keys, spacings, spans } = Columns::new(buckets);
     macro_rules! select {
         ($condition:tt, $name:expr) => {
-            sqlx::query_as!(
-                Row,
+            sqlx::query!(
                 r#"SELECT again_at, is_device_known AS "is_device_known!", id AS "id?", external_id,
-                          username AS "username?", email AS "email?", full_name AS "full_name?", password_hash AS "password_hash?",
-                          roles AS "roles?", is_email_verified AS "is_email_verified?", disabled AS "disabled?",
+                          username AS "username?", email AS "email?", full_name AS "full_name?",
+                          password_hash AS "password_hash?: HashedPassword", roles AS "roles?",
+                          is_email_verified AS "is_email_verified?", disabled AS "disabled?",
                           password_changed_at AS "password_changed_at?", created_at AS "created_at?"
                    FROM take_login_attempt($1, $2, $3, $4, $5, $6)
                    LEFT JOIN users ON again_at IS NULL AND "#
@@ -385,6 +373,14 @@ pub async fn attempt(
                 device.as_ref().map(|device| &device.device[..]),
                 $name
             )
+            .map(|row| {
+                let taken = Taken { again_at: row.again_at, is_device_known: row.is_device_known };
+                let credentials = || {
+                    let (password_hash, external_id) = (row.password_hash, row.external_id);
+                    Some(Credentials { user: user!(row?), password_hash, external_id })
+                };
+                (taken, credentials())
+            })
             .fetch_one(conn)
             .await
         };
@@ -393,32 +389,12 @@ pub async fn attempt(
         Some(Name::Username(name)) => Some(name),
         _ => None,
     };
-    let row = match name {
+    Ok(match name {
         Some(Name::Email(name)) => {
             select!(r#"email_key = lower(normalize($7::text) COLLATE "und-x-icu") COLLATE "C""#, name)
         }
         Some(Name::Username(_)) | None => select!(r#"username_key = lower($7::text COLLATE "C")"#, username),
-    };
-    let row = row?;
-    let taken = Taken { again_at: row.again_at, is_device_known: row.is_device_known };
-    let credentials = |row: Row| {
-        Some(Credentials {
-            password_hash: row.password_hash.map(HashedPassword::from_stored),
-            external_id: row.external_id,
-            user: User {
-                id: row.id?,
-                username: row.username?,
-                email: row.email?,
-                full_name: row.full_name,
-                roles: row.roles?,
-                is_email_verified: row.is_email_verified?,
-                disabled: row.disabled?,
-                password_changed_at: row.password_changed_at?,
-                created_at: row.created_at?,
-            },
-        })
-    };
-    Ok((taken, credentials(row)))
+    }?)
 }
 
 /// What to change of a user. `None` leaves a field as it is.

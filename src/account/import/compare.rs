@@ -28,7 +28,7 @@ use crate::{
     password::foreign::Likeness,
     store::{
         PgConnection,
-        imports::{self, Compared, Names, Present},
+        imports::{self, Names, Present},
     },
 };
 
@@ -207,8 +207,8 @@ impl Comparing {
         }
         let known: Vec<_> =
             places.iter().filter_map(|place| place.as_ref().ok()?.map(|(id, _)| id)).collect();
-        let users = imports::compared(conn, &known).await?;
-        let users: HashMap<_, _> = users.iter().map(|user| (user.present.id, user)).collect();
+        let users = imports::present(conn, &known).await?;
+        let users: HashMap<_, _> = users.iter().map(|user| (user.id, user)).collect();
         let mut places = places.into_iter();
         for Record { number, external_id, user, .. } in &chunk {
             let (number, external_id) = (Some(*number), external_id.as_deref());
@@ -221,7 +221,7 @@ impl Comparing {
                 (_, Err(errors)) => self.refuse(difference, &errors)?,
                 (Some(user), Ok(Some((id, is_email_taken)))) if let Some(here) = users.get(&id) => {
                     // Where it is no newer, nobody wants the address.
-                    if is_email_taken && user.updated_at.is_some_and(|at| at > here.present.updated_at) {
+                    if is_email_taken && user.updated_at.is_some_and(|at| at > here.updated_at) {
                         self.refuse(difference, &[Denied::EmailTaken.told()])?;
                     } else {
                         self.hold(difference, user, here)?;
@@ -247,7 +247,7 @@ impl Comparing {
         &mut self,
         difference: Difference<'_>,
         user: &Checked,
-        here: &Compared,
+        here: &Present,
     ) -> Result<(), ImportError> {
         let differs = differing(user, here);
         let comparison = &mut self.comparison;
@@ -260,8 +260,7 @@ impl Comparing {
         }
         let ([_username, others @ ..], [.., roles, _, disabled]) = (differs, differs);
         let is_newer = |at| {
-            at > here.present.updated_at && others.contains(&true)
-                || at > here.present.administered_at && (roles || disabled)
+            at > here.updated_at && others.contains(&true) || at > here.administered_at && (roles || disabled)
         };
         // Who has no id there is never changed by an import.
         let (what, count) = match user.updated_at.filter(|_| user.external_id.is_some()) {
@@ -272,7 +271,7 @@ impl Comparing {
         *count += 1;
         let fields = FIELDS.into_iter().zip(differs).filter(|(_, differs)| *differs);
         let fields = fields.map(|(name, _)| name).collect();
-        let id = Some(here.present.id);
+        let id = Some(here.id);
         self.note(&Difference { what, id, fields, ..difference })
     }
 
@@ -296,9 +295,9 @@ impl Comparing {
 }
 
 /// Which of [`FIELDS`] differ. What the record does not say does not.
-fn differing(user: &Checked, Compared { username, present }: &Compared) -> [bool; FIELDS.len()] {
+fn differing(user: &Checked, present: &Present) -> [bool; FIELDS.len()] {
     [
-        !user.is_username_made && user.username.as_str() != username,
+        !user.is_username_made && user.username.as_str() != present.username,
         user.email.as_str() != present.email,
         user.full_name
             .as_ref()

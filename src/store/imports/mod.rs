@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::{Error, PgConnection, PoolConnection, Transaction, error::has_ended};
 pub use incoming::{Holders, Names, copy, holders};
-pub use present::{Change, Compared, Present, change, compared, demote, foreign, ids, lock};
+pub use present::{Change, Present, change, demote, foreign, ids, lock, present};
 
 /// What is imported: the same file again goes on where it stopped.
 #[derive(Clone, Debug)]

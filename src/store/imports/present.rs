@@ -12,11 +12,13 @@ use crate::{
     },
 };
 
-/// A user as far as an import changes them.
+/// A user as a file is held against them.
 #[derive(Clone, Debug)]
 pub struct Present {
     /// Who.
     pub id: Uuid,
+    /// As the user wrote it. No import changes it.
+    pub username: String,
     /// As the user wrote it.
     pub email: String,
     /// For display.
@@ -44,31 +46,28 @@ impl Present {
     }
 }
 
+/// `SELECT` of these users, with the rest of the statement.
+macro_rules! select {
+    ($ids:expr, $rest:tt) => {
+        sqlx::query_as!(
+            Present,
+            r#"SELECT id, username, email, full_name, password_hash AS "password_hash: HashedPassword", roles,
+                      is_email_verified, disabled, password_changed_at, updated_at,
+                      coalesce(administered_at, updated_at) AS "administered_at!"
+               FROM users WHERE id = ANY ($1) "#
+                + $rest,
+            $ids,
+        )
+    };
+}
+
 /// These users, locked in the order of their ids.
 ///
 /// # Errors
 ///
 /// When the database fails.
 pub async fn lock(transaction: &mut Transaction<'_>, ids: &[Uuid]) -> Result<Vec<Present>, Error> {
-    let users = sqlx::query!(
-        r#"SELECT id, email, full_name, password_hash, roles, is_email_verified, disabled, password_changed_at,
-                  updated_at, coalesce(administered_at, updated_at) AS "administered_at!"
-           FROM users WHERE id = ANY ($1) ORDER BY id FOR UPDATE"#,
-        ids,
-    );
-    let present = users.map(|row| Present {
-        id: row.id,
-        email: row.email,
-        full_name: row.full_name,
-        password_hash: row.password_hash.map(HashedPassword::from_stored),
-        roles: row.roles,
-        is_email_verified: row.is_email_verified,
-        disabled: row.disabled,
-        password_changed_at: row.password_changed_at,
-        updated_at: row.updated_at,
-        administered_at: row.administered_at,
-    });
-    Ok(present.fetch_all(&mut **transaction).await?)
+    Ok(select!(ids, "ORDER BY id FOR UPDATE").fetch_all(&mut **transaction).await?)
 }
 
 /// A user whom [`lock`] has locked, as they will be.
@@ -160,43 +159,13 @@ pub async fn demote(
     Ok(())
 }
 
-/// A user as a file is held against them.
-#[derive(Debug)]
-pub struct Compared {
-    /// As the user wrote it.
-    pub username: String,
-    /// All else that an import would change.
-    pub present: Present,
-}
-
-/// These users, in any order.
+/// The same as they are, in any order.
 ///
 /// # Errors
 ///
 /// When the database fails.
-pub async fn compared(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Compared>, Error> {
-    let users = sqlx::query!(
-        r#"SELECT id, username, email, full_name, password_hash, roles, is_email_verified, disabled, password_changed_at,
-                  updated_at, coalesce(administered_at, updated_at) AS "administered_at!"
-           FROM users WHERE id = ANY ($1)"#,
-        ids,
-    );
-    let compared = users.map(|row| Compared {
-        username: row.username,
-        present: Present {
-            id: row.id,
-            email: row.email,
-            full_name: row.full_name,
-            password_hash: row.password_hash.map(HashedPassword::from_stored),
-            roles: row.roles,
-            is_email_verified: row.is_email_verified,
-            disabled: row.disabled,
-            password_changed_at: row.password_changed_at,
-            updated_at: row.updated_at,
-            administered_at: row.administered_at,
-        },
-    });
-    Ok(compared.fetch_all(conn).await?)
+pub async fn present(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Present>, Error> {
+    Ok(select!(ids, "").fetch_all(conn).await?)
 }
 
 /// The users who are these in another system, in any order.
