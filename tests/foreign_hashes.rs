@@ -10,7 +10,7 @@ use std::{num::NonZeroUsize, process::Command, time::Duration};
 
 use gatepass::password::{
     HashedPassword, Params, Password, Peppers, Pool, PoolSettings, Verdict,
-    foreign::{Algorithm, Bare, FirebaseProject, Imported},
+    foreign::{Algorithm, BareKind, FirebaseProject, HmacKey, Imported},
 };
 use serde_json::{Value, json};
 
@@ -48,13 +48,12 @@ async fn import(pool: &Pool, made: &Value) -> HashedPassword {
         Imported::keycloak(&text(&hash["credential_data"]), &text(&hash["secret_data"]))
     } else {
         let hash = &made["bare"];
-        let bare = Bare {
+        let kind = BareKind {
             algorithm: Algorithm::by_name(&text(&hash["algorithm"])).unwrap(),
-            template: hash["template"].as_str(),
-            salt: hash["salt"].as_str().unwrap_or_default().as_bytes(),
-            key: hash["key"].as_str().map(str::as_bytes),
+            template: hash["template"].as_str().map(str::to_owned),
+            key: hash["key"].as_str().map(|key| HmacKey::Shared(key.as_bytes().to_vec().into())),
         };
-        Imported::bare(&text(&hash["hash"]), &bare)
+        Imported::of_kind(&text(&hash["hash"]), Some(&kind), &text(&hash["salt"]), &Peppers::default(), None)
     };
     match imported.unwrap_or_else(|refused| panic!("{made}: {refused}")) {
         Imported::Keep(hash) => hash,

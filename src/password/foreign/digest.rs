@@ -70,25 +70,12 @@ impl Algorithm {
     }
 }
 
-/// How a digest in hexadecimal was made, which it does not say.
-#[derive(Clone, Copy)]
-pub struct Bare<'a> {
-    /// Of what it is a digest.
-    pub algorithm: Algorithm,
-    /// What was hashed: any text with `{password}` in it, and `{salt}` when there is a salt. `{password}` by default.
-    pub template: Option<&'a str>,
-    /// The salt, as its bytes went into the digest; empty when there is none.
-    pub salt: &'a [u8],
-    /// The key, when it is an HMAC; for those that have the salt as their key, the salt.
-    pub key: Option<&'a [u8]>,
-}
-
-/// How the digests of a file were made: what [`Bare`] says, but for each one's salt.
+/// How digests in hexadecimal were made, which they do not say: all but each one's salt.
 #[derive(Debug)]
 pub struct BareKind {
     /// Of what they are digests.
     pub algorithm: Algorithm,
-    /// What was hashed, as in [`Bare`].
+    /// What was hashed: any text with `{password}` in it, and `{salt}` when there is a salt. `{password}` by default.
     pub template: Option<String>,
     /// Whose key, when they are HMACs.
     pub key: Option<HmacKey>,
@@ -149,31 +136,15 @@ impl BareKind {
     }
 
     pub(super) fn hash(&self, text: &str, salt: &[u8]) -> Result<Hash, Refused> {
-        let template = self.template.as_deref();
-        let bare = |salt, key| Bare { algorithm: self.algorithm, template, salt, key };
-        match &self.key {
-            None => bare(salt, None).hash(text),
-            Some(HmacKey::Shared(key)) => bare(salt, Some(key)).hash(text),
-            Some(HmacKey::Salt) if salt.is_empty() => Err(Refused::Key),
+        let template = self.template.as_deref().unwrap_or(PASSWORD);
+        let (key, salt) = match &self.key {
+            None => (None, salt),
+            Some(HmacKey::Shared(key)) => (Some(&key[..]), salt),
+            Some(HmacKey::Salt) if salt.is_empty() => return Err(Refused::Key),
             // As the key alone, unless the template names it too.
-            Some(HmacKey::Salt) => {
-                let is_hashed = template.is_some_and(|template| template.contains(SALT));
-                bare(if is_hashed { salt } else { &[] }, Some(salt)).hash(text)
-            }
-        }
-    }
-}
-
-impl fmt::Debug for Bare<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bare").field("algorithm", &self.algorithm).finish_non_exhaustive()
-    }
-}
-
-impl Bare<'_> {
-    pub(super) fn hash(&self, text: &str) -> Result<Hash, Refused> {
-        let template = self.template.unwrap_or(PASSWORD);
-        let digest = Digest::new(self.algorithm, self.key, template, self.salt.to_vec())?;
+            Some(HmacKey::Salt) => (Some(salt), if template.contains(SALT) { salt } else { &[] }),
+        };
+        let digest = Digest::new(self.algorithm, key, template, salt.to_vec())?;
         Hash::new(Box::new(digest), of_hexadecimal(text).ok_or(Refused::Malformed(NAME))?)
     }
 }

@@ -26,7 +26,7 @@ use std::fmt;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use zeroize::Zeroizing;
 
-pub use digest::{Algorithm, Bare, BareKind, HmacKey};
+pub use digest::{Algorithm, BareKind, HmacKey};
 pub use scrypt::FirebaseProject;
 
 use self::phc::Phc;
@@ -77,7 +77,7 @@ pub enum Refused {
     /// No form that is known.
     #[error("not a password hash of a kind that is known")]
     Unknown,
-    /// A digest in hexadecimal that says nothing of itself: [`Imported::bare`] is told what it is.
+    /// A digest in hexadecimal that says nothing of itself: [`Imported::of_kind`] is told what it is.
     #[error("hexadecimal that does not say which hash it is; `gatepass import --hash` takes it")]
     Bare,
     /// One that says that nobody can log in with a password (`!`, `*`, or nothing).
@@ -188,15 +188,6 @@ impl Imported {
     /// [`Refused`].
     pub fn keycloak(credential_data: &str, secret_data: &str) -> Result<Self, Refused> {
         keycloak::read(credential_data, secret_data)
-    }
-
-    /// A digest in hexadecimal that says nothing of itself.
-    ///
-    /// # Errors
-    ///
-    /// [`Refused`].
-    pub fn bare(hexadecimal: &str, bare: &Bare<'_>) -> Result<Self, Refused> {
-        bare.hash(hexadecimal).map(Self::of)
     }
 
     /// A hash from a file whose hexadecimal is `kind`; `salt` is that one's. Whatever is not hexadecimal says itself what it
