@@ -4,6 +4,9 @@
 //! A request whose token passes goes on with `Arc<Claims>` among its extensions, and with [`Sighting::First`] when this
 //! process has not seen the token before. Any other is answered here, and never reaches the service behind.
 //!
+//! [`Claims`]: crate::token::Claims
+//! [`Sighting::First`]: crate::token::Sighting::First
+//!
 //! ```
 //! use std::sync::Arc;
 //!
@@ -42,13 +45,12 @@ mod remote;
 mod service;
 mod source;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
-use time::OffsetDateTime;
 
 #[cfg(feature = "remote")]
 pub use self::remote::{DocumentError, RemoteError, RemoteKeys, follow_revocations};
@@ -58,7 +60,7 @@ pub use self::{
 };
 use crate::{
     clock::Clock,
-    token::{Claims, Rejection, Revocations, Sighting, Verifier},
+    token::{Rejection, Revocations},
 };
 
 /// Puts [`BearerService`] around a service.
@@ -73,6 +75,8 @@ pub struct BearerLayer<R = DefaultAnswer> {
 impl BearerLayer {
     /// A layer that accepts what a [`Verifier`] or, with the feature `remote`, `RemoteKeys` accept, by the machine's
     /// clock, and answers the rest with [`DefaultAnswer`].
+    ///
+    /// [`Verifier`]: crate::token::Verifier
     pub fn new(source: impl Into<Source>) -> Self {
         Self { source: source.into(), revocations: None, clock: Clock::system(), answer: DefaultAnswer }
     }
@@ -241,22 +245,6 @@ impl Refusal {
         };
         std::iter::once((name, HeaderValue::from_static(value)))
     }
-}
-
-/// The claims of the request's bearer token, and whether it has been accepted before.
-///
-/// # Errors
-///
-/// When there is none, more than one, or one that `verifier` refuses at `now`, or `check` after it: what has been revoked
-/// since the token was made, [`Revocations::check`] says. `at` is measured by the clock of [`Verifier::heard`].
-pub fn authenticate(
-    headers: &HeaderMap,
-    verifier: &Verifier,
-    now: OffsetDateTime,
-    at: Duration,
-    check: impl FnOnce(&Claims) -> Result<(), Rejection>,
-) -> Result<(Arc<Claims>, Sighting), Refusal> {
-    Ok(verifier.sight(bearer_token(headers)?, now, at, check)?)
 }
 
 /// The token of `Authorization: Bearer TOKEN`; the scheme's case does not matter (RFC 9110, section 11.1).

@@ -11,7 +11,7 @@ use std::{
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::{Answer, BearerLayer, Refusal, authenticate, source::Refresh};
+use super::{Answer, BearerLayer, Refusal, bearer_token, source::Refresh};
 use crate::token::{Claims, Rejection, Sighting};
 
 /// Lets a request through to `S` with its claims, or answers it by `R`.
@@ -37,7 +37,8 @@ impl<S, R> BearerService<S, R> {
             Some(revocations) => revocations.check(claims, at),
             None => Ok(()),
         };
-        let (claims, sighting) = authenticate(request.headers(), source.verifier(), now, at, not_revoked)?;
+        let token = bearer_token(request.headers())?;
+        let (claims, sighting) = source.verifier().sight(token, now, at, not_revoked)?;
         request.extensions_mut().insert(claims);
         // Only then: most tokens have been seen, and an extension costs an allocation.
         if sighting == Sighting::First {

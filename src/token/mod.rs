@@ -51,11 +51,16 @@ mod published;
 #[cfg(feature = "server")]
 pub mod refresh;
 mod revocations;
+#[cfg(feature = "server")]
 pub mod ring;
 mod silence;
 #[cfg(test)]
 mod vectors;
 mod verifier;
+#[cfg_attr(
+    not(feature = "server"),
+    expect(dead_code, unreachable_pub, reason = "only the service stores private keys")
+)]
 mod wrap;
 
 pub use claims::{Claims, InvalidClaims, Lifetime, Party, Subject};
@@ -68,6 +73,7 @@ pub use key_pair::{KeyPair, PublicKey};
 pub use published::{InvalidKeySet, KeyStatus, jwks, paserks, read_jwks, read_paserks};
 pub use revocations::{RevocationCount, Revocations, UserRoles};
 pub use verifier::{Check, Inspection, Sighting, Verifier, VerifyingKey};
+#[cfg(feature = "server")]
 pub use wrap::WrappingKey;
 
 /// No token longer than this many bytes is looked at: 8 KiB.

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use time::OffsetDateTime;
 
 use super::{
@@ -230,14 +230,7 @@ impl Verifier {
         at: Duration,
         check: impl FnOnce(&Claims) -> Result<(), Rejection>,
     ) -> Result<(Arc<Claims>, Sighting), Rejection> {
-        if token.len() > MAX_TOKEN_BYTES {
-            return Err(Rejection::TooLong);
-        }
-        let trusted = self.trusted.load();
-        // Before what is remembered, which a key has vouched for that may be gone.
-        if self.staleness(at).is_some() {
-            is_of_shared_key(&trusted, token)?;
-        }
+        let trusted = self.trusted(token, at)?;
         let digest = trusted.verified.digest(token);
         if let Some(claims) = trusted.verified.get(&digest) {
             has_begun([claims.not_before, claims.issued_at], now)?;
@@ -261,18 +254,24 @@ impl Verifier {
     ///
     /// As [`sight`](Self::sight), but for `exp`.
     pub fn recognize(&self, token: &str, now: OffsetDateTime, at: Duration) -> Result<Claims, Rejection> {
-        if token.len() > MAX_TOKEN_BYTES {
-            return Err(Rejection::TooLong);
-        }
-        let trusted = self.trusted.load();
-        if self.staleness(at).is_some() {
-            is_of_shared_key(&trusted, token)?;
-        }
-        let opened = open(&trusted, token)?;
+        let opened = open(&*self.trusted(token, at)?, token)?;
         for (_, run) in CLAIM_CHECKS.iter().filter(|(check, _)| *check != Check::End) {
             run(&opened, &self.party, now)?;
         }
         opened.claims.into_claims().ok_or(Rejection::InvalidSubject)
+    }
+
+    /// What vouches for `token` at `at`, if anything may.
+    fn trusted(&self, token: &str, at: Duration) -> Result<Guard<Arc<Trusted>>, Rejection> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(Rejection::TooLong);
+        }
+        let trusted = self.trusted.load();
+        // Before what is remembered, which a key has vouched for that may be gone.
+        if self.staleness(at).is_some() {
+            is_of_shared_key(&trusted, token)?;
+        }
+        Ok(trusted)
     }
 
     /// How many tokens are remembered, about.
