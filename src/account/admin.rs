@@ -111,7 +111,7 @@ impl Accounts {
     ///
     /// [`Error::NoSuchUser`], [`Error::AmbiguousUser`].
     pub async fn find(&self, name: &str) -> Result<User, Error> {
-        match named(&self.db, name).await? {
+        match named(&self.parts.db, name).await? {
             Named::Id(id) => self.by_id(id).await,
             Named::User(user) => Ok(user),
         }
@@ -123,7 +123,7 @@ impl Accounts {
     ///
     /// [`Error::NoSuchUser`].
     pub async fn by_id(&self, id: Uuid) -> Result<User, Error> {
-        users::by_id(&mut *self.db.acquire().await?, id).await?.ok_or(Error::NoSuchUser)
+        users::by_id(&mut *self.parts.db.acquire().await?, id).await?.ok_or(Error::NoSuchUser)
     }
 
     /// At most `limit` of the users who are looked for, after `after`.
@@ -142,7 +142,7 @@ impl Accounts {
             let message = "is of another search; begin again without it";
             Error::Invalid(vec![FieldError::new("cursor", "invalid", message)])
         };
-        let mut conn = self.db.acquire().await?;
+        let mut conn = self.parts.db.acquire().await?;
         // One more than wanted tells whether there are more.
         let Some(query) = query else {
             let after = match after {
@@ -194,8 +194,9 @@ impl Accounts {
             ..profile.as_change()
         };
         let whom = Whom::Any(id);
-        let update =
-            async || users::update(&mut *self.db.acquire().await?, whom, &change, now, &self.cause).await;
+        let update = async || {
+            users::update(&mut *self.parts.db.acquire().await?, whom, &change, now, &self.cause).await
+        };
         let user = store::retrying(update).await?.ok_or(Error::NoSuchUser)?;
         if change.roles.is_some() || change.disabled.is_some() {
             self.tell_revocations().await;
@@ -227,7 +228,7 @@ impl Accounts {
     /// Forgets all failed logins in a user's name, so that the user may try again. What is counted at an address, and at
     /// a device that has logged in before, stays.
     pub async fn forgive(&self, user: &User, now: OffsetDateTime) {
-        self.throttle.forgive(None, user, None, now).await;
+        self.parts.throttle.forgive(None, user, None, now).await;
     }
 
     /// Deletes a user, sessions and all.

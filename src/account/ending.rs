@@ -26,7 +26,7 @@ impl Accounts {
     ///
     /// When the database fails.
     pub async fn sessions(&self, user_id: Uuid, now: OffsetDateTime) -> Result<Vec<Overview>, Error> {
-        Ok(sessions::of_user(&mut *self.db.acquire().await?, user_id, now, MAX_SHOWN).await?)
+        Ok(sessions::of_user(&mut *self.parts.db.acquire().await?, user_id, now, MAX_SHOWN).await?)
     }
 
     /// A user logs out. A session that is over stays as it is.
@@ -63,8 +63,8 @@ impl Accounts {
     /// When the database fails.
     pub async fn session_of(&self, refresh_token: &str) -> Result<Option<(Uuid, Uuid)>, Error> {
         let Some(presented) = Presented::parse(refresh_token) else { return Ok(None) };
-        let row = sessions::by_id(&mut *self.db.acquire().await?, presented.session_id).await?;
-        let row = row.filter(|row| self.refresh_keys.is_authentic(&presented, &row.refresh_salt));
+        let row = sessions::by_id(&mut *self.parts.db.acquire().await?, presented.session_id).await?;
+        let row = row.filter(|row| self.parts.refresh_keys.is_authentic(&presented, &row.refresh_salt));
         Ok(row.map(|row| (row.user_id, row.id)))
     }
 
@@ -99,8 +99,9 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<u64, Error> {
         let cause = self.cause.or_user(user_id);
-        let end =
-            async || sessions::end(&mut *self.db.acquire().await?, user_id, which, reason, now, &cause).await;
+        let end = async || {
+            sessions::end(&mut *self.parts.db.acquire().await?, user_id, which, reason, now, &cause).await
+        };
         let ended = store::retrying(end).await?;
         if ended > 0 {
             self.tell_revocations().await;
@@ -112,7 +113,7 @@ impl Accounts {
     /// Has this replica refuse what has just been revoked. It is committed, and the others hear of it by themselves; so
     /// does this one, should the database be gone in this very moment.
     pub(super) async fn tell_revocations(&self) {
-        if let Some(feed) = &self.feed
+        if let Some(feed) = &self.parts.feed
             && let Err(error) = feed.hear().await
         {
             tracing::warn!(error = chain::cause(&error), "what was revoked could not be read back at once");

@@ -60,7 +60,7 @@ impl Accounts {
         found: Option<&Credentials>,
         password: &'a Password,
     ) -> Option<Stranger<'a>> {
-        let (legacy, name) = self.legacy.as_ref().zip(name)?;
+        let (legacy, name) = self.parts.legacy.as_ref().zip(name)?;
         // An old system that binds to an LDAP directory may take no password at all for an anonymous success.
         if !(1..=password::MAX_LENGTH).contains(&password.length()) {
             return None;
@@ -106,7 +106,7 @@ impl Accounts {
                 }
             },
         };
-        self.metrics.legacy_login(outcome);
+        self.parts.metrics.legacy_login(outcome);
         Ok(user)
     }
 
@@ -124,7 +124,7 @@ impl Accounts {
         if let Err(unfit) = stranger.is(&checked) {
             return Ok(Err(unfit));
         }
-        let hash = self.passwords.hash(stranger.password, random::bytes(rng)).await?;
+        let hash = self.parts.passwords.hash(stranger.password, random::bytes(rng)).await?;
         // By nobody but us, on the old system's word.
         let cause = self.cause.by(&Actor::Service);
         let made = match &stranger.imported {
@@ -132,7 +132,7 @@ impl Accounts {
                 let set_at = Some(user.password_changed_at);
                 let ours = self.caused_by(cause);
                 if ours.replace_password(user.id, &hash, set_at, Which::All, now).await? {
-                    let user = users::by_id(&mut *self.db.acquire().await?, user.id).await?;
+                    let user = users::by_id(&mut *self.parts.db.acquire().await?, user.id).await?;
                     Some(user.ok_or(Error::InvalidCredentials)?)
                 } else {
                     None
@@ -141,7 +141,7 @@ impl Accounts {
             None => {
                 let id = random::uuid_v7(checked.created_at, rng);
                 let new = import::new_user(id, &checked, Some(&hash), now);
-                match users::insert(&mut *self.db.acquire().await?, &new, &cause).await {
+                match users::insert(&mut *self.parts.db.acquire().await?, &new, &cause).await {
                     Ok(user) => Some(user),
                     Err(store::Error::Taken(_)) => None,
                     Err(error) => return Err(error.into()),
@@ -156,7 +156,7 @@ impl Accounts {
 
     /// Somebody was first. If it was the same user, by another request, they log in to what that has made.
     async fn overtaken(&self, stranger: &Stranger<'_>) -> Result<Result<User, Unfit>, Error> {
-        let mut conn = self.db.acquire().await?;
+        let mut conn = self.parts.db.acquire().await?;
         let found = match users::by_name(&mut conn, stranger.name).await? {
             Some(user) => users::credentials(&mut conn, user.id).await?,
             None => None,
@@ -167,7 +167,7 @@ impl Accounts {
         else {
             return Ok(Err(Unfit::Taken));
         };
-        let verdict = self.passwords.verify(stranger.password, Some(&stored)).await?;
+        let verdict = self.parts.passwords.verify(stranger.password, Some(&stored)).await?;
         Ok(if is_match(verdict, user.id) { Ok(user) } else { Err(Unfit::Taken) })
     }
 }

@@ -78,15 +78,15 @@ impl Accounts {
         rng: &mut impl CryptoRng,
     ) -> Result<Login, Error> {
         // Before the database is asked: a storm that the hashes cannot keep up with is not to reach it.
-        self.passwords.check_room()?;
+        self.parts.passwords.check_room()?;
         let (attempt, found) = self.attempt(username, caller, now).instrument(info_span!("throttle")).await?;
         let begun = Instant::now();
         let login = self.try_login((&attempt, found), username, password, caller, now, rng).await;
-        if let (Err(Error::InvalidCredentials), Some(legacy)) = (&login, &self.legacy) {
+        if let (Err(Error::InvalidCredentials), Some(legacy)) = (&login, &self.parts.legacy) {
             sleep_until(begun + legacy.shortest_refusal()).await;
         }
         if let Err(failure) = &login {
-            self.throttle.settle(attempt, failure).instrument(info_span!("settle")).await;
+            self.parts.throttle.settle(attempt, failure).instrument(info_span!("settle")).await;
         }
         login
     }
@@ -99,15 +99,16 @@ impl Accounts {
         caller: &Caller,
         now: OffsetDateTime,
     ) -> Result<(Attempt, Option<Credentials>), Error> {
-        let places = self.throttle.places(username, caller.ip);
+        let places = self.parts.throttle.places(username, caller.ip);
         // A statement by hand may be in its way. At worst it takes a place more.
         let attempt = async || {
-            self.db
+            self.parts
+                .db
                 .asking(async |mut conn| users::attempt(&mut conn, &places, name(username), now).await)
                 .await
         };
         let (taken, found) = store::retrying(attempt).await?;
-        Ok((self.throttle.admitted(Kind::Login, places, &taken, now)?, found))
+        Ok((self.parts.throttle.admitted(Kind::Login, places, &taken, now)?, found))
     }
 
     async fn try_login(
@@ -130,9 +131,9 @@ impl Accounts {
         let verify = async {
             match password.length() {
                 0..=password::MAX_LENGTH => {
-                    self.passwords.verify_and_renew(password, stored.as_ref(), salt).await
+                    self.parts.passwords.verify_and_renew(password, stored.as_ref(), salt).await
                 }
-                _ => self.passwords.verify_and_renew(&Password::new(""), None, salt).await,
+                _ => self.parts.passwords.verify_and_renew(&Password::new(""), None, salt).await,
             }
         };
         // At once, so that a stranger with the right password does not wait for both.
@@ -167,9 +168,9 @@ impl Accounts {
         let session_id = random::uuid_v7(now, rng);
         let refresh_salt = random::bytes(rng);
         // Whole seconds, as tokens have them.
-        let expires_at = now.truncate_to_second() + self.policy.session_duration;
-        let refresh_expires_at = self.policy.refresh_expires_at(now, expires_at);
-        let access_expires_at = self.policy.access_expires_at(now, expires_at);
+        let expires_at = now.truncate_to_second() + self.parts.policy.session_duration;
+        let refresh_expires_at = self.parts.policy.refresh_expires_at(now, expires_at);
+        let access_expires_at = self.parts.policy.access_expires_at(now, expires_at);
 
         let session = NewSession {
             id: session_id,
@@ -184,10 +185,11 @@ impl Accounts {
             access_expires_at,
         };
         // With the name and the roles of this moment: those that were read before the hash may have changed.
-        let forgiveness = &self.throttle.forgiveness(Some(attempt), &user, caller.ip, now);
+        let forgiveness = &self.parts.throttle.forgiveness(Some(attempt), &user, caller.ip, now);
         let (session, cause) = (&session, &self.cause.or_user(user.id));
-        let insert =
-            async || sessions::insert(&mut *self.db.acquire().await?, session, forgiveness, cause).await;
+        let insert = async || {
+            sessions::insert(&mut *self.parts.db.acquire().await?, session, forgiveness, cause).await
+        };
         let owner = store::retrying(insert).await?.ok_or(Error::InvalidCredentials)?;
         let user = User { username: owner.username, roles: owner.roles, ..user };
         let subject = Subject {
@@ -197,7 +199,7 @@ impl Accounts {
             roles: user.roles.clone(),
         };
         let lifetime = Lifetime { now, expires_at: access_expires_at };
-        let access_token = self.issuer.issue(subject, random::token_id(now, 0, rng), lifetime)?;
+        let access_token = self.parts.issuer.issue(subject, random::token_id(now, 0, rng), lifetime)?;
         tracing::info!(user_id = %user.id, %session_id, "logged in");
         // One login of 64, by chance, which nobody can time: it reads all of the user's sessions.
         if session_id.as_bytes()[15].is_multiple_of(64) {
@@ -206,7 +208,7 @@ impl Accounts {
         let tokens = Tokens {
             session_id,
             access_token,
-            refresh_token: self.refresh_keys.token(session_id, 0, &refresh_salt),
+            refresh_token: self.parts.refresh_keys.token(session_id, 0, &refresh_salt),
             refresh_token_expires_at: refresh_expires_at,
         };
         Ok(Login { tokens, user })
@@ -216,7 +218,7 @@ impl Accounts {
     async fn upgrade_hash(&self, id: Uuid, old: &HashedPassword, new: &HashedPassword) {
         let cause = self.cause.by(&Actor::Service);
         let upgrade = async {
-            users::upgrade_password_hash(&mut *self.db.acquire().await?, id, old, new, &cause).await
+            users::upgrade_password_hash(&mut *self.parts.db.acquire().await?, id, old, new, &cause).await
         };
         if let Err(error) = upgrade.await {
             tracing::warn!(user_id = %id, error = chain::cause(&error), "an outdated password hash could not be replaced");

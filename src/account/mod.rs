@@ -104,6 +104,8 @@ pub struct Parts {
     pub refresh_keys: RefreshKeys,
     /// How often somebody may fail.
     pub throttle: Throttle,
+    /// A system that users may still come from.
+    pub legacy: Option<Legacy>,
     /// With it, what is revoked here is refused here when the use case returns.
     pub feed: Option<Feed>,
     /// What is counted.
@@ -112,18 +114,10 @@ pub struct Parts {
     pub policy: Policy,
 }
 
-/// The use cases, over one database.
+/// The use cases, over one database. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Accounts {
-    db: PgPool,
-    passwords: password::Pool,
-    issuer: Arc<Issuer>,
-    refresh_keys: RefreshKeys,
-    throttle: Throttle,
-    legacy: Option<Legacy>,
-    feed: Option<Feed>,
-    metrics: Metrics,
-    policy: Policy,
+    parts: Arc<Parts>,
     exports: Exports,
     cause: Cause,
 }
@@ -275,46 +269,26 @@ pub enum Unready {
 impl Accounts {
     /// The use cases.
     pub fn new(parts: Parts) -> Self {
-        let Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy } = parts;
-        let (exports, cause) = (Exports::default(), Cause::default());
-        Self {
-            db,
-            passwords,
-            issuer,
-            refresh_keys,
-            throttle,
-            legacy: None,
-            feed,
-            metrics,
-            policy,
-            exports,
-            cause,
-        }
-    }
-
-    /// The same use cases, with a system that users may still come from.
-    #[must_use]
-    pub fn with_legacy(self, legacy: Option<Legacy>) -> Self {
-        Self { legacy, ..self }
+        Self { parts: Arc::new(parts), exports: Exports::default(), cause: Cause::default() }
     }
 
     /// Password hashes under way.
     pub fn hash_jobs(&self) -> HashJobs {
         HashJobs {
-            queued: self.passwords.queued(),
-            running: self.passwords.running(),
-            max: self.passwords.capacity(),
+            queued: self.parts.passwords.queued(),
+            running: self.parts.passwords.running(),
+            max: self.parts.passwords.capacity(),
         }
     }
 
     /// The fewest characters that a new password may have.
     pub fn password_min_length(&self) -> usize {
-        self.policy.password_rules.min_length
+        self.parts.policy.password_rules.min_length
     }
 
     /// How often somebody may fail.
     pub fn throttle(&self) -> &Throttle {
-        &self.throttle
+        &self.parts.throttle
     }
 
     /// The same use cases in somebody's name: the history says that they did it.
@@ -330,10 +304,10 @@ impl Accounts {
     ///
     /// Why not.
     pub async fn ready(&self) -> Result<(), Unready> {
-        if !self.issuer.has_key() {
+        if !self.parts.issuer.has_key() {
             return Err(Unready::NoKey);
         }
-        let mut conn = self.db.acquire().await.map_err(|error| Unready::Database(error.into()))?;
+        let mut conn = self.parts.db.acquire().await.map_err(|error| Unready::Database(error.into()))?;
         // A setting of the server's changes with the connection open.
         match store::access(&mut conn).await {
             Ok(Access::Full) => {}

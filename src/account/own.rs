@@ -75,13 +75,13 @@ impl Accounts {
         ip: Option<IpAddr>,
         now: OffsetDateTime,
     ) -> Result<User, Error> {
-        let found = users::credentials(&mut *self.db.acquire().await?, user_id).await?;
+        let found = users::credentials(&mut *self.parts.db.acquire().await?, user_id).await?;
         let credentials = found.filter(|found| !found.user.disabled).ok_or(Error::SessionRevoked)?;
-        let attempt = self.throttle.admit_login(&credentials.user.username, ip, now).await?;
+        let attempt = self.parts.throttle.admit_login(&credentials.user.username, ip, now).await?;
         let user = self.verify(credentials, password).await;
         match &user {
-            Ok(user) => self.throttle.forgive(Some(&attempt), user, ip, now).await,
-            Err(failure) => self.throttle.settle(attempt, failure).await,
+            Ok(user) => self.parts.throttle.forgive(Some(&attempt), user, ip, now).await,
+            Err(failure) => self.parts.throttle.settle(attempt, failure).await,
         }
         user
     }
@@ -90,7 +90,7 @@ impl Accounts {
         if password.length() > password::MAX_LENGTH {
             return Err(Error::InvalidCredentials);
         }
-        let verdict = self.passwords.verify(password, credentials.password_hash.as_ref()).await?;
+        let verdict = self.parts.passwords.verify(password, credentials.password_hash.as_ref()).await?;
         is_match(verdict, credentials.user.id).then_some(credentials.user).ok_or(Error::InvalidCredentials)
     }
 
@@ -104,7 +104,7 @@ impl Accounts {
     ) -> Result<HashedPassword, Error> {
         let own = [&*user.username, &*user.email, user.full_name.as_deref().unwrap_or_default()];
         self.check_password(field, password, &own).await?.map_err(|error| Error::Invalid(vec![error]))?;
-        Ok(self.passwords.hash(password, random::bytes(rng)).await?)
+        Ok(self.parts.passwords.hash(password, random::bytes(rng)).await?)
     }
 
     /// Holds a new password, which stands in the request's `field`, against the rules. `own` is what else its user said of
@@ -115,7 +115,7 @@ impl Accounts {
         password: &Password,
         own: &[&str],
     ) -> Result<Result<(), FieldError>, Error> {
-        let checked = self.passwords.check(password, &self.policy.password_rules, own).await?;
+        let checked = self.parts.passwords.check(password, &self.parts.policy.password_rules, own).await?;
         Ok(checked.map_err(|refusal| FieldError::new(field, refusal.code(), refusal.message())))
     }
 
@@ -130,7 +130,7 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<bool, Error> {
         let set = async || {
-            let conn = &mut self.db.acquire().await?;
+            let conn = &mut self.parts.db.acquire().await?;
             users::set_password(conn, id, hash, changed_at, end, now, &self.cause).await
         };
         let is_done = store::retrying(set).await?;
@@ -145,8 +145,9 @@ impl Accounts {
         changed_at: Option<OffsetDateTime>,
         now: OffsetDateTime,
     ) -> Result<bool, Error> {
-        let delete =
-            async || users::delete(&mut self.db.acquire().await?, id, changed_at, now, &self.cause).await;
+        let delete = async || {
+            users::delete(&mut self.parts.db.acquire().await?, id, changed_at, now, &self.cause).await
+        };
         let is_done = store::retrying(delete).await?;
         self.tell_revocations().await;
         Ok(is_done)

@@ -95,7 +95,7 @@ impl Accounts {
     pub async fn personal_data(&self, user_id: Uuid) -> Result<PersonalData, Error> {
         let place = self.exports.take(user_id).ok_or(Error::ExportUnderWay)?;
         let user = self.profile(user_id).await?;
-        let particulars = users::particulars(&mut *self.db.acquire().await?, user_id).await?;
+        let particulars = users::particulars(&mut *self.parts.db.acquire().await?, user_id).await?;
         Ok(PersonalData {
             accounts: self.clone(),
             place,
@@ -116,7 +116,7 @@ impl PersonalData {
     pub async fn sessions(&mut self) -> Result<Vec<Stored>, Error> {
         let Some(after) = self.sessions_after else { return Ok(Vec::new()) };
         let _turn = self.place.exports.turn().await;
-        let mut conn = self.accounts.db.acquire().await?;
+        let mut conn = self.accounts.parts.db.acquire().await?;
         let page = sessions::stored(&mut conn, self.user.id, after, PAGE as i64).await?;
         self.sessions_after = page.last().filter(|_| page.len() == PAGE).map(|last| last.overview.id);
         Ok(page)
@@ -131,7 +131,7 @@ impl PersonalData {
         let Some(before) = self.changes_before else { return Ok(Vec::new()) };
         let filter = Filter { user_id: Some(self.user.id), before_id: Some(before), ..Filter::default() };
         let _turn = self.place.exports.turn().await;
-        let page = history::page(&mut *self.accounts.db.acquire().await?, &filter, PAGE as i64).await?;
+        let page = history::page(&mut *self.accounts.parts.db.acquire().await?, &filter, PAGE as i64).await?;
         self.changes_before = page.last().filter(|_| page.len() == PAGE).map(|last| last.id);
         Ok(page)
     }

@@ -18,7 +18,7 @@ impl Accounts {
     ///
     /// [`Error::SessionRevoked`] when the user has been disabled or deleted since the token was issued.
     pub async fn profile(&self, user_id: Uuid) -> Result<User, Error> {
-        users::by_id(&mut *self.db.acquire().await?, user_id)
+        users::by_id(&mut *self.parts.db.acquire().await?, user_id)
             .await?
             .filter(|user| !user.disabled)
             .ok_or(Error::SessionRevoked)
@@ -42,21 +42,28 @@ impl Accounts {
         let (change, cause) = (change.as_change(), &self.cause);
         let Some(email) = change.email else {
             let update = async || {
-                users::update(&mut *self.db.acquire().await?, Whom::Enabled(user_id), &change, now, cause)
-                    .await
+                users::update(
+                    &mut *self.parts.db.acquire().await?,
+                    Whom::Enabled(user_id),
+                    &change,
+                    now,
+                    cause,
+                )
+                .await
             };
             return store::retrying(update).await?.ok_or(Error::SessionRevoked);
         };
         // It tells that somebody has the address, as a registration does.
-        let attempt = self.throttle.admit_from(Kind::Registration, ip, now).await?;
+        let attempt = self.parts.throttle.admit_from(Kind::Registration, ip, now).await?;
         let update = async || {
-            let (conn, renaming) =
-                (&mut self.db.acquire().await?, |from: &str, to: &str| self.throttle.renaming(from, to));
+            let (conn, renaming) = (&mut self.parts.db.acquire().await?, |from: &str, to: &str| {
+                self.parts.throttle.renaming(from, to)
+            });
             users::update_email(conn, user_id, email, &change, renaming, now, cause).await
         };
         let updated = store::retrying(update).await.map_err(Error::from);
         if !matches!(updated, Err(Error::EmailTaken)) {
-            self.throttle.give_back(attempt).await;
+            self.parts.throttle.give_back(attempt).await;
         }
         updated?.ok_or(Error::SessionRevoked)
     }

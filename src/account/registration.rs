@@ -49,15 +49,15 @@ impl Accounts {
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<User, Error> {
-        if !self.policy.registration_open {
+        if !self.parts.policy.registration_open {
             return Err(Error::RegistrationClosed);
         }
         let valid = self.check(registration).await?;
-        let attempt = self.throttle.admit_from(Kind::Registration, ip, now).await?;
+        let attempt = self.parts.throttle.admit_from(Kind::Registration, ip, now).await?;
         let created = self.insert(&valid, &Roles::default(), now, rng).await;
         // Each of these tells that somebody has an account. Only a change of one's own address does so too.
         if !matches!(created, Err(Error::UsernameTaken | Error::EmailTaken)) {
-            self.throttle.give_back(attempt).await;
+            self.parts.throttle.give_back(attempt).await;
         }
         created
     }
@@ -104,7 +104,7 @@ impl Accounts {
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<User, Error> {
-        let password_hash = self.passwords.hash(new.password, random::bytes(rng)).await?;
+        let password_hash = self.parts.passwords.hash(new.password, random::bytes(rng)).await?;
         let user = NewUser {
             id: random::uuid_v7(now, rng),
             external_id: None,
@@ -120,7 +120,7 @@ impl Accounts {
             updated_at: now,
         };
         let cause = self.cause.or_user(user.id);
-        let insert = async || users::insert(&mut *self.db.acquire().await?, &user, &cause).await;
+        let insert = async || users::insert(&mut *self.parts.db.acquire().await?, &user, &cause).await;
         let user = store::retrying(insert).await?;
         tracing::info!(user_id = %user.id, "user created");
         Ok(user)

@@ -135,7 +135,7 @@ impl Accounts {
     ) -> Result<Tokens, Error> {
         match self.try_renew(refresh_token, caller, now, rng).await {
             Err(failure @ Error::InvalidRefreshToken) => {
-                Err(self.throttle.count(Kind::Renewal, caller.ip, failure, now).await)
+                Err(self.parts.throttle.count(Kind::Renewal, caller.ip, failure, now).await)
             }
             outcome => outcome,
         }
@@ -149,19 +149,19 @@ impl Accounts {
         rng: &mut impl CryptoRng,
     ) -> Result<Tokens, Error> {
         let invalid = || {
-            self.metrics.renewal(RenewalOutcome::Invalid);
+            self.parts.metrics.renewal(RenewalOutcome::Invalid);
             Error::InvalidRefreshToken
         };
         let presented = Presented::parse(refresh_token).ok_or_else(invalid)?;
         let id = presented.session_id;
         for _ in 0..MAX_RACES {
             // Before anything is said of the session: only who holds one of its tokens learns what has become of it.
-            let row = self.db.asking(async |mut conn| sessions::by_id(&mut conn, id).await).await?;
-            let row = row.filter(|row| self.refresh_keys.is_authentic(&presented, &row.refresh_salt));
+            let row = self.parts.db.asking(async |mut conn| sessions::by_id(&mut conn, id).await).await?;
+            let row = row.filter(|row| self.parts.refresh_keys.is_authentic(&presented, &row.refresh_salt));
             let row = row.ok_or_else(invalid)?;
             let presented = presented.generation;
             let (outcome, given) =
-                match decide(presented, &state(&row), self.policy.refresh_reuse_interval, now) {
+                match decide(presented, &state(&row), self.parts.policy.refresh_reuse_interval, now) {
                     Outcome::Rotate => {
                         (RenewalOutcome::Rotated, self.rotate(&row, caller, now).await?.map(Ok))
                     }
@@ -182,7 +182,7 @@ impl Accounts {
                 };
             // `None`: somebody has changed the session since it was read. Look again.
             if let Some(given) = given {
-                self.metrics.renewal(outcome);
+                self.parts.metrics.renewal(outcome);
                 return self.renewed(&row, given?, now, rng);
             }
         }
@@ -196,7 +196,7 @@ impl Accounts {
         caller: &Caller,
         now: OffsetDateTime,
     ) -> Result<Option<Given>, Error> {
-        let refresh_expires_at = self.policy.refresh_expires_at(now, row.expires_at);
+        let refresh_expires_at = self.parts.policy.refresh_expires_at(now, row.expires_at);
         let renewal = sessions::Renewal {
             id: row.id,
             user_id: row.user_id,
@@ -204,10 +204,10 @@ impl Accounts {
             user_agent: caller.user_agent.as_deref(),
             client_ip: caller.ip,
             refresh_expires_at,
-            access_expires_at: self.policy.access_expires_at(now, row.expires_at),
+            access_expires_at: self.parts.policy.access_expires_at(now, row.expires_at),
             now,
         };
-        let rotate = async || sessions::rotate(&mut *self.db.acquire().await?, &renewal).await;
+        let rotate = async || sessions::rotate(&mut *self.parts.db.acquire().await?, &renewal).await;
         let Some(owner) = store::retrying(rotate).await? else { return Ok(None) };
         tracing::debug!(session_id = %row.id, "session renewed");
         let generation = row.refresh_generation.cast_unsigned() + 1;
@@ -221,20 +221,20 @@ impl Accounts {
         caller: &Caller,
         now: OffsetDateTime,
     ) -> Result<Option<Given>, Error> {
-        let access_expires_at = self.policy.access_expires_at(now, row.expires_at);
+        let access_expires_at = self.parts.policy.access_expires_at(now, row.expires_at);
         // Whoever ends the session, or changes the roles, outdates what the row says that it has been given.
         let owner = if access_expires_at <= row.access_expires_at {
             Some(Owner { username: row.username.clone(), roles: row.roles.clone() })
         } else {
             let extend = async || {
-                let conn = &mut *self.db.acquire().await?;
+                let conn = &mut *self.parts.db.acquire().await?;
                 sessions::extend_access(conn, row.id, row.user_id, row.refresh_generation, access_expires_at)
                     .await
             };
             store::retrying(extend).await?
         };
         let Some(owner) = owner else { return Ok(None) };
-        if now >= row.renewed_at + self.policy.refresh_reuse_interval {
+        if now >= row.renewed_at + self.parts.policy.refresh_reuse_interval {
             tracing::info!(
                 session_id = %row.id,
                 user_id = %row.user_id,
@@ -258,7 +258,7 @@ impl Accounts {
         let which = Which::OneAt(row.id, row.refresh_generation);
         let (reason, cause) = (EndReason::RefreshTokenReused, self.cause.by(&Actor::Service));
         let end = async || {
-            sessions::end(&mut *self.db.acquire().await?, row.user_id, which, reason, now, &cause).await
+            sessions::end(&mut *self.parts.db.acquire().await?, row.user_id, which, reason, now, &cause).await
         };
         if store::retrying(end).await? == 0 {
             return Ok(false);
@@ -291,7 +291,7 @@ impl Accounts {
         rng: &mut impl CryptoRng,
     ) -> Result<Tokens, Error> {
         let Given { owner, generation, refresh_expires_at } = given;
-        let expires_at = self.policy.access_expires_at(now, row.expires_at);
+        let expires_at = self.parts.policy.access_expires_at(now, row.expires_at);
         let subject = Subject {
             user_id: row.user_id,
             session_id: row.id,
@@ -299,8 +299,8 @@ impl Accounts {
             roles: owner.roles,
         };
         let token_id = random::token_id(now, generation, rng);
-        let access_token = self.issuer.issue(subject, token_id, Lifetime { now, expires_at })?;
-        let refresh_token = self.refresh_keys.token(row.id, generation, &row.refresh_salt);
+        let access_token = self.parts.issuer.issue(subject, token_id, Lifetime { now, expires_at })?;
+        let refresh_token = self.parts.refresh_keys.token(row.id, generation, &row.refresh_salt);
         let refresh_token_expires_at = refresh_expires_at;
         Ok(Tokens { session_id: row.id, access_token, refresh_token, refresh_token_expires_at })
     }

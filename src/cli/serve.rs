@@ -19,7 +19,7 @@ use super::{
     setup,
 };
 use crate::{
-    account::{Activity, Cause, CleanUp, Clients, History},
+    account::{self, Accounts, Activity, Cause, CleanUp, Clients, History},
     chain,
     clock::Clock,
     config::{DbPooler, Environment, Loaded, Settings},
@@ -280,7 +280,7 @@ pub async fn app(
     let feed = Feed::new(feed, listens, clock.clone(), settings.revocation_max_staleness, metrics.clone());
     let threads = settings.password_hash_threads;
     let legacy = setup::legacy(settings, limits.legacy_login, clock.clone(), metrics.clone())?;
-    let accounts = setup::accounts(
+    let parts = setup::account_parts(
         settings,
         key,
         keys.issuer(),
@@ -288,10 +288,9 @@ pub async fn app(
         Some(feed.clone()),
         metrics.clone(),
         threads,
-    )?
-    .with_legacy(legacy);
+    )?;
     Ok(App::new(Parts {
-        accounts,
+        accounts: Accounts::new(account::Parts { legacy, ..parts }),
         clients: Clients::new(requests.clone()),
         keys,
         publisher: Publisher::new(feed.clone(), requests.clone()),

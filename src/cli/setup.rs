@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::{Failure, development_key};
 use crate::{
-    account::{self, Accounts, Actor, Cause, Policy, Throttle},
+    account::{self, Actor, Cause, Policy, Throttle},
     aws::{self, Aws},
     clock::Clock,
     config::{self, Environment, Gathered, Loaded, Registration, SecretPlace, Settings, Sources},
@@ -154,8 +154,8 @@ pub(super) fn key_policy(settings: &Settings, key: &SymmetricKey, cause: Cause) 
     }
 }
 
-/// The use cases over `db`, with `threads` threads for passwords.
-pub(super) fn accounts(
+/// What the use cases over `db` are made of, with `threads` threads for passwords. Nobody comes from another system.
+pub(super) fn account_parts(
     settings: &Settings,
     key: &SymmetricKey,
     issuer: Arc<Issuer>,
@@ -163,7 +163,7 @@ pub(super) fn accounts(
     feed: Option<Feed>,
     metrics: Metrics,
     threads: usize,
-) -> Result<Accounts, Failure> {
+) -> Result<account::Parts, Failure> {
     let passwords = Pool::new(PoolSettings {
         threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
         queue: settings.password_hash_queue,
@@ -192,7 +192,8 @@ pub(super) fn accounts(
     );
     let watcher = metrics.clone();
     passwords.watch(move |waited, took| watcher.password_hash(waited, took));
-    Ok(Accounts::new(account::Parts { db, passwords, issuer, refresh_keys, throttle, feed, metrics, policy }))
+    let legacy = None;
+    Ok(account::Parts { db, passwords, issuer, refresh_keys, throttle, legacy, feed, metrics, policy })
 }
 
 /// The system that users may still come from, when the settings name one.

@@ -131,8 +131,8 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
         let key = setup::symmetric_key(&settings)?;
         // No command makes tokens, so that any key will do.
         let issuer = Arc::new(Issuer::new(key.clone(), setup::party(&settings)));
-        let accounts = setup::accounts(&settings, &key, issuer, db.clone(), None, Metrics::new(), 1)?;
-        let accounts = accounts.caused_by(setup::operator());
+        let parts = setup::account_parts(&settings, &key, issuer, db.clone(), None, Metrics::new(), 1)?;
+        let accounts = Accounts::new(parts).caused_by(setup::operator());
         execute(&accounts, command, password.as_ref()).await.map_err(explain)
     })
     .await

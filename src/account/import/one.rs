@@ -46,7 +46,7 @@ impl Accounts {
         rng: &mut impl CryptoRng,
     ) -> Result<(User, Outcome), Error> {
         let given = record.insert("external_id".to_owned(), external_id.into());
-        let (peppers, params) = (self.passwords.peppers().clone(), *self.passwords.params());
+        let (peppers, params) = (self.parts.passwords.peppers().clone(), *self.parts.passwords.params());
         let rules = Rules::ours(peppers, Some(params), true, now);
         let mut object = Object::new(&record, false);
         if given.is_some_and(|given| !given.is_null() && given != external_id) {
@@ -56,7 +56,7 @@ impl Accounts {
         let mut user = Box::new(draft.check(object, &rules).map_err(Error::Invalid)?);
         let password = match user.password.take() {
             Some(Imported::Keep(hash)) => Some(hash),
-            Some(Imported::Wrap(fast)) => Some(self.passwords.wrap(fast, random::bytes(rng)).await?),
+            Some(Imported::Wrap(fast)) => Some(self.parts.passwords.wrap(fast, random::bytes(rng)).await?),
             None => None,
         };
         let id = random::uuid_v7(user.created_at, rng);
@@ -85,7 +85,7 @@ impl Accounts {
         ready: &Ready,
         now: OffsetDateTime,
     ) -> Result<Result<(User, Outcome), Error>, store::Error> {
-        let mut conn = self.db.acquire().await?;
+        let mut conn = self.parts.db.acquire().await?;
         let mut transaction = imports::begin_one(&mut conn).await?;
         let done = write(&mut transaction, std::slice::from_ref(ready), None, now, &self.cause).await?;
         if let Some((_, denied)) = done.refused.first() {
