@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
@@ -133,12 +132,12 @@ impl History {
         let mut ticks = clock::every(SEAL_INTERVAL);
         for tick in (0..SEALS_PER_UPKEEP).cycle() {
             ticks.tick().await;
-            if let Err(error) = within(SEAL_PATIENCE, self.seal()).await {
+            if let Err(error) = store::within(SEAL_PATIENCE, self.seal()).await {
                 tracing::warn!(error = chain::cause(&error), "the history could not be sealed");
             }
             // After sealing: no month is given up that is not sealed.
             if tick == 0
-                && let Err(error) = within(UPKEEP_PATIENCE, self.keep_up(clock.now())).await
+                && let Err(error) = store::within(UPKEEP_PATIENCE, self.keep_up(clock.now())).await
             {
                 tracing::warn!(
                     error = chain::cause(&error),
@@ -147,8 +146,4 @@ impl History {
             }
         }
     }
-}
-
-async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    timeout(patience, work).await.unwrap_or_else(|_| Err(store::Error::timeout().into()))
 }

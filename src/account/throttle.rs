@@ -60,7 +60,6 @@ use std::{
 
 use aws_lc_rs::hmac;
 use time::OffsetDateTime;
-use tokio::time::timeout;
 
 use super::{Error, User, fields::normalised};
 /// What is tried at an address.
@@ -290,8 +289,7 @@ impl Throttle {
 /// What somebody got does not depend on whether their attempt could be written off: they wait a little for it, not as long
 /// as for a database that they have just been denied. At worst it counts.
 async fn write_off(work: impl Future<Output = Result<(), store::Error>>) {
-    let done = timeout(WRITE_OFF_PATIENCE, work).await;
-    if let Err(error) = done.unwrap_or_else(|_| Err(store::Error::timeout())) {
+    if let Err(error) = store::within(WRITE_OFF_PATIENCE, work).await {
         tracing::warn!(error = chain::cause(&error), "an attempt that was no failure counts as one");
     }
 }

@@ -380,8 +380,7 @@ impl Keys {
 
     /// What is wrong with single keys; the others are in force.
     async fn read(&self, now: OffsetDateTime) -> Result<Vec<Error>, Error> {
-        let read = timeout(POLL_PATIENCE, self.try_to_read(now)).await;
-        let read = read.unwrap_or_else(|_| Err(store::Error::timeout().into()));
+        let read = store::within(POLL_PATIENCE, self.try_to_read(now)).await;
         // Its tokens would be refused, here too.
         if read.is_err() && self.staleness().is_some() && self.ring_format().is_ok() {
             self.0.issuer.withhold(IssueError::KeysUnknown);

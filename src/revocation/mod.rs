@@ -29,7 +29,7 @@ use std::{
 use time::OffsetDateTime;
 use tokio::{
     sync::{Mutex, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 pub use self::publisher::{Cursor, InvalidCursor, Page, PublishError, Publisher};
@@ -41,6 +41,7 @@ use crate::{
     store::{
         self, PgPool,
         revocations::{self, Position},
+        within,
     },
     token::{Revocations, UserRoles},
 };
@@ -150,8 +151,8 @@ impl Feed {
         // A clock that was set, or a machine that slept: what was passed over or forgotten as expired may not be.
         let offset = now - began_at;
         let was_set = reading.clock_offset.is_some_and(|known| (offset - known).abs() > CLOCK_TOLERANCE);
-        let mut conn = patiently(db.acquire()).await?;
-        let position = patiently(revocations::position(&mut conn)).await?;
+        let mut conn = within(PATIENCE, db.acquire()).await?;
+        let position = within(PATIENCE, revocations::position(&mut conn)).await?;
         // Another server, or this one after a crash, may have lost the last changes of roles, and give their numbers again:
         // they count anew.
         let is_other_server = reading.since.as_ref().is_some_and(|since| !since.is_comparable(&position));
@@ -160,7 +161,7 @@ impl Feed {
         let mut last = None;
         let mut is_news = false;
         loop {
-            let page = patiently(revocations::page(&mut conn, since, last, now, PAGE)).await?;
+            let page = within(PATIENCE, revocations::page(&mut conn, since, last, now, PAGE)).await?;
             let is_last = page.len() < usize::try_from(PAGE).unwrap_or(usize::MAX);
             is_news |= !page.is_empty();
             last = page.last().map(Revocation::place);
@@ -243,10 +244,6 @@ impl Feed {
             sleep(LISTEN_REST).await;
         }
     }
-}
-
-async fn patiently<T>(work: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
-    timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(store::Error::timeout()))
 }
 
 /// Takes what the row says; of roles into `anew`, where they are told anew.

@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use tokio::{pin, sync::Semaphore, time::sleep};
 
-use super::{Feed, Revocation, patiently};
+use super::{Feed, PATIENCE, Revocation};
 use crate::store::{
     self, PgPool,
     revocations::{self, Place, Position},
@@ -106,7 +106,7 @@ impl Publisher {
 
     async fn read(&self, cursor: Option<Cursor>) -> Result<Page, store::Error> {
         let _turn = self.reading.acquire().await.expect("the semaphore is never closed");
-        patiently(self.read_at_once(cursor)).await
+        store::within(PATIENCE, self.read_at_once(cursor)).await
     }
 
     async fn read_at_once(&self, cursor: Option<Cursor>) -> Result<Page, store::Error> {

@@ -1,6 +1,8 @@
 //! What an error of the database means, and what to do about it.
 
-use std::io;
+use std::{io, time::Duration};
+
+use tokio::time::timeout;
 
 /// What came of a statement that did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -24,9 +26,21 @@ pub enum Error {
 
 impl Error {
     /// Whoever waited for the database waits no longer.
-    pub fn timeout() -> Self {
+    pub(super) fn timeout() -> Self {
         Self::Unavailable(sqlx::Error::PoolTimedOut)
     }
+}
+
+/// What comes of `work`, or [`Error::Unavailable`] when that takes longer than `patience`.
+///
+/// # Errors
+///
+/// Those of `work`.
+pub async fn within<T, E: From<Error>>(
+    patience: Duration,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    timeout(patience, work).await.unwrap_or_else(|_| Err(Error::timeout().into()))
 }
 
 /// What is unique, by the constraint that holds it.

@@ -387,7 +387,7 @@ async fn run_all(
             migration.version == *version && is_up == (way == Way::Up) && migration.no_tx
         });
         done = if has_no_transaction {
-            patiently(migrator, conn, way, *version, is_owner).await
+            outside_transaction(migrator, conn, way, *version, is_owner).await
         } else {
             politely(migrator, conn, way, *version, is_owner).await
         };
@@ -448,7 +448,7 @@ async fn in_transaction(
 /// One migration without a transaction, such as `CREATE INDEX CONCURRENTLY`. It waits for whoever began before it, for as
 /// long as they take: that keeps nobody from reading and writing. Given up meanwhile, it would leave an invalid index, and
 /// tried again, `IF NOT EXISTS` would be content with that.
-async fn patiently(
+async fn outside_transaction(
     migrator: &Migrator,
     conn: &mut PgConnection,
     way: Way,

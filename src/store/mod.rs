@@ -40,7 +40,7 @@ pub mod users;
 use sqlx::Connection;
 
 pub use self::{
-    error::{Error, NoConnection, Unique, may_pass, no_connection, retrying},
+    error::{Error, NoConnection, Unique, may_pass, no_connection, retrying, within},
     history::{Actor, Cause},
     pool::{PgPool, PoolConnection, Use},
     server::{Access, Blocker, access, blockers, is_encrypted, now},

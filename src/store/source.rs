@@ -5,11 +5,11 @@ use std::{net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{ConnectOptions, Connection, postgres::PgConnectOptions};
-use tokio::time::timeout;
 use tracing::log::LevelFilter;
 
 use super::{
     Error, PgConnection,
+    error::within,
     server::{Access, access},
 };
 
@@ -36,7 +36,7 @@ const PATIENCE: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(
 ///
 /// Those of `work`, or [`Error::Unavailable`].
 pub async fn patiently<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(Error::timeout()))
+    within(PATIENCE, work).await
 }
 
 /// Where the database is and who we are there. `Debug` shows no password.
