@@ -104,6 +104,12 @@ where
     work().await
 }
 
+/// Whether the database has answered with one of these codes.
+pub(super) fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| codes.contains(&&*code))
+}
+
 /// Whether the connection is gone, or goes.
 pub(super) fn has_ended(error: &sqlx::Error) -> bool {
     match error {

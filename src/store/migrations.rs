@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use sqlx::migrate::{MigrateError, Migrator};
 use time::OffsetDateTime;
 
-use super::{PgConnection, roles};
+use super::{PgConnection, error::has_code, roles};
 
 static MIGRATOR: Migrator = Migrator { locking: false, ..sqlx::migrate!() };
 
@@ -17,12 +17,12 @@ const LOCK_POLL: Duration = Duration::from_millis(100);
 /// How long a replica waits for another that migrates before it gives up.
 const LOCK_PATIENCE: Duration = Duration::from_secs(300);
 
-/// How long a migration in a transaction waits for a lock. While it waits, everybody else who wants the table queues up
-/// behind it.
-const LOCK_TIMEOUT: &str = "2s";
-/// How often a migration that did not get its locks is tried again, after a rest in which the others get through.
-const LOCK_ATTEMPTS: u32 = 30;
-const LOCK_REST: Duration = Duration::from_secs(1);
+/// How long a migration in a transaction, or [`roles::set_up()`], waits for a lock. While it waits, everybody else who
+/// wants the table queues up behind it.
+pub(super) const LOCK_TIMEOUT: &str = "2s";
+/// How often what did not get its locks is tried again, after a rest in which the others get through.
+pub(super) const LOCK_ATTEMPTS: u32 = 30;
+pub(super) const LOCK_REST: Duration = Duration::from_secs(1);
 
 /// Why the schema is not what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -218,6 +218,18 @@ pub async fn check(conn: &mut PgConnection) -> Result<Schema, Error> {
             Err(error) => Err(error),
         },
         pending => refuse_foreign(&all).and(Err(Error::Pending(pending))),
+    }
+}
+
+/// As [`check`], where a later release's schema will not do.
+///
+/// # Errors
+///
+/// As [`check`], and [`Error::Newer`].
+pub async fn require_current(conn: &mut PgConnection) -> Result<(), Error> {
+    match check(conn).await? {
+        Schema::Current => Ok(()),
+        Schema::Newer(version) => Err(Error::Newer(version)),
     }
 }
 
@@ -519,7 +531,7 @@ async fn explained(conn: &mut PgConnection, error: MigrateError) -> Result<Error
 
 /// `insufficient_privilege`.
 pub(super) fn is_not_privileged(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("42501")
+    has_code(error, &["42501"])
 }
 
 async fn set_lock_timeout(conn: &mut PgConnection, timeout: &str) -> Result<(), sqlx::Error> {
@@ -539,7 +551,7 @@ fn is_locked_out(error: &MigrateError) -> bool {
         return false;
     };
     // lock_not_available
-    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("55P03")
+    has_code(error, &["55P03"])
 }
 
 #[derive(sqlx::FromRow)]

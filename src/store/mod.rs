@@ -37,7 +37,7 @@ pub mod signing_keys;
 mod source;
 pub mod users;
 
-use sqlx::Connection;
+use sqlx::{AssertSqlSafe, Connection};
 
 pub use self::{
     error::{Error, NoConnection, Unique, may_pass, no_connection, retrying, within},
@@ -50,6 +50,13 @@ pub use sqlx::PgConnection;
 
 /// A transaction, undone when dropped.
 pub type Transaction<'c> = sqlx::Transaction<'c, sqlx::Postgres>;
+
+/// Runs statements that name roles, tables or databases, or change such: of those the macros of sqlx cannot be told. The
+/// names are constants, or come quoted from the catalogue or by [`roles`].
+async fn run(conn: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(conn).await?;
+    Ok(())
+}
 
 /// Begins a transaction, or a part of one, on a connection that nobody else is lent afterwards: a command's own. On a pool's,
 /// that is for [`PoolConnection::begin`].

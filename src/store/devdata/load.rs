@@ -4,11 +4,7 @@
 use sqlx::{Postgres, Transaction};
 
 use super::{Error, run, sample::Part};
-use crate::store::{
-    PgConnection,
-    migrations::{self, Schema},
-    roles,
-};
+use crate::store::{PgConnection, migrations, roles};
 
 /// A database that is being filled, in one transaction.
 pub struct Loading<'c>(Transaction<'c, Postgres>);
@@ -111,9 +107,7 @@ impl<'c> Loading<'c> {
         if let Some(name) = unchecked.fetch_optional(&mut *self.0).await? {
             return Err(Error::NotValidated(name));
         }
-        if let Schema::Newer(version) = migrations::check(&mut self.0).await? {
-            return Err(migrations::Error::Newer(version).into());
-        }
+        migrations::require_current(&mut self.0).await?;
         self.0.commit().await?;
         Ok(())
     }

@@ -7,11 +7,7 @@ use super::{
     masks::{self, Key, Mask, Rows, TABLES},
     run, without_values,
 };
-use crate::store::{
-    PgConnection,
-    migrations::{self, Schema},
-    roles,
-};
+use crate::store::{PgConnection, migrations, roles};
 
 /// A row of nobody for each table that is emptied. Statistics outlive the rows that they quote, and of an empty table
 /// `ANALYZE` makes none: only those of another row take their place.
@@ -76,9 +72,7 @@ pub async fn mask(
     if let Some(prepared) = prepared.fetch_optional(&mut *conn).await? {
         return Err(Error::Prepared(prepared));
     }
-    if let Schema::Newer(version) = migrations::check(&mut *conn).await? {
-        return Err(migrations::Error::Newer(version).into());
-    }
+    migrations::require_current(&mut *conn).await?;
     masks::check(&mut *conn).await?;
     roles::become_owner(&mut *conn).await?;
     let mut transaction = crate::store::begin_alone(conn).await?;

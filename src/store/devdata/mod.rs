@@ -9,9 +9,7 @@ pub mod names;
 pub mod sample;
 pub mod seed;
 
-use sqlx::AssertSqlSafe;
-
-use super::{PgConnection, migrations};
+use super::{migrations, run};
 
 /// Why there are no data.
 #[derive(Debug, thiserror::Error)]
@@ -61,10 +59,4 @@ fn without_values(error: sqlx::Error) -> Error {
         }
         _ => error.into(),
     }
-}
-
-/// Runs statements that take no parameters.
-async fn run(conn: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(conn).await?;
-    Ok(())
 }

@@ -12,10 +12,7 @@ use super::{
     masks::{self, Key, Rows, TABLES},
     without_values,
 };
-use crate::store::{
-    PgConnection,
-    migrations::{self, Schema},
-};
+use crate::store::{PgConnection, migrations};
 
 /// One snapshot of the database.
 pub struct Snapshot<'c>(Transaction<'c, Postgres>);
@@ -87,9 +84,7 @@ impl<'c> Snapshot<'c> {
         if role.may_write {
             return Err(Error::MayWrite(role.name));
         }
-        if let Schema::Newer(version) = migrations::check(&mut transaction).await? {
-            return Err(migrations::Error::Newer(version).into());
-        }
+        migrations::require_current(&mut transaction).await?;
         masks::check(&mut transaction).await?;
         key.set(&mut transaction, password_hash).await?;
         Ok(Self(transaction))

@@ -1,15 +1,11 @@
 //! Made-up rows, written as fast as Postgres takes them: by `COPY`, the triggers off, and what they would have written into
 //! the history written in one go.
 
-use sqlx::{AssertSqlSafe, Postgres, Transaction};
+use sqlx::{Postgres, Transaction};
 use time::OffsetDateTime;
 
 use super::{Error, run};
-use crate::store::{
-    PgConnection,
-    migrations::{self, Schema},
-    roles,
-};
+use crate::store::{PgConnection, migrations, roles};
 
 /// The columns of `users` that are given, in order.
 pub const PERSON_COLUMNS: [&str; 11] = [
@@ -55,9 +51,7 @@ impl<'c> Seeding<'c> {
     ///
     /// [`Error::NotEmpty`], or [`Error::Schema`] when the schema is not current.
     pub async fn begin(conn: &'c mut PgConnection) -> Result<Self, Error> {
-        if let Schema::Newer(version) = migrations::check(&mut *conn).await? {
-            return Err(migrations::Error::Newer(version).into());
-        }
+        migrations::require_current(&mut *conn).await?;
         roles::become_owner(&mut *conn).await?;
         let mut transaction = crate::store::begin_alone(conn).await?;
         // Nobody writes between the look and the end.
@@ -218,7 +212,7 @@ impl<'c> Seeding<'c> {
                 first = month.first,
                 next = month.next,
             );
-            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *self.0).await?;
+            run(&mut self.0, &sql).await?;
         }
         Ok(())
     }

@@ -15,9 +15,7 @@ mod privileges;
 mod set_up;
 mod take_over;
 
-use sqlx::AssertSqlSafe;
-
-use super::{PgConnection, migrations};
+use super::{PgConnection, migrations, run};
 pub use privileges::{Privilege, Privileges};
 pub(super) use privileges::{deviate, grant, repair};
 pub use set_up::{Error, Login, SetUp, Sharing, Step, set_up};
@@ -312,13 +310,6 @@ pub async fn standing(conn: &mut PgConnection) -> Result<Standing, sqlx::Error> 
     )
     .fetch_one(conn)
     .await
-}
-
-/// Runs statements that name roles, tables or databases: of such the macros of sqlx cannot be told. The names are
-/// constants, or come quoted from the catalogue or [`quoted`].
-async fn run(conn: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(conn).await?;
-    Ok(())
 }
 
 fn quoted(name: &str) -> String {

@@ -1,7 +1,5 @@
 //! The roles are made, once.
 
-use std::time::Duration;
-
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand_core::CryptoRng;
 use secrecy::SecretString;
@@ -11,7 +9,8 @@ use crate::{
     random,
     store::{
         PgConnection, begin_alone,
-        migrations::{self, Schema},
+        error::has_code,
+        migrations::{self, LOCK_ATTEMPTS, LOCK_REST, LOCK_TIMEOUT, Schema},
         scram,
     },
 };
@@ -19,12 +18,6 @@ use crate::{
 /// What is enough for people who look. Each of them can set the times otherwise.
 const READONLY_CONNECTIONS: u32 = 10;
 const READONLY_TIMEOUT: &str = "60s";
-
-/// How long [`set_up`] waits for a table that is in use. While it waits, everybody else who wants the table queues up.
-const LOCK_TIMEOUT: &str = "2s";
-/// How often [`set_up`] tries, with a rest in which the others get through.
-const LOCK_ATTEMPTS: u32 = 30;
-const LOCK_REST: Duration = Duration::from_secs(1);
 
 /// Why the roles could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -168,7 +161,10 @@ pub async fn set_up(
         let mut attempt = 1;
         loop {
             match try_to_set_up(&mut *conn, login, sharing, &mut *rng).await {
-                Err(Error::Database(error)) if is_in_use(&error) && attempt < LOCK_ATTEMPTS => {
+                // lock_not_available, deadlock_detected
+                Err(Error::Database(error))
+                    if has_code(&error, &["55P03", "40P01"]) && attempt < LOCK_ATTEMPTS =>
+                {
                     tracing::info!(attempt, "waiting for others to let go of a table");
                     attempt += 1;
                     tokio::time::sleep(LOCK_REST).await;
@@ -178,12 +174,6 @@ pub async fn set_up(
         }
     })
     .await
-}
-
-/// `lock_not_available` or `deadlock_detected`.
-fn is_in_use(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    matches!(code.as_deref(), Some("55P03" | "40P01"))
 }
 
 async fn try_to_set_up(
