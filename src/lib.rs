@@ -4,9 +4,10 @@
     doc = "
 The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store, revocation}`,
 `account → legacy → password`, `cli → devdata → {password, store, embedded}`, `revocation → {token, store}`,
-`http → {keys → {token, store}, bearer → token, tls}`; never upward. Some take a type from below, so that a secret never
-travels as text, and nothing is declared twice: `store → password` and `config → {password, token, store, telemetry}`.
-`aws → {store, metrics}` logs in to the database, for `cli`.
+`http → {keys → {token, store}, bearer → token, password, revocation, tls}`; never upward. Some take a type from below, so
+that a secret never travels as text, and nothing is declared twice: `store → password`, `metrics → token` and
+`config → {password, token, store, telemetry}`. `aws → store` logs in to the database, for `cli`. `{cli, http} → telemetry`.
+For whoever needs them: `clock`, `random`, `chain`, `path`, `metrics`.
 
 | room | what happens there |
 |---|---|

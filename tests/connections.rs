@@ -121,7 +121,7 @@ async fn those_who_import_and_export_may_take_their_time_but_lock_nobody_out_mea
     let found: (String, String) = sqlx::query_as(limits).fetch_one(&mut *transaction).await.unwrap();
     assert_eq!(found, ("0".to_owned(), "15s".to_owned()));
     transaction.commit().await.unwrap();
-    let mut transaction = imports::snapshot(&mut conn).await.unwrap();
+    let mut transaction = store::snapshot(&mut conn).await.unwrap();
     let found: (String, String) = sqlx::query_as(limits).fetch_one(&mut *transaction).await.unwrap();
     assert_eq!(found, ("0".to_owned(), "0".to_owned()));
     transaction.commit().await.unwrap();

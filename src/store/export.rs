@@ -4,7 +4,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Error, PgConnection, Transaction, imports::snapshot};
+use super::{Error, PgConnection, Transaction, snapshot};
 
 /// A user as they go out, and are written down.
 #[derive(Debug, Serialize)]

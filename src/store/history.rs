@@ -306,11 +306,7 @@ pub struct Inspection<'c>(sqlx::Transaction<'c, sqlx::Postgres>);
 ///
 /// When the database fails.
 pub async fn inspect(conn: &mut PgConnection) -> Result<Inspection<'_>, Error> {
-    let mut transaction = super::begin_snapshot(conn).await?;
-    // A history may be long.
-    let patience = sqlx::query!("SELECT set_config('statement_timeout', '0', true)");
-    patience.fetch_one(&mut *transaction).await?;
-    Ok(Inspection(transaction))
+    Ok(Inspection(super::snapshot(conn).await?))
 }
 
 /// What is personal of a row.

@@ -7,10 +7,11 @@
 //! every one is a single statement: what has to hold together is said in its `WHERE`, never read first and written
 //! after. A statement that finds its row locked waits, and then looks at what the other left; a snapshot for the whole
 //! transaction would make an error of that, or miss it. Those that change by more than one statement
-//! (`users::set_password`, `users::delete`, `imports::change`) change the user first and the user's sessions second,
-//! and a login locks the user too, so that no session begins between the two unseen. Those that seal the history or
-//! give up a part of it take an advisory lock first. An import leaves it to the constraints who was first, and looks
-//! again. Only `history::inspect`, which reads all of it, and `imports::snapshot` want a single snapshot, and say so.
+//! (`users::set_password`, `users::update_email`, `users::delete`, `imports::change`) lock or change the user first and
+//! what belongs to the user second, and a login locks the user too, so that no session begins between the two unseen.
+//! Those that seal the history or give up a part of it take an advisory lock first. An import leaves it to the
+//! constraints who was first, and looks again. Who reads all of something wants a single snapshot, and says so:
+//! [`snapshot`], `devdata::sample` and `imports::foreign_rows`.
 //!
 //! That an administrator stays (`users_last_admin`) is a rule about the whole table, and no constraint can say it: a
 //! trigger does, and those who take an administrator away, they alone, go one after the other.
@@ -69,4 +70,20 @@ async fn begin_alone(conn: &mut PgConnection) -> Result<Transaction<'_>, sqlx::E
 #[expect(clippy::disallowed_methods, reason = "as above")]
 async fn begin_snapshot(conn: &mut PgConnection) -> Result<Transaction<'_>, sqlx::Error> {
     conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
+}
+
+/// Begins to look at all as it is at one moment. Locks nothing that anybody else wants, so whoever gives or takes the users
+/// at the other end may be slow.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn snapshot(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
+    let mut transaction = begin_snapshot(conn).await?;
+    let patience = sqlx::query!(
+        "SELECT set_config('statement_timeout', '0', true) AS statement,
+                set_config('idle_in_transaction_session_timeout', '0', true) AS idle"
+    );
+    patience.fetch_one(&mut *transaction).await?;
+    Ok(transaction)
 }

@@ -27,7 +27,7 @@ use crate::{
     },
     password::foreign::Likeness,
     store::{
-        PgConnection,
+        self, PgConnection,
         imports::{self, Names, Present},
     },
 };
@@ -142,7 +142,7 @@ pub async fn compare(
         differences: Differences::begin(differences).map_err(ImportError::Differences)?,
         found: Vec::new(),
     };
-    let mut snapshot = imports::snapshot(conn).await?;
+    let mut snapshot = store::snapshot(conn).await?;
     loop {
         let mut chunk = Vec::with_capacity(CHUNK);
         while chunk.len() < CHUNK

@@ -212,19 +212,3 @@ pub fn is_cut_off(error: &Error) -> bool {
         _ => false,
     }
 }
-
-/// Begins to look at all as it is at one moment. Locks nothing that anybody else wants, so whoever gives or takes the users
-/// at the other end may be slow.
-///
-/// # Errors
-///
-/// When the database fails.
-pub async fn snapshot(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
-    let mut transaction = super::begin_snapshot(conn).await?;
-    let patience = sqlx::query!(
-        "SELECT set_config('statement_timeout', '0', true) AS statement,
-                set_config('idle_in_transaction_session_timeout', '0', true) AS idle"
-    );
-    patience.fetch_one(&mut *transaction).await?;
-    Ok(transaction)
-}
