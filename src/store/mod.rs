@@ -1,23 +1,27 @@
-//! Postgres: the only room that knows SQL. One file for each table, functions over a connection, every query checked
-//! against the migrated schema at compile time.
+//! Postgres: the only module that knows SQL. There is one file per table, with functions over a connection, and every
+//! query is checked against the migrated schema at compile time.
 //!
-//! Constraint names are turned into meaning in one place, [`Error`].
+//! Constraint names are turned into errors that mean something in one place, [`Error`].
 //!
 //! Every transaction runs at `READ COMMITTED`, whatever the role's default is ([`Source`] sees to that), and nearly
 //! every one is a single statement: what has to hold together is said in its `WHERE`, never read first and written
-//! after. A statement that finds its row locked waits, and then looks at what the other left; a snapshot for the whole
-//! transaction would make an error of that, or miss it. Those that change by more than one statement
-//! (`users::set_password`, `users::update_email`, `users::delete`, `imports::change`) lock or change the user first and
-//! what belongs to the user second, and a login locks the user too, so that no session begins between the two unseen.
-//! Those that seal the history or give up a part of it take an advisory lock first. An import leaves it to the
-//! constraints who was first, and looks again. Who reads all of something wants a single snapshot, and says so:
-//! [`snapshot`], `devdata::sample` and `imports::foreign_rows`.
+//! after. A statement that finds its row locked waits, and then looks again at what the other transaction left. A
+//! snapshot for the whole transaction would turn that wait into an error, or miss the change.
 //!
-//! That an administrator stays (`users_last_admin`) is a rule about the whole table, and no constraint can say it: a
-//! trigger does, and those who take an administrator away, they alone, go one after the other.
+//! * Transactions that write in more than one statement (`users::set_password`, `users::update_email`, `users::delete`,
+//!   `imports::change`) lock or change the user first and the user's other rows second. A login locks the user too, so
+//!   no session begins unseen between the two.
+//! * Those that seal the history or drop a part of it take an advisory lock first.
+//! * An import leaves it to the constraints who was first, and looks again.
+//! * Those that read a whole set of rows need a single snapshot, and ask for one: [`snapshot`], `devdata::sample` and
+//!   `imports::foreign_rows`.
 //!
-//! Rows of one table are locked in the order of their ids. Deadlocks then take a statement by hand that does otherwise;
-//! whoever has to give way tries again ([`retrying`]).
+//! The rule that one administrator always remains (`users_last_admin`) is about the whole table, and no constraint can
+//! express it. A trigger enforces it, and makes the transactions that take an administrator away, and only those, run
+//! one after the other.
+//!
+//! Rows of one table are locked in the order of their ids, so a deadlock takes a statement entered by hand that uses
+//! another order. The transaction that has to give way is tried again ([`retrying`]).
 
 pub mod clients;
 pub mod devdata;
@@ -49,31 +53,31 @@ pub use self::{
 };
 pub use sqlx::PgConnection;
 
-/// A transaction, undone when dropped.
+/// A transaction, rolled back when dropped.
 pub type Transaction<'c> = sqlx::Transaction<'c, sqlx::Postgres>;
 
-/// Runs statements that name roles, tables or databases, or change such: of those the macros of sqlx cannot be told. The
-/// names are constants, or come quoted from the catalogue or by [`roles`].
+/// Runs statements that name roles, tables or databases, or that change them: the macros of sqlx cannot check those.
+/// The names are constants, or come quoted from the catalogue or from [`roles`].
 async fn run(conn: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(conn).await?;
     Ok(())
 }
 
-/// Begins a transaction, or a part of one, on a connection that nobody else is lent afterwards: a command's own. On a pool's,
-/// that is for [`PoolConnection::begin`].
+/// Begins a transaction, or a savepoint in one, on a connection that is lent to nobody else afterwards: a command's
+/// own. On a pool's connection, use [`PoolConnection::begin`].
 #[expect(clippy::disallowed_methods, reason = "given up half way, it leaves its transaction to nobody")]
 async fn begin_alone(conn: &mut PgConnection) -> Result<Transaction<'_>, sqlx::Error> {
     conn.begin().await
 }
 
-/// The same, for one that sees everything as it is at one moment, and changes nothing.
+/// As [`begin_alone`], for a transaction that sees everything as it is at one moment and changes nothing.
 #[expect(clippy::disallowed_methods, reason = "as above")]
 async fn begin_snapshot(conn: &mut PgConnection) -> Result<Transaction<'_>, sqlx::Error> {
     conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
 }
 
-/// Begins to look at all as it is at one moment. Locks nothing that anybody else wants, so whoever gives or takes the users
-/// at the other end may be slow.
+/// Begins a read of everything as it is at one moment. It locks nothing that anybody else wants, so whoever supplies or
+/// consumes the users at the other end may be slow.
 ///
 /// # Errors
 ///

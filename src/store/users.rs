@@ -15,7 +15,7 @@ use super::{
 };
 use crate::password::HashedPassword;
 
-/// A user as everyone may see them who may see them at all: all but the password's hash.
+/// A user, as shown to anyone who may see users at all: everything but the password hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     /// UUIDv7.
@@ -26,20 +26,20 @@ pub struct User {
     pub email: String,
     /// For display.
     pub full_name: Option<String>,
-    /// Sorted, none twice.
+    /// Sorted, without duplicates.
     pub roles: Vec<String>,
     /// Whether the user has shown that the address is theirs.
     pub is_email_verified: bool,
-    /// Whether the user is locked out.
+    /// Whether the user is disabled: they cannot log in, and their live tokens are refused.
     pub disabled: bool,
-    /// When the present password was set.
+    /// When the current password was set.
     pub password_changed_at: OffsetDateTime,
-    /// When the user was made.
+    /// When the user was created.
     pub created_at: OffsetDateTime,
 }
 
-/// `SELECT` of a whole [`User`], with the rest of the statement and its parameters. Where the key of an address is looked
-/// up, `COLLATE "C"` stands last: the index has that order, and by another one every row would be read.
+/// `SELECT` of a whole [`User`], with the rest of the statement and its parameters. Where the key of an address is
+/// looked up, `COLLATE "C"` comes last: the index has that order, and any other would read every row.
 macro_rules! select_user {
     ($rest:tt $(, $parameter:expr)*) => {
         sqlx::query_as!(
@@ -51,7 +51,7 @@ macro_rules! select_user {
     };
 }
 
-/// The [`User`] of a row; behind a `?`, of one whose columns are there together or not at all.
+/// The [`User`] of a row. With a `?`, the columns are there either all together or not at all.
 macro_rules! user {
     ($row:ident $($or_none:tt)?) => {
         User {
@@ -68,40 +68,40 @@ macro_rules! user {
     };
 }
 
-/// A user to be made.
+/// A user to be created.
 #[derive(Debug)]
 pub struct NewUser<'a> {
     /// UUIDv7.
     pub id: Uuid,
-    /// Who they are in the system that they come from.
+    /// Their id in the system that they come from.
     pub external_id: Option<&'a str>,
-    /// Checked by the caller; the table's constraints hold it.
+    /// Checked by the caller; constraints of the table enforce it.
     pub username: &'a str,
-    /// Checked by the caller; the table's constraints hold it.
+    /// Checked by the caller; constraints of the table enforce it.
     pub email: &'a str,
-    /// Checked by the caller; the table's constraints hold it.
+    /// Checked by the caller; constraints of the table enforce it.
     pub full_name: Option<&'a str>,
-    /// The password; `None`: the user cannot log in with one.
+    /// `None`: the user cannot log in with a password.
     pub password_hash: Option<&'a HashedPassword>,
-    /// Sorted, none twice.
+    /// Sorted, without duplicates.
     pub roles: &'a [String],
     /// Whether the user has shown that the address is theirs.
     pub is_email_verified: bool,
-    /// Whether the user is locked out.
+    /// Whether the user is disabled.
     pub disabled: bool,
-    /// When the present password was set.
+    /// When the current password was set.
     pub password_changed_at: OffsetDateTime,
-    /// When the user was made.
+    /// When the user was created.
     pub created_at: OffsetDateTime,
-    /// As of when this is so.
+    /// The moment that all this describes.
     pub updated_at: OffsetDateTime,
 }
 
-/// Makes a user.
+/// Creates a user.
 ///
 /// # Errors
 ///
-/// [`Error::Taken`] when the name or address is another's, whatever its case, or the external id.
+/// [`Error::Taken`] when another user has the name or the address, whatever its case, or the external id.
 pub async fn insert(conn: &mut PgConnection, new: &NewUser<'_>, cause: &Cause) -> Result<User, Error> {
     let user = sqlx::query_as!(
         User,
@@ -130,7 +130,7 @@ pub async fn insert(conn: &mut PgConnection, new: &NewUser<'_>, cause: &Cause) -
     Ok(user)
 }
 
-/// How a user is named at a login, or on the command line.
+/// How a user is named at a login or on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Name<'a> {
     /// By username.
@@ -139,7 +139,7 @@ pub enum Name<'a> {
     Email(&'a str),
 }
 
-/// The user of this name, whatever its case.
+/// The user with this name, whatever its case.
 ///
 /// # Errors
 ///
@@ -163,7 +163,7 @@ pub async fn by_name(conn: &mut PgConnection, name: Name<'_>) -> Result<Option<U
     Ok(user?)
 }
 
-/// The user of this id.
+/// The user with this id.
 ///
 /// # Errors
 ///
@@ -172,7 +172,7 @@ pub async fn by_id(conn: &mut PgConnection, id: Uuid) -> Result<Option<User>, Er
     Ok(select_user!("WHERE id = $1", id).fetch_optional(conn).await?)
 }
 
-/// The user who has this id in the system that they come from.
+/// The user with this id in the system that they come from.
 ///
 /// # Errors
 ///
@@ -181,16 +181,16 @@ pub async fn by_external_id(conn: &mut PgConnection, external_id: &str) -> Resul
     Ok(select_user!("WHERE external_id = $1", external_id).fetch_optional(conn).await?)
 }
 
-/// What is known of a user that others do not get to see with them.
+/// What is known of a user but not shown along with them.
 #[derive(Debug)]
 pub struct Particulars {
-    /// Who they are in the system that they come from.
+    /// Their id in the system that they come from.
     pub external_id: Option<String>,
     /// When they were last changed.
     pub updated_at: OffsetDateTime,
 }
 
-/// Those of this user.
+/// The particulars of this user.
 ///
 /// # Errors
 ///
@@ -200,10 +200,11 @@ pub async fn particulars(conn: &mut PgConnection, id: Uuid) -> Result<Option<Par
     Ok(row.fetch_optional(conn).await?)
 }
 
-/// At most `limit` users by id, which is by age, after the user `after`; those alone who have `role`.
+/// At most `limit` users in the order of their ids, which is the order of their age, after the user `after`. With
+/// `role`, only those who have it.
 ///
-/// Without a role that is the primary key. With one, Postgres knows how many have it: few are found by their role and
-/// sorted, of many the next are found soon in the order of the ids.
+/// Without a role, this walks the primary key. With one, Postgres knows how many users have it: few are found through
+/// the index on roles and sorted; of many, the next ones are soon met in the order of ids.
 ///
 /// # Errors
 ///
@@ -226,18 +227,19 @@ pub async fn page(
     Ok(page)
 }
 
-/// A user, and by what a search has found them.
+/// A user, and the key by which a search found them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The user.
     pub user: User,
-    /// The username or the address, without regard to case: what the users found are sorted by. No two have the same one,
-    /// since an address has an `@` and a username has none.
+    /// The username or the address in its case-insensitive form: the sort key of the results. No two are equal, since
+    /// an address has an `@` and a username has none.
     pub key: String,
 }
 
-/// At most `limit` users whose username or e-mail address begins with `prefix`, whatever its case, in the order of what
-/// was found, after the key `after`; those alone who have `role`. A user of whom both begin so is found by the username.
+/// At most `limit` users whose username or e-mail address begins with `prefix`, whatever its case, in the order of the
+/// key that was found, after the key `after`. With `role`, only those who have it. A user whose username and address
+/// both begin with `prefix` is found by the username.
 ///
 /// # Errors
 ///
@@ -271,8 +273,8 @@ pub async fn search(
     let mut transaction = begin_planning(conn).await?;
     let by_username = select!("username_key", r#"username_key ^@ lower($1 COLLATE "C")"#);
     let mut found = by_username.fetch_all(&mut *transaction).await?;
-    // Past the last username of a full page no address is wanted. Without this, an address for each username that begins
-    // so would be read and passed over.
+    // Once the usernames fill a page, no address past the last of them is wanted. Without this bound, an address would
+    // be read and passed over for each username that begins with the prefix.
     let before = if found.len() < limit as usize { None } else { found.last().map(|last| last.key.clone()) };
     let by_email = select!(
         "email_key",
@@ -287,13 +289,13 @@ pub async fn search(
     Ok(found)
 }
 
-/// Begins a transaction whose statements are planned for the values that they are given, each time: how rare a role or a
-/// prefix is decides which index is the right one, and a plan made for any value would take the wrong one for some.
+/// Begins a transaction whose statements are planned anew for the values that they are given. How rare a role or a
+/// prefix is decides which index is the right one, and a generic plan would take the wrong one for some.
 async fn begin_planning(conn: &mut PoolConnection) -> Result<Transaction<'_>, Error> {
     Ok(conn.begin_with("BEGIN; SET LOCAL plan_cache_mode = force_custom_plan").await?)
 }
 
-/// As the text that it is.
+/// As its text.
 impl sqlx::Type<Postgres> for HashedPassword {
     fn type_info() -> PgTypeInfo {
         <String as sqlx::Type<Postgres>>::type_info()
@@ -313,15 +315,15 @@ impl<'r> Decode<'r, Postgres> for HashedPassword {
 /// What a login is checked against.
 #[derive(Debug)]
 pub struct Credentials {
-    /// Whose they are.
+    /// The user they belong to.
     pub user: User,
     /// `None`: the user cannot log in with a password.
     pub password_hash: Option<HashedPassword>,
-    /// Who they are in the system that they were imported from.
+    /// Their id in the system that they were imported from.
     pub external_id: Option<String>,
 }
 
-/// The credentials of the user of this id.
+/// The credentials of the user with this id.
 ///
 /// # Errors
 ///
@@ -341,8 +343,8 @@ pub async fn credentials(conn: &mut PgConnection, id: Uuid) -> Result<Option<Cre
     Ok(credentials.fetch_optional(conn).await?)
 }
 
-/// Takes the places of an attempt to log in, as [`login_attempts::take`] does, and once it has them looks up the credentials
-/// of the user of this name, whatever its case. `None` is nobody's name.
+/// Takes the places of a login attempt, as [`login_attempts::take`] does, and once it has them looks up the credentials
+/// of the user with this name, whatever its case. A name of `None` is nobody's.
 ///
 /// # Errors
 ///
@@ -397,37 +399,37 @@ pub async fn attempt(
     }?)
 }
 
-/// What to change of a user. `None` leaves a field as it is.
+/// What to change about a user. `None` leaves a field as it is.
 #[derive(Debug, Default)]
 pub struct Change<'a> {
-    /// `Some(None)` takes the name away.
+    /// `Some(None)` removes the name.
     pub full_name: Option<Option<&'a str>>,
-    /// Another address is unverified until it is shown to be theirs.
+    /// A different address is unverified until the user shows that it is theirs.
     pub email: Option<&'a str>,
-    /// Sorted, none twice.
+    /// Sorted, without duplicates.
     pub roles: Option<&'a [String]>,
-    /// Whether the user is locked out.
+    /// Whether the user is disabled.
     pub disabled: Option<bool>,
 }
 
 /// Whom to change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whom {
-    /// The user of this id.
+    /// The user with this id.
     Any(Uuid),
-    /// The user of this id, unless they are locked out.
+    /// The user with this id, unless they are disabled.
     Enabled(Uuid),
 }
 
-/// Changes a user, all at once; `None` when there is no such user. Triggers end the sessions of a user who is disabled,
-/// and outdate the tokens of one who has other roles.
+/// Changes a user, all fields at once; `None` when there is no such user. Triggers end the sessions of a user who gets
+/// disabled, and outdate the tokens of one whose roles change.
 ///
-/// What an import brings has to be newer than `updated_at` to count. So that never goes back, whatever our clock says,
-/// and a change of nothing leaves it alone.
+/// Incoming data counts in an import only if it is newer than `updated_at`. That is why `updated_at` never goes back,
+/// whatever our clock says, and stays as it is when nothing changes.
 ///
 /// # Errors
 ///
-/// [`Error::Taken`] when the address is another's, [`Error::LastAdmin`].
+/// [`Error::Taken`] when another user has the address; [`Error::LastAdmin`].
 pub async fn update(
     conn: &mut PgConnection,
     whom: Whom,
@@ -471,9 +473,10 @@ pub async fn update(
     Ok(user)
 }
 
-/// The same for a user who is not disabled and gets another e-mail address. What has been counted of failed logins by the
-/// former one goes along, as `renaming` of both says, in one transaction: who has stolen an access token would otherwise
-/// have as many guesses at the password as they like, by as many addresses.
+/// As [`update`], for a user who is not disabled and gets another e-mail address. The failed logins counted under the
+/// former address move along in the same transaction, to the keys that `renaming` gives for the two. Otherwise, anyone
+/// with a stolen access token could change the address again and again, and have as many guesses at the password as
+/// they like.
 ///
 /// # Errors
 ///
@@ -488,7 +491,7 @@ pub async fn update_email(
     cause: &Cause,
 ) -> Result<Option<User>, Error> {
     let mut transaction = conn.begin().await?;
-    // The user first, as a login that succeeds does.
+    // The user first, as a successful login does.
     let former = sqlx::query_scalar!("SELECT email FROM users WHERE id = $1 AND NOT disabled FOR UPDATE", id);
     let Some(former) = former.fetch_optional(&mut *transaction).await? else { return Ok(None) };
     let renaming = renaming(&former, email);
@@ -500,9 +503,10 @@ pub async fn update_email(
     Ok(user)
 }
 
-/// Sets the password and ends sessions, in one transaction; `false`, and nothing has changed, when there is no such user,
-/// or their password is no longer the one that was set at `changed_at`. As `updated_at` ([`update`]), that time never goes
-/// back: an import may have brought a later one, whose password is not to come back.
+/// Sets the password and ends sessions, in one transaction. `false`, with nothing changed, when there is no such user,
+/// or when their password is no longer the one that was set at `changed_at`. Like `updated_at` ([`update`]),
+/// `password_changed_at` never goes back: an import may have brought a later time, and the same import, run again, must
+/// not bring its password back.
 ///
 /// # Errors
 ///
@@ -517,7 +521,7 @@ pub async fn set_password(
     cause: &Cause,
 ) -> Result<bool, Error> {
     let mut transaction = conn.begin().await?;
-    // The user first: a login that has checked the former password waits here, and then finds another.
+    // The user first: a login that has checked the former password waits here, and then finds that it has changed.
     let done = sqlx::query!(
         "UPDATE users
          SET password_hash = $2, password_changed_at = greatest($4, password_changed_at + interval '1 microsecond'),
@@ -540,7 +544,7 @@ pub async fn set_password(
     Ok(true)
 }
 
-/// Replaces a hash by a better one of the same password, unless the password has changed meanwhile.
+/// Replaces a hash with a better one of the same password, unless the password has changed meanwhile.
 ///
 /// # Errors
 ///
@@ -565,8 +569,8 @@ pub async fn upgrade_password_hash(
     Ok(done.rows_affected() == 1)
 }
 
-/// Deletes a user, sessions and all, in one transaction; `false`, and nothing has changed, when there is no such user, or
-/// their password is no longer the one that was set at `changed_at`.
+/// Deletes a user with all their sessions, in one transaction. `false`, with nothing changed, when there is no such
+/// user, or when their password is no longer the one that was set at `changed_at`.
 ///
 /// # Errors
 ///
@@ -579,7 +583,7 @@ pub async fn delete(
     cause: &Cause,
 ) -> Result<bool, Error> {
     let mut transaction = conn.begin().await?;
-    // The user first, as whoever else changes user and sessions together.
+    // The user first, as everywhere that a user and their sessions change together.
     let found = sqlx::query!(
         r#"SELECT id FROM users WHERE id = $1 AND ($2::timestamptz IS NULL OR password_changed_at = $2) FOR UPDATE"#,
         id,
