@@ -1,5 +1,6 @@
-//! Table `history` and those that belong to it: what was changed, by whom, and the seals that show what was done to that
-//! afterwards. The rows are written by triggers, so that a change made by hand is there too; here is who they say it was.
+//! Table `history` and those that belong to it: what was changed, by whom, and the seals that reveal what was done to
+//! those records afterwards. Triggers write the rows, so that a change made by hand is recorded too; an [`Actor`] and a
+//! [`Cause`] tell them who acts.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -12,14 +13,14 @@ use super::{Error, PoolConnection};
 pub enum Actor {
     /// A user, with a bearer token or by a login.
     User(Uuid),
-    /// An operator at the command line, by the name that the operating system knows them by.
+    /// An operator at the command line, by their operating system user name.
     CommandLine(String),
-    /// The service by itself.
+    /// The service itself.
     Service,
 }
 
-/// Who changes something, and in which request. Every statement that changes what the history knows of takes one and
-/// sets it for its own transaction (`caused_by`), so that no round trip is spent on it.
+/// Who changes something, and in which request. Every statement that changes a table with a history takes one and sets
+/// it for its own transaction (`caused_by`), which costs no extra round trip.
 #[derive(Clone, Debug, Default)]
 pub struct Cause {
     actor: Option<String>,
@@ -27,34 +28,34 @@ pub struct Cause {
 }
 
 impl Cause {
-    /// Somebody, in a request when it is one.
+    /// This actor, if one is known, in this request, if it is one.
     pub fn new(actor: Option<&Actor>, request_id: Option<String>) -> Self {
         Self { actor: actor.map(Actor::text), request_id }
     }
 
-    /// The service by itself.
+    /// The service itself.
     pub fn service() -> Self {
         Self::new(Some(&Actor::Service), None)
     }
 
-    /// The same request, and `actor`.
+    /// The same request, with `actor`.
     #[must_use]
     pub fn by(&self, actor: &Actor) -> Self {
         Self { actor: Some(actor.text()), request_id: self.request_id.clone() }
     }
 
-    /// The user, where nobody else has been named.
+    /// The user, unless an actor is named already.
     #[must_use]
     pub fn or_user(&self, id: Uuid) -> Self {
         if self.actor.is_some() { self.clone() } else { self.by(&Actor::User(id)) }
     }
 
-    /// As it stands in the table.
+    /// The actor, as stored in the table.
     pub(super) fn actor(&self) -> Option<&str> {
         self.actor.as_deref()
     }
 
-    /// The request's id, as it stands in the table.
+    /// The request's id, as stored in the table.
     pub fn request_id(&self) -> Option<&str> {
         self.request_id.as_deref()
     }
@@ -70,18 +71,18 @@ impl Actor {
     }
 }
 
-/// A row, and what is personal of it as long as the user is there.
+/// A row, with its personal data for as long as the user exists.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// Rises with each row.
     pub id: i64,
-    /// Where something changed.
+    /// The table that was changed.
     pub table_name: String,
     /// `INSERT`, `UPDATE`, `DELETE`, `TRUNCATE` or `DROP`.
     pub operation: String,
     /// The changed row.
     pub row_id: Option<String>,
-    /// Whose account it is about.
+    /// The user whose account it is about.
     pub user_id: Option<Uuid>,
     /// `{before, after, hidden?}`.
     pub changed_data: serde_json::Value,
@@ -89,15 +90,15 @@ pub struct Entry {
     pub personal: Option<serde_json::Value>,
     /// By the database's clock.
     pub changed_at: OffsetDateTime,
-    /// Who, as an [`Actor`] is written; `None`: nobody said.
+    /// The [`Actor`] as stored; `None`: none was named.
     pub actor: Option<String>,
     /// The request that asked for it.
     pub request_id: Option<String>,
-    /// Who was logged in to the database.
+    /// The role that was logged in to the database.
     pub database_user: String,
 }
 
-/// Which rows.
+/// Which rows to select.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Filter<'a> {
     /// About the account of this user.
@@ -114,8 +115,8 @@ pub struct Filter<'a> {
 ///
 /// When the database fails.
 pub async fn page(conn: &mut PgConnection, filter: &Filter<'_>, limit: i64) -> Result<Vec<Entry>, Error> {
-    // Each has an index of its own, which a condition on all of them would hide. What stands beside a row that never had
-    // anything personal, somebody has put there, and no seal covers it.
+    // Each filter has an index of its own, which one condition for all of them would hide from the planner. Personal
+    // data beside a row that never had any was put there by somebody, and no seal covers it.
     macro_rules! select {
         ($condition:tt $(, $parameter:expr)*) => {
             sqlx::query_as!(
@@ -149,25 +150,25 @@ pub async fn page(conn: &mut PgConnection, filter: &Filter<'_>, limit: i64) -> R
 pub struct Sealable {
     /// Rises with each row.
     pub id: i64,
-    /// Where something changed.
+    /// The table that was changed.
     pub table_name: String,
     /// What was done.
     pub operation: String,
     /// The changed row.
     pub row_id: Option<String>,
-    /// Whose account it is about.
+    /// The user whose account it is about.
     pub user_id: Option<Uuid>,
-    /// The text of `jsonb`, whose order and spacing Postgres keeps the same.
+    /// The text of the `jsonb`, whose order and spacing Postgres keeps the same.
     pub changed_data: String,
-    /// SHA-256 of salt and personal data.
+    /// SHA-256 of the salt and the personal data.
     pub personal_hash: Option<Vec<u8>>,
     /// By the database's clock.
     pub changed_at: OffsetDateTime,
-    /// Who.
+    /// The [`Actor`] as stored.
     pub actor: Option<String>,
-    /// In which request.
+    /// The request that asked for it.
     pub request_id: Option<String>,
-    /// Logged in as whom.
+    /// The role that was logged in to the database.
     pub database_user: String,
 }
 
@@ -178,29 +179,29 @@ pub struct Seal {
     pub number: i64,
     /// The rows that it seals, in order.
     pub ids: Vec<i64>,
-    /// SHA-256 of each of them, 32 bytes each; `None`: they were given up with their month.
+    /// SHA-256 of each of them, 32 bytes each; `None`: they were dropped with their month.
     pub row_hashes: Option<Vec<u8>>,
     /// SHA-256 of `row_hashes`.
     pub rows_hash: [u8; 32],
-    /// SHA-256 of the seal before and of all this.
+    /// SHA-256 of the previous seal's hash, the number, the time and `rows_hash`.
     pub hash: [u8; 32],
     /// By the database's clock.
     pub sealed_at: OffsetDateTime,
 }
 
-/// What the next seal has to follow.
+/// What the next seal has to follow on from.
 #[derive(Clone, Copy, Debug)]
 pub struct Previous {
-    /// The number of the last seal; 0: there is none.
+    /// The number of the last seal; 0 if there is none.
     pub number: i64,
-    /// Its hash; of none, zeros.
+    /// Its hash; zeros if there is none.
     pub hash: [u8; 32],
-    /// When the new one is made, by the database's clock.
+    /// When the new seal is made, by the database's clock.
     pub now: OffsetDateTime,
 }
 
-/// Seals at most `limit` rows that wait, those with the lowest ids, by what `make` makes of them, in one transaction.
-/// `None`: nothing waits, or somebody else is at it.
+/// Seals at most `limit` of the rows that wait for a seal, those with the lowest ids, with the seal that `make` makes
+/// for them, in one transaction. `None` when no row waits, or when somebody else holds the lock.
 ///
 /// # Errors
 ///
@@ -211,7 +212,7 @@ pub async fn seal(
     make: impl FnOnce(&Previous, &[Sealable]) -> Seal,
 ) -> Result<Option<Seal>, Error> {
     let mut transaction = conn.begin().await?;
-    // In a statement of its own: the next ones see what whoever had the lock before has left.
+    // A statement of its own, so that the next ones see what the previous holder of the lock left.
     let lock = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "held!""#, LOCK);
     if !lock.fetch_one(&mut *transaction).await? {
         return Ok(None);
@@ -249,18 +250,18 @@ pub async fn seal(
     Ok(Some(seal))
 }
 
-/// What waits for a seal.
+/// The rows that wait for a seal.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// The first rows, in order; none: none waits.
+    /// The first of them, in order; empty if none waits.
     rows: Vec<Sealable>,
-    /// Whether some that wait before or among these are not there: they were deleted. They go on waiting, so that somebody
-    /// finds out.
+    /// Whether rows that waited before or among these are missing: they were deleted. Their ids go on waiting, so that
+    /// somebody finds out.
     has_losses: bool,
 }
 
-/// The first rows that wait for a seal. By their ids and not by a join, which would make of statistics that are never right
-/// a walk through the whole history.
+/// The first rows that wait for a seal. They are looked up by id: statistics on `history_unsealed` are never right, and
+/// a join planned from them would scan the whole history.
 async fn waiting(conn: &mut PgConnection, limit: i64) -> Result<Waiting, Error> {
     let mut found = Waiting::default();
     let mut after = 0;
@@ -281,7 +282,7 @@ async fn waiting(conn: &mut PgConnection, limit: i64) -> Result<Waiting, Error> 
     }
 }
 
-/// The rows of these ids, in order.
+/// The rows with these ids, in order.
 async fn rows(conn: &mut PgConnection, ids: &[i64]) -> Result<Vec<Sealable>, Error> {
     let rows = sqlx::query_as!(
         Sealable,
@@ -293,14 +294,14 @@ async fn rows(conn: &mut PgConnection, ids: &[i64]) -> Result<Vec<Sealable>, Err
     Ok(rows.fetch_all(conn).await?)
 }
 
-/// The advisory lock of whoever seals the history or gives up a part of it: "history" in ASCII.
+/// The advisory lock for sealing the history or dropping a month of it: "history" in ASCII.
 const LOCK: i64 = i64::from_be_bytes(*b"\0history");
 
-/// A look at the whole history as it is at one moment.
+/// A view of the whole history as it is at one moment.
 #[derive(Debug)]
 pub struct Inspection<'c>(sqlx::Transaction<'c, sqlx::Postgres>);
 
-/// Begins one.
+/// Begins an [`Inspection`].
 ///
 /// # Errors
 ///
@@ -309,25 +310,25 @@ pub async fn inspect(conn: &mut PgConnection) -> Result<Inspection<'_>, Error> {
     Ok(Inspection(super::snapshot(conn).await?))
 }
 
-/// What is personal of a row.
+/// The personal data of a row.
 #[derive(Debug)]
 pub struct Personal {
-    /// The row.
+    /// The row of the history.
     pub history_id: i64,
-    /// With whom it goes.
+    /// The user; the data is deleted with them.
     pub user_id: Uuid,
     /// Random.
     pub salt: Uuid,
-    /// The text of `jsonb`.
+    /// The text of the `jsonb`.
     pub changed_data: String,
 }
 
 impl Inspection<'_> {
-    /// At most `limit` seals after the one of this number, in order.
+    /// At most `limit` seals after the one with this number, in order.
     ///
     /// # Errors
     ///
-    /// When the database fails, also on a hash of another length.
+    /// When the database fails, or when a hash is not 32 bytes long.
     pub async fn seals(&mut self, after: i64, limit: i64) -> Result<Vec<Seal>, Error> {
         let seals = sqlx::query_as!(
             Seal,
@@ -342,7 +343,7 @@ impl Inspection<'_> {
         Ok(seals.fetch_all(&mut *self.0).await?)
     }
 
-    /// The rows of these ids, in order.
+    /// The rows with these ids, in order.
     ///
     /// # Errors
     ///
@@ -351,7 +352,7 @@ impl Inspection<'_> {
         rows(&mut self.0, ids).await
     }
 
-    /// What is personal of the rows of these ids.
+    /// The personal data of the rows with these ids.
     ///
     /// # Errors
     ///
@@ -366,7 +367,7 @@ impl Inspection<'_> {
         Ok(personal.fetch_all(&mut *self.0).await?)
     }
 
-    /// Those of these users whose end the history tells of.
+    /// Those of these users who, by the history, were deleted.
     ///
     /// # Errors
     ///
@@ -382,7 +383,7 @@ impl Inspection<'_> {
         Ok(gone.fetch_all(&mut *self.0).await?)
     }
 
-    /// The ids that were given up with their months, as ranges: the first, and the one after the last.
+    /// The ids that were dropped with their months, as ranges: the first id, and the one after the last.
     ///
     /// # Errors
     ///
@@ -397,7 +398,7 @@ impl Inspection<'_> {
         Ok(ranges.into_iter().map(|range| (range.first, range.end)).collect())
     }
 
-    /// At most `limit` rows that neither a seal has nor the next one will, by their ids.
+    /// The ids of at most `limit` rows that no seal covers and that do not wait for one.
     ///
     /// # Errors
     ///
@@ -423,7 +424,7 @@ impl Inspection<'_> {
         Ok(count.fetch_one(&mut *self.0).await?)
     }
 
-    /// At most `limit` rows that wait for a seal and are not there, by their ids.
+    /// The ids of at most `limit` rows that wait for a seal but are missing.
     ///
     /// # Errors
     ///
@@ -438,16 +439,16 @@ impl Inspection<'_> {
     }
 }
 
-/// How the sealing goes, as far as that is seen without a look at the whole history.
+/// How far the sealing has got, as far as can be told without reading the whole history.
 #[derive(Clone, Copy, Debug)]
 pub struct Backlog {
-    /// When the oldest row was written that waits for a seal; `None`: none does.
+    /// When the oldest row that waits for a seal was written; `None` if none waits.
     pub since: Option<OffsetDateTime>,
-    /// Whether rows were deleted before their seal.
+    /// Whether rows were deleted before they were sealed.
     pub has_losses: bool,
 }
 
-/// What the sealing has left.
+/// What is left to seal.
 ///
 /// # Errors
 ///
@@ -458,22 +459,22 @@ pub async fn backlog(conn: &mut PgConnection) -> Result<Backlog, Error> {
     Ok(Backlog { since, has_losses: found.has_losses })
 }
 
-/// Where changes may go without a record because somebody has wanted it so, each by the statement that ends it.
+/// Where changes may go unrecorded because somebody chose so. Each gap is given as the statement that closes it.
 #[derive(Debug)]
 pub struct Gaps {
-    /// The database is set to go on where the history cannot be written.
+    /// The database is set to let changes through when the history cannot be written.
     pub lenient: Option<String>,
-    /// Triggers that write the history are switched off.
+    /// Triggers that write the history are disabled.
     pub switched_off: Vec<String>,
 }
 
-/// What the history leaves out, and is meant to.
+/// The gaps that were left in the history on purpose.
 ///
 /// # Errors
 ///
 /// When the database fails.
 pub async fn gaps(conn: &mut PgConnection) -> Result<Gaps, Error> {
-    // As the trigger asks.
+    // The same condition as in the trigger.
     let lenient = sqlx::query_scalar!(
         r#"SELECT format('ALTER DATABASE %I RESET gatepass.history', database.datname) AS "statement!"
            FROM pg_db_role_setting AS setting JOIN pg_database AS database ON database.oid = setting.setdatabase
@@ -490,10 +491,11 @@ pub async fn gaps(conn: &mut PgConnection) -> Result<Gaps, Error> {
     Ok(Gaps { lenient, switched_off: switched_off.fetch_all(conn).await? })
 }
 
-/// How many of those that wait are looked at together.
+/// How many of the rows that wait are looked at together.
 const BACKLOG: i64 = 100;
 
-/// Makes the partitions of this month and the next two, where there are none; how many.
+/// Creates the missing partitions of this month and the next two, and of months whose rows are in the default
+/// partition. Returns how many.
 ///
 /// # Errors
 ///
@@ -503,8 +505,8 @@ pub async fn prepare(conn: &mut PgConnection) -> Result<i32, Error> {
     Ok(made.fetch_one(conn).await?)
 }
 
-/// Gives up the oldest month that ended before `before`, and is sealed; its partition's name. `None`: there is none, or
-/// somebody else is at it. The last 30 days stay in any case.
+/// Drops the oldest month that ended before `before`, if it is sealed, and returns the name of its partition. `None`
+/// when there is none, or when somebody else holds the lock. The last 30 days always stay.
 ///
 /// # Errors
 ///
@@ -515,7 +517,7 @@ pub async fn drop_month(
     cause: &Cause,
 ) -> Result<Option<String>, Error> {
     let mut transaction = conn.begin().await?;
-    // All that is personal of a month is deleted with it.
+    // All personal data of the month is deleted with it, which may take longer than other statements.
     let begun = sqlx::query_scalar!(
         r#"SELECT caused_by($2, $3) AND set_config('statement_timeout', '10min', true) IS NOT NULL
                AND pg_try_advisory_xact_lock($1) AS "held!""#,

@@ -11,12 +11,12 @@ use super::{
     login_attempts::{Forgiveness, forgiving},
 };
 
-/// A session to be begun.
+/// A session to begin.
 #[derive(Debug)]
 pub struct NewSession<'a> {
     /// UUIDv7.
     pub id: Uuid,
-    /// Whose it is.
+    /// The user it belongs to.
     pub user_id: Uuid,
     /// The user's `password_changed_at` when the password was checked.
     pub password_changed_at: OffsetDateTime,
@@ -28,15 +28,15 @@ pub struct NewSession<'a> {
     pub client_ip: Option<IpAddr>,
     /// When the login happens.
     pub now: OffsetDateTime,
-    /// When it ends unless renewed before.
+    /// When the session ends unless it is renewed before then.
     pub refresh_expires_at: OffsetDateTime,
-    /// When it ends in any case.
+    /// When the session ends in any case.
     pub expires_at: OffsetDateTime,
-    /// When its first access token ends.
+    /// When its first access token expires.
     pub access_expires_at: OffsetDateTime,
 }
 
-/// What a token says of its session's user.
+/// What a token says about its session's user.
 #[derive(Debug)]
 pub struct Owner {
     /// The user's name.
@@ -45,12 +45,14 @@ pub struct Owner {
     pub roles: Vec<String>,
 }
 
-/// Begins a session, in generation 0, for a user as they are at that moment, and forgives. `None`, no session and nothing
-/// forgiven, when the user has been disabled or deleted or has another password since it was checked.
+/// Begins a session, in generation 0, for a user as they are at that moment, and forgives their failed attempts.
+/// `None`, with no session begun and nothing forgiven, when the user has been disabled or deleted, or has changed their
+/// password since it was checked.
 ///
-/// That race is settled here, in one statement: `FOR SHARE` waits for whoever is changing the user and looks again at
-/// what they left, and whoever comes later finds the session. Who ends a user's sessions has to change the user first.
-/// What is forgiven is locked last, in the same transaction: neither goes without the other.
+/// The race with such a change is settled here, in one statement: `FOR SHARE` waits for a transaction that is changing
+/// the user and looks again at what it left, and one that comes later finds the session. Whoever ends a user's sessions
+/// must therefore change the user first. What is forgiven is locked last, in the same transaction: a session and
+/// forgiveness come together or not at all.
 ///
 /// # Errors
 ///
@@ -92,19 +94,19 @@ pub async fn insert(
     Ok(owner.map(|owner| Owner { username: owner.username, roles: owner.roles }))
 }
 
-/// Why a session was ended before its time.
+/// Why a session was ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum EndReason {
     /// Its user logged out.
     Logout,
-    /// Its user or an administrator ended it, or there were too many others that were used later.
+    /// The user or an administrator ended it, or the user had too many others that were used more recently.
     Revoked,
     /// The password was changed.
     PasswordChanged,
     /// The user was disabled.
     UserDisabled,
-    /// A refresh token was presented again that had been used before.
+    /// A refresh token that had been used before was presented again.
     RefreshTokenReused,
 }
 
@@ -113,35 +115,35 @@ pub enum EndReason {
 pub struct Session {
     /// The session.
     pub id: Uuid,
-    /// Whose it is.
+    /// The user it belongs to.
     pub user_id: Uuid,
-    /// The user's name now.
+    /// The user's current name.
     pub username: String,
-    /// The user's roles now.
+    /// The user's current roles.
     pub roles: Vec<String>,
-    /// Whether the user is locked out.
+    /// Whether the user is disabled.
     pub disabled: bool,
-    /// How often it has been renewed.
+    /// How many times it has been renewed.
     pub refresh_generation: i32,
     /// Goes into the MAC of its refresh tokens.
     pub refresh_salt: [u8; 32],
-    /// When the present generation began.
+    /// When the current generation began.
     pub renewed_at: OffsetDateTime,
-    /// Whether something of the present generation has been seen.
+    /// Whether a token of the current generation has been seen.
     pub is_confirmed: bool,
-    /// Where it was used last.
+    /// Where the last login or renewal came from.
     pub client_ip: Option<ipnet::IpNet>,
-    /// When it ends unless renewed before.
+    /// When it ends unless it is renewed before then.
     pub refresh_expires_at: OffsetDateTime,
     /// When it ends in any case.
     pub expires_at: OffsetDateTime,
-    /// When the last of its access tokens ends.
+    /// When the last of its access tokens expires.
     pub access_expires_at: OffsetDateTime,
-    /// Why it has ended.
+    /// Why it was ended; `None`: it was not.
     pub end_reason: Option<EndReason>,
 }
 
-/// The session of this id, also when it has ended.
+/// The session with this id, even if it has ended.
 ///
 /// # Errors
 ///
@@ -158,32 +160,33 @@ pub async fn by_id(conn: &mut PgConnection, id: Uuid) -> Result<Option<Session>,
     Ok(row.fetch_optional(conn).await?)
 }
 
-/// A session to be renewed.
+/// A renewal of a session.
 #[derive(Debug)]
 pub struct Renewal<'a> {
     /// The session.
     pub id: Uuid,
-    /// Whose it is.
+    /// The user it belongs to.
     pub user_id: Uuid,
     /// The generation that it leaves.
     pub generation: i32,
-    /// Who renews.
+    /// The client that renews.
     pub user_agent: Option<&'a str>,
-    /// From where.
+    /// Where the renewal comes from.
     pub client_ip: Option<IpAddr>,
-    /// When it ends unless renewed before.
+    /// When the session ends unless it is renewed before then.
     pub refresh_expires_at: OffsetDateTime,
-    /// When the access token ends that it is given.
+    /// When the access token that it is given expires.
     pub access_expires_at: OffsetDateTime,
-    /// When that is.
+    /// When the renewal happens.
     pub now: OffsetDateTime,
 }
 
-/// Moves a session to its next generation; whose it is, as they are at that moment. `None` when it is not in the one that
-/// it was thought to be in, has ended, or its user is locked out.
+/// Moves a session to its next generation and returns its user as they are at that moment. `None` when the session is
+/// not in the expected generation or has ended, or when its user is disabled.
 ///
-/// What a token says of its user is read under `FOR SHARE`, as at a login: who changes their roles waits, and then outdates
-/// this token too; or this waits for them, however long they take to commit, and reads what they left.
+/// What a token says about its user is read under `FOR SHARE`, as at a login. Either a transaction that changes the
+/// roles waits for this one, and then outdates this token too; or this one waits for it, however long it takes to
+/// commit, and reads what it left.
 ///
 /// # Errors
 ///
@@ -214,8 +217,8 @@ pub async fn rotate(conn: &mut PgConnection, renewal: &Renewal<'_>) -> Result<Op
     Ok(owner.fetch_optional(conn).await?)
 }
 
-/// Notes until when the access token is good that a session is given once more; whose it is, read as by [`rotate`]. `None`
-/// when it is not in `generation`, or has ended.
+/// Records the expiry of one more access token that a session is given, and returns the user, read as in [`rotate`].
+/// `None` when the session is not in `generation` or has ended, or when its user is disabled.
 ///
 /// # Errors
 ///
@@ -248,22 +251,23 @@ pub async fn extend_access(
 /// Which of a user's sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// Every one.
+    /// All of them.
     All,
-    /// Every one but this.
+    /// All but this one.
     AllBut(Uuid),
     /// This one.
     One(Uuid),
     /// This one, if it is in this generation.
     OneAt(Uuid, i32),
-    /// Those beyond so many that were used last, a thousand at most.
+    /// All but this many most recently used ones; ends a thousand at most.
     Beyond(i64),
 }
 
-/// Ends sessions of a user that go on at `now`; how many those were. Whoever ends a session does it here or by
-/// [`end_all`], but for a user who is disabled: that ends theirs by a trigger. A trigger also tells every replica.
+/// Ends those of a user's sessions that are live at `now`, and returns how many there were. All code that ends sessions
+/// does so here or in [`end_all`], except when a user is disabled: a trigger then ends theirs. Another trigger tells
+/// every replica.
 ///
-/// The rows are locked in the order of their ids, as by everybody else who locks several.
+/// The rows are locked in the order of their ids, as everywhere that several are locked.
 ///
 /// # Errors
 ///
@@ -313,7 +317,7 @@ pub async fn end(
     Ok(done.execute(conn).await?.rows_affected())
 }
 
-/// Ends all sessions of these users that go on at `now`, as [`end`] does those of one.
+/// Ends all sessions of these users that are live at `now`, as [`end`] does for one user.
 ///
 /// # Errors
 ///
@@ -350,17 +354,17 @@ pub struct Overview {
     pub id: Uuid,
     /// When its user logged in.
     pub created_at: OffsetDateTime,
-    /// When it was last seen.
+    /// When it was last used.
     pub last_used_at: OffsetDateTime,
     /// When it ends in any case.
     pub expires_at: OffsetDateTime,
-    /// What the client called itself at the login or the last renewal.
+    /// The `User-Agent` of the login or of the last renewal.
     pub user_agent: Option<String>,
-    /// Where that came from.
+    /// Where that request came from.
     pub client_ip: Option<ipnet::IpNet>,
 }
 
-/// At most `limit` sessions of a user that go on at `now`, those used last first.
+/// At most `limit` sessions of a user that can still be renewed at `now`, most recently used first.
 ///
 /// # Errors
 ///
@@ -383,18 +387,18 @@ pub async fn of_user(
     Ok(rows.fetch_all(conn).await?)
 }
 
-/// A session as long as it is stored.
+/// A session that is still stored, whether it has ended or not.
 #[derive(Clone, Debug)]
 pub struct Stored {
     /// As its owner sees it.
     pub overview: Overview,
-    /// When it was ended before its time.
+    /// When it was ended early.
     pub ended_at: Option<OffsetDateTime>,
-    /// Why: an [`EndReason`] as it stands in the table.
+    /// Why: an [`EndReason`] as stored in the table.
     pub end_reason: Option<String>,
 }
 
-/// At most `limit` of all sessions of a user that are stored, oldest first, after the session `after`.
+/// At most `limit` of all stored sessions of a user, oldest first, after the session `after`.
 ///
 /// # Errors
 ///
@@ -427,19 +431,20 @@ pub async fn stored(
     Ok(rows.fetch_all(conn).await?)
 }
 
-/// How far a clean-up has come.
+/// How far a clean-up has got.
 #[derive(Debug)]
 pub struct CleanUp {
-    /// The last session that it has looked at.
+    /// The last session that it looked at.
     pub last: Uuid,
-    /// How many it has deleted.
+    /// How many it deleted.
     pub deleted: i64,
 }
 
-/// Looks at `limit` sessions after `after`, in the order of their ids, and deletes those whose last refresh token
-/// expired before `before`; `None` when there are no more, or another replica is at it.
+/// Looks at `limit` sessions after `after`, in the order of their ids, and deletes those whose last refresh token and
+/// last access token both expired before `before`. `None` when there are no more, or when another replica is cleaning
+/// up.
 ///
-/// Goes by the primary key: an index on the time of expiry would have to be written at each renewal.
+/// This walks the primary key: an index on the time of expiry would have to be updated at each renewal.
 ///
 /// # Errors
 ///
@@ -474,10 +479,10 @@ pub async fn clean_up(
     Ok(done.fetch_optional(conn).await?)
 }
 
-/// The advisory lock of the replica that deletes: "sessions" in ASCII.
+/// The advisory lock of the replica that cleans up: "sessions" in ASCII.
 const CLEAN_UP_LOCK: i64 = i64::from_be_bytes(*b"sessions");
 
-/// A token of a session was used.
+/// One use of a session's token.
 #[derive(Clone, Copy, Debug)]
 pub struct Sighting {
     /// The session.
@@ -488,8 +493,8 @@ pub struct Sighting {
     pub at: OffsetDateTime,
 }
 
-/// Notes that sessions are used, and confirms the generation that was seen where that is still the present one. The rows
-/// are locked in the order of their ids; of a session there may be one sighting at most.
+/// Records that sessions were used, and confirms the generation that was seen if it is still the current one. The rows
+/// are locked in the order of their ids; there may be at most one sighting per session.
 ///
 /// # Errors
 ///
