@@ -1,37 +1,37 @@
-//! What an error of the database means, and what to do about it.
+//! What a database error means, and what to do about it.
 
 use std::{io, time::Duration};
 
 use tokio::time::timeout;
 
-/// What came of a statement that did not succeed.
+/// Why a statement did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A value that has to be unique stands in another row already.
+    /// A value that has to be unique is in another row already.
     #[error("{0:?} is taken")]
     Taken(Unique),
-    /// Nobody would be left who administers users: `users_last_admin`.
+    /// No enabled administrator would be left: `users_last_admin`.
     #[error("the user is the last administrator who is not disabled")]
     LastAdmin,
-    /// The database cannot be reached, has no connection free or takes no writes: the same call may succeed later.
+    /// The database cannot be reached, has no connection free, or takes no writes. The same call may succeed later.
     #[error("the database cannot do this at the moment")]
     Unavailable(#[source] sqlx::Error),
-    /// Somebody else was changing the same rows, and one of us had to give way: the same call may succeed at once.
+    /// Somebody else was changing the same rows, and this side had to give way. The same call may succeed at once.
     #[error("others were changing the same rows")]
     Conflict(#[source] sqlx::Error),
-    /// A fault of ours or of the schema.
+    /// A fault in this program or in the schema.
     #[error("the database refused a statement")]
     Failed(#[source] sqlx::Error),
 }
 
 impl Error {
-    /// Whoever waited for the database waits no longer.
+    /// The wait for the database has timed out.
     pub(super) fn timeout() -> Self {
         Self::Unavailable(sqlx::Error::PoolTimedOut)
     }
 }
 
-/// What comes of `work`, or [`Error::Unavailable`] when that takes longer than `patience`.
+/// The result of `work`, or [`Error::Unavailable`] when it takes longer than `patience`.
 ///
 /// # Errors
 ///
@@ -43,7 +43,7 @@ pub async fn within<T, E: From<Error>>(
     timeout(patience, work).await.unwrap_or_else(|_| Err(Error::timeout().into()))
 }
 
-/// What is unique, by the constraint that holds it.
+/// What is unique, by the constraint that enforces it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unique {
     /// `users_username_key`
@@ -71,22 +71,22 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// Serialization failure or deadlock; or a row that was on its way into the history's default partition when that of its
-/// month was made.
+/// A serialization failure or a deadlock; or a row that was on its way into the history's default partition when the
+/// partition of its month was created.
 fn is_conflict(error: &sqlx::Error) -> bool {
     let Some(error) = error.as_database_error() else { return false };
     match error.code().as_deref() {
         Some("40001" | "40P01") => true,
-        // Of no constraint that has a name: what the partition takes.
+        // The partition constraint, which has no name.
         Some("23514") => error.constraint().is_none() && error.table() == Some("history_default"),
         _ => false,
     }
 }
 
-/// How often a conflict is tried again.
+/// How many times a conflict is retried.
 const MAX_CONFLICTS: usize = 4;
 
-/// Does `work` again when others were changing the same rows, a few times.
+/// Runs `work` again, a few times, when others were changing the same rows.
 ///
 /// # Errors
 ///
@@ -104,27 +104,27 @@ where
     work().await
 }
 
-/// Whether the database has answered with one of these codes.
+/// Whether the database answered with one of these codes.
 pub(super) fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| codes.contains(&&*code))
 }
 
-/// Whether the connection is gone, or goes.
+/// Whether the connection is gone, or about to go.
 pub(super) fn has_ended(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) => true,
-        // 57P01 to 57P03: the server, or whoever may, has ended it.
+        // 57P01 to 57P03: the server, or somebody with the right to, has ended it.
         sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
         _ => false,
     }
 }
 
-/// Whether somebody answers who cannot show to be the server that we want, or does not speak TLS.
+/// Whether the peer cannot prove that it is the server that we want, or does not speak TLS.
 fn is_about_tls(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Tls(_) => true,
-        // How rustls tells of a certificate.
+        // How rustls reports a bad certificate.
         sqlx::Error::Io(error) => error.kind() == io::ErrorKind::InvalidData,
         _ => false,
     }
@@ -133,23 +133,23 @@ fn is_about_tls(error: &sqlx::Error) -> bool {
 /// Why there is no connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoConnection {
-    /// As [`is_about_tls`].
+    /// As in [`is_about_tls`].
     Tls,
-    /// Nothing came, not even a refusal.
+    /// No answer at all, not even a refusal.
     Silence,
-    /// Nobody is there.
+    /// No server is there.
     NoServer,
-    /// The server has no database of this name.
+    /// The server has no database with this name.
     NoDatabase,
-    /// It does not let this user in: another password, or `pg_hba.conf`.
+    /// The server does not let this user in: a different password, or `pg_hba.conf`.
     NotAuthenticated,
     /// The user may not connect to this database.
     NotPrivileged,
-    /// The server, the database or the role has as many as it may.
+    /// The server, the database or the role has as many connections as it may.
     TooMany,
 }
 
-/// Why there is no connection, if the error of an attempt tells.
+/// Why there is no connection, if the error of an attempt says so.
 pub fn no_connection(error: &sqlx::Error) -> Option<NoConnection> {
     Some(match error {
         error if is_about_tls(error) => NoConnection::Tls,
@@ -167,12 +167,12 @@ pub fn no_connection(error: &sqlx::Error) -> Option<NoConnection> {
     })
 }
 
-/// Whether the same call may succeed later: the database is not there, not up yet, going down, full, or read only.
+/// Whether the same call may succeed later: the database is not there, not up yet, shutting down, full, or read-only.
 pub fn may_pass(error: &sqlx::Error) -> bool {
     match error {
         error if is_about_tls(error) => false,
-        // Class 08, connection exception; 53, insufficient resources; 57, operator intervention, statement_timeout
-        // among them; 25006, a standby that has not been promoted yet, or a database that is read only.
+        // Class 08, connection exception; 53, insufficient resources; 57, operator intervention, including
+        // statement_timeout; 25006, a standby that has not been promoted yet, or a database that is read-only.
         sqlx::Error::Database(error) => error
             .code()
             .is_some_and(|code| ["08", "53", "57", "25006"].iter().any(|class| code.starts_with(class))),

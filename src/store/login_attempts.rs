@@ -1,8 +1,9 @@
-//! Table `login_attempts`: who has failed how often of late, as one time for each key (the generic cell rate algorithm,
-//! ITU-T I.371). Whose key it is, the database cannot tell.
+//! Table `login_attempts`: recent failures, stored as one time per key (the generic cell rate algorithm, ITU-T I.371).
+//! The database cannot tell whose key it is.
 //!
-//! Whoever locks several rows, or is about to insert them, does so in one order, and nobody waits in a circle: devices by
-//! their keys, then accounts by theirs, then the address, which is what many have in common and is so held the shortest.
+//! Whoever locks several rows, or is about to insert them, does so in one order, so there is no deadlock: devices by
+//! their keys, then accounts by theirs, and the address last. Many have that one in common, and this way it is held the
+//! shortest.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -14,19 +15,19 @@ use super::Error;
 /// Whose attempts are counted.
 pub type Key = [u8; 16];
 
-/// At most so many attempts in such a time.
+/// A rate limit: at most `count` attempts in a time of `per`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// How many.
+    /// How many attempts.
     pub count: NonZeroU32,
     /// In what time.
     pub per: Duration,
 }
 
 impl Rate {
-    /// The bucket that keeps `key` to this rate.
+    /// The bucket that holds `key` to this rate.
     pub fn bucket(self, key: Key) -> Bucket {
-        // In whole microseconds, which is what Postgres counts in.
+        // In whole microseconds, the resolution of Postgres.
         let spacing = Duration::from_micros(
             u64::try_from(self.per.as_micros() / u128::from(self.count.get())).unwrap_or(u64::MAX).max(1),
         );
@@ -37,42 +38,42 @@ impl Rate {
 /// A bucket: how fast its places become free, and how long all of them take.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
-    /// Whose.
+    /// Whose attempts it counts.
     pub key: Key,
-    /// In what time one place becomes free.
+    /// How long it takes for one place to become free.
     pub spacing: Duration,
-    /// In what time all of them do.
+    /// How long it takes for all of them.
     pub span: Duration,
 }
 
-/// The account that somebody tries, and the device that they try it from, known or not.
+/// The account that somebody tries to log in to, and the device that they try it from, known or not.
 #[derive(Clone, Copy, Debug)]
 pub struct Device {
     /// The key of the account, which is that of a bucket.
     pub account: Key,
-    /// The key of account and device; when that is known, it is used in place of the account's.
+    /// The key of account and device. If it is known, it is used in place of the account's.
     pub device: Key,
 }
 
-/// What an attempt needs one place of each of.
+/// The buckets of which an attempt needs one place each.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// Whose places: an account before an address.
+    /// The buckets: an account's before an address's.
     pub buckets: Vec<Bucket>,
-    /// Whose stands in for the account's, if it is known.
+    /// The device that stands in for the account, if it is known.
     pub device: Option<Device>,
 }
 
-/// What came of an attempt to take places.
+/// The result of an attempt to take places.
 #[derive(Debug)]
 pub struct Taken {
-    /// `None`: one place of each bucket is taken. Else none is, and at that time there will be one of each.
+    /// `None`: one place of each bucket is taken. Otherwise none is, and this is when each will have one.
     pub again_at: Option<OffsetDateTime>,
-    /// Whether the device is known, and its places are what counts.
+    /// Whether the device is known, so that its places count instead of the account's.
     pub is_device_known: bool,
 }
 
-/// Buckets, as the statements have them.
+/// Buckets as columns, for the statements.
 pub(super) struct Columns {
     pub(super) keys: Vec<Vec<u8>>,
     pub(super) spacings: Vec<PgInterval>,
@@ -114,7 +115,7 @@ pub async fn take(
     Ok(taken.fetch_one(conn).await?)
 }
 
-/// Gives one place of each bucket back.
+/// Gives back one place of each bucket.
 ///
 /// # Errors
 ///
@@ -137,18 +138,18 @@ pub async fn give_back(conn: &mut PgConnection, buckets: &[Bucket]) -> Result<()
     Ok(())
 }
 
-/// The failures of an account by a name that it is about to lose.
+/// A change of the name under which an account's failures are counted.
 #[derive(Clone, Copy, Debug)]
 pub struct Renaming {
-    /// Under the name that it has.
+    /// The former name.
     pub from: Key,
-    /// Under the one that it gets.
+    /// The new name.
     pub to: Bucket,
 }
 
-/// Takes the failures along to the other name, in the transaction that gives it, and one more: an attempt that has looked
-/// up the former name and waits here counts there alone. The bucket gets no fuller than full; what a clock that is ahead
-/// has written counts as little as in `take_login_attempt`, and by one that is behind nothing is taken away.
+/// Copies the failures to the new name, in the transaction that assigns it, and adds one: an attempt that has looked up
+/// the former name and waits here is counted only there. The bucket gets no fuller than full. A time that a clock far
+/// ahead has written counts as nothing, as in `take_login_attempt`, and a clock that is behind takes nothing away.
 ///
 /// # Errors
 ///
@@ -187,21 +188,21 @@ pub(super) async fn rename(
     Ok(())
 }
 
-/// What somebody is forgiven who has succeeded; by default nothing.
+/// What is forgiven somebody who has succeeded; by default, nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Forgiveness {
-    /// Gets one place back.
+    /// The bucket that gets one place back.
     pub address: Option<Bucket>,
-    /// All attempts on them are forgotten.
+    /// The accounts whose attempts are all forgotten.
     pub accounts: Vec<Key>,
-    /// Are known, with no attempts of theirs.
+    /// The devices that become known, with no attempts.
     pub devices: Vec<Key>,
-    /// Until when they are known.
+    /// Until when the devices are known.
     pub known_until: Option<OffsetDateTime>,
 }
 
-/// A statement that forgives what its parameters $1 to $6 say, if `$succeeded`, its first `WITH` queries, leave a row in
-/// the one that is called `succeeded`. Then it gives back what `$result` selects.
+/// A statement that forgives what its parameters $1 to $6 say if `$succeeded`, its first `WITH` queries, leaves a row
+/// in the query named `succeeded`. It then returns what `$result` selects.
 macro_rules! forgiving {
     ($succeeded:tt, $result:tt, $forgiveness:expr, $now:expr $(, $parameter:expr)* $(,)?) => {
         sqlx::query!(
@@ -236,7 +237,7 @@ macro_rules! forgiving {
 }
 pub(super) use forgiving;
 
-/// Somebody has succeeded.
+/// Forgives somebody who has succeeded.
 ///
 /// # Errors
 ///
@@ -250,7 +251,8 @@ pub async fn forgive(
     Ok(())
 }
 
-/// Deletes at most `limit` rows that nobody needs at `now`; how many rows that was. 0 also when somebody else is at it.
+/// Deletes at most `limit` rows that nobody needs at `now`, and returns how many. Rows that somebody else has locked
+/// are skipped.
 ///
 /// # Errors
 ///

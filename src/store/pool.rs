@@ -1,11 +1,12 @@
 //! Connections, lent for a statement or two.
 //!
-//! sqlx's own pool asks the server whether a connection is alive when it is given back, with no end if nobody answers, and
-//! so it took three round trips beside each statement. Here one that has answered a moment ago is lent again without a
-//! question ([`TRUSTED_FOR`]); what may be asked twice, [`PgPool::asking`] asks again where that was too much trust.
+//! sqlx's own pool asks the server whether a connection is alive when it is given back, without a time limit if nobody
+//! answers, and took three round trips on top of each statement. In this one, a connection that answered a moment ago
+//! is lent again without a question ([`TRUSTED_FOR`]). Where that was too much trust, [`PgPool::asking`] repeats work
+//! that may be done twice.
 //!
-//! A request may be given up at any moment, and what it was about then ends here: whoever is lent its connection next gets no
-//! answers of its, and is in no transaction of its.
+//! A request may be given up at any moment. Whatever it was doing then ends here: whoever is lent its connection next
+//! gets none of its answers and is in none of its transactions.
 
 use std::{
     fmt, mem,
@@ -29,36 +30,38 @@ use super::{Access, Error, Source, Transaction};
 
 /// How long a pool may take to give a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long after its last answer a connection counts as alive. Long enough for a busy pool to ask nothing, and short
-/// enough that one which was cut while nobody used it is seldom lent.
+/// How long after its last answer a connection counts as alive. This is long enough that a busy pool never asks, and
+/// short enough that a connection that was cut while idle is seldom lent.
 const TRUSTED_FOR: Duration = Duration::from_millis(500);
-/// How long a connection may take to show that it is alive. Otherwise another takes its place.
+/// How long a connection may take to show that it is alive. After that, another takes its place.
 const PING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long to wait between two attempts to connect.
 const CONNECT_REST: Duration = Duration::from_millis(200);
-/// How old a connection becomes: a server whose sessions grow, or an address that leads elsewhere by now, is left in time.
+/// How old a connection may get. A server whose sessions grow, or an address that leads elsewhere by now, is left in
+/// time.
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
-/// At most so many connections to one database, opened as they are needed. Cheap to clone.
+/// At most `max` connections to one database, opened as they are needed. Cheap to clone.
 #[derive(Clone)]
 pub struct PgPool(Arc<Inner>);
 
 struct Inner {
     source: Source,
     max: u32,
-    /// One for each connection that is lent, being opened or being tested.
+    /// One permit for each connection that is lent, being opened or being tested.
     places: Arc<Semaphore>,
-    /// The one that was used last lies on top, so that a pool that is little used trusts one rather than asking each.
+    /// A stack: the connection used last is on top, so a pool with little use trusts that one instead of asking each in
+    /// turn.
     idle: Mutex<Vec<Open>>,
 }
 
-/// A connection, and what there is to know of it.
+/// A connection, and what is known about it.
 struct Open {
     conn: PgConnection,
     opened_at: Instant,
     /// `None`: it has to show that it is alive before it is lent again.
     trusted_until: Option<Instant>,
-    /// As it was opened.
+    /// What the connection allowed when it was opened.
     access: Access,
 }
 
@@ -67,20 +70,21 @@ struct Open {
 pub struct Use {
     /// Connections that are lent, being opened or being tested.
     pub used: u32,
-    /// Connections that nobody uses.
+    /// Connections that are open and not in use.
     pub idle: u32,
-    /// As many as there may be.
+    /// The most connections that there may be.
     pub max: u32,
 }
 
 impl Source {
-    /// A pool that connects when it is first used, of at most `max_connections`, with the password that was last given to
-    /// this server's user.
+    /// A pool of at most `max_connections` that connects when it is first used, with the latest password of this
+    /// server's user.
     ///
-    /// A statement that hangs, on a lock or a slow disk, is given up by the server, so that it cannot hold its connection
-    /// for ever. A connection that hangs is found out when it is taken or given back, and replaced; one to a standby, which
-    /// takes no writes, is not used at all: after a failover, an address may for a while lead there. One to a database that
-    /// is read only is used, since what it says is true, and not kept: the next one may take writes again.
+    /// A statement that hangs, on a lock or a slow disk, is cancelled by the server, so it cannot hold its connection
+    /// for ever. A connection that hangs is detected when it is taken or given back, and replaced. A connection to a
+    /// standby, which takes no writes, is not used at all: after a failover, an address may lead to one for a while. A
+    /// connection to a read-only database is used, since what it reads is true, but not kept: the next one may take
+    /// writes again.
     pub fn pool(&self, max_connections: u32) -> PgPool {
         let places = Arc::new(Semaphore::new(max_connections as usize));
         let (source, idle) = (self.clone(), Mutex::default());
@@ -89,19 +93,19 @@ impl Source {
 }
 
 impl PgPool {
-    /// A connection that is alive, or was a moment ago. Who came first gets the first.
+    /// A connection that is alive, or was a moment ago. First come, first served.
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`], when the database cannot be reached or refuses us, or all connections are lent, for as long
-    /// as one may wait; when the pool is closed.
+    /// [`Error::Unavailable`] when the database refuses us; when it cannot be reached, or all connections are lent, for
+    /// as long as one may wait; or when the pool is closed.
     pub async fn acquire(&self) -> Result<PoolConnection, Error> {
         let mut why = sqlx::Error::PoolTimedOut;
         let found = async {
             let place = self.0.places.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
             let open = match self.0.find().await {
                 Some(open) => open,
-                // Seldom; in a box, or the future of every request would have room for it.
+                // Rarely needed, and boxed: the future of every request would have room for it otherwise.
                 None => Box::pin(self.0.connect(&mut why)).await?,
             };
             Ok(PoolConnection { lent: Some((open, place)), is_beginning: false, pool: self.0.clone() })
@@ -109,8 +113,9 @@ impl PgPool {
         timeout(ACQUIRE_TIMEOUT, found).await.unwrap_or_else(|_| Err(why)).map_err(Error::Unavailable)
     }
 
-    /// Does `work` with a connection, and once more with another when the one that it had turns out to have ended. For what
-    /// may be done twice. That none can be had is an answer: the pool has tried for as long as anybody may wait.
+    /// Does `work` with a connection, and once more with another if the first turns out to have ended; for work that
+    /// may be done twice. A failure to get a connection is not retried: the pool has already tried for as long as
+    /// anybody may wait.
     ///
     /// # Errors
     ///
@@ -128,14 +133,14 @@ impl PgPool {
         }
     }
 
-    /// How it is used.
+    /// How the pool is used.
     pub fn in_use(&self) -> Use {
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let free = count(self.0.places.available_permits());
         Use { used: self.0.max.saturating_sub(free), idle: count(self.0.idle().len()), max: self.0.max }
     }
 
-    /// Waits until every connection is given back, and closes them. From then on there are none.
+    /// Waits until every connection is given back, and closes them all. From then on none can be had.
     pub async fn close(&self) {
         let all = self.0.places.acquire_many(self.0.max).await;
         self.0.places.close();
@@ -148,7 +153,7 @@ impl PgPool {
         drop(all);
     }
 
-    /// Where connections lead, with the password of the moment.
+    /// Where connections lead, with the current password.
     pub(super) fn options(&self) -> Arc<PgConnectOptions> {
         self.0.source.newest.load_full()
     }
@@ -165,7 +170,7 @@ impl Inner {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One that is open and alive.
+    /// An idle connection that is alive.
     async fn find(&self) -> Option<Open> {
         loop {
             let mut open = self.idle().pop()?;
@@ -176,7 +181,8 @@ impl Inner {
         }
     }
 
-    /// Another one. Tries until it succeeds where that may come to pass by itself, and then leaves in `why` what is wrong.
+    /// Opens another connection. Keeps trying where the failure may pass by itself, and leaves the last such error in
+    /// `why`.
     async fn connect(&self, why: &mut sqlx::Error) -> Result<Open, sqlx::Error> {
         loop {
             match self.source.open().await {
@@ -190,14 +196,14 @@ impl Inner {
         }
     }
 
-    /// Whatever has become of one connection, it may have become of all.
+    /// Whatever has happened to one connection may have happened to all.
     fn trust_nobody(&self) {
         for open in &mut *self.idle() {
             open.trusted_until = None;
         }
     }
 
-    /// Takes back one that is alive and waits for nothing.
+    /// Takes back a connection that is alive and waits for nothing.
     fn take_back(&self, open: Open) {
         let is_good = open.opened_at.elapsed() < MAX_AGE && open.access == Access::Full;
         if is_good && !self.places.is_closed() {
@@ -216,7 +222,7 @@ impl Open {
         matches!(timeout(PING_PATIENCE, self.conn.ping()).await, Ok(Ok(())))
     }
 
-    /// Whether the answers that come are those to what is asked now, and belong to no transaction: one that was begun and
+    /// Whether the answers that arrive are those to what is asked now, outside any transaction: one that was begun and
     /// given up is ended.
     async fn is_in_step(&mut self) -> bool {
         static NUMBERS: AtomicI64 = AtomicI64::new(0);
@@ -231,8 +237,8 @@ impl Open {
         matches!(timeout(PING_PATIENCE, check).await, Ok(Ok(true)))
     }
 
-    /// Whether all that was asked was answered to the end, and nothing is left to be sent, without waiting for it: a
-    /// request that was given up may leave a statement under way, or a transaction to be undone.
+    /// Whether everything that was asked has been answered to the end and nothing is left to be sent, without waiting
+    /// for it. A request that was given up may leave a statement running, or a transaction to be rolled back.
     fn is_settled(&mut self) -> bool {
         let settled = pin!(self.conn.flush());
         matches!(settled.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
@@ -251,8 +257,8 @@ pub struct PoolConnection {
 impl PoolConnection {
     const LENT: &str = "only drop takes it away";
 
-    /// Begins a transaction, which ends when it is dropped, also when that happens while it begins: sqlx alone would then
-    /// leave it open, and what the next one does here would never be committed.
+    /// Begins a transaction, which ends when it is dropped, even if that happens while it begins. sqlx alone would then
+    /// leave it open, and what the next user of the connection does would never be committed.
     ///
     /// # Errors
     ///
@@ -261,7 +267,7 @@ impl PoolConnection {
         self.begin_with("BEGIN").await
     }
 
-    /// The same, with a `BEGIN` that says more.
+    /// As [`PoolConnection::begin`], with a `BEGIN` that says more.
     ///
     /// # Errors
     ///
@@ -305,7 +311,8 @@ impl Drop for PoolConnection {
         }
         self.pool.trust_nobody();
         let pool = self.pool.clone();
-        // It keeps its place meanwhile. One that hangs is not waited for, nor closed, which over TLS takes an answer.
+        // The connection keeps its place meanwhile. One that hangs is dropped after a moment, and not closed: over TLS,
+        // closing takes an answer.
         tokio::spawn(async move {
             if open.is_in_step().await {
                 pool.take_back(open);

@@ -1,12 +1,13 @@
 //! Table `revocations`: what was revoked, read by every replica in the order in which it was committed.
 //!
-//! The rows are written by triggers, so that a change made by hand is there too. Readers must not miss a row that a slow
-//! transaction commits late, behind others with higher numbers. So they do not go by numbers: they keep the snapshot that
-//! their last reading began with, and ask for the rows of all transactions that had not committed in it. A snapshot is
-//! worth nothing to another server, which may have lost the last transactions of the one before, nor to the same one after
-//! a crash: the numbers of transactions that no disk had heard of are given again, and what those do now would look as if it
-//! had been there all along. So a [`Position`] also holds when the server was started, which no two have in common, and
-//! when its statistics began, which a recovery throws away.
+//! Triggers write the rows, so that a change made by hand is there too. Readers must not miss a row that a slow
+//! transaction commits late, behind others with higher numbers. So they do not go by numbers: they keep the snapshot
+//! with which their last reading began, and ask for the rows of all transactions that had not committed in it.
+//!
+//! A snapshot is worth nothing in another server, which may have lost the last transactions of the one before it. Nor
+//! is it in the same server after a crash: the ids of transactions that never reached the disk are assigned again, and
+//! what these write would look as if it had been there all along. So a [`Position`] also holds when the server was
+//! started, which no two have in common, and when its statistics began, which a recovery discards.
 
 use std::time::Duration;
 
@@ -24,15 +25,15 @@ use super::{Error, PgPool};
 /// What the triggers notify.
 const CHANNEL: &str = "gatepass_revocations";
 
-/// For how long a connection that listens may hear nothing before it is asked whether it is still there.
+/// How long a listening connection may hear nothing before it is asked whether it is still there.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// A connection of its own that hears when there are new rows.
+/// A connection of its own that hears of new rows.
 #[derive(Debug)]
 pub struct Listener(PgListener);
 
-/// Begins to listen, with a connection to the database of `db` that is none of its pool: one that hangs can be left to
-/// itself, and keeps nobody from a place.
+/// Begins to listen, on a connection to the database of `db` that is not from its pool: if it hangs, it can be
+/// abandoned, and it takes no place from anybody.
 ///
 /// # Errors
 ///
@@ -57,14 +58,14 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// When the connection is lost, and what it would have told with it.
+    /// When the connection is lost, and with it any notification that was on its way.
     pub async fn notified(&mut self) -> Result<(), Error> {
         loop {
             match timeout(SILENCE, self.0.try_recv()).await {
                 Ok(Ok(Some(_))) => return Ok(()),
                 Ok(Ok(None)) => return Err(Error::Unavailable(sqlx::Error::WorkerCrashed)),
                 Ok(Err(error)) => return Err(error.into()),
-                // Nothing to tell, or nobody there to tell it.
+                // There is nothing to report, or nobody left to report it.
                 Err(_) => match timeout(SILENCE, self.ping()).await {
                     Ok(answer) => answer?,
                     Err(_) => return Err(Error::timeout()),
@@ -81,8 +82,8 @@ impl Listener {
     }
 }
 
-/// Whether what is notified on a connection of `db` is heard on another within `patience`, as it is not through a pooler
-/// that hands out connections for each transaction. Nobody else hears of it.
+/// Whether a notification sent on a connection of `db` is heard on another within `patience`. Through a pooler in
+/// transaction mode it is not. Nobody else hears of this one.
 ///
 /// # Errors
 ///
@@ -98,28 +99,28 @@ pub async fn is_heard(db: &PgPool, patience: Duration) -> Result<bool, Error> {
     }
 }
 
-/// How far a reader has come.
+/// How far a reader has got.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// Which transactions had committed.
     pub snapshot: Snapshot,
-    /// The server in which that means something, by the time at which it was started, and
+    /// When the server was started: the snapshot means nothing in another.
     #[serde(with = "time::serde::timestamp::microseconds")]
     pub server_started_at: OffsetDateTime,
-    /// until its next crash, by the time at which it began to count after the last one: when one of its processes dies, it
-    /// recovers without being started anew.
+    /// When its statistics began, as they do anew after each crash, from before which the snapshot means nothing. A
+    /// server one of whose processes dies recovers without being restarted.
     #[serde(with = "time::serde::timestamp::microseconds", default = "unknown")]
     pub statistics_began_at: OffsetDateTime,
 }
 
-/// What a release that did not know of it has not written down: no server's.
+/// For a position that an earlier release stored without this field: the time of no server.
 fn unknown() -> OffsetDateTime {
     OffsetDateTime::UNIX_EPOCH
 }
 
 impl Position {
-    /// Whether the two are of one server that has not crashed between them, so that the snapshot of either means something
-    /// where the other is.
+    /// Whether the two are of one server that has not crashed between them, so that the snapshot of one means something
+    /// at the other.
     pub fn is_comparable(&self, other: &Self) -> bool {
         (self.server_started_at, self.statistics_began_at)
             == (other.server_started_at, other.statistics_began_at)
@@ -140,7 +141,7 @@ pub struct InvalidSnapshot;
 impl TryFrom<String> for Snapshot {
     type Error = InvalidSnapshot;
 
-    /// Takes what Postgres takes, so that no text from outside is an error over there.
+    /// Accepts what Postgres accepts, so that no text from outside causes an error there.
     fn try_from(text: String) -> Result<Self, InvalidSnapshot> {
         let number = |text: &str| {
             let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -163,7 +164,7 @@ impl TryFrom<String> for Snapshot {
     }
 }
 
-/// Where the end is now: what commits from here on is not yet behind it.
+/// The current end: what commits from here on is not behind it yet.
 ///
 /// # Errors
 ///
@@ -177,7 +178,7 @@ pub async fn position(conn: &mut PgConnection) -> Result<Position, Error> {
     Ok(position.fetch_one(conn).await?)
 }
 
-/// Where a row stands in the order in which they are read.
+/// The place of a row in the order in which rows are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// Its transaction.
@@ -193,13 +194,13 @@ pub struct Revocation {
     pub xid: i64,
     /// Rises with each row.
     pub id: i64,
-    /// The session that has ended, or
+    /// The session that has ended; or
     pub session_id: Option<Uuid>,
     /// the user whose roles have changed, and
     pub user_id: Option<Uuid>,
-    /// their roles since.
+    /// their new roles.
     pub roles: Option<Vec<String>>,
-    /// When the last access token that this is about ends.
+    /// When the last access token concerned expires.
     pub expires_at: OffsetDateTime,
 }
 
@@ -210,8 +211,8 @@ impl Revocation {
     }
 }
 
-/// At most `limit` rows that were not committed at `since`, and are about tokens that are alive at `now`, after the place
-/// `after` in the order of the primary key. Some may be there twice in two readings.
+/// At most `limit` rows that were not committed at `since` and concern tokens that are alive at `now`, after the place
+/// `after` in the order of the primary key. Two readings may have some rows in common.
 ///
 /// # Errors
 ///
@@ -223,8 +224,9 @@ pub async fn page(
     now: OffsetDateTime,
     limit: i64,
 ) -> Result<Vec<Revocation>, Error> {
-    // Before the first transaction: nothing had committed. Whoever begins there reads the rows of a restored database too,
-    // with numbers that this server has not come to yet; in any other snapshot they would be news for ever.
+    // A snapshot before the first transaction, in which nothing had committed. A reader that begins there also reads
+    // the rows of a restored database, with transaction ids that this server has not reached yet; to any other snapshot
+    // they would be new for ever.
     let since = since.map_or("1:1:", |position| &position.snapshot.0);
     let rows = sqlx::query_as!(
         Revocation,
@@ -245,8 +247,8 @@ pub async fn page(
     Ok(rows.fetch_all(conn).await?)
 }
 
-/// Deletes at most `limit` rows that are about tokens which expired before `before`; how many it were. 0 also when somebody
-/// else is at it.
+/// Deletes at most `limit` rows that concern tokens which expired before `before`, and returns how many. Rows that
+/// somebody else has locked are skipped, so 0 does not mean that none is left.
 ///
 /// # Errors
 ///

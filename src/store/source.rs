@@ -13,24 +13,24 @@ use super::{
     server::{Access, access},
 };
 
-/// A database URL that cannot be read. Which part, the error does not say: it might be a part of the password.
+/// A database URL that cannot be parsed. The error does not say which part: it might be a part of the password.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "not a database URL such as postgres://user:password@host:5432/database; write %-codes for signs in the password"
 )]
 pub struct InvalidUrl;
 
-/// How long the server works at one statement of a pool's connection before it gives it up, locks that it waits for
-/// included.
+/// How long the server works on one statement of a pool's connection before it cancels it, waits for locks included.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long the server leaves a transaction open in which nothing happens: whoever began it is gone, or hangs.
+/// How long the server leaves an idle transaction open: whoever began it is gone, or hangs.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long we wait for the end of a statement. The server should have given it up before; one that has vanished says
+/// How long we wait for a statement to end. The server should have cancelled it before then; one that has vanished says
 /// nothing at all.
 const PATIENCE: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(2));
 
-/// Waits for one statement of a pool's connection, and no longer than it may take. No socket tells that the other end has
-/// vanished without a word (a host that lost its power, a network that was cut): without this the wait has no end.
+/// Waits for one statement of a pool's connection, but no longer than it may take. No socket reports that the other end
+/// has vanished without a word (a host that lost power, a network that was cut); without this limit the wait would
+/// never end.
 ///
 /// # Errors
 ///
@@ -39,29 +39,29 @@ pub async fn patiently<T>(work: impl Future<Output = Result<T, Error>>) -> Resul
     within(PATIENCE, work).await
 }
 
-/// Where the database is and who we are there. `Debug` shows no password.
+/// Where the database is and who we are there. `Debug` does not show the password.
 #[derive(Clone)]
 pub struct Source {
     options: PgConnectOptions,
-    /// With the password that was last given to this server's user.
+    /// With the latest password of this server's user.
     pub(super) newest: Arc<ArcSwap<PgConnectOptions>>,
     is_shared: bool,
 }
 
 impl Source {
-    /// Reads a `postgres://` URL.
+    /// Parses a `postgres://` URL.
     ///
     /// # Errors
     ///
-    /// When it is none. The message holds no part of the URL.
+    /// When the URL cannot be parsed. The message contains no part of it.
     pub fn new(url: &SecretString) -> Result<Self, InvalidUrl> {
         let mut options = PgConnectOptions::from_str(url.expose_secret())
             .map_err(|_| InvalidUrl)?
-            // A pooler refuses what it does not know, and what this says, the binary format makes no use of.
+            // A pooler refuses parameters that it does not know, and the binary format makes no use of this one.
             .extra_float_digits(None)
             .log_statements(LevelFilter::Debug)
             .log_slow_statements(LevelFilter::Warn, Duration::from_secs(1));
-        // An IPv6 address stands in brackets in a URL, and sqlx looks for a host of that name.
+        // A URL has an IPv6 address in brackets, and sqlx would look for a host by that name.
         if let Some(address) = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
             let address = address.to_owned();
             options = options.host(&address);
@@ -72,8 +72,8 @@ impl Source {
         Ok(Self { newest: Arc::new(ArcSwap::from_pointee(options.clone())), options, is_shared: false })
     }
 
-    /// The same behind a pooler that gives each transaction whichever connection is free: nothing is set on a connection,
-    /// for it would be set for others.
+    /// The same database behind a pooler that gives each transaction whichever connection is free. Nothing is set on a
+    /// connection then, since it would be set for others too.
     pub fn shared(self) -> Self {
         Self { is_shared: true, ..self }
     }
@@ -82,7 +82,8 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// When the database cannot be reached or refuses us, or does not run transactions as they have to be.
+    /// When the database cannot be reached or refuses us, or does not run transactions at the isolation level that we
+    /// need.
     pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let mut conn = self.connect_as_it_is().await?;
         if self.is_shared {
@@ -95,12 +96,13 @@ impl Source {
         Ok(conn)
     }
 
-    /// One on which nothing is set, to a database that is not ours or through a pooler that nobody knows yet.
+    /// A connection on which nothing is set: to a database that is not ours, or through a pooler of which nothing is
+    /// known yet.
     pub(super) async fn connect_as_it_is(&self) -> Result<PgConnection, sqlx::Error> {
         PgConnection::connect_with(&self.options).await
     }
 
-    /// A connection of a pool.
+    /// Opens a connection for a pool.
     pub(super) async fn open(&self) -> Result<(PgConnection, Access), sqlx::Error> {
         let mut conn = PgConnection::connect_with(&self.newest.load()).await?;
         match prepare(&mut conn, self.is_shared).await? {
@@ -109,10 +111,11 @@ impl Source {
         }
     }
 
-    /// The same for programs of Postgres, by the names of the environment that libpq reads. Among them is the password.
+    /// The same for Postgres's own programs, as the environment variables that libpq reads. They include the password.
     pub(crate) fn libpq_environment(&self) -> Vec<(&'static str, String)> {
         let options = &self.options;
-        // For what nothing else tells. Who and where is told, and sqlx makes no URL of each of those.
+        // For the options without a getter. Host and user have one, and are replaced here because sqlx cannot put every
+        // host and user into a URL.
         let url = options.clone().host("localhost").username("user").to_url_lossy();
         let host = options.get_socket().map(|socket| socket.display().to_string());
         let mut environment = vec![
@@ -122,7 +125,7 @@ impl Source {
             ("PGDATABASE", self.database().to_owned()),
             ("PGAPPNAME", "gatepass".to_owned()),
         ];
-        // Percent-encoded, every sign that is neither a letter nor a digit: a form reads it as well as a URL.
+        // Every character but letters and digits is percent-encoded, so a form decodes it as well as a URL does.
         if let Some(password) = url.password() {
             let password =
                 form_urlencoded::parse(password.as_bytes()).map(|(password, _)| password.into_owned());
@@ -145,14 +148,14 @@ impl Source {
         self.options.get_database().unwrap_or(self.options.get_username())
     }
 
-    /// Whether the server is on this machine, so that nobody listens on the way.
+    /// Whether the server is on this machine, so that nobody can listen in between.
     pub fn is_local(&self) -> bool {
         let host = self.options.get_host();
         let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
         self.options.get_socket().is_some() || host == "localhost" || host.starts_with('/') || is_loopback
     }
 
-    /// The same with another password, which is also that of every pool's connections from now on. Those that are open stay.
+    /// The same with another password, which new connections of every pool use from now on. Open connections stay.
     #[must_use]
     pub fn with_password(&self, password: &SecretString) -> Self {
         let options = self.options.clone().password(password.expose_secret());
@@ -185,7 +188,7 @@ impl std::fmt::Debug for Source {
     }
 }
 
-/// Makes a new connection fit for use. What is set here and not as it is opened, a pooler lets through.
+/// Makes a new connection fit for use. Settings are made here, not as startup parameters, which a pooler may refuse.
 async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<Access, sqlx::Error> {
     if is_shared {
         check_isolation(conn).await?;
@@ -205,8 +208,9 @@ async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<Access, sql
     Ok(Access::of(set.is_standby, set.is_read_only))
 }
 
-/// Refuses a connection whose transactions do not run at `READ COMMITTED`, where it cannot be set: a session that begins
-/// while its user is disabled would live on, and who waits for a row would get an error.
+/// Refuses a connection whose transactions do not run at `READ COMMITTED`, where the level cannot be set. At another
+/// level, a session that begins while its user is being disabled would live on, and waiting for a row would end in an
+/// error.
 async fn check_isolation(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     let found = sqlx::query_scalar!(r#"SELECT current_setting('default_transaction_isolation') AS "level!""#);
     match &*found.fetch_one(conn).await? {
@@ -219,7 +223,7 @@ async fn check_isolation(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     }
 }
 
-/// What is said of a connection that leads to a standby.
+/// The error for a connection that leads to a standby.
 pub const STANDBY: &str =
     "the server is a standby, which takes no writes: it has not been promoted, or the address is old";
 
