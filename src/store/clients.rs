@@ -6,22 +6,22 @@ use uuid::Uuid;
 
 use super::{Cause, Error};
 
-/// An introspection client: all but its secret's hash.
+/// An introspection client, without the hash of its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
     /// UUIDv7; the `client_id`.
     pub id: Uuid,
     /// What operators call it.
     pub name: String,
-    /// When it was made.
+    /// When it was created.
     pub created_at: OffsetDateTime,
 }
 
-/// Makes a client.
+/// Creates a client.
 ///
 /// # Errors
 ///
-/// [`Error::Taken`] when the name is another's.
+/// [`Error::Taken`] when another client has the name.
 pub async fn insert(
     conn: &mut PgConnection,
     new: &Client,
@@ -43,7 +43,7 @@ pub async fn insert(
     Ok(())
 }
 
-/// The SHA-256 of the secret of the client of this id.
+/// The SHA-256 of the secret of the client with this id.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ pub async fn all(conn: &mut PgConnection) -> Result<Vec<Client>, Error> {
     Ok(clients.fetch_all(conn).await?)
 }
 
-/// Deletes the client of this id or name, of which there is one at most, as no name is an id; `None` when there is none.
+/// Deletes the client with this id or name; `None` when there is none. There is one at most, since no name is an id.
 ///
 /// # Errors
 ///

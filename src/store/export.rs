@@ -1,4 +1,4 @@
-//! The rows of `users` that go out by the thousand.
+//! Users on their way out, by the thousand.
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -6,13 +6,13 @@ use uuid::Uuid;
 
 use super::{Error, PgConnection, Transaction, snapshot};
 
-/// A user as they go out, and are written down.
+/// A user as exported.
 #[derive(Debug, Serialize)]
 pub struct Leaving {
     /// UUIDv7.
     #[serde(skip)]
     pub id: Uuid,
-    /// Who they are in the system that they came from.
+    /// Their id in the system that they came from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub external_id: Option<String>,
     /// As the user wrote it.
@@ -22,22 +22,22 @@ pub struct Leaving {
     /// For display.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full_name: Option<String>,
-    /// Sorted, none twice.
+    /// Sorted, without duplicates.
     pub roles: Vec<String>,
     /// Whether the user has shown that the address is theirs.
     pub is_email_verified: bool,
-    /// Whether the user is locked out.
+    /// Whether the user is disabled.
     pub disabled: bool,
-    /// When the user was made.
+    /// When the user was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// As of when this is so.
+    /// The moment that all this describes.
     #[serde(with = "time::serde::rfc3339")]
     pub updated_at: OffsetDateTime,
-    /// When the present password was set.
+    /// When the current password was set.
     #[serde(with = "time::serde::rfc3339")]
     pub password_changed_at: OffsetDateTime,
-    /// The password's, for whoever asks for it.
+    /// The hash of the password, if it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_hash: Option<String>,
 }
@@ -46,7 +46,7 @@ pub struct Leaving {
 #[derive(Debug)]
 pub struct Export<'c>(Transaction<'c>);
 
-/// Begins to export.
+/// Begins an export.
 ///
 /// # Errors
 ///
@@ -56,7 +56,7 @@ pub async fn begin(conn: &mut PgConnection) -> Result<Export<'_>, Error> {
 }
 
 impl Export<'_> {
-    /// At most `limit` users by id after `after`; with their hashes or without.
+    /// At most `limit` users in the order of their ids, after `after`; with their password hashes if `hashes`.
     ///
     /// # Errors
     ///

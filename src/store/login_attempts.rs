@@ -252,7 +252,7 @@ pub async fn forgive(
 }
 
 /// Deletes at most `limit` rows that nobody needs at `now`, and returns how many. Rows that somebody else has locked
-/// are skipped.
+/// are skipped, so 0 does not mean that none is left.
 ///
 /// # Errors
 ///

@@ -9,7 +9,7 @@ use super::{PgConnection, error::has_code, roles};
 
 static MIGRATOR: Migrator = Migrator { locking: false, ..sqlx::migrate!() };
 
-/// The advisory lock that whoever migrates holds: "gatepass" in ASCII.
+/// The advisory lock that is held while migrating: "gatepass" in ASCII.
 const LOCK: i64 = i64::from_be_bytes(*b"gatepass");
 /// Its lower half, as `pg_locks` shows it.
 const LOCK_OBJID: u32 = u32::from_be_bytes(*b"pass");
@@ -18,9 +18,9 @@ const LOCK_POLL: Duration = Duration::from_millis(100);
 const LOCK_PATIENCE: Duration = Duration::from_secs(300);
 
 /// How long a migration in a transaction, or [`roles::set_up()`], waits for a lock. While it waits, everybody else who
-/// wants the table queues up behind it.
+/// needs the table queues up behind it.
 pub(super) const LOCK_TIMEOUT: &str = "2s";
-/// How often what did not get its locks is tried again, after a rest in which the others get through.
+/// How many times to try what did not get its locks, each time after a rest in which the others get through.
 pub(super) const LOCK_ATTEMPTS: u32 = 30;
 pub(super) const LOCK_REST: Duration = Duration::from_secs(1);
 
@@ -33,7 +33,7 @@ pub enum Error {
          Run that version, or undo the migration with it (`gatepass migrate down`)"
     )]
     Newer(i64),
-    /// The schema has lost what the binary needs.
+    /// The schema no longer has something that the binary needs.
     #[error(
         "the database is at migration {version:06} and serves releases that know migration {oldest:06}, which this one \
          does not: run a later release, or undo the migrations with it (`gatepass migrate down`)"
@@ -41,49 +41,49 @@ pub enum Error {
     LeftBehind {
         /// The last migration that was applied.
         version: i64,
-        /// The one to know.
+        /// The oldest one that a binary has to know.
         oldest: i64,
     },
-    /// A migration was applied from another text than the binary holds.
+    /// A migration was applied with a different text from the one in the binary.
     #[error(
         "migration {0:06} was changed after it was applied to this database: the binary's text is another. \
          Run the version that applied it; make changes in a new migration"
     )]
     Changed(i64),
-    /// Migrations are waiting and may not be applied.
+    /// Migrations are pending and may not be applied.
     #[error("the database lacks {0} migration(s): run `gatepass migrate up`, or set MIGRATE_ON_START=true")]
     Pending(usize),
-    /// The schema belongs to the role for that, and this is not it.
+    /// The schema belongs to the role made for that, and this is not it.
     #[error(
         "{0} may not change the schema, which belongs to {owner}: set MIGRATION_DB_SOURCE to the URL of {owner}, \
          or of a member of it",
         owner = roles::OWNER
     )]
     NotOwner(String),
-    /// What was applied cannot be seen: not every right to it is there. That is no sign that nothing was.
+    /// The role lacks a privilege to see what was applied. That does not mean that nothing was.
     #[error(
         "{user} may not see which migrations were applied: it lacks {privilege}. `gatepass migrate up` as {owner} gives \
          the service's role what it needs; to any other, the schema's owner has to `GRANT {privilege} TO {user}`",
         owner = roles::OWNER
     )]
     MayNotLook {
-        /// Who is logged in.
+        /// The role that is logged in.
         user: String,
         /// As in `GRANT`.
         privilege: &'static str,
     },
-    /// A migration was refused, and this lacks the right to make a schema, which one of them needs.
+    /// A migration was refused, and the role lacks the right to create a schema, which one of them needs.
     #[error(
         "a migration was refused and rolled back: {user} may not make schemas in the database {database}. Have its owner \
          `GRANT CREATE ON DATABASE {database} TO {user}`, or make the roles with `gatepass db setup` and migrate again"
     )]
     MayNotMakeSchemas {
-        /// Who migrates.
+        /// The role that migrates.
         user: String,
-        /// Where.
+        /// The database.
         database: String,
     },
-    /// Somebody else holds the lock for longer than a migration may take.
+    /// Somebody else has held the lock for longer than a migration may take.
     #[error(
         "another session has been migrating this database for {} s; `SELECT pid, state, phase, query FROM pg_locks \
          JOIN pg_stat_activity AS session USING (pid) LEFT JOIN pg_stat_progress_create_index USING (pid) \
@@ -97,20 +97,20 @@ pub enum Error {
     /// A migration failed and was rolled back.
     #[error("a migration failed and was rolled back")]
     Failed(#[source] MigrateError),
-    /// A migration failed that has no transaction.
+    /// A migration that runs without a transaction failed.
     #[error(
         "a migration without a transaction failed, and nothing takes back what it has done: migrate again, which does the \
          rest or says what has to go first"
     )]
     Unfinished(#[source] MigrateError),
-    /// An index was begun and not completed: `IF NOT EXISTS` would take it for the one that is to be made.
+    /// An index was begun and not completed: `IF NOT EXISTS` would take it for the one to be created.
     #[error(
         "the index {index} is invalid: whoever built it was cut off, and no query goes by it. (Or somebody is building it \
          right now: wait for them.) Type `DROP INDEX CONCURRENTLY {index}` as the schema's owner (MIGRATION_DB_SOURCE, \
          where that is set), and migrate again"
     )]
     InvalidIndex {
-        /// Its full name, quoted where it has to be.
+        /// Its full name, quoted where necessary.
         index: String,
     },
     /// The database failed.
@@ -146,13 +146,13 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// In the database as in the binary.
+    /// In the database with the same text as in the binary.
     Applied,
-    /// In the binary alone.
+    /// In the binary only.
     Pending,
-    /// In the database from another text than the binary's.
+    /// In the database with a different text from the one in the binary.
     Changed,
-    /// In the database alone.
+    /// In the database only.
     Unknown,
 }
 
@@ -194,12 +194,12 @@ async fn status_of(migrator: &Migrator, conn: &mut PgConnection) -> Result<Vec<S
     Ok(all)
 }
 
-/// A schema that has all that the binary needs.
+/// A schema with everything that the binary needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Schema {
     /// The binary's own.
     Current,
-    /// A later release's, up to this migration, which still has all that the binary needs (docs/migrations.md).
+    /// A later release's, up to this migration, with everything that the binary still needs (docs/migrations.md).
     Newer(i64),
 }
 
@@ -207,8 +207,8 @@ pub enum Schema {
 ///
 /// # Errors
 ///
-/// [`Error::Changed`] or [`Error::Pending`] when it has not; [`Error::Newer`] when it lacks some and has others;
-/// [`Error::LeftBehind`], [`Error::MayNotLook`].
+/// [`Error::Changed`] or [`Error::Pending`] when it has not; [`Error::Newer`] when it lacks some and has others that
+/// the binary does not know; [`Error::LeftBehind`], [`Error::MayNotLook`].
 pub async fn check(conn: &mut PgConnection) -> Result<Schema, Error> {
     let all = status(conn).await?;
     match all.iter().filter(|status| status.state == State::Pending).count() {
@@ -221,7 +221,7 @@ pub async fn check(conn: &mut PgConnection) -> Result<Schema, Error> {
     }
 }
 
-/// As [`check`], where a later release's schema will not do.
+/// As [`check`], where a later release's schema is not accepted.
 ///
 /// # Errors
 ///
@@ -233,14 +233,14 @@ pub async fn require_current(conn: &mut PgConnection) -> Result<(), Error> {
     }
 }
 
-/// A schema that a later release has brought to `version`, if it still serves this one.
+/// A schema that a later release has brought to `version`, if it still serves this release.
 async fn newer(conn: &mut PgConnection, version: i64) -> Result<Schema, Error> {
     let oldest = sqlx::query_scalar!(r#"SELECT oldest_schema_served() AS "oldest!""#).fetch_one(conn).await?;
     let is_known = MIGRATOR.iter().any(|migration| migration.version >= oldest);
     if is_known { Ok(Schema::Newer(version)) } else { Err(Error::LeftBehind { version, oldest }) }
 }
 
-/// Whether [`up`] has something to do: migrations wait, or the roles cannot do what they should.
+/// Whether [`up`] has anything to do: migrations are pending, or the roles lack rights that they should have.
 ///
 /// # Errors
 ///
@@ -249,33 +249,34 @@ pub async fn is_due(conn: &mut PgConnection) -> Result<bool, Error> {
     match check(conn).await {
         Err(Error::Pending(_)) => Ok(true),
         Ok(Schema::Current) => Ok(roles::deviate(conn).await?),
-        // Nothing to be done here, and for the caller to find out.
+        // Nothing can be done about it here; the caller finds it out.
         Ok(Schema::Newer(_)) | Err(_) => Ok(false),
     }
 }
 
-/// Whether whoever is logged in is one from whom [`up`] takes migrations.
+/// Whether the role that is logged in may apply migrations with [`up`].
 ///
 /// # Errors
 ///
-/// [`Error::NotOwner`] when not, or when the database fails.
+/// [`Error::NotOwner`] when it may not, or when the database fails.
 pub async fn may_apply(conn: &mut PgConnection) -> Result<(), Error> {
     roles::needs_owner(conn).await.map(drop)
 }
 
-/// Applies the next `limit` migrations that wait, or all, each in a transaction of its own, unless its first line is
-/// `-- no-transaction`, together with what the roles may do from then on; when none waits, that alone. Any number of
-/// processes may call it at once: one migrates, the others wait for it and find nothing left to do. Gives back what it
-/// applied.
+/// Applies the next `limit` pending migrations, or all of them, and returns those that it applied. Each runs in a
+/// transaction of its own, unless its first line is `-- no-transaction`, and comes with the grants that the roles need
+/// from then on. When none is pending, only the grants are repaired.
+///
+/// Any number of processes may call this at once: one migrates, the others wait for it and find nothing left to do.
 ///
 /// # Errors
 ///
-/// When the database is newer, a migration was changed or failed, or the lock could not be had.
+/// When the database is newer, when a migration was changed or failed, or when the lock could not be had.
 pub async fn up(conn: &mut PgConnection, limit: Option<usize>) -> Result<Vec<Status>, Error> {
     up_with(&MIGRATOR, conn, limit).await
 }
 
-/// As [`up`], with other migrations than the binary's: a test's own.
+/// As [`up`], with migrations other than the binary's: a test's own.
 ///
 /// # Errors
 ///
@@ -302,7 +303,7 @@ pub async fn up_with(
     .await
 }
 
-/// Undoes the last `count` migrations, newest first. Gives back what it undid.
+/// Undoes the last `count` migrations, newest first, and returns those that it undid.
 ///
 /// # Errors
 ///
@@ -311,7 +312,7 @@ pub async fn down(conn: &mut PgConnection, count: usize) -> Result<Vec<Status>, 
     down_with(&MIGRATOR, conn, count).await
 }
 
-/// As [`down`], with other migrations than the binary's: a test's own.
+/// As [`down`], with migrations other than the binary's: a test's own.
 ///
 /// # Errors
 ///
@@ -332,7 +333,7 @@ pub async fn down_with(
     .await
 }
 
-/// Refuses what was changed, and then what is not ours, by the last of it.
+/// Refuses changed migrations first, and then unknown ones; the error names the last of them.
 fn refuse_foreign(all: &[Status]) -> Result<(), Error> {
     let find = |state| all.iter().rfind(|status| status.state == state).map(|status| status.version);
     if let Some(version) = find(State::Changed) {
@@ -351,8 +352,8 @@ fn changed(before: &[Status], after: Vec<Status>) -> Vec<Status> {
         .collect()
 }
 
-/// Runs `work` while holding the lock. The lock is asked for again and again rather than waited for inside Postgres: a
-/// session that waits holds a snapshot, and `CREATE INDEX CONCURRENTLY` of the one who has the lock would wait for it.
+/// Runs `work` while holding the lock. The lock is polled and not waited for inside Postgres: a waiting session holds a
+/// snapshot, and `CREATE INDEX CONCURRENTLY` in the session that has the lock would wait for that one.
 pub(super) async fn locked<T, E: From<Error>>(
     conn: &mut PgConnection,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
@@ -367,7 +368,7 @@ pub(super) async fn locked<T, E: From<Error>>(
         tokio::time::sleep(LOCK_POLL).await;
     }
     let result = work(&mut *conn).await;
-    // The lock goes with the connection in any case; a failure to give it back must not hide the result.
+    // The lock goes with the connection in any case; a failure to release it must not hide the result.
     if let Err(error) = sqlx::query_scalar!(r#"SELECT pg_advisory_unlock($1) AS "released!""#, LOCK)
         .fetch_one(&mut *conn)
         .await
@@ -383,7 +384,7 @@ enum Way {
     Down,
 }
 
-/// Applies or undoes migrations. Where there are roles, as the owner of the schema.
+/// Applies or undoes migrations. Where there are roles, it does so as the owner of the schema.
 async fn run_all(
     migrator: &Migrator,
     conn: &mut PgConnection,
@@ -407,7 +408,7 @@ async fn run_all(
             break;
         }
     }
-    // What went wrong first is what to tell of.
+    // The first failure is the one to report.
     let as_before = async {
         set_lock_timeout(conn, "0").await?;
         if is_owner { roles::be_oneself(conn).await } else { Ok(()) }
@@ -416,7 +417,7 @@ async fn run_all(
     done.and(as_before)
 }
 
-/// One migration in a transaction, so that nobody waits long because of it: if it does not get a lock soon, it is rolled
+/// Runs one migration in a transaction, without making anybody wait long: if it does not get a lock soon, it is rolled
 /// back, lets the others through, and is tried again.
 async fn politely(
     migrator: &Migrator,
@@ -440,7 +441,7 @@ async fn politely(
     }
 }
 
-/// One migration, and what the roles may do after it: both or neither.
+/// Runs one migration and sets the grants that follow from it: both or neither.
 async fn in_transaction(
     migrator: &Migrator,
     conn: &mut PgConnection,
@@ -457,9 +458,9 @@ async fn in_transaction(
     Ok(transaction.commit().await?)
 }
 
-/// One migration without a transaction, such as `CREATE INDEX CONCURRENTLY`. It waits for whoever began before it, for as
-/// long as they take: that keeps nobody from reading and writing. Given up meanwhile, it would leave an invalid index, and
-/// tried again, `IF NOT EXISTS` would be content with that.
+/// Runs one migration without a transaction, such as `CREATE INDEX CONCURRENTLY`. It waits for transactions that began
+/// before it for as long as they take, which keeps nobody from reading and writing. If it were given up meanwhile, it
+/// would leave an invalid index, and on the next try `IF NOT EXISTS` would accept that one.
 async fn outside_transaction(
     migrator: &Migrator,
     conn: &mut PgConnection,
@@ -496,7 +497,8 @@ async fn run(
     }
 }
 
-/// The full name of an invalid index of a table of ours. That of a partitioned table is, until each partition has its own.
+/// The full name of an invalid index on a table of ours. The index of a partitioned table does not count: it is invalid
+/// until each partition has its own.
 async fn invalid_index(conn: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     let tables: Vec<_> = roles::TABLES.iter().map(|table| table.name.to_owned()).collect();
     sqlx::query_scalar!(
@@ -512,7 +514,7 @@ async fn invalid_index(conn: &mut PgConnection) -> Result<Option<String>, sqlx::
     .await
 }
 
-/// Why a migration failed: said in full where whoever migrates lacks a right that one of them needs.
+/// Why a migration failed, explained in full if the role that migrates lacks a right that a migration needs.
 async fn explained(conn: &mut PgConnection, error: MigrateError) -> Result<Error, sqlx::Error> {
     if !matches!(&error, MigrateError::ExecuteMigration(error, _) if is_not_privileged(error)) {
         return Ok(error.into());
@@ -539,8 +541,8 @@ async fn set_lock_timeout(conn: &mut PgConnection, timeout: &str) -> Result<(), 
     Ok(())
 }
 
-/// Silences notices: before each migration sqlx creates its table if it is missing, and Postgres says each time that it
-/// exists.
+/// Silences notices: before each migration, sqlx creates its table if it is missing, and each time Postgres says that
+/// the table exists.
 async fn keep_notices(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query_scalar!("SELECT set_config('client_min_messages', 'warning', false)").fetch_one(conn).await?;
     Ok(())

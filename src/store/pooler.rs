@@ -1,4 +1,4 @@
-//! What stands between us and Postgres: found out by trying, for no pooler tells.
+//! What stands between us and Postgres. It is found out by trial, since no pooler reports itself.
 
 use std::time::Duration;
 
@@ -7,22 +7,22 @@ use tokio::time::timeout;
 
 use super::{PgConnection, Source};
 
-/// How long the whole of it may take.
+/// How long the whole trial may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a statement may wait for another connection than the one that it had. Where a pooler has no other, it waits
-/// for ever.
+/// How long a statement may wait for a server connection other than the one it had. Where a pooler has no other, the
+/// statement waits for ever.
 const ELSEWHERE_PATIENCE: Duration = Duration::from_secs(1);
-/// How often it is tried whether two connections are one. Others who use the pooler may come between.
+/// How many times to try whether two connections are one. Other users of the pooler may interfere.
 const TRIALS: usize = 3;
 
 /// How connections to Postgres are handed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// Each of ours has its own: there is no pooler, or one in session mode.
+    /// Each of our connections has its own: there is no pooler, or one in session mode.
     Session,
-    /// Each transaction gets another, and statements that were prepared before it are there.
+    /// Each transaction gets another, on which earlier prepared statements exist.
     Transaction,
-    /// Each transaction gets another, and statements that were prepared before it are not, or are somebody else's.
+    /// Each transaction gets another, on which earlier prepared statements do not exist, or are somebody else's.
     Unprepared,
 }
 
@@ -52,11 +52,11 @@ async fn compare(one: &mut PgConnection, other: &mut PgConnection) -> Result<Sha
     for _ in 0..TRIALS {
         let server = server(one).await?;
         let mut transaction = super::begin_alone(other).await?;
-        // The pooler has most likely given it what was given back last.
+        // The pooler has most likely handed out the server connection that was returned last.
         if self::server(&mut transaction).await? == server {
             sharing = Sharing::Transaction;
         }
-        // Then this has to go to another, where it was never prepared.
+        // If so, this has to go to another, on which it was never prepared.
         let elsewhere = timeout(ELSEWHERE_PATIENCE, self::server(one)).await;
         transaction.rollback().await?;
         let Ok(elsewhere) = elsewhere else { break };
@@ -67,26 +67,26 @@ async fn compare(one: &mut PgConnection, other: &mut PgConnection) -> Result<Sha
     Ok(sharing)
 }
 
-/// Which process of Postgres answers.
+/// The process of Postgres that answers.
 async fn server(conn: &mut PgConnection) -> Result<i32, sqlx::Error> {
     sqlx::query_scalar!(r#"SELECT pg_backend_pid() AS "pid!""#).fetch_one(conn).await
 }
 
-/// Whether a statement was looked for and not there, or there and not ours.
+/// Whether a prepared statement was missing, or was not ours.
 fn is_unprepared(error: &sqlx::Error) -> bool {
     match error {
-        // invalid_sql_statement_name, duplicate_prepared_statement; protocol_violation is what a pooler says itself.
+        // invalid_sql_statement_name, duplicate_prepared_statement; protocol_violation comes from poolers themselves.
         sqlx::Error::Database(error) => {
             matches!(error.code().as_deref(), Some("26000" | "42P05" | "08P01"))
         }
-        // An answer to something else.
+        // The answer to something else.
         sqlx::Error::Protocol(_) => true,
         _ => false,
     }
 }
 
-/// How long Postgres works at a statement of ours, where nothing is set on the connection: `statement_timeout` in
-/// milliseconds, 0 for ever.
+/// How long Postgres works on a statement of ours where nothing is set on the connection: `statement_timeout` in
+/// milliseconds; 0 means for ever.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! What Postgres keeps of a password (SCRAM-SHA-256, RFC 5802 and RFC 7677), made here, so that no log of the server's
-//! ever has the password.
+//! What Postgres stores of a password (SCRAM-SHA-256, RFC 5802 and RFC 7677). It is computed here, so that the password
+//! never gets into a log of the server.
 
 use std::num::NonZeroU32;
 
@@ -9,11 +9,11 @@ use aws_lc_rs::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-/// As many as Postgres takes by itself. The passwords are random: nobody guesses one, however fast.
+/// The default of Postgres. The passwords are random: nobody guesses one, however fast.
 const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("it is not 0");
 
-/// What to keep of `password`, as it stands in `pg_authid`. The password has to be ASCII: of other signs RFC 7677 has a
-/// form to bring them in first.
+/// What to store of `password`, in the format of `pg_authid`. The password has to be ASCII: RFC 7677 would have any
+/// other character normalized first.
 pub(super) fn verifier(password: &str, salt: [u8; 16]) -> String {
     let mut salted = [0; digest::SHA256_OUTPUT_LEN];
     pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ITERATIONS, &salt, password.as_bytes(), &mut salted);

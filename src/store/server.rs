@@ -1,10 +1,10 @@
-//! What the server says of itself.
+//! What the server reports about itself.
 
 use time::OffsetDateTime;
 
 use super::{Error, PgConnection};
 
-/// What the database's clock says.
+/// The time by the database's clock.
 ///
 /// # Errors
 ///
@@ -18,9 +18,10 @@ pub async fn now(conn: &mut PgConnection) -> Result<OffsetDateTime, Error> {
 pub enum Access {
     /// Reads and writes.
     Full,
-    /// Reads alone, by `default_transaction_read_only`: somebody wants it so, or that is how the server answers a full disk.
+    /// Reads only, by `default_transaction_read_only`: somebody chose so, or it is how the server reacts to a full
+    /// disk.
     ReadOnly,
-    /// Reads of what has come over from the primary.
+    /// Reads only, of what has been replicated from the primary.
     Standby,
 }
 
@@ -48,23 +49,23 @@ pub async fn access(conn: &mut PgConnection) -> Result<Access, sqlx::Error> {
     Ok(Access::of(found.is_standby, found.is_read_only))
 }
 
-/// Who keeps statements of this role waiting for a lock.
+/// A session that keeps statements of this role waiting for a lock.
 #[derive(Debug)]
 pub struct Blocker {
-    /// Its process at the server, which ends the session.
+    /// Its process id at the server; ending that process ends the session.
     pub pid: i32,
-    /// As whom it logged in, and what it calls itself; nothing when it is none of the sessions that are listed.
+    /// The role that it logged in as; with [`Blocker::application`], `None` when it is not among the listed sessions.
     pub role: Option<String>,
-    /// The `application_name`.
+    /// Its `application_name`.
     pub application: Option<String>,
-    /// How many statements wait.
+    /// How many statements wait for it.
     pub waiting: i64,
-    /// How long the first of them has, in seconds.
+    /// How long the first of them has waited, in seconds.
     pub seconds: f64,
 }
 
-/// Who keeps statements of this role in this database waiting for longer than a second: of those who wait for each other,
-/// in a queue too, whoever is at the front and waits for nobody.
+/// The sessions that have kept statements of this role in this database waiting for longer than a second. Of sessions
+/// that wait in a queue, that is the one at the front, which itself waits for nobody.
 ///
 /// # Errors
 ///

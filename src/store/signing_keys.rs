@@ -1,15 +1,15 @@
 //! Table `signing_keys`.
 //!
-//! Every step of a key's life is one statement that names the state it starts from, so that of many replicas one does it
-//! and the others find it done.
+//! Every step of a key's life is one statement that names the state it starts from. Of many replicas that try, one
+//! takes the step and the others find it taken.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::{Cause, Error};
 
-/// How much longer than its tokens a retired key verifies, in seconds: for what a replica signs with it that has not
-/// heard yet.
+/// How many seconds longer than its tokens a retired key verifies, for those that a replica signs with it before it
+/// hears of the change.
 const GRACE_SECONDS: i32 = 60;
 
 /// A key without its private part.
@@ -21,9 +21,9 @@ pub struct SigningKey {
     pub format: String,
     /// PASERK or JWK.
     pub public_key: String,
-    /// Name of the root key that the private part is wrapped under; `None` when that is destroyed.
+    /// Name of the root key that the private part is wrapped under; `None` when that part is destroyed.
     pub wrapped_by: Option<String>,
-    /// When it was made, and published.
+    /// When it was created and published.
     pub published_at: OffsetDateTime,
     /// When it began to sign.
     pub activated_at: Option<OffsetDateTime>,
@@ -33,7 +33,7 @@ pub struct SigningKey {
     pub verifies_until: Option<OffsetDateTime>,
 }
 
-/// A key to be made, of which nobody has heard yet.
+/// A key to be created, unknown to everybody so far.
 #[derive(Debug)]
 pub struct NewKey<'a> {
     /// Its `kid`.
@@ -44,11 +44,11 @@ pub struct NewKey<'a> {
     pub wrapped_key: &'a [u8],
     /// Name of the root key that it is wrapped under.
     pub wrapped_by: &'a str,
-    /// How long a token lives at most, as far as its maker knows, in seconds.
+    /// The longest life of a token, as far as the key's creator knows, in seconds.
     pub token_seconds: i32,
 }
 
-/// The keys that are not gone at `now`, oldest first.
+/// The keys that are live at `now`, the retired ones that still verify included, oldest first.
 ///
 /// # Errors
 ///
@@ -91,7 +91,7 @@ pub async fn wrapped(conn: &mut PgConnection, id: &str) -> Result<Option<(Vec<u8
     Ok(row.fetch_optional(conn).await?.map(|row| (row.wrapped_key, row.wrapped_by)))
 }
 
-/// Makes the first two keys of a format, one that signs and one that will. Of many who try, one succeeds: `true`.
+/// Creates the first two keys of a format: one that signs, and the next. Of many who try, one succeeds and gets `true`.
 ///
 /// # Errors
 ///
@@ -131,8 +131,9 @@ pub async fn found(
     Ok(done.rows_affected() == 2)
 }
 
-/// Has `next` sign in place of `active`, and `new` be the next. `active` verifies until the last of its tokens has
-/// expired, or, `at_once`, no longer. `false`, and nothing has changed, when those two are not what they were.
+/// Makes `next` sign in place of `active`, and `new` the next key. `active` goes on verifying until the last of its
+/// tokens has expired; with `at_once`, it stops now. `false`, with nothing changed, when `active` and `next` no longer
+/// are what they were.
 ///
 /// # Errors
 ///
@@ -185,7 +186,7 @@ pub async fn rotate(
     Ok(done.rows_affected() == 1)
 }
 
-/// Replaces the next key, which has signed nothing and from now on never will. `false` when it is not the next one.
+/// Replaces the next key, which has signed nothing and never will. `false` when it is no longer the next one.
 ///
 /// # Errors
 ///
@@ -221,7 +222,7 @@ pub async fn replace_next(
     Ok(done.rows_affected() == 1)
 }
 
-/// Lets a retired key verify no longer. `false` when it is not retired, or gone.
+/// Stops a retired key from verifying. `false` when it is not retired, or no longer verifies.
 ///
 /// # Errors
 ///
@@ -239,7 +240,7 @@ pub async fn end(conn: &mut PgConnection, id: &str, cause: &Cause) -> Result<boo
     Ok(done.rows_affected() == 1)
 }
 
-/// Notes that tokens of these formats live for so long now; what has been longer stays.
+/// Records that tokens of these formats now live this long; a longer life that is recorded stays.
 ///
 /// # Errors
 ///
@@ -264,7 +265,8 @@ pub async fn note_token_life(
     Ok(())
 }
 
-/// Replaces a wrapped private key by the same one wrapped under another root. `false` when somebody else was first.
+/// Replaces a wrapped private key with the same key wrapped under another root key. `false` when somebody else was
+/// first.
 ///
 /// # Errors
 ///

@@ -1,6 +1,6 @@
 //! Users who are new.
 //!
-//! They go in by `COPY`, which nothing can prepare: that one statement is not checked at compile time.
+//! They are inserted with `COPY`, which cannot be prepared, so that one statement is not checked at compile time.
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
@@ -10,10 +10,10 @@ use crate::{
     store::{Cause, Error, PgConnection, Transaction, users::NewUser},
 };
 
-/// What tells users apart, of users who may be new.
+/// What identifies users who may be new.
 #[derive(Debug, Default)]
 pub struct Names {
-    /// In the system that they come from.
+    /// Their ids in the system that they come from.
     pub external_ids: Vec<Option<String>>,
     /// Usernames.
     pub usernames: Vec<String>,
@@ -21,7 +21,7 @@ pub struct Names {
     pub emails: Vec<String>,
 }
 
-/// Who has a user's names already.
+/// Who already has a user's names.
 #[derive(Clone, Copy, Debug)]
 pub struct Holders {
     /// Who has the external id.
@@ -30,13 +30,14 @@ pub struct Holders {
     pub username: Option<Uuid>,
     /// Who has the address.
     pub email: Option<Uuid>,
-    /// Whether somebody before it has the same external id: it is the same user once more.
+    /// Whether an earlier record has the same external id, and so is the same user.
     pub is_repeated: bool,
-    /// Whether another user before it wants the username or the address.
+    /// Whether an earlier record of another user claims the username or the address.
     pub is_claimed: bool,
 }
 
-/// Who has these names, in their order. Each is looked up by its index, whatever Postgres thinks of the table's size.
+/// Who has these names, in the order given. Each is looked up through its index, whatever size Postgres believes the
+/// table to have.
 ///
 /// # Errors
 ///
@@ -78,8 +79,8 @@ const COPY: &str = "COPY users (id, external_id, username, email, full_name, pas
 /// How much is sent at once, in bytes.
 const COPY_BUFFER: usize = 1 << 16;
 
-/// Makes users, all of them or none. Not in a request, which may be given up: sqlx does not count the answers to a `COPY`,
-/// and whoever is lent the connection next would be given them in place of their own.
+/// Creates users, all of them or none. Must not be used in a request, which may be given up: sqlx does not count the
+/// answers to a `COPY`, and whoever is lent the connection next would get them in place of their own.
 ///
 /// # Errors
 ///
@@ -108,7 +109,7 @@ pub async fn copy(
 }
 
 impl NewUser<'_> {
-    /// In the text format of `COPY`.
+    /// Writes the row in the text format of `COPY`.
     fn write(&self, out: &mut String) {
         let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
         let roles = format!("{{{}}}", self.roles.join(","));

@@ -1,4 +1,4 @@
-//! Table `imports`, and the rows of `users` that come in by the thousand.
+//! Table `imports`, and users on their way in, by the thousand.
 
 mod incoming;
 mod present;
@@ -10,27 +10,27 @@ use super::{Error, PgConnection, PoolConnection, Transaction, error::has_ended};
 pub use incoming::{Holders, Names, copy, holders};
 pub use present::{Change, Present, change, demote, foreign, ids, lock, present};
 
-/// What is imported: the same file again goes on where it stopped.
+/// What is imported. The same file, imported again, continues where it stopped.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// SHA-256 of the file and of what it is read by.
+    /// SHA-256 of the file and of the options by which it is read.
     pub hash: [u8; 32],
-    /// Where the file lies.
+    /// Where the file is.
     pub name: String,
 }
 
-/// How far an import has come.
+/// How far an import has got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Users that were made.
+    /// Users that were created.
     pub created: u64,
-    /// Users that were there, and were changed.
+    /// Users that existed and were changed.
     pub updated: u64,
-    /// Users that were there, and stayed as they were.
+    /// Users that existed and stayed as they were.
     pub unchanged: u64,
     /// Records that were refused.
     pub rejected: u64,
-    /// The length of the file of those.
+    /// The length of the file of rejected records, in bytes.
     pub rejects_bytes: u64,
 }
 
@@ -41,8 +41,8 @@ impl Progress {
     }
 }
 
-/// Begins a transaction for thousands of users, which take longer than a request may. Nothing is waited for between its
-/// statements: whoever has stopped in the middle would keep locked out whom it has locked.
+/// Begins a transaction for thousands of users, which takes longer than a request may. Nothing else may be awaited
+/// between its statements: a process stopped in the middle would keep everybody whose rows it holds locked out.
 ///
 /// # Errors
 ///
@@ -63,7 +63,7 @@ pub async fn begin_one(conn: &mut PoolConnection) -> Result<Transaction<'_>, Err
     Ok(conn.begin().await?)
 }
 
-/// Ends a transaction: with what it did, or without.
+/// Ends a transaction, keeping what it did or not.
 ///
 /// # Errors
 ///
@@ -77,7 +77,7 @@ pub async fn end(transaction: Transaction<'_>, keep: bool) -> Result<(), Error> 
     Ok(())
 }
 
-/// How far the import of this source has come, if it has begun and is not done.
+/// How far the import of this source has got, if it has begun and is not done.
 ///
 /// # Errors
 ///
@@ -97,7 +97,7 @@ pub async fn progress(conn: &mut PgConnection, source: &Source) -> Result<Option
     }))
 }
 
-/// Forgets imports of other files that lay where this one lies; whether there were any.
+/// Forgets imports of other files that were at the same place as this one, and returns whether there were any.
 ///
 /// # Errors
 ///
@@ -111,9 +111,9 @@ pub async fn forget_former(conn: &mut PgConnection, source: &Source) -> Result<b
     Ok(done.execute(conn).await?.rows_affected() > 0)
 }
 
-/// Notes how far an import has come since `before`; `false`, and nothing is noted, when somebody else has taken it on from
-/// there. Until the transaction ends, nobody else can. That its row may have gone meanwhile is no matter: another file was
-/// imported from the same place, perhaps of another machine ([`forget_former`]).
+/// Records how far an import has got since `before`. `false`, with nothing recorded, when somebody else has continued
+/// it from there. Until the transaction ends, nobody else can. It does not matter if the row has gone meanwhile: then
+/// another file was imported from the same place, perhaps on another machine ([`forget_former`]).
 ///
 /// # Errors
 ///
@@ -146,7 +146,7 @@ pub async fn note_progress(
     Ok(done.execute(conn).await?.rows_affected() == 1)
 }
 
-/// An import is done: run again, it begins from the beginning.
+/// Ends an import that is done: run again, it starts from the beginning.
 ///
 /// # Errors
 ///
@@ -156,7 +156,7 @@ pub async fn finish(conn: &mut PgConnection, source: &Source) -> Result<(), Erro
     Ok(())
 }
 
-/// Forgets at most `limit` imports that have not gone on since `before`; how many.
+/// Forgets at most `limit` imports that have not advanced since `before`, and returns how many.
 ///
 /// # Errors
 ///
@@ -175,12 +175,12 @@ pub async fn delete_forsaken(
     Ok(done.execute(conn).await?.rows_affected())
 }
 
-/// What another database's query gives, as of one moment: each row an object of JSON, some at a time, until `take` returns
-/// `false`.
+/// Reads what `query` returns in another database, as of one moment: each row as a JSON object, some at a time, until
+/// `take` returns `false`.
 ///
 /// # Errors
 ///
-/// When that database fails, or `query` is none, or would change something.
+/// When that database fails, or when `query` is not a query or would change something.
 pub async fn foreign_rows(
     source: &super::Source,
     query: &str,
@@ -203,11 +203,11 @@ pub async fn foreign_rows(
     }
 }
 
-/// Whether the connection has ended in the middle: the same may succeed with another one.
+/// Whether the connection has ended midway: the same work may succeed with another one.
 pub fn is_cut_off(error: &Error) -> bool {
     match error {
         Error::Unavailable(error) => has_ended(error),
-        // Nothing happened for too long, by idle_in_transaction_session_timeout.
+        // idle_in_transaction_session_timeout: nothing happened for too long.
         Error::Failed(sqlx::Error::Database(error)) => error.code().as_deref() == Some("25P03"),
         _ => false,
     }

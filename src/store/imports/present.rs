@@ -1,4 +1,4 @@
-//! Users who are there already.
+//! Users who exist already.
 
 use sqlx::Connection;
 use time::OffsetDateTime;
@@ -12,10 +12,10 @@ use crate::{
     },
 };
 
-/// A user as a file is held against them.
+/// A user in the columns that are compared with a file.
 #[derive(Clone, Debug)]
 pub struct Present {
-    /// Who.
+    /// Their id.
     pub id: Uuid,
     /// As the user wrote it. No import changes it.
     pub username: String,
@@ -23,19 +23,19 @@ pub struct Present {
     pub email: String,
     /// For display.
     pub full_name: Option<String>,
-    /// The password; `None`: none.
+    /// `None`: the user cannot log in with a password.
     pub password_hash: Option<HashedPassword>,
-    /// Sorted, none twice.
+    /// Sorted, without duplicates.
     pub roles: Vec<String>,
     /// Whether the user has shown that the address is theirs.
     pub is_email_verified: bool,
-    /// Whether the user is locked out.
+    /// Whether the user is disabled.
     pub disabled: bool,
-    /// When the present password was set.
+    /// When the current password was set.
     pub password_changed_at: OffsetDateTime,
-    /// As of when this is so, but for the roles and whether they are locked out:
+    /// The moment that this describes, except for `roles` and `disabled`.
     pub updated_at: OffsetDateTime,
-    /// as of when those are so. The user's own changes are none of them.
+    /// The moment that `roles` and `disabled` describe. The user's own changes do not count for it.
     pub administered_at: OffsetDateTime,
 }
 
@@ -70,21 +70,21 @@ pub async fn lock(transaction: &mut Transaction<'_>, ids: &[Uuid]) -> Result<Vec
     Ok(select!(ids, "ORDER BY id FOR UPDATE").fetch_all(&mut **transaction).await?)
 }
 
-/// A user whom [`lock`] has locked, as they will be.
+/// A user locked with [`lock`], as they will be.
 #[derive(Debug)]
 pub struct Change {
-    /// All of it.
+    /// The whole user.
     pub user: Present,
-    /// Whether that is another password, which ends the user's sessions.
+    /// Whether the password is a different one, which ends the user's sessions.
     pub is_other_password: bool,
 }
 
-/// Makes users, each there once, who they will be. To the database and back at most twice, however many they are: until the
-/// transaction ends, none of them can log in.
+/// Makes users, each listed once, what they will be. It takes two round trips to the database at most, however many
+/// users there are: until the transaction ends, none of them can log in.
 ///
 /// # Errors
 ///
-/// All end the transaction.
+/// Any error ends the transaction.
 pub async fn change(
     conn: &mut PgConnection,
     changes: &[Change],
@@ -95,7 +95,7 @@ pub async fn change(
         return Ok(());
     }
     let users = || changes.iter().map(|change| &change.user);
-    // Lists of different lengths make no array of two dimensions; no role has a comma in its name.
+    // Lists of different lengths do not form a two-dimensional array; no role has a comma in its name.
     let roles: Vec<_> = users().map(|user| user.roles.join(",")).collect();
     let done = sqlx::query!(
         "UPDATE users
@@ -136,19 +136,19 @@ pub async fn change(
     Ok(())
 }
 
-/// The same with one who may be the last administrator and would be none any more.
+/// As [`change`], for one user who may be the last administrator and would no longer be one.
 ///
 /// # Errors
 ///
-/// [`Error::LastAdmin`]: nothing has changed then, and the transaction goes on. All others end it.
+/// [`Error::LastAdmin`], with nothing changed: the transaction can continue. Any other error ends it.
 pub async fn demote(
     transaction: &mut Transaction<'_>,
     change: &Change,
     now: OffsetDateTime,
     cause: &Cause,
 ) -> Result<(), Error> {
-    // Not for everybody: that is to the database and back three times in place of once, and hundreds of savepoints in one
-    // transaction slow down everybody else.
+    // Not for everybody: it takes three round trips in place of one, and hundreds of savepoints in one transaction slow
+    // down everybody else.
     #[expect(
         clippy::disallowed_methods,
         reason = "what is left half way ends with the transaction that it is a part of"
@@ -159,7 +159,7 @@ pub async fn demote(
     Ok(())
 }
 
-/// The same as they are, in any order.
+/// These users as they are, not locked, in any order.
 ///
 /// # Errors
 ///
@@ -168,7 +168,7 @@ pub async fn present(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Presen
     Ok(select!(ids, "").fetch_all(conn).await?)
 }
 
-/// The users who are these in another system, in any order.
+/// The users who have these ids in another system, in any order.
 ///
 /// # Errors
 ///
@@ -178,7 +178,8 @@ pub async fn ids(conn: &mut PgConnection, external_ids: &[String]) -> Result<Vec
     Ok(ids.fetch_all(conn).await?)
 }
 
-/// At most `limit` users who have come from another system, by id after `after`: the id, and the one there.
+/// At most `limit` users who have come from another system, in the order of their ids, after `after`: the id here, and
+/// the one there.
 ///
 /// # Errors
 ///
