@@ -6,10 +6,10 @@
 //! | [`APP`] | the service | what [`TABLES`] and [`FUNCTIONS`] say |
 //! | [`READONLY`] | people who look | read the views of the schema `masked` |
 //!
-//! [`set_up()`] makes them, once. From then on the schema `public` and the tables belong to [`OWNER`]; by that
-//! [`become_owner`] and [`migrations`] know that there are roles. Without them whoever migrates owns
-//! everything, and nothing here is done. [`TABLES`] and [`FUNCTIONS`] are the one place that says what the roles may do:
-//! [`grant`] makes it so, with each migration and in [`set_up()`]; [`Privileges`] compares.
+//! [`set_up()`] creates them, once. From then on the schema `public` and the tables belong to [`OWNER`], which is how
+//! [`become_owner`] and [`migrations`] know that there are roles. Without them, the role that migrates owns everything,
+//! and nothing here is done. [`TABLES`] and [`FUNCTIONS`] are the one place that says what the roles may do: [`grant`]
+//! applies them, with each migration and in [`set_up()`], and [`Privileges`] compares.
 
 mod privileges;
 mod set_up;
@@ -24,20 +24,20 @@ pub use set_up::{Error, Login, SetUp, Sharing, Step, set_up};
 pub const OWNER: &str = "gatepass_owner";
 /// The service.
 pub const APP: &str = "gatepass_app";
-/// People who look, and are not to learn who the users are.
+/// For people who read, and are not to learn who the users are.
 pub const READONLY: &str = "gatepass_readonly";
 
-/// What the roles may do with one table. A privilege that has no place here (`TRUNCATE`, `REFERENCES`, `TRIGGER`,
-/// `MAINTAIN`) nobody has but the owner.
+/// What the roles may do with one table. A privilege that is not listed here (`TRUNCATE`, `REFERENCES`, `TRIGGER`,
+/// `MAINTAIN`) belongs to nobody but the owner.
 #[derive(Clone, Copy, Debug)]
 pub struct Table {
     /// Its name, in the schema `public`.
     pub name: &'static str,
-    /// What [`APP`] may read.
+    /// The columns that [`APP`] may read.
     pub select: Columns,
-    /// What [`APP`] may give a value in a new row.
+    /// The columns that [`APP`] may set in a new row.
     pub insert: Columns,
-    /// What [`APP`] may change. To lock a row it has to be allowed to change something of it.
+    /// The columns that [`APP`] may change. To lock a row, a role must be allowed to change something in it.
     pub update: Columns,
     /// Whether [`APP`] may delete rows.
     pub delete: bool,
@@ -50,7 +50,7 @@ pub struct Table {
 pub enum Columns {
     /// None.
     None,
-    /// All, also those of later.
+    /// All, including those added later.
     All,
     /// These.
     These(&'static [&'static str]),
@@ -66,7 +66,7 @@ const NOTHING: Table = Table {
     masked: false,
 };
 
-/// Every table. One that is missing here nobody but the owner can use.
+/// Every table. One that is missing here can be used by nobody but the owner.
 pub const TABLES: &[Table] = &[
     Table {
         name: "users",
@@ -109,7 +109,7 @@ pub const TABLES: &[Table] = &[
         name: "revocations",
         select: Columns::All,
         insert: Columns::These(&["session_id", "user_id", "roles", "expires_at"]),
-        // To lock what it deletes.
+        // To be able to lock what it deletes.
         update: Columns::These(&["expires_at"]),
         delete: true,
         masked: true,
@@ -145,7 +145,7 @@ pub const TABLES: &[Table] = &[
         delete: true,
         ..NOTHING
     },
-    // The history is written by triggers and functions, which run as the owner.
+    // The history is written by triggers and functions that run as the owner.
     Table { name: "history", select: Columns::All, masked: true, ..NOTHING },
     Table { name: "history_personal", select: Columns::All, ..NOTHING },
     Table { name: "history_unsealed", select: Columns::All, delete: true, ..NOTHING },
@@ -165,7 +165,7 @@ pub const TABLES: &[Table] = &[
         delete: true,
         ..NOTHING
     },
-    // sqlx's own; the service looks whether the schema is current.
+    // sqlx's own; the service checks whether the schema is current.
     Table {
         name: "_sqlx_migrations",
         select: Columns::These(&["version", "description", "installed_on", "checksum"]),
@@ -173,7 +173,8 @@ pub const TABLES: &[Table] = &[
     },
 ];
 
-/// The functions that only triggers and other functions call: those of triggers need nobody's leave.
+/// The functions that only triggers and other functions call. A trigger needs no privilege on its function when it
+/// fires.
 pub const INNER_FUNCTIONS: &[&str] = &[
     "revoke_session()",
     "revoke_all_sessions()",
@@ -197,7 +198,7 @@ pub const FUNCTIONS: &[&str] = &[
     "drop_history(timestamptz)",
 ];
 
-/// As Postgres writes it.
+/// The function's name as Postgres writes it.
 fn full_function_name(name: &str) -> String {
     format!("public.{}", name.replace("timestamptz", "timestamp with time zone").replace(", ", ","))
 }
@@ -216,7 +217,7 @@ pub async fn owns_schema(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
     .await
 }
 
-/// Goes on as [`OWNER`] until [`be_oneself`], where [`it has to`](needs_owner). `false` when there are no roles.
+/// Continues as [`OWNER`] until [`be_oneself`], if [that is necessary](needs_owner). `false` when there are no roles.
 ///
 /// # Errors
 ///
@@ -229,11 +230,12 @@ pub(super) async fn become_owner(conn: &mut PgConnection) -> Result<bool, migrat
     Ok(needs_owner)
 }
 
-/// Whether the schema or the users are [`OWNER`]'s: then what a migration makes is its too, whoever is logged in.
+/// Whether the schema or the table `users` is [`OWNER`]'s. Then what a migration creates must be too, whoever is logged
+/// in.
 ///
 /// # Errors
 ///
-/// [`migrations::Error::NotOwner`] when whoever is logged in may not act as that.
+/// [`migrations::Error::NotOwner`] when the role that is logged in may not act as [`OWNER`].
 pub(super) async fn needs_owner(conn: &mut PgConnection) -> Result<bool, migrations::Error> {
     let state = sqlx::query!(
         r#"SELECT current_user::text AS "user!", pg_has_role(pg_roles.oid, 'MEMBER') AS "is_member!"
@@ -254,13 +256,13 @@ pub(super) async fn needs_owner(conn: &mut PgConnection) -> Result<bool, migrati
     }
 }
 
-/// Goes on as whoever is logged in.
+/// Continues as the role that is logged in.
 pub(super) async fn be_oneself(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     run(conn, "RESET ROLE").await
 }
 
-/// Who is a member of [`OWNER`], may log in, and does not rule over roles anyhow as a master user does: whoever formerly
-/// served, as a rule.
+/// The members of [`OWNER`] that may log in and do not administer roles anyway, as a master user does: as a rule, the
+/// role that the service used formerly.
 ///
 /// # Errors
 ///
@@ -278,20 +280,20 @@ pub async fn members(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error
     .await
 }
 
-/// Who is logged in, and whether that is more than a service should be.
+/// The role that is logged in, and whether it has more rights than a service should.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Its name.
     pub user: String,
     /// It may do everything in every database.
     pub is_superuser: bool,
-    /// It may make roles or databases, or is not held by row security.
+    /// It may create roles or databases, or replicate, or it bypasses row security.
     pub administers: bool,
-    /// Tables belong to it, or to a role that it is a member of.
+    /// It owns tables, or is a member of a role that does.
     pub owns_tables: bool,
 }
 
-/// Who is logged in.
+/// The role that is logged in.
 ///
 /// # Errors
 ///

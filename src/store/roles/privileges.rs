@@ -1,4 +1,4 @@
-//! Who may do what, and that it is so.
+//! Who may do what, and whether that is so.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -8,13 +8,13 @@ use super::{
 };
 use crate::store::{PgConnection, begin_alone, migrations};
 
-/// Whether there are roles that may do something else than they should.
+/// Whether there are roles whose rights differ from what they should be.
 pub(in crate::store) async fn deviate(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let mut transaction = begin_alone(conn).await?;
     Ok(owns_schema(&mut transaction).await? && !deviations(&mut transaction).await?.is_empty())
 }
 
-/// Grants once more where that is needed. Somebody who may not is no reason to stop.
+/// Repeats the grants where necessary. It is no reason to stop if the role that is logged in may not.
 pub(in crate::store) async fn repair(conn: &mut PgConnection) -> Result<(), migrations::Error> {
     if !deviate(&mut *conn).await? {
         return Ok(());
@@ -34,8 +34,8 @@ pub(in crate::store) async fn repair(conn: &mut PgConnection) -> Result<(), migr
 }
 
 /// Gives [`APP`] and [`READONLY`] what [`TABLES`] and [`FUNCTIONS`] say, and takes everything else from them and from
-/// everybody, in one transaction. [`OWNER`] calls it, and what it does not own is left alone. Tables and columns that are
-/// not there (yet, or any more) are passed over.
+/// everybody, in one transaction. [`OWNER`] calls it; what [`OWNER`] does not own is left alone. Tables and columns
+/// that do not exist, yet or any more, are skipped.
 ///
 /// # Errors
 ///
@@ -68,13 +68,13 @@ pub(in crate::store) async fn grant(conn: &mut PgConnection) -> Result<(), sqlx:
     transaction.commit().await
 }
 
-/// What [`OWNER`] has in the schemas.
+/// What [`OWNER`] owns in the schemas.
 struct Everything {
     /// Kind and full name.
     objects: Vec<(String, String)>,
-    /// Full names of tables and views, and their columns.
+    /// Full names of tables and views, with their columns.
     columns: BTreeSet<(String, String)>,
-    /// Who may do something with them and is none of ours.
+    /// Roles that have rights to these objects and are none of ours.
     strangers: Vec<String>,
 }
 
@@ -87,7 +87,7 @@ impl Everything {
     }
 }
 
-/// Inside of a transaction.
+/// To be called in a transaction.
 async fn everything(conn: &mut PgConnection) -> Result<Everything, sqlx::Error> {
     run(&mut *conn, "SET LOCAL search_path = pg_catalog").await?;
     let objects = sqlx::query!(
@@ -142,19 +142,19 @@ async fn everything(conn: &mut PgConnection) -> Result<Everything, sqlx::Error> 
     })
 }
 
-/// Leave to do one thing.
+/// A right to do one thing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Privilege {
-    /// The full name of a table, a view or a function, or a schema's.
+    /// The full name of a table, a view or a function, or the name of a schema.
     pub object: String,
-    /// One column alone.
+    /// The only column that it covers, if it is for one.
     pub column: Option<String>,
     /// As in `GRANT`.
     pub name: String,
 }
 
 impl Privilege {
-    /// To find anything in a schema.
+    /// The right to look up anything in a schema.
     fn to_use(schema: &str) -> Self {
         Self { object: schema.into(), column: None, name: "USAGE".into() }
     }
@@ -215,7 +215,7 @@ impl Privileges {
         Self(all.chain([Privilege::to_use("masked")]).collect())
     }
 
-    /// What `role` has, in whatever way it comes by it.
+    /// What `role` has, however it came by it.
     ///
     /// # Errors
     ///
@@ -278,7 +278,7 @@ impl Privileges {
         ))
     }
 
-    /// What of these is not among `others`. Who may do something with a table may do it with each column.
+    /// Those of these that are not among `others`. A right to a table includes each of its columns.
     pub fn beyond(&self, others: &Self) -> Vec<&Privilege> {
         let is_among = |privilege: &Privilege| {
             others.0.contains(privilege)
@@ -288,8 +288,8 @@ impl Privileges {
     }
 }
 
-/// What [`APP`] and [`READONLY`] have too much or too little of, of what is there, and who else has any of it. Inside of a
-/// transaction.
+/// What [`APP`] and [`READONLY`] have in excess or lack among the objects that exist, and who else has a right to any
+/// of them. To be called in a transaction.
 pub(super) async fn deviations(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     let there = everything(&mut *conn).await?;
     let mut all: Vec<_> =

@@ -1,4 +1,4 @@
-//! The roles are made, once.
+//! Creates the roles, once.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand_core::CryptoRng;
@@ -15,19 +15,20 @@ use crate::{
     },
 };
 
-/// What is enough for people who look. Each of them can set the times otherwise.
+/// Enough for people who read. Each of them can change the timeouts.
 const READONLY_CONNECTIONS: u32 = 10;
 const READONLY_TIMEOUT: &str = "60s";
 
-/// Why the roles could not be made.
+/// Why the roles could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Whoever is logged in may not make roles.
+    /// The role that is logged in may not create roles.
     #[error(
         "{0} may not make roles: set MASTER_DB_SOURCE to one that may (CREATEROLE), such as RDS's master user"
     )]
     NotMaster(String),
-    /// From Postgres 16 on, the roles that others have made are theirs. Those that `pg_upgrade` has brought along are, too.
+    /// From Postgres 16 on, changing a role takes ADMIN OPTION on it, which its creator gets. Roles brought along by
+    /// `pg_upgrade` count as made by others.
     #[error(
         "{user} may not change the roles that others have made: have one of these, or a superuser, say \
          GRANT {} TO {} WITH ADMIN OPTION, and run this again",
@@ -35,44 +36,44 @@ pub enum Error {
         quoted(.user)
     )]
     OthersRoles {
-        /// Who is logged in.
+        /// The role that is logged in.
         user: String,
-        /// Which.
+        /// The roles in question.
         roles: Vec<String>,
     },
-    /// The database belongs to somebody else.
+    /// The database belongs to another role.
     #[error(
         "{user} may not say who connects to the database, which belongs to {owner}: log in as one of these, \
          or have {owner} granted to {user}"
     )]
     NotDatabaseOwner {
-        /// Who is logged in.
+        /// The role that is logged in.
         user: String,
-        /// Whose database it is.
+        /// The owner of the database.
         owner: String,
     },
-    /// Nobody can log in with IAM.
+    /// Nobody can log in with IAM here.
     #[error("there is no role rds_iam, which RDS makes: this is no database of RDS, or leave out --iam")]
     NoIam,
-    /// What belongs to a role of Postgres's administrators, only one of them can give away.
+    /// What belongs to a superuser can be given away only by a superuser.
     #[error("a part of the schema belongs to the superuser {0}: run this as a superuser")]
     SuperusersSchema(String),
-    /// Roles belong to the whole server, and these are in use elsewhere in it.
+    /// Roles belong to the whole server, and these are in use elsewhere on it.
     #[error(
         "the roles have rights in another database of this server ({}), and a role has one password for all of them: \
          give gatepass a server of its own, or share the roles (--share-roles)",
         .0.join(", ")
     )]
     Shared(Vec<String>),
-    /// A role can do more than it should, and keeps it.
+    /// A role has more rights than it should, and they cannot be taken from it.
     #[error("{role} is {surplus}, and only a superuser can take that from it: do so, and run this again")]
     TooMighty {
-        /// Which.
+        /// The role.
         role: &'static str,
         /// Its attributes and the roles that it is a member of.
         surplus: String,
     },
-    /// Something in the schema is none of ours. Taken over, it would act with the rights of [`OWNER`].
+    /// Something in the schema is not ours. If it were taken over, it would act with the rights of [`OWNER`].
     #[error(
         "the schema holds what no migration of gatepass has made: {}. Drop it, or move it to another schema \
          (ALTER … SET SCHEMA), and run this again",
@@ -82,7 +83,7 @@ pub enum Error {
     /// Not everything could be granted or revoked.
     #[error("the roles may still do something else than they should: {}", listed(.0))]
     Deviating(Vec<String>),
-    /// Somebody is migrating.
+    /// Somebody else is migrating.
     #[error(transparent)]
     Migrating(#[from] migrations::Error),
     /// The database failed.
@@ -90,7 +91,7 @@ pub enum Error {
     Database(#[from] sqlx::Error),
 }
 
-/// The first few.
+/// The first few, as a list.
 fn listed(all: &[String]) -> String {
     const SHOWN: usize = 8;
 
@@ -102,55 +103,55 @@ fn listed(all: &[String]) -> String {
 /// Whether the roles may have rights in other databases of the same server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// No: [`Error::Shared`].
+    /// They may not: [`Error::Shared`].
     Refused,
-    /// Yes: they are those of another gatepass, too.
+    /// They may: they are the roles of another gatepass, too.
     Allowed,
 }
 
 /// How the roles log in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Login {
-    /// With a password each: random ones for roles that are new, or for all.
+    /// With a password each: a random one for each role that is new, or for every role.
     Password {
-        /// Those of roles that exist are replaced.
+        /// Whether the passwords of existing roles are replaced too.
         renew: bool,
     },
     /// With tokens of AWS's IAM (`rds_iam`).
     Iam,
-    /// However `pg_hba.conf` says, without a password of ours.
+    /// However `pg_hba.conf` says, without a password from us.
     Otherwise,
 }
 
-/// One thing that [`set_up`] has seen to.
+/// One thing that [`set_up`] has taken care of.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Step {
-    /// How it is now.
+    /// The state that it is in now.
     pub what: String,
-    /// Whether it was otherwise before.
+    /// Whether that is a change.
     pub changed: bool,
 }
 
 /// What [`set_up`] has done.
 #[derive(Debug, Default)]
 pub struct SetUp {
-    /// Everything it has seen to.
+    /// Everything that it has taken care of.
     pub steps: Vec<Step>,
-    /// The passwords that it has made, by role. They are kept nowhere.
+    /// The passwords that it has generated, by role. They are stored nowhere.
     pub passwords: Vec<(&'static str, SecretString)>,
-    /// As [`members`].
+    /// As in [`members`].
     pub members: Vec<String>,
 }
 
-/// Makes the roles, gives [`OWNER`] the schema and what the migrations have made in it, and everybody the privileges they
-/// need, in one transaction; what is so already stays as it is. The tables need not be there yet.
+/// Creates the roles, gives [`OWNER`] the schema and what the migrations have made in it, and gives each role the
+/// privileges that it needs, in one transaction. What is right already stays as it is. The tables need not exist yet.
 ///
-/// Needs a role that may make roles and owns the database; a superuser need it not be. It becomes a member of [`OWNER`], as
-/// does whoever owned the table `users`, so that a service that runs as that goes on.
+/// This needs a role that may create roles and owns the database, but not a superuser. That role becomes a member of
+/// [`OWNER`]. So does the former owner of the table `users`, so that a service that runs as that owner can continue.
 ///
 /// # Errors
 ///
-/// [`Error`]; then nothing has changed.
+/// Any [`Error`]; then nothing has changed.
 pub async fn set_up(
     conn: &mut PgConnection,
     login: Login,
@@ -183,7 +184,7 @@ async fn try_to_set_up(
     rng: &mut impl CryptoRng,
 ) -> Result<SetUp, Error> {
     let mut transaction = begin_alone(conn).await?;
-    // All names in full from here on.
+    // All names are written in full from here on.
     run(
         &mut transaction,
         &format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; SET LOCAL search_path = pg_catalog"),
@@ -215,7 +216,7 @@ async fn try_to_set_up(
         ),
     )
     .await?;
-    // What a later release has decided is not taken back.
+    // What a later release has decided must not be undone.
     if let Ok(Schema::Newer(version)) | Err(migrations::Error::LeftBehind { version, .. }) =
         migrations::check(&mut transaction).await
     {
@@ -233,7 +234,7 @@ async fn try_to_set_up(
     Ok(done)
 }
 
-/// The databases besides this in which the roles own something or may do something.
+/// The databases other than this one in which the roles own something or have rights.
 async fn other_databases(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar!(
         r#"SELECT DISTINCT datname::text AS "name!"
@@ -250,7 +251,7 @@ async fn other_databases(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::E
     .await
 }
 
-/// Those of the roles that are there and may not be changed.
+/// Those of the roles that exist and may not be changed.
 async fn others_roles(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar!(
         r#"SELECT rolname::text AS "name!" FROM pg_roles
@@ -265,7 +266,7 @@ async fn others_roles(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Erro
     .await
 }
 
-/// Who sets up, and where.
+/// The role that sets up, and the database.
 pub(super) struct Master {
     pub(super) user: String,
     pub(super) is_superuser: bool,
@@ -352,11 +353,11 @@ async fn make_role(
     Ok(())
 }
 
-/// What a role that was made beforehand can do and should not.
+/// What a role that existed before has and should not have.
 struct Surplus {
     /// As in `ALTER ROLE`, without the `NO`.
     attributes: Vec<String>,
-    /// The roles that it is a member of, but for RDS's that only says how it logs in.
+    /// The roles that it is a member of, except for RDS's own, which only says how it logs in.
     memberships: Vec<String>,
 }
 
@@ -396,7 +397,7 @@ impl Surplus {
             sql.push_str(&format!("REVOKE {} FROM {role};\n", quoted(other)));
         }
         let left = match run(&mut *conn, &sql).await {
-            // What somebody else has granted, REVOKE may pass over without an error.
+            // REVOKE may skip what somebody else has granted, without an error.
             Ok(()) => Self::of(conn, role).await?.describe(),
             Err(error) if migrations::is_not_privileged(&error) => self.describe(),
             Err(error) => return Err(error.into()),
@@ -415,7 +416,7 @@ impl SetUp {
         self.steps.push(Step { what: what.into(), changed });
     }
 
-    /// Makes `member` a member of `role`, so that it can do all that `role` can; of superusers that is true already.
+    /// Makes `member` a member of `role`, so that it can do all that `role` can. A superuser can already.
     pub(super) async fn membership(
         &mut self,
         conn: &mut PgConnection,
@@ -436,7 +437,7 @@ impl SetUp {
         Ok(())
     }
 
-    /// Who may connect. Nobody may make temporary tables: the service has none.
+    /// Sets who may connect. Nobody may create temporary tables: the service has none.
     async fn database(&mut self, conn: &mut PgConnection, master: &Master) -> Result<(), Error> {
         let before = database_rights(&mut *conn).await?;
         let others = sqlx::query_scalar!(
@@ -468,7 +469,7 @@ impl SetUp {
         Ok(())
     }
 
-    /// What keeps people who look from being in the way by accident.
+    /// Sets limits that keep people who read from getting in the way by accident.
     async fn limits(&mut self, conn: &mut PgConnection, master: &Master) -> Result<(), Error> {
         let before = settings_of_readonly(&mut *conn).await?;
         run(

@@ -1,4 +1,4 @@
-//! What the migrations have made gets its owner, whoever it belonged to before.
+//! Gives [`OWNER`] what the migrations have made, whoever owned it before.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -9,18 +9,18 @@ use super::{
 use crate::store::PgConnection;
 
 impl SetUp {
-    /// Gives [`OWNER`] the schemas, and what the migrations have made in them: nothing else, and nothing that somebody may
-    /// have put there before the migrations came to make it.
+    /// Gives [`OWNER`] the schemas and what the migrations have made in them: nothing else, and nothing that somebody
+    /// may have put there before the migrations came to make it.
     pub(super) async fn take_over(&mut self, conn: &mut PgConnection, master: &Master) -> Result<(), Error> {
         let others = of_others(&mut *conn).await?;
-        // Whoever owns the users has migrated.
+        // The owner of the users is the role that migrated.
         let migrated = others.iter().find(|object| object.kind == "TABLE" && object.name == "public.users");
         let migrated = migrated.map(|users| (users.owner.clone(), users.is_superusers));
         let is_trusted = |object: &Object| {
             object.is_superusers
                 || object.owner == master.user
                 || object.owner == master.database_owner
-                // That is the owner of the database: until now nobody chose one for the schema.
+                // This stands for the owner of the database: so far, nobody has chosen an owner for the schema.
                 || object.owner == "pg_database_owner"
                 || migrated.as_ref().is_some_and(|(owner, _)| *owner == object.owner)
         };
@@ -55,7 +55,7 @@ impl SetUp {
         if let Some((owner, is_superuser)) = migrated
             && ![master.user.as_str(), APP, READONLY].contains(&owner.as_str())
         {
-            // What runs as it would stop at once.
+            // What runs as that role would stop at once otherwise.
             self.membership(&mut *conn, master, OWNER, &owner, is_superuser).await?;
         }
         Ok(())
@@ -68,15 +68,15 @@ struct Object {
     kind: String,
     /// In full.
     name: String,
-    /// Of a partition, the table.
+    /// For a partition, the partitioned table.
     root: Option<String>,
-    /// Of a trigger, the owner of its function.
+    /// For a trigger, the owner of its function.
     owner: String,
     is_superusers: bool,
 }
 
 impl Object {
-    /// Whether the migrations make something of the kind and the name.
+    /// Whether the migrations make something of this kind and name.
     fn is_known(&self) -> bool {
         let is = |kind: &str, schema: &str, name: &str| {
             self.kind == kind && self.name.strip_prefix(schema) == Some(name)
@@ -100,8 +100,8 @@ impl fmt::Display for Object {
     }
 }
 
-/// Everything of whatever kind in our schemas that [`OWNER`] does not own, but for what extensions have brought; the
-/// schemas first.
+/// Everything in our schemas that [`OWNER`] does not own, of whatever kind, except for what extensions have brought.
+/// Schemas come first.
 async fn of_others(conn: &mut PgConnection) -> Result<Vec<Object>, sqlx::Error> {
     sqlx::query_as!(
         Object,
