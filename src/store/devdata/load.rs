@@ -1,20 +1,20 @@
-//! A sample goes into an empty database: tables, rows, and only then what holds the rows together, so that Postgres checks
-//! all of it once.
+//! Loads a sample into an empty database: tables, rows, and only then constraints, indexes and triggers, so that
+//! Postgres checks everything once.
 
 use sqlx::{Postgres, Transaction};
 
 use super::{Error, run, sample::Part};
 use crate::store::{PgConnection, migrations, roles};
 
-/// A database that is being filled, in one transaction.
+/// A database that is being loaded, in one transaction.
 pub struct Loading<'c>(Transaction<'c, Postgres>);
 
 impl<'c> Loading<'c> {
-    /// Begins one, where there are roles as the owner of the schema.
+    /// Begins to load; where there are roles, as the owner of the schema.
     ///
     /// # Errors
     ///
-    /// [`Error::NotEmpty`] when there is anything.
+    /// [`Error::NotEmpty`] when the database has anything in it.
     pub async fn begin(conn: &'c mut PgConnection) -> Result<Self, Error> {
         roles::become_owner(&mut *conn).await?;
         let mut transaction = crate::store::begin_alone(conn).await?;
@@ -33,13 +33,14 @@ impl<'c> Loading<'c> {
         }
     }
 
-    /// Runs a part of a schema as `pg_dump` writes it.
+    /// Runs a part of a schema as `pg_dump` wrote it.
     ///
     /// # Errors
     ///
     /// When the database refuses it.
     pub async fn schema(&mut self, sql: &str) -> Result<(), Error> {
-        // For psql, the schema that every database has, and what pg_dump 17 sets and servers before it do not know.
+        // Left out: what is for psql, the schema that every database has, and a setting of pg_dump 17 that older
+        // servers do not know.
         let is_ours = |line: &&str| {
             !line.starts_with("\\restrict")
                 && !line.starts_with("\\unrestrict")
@@ -47,16 +48,17 @@ impl<'c> Loading<'c> {
         };
         let sql: Vec<_> = sql.lines().filter(is_ours).collect();
         run(&mut self.0, &sql.join("\n")).await?;
-        // pg_dump says all names in full, and has nobody look anywhere.
+        // pg_dump writes all names in full, and empties the search path.
         run(&mut self.0, "RESET search_path").await?;
         Ok(())
     }
 
-    /// Adds rows as `COPY` wrote them; how many. `read` gives them piece by piece, and at the end nothing.
+    /// Adds rows as `COPY` wrote them, and returns how many. `read` supplies them piece by piece, and nothing at the
+    /// end.
     ///
     /// # Errors
     ///
-    /// Those of `read`, or when the database refuses a row.
+    /// Those of `read`; or when the database refuses a row.
     pub async fn copy<E: From<Error>>(
         &mut self,
         part: Part,
@@ -74,11 +76,11 @@ impl<'c> Loading<'c> {
         }
     }
 
-    /// Sets the sequences, lets the history wait for seals, sees that every constraint holds, and commits.
+    /// Sets the sequences, marks the history as waiting for seals, makes sure that every constraint holds, and commits.
     ///
     /// # Errors
     ///
-    /// When the database fails, or has then another schema than this version's.
+    /// When the database fails, or when its schema then is not this version's.
     pub async fn finish(mut self) -> Result<(), Error> {
         sqlx::query!("INSERT INTO history_unsealed (id) SELECT id FROM history")
             .execute(&mut *self.0)
@@ -113,7 +115,7 @@ impl<'c> Loading<'c> {
     }
 }
 
-/// Gives the roles what they need of what was loaded, where there are roles, and lets Postgres count.
+/// Where there are roles, gives them their rights to what was loaded; then has Postgres gather statistics.
 ///
 /// # Errors
 ///
@@ -122,7 +124,8 @@ pub async fn settle(conn: &mut PgConnection) -> Result<(), Error> {
     if roles::become_owner(conn).await? {
         roles::grant(conn).await?;
     }
-    // With the names, since Postgres warns of each table that it has to leave alone, as its own are for most.
+    // The tables are named, since Postgres warns of each one that it has to skip, and most roles may not analyze its
+    // own.
     let tables = sqlx::query_scalar!(
         r#"SELECT string_agg(pg_class.oid::regclass::text, ', ') AS "tables!" FROM pg_class
            JOIN pg_namespace ON pg_namespace.oid = relnamespace

@@ -1,4 +1,4 @@
-//! A restored copy of a database is masked where it is.
+//! Masks a restored copy of a database in place.
 
 use sqlx::Row;
 
@@ -9,8 +9,8 @@ use super::{
 };
 use crate::store::{PgConnection, migrations, roles};
 
-/// A row of nobody for each table that is emptied. Statistics outlive the rows that they quote, and of an empty table
-/// `ANALYZE` makes none: only those of another row take their place.
+/// A row about nobody for each table that is emptied. Statistics outlive the rows that they quote, and `ANALYZE`
+/// gathers none from an empty table: only the statistics of another row replace them.
 const STAND_INS: [&str; 7] = [
     "clients (id, name, secret_hash, created_at)
      VALUES ('00000000-0000-7000-8000-000000000000', 'x', sha256(''), now())",
@@ -25,8 +25,8 @@ const STAND_INS: [&str; 7] = [
      VALUES (repeat('x', 43), 'v4.public', 'x', 1, now(), now(), now())",
 ];
 
-/// A column of each table that is masked, no view or trigger of which knows, and an expression that is its value, though
-/// Postgres cannot tell.
+/// For each masked table, a column that no view or trigger refers to, and an expression with the column's own value,
+/// though Postgres cannot tell that it is.
 const UNCHANGED: [(&str, &str); 4] = [
     ("users", "administered_at TYPE timestamptz USING administered_at + interval '0'"),
     ("sessions", "refresh_salt TYPE bytea USING refresh_salt || ''"),
@@ -34,21 +34,24 @@ const UNCHANGED: [(&str, &str); 4] = [
     ("history_personal", "salt TYPE uuid USING salt::text::uuid"),
 ];
 
-/// Masks every row and writes the tables anew, so that nothing of what was there before is left in their files, in one
+/// Masks every row and rewrites the tables, so that nothing of their former contents is left in their files, in one
 /// transaction. Returns how many users there are.
 ///
-/// Not by `VACUUM FULL`, which takes along what somebody may still see: an autovacuum that had begun before, a connection
-/// that is being made wherever in the server, the slot of a replica that is no more. A table whose column gets another
-/// type is copied as this transaction sees it, whoever else is there.
+/// `VACUUM FULL` would not do: it takes along what somebody may still see, such as an autovacuum that had begun before,
+/// a connection that is being opened anywhere on the server, or the slot of a replica that no longer exists. A table
+/// whose column gets another type is copied as this transaction sees it, whoever else is there.
 ///
-/// The history's seals go, since they are of what was there before. So do keys, clients, revocations and what is known of
-/// failed logins: they are secrets of the service that this is a copy of.
+/// The history's seals are deleted, since they cover what was there before. So are keys, clients, revocations and the
+/// records of failed logins: they are secrets of the service that this is a copy of.
 ///
 /// # Errors
 ///
-/// [`Error::NotMarked`] unless a row of `devdata.copy` says that the database is a copy, and that it is at `place`;
-/// [`Error::InUse`] when somebody else is connected, [`Error::Prepared`] when a transaction outlived who began it;
-/// [`Error::Unknown`], [`Error::Schema`]. Then nothing has changed.
+/// * [`Error::NotMarked`] unless a row of `devdata.copy` says that the database is a copy, and that it is at `place`.
+/// * [`Error::InUse`] when somebody else is connected.
+/// * [`Error::Prepared`] when a prepared transaction is left.
+/// * [`Error::Unknown`], [`Error::Schema`].
+///
+/// Nothing has changed then.
 pub async fn mask(
     conn: &mut PgConnection,
     place: &str,
@@ -56,8 +59,8 @@ pub async fn mask(
     password_hash: &str,
 ) -> Result<u64, Error> {
     require_marker(&mut *conn, place).await?;
-    // What kind a session is, who lacks the rights of its role does not see; whose it is, they do. Postgres's own are
-    // nobody's.
+    // By the user and not by `backend_type`, which a role without the rights of the session's role cannot see.
+    // Postgres's own processes have no user.
     let others = sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM pg_stat_activity
            WHERE datname = current_database() AND pid <> pg_backend_pid() AND usesysid IS NOT NULL"#
@@ -79,7 +82,7 @@ pub async fn mask(
     key.set(&mut transaction, password_hash).await?;
     let emptied: Vec<_> =
         TABLES.iter().filter(|table| table.rows == Rows::None).map(|table| table.name).collect();
-    // With the triggers off, or they would write down what was there before.
+    // With the triggers off: they would record what was there before.
     for table in ["users", "sessions", "clients", "signing_keys"] {
         run(&mut transaction, &format!("ALTER TABLE {table} DISABLE TRIGGER USER")).await?;
     }
@@ -122,7 +125,8 @@ pub async fn mask(
     Ok(users)
 }
 
-/// A marker says where the copy is, so that a copy of a marked copy, at another place, is not marked.
+/// Makes sure that the copy is marked. The marker says where it is, so a copy of a marked copy, at another place, is
+/// not marked.
 async fn require_marker(conn: &mut PgConnection, place: &str) -> Result<(), Error> {
     let exists = sqlx::query_scalar!(r#"SELECT to_regclass('devdata.copy') IS NOT NULL AS "exists!""#);
     let mut is_marked = false;

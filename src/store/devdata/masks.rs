@@ -1,11 +1,11 @@
-//! What is masked, and how: the one table of it, for [`sample`](super::sample) and [`mask`](super::mask).
+//! What is masked, and how: the only table of masks, for [`sample`](super::sample) and [`mask`](super::mask).
 //!
-//! A mask is an expression of SQL, so that a value is masked on the server that has it. Most are HMAC-SHA-256 (RFC 2104) of
-//! the value under a key of the run: the same value has the same mask in every table, and nobody without the key can tell
-//! from which value it came. Ids stay: they hold the rows together and say nothing of a person.
+//! A mask is an SQL expression, so a value is masked on the server that has it. Most masks are HMAC-SHA-256 (RFC 2104)
+//! of the value under a key of the run: the same value has the same mask in every table, and nobody without the key can
+//! tell which value it came from. Ids stay: they hold the rows together and say nothing about a person.
 //!
-//! What is not named here is not let through. A table or column that the database has and [`TABLES`] has not is an error;
-//! of the documents in the history, fields that [`FIELDS`] has not are left out.
+//! What is not listed here does not pass. A table or column that the database has and [`TABLES`] has not is an error;
+//! in documents of the history, fields that are not in [`FIELDS`] are left out.
 
 use aws_lc_rs::digest;
 
@@ -25,27 +25,27 @@ pub(super) enum Mask {
     Username,
     /// 80 bits `@example.com`.
     Email,
-    /// One of the names that made-up people have.
+    /// One of the names of made-up people.
     FullName,
-    /// The hash of the documented password, if there was one.
+    /// The hash of the documented password, if the user had a password.
     PasswordHash,
     /// 32 bytes.
     Bytes,
     /// One of a few browsers.
     Agent,
-    /// An address of `10.0.0.0/8` or `fd00::/8`.
+    /// An address in `10.0.0.0/8` or `fd00::/8`.
     Address,
     /// Who did something: ids stay, operators do not.
     Actor,
     /// 128 bits.
     Token,
-    /// A role of the database; those of gatepass stay.
+    /// A database role; those of gatepass stay.
     Role,
     /// A document of the history.
     Document,
     /// 128 bits, as a UUID.
     Salt,
-    /// Of the masked salt and the masked document, so that the history verifies.
+    /// The hash of the masked salt and the masked document, so that the history verifies.
     PersonalHash,
 }
 
@@ -63,18 +63,18 @@ pub(super) struct Table {
     pub(super) columns: &'static [(&'static str, Mask)],
 }
 
-/// What becomes of the rows of a table.
+/// What happens to the rows of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rows {
     /// They are the same everywhere: all go into a sample.
     All,
     /// They belong to the user whom this column names.
     OfUser(&'static str),
-    /// Secrets, or what is nobody's: not in a sample, deleted by a mask.
+    /// Secrets, or data about nobody: left out of a sample, deleted by `mask`.
     None,
 }
 
-/// Every table, those that others refer to first.
+/// Every table, each after those that it refers to.
 pub(super) const TABLES: &[Table] = &[
     Table {
         name: "_sqlx_migrations",
@@ -128,7 +128,7 @@ pub(super) const TABLES: &[Table] = &[
             ("access_expires_at", Keep),
         ],
     },
-    // Before what is personal of it, of which it has a hash.
+    // Before the personal data, from which its hash is computed.
     Table {
         name: "history",
         rows: Rows::OfUser("user_id"),
@@ -151,7 +151,7 @@ pub(super) const TABLES: &[Table] = &[
         rows: Rows::OfUser("user_id"),
         columns: &[("history_id", Keep), ("user_id", Keep), ("salt", Salt), ("changed_data", Document)],
     },
-    // The seals are of what was there before; what is left waits for new ones.
+    // The seals cover what was there before; what is left waits for new ones.
     Table { name: "history_seals", rows: Rows::None, columns: &[] },
     Table { name: "history_unsealed", rows: Rows::None, columns: &[] },
     Table { name: "clients", rows: Rows::None, columns: &[] },
@@ -161,7 +161,7 @@ pub(super) const TABLES: &[Table] = &[
     Table { name: "signing_keys", rows: Rows::None, columns: &[] },
 ];
 
-/// The fields that a document of the history may have, of whatever table it tells.
+/// The fields that a document of the history may have, whichever table it is about.
 const FIELDS: &[(&str, Mask)] = &[
     ("username", Username),
     ("email", Email),
@@ -178,19 +178,19 @@ const FIELDS: &[(&str, Mask)] = &[
     ("expires_at", Keep),
     ("ended_at", Keep),
     ("end_reason", Keep),
-    // Of keys.
+    // For keys.
     ("format", Keep),
     ("token_seconds", Keep),
     ("published_at", Keep),
     ("activated_at", Keep),
     ("retired_at", Keep),
     ("verifies_until", Keep),
-    // Of months that were given up.
+    // For months that were dropped.
     ("ids", Keep),
 ];
 
 impl Mask {
-    /// The expression that masks what the expression `value` gives; null stays null.
+    /// The expression that masks the value of the expression `value`; null stays null.
     pub(super) fn sql(self, value: &str) -> String {
         match self {
             Self::Keep => value.to_owned(),
@@ -254,7 +254,7 @@ impl Mask {
     }
 }
 
-/// HMAC-SHA-256 of `kind` and a text, in hexadecimal. [`Key::set`] has set the two halves.
+/// HMAC-SHA-256 of `kind` and a text, in hexadecimal. [`Key::set`] has set the two padded keys.
 fn mac(kind: &str, value: &str) -> String {
     format!(
         "encode(sha256(decode(current_setting('devdata.outer'), 'hex') || sha256(
@@ -269,7 +269,7 @@ fn one_of(values: Vec<String>, mac: &str) -> String {
     format!("(ARRAY[{}])[1 + ('x' || left({mac}, 7))::bit(28)::integer % {count}]", values.join(", "))
 }
 
-/// `{before, after, hidden?}` of the history, of which [`FIELDS`] go through.
+/// `{before, after, hidden?}` of the history, with only [`FIELDS`] passed.
 fn document(value: &str) -> String {
     let side = |name: &str| {
         let masked = FIELDS.iter().filter(|(_, mask)| *mask != Keep).map(|(field, mask)| {
@@ -289,7 +289,7 @@ fn document(value: &str) -> String {
             known.join(", "),
         )
     };
-    // Names of columns, not what was in them.
+    // `hidden` has names of columns, not their values.
     format!(
         "jsonb_build_object({}, {}) || CASE WHEN {value} ? 'hidden'
              THEN jsonb_build_object('hidden', {value} -> 'hidden') ELSE '{{}}' END",
@@ -298,22 +298,22 @@ fn document(value: &str) -> String {
     )
 }
 
-/// The key of the masks. Whoever has it can try out values.
+/// The key of the masks. Whoever has it can test guesses of values.
 pub struct Key([u8; 32]);
 
 impl Key {
-    /// Made of a text of any length.
+    /// Derives the key from a secret of any length.
     pub fn new(secret: &[u8]) -> Self {
         let mut key = [0; 32];
         key.copy_from_slice(digest::digest(&digest::SHA256, secret).as_ref());
         Self(key)
     }
 
-    /// Hands the key, and what stands for every password hash, to the transaction. Not in the text of a statement, which
-    /// others with the same role see, and `pg_stat_statements` keeps. A server that logs statements logs parameters too,
-    /// and only a superuser can say otherwise: docs/devdata.md does.
+    /// Passes the key, and the hash that replaces every password hash, to the transaction. They are not in the text of
+    /// a statement, which others with the same role can see and `pg_stat_statements` keeps. A server that logs
+    /// statements logs parameters too, and only a superuser can change that: docs/devdata.md says how.
     pub(super) async fn set(&self, conn: &mut PgConnection, password_hash: &str) -> Result<(), sqlx::Error> {
-        // Such long expressions take longer to compile than to run.
+        // Expressions as long as these take longer to compile than to run.
         run(&mut *conn, "SET LOCAL jit = off").await?;
         let half = |pad: u8| {
             let mut block = [pad; 64];
@@ -340,11 +340,11 @@ impl std::fmt::Debug for Key {
     }
 }
 
-/// Makes sure that [`TABLES`] knows every table, and every column of those that it lets through.
+/// Makes sure that [`TABLES`] knows every table, and every column of the tables that pass.
 ///
 /// # Errors
 ///
-/// [`Error::Unknown`] with the names of those that it does not.
+/// [`Error::Unknown`] with the names that are missing.
 pub(super) async fn check(conn: &mut PgConnection) -> Result<(), Error> {
     let columns = sqlx::query!(
         r#"SELECT nspname::text AS "schema!", relname::text AS "table!", attname::text AS "column!"

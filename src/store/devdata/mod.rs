@@ -1,6 +1,6 @@
-//! The SQL of data for developers. Much of it is not checked at compile time: `COPY` and what changes tables take no
-//! parameters, and so cannot be told to the macros of sqlx. What is put into such a statement is a constant or comes quoted
-//! from the catalogue; values go the way of `set_config`.
+//! The SQL of data for developers. Much of it is not checked at compile time: `COPY` and statements that change tables
+//! take no parameters, so the macros of sqlx cannot check them. What is put into such a statement is a constant or
+//! comes quoted from the catalogue; values are passed through `set_config`.
 
 pub mod load;
 pub mod mask;
@@ -11,28 +11,28 @@ pub mod seed;
 
 use super::{migrations, run};
 
-/// Why there are no data.
+/// Why there is no data.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody's data are there already.
+    /// Somebody's data is there already.
     #[error("the database is not empty: there is {0}; make or take an empty one")]
     NotEmpty(String),
-    /// Whoever is logged in could change something.
+    /// The role that is logged in could change something.
     #[error("{0} may write: take a role that can only read (docs/devdata.md)")]
     MayWrite(String),
-    /// Nobody has decided how these are masked.
+    /// Nobody has decided how this is masked.
     #[error("there is no mask for {0}: this version does not know what it is")]
     Unknown(String),
-    /// A constraint that does not hold, or of which nobody knows.
+    /// A constraint was not checked, so it may not hold.
     #[error("the constraint {0} was not checked")]
     NotValidated(String),
     /// Nothing says that this is a copy.
     #[error("no row of devdata.copy says that {0} is a copy: this might be production (docs/devdata.md)")]
     NotMarked(String),
-    /// Somebody works with it.
+    /// Somebody is using it.
     #[error("{0} others are connected to the database: a copy that is to be masked is nobody's yet")]
     InUse(i64),
-    /// A transaction, by the name it was prepared under, that only somebody's word ends.
+    /// A prepared transaction, by its identifier; only a command ends it.
     #[error(
         "the transaction {0} is prepared, and locks for good what it has touched: end it first (ROLLBACK PREPARED)"
     )]
@@ -40,7 +40,7 @@ pub enum Error {
     /// The schema is not this version's.
     #[error(transparent)]
     Schema(#[from] migrations::Error),
-    /// A statement that was well-formed failed over the rows.
+    /// A well-formed statement failed on the rows.
     #[error(
         "a statement failed with SQLSTATE {0}; what the database says of it may quote a value, and is left out"
     )]
@@ -50,8 +50,8 @@ pub enum Error {
     Database(#[from] sqlx::Error),
 }
 
-/// What a statement fails with that was prepared before, and so fails over the rows that it reads: messages quote their
-/// values, whatever the class of the error (`username::integer`, `username::regclass`).
+/// The error of a statement that was prepared before, and so fails because of the rows that it reads. Messages quote
+/// their values, whatever the class of the error (`username::integer`, `username::regclass`).
 fn without_values(error: sqlx::Error) -> Error {
     match &error {
         sqlx::Error::Database(told) if !super::may_pass(&error) => {

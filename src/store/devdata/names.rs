@@ -1,18 +1,18 @@
-//! What made-up people are called, in several languages and scripts, each name also in the letters of a username; and
-//! their browsers.
+//! The names of made-up people, in several languages and scripts, each also in the letters of a username; and their
+//! browsers.
 
 /// The names of one language.
 #[derive(Debug)]
 pub struct Family {
     /// Given names: as written, and in `a-z`.
     pub given: &'static [(&'static str, &'static str)],
-    /// Surnames, likewise.
+    /// Surnames, in the same way.
     pub surnames: &'static [(&'static str, &'static str)],
     /// Whether the surname comes first.
     pub surname_first: bool,
 }
 
-/// All there are.
+/// All families.
 pub const FAMILIES: &[Family] = &[
     Family {
         given: &[
@@ -72,7 +72,7 @@ pub const FAMILIES: &[Family] = &[
     },
 ];
 
-/// What browsers say of themselves.
+/// The `User-Agent` headers of browsers.
 pub const AGENTS: &[&str] = &[
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/143.0.0.0 Safari/537.36",
     "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/26.1 Safari/605.1.15",

@@ -1,5 +1,5 @@
-//! A part of a database, read through one snapshot by somebody who can only read, and masked on the server: no clear value
-//! leaves it.
+//! A part of a database, read through one snapshot by a role that can only read, and masked on the server: no clear
+//! value leaves it.
 
 use std::{future::poll_fn, pin::pin};
 
@@ -17,12 +17,12 @@ use crate::store::{PgConnection, migrations};
 /// One snapshot of the database.
 pub struct Snapshot<'c>(Transaction<'c, Postgres>);
 
-/// Which users.
+/// Which users to take.
 #[derive(Debug)]
 pub struct Wanted<'a> {
-    /// At most so many, spread evenly and always the same.
+    /// At most this many, spread evenly and always the same.
     pub count: Option<i64>,
-    /// Those alone for whom this condition in SQL, on columns of `users`, holds.
+    /// Only those for whom this SQL condition, on columns of `users`, holds.
     pub condition: Option<&'a str>,
 }
 
@@ -31,7 +31,7 @@ pub struct Wanted<'a> {
 pub struct Part(&'static masks::Table);
 
 impl Part {
-    /// All of them, in the order in which they can be loaded.
+    /// All parts, in the order in which they can be loaded.
     pub fn all() -> impl Iterator<Item = Self> {
         let sampled = |table: &&masks::Table| table.rows != Rows::None;
         TABLES.iter().filter(sampled).map(Self)
@@ -62,7 +62,7 @@ impl Part {
 }
 
 impl<'c> Snapshot<'c> {
-    /// Takes one, with the key of the masks and what stands for every password hash.
+    /// Takes a snapshot, with the key of the masks and the hash that replaces every password hash.
     ///
     /// # Errors
     ///
@@ -90,7 +90,7 @@ impl<'c> Snapshot<'c> {
         Ok(Self(transaction))
     }
 
-    /// Its name, by which another connection sees the same.
+    /// The snapshot's name, with which another connection sees the same data.
     ///
     /// # Errors
     ///
@@ -100,18 +100,18 @@ impl<'c> Snapshot<'c> {
         Ok(name.fetch_one(&mut *self.0).await?)
     }
 
-    /// Chooses users; how many there are.
+    /// Chooses users, and returns how many.
     ///
     /// # Errors
     ///
-    /// When the condition is none; [`Error::OfRows`] when it fails for some user; or when the database fails.
+    /// When the condition is not valid SQL; [`Error::OfRows`] when it fails on some user; or when the database fails.
     pub async fn choose(&mut self, wanted: &Wanted<'_>) -> Result<usize, Error> {
-        // One statement, prepared: whatever the condition is, it is part of a query.
+        // One statement, and prepared, so the condition can only be part of a query.
         let sql = format!(
             "SELECT id FROM public.users WHERE ({}\n) ORDER BY md5(id::text), id LIMIT $1",
             wanted.condition.unwrap_or("true")
         );
-        // What is wrong with the statement itself is said before it has seen a row.
+        // An error in the statement itself is reported before it has read a row.
         (&mut *self.0).prepare(AssertSqlSafe(sql.clone()).into_sql_str()).await?;
         #[expect(clippy::disallowed_methods, reason = "the condition comes from the command line")]
         let ids = sqlx::query_scalar(AssertSqlSafe(sql)).bind(wanted.count).fetch_all(&mut *self.0).await;
@@ -122,7 +122,7 @@ impl<'c> Snapshot<'c> {
         Ok(ids.len())
     }
 
-    /// Copies what belongs to the chosen users, masked, as `COPY` writes it; how many rows.
+    /// Copies what belongs to the chosen users, masked, as `COPY` writes it, and returns how many rows.
     ///
     /// # Errors
     ///
@@ -137,7 +137,7 @@ impl<'c> Snapshot<'c> {
         let mut rows = 0;
         while let Some(lines) = poll_fn(|context| stream.as_mut().poll_next(context)).await {
             let lines = lines.map_err(without_values)?;
-            // A line break in a value is written as `\n`.
+            // COPY writes a line break in a value as `\n`.
             rows += lines.iter().filter(|&&byte| byte == b'\n').count() as u64;
             write(&lines)?;
         }

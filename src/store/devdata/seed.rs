@@ -1,5 +1,5 @@
-//! Made-up rows, written as fast as Postgres takes them: by `COPY`, the triggers off, and what they would have written into
-//! the history written in one go.
+//! Made-up rows, written as fast as Postgres takes them: with `COPY` and with the triggers off. What the triggers would
+//! have written into the history is then written in one go.
 
 use sqlx::{Postgres, Transaction};
 use time::OffsetDateTime;
@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::{Error, run};
 use crate::store::{PgConnection, migrations, roles};
 
-/// The columns of `users` that are given, in order.
+/// The columns of `users` that are supplied, in order.
 pub const PERSON_COLUMNS: [&str; 11] = [
     "id",
     "username",
@@ -22,7 +22,7 @@ pub const PERSON_COLUMNS: [&str; 11] = [
     "updated_at",
 ];
 
-/// The columns of `sessions` that are given, in order.
+/// The columns of `sessions` that are supplied, in order.
 pub const SESSION_COLUMNS: [&str; 15] = [
     "id",
     "user_id",
@@ -45,7 +45,7 @@ pub const SESSION_COLUMNS: [&str; 15] = [
 pub struct Seeding<'c>(Transaction<'c, Postgres>);
 
 impl<'c> Seeding<'c> {
-    /// Begins one, as the owner of the schema, without triggers.
+    /// Begins to fill it, as the owner of the schema and without triggers.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl<'c> Seeding<'c> {
         migrations::require_current(&mut *conn).await?;
         roles::become_owner(&mut *conn).await?;
         let mut transaction = crate::store::begin_alone(conn).await?;
-        // Nobody writes between the look and the end.
+        // Nobody may write between this check and the end.
         run(
             &mut transaction,
             "SET LOCAL timezone = 'UTC';
@@ -85,7 +85,7 @@ impl<'c> Seeding<'c> {
         Ok(Self(transaction))
     }
 
-    /// Adds these lines of [`PERSON_COLUMNS`]; how many.
+    /// Adds these lines of [`PERSON_COLUMNS`], and returns how many.
     ///
     /// # Errors
     ///
@@ -94,7 +94,7 @@ impl<'c> Seeding<'c> {
         self.copy("users", &PERSON_COLUMNS, lines).await
     }
 
-    /// Adds these lines of [`SESSION_COLUMNS`]; how many.
+    /// Adds these lines of [`SESSION_COLUMNS`], and returns how many.
     ///
     /// # Errors
     ///
@@ -111,9 +111,10 @@ impl<'c> Seeding<'c> {
         Ok(copy.finish().await?)
     }
 
-    /// Writes the history of what was added, as the triggers would have done at the time, and commits; how many rows.
+    /// Writes the history of what was added, as the triggers would have done at the time, commits, and returns how many
+    /// rows of history there are.
     ///
-    /// Which columns the history shows, the triggers themselves say. The salts come of `seed`.
+    /// The triggers themselves say which columns the history shows. The salts are derived from `seed`.
     ///
     /// # Errors
     ///
@@ -180,7 +181,7 @@ impl<'c> Seeding<'c> {
                 .fetch_one(&mut *self.0)
                 .await?;
         }
-        // Without statistics the first who reads, who seals the history, would read all of it again and again.
+        // Without statistics, the first reader, which seals the history, would read all of it again and again.
         run(
             &mut self.0,
             "ALTER TABLE users ENABLE TRIGGER USER; ALTER TABLE sessions ENABLE TRIGGER USER;
@@ -191,7 +192,7 @@ impl<'c> Seeding<'c> {
         Ok(written.cast_unsigned())
     }
 
-    /// Makes the partitions of the months from the first user on, where there are none.
+    /// Creates the missing partitions of the months from the first user on.
     async fn make_months(&mut self, now: OffsetDateTime) -> Result<(), Error> {
         let missing = sqlx::query!(
             r#"SELECT 'history_' || to_char(month, 'YYYY_MM') AS "name!", month::text AS "first!",
