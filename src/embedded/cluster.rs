@@ -1,4 +1,4 @@
-//! Making the cluster and the database in it, whole or not at all.
+//! Creates the cluster and the database in it, whole or not at all.
 
 use std::{
     fs,
@@ -16,16 +16,17 @@ use super::{
     user::{private_dir, uid_of},
 };
 
-/// Goes between the name of the data directory and a process id, for a cluster in the making.
+/// Stands between the name of the data directory and a process id in the name of a cluster in the making.
 const NEW: &str = ".new-";
 
-/// Removes what killed starts have left half-made.
+/// Removes half-made clusters left by starts that were killed.
 pub(super) fn sweep(place: &Place) {
     let (Some(base), Some(name)) = (place.data.parent(), place.data.file_name()) else { return };
     let Ok(entries) = fs::read_dir(base) else { return };
     let half_made = [name.as_bytes(), NEW.as_bytes()].concat();
     for entry in entries.flatten().filter(|entry| entry.file_name().as_bytes().starts_with(&half_made)) {
-        // Of a kill before it was the user's, an empty directory of root's is left. What is in another's is not ours.
+        // A start that was killed before the chown leaves an empty directory of root's. What another user's directory
+        // contains is not ours to remove.
         let theirs = entry.metadata().is_ok_and(|meta| meta.uid() == uid_of(place.user));
         let remove = if theirs { fs::remove_dir_all } else { fs::remove_dir };
         // An initdb that has outlived its parent may still be writing there. The next start tries again.
@@ -35,7 +36,7 @@ pub(super) fn sweep(place: &Place) {
     }
 }
 
-/// Makes the cluster in a directory beside the data's, which is then renamed.
+/// Creates the cluster in a directory beside the data directory, and then renames it.
 pub(super) async fn make(place: &Place, programs: &Programs) -> Result<()> {
     if fs::read_dir(&place.data).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(EmbeddedError::NotACluster { path: place.data.clone() });
@@ -53,7 +54,7 @@ pub(super) async fn make(place: &Place, programs: &Programs) -> Result<()> {
         Err(EmbeddedError::Create { path: new.clone(), program, status, output })
     };
 
-    // Not every system has C.UTF-8 (older macOS); there, plain C with UTF-8 text sorts the same.
+    // Not every system has C.UTF-8 (older macOS does not). There, plain C with UTF-8 text sorts the same.
     let mut result = Ok(());
     for locale in ["C.UTF-8", "C"] {
         let mut initdb = programs.command("initdb", place.user);

@@ -1,4 +1,4 @@
-//! What can go wrong, and what to do then.
+//! What can go wrong, and what to do about it.
 
 use std::{
     io,
@@ -10,18 +10,18 @@ use super::patience::PATIENCE;
 
 pub(super) type Result<T, E = EmbeddedError> = std::result::Result<T, E>;
 
-/// Why there is no database of gatepass's own. Each message says what to do; setting `DB_SOURCE` is always a way out.
+/// Why gatepass has no database of its own. Each message says what to do; setting `DB_SOURCE` is always a way out.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmbeddedError {
-    /// The file system said no.
+    /// The file system refused an operation.
     #[error(
         "cannot {doing} {path}: {source}; see that this user may, or set DB_SOURCE to a Postgres of your own"
     )]
     Io {
         /// What was tried, as a verb: `create`, `open`, …
         doing: &'static str,
-        /// What it was tried on.
+        /// The path it was tried on.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -38,14 +38,14 @@ pub enum EmbeddedError {
         source: io::Error,
     },
 
-    /// No Postgres server programs on this machine.
+    /// There are no Postgres server programs on this machine.
     #[error(
         "no Postgres server programs (initdb, postgres) on this machine: install them (Debian, Ubuntu: `apt-get \
          install postgresql`; macOS: `brew install postgresql@17`), or set DB_SOURCE to a Postgres that runs elsewhere"
     )]
     NotInstalled,
 
-    /// The data was made by a major version of Postgres that is not installed; others cannot read it.
+    /// The data was made by a major version of Postgres that is not installed. Other versions cannot read it.
     #[error(
         "the data in {data} was made by Postgres {made_by}, and only Postgres {installed} is installed: install \
          Postgres {made_by} (Debian, Ubuntu: `apt-get install postgresql-{made_by}`; macOS: `brew install \
@@ -67,7 +67,7 @@ pub enum EmbeddedError {
         path: PathBuf,
     },
 
-    /// `initdb`, or the creation of the database in the new cluster, failed.
+    /// `initdb` failed, or the creation of the database in the new cluster.
     #[error(
         "cannot make a Postgres cluster in {path}: {program} failed ({status}): {output}; mend that, or set DB_SOURCE \
          to a Postgres of your own"
@@ -79,7 +79,7 @@ pub enum EmbeddedError {
         program: &'static str,
         /// How it ended.
         status: ExitStatus,
-        /// What it said.
+        /// Its output.
         output: String,
     },
 
@@ -90,11 +90,11 @@ pub enum EmbeddedError {
         status: ExitStatus,
         /// Its log.
         log: PathBuf,
-        /// The last lines it wrote there.
+        /// The last lines that it wrote there.
         tail: String,
     },
 
-    /// The server was started, and does not answer.
+    /// The server was started but does not answer.
     #[error(
         "Postgres did not answer within {} seconds of its start; the end of its log, {log}:\n{tail}",
         PATIENCE.as_secs()
@@ -102,7 +102,7 @@ pub enum EmbeddedError {
     Slow {
         /// Its log.
         log: PathBuf,
-        /// The last lines it wrote there.
+        /// The last lines that it wrote there.
         tail: String,
     },
 
@@ -117,7 +117,8 @@ pub enum EmbeddedError {
         lock: PathBuf,
     },
 
-    /// A server that nobody owns has the data, and does not answer; or its file outlived it, and names another server.
+    /// A server without an owner has the data open and does not answer; or its pid file outlived it and names another
+    /// server.
     #[error(
         "a Postgres (process {pid}) seems to have {data} open, and did not answer within {} seconds: if `ps -fp {pid}` \
          shows it to be of {data}, stop it with `kill -INT {pid}`; if not, remove {data}/postmaster.pid; then start again",
@@ -144,15 +145,15 @@ pub enum EmbeddedError {
         origin: PathBuf,
     },
 
-    /// A directory or file that should be the server's alone belongs to someone else, or is none; or a symlink leads
-    /// root to what is not its maker's.
+    /// A directory or file that should belong to the server's user alone belongs to somebody else, or is not of that
+    /// kind; or a symlink leads root to something that does not belong to the user who created it.
     #[error(
         "{path} is not a {what} of user {uid}, and may have been put there by someone else: remove it and start again"
     )]
     NotOurs {
         /// What it should be: `directory`, `file`, …
         what: &'static str,
-        /// The thing.
+        /// The path in question.
         path: PathBuf,
         /// The user id that should own it.
         uid: u32,
@@ -168,7 +169,7 @@ pub enum EmbeddedError {
         path: PathBuf,
     },
 
-    /// gatepass runs as root and finds no other user for Postgres.
+    /// gatepass runs as root and finds no user to run Postgres as.
     #[error(
         "Postgres does not run as root, and /etc/passwd has neither a user `postgres` nor `nobody`: add one, run \
          gatepass as an ordinary user, or set DB_SOURCE to a Postgres of your own"

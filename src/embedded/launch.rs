@@ -1,4 +1,4 @@
-//! Starting the server, and saying why it did not start.
+//! Starts the server, and reports why it did not start.
 
 use std::{
     ffi::OsString,
@@ -21,7 +21,8 @@ use super::{
     user::{give, open_file},
 };
 
-/// Starts the server and waits until it answers. Dropped before (an error, a Ctrl-C), it is told to stop again.
+/// Starts the server and waits until it answers. If this is dropped before then (an error, a Ctrl-C), the server is
+/// told to stop again.
 pub(super) async fn launch(place: &Place, programs: &Programs) -> Result<Server> {
     remove_if_stale(&socket::lock_file(&place.run))?;
 
@@ -34,7 +35,7 @@ pub(super) async fn launch(place: &Place, programs: &Programs) -> Result<Server>
     postgres.arg("-D").arg(&place.data).args(["-p", &PORT.to_string(), "-c", "listen_addresses="]);
     postgres.arg("-c").arg(socket_setting(place)).args(["-c", "unix_socket_permissions=0700"]);
     postgres.args(["-c", "max_connections=100"]);
-    // To the log that was opened here, whatever postgresql.conf says: a failed start is explained from it.
+    // Logs go to the file that was opened here, whatever postgresql.conf says: it is used to explain a failed start.
     postgres.args(["-c", "log_destination=stderr", "-c", "logging_collector=off"]);
     postgres.stdout(copy()?).stderr(copy()?);
     let mut server = Server::spawn(&mut postgres, &place.data).map_err(programs.run_error("postgres"))?;
@@ -45,8 +46,8 @@ pub(super) async fn launch(place: &Place, programs: &Programs) -> Result<Server>
             let tail = tail(&log, log_start);
             return Err(EmbeddedError::Exited { status, log: place.log.clone(), tail });
         }
-        // The file tells our server from another one on the same socket, which ours is about to complain of. Asked
-        // before it says that it is ready, ours would log a complaint.
+        // The pid file tells our server from another one on the same socket, about which ours is going to complain. A
+        // server that is asked before it reports itself ready would log a complaint.
         let pid = server.pid();
         if PidFile::read(&place.data).is_some_and(|file| file.ready && Some(file.pid) == pid)
             && socket::answers(&place.run).await
@@ -64,14 +65,15 @@ pub(super) async fn launch(place: &Place, programs: &Programs) -> Result<Server>
 
 /// The setting that puts the socket into `run`.
 ///
-/// Relative to the data directory, which the server never leaves, where it can be: a server whose state directory
-/// was removed under it, and made anew by another, cannot then remove the other's socket by its name as it ends.
+/// Where possible, the path is relative to the data directory, which the server never leaves. If the state directory is
+/// removed under a server and created anew by another, the old server then cannot remove the new one's socket by name
+/// when it ends.
 fn socket_setting(place: &Place) -> OsString {
     let mut setting = b"unix_socket_directories=".to_vec();
     if place.data.parent().is_some_and(|base| base.join("run") == place.run) {
         setting.extend(b"../run");
     } else {
-        // A list, in which quotes keep a space from being a separator; a quote is doubled.
+        // The setting is a list, in which quotes keep a space from being a separator; a quote is doubled.
         setting.push(b'"');
         for &byte in place.run.as_os_str().as_bytes() {
             setting.push(byte);
@@ -84,7 +86,7 @@ fn socket_setting(place: &Place) -> OsString {
     OsString::from_vec(setting)
 }
 
-/// The last lines of the log since it had `start` bytes.
+/// The last lines that were logged since the log was `start` bytes long.
 fn tail(mut log: &File, start: u64) -> String {
     let mut read = || -> io::Result<Vec<u8>> {
         let end = log.metadata()?.len();

@@ -14,7 +14,8 @@
 //!
 //! # Who owns the server
 //!
-//! Whoever holds the lock. It falls free with its holder, however that one ends, and the server does not inherit it.
+//! The process that holds the lock does. The lock is released when that process ends, in whatever way, and the server
+//! does not inherit it.
 //!
 //! | lock | server | [`Embedded::start`] |
 //! |---|---|---|
@@ -24,34 +25,36 @@
 //! | held | running | is a guest: uses it |
 //! | held | not yet running | waits for it, or for the lock |
 //!
-//! Guests have a share in a second lock, on the state directory. Whoever is the last to leave stops the server: an owner
-//! who has guests leaves it running, as one that was killed does, and a guest who finds the first lock free takes the
-//! server over. Nobody becomes a guest of a server that is being stopped, since that needs the whole of the second lock.
+//! Guests hold a second lock, on the state directory, in shared mode. The last process to leave stops the server. An
+//! owner with guests leaves it running, as an owner that is killed does, and a guest that finds the first lock free
+//! takes the server over. Nobody becomes a guest of a server that is being stopped, since stopping it takes the second
+//! lock in exclusive mode.
 //!
 //! # As root
 //!
-//! Postgres refuses to run as root, so root runs it as the user who owns the data, or else as `postgres`, or else as
-//! `nobody`. Where that user cannot reach the state directory (`/root` is closed to others), the data goes to
-//! `/var/lib/gatepass/<hash of the path>/`.
+//! Postgres refuses to run as root, so root runs it as the user who owns the data, or else the state directory, or else
+//! as `postgres`, or else as `nobody`. Where that user cannot reach the state directory (`/root` is closed to others),
+//! the data goes to `/var/lib/gatepass/<hash of the path>/`.
 //!
-//! Others may own the state directory, or the directory it is in, and put there what they like. So root
+//! Other users may own the state directory, or the directory it is in, and put there what they like. Therefore root
 //!
-//! * follows a symlink (`.gatepass` itself, `postgres`) only if it is root's, or leads to what belongs to its maker;
+//! * follows a symlink (`.gatepass` itself, `postgres`) only if it belongs to root, or leads to something that belongs
+//!   to its creator;
 //! * opens the lock and the log through no symlink, and only if they are regular files with a single name;
-//! * gives away (chown) only what root owns and what is empty: a file or directory as root has just made it;
-//! * lets the server write only to a log that is the server's user's.
+//! * gives away (chown) only what belongs to root and is empty: a file or directory as root has just created it;
+//! * lets the server write only to a log that belongs to the server's user.
 //!
-//! Whatever else is there is refused with a message that names it. Owner, kind and emptiness are asked of the open
-//! file or directory, so exchanging it meanwhile does not help; symlinks are asked by name, which stops planted ones,
-//! not a race. What root removes or renames (stale lock files, half-made clusters of the server's user, data put
-//! aside), it does without following a symlink at that name.
+//! Anything else is refused with a message that names it. Owner, kind and emptiness are read from the open file or
+//! directory, so replacing it meanwhile does not help. Symlinks are checked by name, which stops planted ones, but not
+//! a race. What root removes or renames (stale lock files, half-made clusters of the server's user, data moved aside),
+//! it does without following a symlink at that name.
 //!
 //! # Files
 //!
-//! Each imports only from those below it: this one; `cluster` and `launch`; `place`; `server` and `programs`;
+//! Each file imports only from those after it: this one; `cluster` and `launch`; `place`; `server` and `programs`;
 //! `pid_file`, `socket` and `user`; `error`; `patience`.
 //!
-//! File system calls here are the blocking ones: they are short, and nothing is being served yet.
+//! File system calls here are blocking: they are short, and nothing is being served yet.
 
 mod cluster;
 mod error;
@@ -85,44 +88,44 @@ use self::{
     user::{check_link, create_private, give, open_file},
 };
 
-/// Where the newest program `name` of Postgres is that is installed here.
+/// The path of the program `name` from the newest Postgres installed here that has it.
 pub async fn program(name: &str) -> Option<PathBuf> {
     let newest = Programs::with(name, name).await.into_iter().max_by_key(|programs| programs.major)?;
     Some(newest.path(name))
 }
 
-/// A running Postgres with an empty or used database `gatepass` in it; see the [module](self) for whose it is.
+/// A running Postgres with a database `gatepass` in it, empty or used; the [module](self) says who owns it.
 ///
-/// End it with [`stop`](Self::stop). Dropped without that (a panic), it sends the server an order to shut down and
-/// does not wait; killed without even that, it leaves the server running, and the next [`start`](Self::start) takes
-/// that one over. Both are safe for the data.
+/// End it with [`stop`](Self::stop). If it is dropped without that (a panic), it tells the server to shut down and does
+/// not wait. If the process is killed without even that, the server goes on running, and the next
+/// [`start`](Self::start) takes it over. Both are safe for the data.
 #[derive(Debug)]
 pub struct Embedded {
     url: String,
     data_dir: PathBuf,
     /// `None` for a guest.
     server: Option<Server>,
-    /// The owner's. After the server, for fields are dropped in this order.
+    /// The owner's lock. It comes after the server because fields are dropped in this order.
     lock: Lock,
-    /// The state directory, in which guests have a share.
+    /// The lock on the state directory, which guests share.
     guests: Lock,
 }
 
 impl Embedded {
-    /// Sees to it that a server runs on the data in `state_dir` (made if missing, 0700; its parent must exist), made
-    /// the first time with an empty database `gatepass` and a superuser of that name.
+    /// Makes sure that a server runs on the data in `state_dir`. The directory is created if missing (0700; its parent
+    /// must exist); the data is created the first time, with an empty database `gatepass` and a superuser of that name.
     ///
-    /// Takes about a second the first time and a tenth of one afterwards. Must be called in a Tokio runtime with I/O
-    /// and time enabled.
+    /// Takes about a second the first time and a tenth of a second afterwards. Must be called in a Tokio runtime with
+    /// I/O and time enabled.
     ///
     /// # Errors
     ///
-    /// Any [`EmbeddedError`]: no or other Postgres installed, the directory is not ours to write, the server does not
-    /// start or answer. Nothing half-made is left that a later start would trip over.
+    /// Any [`EmbeddedError`]: no Postgres is installed, or only another version; the directory is not ours to write;
+    /// the server does not start or does not answer. Nothing half-made is left that a later start would trip over.
     pub async fn start(state_dir: &Path) -> Result<Embedded> {
         create_private(state_dir)?;
         check_link(state_dir)?;
-        // The same directory must be the same string from wherever it is called: its hash names things.
+        // The same directory must be the same string for every caller: names are derived from its hash.
         let state = fs::canonicalize(state_dir).map_err(io_error("open", state_dir))?;
         let lock_path = state.join("postgres.lock");
         let lock = Lock { file: open_file(&lock_path, OpenOptions::new().write(true))?, path: lock_path };
@@ -177,8 +180,8 @@ impl Embedded {
         Ok(Embedded { url: socket::url(&run), data_dir: place.data, server: Some(server), lock, guests })
     }
 
-    /// Where the database is, as sqlx, `psql` and everything with libpq understand it:
-    /// `postgres:///gatepass?host=%2F…%2Frun&port=5432&user=gatepass&sslmode=disable`. Needs no password.
+    /// The URL of the database, in the form that sqlx, `psql` and everything based on libpq understand:
+    /// `postgres:///gatepass?host=%2F…%2Frun&port=5432&user=gatepass&sslmode=disable`. It needs no password.
     ///
     /// The port and the TLS mode are in it because `PGPORT` and `PGSSLMODE`, set for another server, would apply
     /// otherwise.
@@ -187,14 +190,14 @@ impl Embedded {
         &self.url
     }
 
-    /// The directory the data is really in: no symlink.
+    /// The directory that really holds the data: not a symlink.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
     }
 
-    /// Stops the server if nobody else uses it, and waits until it is gone: well under a second as a rule, 15 seconds at
-    /// most. Open connections are closed.
+    /// Stops the server if nobody else uses it, and waits until it is gone: as a rule well under a second, at most 15
+    /// seconds. Open connections are closed.
     ///
     /// # Errors
     ///
@@ -205,7 +208,7 @@ impl Embedded {
         loop {
             let owned = match server.take() {
                 Some(server) => server,
-                // Its owner will see that we are gone.
+                // The owner will see that we are gone.
                 None if !lock.take()? => return Ok(()),
                 None => match Server::adopt(&data_dir).await? {
                     Some((server, _)) => server,
@@ -217,7 +220,7 @@ impl Embedded {
             }
             owned.leave();
             lock.give_back();
-            // Whoever is still there will find the lock free. Whoever has left since we looked may have found it held.
+            // Whoever is still there will find the lock free. Whoever left since we looked may have found it held.
             if !guests.take()? {
                 return Ok(());
             }
@@ -226,8 +229,8 @@ impl Embedded {
     }
 }
 
-/// A file's lock ends when the last copy of its descriptor is closed; but a child that another thread is spawning at this
-/// instant has a copy until it executes its program, so it is ended expressly.
+/// A file's lock ends when the last copy of its descriptor is closed. A child that another thread is spawning at that
+/// moment has a copy until it executes its program, so the lock is released explicitly.
 #[derive(Debug)]
 struct Lock {
     file: File,
@@ -235,12 +238,12 @@ struct Lock {
 }
 
 impl Lock {
-    /// Takes it for ourselves; `false`: others have it.
+    /// Takes the lock in exclusive mode; `false` if somebody else holds it in either mode.
     fn take(&self) -> Result<bool> {
         self.is_had(self.file.try_lock())
     }
 
-    /// Takes a share in it; `false`: somebody has it for themselves.
+    /// Takes the lock in shared mode; `false` if somebody else holds it in exclusive mode.
     fn share(&self) -> Result<bool> {
         self.is_had(self.file.try_lock_shared())
     }

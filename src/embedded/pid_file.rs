@@ -1,4 +1,4 @@
-//! `postmaster.pid` and the socket's lock file, which name a server's process; and whether that is one.
+//! `postmaster.pid` and the socket's lock file, which name a server's process; and whether that process is a server.
 
 use std::{
     ffi::OsStr,
@@ -14,17 +14,17 @@ use rustix::{
 
 use super::error::{Result, io_error};
 
-/// What the server's program is called.
+/// The names of the server's program.
 const SERVER_NAMES: [&str; 2] = ["postgres", "postmaster"];
 
-/// What a server says of itself in `postmaster.pid`, which it writes as it starts and removes as its last act.
+/// What a server reports in `postmaster.pid`, which it writes as it starts and removes as its last act.
 pub(super) struct PidFile {
     pub(super) pid: Pid,
-    /// The data directory, as the server was told.
+    /// The data directory, as given to the server.
     pub(super) data: PathBuf,
-    /// Where its socket is. The data directory itself, where there is none, until it listens.
+    /// Where its socket is. While it does not listen yet, and where there is no socket, the data directory itself.
     pub(super) run: PathBuf,
-    /// Whether it takes sessions, by its own account, which outlives it if it is killed.
+    /// Whether it accepts sessions, as it reports itself. If it is killed, this report outlives it.
     pub(super) ready: bool,
 }
 
@@ -33,7 +33,7 @@ impl PidFile {
         data.join("postmaster.pid")
     }
 
-    /// `None` if there is none, or it is not (yet) whole.
+    /// `None` if there is no file, or if it is not complete (yet).
     pub(super) fn read(data: &Path) -> Option<PidFile> {
         let bytes = fs::read(Self::path(data)).ok()?;
         let mut lines = bytes.split(|&byte| byte == b'\n').map(OsStr::from_bytes);
@@ -48,15 +48,15 @@ impl PidFile {
     }
 }
 
-/// The first line of a lock file of Postgres. A negative number is a server in single-user mode.
+/// The process id in the first line of a Postgres lock file. A negative number is a server in single-user mode.
 fn parse_pid(line: &OsStr) -> Option<Pid> {
     line.to_str()?.trim().trim_start_matches('-').parse().ok().and_then(Pid::from_raw)
 }
 
-/// Removes a lock file of Postgres that names a process which is not a Postgres.
+/// Removes a Postgres lock file that names a process which is not a Postgres.
 ///
-/// Postgres itself sees that a lock file is stale if no such process exists. After a crash of the machine, though,
-/// or in a new container, anything may have got that id, and then it refuses to start.
+/// Postgres itself recognizes a lock file as stale if no process has that id. After a crash of the machine, though, or
+/// in a new container, any process may have got the id, and then Postgres refuses to start.
 pub(super) fn remove_if_stale(file: &Path) -> Result<()> {
     let Ok(bytes) = fs::read(file) else { return Ok(()) };
     let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
@@ -72,7 +72,7 @@ fn exists(pid: Pid) -> bool {
     test_kill_process(pid) != Err(Errno::SRCH)
 }
 
-/// Whether that process is a living Postgres, not a zombie of one, nor something else that has its id now.
+/// Whether that process is a live Postgres: not a zombie of one, and not something else that has its id now.
 pub(super) fn is_postgres(pid: Pid) -> bool {
     if !exists(pid) {
         return false;

@@ -19,17 +19,18 @@ use super::{
 /// Where root keeps the data of state directories that the server's user cannot reach.
 const ELSEWHERE: &str = "/var/lib/gatepass";
 
-/// Where everything is, and as whom the server runs.
+/// Where everything is, and the user that the server runs as.
 pub(super) struct Place {
     pub(super) data: PathBuf,
     pub(super) run: PathBuf,
     pub(super) log: PathBuf,
-    /// `None`: as ourselves.
+    /// `None`: our own.
     pub(super) user: Option<User>,
 }
 
 impl Place {
-    /// Decides, and makes the directories that the server will find there. For the holder of the lock.
+    /// Decides where everything goes, and creates the directories that the server expects there. For the holder of the
+    /// lock.
     pub(super) async fn settle(state: &Path) -> Result<Place> {
         let link = state.join("postgres");
         check_link(&link)?;
@@ -62,7 +63,7 @@ impl Place {
     }
 }
 
-/// Where the socket goes: `run` in `base`, or if it does not fit there, a directory in the temporary one.
+/// Where the socket goes: `run` in `base`, or if it does not fit there, a directory in the temporary directory.
 fn run_dir(base: &Path, state: &Path, user: Option<User>) -> PathBuf {
     let name = format!("gatepass-{}-{}", uid_of(user), path_hash(state));
     // Root's TMPDIR may be closed to the server's user.
@@ -73,7 +74,7 @@ fn run_dir(base: &Path, state: &Path, user: Option<User>) -> PathBuf {
         .unwrap_or_else(|| Path::new("/tmp").join(name))
 }
 
-/// Makes the directory that stands in for a state directory which `user` cannot reach.
+/// Creates the directory that stands in for a state directory that `user` cannot reach.
 fn elsewhere(state: &Path, user: User) -> Result<PathBuf> {
     let root = Path::new(ELSEWHERE);
     DirBuilder::new().recursive(true).mode(0o711).create(root).map_err(io_error("create", root))?;
@@ -82,8 +83,8 @@ fn elsewhere(state: &Path, user: User) -> Result<PathBuf> {
     Ok(base)
 }
 
-/// Moves away data that no state directory points to any more: its own has been removed, to begin with an empty
-/// database. The last such is kept, in case that was not the intention.
+/// Moves away data that no state directory points to any more: its state directory was removed, to begin with an empty
+/// database. The last such data is kept, in case that was not the intention.
 async fn put_aside(data: &Path) -> Result<()> {
     if !data.exists() {
         return Ok(());
@@ -100,8 +101,8 @@ async fn put_aside(data: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A name for things that belong to a path but lie elsewhere, 16 characters (FNV-1a: the standard library's hash may
-/// change with its version).
+/// A name of 16 characters for things that belong to a path but are kept elsewhere. The hash is FNV-1a, since that of
+/// the standard library may change with its version.
 fn path_hash(path: &Path) -> String {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     format!("{:016x}", path.as_os_str().as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step))

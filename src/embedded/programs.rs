@@ -1,4 +1,4 @@
-//! The server programs that are installed on this machine, and which of them to take.
+//! The server programs that are installed on this machine, and the choice between them.
 
 use std::{
     ffi::OsStr,
@@ -15,7 +15,8 @@ use super::{
     user::{User, command},
 };
 
-/// Where packages put server programs outside `PATH`: a directory, and how the names in it begin. `bin` comes below.
+/// Where packages put server programs outside `PATH`: a directory, and how the names in it begin. Each has a `bin`
+/// below it.
 const PROGRAM_HOMES: [(&str, &str); 5] = [
     ("/usr/lib/postgresql", ""),
     ("/usr", "pgsql-"),
@@ -32,16 +33,16 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// All servers that are installed, those on `PATH` first.
+    /// All installed servers, those on `PATH` first.
     pub(super) async fn installed() -> Vec<Programs> {
         Self::with("initdb", "postgres").await
     }
 
-    /// All that have `program` among them, and whose version `versioned` says. The programs of clients may have come
-    /// without a server.
+    /// All installations that have `program`, with the version that the program `versioned` reports. Client programs
+    /// may be installed without a server.
     pub(super) async fn with(program: &str, versioned: &str) -> Vec<Programs> {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        // The links that packages put on PATH lead to a directory that has the rest, too.
+        // The links that packages put on PATH lead to a directory that has the other programs, too.
         let mut candidates: Vec<PathBuf> = std::env::split_paths(&path)
             .filter_map(|directory| {
                 Some(fs::canonicalize(directory.join(program)).ok()?.parent()?.to_owned())
@@ -63,7 +64,7 @@ impl Programs {
             if !bin.join(program).is_file() || installed.iter().any(|known| known.bin == bin) {
                 continue;
             }
-            // One that cannot even say its version is no use; another may be.
+            // An installation that cannot report its version is of no use; another one may be.
             if let Ok(output) = command(&bin.join(versioned), None).arg("--version").output().await
                 && let Some(major) =
                     String::from_utf8_lossy(&output.stdout).split("PostgreSQL) ").nth(1).and_then(major)
@@ -74,7 +75,7 @@ impl Programs {
         installed
     }
 
-    /// The ones that can read the data; the newest if there is none yet.
+    /// The programs that can read the data; the newest ones if there is no data yet.
     pub(super) fn choose(installed: Vec<Programs>, data: &Path) -> Result<Programs> {
         let made_by = fs::read_to_string(data.join("PG_VERSION")).ok().as_deref().and_then(major);
         let mut versions: Vec<u32> = installed.iter().map(|programs| programs.major).collect();

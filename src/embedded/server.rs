@@ -21,7 +21,8 @@ use super::{
     socket,
 };
 
-/// Dropped without [`stop`](Self::stop) or [`leave`](Self::leave), it is told to shut down, and not waited for.
+/// If it is dropped without [`stop`](Self::stop) or [`leave`](Self::leave), the server is told to shut down, without
+/// waiting.
 #[derive(Debug)]
 pub(super) struct Server {
     process: Process,
@@ -32,12 +33,12 @@ pub(super) struct Server {
 enum Process {
     /// Started here.
     Child(Child),
-    /// Found running, its parent dead.
+    /// Found running after its parent died.
     Adopted(Pid),
 }
 
-/// Who owns the data, if the process is somebody else's: whoever can write there could name another's process in
-/// `postmaster.pid`, for root to stop. Where there is no `/proc` it is taken on trust.
+/// The owner of the data, if the process belongs to somebody else: a user who can write there could name somebody
+/// else's process in `postmaster.pid`, for root to stop. Where there is no `/proc`, the file is taken on trust.
 fn foreign_owner(pid: Pid, data: &Path) -> Option<u32> {
     let process = fs::metadata(format!("/proc/{}", pid.as_raw_pid())).ok()?.uid();
     let owner = fs::metadata(data).ok()?.uid();
@@ -45,8 +46,8 @@ fn foreign_owner(pid: Pid, data: &Path) -> Option<u32> {
 }
 
 impl Server {
-    /// The server that has the data open, once it answers, and where its socket is; `None` if there is none, or it has
-    /// ended meanwhile. For the holder of the lock: the server is nobody else's.
+    /// The server that has the data open, once it answers, and where its socket is; `None` if there is none, or if it
+    /// has ended meanwhile. For the holder of the lock: nobody else owns the server.
     pub(super) async fn adopt(data: &Path) -> Result<Option<(Server, PathBuf)>> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -73,13 +74,13 @@ impl Server {
         }
     }
 
-    /// Starts the program, which is not killed when dropped, but told to stop.
+    /// Starts the program. When dropped, it is not killed but told to stop.
     pub(super) fn spawn(program: &mut Command, data: &Path) -> io::Result<Server> {
         let child = program.kill_on_drop(false).spawn()?;
         Ok(Server { process: Process::Child(child), data: data.to_owned() })
     }
 
-    /// How the process ended, if it has and was started here.
+    /// How the process ended, if it was started here and has ended.
     pub(super) fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         match &mut self.process {
             Process::Child(child) => child.try_wait(),
@@ -91,7 +92,7 @@ impl Server {
     pub(super) fn pid(&self) -> Option<Pid> {
         match &self.process {
             Process::Child(child) => child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw),
-            // By now another process may have that id: it is the server only as long as the server's own file says so.
+            // By now another process may have that id. It is the server only as long as the server's own file says so.
             Process::Adopted(pid) => PidFile::read(&self.data)
                 .is_some_and(|file| file.pid == *pid && is_postgres(*pid))
                 .then_some(*pid),
@@ -101,7 +102,7 @@ impl Server {
     /// Resolves when the process is gone.
     async fn gone(&mut self) {
         if let Process::Child(child) = &mut self.process {
-            // An error would mean that it has been waited for before.
+            // An error would mean that it was waited for before.
             let _ = child.wait().await;
             return;
         }
@@ -110,17 +111,17 @@ impl Server {
         }
     }
 
-    /// Lets it run on: others use it.
+    /// Leaves it running for others who use it.
     pub(super) fn leave(self) {
         mem::forget(self);
     }
 
     pub(super) async fn stop(mut self) -> Result<()> {
-        // SIGINT: fast shutdown, with a checkpoint. SIGQUIT: at once, with recovery at the next start.
+        // SIGINT is a fast shutdown, with a checkpoint; SIGQUIT an immediate one, with recovery at the next start.
         for (signal, patience) in [(Signal::INT, 10), (Signal::QUIT, 5)] {
             let Some(pid) = self.pid() else { break };
             tracing::debug!(pid = pid.as_raw_pid(), ?signal, "stopping Postgres");
-            // Fails only if the process is gone, which is what the next line finds out.
+            // This fails only if the process is gone, which the next line finds out.
             let _ = kill_process(pid, signal);
             if timeout(Duration::from_secs(patience), self.gone()).await.is_ok() {
                 break;

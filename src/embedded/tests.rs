@@ -19,10 +19,10 @@ use super::{pid_file::is_postgres, *};
 #[expect(dead_code, unreachable_pub, reason = "the tests of all that is outside use the rest")]
 mod not_tested;
 
-/// Set in a process that a test starts to kill it: the state directory it shall start a server in.
+/// Set in a process that a test starts in order to kill it: the state directory in which it starts a server.
 const VICTIM: &str = "GATEPASS_TEST_EMBEDDED_VICTIM";
 
-/// A directory that the server's user can pass through, as a project's is.
+/// A directory that the server's user can pass through, like a project's.
 fn project() -> tempfile::TempDir {
     let mode = Permissions::from_mode(0o755);
     tempfile::Builder::new().prefix("gatepass-").permissions(mode).tempdir().unwrap()
@@ -60,7 +60,7 @@ fn start_victim(state: &Path) -> Child {
         .unwrap()
 }
 
-/// Not a test, but what [`start_victim`] runs.
+/// Not a test: what [`start_victim`] runs.
 #[tokio::test]
 async fn victim() {
     if let Some(state) = std::env::var_os(VICTIM) {
@@ -108,7 +108,7 @@ async fn data_outlives_a_restart_and_no_guest_stops_what_its_owner_uses() {
     assert_eq!(again.url(), url);
     assert_eq!(sql(&again, "SELECT answer FROM kept").await, "42");
 
-    // Dropped, it is shutting down when the next one comes.
+    // It was dropped, so it is shutting down when the next one comes.
     drop(again);
     let again = Embedded::start(&state).await.unwrap();
     assert_eq!(sql(&again, "SELECT answer FROM kept").await, "42");
@@ -125,7 +125,7 @@ async fn the_last_to_leave_stops_the_server() {
     owner.stop().await.unwrap();
     assert_eq!(sql(&first, "SELECT 1").await, "1");
 
-    // Whoever comes now takes it over, and leaves it as well.
+    // Whoever comes now takes the server over, and leaves it running too.
     let next = Embedded::start(&state).await.unwrap();
     assert_eq!(next.server.as_ref().unwrap().pid(), Some(pid));
     next.stop().await.unwrap();
@@ -135,7 +135,7 @@ async fn the_last_to_leave_stops_the_server() {
     assert!(!state.join("postgres/postmaster.pid").exists());
     until(|| !is_postgres(pid)).await;
 
-    // All at once: whoever looks while another is about to go does not rely on that one.
+    // All leave at once: one that checks while another is about to go does not rely on that one.
     for _ in 0..10 {
         let owner = Embedded::start(&state).await.unwrap();
         let pid = owner.server.as_ref().unwrap().pid().unwrap();
@@ -164,7 +164,7 @@ async fn an_orphan_is_taken_over_and_stopped() {
     sql(&embedded, "SELECT 1").await;
     embedded.stop().await.unwrap();
     assert!(!state.join("postgres/postmaster.pid").exists());
-    // Removing that file is its last act, but an act.
+    // Removing that file is the server's last act, and it still takes a moment.
     until(|| !is_postgres(orphan)).await;
 }
 
@@ -177,7 +177,7 @@ async fn a_start_killed_in_the_middle_does_no_harm() {
     victim.kill().await.unwrap();
     assert!(!state.join("postgres").exists());
 
-    // The first may find an initdb that has outlived its parent; the second finds it gone.
+    // The first start may find an initdb that has outlived its parent; the second finds it gone.
     Embedded::start(&state).await.unwrap().stop().await.unwrap();
     let embedded = Embedded::start(&state).await.unwrap();
     sql(&embedded, "SELECT 1").await;
@@ -203,7 +203,8 @@ async fn whoever_waits_for_the_lock_becomes_the_owner() {
     let embedded = waiting.await.unwrap().unwrap();
     assert!(embedded.server.is_some());
 
-    // The state directory removed under the server: another begins anew, and the first takes nothing along.
+    // The state directory is removed under the server. Another one starts anew, and the first takes nothing along when
+    // it ends.
     fs::remove_dir_all(&state).unwrap();
     let anew = Embedded::start(&state).await.unwrap();
     embedded.stop().await.unwrap();
@@ -222,7 +223,7 @@ async fn what_a_crash_or_an_edit_leaves_behind() {
     let data = embedded.data_dir().to_owned();
     embedded.stop().await.unwrap();
 
-    // After the machine went down, another process (this one) has the server's id.
+    // After a crash of the machine, another process (this one) has the server's id.
     for (file, text) in [&pid_file, &socket_lock].into_iter().zip(left) {
         let (_, rest) = text.split_once('\n').unwrap();
         fs::write(file, format!("{}\n{rest}", std::process::id())).unwrap();
@@ -262,7 +263,7 @@ async fn a_path_too_long_or_too_strange_for_a_socket() {
     embedded.stop().await.unwrap();
     fs::remove_dir(&run).unwrap();
 
-    // What someone else put there first is refused.
+    // What somebody else put there first is refused.
     symlink(project.path(), &run).unwrap();
     let error = Embedded::start(&long.join(".gatepass")).await.unwrap_err();
     fs::remove_file(&run).unwrap();
@@ -288,7 +289,7 @@ async fn root_keeps_the_data_elsewhere_if_it_must() {
     let embedded = Embedded::start(&state).await.unwrap();
     sql(&embedded, "SELECT FROM kept").await;
 
-    // Removing the state directory is beginning anew, here too; even under a running server.
+    // Removing the state directory means a new beginning here too, even under a running server.
     fs::remove_dir_all(&state).unwrap();
     let anew = Embedded::start(&state).await.unwrap();
     assert!(!psql(anew.url(), "SELECT FROM kept").await.status.success());
@@ -298,7 +299,7 @@ async fn root_keeps_the_data_elsewhere_if_it_must() {
     fs::remove_dir_all(base).unwrap();
 }
 
-/// What the owner of the state directory may put there to have root write to, or give away, something elsewhere.
+/// What the owner of the state directory may put there to make root write to something elsewhere, or give it away.
 #[tokio::test]
 async fn root_is_not_led_astray() {
     if !are_root("that root is not led astray") {
@@ -341,7 +342,7 @@ async fn root_is_not_led_astray() {
     // The lock first, then the directory of the socket; the log only when there is a cluster.
     for name in ["postgres.lock", "run", "postgres.log"] {
         let path = state.join(name);
-        // An earlier start may have come as far as to make it.
+        // An earlier start may have got far enough to create it.
         let _ = fs::remove_dir(&path);
         for target in [&secret, &closed, &root("missing")] {
             planted(target, &path);
@@ -370,7 +371,7 @@ async fn root_is_not_led_astray() {
     fs::rename(root("data"), &data).unwrap();
     planted(&closed, &state.join("postgres.new-1"));
 
-    // A link of their own to something of their own is their business, and so is the rest, once it is theirs.
+    // A link of their own to something of their own is their business; so is everything else that belongs to them.
     planted(&state, &root("own"));
     let embedded = Embedded::start(&root("own")).await.unwrap();
     assert_eq!(half_made(&state), 0);
@@ -391,7 +392,7 @@ async fn a_postgres_is_known_by_its_whole_name() {
     let project = project();
     for (name, is_one) in [("postgres", true), ("postmaster", true), ("postgres_export", false)] {
         let program = project.path().join(name);
-        // The process is named after the link; the program, which may be several in one, goes by the argument.
+        // The process is named after the link. The program, which may be several in one, goes by the argument.
         symlink("/bin/sleep", &program).unwrap();
         let mut child = Command::new(&program).arg0("sleep").arg("60").kill_on_drop(true).spawn().unwrap();
         let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
@@ -401,7 +402,7 @@ async fn a_postgres_is_known_by_its_whole_name() {
     }
 }
 
-/// A process that somebody else runs is not stopped for being named in the data.
+/// A process that another user runs is not stopped because the data names it.
 #[tokio::test]
 async fn a_pid_file_cannot_point_root_at_another_users_postgres() {
     const NOBODY: u32 = 65534;

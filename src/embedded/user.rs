@@ -1,4 +1,4 @@
-//! As whom the server runs, and what has to be that user's: programs, directories, files.
+//! The user that the server runs as, and what has to belong to that user: programs, directories, files.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
@@ -16,7 +16,7 @@ use tokio::process::Command;
 
 use super::error::{EmbeddedError, Result, io_error, run_error};
 
-/// As whom root runs the server.
+/// The user that root runs the server as.
 #[derive(Clone, Copy)]
 pub(super) struct User {
     pub(super) uid: u32,
@@ -24,8 +24,8 @@ pub(super) struct User {
 }
 
 impl User {
-    /// Nobody else if we are not root. Otherwise the owner of the data, if there is some; else the owner of the state
-    /// directory, unless that is root; else `postgres`; else `nobody`.
+    /// `None` if we are not root. Otherwise the owner of the data, if there is any; else the owner of the state
+    /// directory, unless that is root or has no name; else `postgres`; else `nobody`.
     pub(super) fn for_server(state: &Path, data: &Path) -> Result<Option<User>> {
         if !geteuid().is_root() {
             return Ok(None);
@@ -37,15 +37,15 @@ impl User {
         let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
         let named = |wanted| accounts(&passwd).find(|(name, _)| *name == wanted).map(|(_, user)| user);
         let found = owner(data)
-            // initdb wants its user to have a name.
+            // initdb requires its user to have a name.
             .or_else(|| owner(state).filter(|owner| accounts(&passwd).any(|(_, user)| user.uid == owner.uid)))
             .or_else(|| named("postgres"))
             .or_else(|| named("nobody"));
         found.map(Some).ok_or(EmbeddedError::NoUser)
     }
 
-    /// Whether this user can pass through the state directory, after letting the user's group through if that is all
-    /// that was missing.
+    /// Whether this user can pass through the state directory. If only permission for the user's group was missing, it
+    /// is given first.
     pub(super) async fn admitted_to(self, state: &Path) -> Result<bool> {
         if self.reaches(state).await? {
             return Ok(true);
@@ -64,12 +64,12 @@ impl User {
         self.reaches(state).await
     }
 
-    /// Makes it this user's.
+    /// Makes this user the owner of the file.
     fn own(self, file: &File, path: &Path) -> Result<()> {
         fchown(file, Some(self.uid), Some(self.gid)).map_err(io_error("change the owner of", path))
     }
 
-    /// Asks the system, which knows of more than mode bits.
+    /// Asks the system, which takes more into account than mode bits.
     async fn reaches(self, directory: &Path) -> Result<bool> {
         let mut shell = command(Path::new("/bin/sh"), Some(self));
         shell.args(["-c", "cd -- \"$1\"", "sh"]).arg(directory).stdout(Stdio::null()).stderr(Stdio::null());
@@ -77,7 +77,7 @@ impl User {
     }
 }
 
-/// Names and ids out of the text of `/etc/passwd`.
+/// Names and ids from the text of `/etc/passwd`.
 fn accounts(passwd: &str) -> impl Iterator<Item = (&str, User)> {
     passwd.lines().filter_map(|line| {
         let mut fields = line.split(':');
@@ -87,15 +87,16 @@ fn accounts(passwd: &str) -> impl Iterator<Item = (&str, User)> {
     })
 }
 
-/// A program to be run as `user`, deaf to the terminal's Ctrl-C (gatepass takes that, and stops what it started), and
-/// killed with the future that waits for it.
+/// A program to be run as `user`. It does not get the terminal's Ctrl-C (gatepass does, and stops what it started), and
+/// it is killed with the future that waits for it.
 pub(super) fn command(program: &Path, user: Option<User>) -> Command {
     let mut command = Command::new(program);
-    // Nothing of ours: it may hold secrets, and the programs read PGPORT, PGDATA and the like. With TZ set, initdb need
-    // not search the time zones for the machine's; with LC_ALL, Postgres on macOS does not stumble over the locale.
+    // Nothing from our environment is passed on: it may hold secrets, and the programs read PGPORT, PGDATA and the
+    // like. With TZ set, initdb does not search the time zones for the machine's; with LC_ALL, Postgres on macOS does
+    // not stumble over the locale.
     command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     command.env("LC_ALL", "C").env("TZ", "UTC");
-    // Another user may not reach our directory.
+    // Another user may be unable to reach our directory.
     command.current_dir("/").stdin(Stdio::null()).process_group(0).kill_on_drop(true);
     if let Some(User { uid, gid }) = user {
         command.uid(uid).gid(gid);
@@ -108,7 +109,7 @@ pub(super) fn uid_of(user: Option<User>) -> u32 {
     user.map_or_else(|| geteuid().as_raw(), |user| user.uid)
 }
 
-/// Makes the directory, closed to others, if there is nothing yet.
+/// Creates the directory, closed to others, unless something is there already.
 pub(super) fn create_private(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_error("create", path)(error)),
@@ -116,12 +117,13 @@ pub(super) fn create_private(path: &Path) -> Result<()> {
     }
 }
 
-/// Makes the directory if it is missing, and sees to it that it is one, its user's, and closed to others.
+/// Creates the directory if it is missing, and makes sure that it is a directory, belongs to the user, and is closed to
+/// others.
 pub(super) fn private_dir(path: &Path, user: Option<User>) -> Result<()> {
     create_private(path)?;
     let uid = uid_of(user);
     let not_ours = || EmbeddedError::NotOurs { what: "directory", path: path.to_owned(), uid };
-    // Of the thing itself: behind a symlink in /tmp may be anything.
+    // Checks the entry itself: behind a symlink in /tmp may be anything.
     if !fs::symlink_metadata(path).map_err(io_error("read", path))?.is_dir() {
         return Err(not_ours());
     }
@@ -145,7 +147,7 @@ pub(super) fn private_dir(path: &Path, user: Option<User>) -> Result<()> {
     Ok(())
 }
 
-/// The directory, to do things with that no exchange of its name can turn on another.
+/// Opens the directory, so that replacing its name cannot redirect what is done with it to another one.
 fn open_dir(path: &Path) -> Result<File> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
     let mut options = OpenOptions::new();
@@ -162,10 +164,10 @@ fn is_empty(directory: &File) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Opens a file in the state directory, made if it is missing, closed to others. Not through a symlink, nor under one
-/// of several names: it may be another file that somebody wants written to.
+/// Opens a file in the state directory; if it is missing, it is created, closed to others. Refuses a symlink, and a
+/// file with several names: it may be another file that somebody wants written to.
 pub(super) fn open_file(path: &Path, options: &mut OpenOptions) -> Result<File> {
-    // NONBLOCK: a FIFO would keep us waiting for its other end.
+    // NONBLOCK: opening a FIFO would wait for its other end.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let opened = options.create(true).mode(0o600).custom_flags(flags.bits().cast_signed()).open(path);
     let meta = match &opened {
@@ -178,8 +180,8 @@ pub(super) fn open_file(path: &Path, options: &mut OpenOptions) -> Result<File> 
     opened.map_err(io_error("open", path))
 }
 
-/// Gives a file that root has made to the server's user, who may be the one to start gatepass next time. Refuses one
-/// that is neither that user's nor as root makes it: empty.
+/// Gives a file that root has created to the server's user, who may be the one to start gatepass next time. Refuses a
+/// file that neither belongs to that user nor is as root creates it: empty.
 pub(super) fn give(file: &File, path: &Path, user: Option<User>) -> Result<()> {
     let Some(user) = user else { return Ok(()) };
     let meta = file.metadata().map_err(io_error("read", path))?;
@@ -190,7 +192,7 @@ pub(super) fn give(file: &File, path: &Path, user: Option<User>) -> Result<()> {
     }
 }
 
-/// Refuses, as root, a symlink that another user made to what is not theirs.
+/// As root, refuses a symlink that another user created to something that is not theirs.
 pub(super) fn check_link(path: &Path) -> Result<()> {
     let Ok(link) = fs::symlink_metadata(path) else { return Ok(()) };
     if !geteuid().is_root() || !link.is_symlink() || link.uid() == 0 {
