@@ -1,5 +1,5 @@
-//! A sample on disk: a directory that only its owner can read, with the schema, one file for each table as `COPY` writes it,
-//! and a manifest that tells what there is.
+//! A sample on disk: a directory that only its owner can read, with the schema, one file per table as `COPY` writes it,
+//! and a manifest that lists the contents.
 //!
 //! ```text
 //! manifest.json      the tables, how many rows each has, and the SHA-256 of every file
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, hex};
 
-/// The manifest's own version.
+/// The version of the manifest's format.
 const FORMAT: u32 = 1;
 const MANIFEST: &str = "manifest.json";
 pub(super) const SCHEMA: &str = "schema.sql";
@@ -28,13 +28,13 @@ pub(super) const CONSTRAINTS: &str = "constraints.sql";
 /// How much of a file is read at once.
 const CHUNK: usize = 1 << 20;
 
-/// What there is in a sample.
+/// The contents of a sample.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     format: u32,
-    /// The version of gatepass that made it.
+    /// The version of gatepass that wrote it.
     pub gatepass: String,
-    /// Every file but this.
+    /// Every file but the manifest.
     pub files: Vec<Entry>,
 }
 
@@ -43,7 +43,7 @@ pub struct Manifest {
 pub struct Entry {
     /// Its name.
     pub file: String,
-    /// How many rows it has, of a table.
+    /// How many rows it has, if it is a table's.
     pub rows: Option<u64>,
     /// In hexadecimal.
     pub sha256: String,
@@ -62,7 +62,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
 }
 
 impl New {
-    /// Makes the directory, or takes an empty one.
+    /// Creates the directory, or uses an empty one.
     pub(super) fn create(path: &Path) -> Result<Self, Error> {
         match DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -83,14 +83,14 @@ impl New {
         Ok(NewFile { path, name: name.to_owned(), file, hash: Context::new(&SHA256) })
     }
 
-    /// Ends it.
+    /// Completes a file.
     pub(super) fn add(&mut self, mut file: NewFile, rows: Option<u64>) -> Result<(), Error> {
         file.file.flush().map_err(io_error(&file.path))?;
         self.files.push(Entry { file: file.name, rows, sha256: hex(file.hash.finish().as_ref()) });
         Ok(())
     }
 
-    /// Writes the manifest, which says that the sample is whole.
+    /// Writes the manifest, which shows that the sample is complete.
     pub(super) fn finish(self) -> Result<Manifest, Error> {
         let manifest =
             Manifest { format: FORMAT, gatepass: env!("CARGO_PKG_VERSION").to_owned(), files: self.files };
@@ -133,7 +133,7 @@ pub(super) struct Reader {
 }
 
 impl Manifest {
-    /// What the manifest says of the file of this name.
+    /// The manifest's entry for the file of this name.
     pub(super) fn entry(&self, name: &str) -> Result<&Entry, Error> {
         let entry = self.files.iter().find(|entry| entry.file == name);
         entry.ok_or_else(|| Error::Incomplete(name.to_owned()))
@@ -156,7 +156,7 @@ impl Reader {
         Ok(bytes)
     }
 
-    /// Whether what was read, all of it, is what was written.
+    /// Checks that everything that was read is what was written.
     pub(super) fn check(self, entry: &Entry) -> Result<(), Error> {
         let is_same = hex(self.hash.finish().as_ref()) == entry.sha256;
         if is_same { Ok(()) } else { Err(Error::Damaged(self.path)) }

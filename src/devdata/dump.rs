@@ -1,4 +1,4 @@
-//! The schema, by `pg_dump`.
+//! The schema, from `pg_dump`.
 
 use std::process::Stdio;
 
@@ -7,8 +7,8 @@ use tokio::process::Command;
 use super::Error;
 use crate::{embedded, store::Source};
 
-/// What `pg_dump` writes of a section of the schema, as `snapshot` has it. The password goes by the environment, where
-/// other users of the machine do not see it.
+/// The output of `pg_dump` for a section of the schema, as of `snapshot`. The password is passed in the environment,
+/// where other users of the machine cannot see it.
 pub(super) async fn section(source: &Source, snapshot: &str, section: &str) -> Result<Vec<u8>, Error> {
     let program = embedded::program("pg_dump").await.ok_or(Error::NoProgram)?;
     let output = Command::new(program)

@@ -1,4 +1,4 @@
-//! Data for developers: made up ([`seed`]), or a sample of real ones, masked before it leaves the server that has them.
+//! Data for developers: made up ([`seed`]), or a sample of real data, masked before it leaves its server.
 //!
 //! | file | what is in it |
 //! |---|---|
@@ -33,17 +33,17 @@ use crate::{
     },
 };
 
-/// The password of everybody whom this room makes up or masks. Everybody may know it.
+/// The password of everybody whom this module makes up or masks. It is no secret.
 pub const PASSWORD: &str = "made-up-for-developers";
 
-/// What the one hash of masked users is salted with. Everybody may know the password.
+/// The salt of the one password hash that all masked users get. The password is no secret.
 const SALT: [u8; 16] = *b"for developers..";
-/// How many people are made and written at once.
+/// How many people are made up and written at once.
 const BATCH: u64 = 10_000;
 /// How long one password hash may take.
 const HASH_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Why there are no data.
+/// Why there is no data.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The database, or what is in it.
@@ -55,32 +55,32 @@ pub enum Error {
     /// The one password could not be hashed.
     #[error("the password could not be hashed")]
     Hash(#[from] PoolError),
-    /// A file of a sample.
+    /// A file of a sample could not be read or written.
     #[error("{}", path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// What went wrong.
         source: io::Error,
     },
-    /// A sample goes into a directory of its own.
+    /// A sample needs a directory of its own.
     #[error("{}: there is something in it", .0.display())]
     DirectoryNotEmpty(PathBuf),
     /// A file is not what was written.
     #[error("{}: not what was written: it is damaged or was changed", .0.display())]
     Damaged(PathBuf),
-    /// A sample without one of its files.
+    /// One of the files of a sample is missing.
     #[error("the sample has no {0}")]
     Incomplete(String),
-    /// A sample that some other version made.
+    /// A sample has the format of another version.
     #[error("the sample has the format {0}, which this version does not know")]
     Format(u32),
-    /// Another number of rows came out than went in.
+    /// The number of rows that came out is not the number that went in.
     #[error("{file}: {rows} rows, which is not what the manifest says")]
     Rows {
-        /// Which.
+        /// The file.
         file: String,
-        /// How many there are.
+        /// How many rows it has.
         rows: u64,
     },
     /// The condition holds for no user.
@@ -89,10 +89,10 @@ pub enum Error {
     /// The client programs of Postgres are not installed.
     #[error("there is no pg_dump here: install the client programs of Postgres")]
     NoProgram,
-    /// It could not be run.
+    /// `pg_dump` could not be run.
     #[error("pg_dump could not be run")]
     Program(#[source] io::Error),
-    /// It failed.
+    /// `pg_dump` failed.
     #[error("pg_dump failed: {0}")]
     Dump(String),
 }
@@ -104,18 +104,19 @@ pub struct Seeded {
     pub users: u64,
     /// Their sessions.
     pub sessions: u64,
-    /// What the history tells of both.
+    /// The rows of the history about both.
     pub history: u64,
 }
 
-/// Makes up `users` people, who came within the two years before `now`, with their sessions and their history, in an empty
-/// database. The same `seed`, `now` and `params` make the same rows. `progress` is told how many users there are.
+/// Makes up `users` people who came within the two years before `now`, with their sessions and their history, in an
+/// empty database. The same `seed`, `now` and `params` make the same rows. `progress` is called with the number of
+/// users so far.
 ///
-/// They all have one hash of [`PASSWORD`]: a salt for each would take an hour for a million, and hide nothing.
+/// All of them have one hash of [`PASSWORD`]: a salt for each would take an hour for a million users, and hide nothing.
 ///
 /// # Errors
 ///
-/// [`Error`]; then nothing has changed.
+/// Any [`Error`]; then nothing has changed.
 pub async fn seed(
     conn: &mut PgConnection,
     users: u64,
@@ -139,17 +140,18 @@ pub async fn seed(
     Ok(made)
 }
 
-/// Masks a restored copy of a real database where it is, which is at `place`; how many users there are.
+/// Masks a restored copy of a real database in place. The copy is at `place`. Returns how many users there are.
 ///
 /// # Errors
 ///
-/// [`Error`], also when nothing says that it is a copy; then nothing has changed.
+/// Any [`Error`], also when nothing says that it is a copy; then nothing has changed.
 pub async fn mask(conn: &mut PgConnection, place: &str, key: &Key, params: Params) -> Result<u64, Error> {
     let hash = hash(params, SALT).await?;
     Ok(store::mask::mask(conn, place, key, hash.as_str()).await?)
 }
 
-/// The hash of [`PASSWORD`], without a pepper: the service that it is for may have any or none, and takes it in either case.
+/// The hash of [`PASSWORD`], without a pepper: the service that it is for may have any pepper or none, and accepts it
+/// in either case.
 async fn hash(params: Params, salt: [u8; 16]) -> Result<HashedPassword, Error> {
     let threads = NonZeroUsize::MIN;
     let settings =
@@ -159,7 +161,7 @@ async fn hash(params: Params, salt: [u8; 16]) -> Result<HashedPassword, Error> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
-        // Into a string, that cannot fail.
+        // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
         text
     })

@@ -1,4 +1,5 @@
-//! Made-up people and their sessions: the same for the same seed, and of a larger number the first are those of a smaller.
+//! Made-up people and their sessions. The same seed makes the same ones, and a larger number begins with those of a
+//! smaller.
 
 use std::{
     fmt::{Display, Write},
@@ -19,18 +20,18 @@ use crate::{
     },
 };
 
-/// How far back the first users came.
+/// How long before `now` the first users came.
 const YEARS: Duration = Duration::days(730);
-/// How long a session lives at most, without renewal, and what its access tokens live: the service's defaults.
+/// The longest life of a session, its life without renewal, and the life of its access tokens: the service's defaults.
 const SESSION: Duration = Duration::days(30);
 const REFRESH: Duration = Duration::hours(24);
 const ACCESS: Duration = Duration::minutes(15);
 
-/// For documentation (RFC 2606, RFC 5737, RFC 3849): nobody has these.
+/// Reserved for documentation (RFC 2606, RFC 5737, RFC 3849): they belong to nobody.
 const DOMAINS: [&str; 3] = ["example.com", "example.org", "example.net"];
 const NETWORKS: [&str; 3] = ["192.0.2", "198.51.100", "203.0.113"];
 
-/// How many sessions a user has; one of these, picked at random.
+/// How many sessions a user has: one of these numbers, picked at random.
 const SESSIONS: [u32; 10] = [0, 0, 0, 0, 1, 1, 1, 2, 3, 5];
 
 /// A generator of people.
@@ -41,7 +42,7 @@ pub(super) struct People<'a> {
     count: u64,
 }
 
-/// What was made, as lines for `COPY`.
+/// What was made up, as lines for `COPY`.
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) users: String,
@@ -70,7 +71,7 @@ impl<'a> People<'a> {
     fn person(&mut self, batch: &mut Batch) {
         let number = self.count;
         self.count += 1;
-        // The first is the administrator who has been there from the beginning.
+        // The first one is the administrator, who has been there from the beginning.
         let is_first = number == 0;
         let age = if is_first { YEARS } else { self.up_to(YEARS) };
         let created_at = self.now - age;
@@ -121,7 +122,7 @@ impl<'a> People<'a> {
         disabled_at: Option<OffsetDateTime>,
         batch: &mut Batch,
     ) {
-        // Whoever is disabled begins none.
+        // A disabled user begins no session.
         let until = disabled_at.unwrap_or(self.now);
         let created_at = until - self.up_to(SESSION.min(until - since));
         let expires_at = created_at + SESSION;
@@ -144,7 +145,7 @@ impl<'a> People<'a> {
             &random::uuid_v7(created_at, &mut self.rng),
             &user_id,
             &generation,
-            // As `COPY` takes a backslash.
+            // The backslash is doubled for `COPY`.
             &format!("\\\\x{}", hex(&random::bytes::<32>(&mut self.rng))),
             agent,
             &address,
@@ -161,7 +162,7 @@ impl<'a> People<'a> {
         line(&mut batch.sessions, &fields);
     }
 
-    /// Whole seconds from 0 to `most`, never all of it unless it is none.
+    /// A whole number of seconds, at least 0 and less than `most`; 0 if that is 0.
     fn up_to(&mut self, most: Duration) -> Duration {
         let seconds = u64::try_from(most.whole_seconds()).unwrap_or(0).max(1);
         Duration::seconds((self.rng.next_u64() % seconds).cast_signed())
@@ -180,11 +181,11 @@ impl<'a> People<'a> {
     }
 }
 
-/// A line for `COPY`. Nothing that is made up here has a sign that would need a backslash.
+/// A line for `COPY`. Nothing that is made up here has a character that needs a backslash.
 fn line(text: &mut String, fields: &[&dyn Display]) {
     for (number, field) in fields.iter().enumerate() {
         let end = if number + 1 < fields.len() { '\t' } else { '\n' };
-        // Into a string, that cannot fail.
+        // Writing to a string cannot fail.
         let _ = write!(text, "{field}{end}");
     }
 }

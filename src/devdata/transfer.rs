@@ -1,4 +1,4 @@
-//! A sample of real data: taken from one database, loaded into another. What is taken is masked where it is.
+//! A sample of real data: taken from one database, where it is masked, and loaded into another.
 
 use std::path::Path;
 
@@ -20,12 +20,12 @@ use crate::{
 };
 
 /// Writes the chosen users of the database at `source`, and what belongs to them, into a directory, masked: see
-/// [`store::devdata`](crate::store::devdata). Reads one snapshot, as somebody who cannot write. `progress` is told of each
-/// table how many rows there are.
+/// [`store::devdata`](crate::store::devdata). Reads one snapshot, with a role that cannot write. `progress` is called
+/// with each table and its number of rows.
 ///
 /// # Errors
 ///
-/// [`Error`]; then what there is in the directory is no sample: it has no manifest.
+/// Any [`Error`]. What is in the directory is then no sample: it has no manifest.
 pub async fn sample(
     source: &Source,
     wanted: &Wanted<'_>,
@@ -56,12 +56,13 @@ pub async fn sample(
     new.finish()
 }
 
-/// Loads a sample into an empty database: all of it or nothing. The statements in it are run as they are: load what you
-/// trust. `progress` is told of each table how many rows there are.
+/// Loads a sample into an empty database, all of it or nothing. The statements in it are run as they are: load only
+/// what you trust. `progress` is called with each table and its number of rows.
 ///
 /// # Errors
 ///
-/// [`Error`]; then nothing has changed.
+/// Any [`Error`]. Nothing has changed then, unless it comes after the load, while the roles get their rights and
+/// statistics are gathered.
 pub async fn load(
     conn: &mut PgConnection,
     directory: &Path,
@@ -91,7 +92,7 @@ fn file_of(part: Part) -> String {
     format!("{}.copy", part.table())
 }
 
-/// A part of the schema. Nothing of it is run before all of it is known to be what was written.
+/// A part of the schema. None of it is run until all of it is known to be what was written.
 fn text(directory: &Path, manifest: &Manifest, name: &str) -> Result<String, Error> {
     let mut reader = Reader::open(directory, name)?;
     let mut bytes = Vec::new();
