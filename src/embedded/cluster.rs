@@ -16,7 +16,7 @@ use super::{
     user::{private_dir, uid_of},
 };
 
-/// Stands between the name of the data directory and a process id in the name of a cluster in the making.
+/// What a cluster in the making has in its name between the name of the data directory and a process id.
 const NEW: &str = ".new-";
 
 /// Removes half-made clusters left by starts that were killed.

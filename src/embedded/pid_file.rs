@@ -55,7 +55,7 @@ fn parse_pid(line: &OsStr) -> Option<Pid> {
 
 /// Removes a Postgres lock file that names a process which is not a Postgres.
 ///
-/// Postgres itself recognizes a lock file as stale if no process has that id. After a crash of the machine, though, or
+/// Postgres itself recognises a lock file as stale if no process has that id. After a crash of the machine, though, or
 /// in a new container, any process may have got the id, and then Postgres refuses to start.
 pub(super) fn remove_if_stale(file: &Path) -> Result<()> {
     let Ok(bytes) = fs::read(file) else { return Ok(()) };

@@ -24,7 +24,7 @@ pub(super) struct Place {
     pub(super) data: PathBuf,
     pub(super) run: PathBuf,
     pub(super) log: PathBuf,
-    /// `None`: our own.
+    /// `None`: our own user.
     pub(super) user: Option<User>,
 }
 

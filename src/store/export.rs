@@ -31,7 +31,7 @@ pub struct Leaving {
     /// When the user was created.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// The moment that all this describes.
+    /// The time as of which all this holds.
     #[serde(with = "time::serde::rfc3339")]
     pub updated_at: OffsetDateTime,
     /// When the current password was set.

@@ -1,5 +1,5 @@
 //! Table `history` and those that belong to it: what was changed, by whom, and the seals that reveal what was done to
-//! those records afterwards. Triggers write the rows, so that a change made by hand is recorded too; an [`Actor`] and a
+//! those records afterwards. Triggers write the rows, so that a change made by hand is recorded too. [`Actor`] and
 //! [`Cause`] tell them who acts.
 
 use sqlx::PgConnection;
@@ -367,7 +367,7 @@ impl Inspection<'_> {
         Ok(personal.fetch_all(&mut *self.0).await?)
     }
 
-    /// Those of these users who, by the history, were deleted.
+    /// Those of these users who were deleted, according to the history.
     ///
     /// # Errors
     ///
@@ -517,7 +517,7 @@ pub async fn drop_month(
     cause: &Cause,
 ) -> Result<Option<String>, Error> {
     let mut transaction = conn.begin().await?;
-    // All personal data of the month is deleted with it, which may take longer than other statements.
+    // All personal data of the month is deleted with it, which may take a while.
     let begun = sqlx::query_scalar!(
         r#"SELECT caused_by($2, $3) AND set_config('statement_timeout', '10min', true) IS NOT NULL
                AND pg_try_advisory_xact_lock($1) AS "held!""#,

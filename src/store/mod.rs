@@ -1,18 +1,18 @@
 //! Postgres: the only module that knows SQL. There is one file per table, with functions over a connection, and every
 //! query is checked against the migrated schema at compile time.
 //!
-//! Constraint names are turned into errors that mean something in one place, [`Error`].
+//! Constraint names are translated into errors in one place, [`Error`].
 //!
 //! Every transaction runs at `READ COMMITTED`, whatever the role's default is ([`Source`] sees to that), and nearly
-//! every one is a single statement: what has to hold together is said in its `WHERE`, never read first and written
-//! after. A statement that finds its row locked waits, and then looks again at what the other transaction left. A
-//! snapshot for the whole transaction would turn that wait into an error, or miss the change.
+//! every one is a single statement: its preconditions are in its `WHERE`, never read first and acted on afterwards. A
+//! statement that finds its row locked waits, and then looks again at what the other transaction left. A snapshot for
+//! the whole transaction would turn that wait into an error, or miss the change.
 //!
 //! * Transactions that write in more than one statement (`users::set_password`, `users::update_email`, `users::delete`,
 //!   `imports::change`) lock or change the user first and the user's other rows second. A login locks the user too, so
 //!   no session begins unseen between the two.
 //! * Those that seal the history or drop a part of it take an advisory lock first.
-//! * An import leaves it to the constraints who was first, and looks again.
+//! * An import leaves it to the constraints to decide who was first, and then looks again.
 //! * Those that read a whole set of rows need a single snapshot, and ask for one: [`snapshot`], `devdata::sample` and
 //!   `imports::foreign_rows`.
 //!
@@ -20,8 +20,8 @@
 //! express it. A trigger enforces it, and makes the transactions that take an administrator away, and only those, run
 //! one after the other.
 //!
-//! Rows of one table are locked in the order of their ids, so a deadlock takes a statement entered by hand that uses
-//! another order. The transaction that has to give way is tried again ([`retrying`]).
+//! Rows of one table are locked in the order of their ids, so it takes a statement entered by hand, in another order, to
+//! cause a deadlock. The transaction that has to give way is tried again ([`retrying`]).
 
 pub mod clients;
 pub mod devdata;

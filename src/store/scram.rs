@@ -13,7 +13,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("it is not 0");
 
 /// What to store of `password`, in the format of `pg_authid`. The password has to be ASCII: RFC 7677 would have any
-/// other character normalized first.
+/// other character normalised first.
 pub(super) fn verifier(password: &str, salt: [u8; 16]) -> String {
     let mut salted = [0; digest::SHA256_OUTPUT_LEN];
     pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ITERATIONS, &salt, password.as_bytes(), &mut salted);

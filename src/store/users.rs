@@ -39,7 +39,7 @@ pub struct User {
 }
 
 /// `SELECT` of a whole [`User`], with the rest of the statement and its parameters. Where the key of an address is
-/// looked up, `COLLATE "C"` comes last: the index has that order, and any other would read every row.
+/// looked up, `COLLATE "C"` comes last: the index has that order, and with any other, every row would be read.
 macro_rules! select_user {
     ($rest:tt $(, $parameter:expr)*) => {
         sqlx::query_as!(
@@ -93,7 +93,7 @@ pub struct NewUser<'a> {
     pub password_changed_at: OffsetDateTime,
     /// When the user was created.
     pub created_at: OffsetDateTime,
-    /// The moment that all this describes.
+    /// The time as of which all this holds.
     pub updated_at: OffsetDateTime,
 }
 
@@ -204,7 +204,7 @@ pub async fn particulars(conn: &mut PgConnection, id: Uuid) -> Result<Option<Par
 /// `role`, only those who have it.
 ///
 /// Without a role, this walks the primary key. With one, Postgres knows how many users have it: few are found through
-/// the index on roles and sorted; of many, the next ones are soon met in the order of ids.
+/// the index on roles and sorted; of many, the next ones are soon found in the order of ids.
 ///
 /// # Errors
 ///
@@ -424,7 +424,7 @@ pub enum Whom {
 /// Changes a user, all fields at once; `None` when there is no such user. Triggers end the sessions of a user who gets
 /// disabled, and outdate the tokens of one whose roles change.
 ///
-/// Incoming data counts in an import only if it is newer than `updated_at`. That is why `updated_at` never goes back,
+/// What an import brings counts only if it is newer than `updated_at`. That is why `updated_at` never goes back,
 /// whatever our clock says, and stays as it is when nothing changes.
 ///
 /// # Errors
@@ -474,9 +474,9 @@ pub async fn update(
 }
 
 /// As [`update`], for a user who is not disabled and gets another e-mail address. The failed logins counted under the
-/// former address move along in the same transaction, to the keys that `renaming` gives for the two. Otherwise, anyone
-/// with a stolen access token could change the address again and again, and have as many guesses at the password as
-/// they like.
+/// former address are carried over to the new one in the same transaction, between the keys that `renaming` gives for
+/// the two. Otherwise, anyone with a stolen access token could change the address again and again, and have as many
+/// guesses at the password as they like.
 ///
 /// # Errors
 ///

@@ -33,9 +33,9 @@ pub struct Present {
     pub disabled: bool,
     /// When the current password was set.
     pub password_changed_at: OffsetDateTime,
-    /// The moment that this describes, except for `roles` and `disabled`.
+    /// The time as of which this holds, except for `roles` and `disabled`.
     pub updated_at: OffsetDateTime,
-    /// The moment that `roles` and `disabled` describe. The user's own changes do not count for it.
+    /// The time as of which `roles` and `disabled` hold. The user's own changes do not count for it.
     pub administered_at: OffsetDateTime,
 }
 
