@@ -1,9 +1,8 @@
 //! Connections, lent for a statement or two.
 //!
-//! sqlx's own pool asks the server whether a connection is alive when it is given back, without a time limit if nobody
-//! answers, and took three round trips on top of each statement. In this one, a connection that answered a moment ago
-//! is lent again without a question ([`TRUSTED_FOR`]). Where that was too much trust, [`PgPool::asking`] repeats work
-//! that may be done twice.
+//! sqlx's own pool pings the server when a connection is given back, without a time limit if nobody answers, and took
+//! three round trips on top of each statement. Here a connection that answered a moment ago is lent again without a
+//! ping ([`TRUSTED_FOR`]). Where that was too much trust, [`PgPool::asking`] repeats work that may be done twice.
 //!
 //! A request may be given up at any moment. Whatever it was doing then ends here: whoever is lent its connection next
 //! gets none of its answers and is in none of its transactions.
@@ -37,8 +36,8 @@ const TRUSTED_FOR: Duration = Duration::from_millis(500);
 const PING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long to wait between two attempts to connect.
 const CONNECT_REST: Duration = Duration::from_millis(200);
-/// How old a connection may get. A server whose sessions grow, or an address that leads elsewhere by now, is left in
-/// time.
+/// How old a connection may get, so that no session at the server grows for ever, and an address that leads elsewhere
+/// by now is left in time.
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
 /// At most `max` connections to one database, opened as they are needed. Cheap to clone.
@@ -105,7 +104,7 @@ impl PgPool {
             let place = self.0.places.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
             let open = match self.0.find().await {
                 Some(open) => open,
-                // Rarely needed, and boxed: the future of every request would have room for it otherwise.
+                // Rare, so it is boxed: otherwise the future of every request would reserve room for it.
                 None => Box::pin(self.0.connect(&mut why)).await?,
             };
             Ok(PoolConnection { lent: Some((open, place)), is_beginning: false, pool: self.0.clone() })
@@ -222,8 +221,8 @@ impl Open {
         matches!(timeout(PING_PATIENCE, self.conn.ping()).await, Ok(Ok(())))
     }
 
-    /// Whether the answers that arrive are those to what is asked now, outside any transaction: one that was begun and
-    /// given up is ended.
+    /// Whether the answers that arrive belong to what is asked now, and the connection is in no transaction: one that
+    /// was begun and given up is ended here.
     async fn is_in_step(&mut self) -> bool {
         static NUMBERS: AtomicI64 = AtomicI64::new(0);
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);

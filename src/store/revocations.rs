@@ -104,16 +104,16 @@ pub async fn is_heard(db: &PgPool, patience: Duration) -> Result<bool, Error> {
 pub struct Position {
     /// Which transactions had committed.
     pub snapshot: Snapshot,
-    /// When the server was started: the snapshot means nothing in another.
+    /// When the server was started. The snapshot means nothing in another one.
     #[serde(with = "time::serde::timestamp::microseconds")]
     pub server_started_at: OffsetDateTime,
-    /// When its statistics began, as they do anew after each crash, from before which the snapshot means nothing. A
-    /// server one of whose processes dies recovers without being restarted.
+    /// When the server's statistics began. They begin anew after a crash, and the snapshot means nothing after one: a
+    /// server recovers without being restarted when one of its processes dies.
     #[serde(with = "time::serde::timestamp::microseconds", default = "unknown")]
     pub statistics_began_at: OffsetDateTime,
 }
 
-/// For a position that an earlier release stored without this field: the time of no server.
+/// For a position that an earlier release stored without this field: a time that no server has.
 fn unknown() -> OffsetDateTime {
     OffsetDateTime::UNIX_EPOCH
 }
@@ -194,11 +194,11 @@ pub struct Revocation {
     pub xid: i64,
     /// Rises with each row.
     pub id: i64,
-    /// The session that has ended; or
+    /// The session that has ended; `None` for a change of roles.
     pub session_id: Option<Uuid>,
-    /// the user whose roles have changed, and
+    /// The user whose roles have changed; `None` for a session.
     pub user_id: Option<Uuid>,
-    /// their new roles.
+    /// The user's new roles.
     pub roles: Option<Vec<String>>,
     /// When the last access token concerned expires.
     pub expires_at: OffsetDateTime,
