@@ -1,9 +1,9 @@
 //! Table `login_attempts`: recent failures, stored as one time per key (the generic cell rate algorithm, ITU-T I.371).
 //! The database cannot tell whose key it is.
 //!
-//! Whoever locks several rows, or is about to insert them, does so in one order, so there is no deadlock: devices by
-//! their keys, then accounts by theirs, and the address last. Many have that one in common, and this way it is held the
-//! shortest.
+//! Statements that lock several rows, or are about to insert them, do so in one order, so no two wait for each other:
+//! devices by their keys, then accounts by theirs, then the address. Many attempts share an address, and this way its
+//! row is held for the shortest time.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -35,7 +35,7 @@ impl Rate {
     }
 }
 
-/// A bucket: how fast its places become free, and how long all of them take.
+/// A bucket of places, each good for one attempt: how fast they become free, and how long all of them take.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
     /// Whose attempts it counts.
@@ -147,9 +147,9 @@ pub struct Renaming {
     pub to: Bucket,
 }
 
-/// Copies the failures to the new name, in the transaction that assigns it, and adds one: an attempt that has looked up
-/// the former name and waits here is counted only there. The bucket gets no fuller than full. A time that a clock far
-/// ahead has written counts as nothing, as in `take_login_attempt`, and a clock that is behind takes nothing away.
+/// Copies the failures to the new name, in the transaction that assigns it, and adds one, for an attempt that has looked
+/// up the former name, waits here, and is counted only there. The bucket gets no fuller than full. A time that a clock
+/// far ahead has written counts as nothing, as in `take_login_attempt`, and a clock that is behind takes nothing away.
 ///
 /// # Errors
 ///
