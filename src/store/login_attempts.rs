@@ -147,9 +147,10 @@ pub struct Renaming {
     pub to: Bucket,
 }
 
-/// Copies the failures to the new name, in the transaction that assigns it, and adds one, for an attempt that has looked
-/// up the former name, waits here, and is counted only there. The bucket gets no fuller than full. A time that a clock
-/// far ahead has written counts as nothing, as in `take_login_attempt`, and a clock that is behind takes nothing away.
+/// Copies the failures to the new name, in the transaction that assigns it, and adds one, for an attempt that has
+/// looked up the former name, waits here, and is counted only there. The bucket gets no fuller than full. A time that a
+/// clock far ahead has written counts as nothing, as in `take_login_attempt`, and a clock that is behind takes nothing
+/// away.
 ///
 /// # Errors
 ///

@@ -20,8 +20,8 @@
 //! express it. A trigger enforces it, and makes the transactions that take an administrator away, and only those, run
 //! one after the other.
 //!
-//! Rows of one table are locked in the order of their ids, so it takes a statement entered by hand, in another order, to
-//! cause a deadlock. The transaction that has to give way is tried again ([`retrying`]).
+//! Rows of one table are locked in the order of their ids, so it takes a statement entered by hand, in another order,
+//! to cause a deadlock. The transaction that has to give way is tried again ([`retrying`]).
 
 pub mod clients;
 pub mod devdata;
