@@ -1,10 +1,11 @@
 //! A login: from a name and a password to a session and its tokens.
 //!
-//! A user that does not exist, a wrong password and a disabled user take the same way: one look-up, one password hash,
-//! one answer, and before all that one place of the [throttle](super::throttle). Where the operator has raised the cost of
-//! a hash, those who have not logged in since cost the same to within a tenth; so do those who came with a cheaper one of
-//! another system. Where a hash costs more, nobody else pays for it, but everybody's refusal waits as long
-//! ([`password::Pool::verify`]). So it does where there is an old system that may know the user ([`legacy`](super::legacy)).
+//! An unknown user, a wrong password and a disabled user all take the same path: one place of the
+//! [throttle](super::throttle), one lookup, one password hash, one answer. If the operator has raised the cost of a
+//! hash, users who have not logged in since still take the same time, to within a tenth; so do users who came from
+//! another system with a cheaper hash. A stored hash that costs more than new ones takes longer, and no extra work is
+//! done for other users, but every refusal then waits as long ([`password::Pool::verify`]). Every refusal also waits as
+//! long as an old system that may know the user has to answer ([`legacy`](super::legacy)).
 
 use std::net::IpAddr;
 
@@ -31,34 +32,34 @@ use crate::{
     token::{AccessToken, Lifetime, Subject, refresh::RefreshToken},
 };
 
-/// Who asks, as far as the connection tells: kept with the session so that its owner can recognise it.
+/// What is known of the caller, stored with the session so that its owner can recognise it.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     /// The client's address.
     pub ip: Option<IpAddr>,
-    /// What the client calls itself.
+    /// The `User-Agent` that the client sent.
     pub user_agent: Option<String>,
 }
 
-/// A session just begun, with everything its owner gets.
+/// A new session, with everything that its owner receives.
 #[derive(Debug)]
 pub struct Login {
     /// Its first tokens.
     pub tokens: Tokens,
-    /// Whose session it is.
+    /// The owner.
     pub user: User,
 }
 
-/// What a login gives, and each renewal.
+/// The tokens that a login or a renewal returns.
 #[derive(Debug)]
 pub struct Tokens {
     /// The session's id.
     pub session_id: Uuid,
-    /// For requests.
+    /// Authenticates requests.
     pub access_token: AccessToken,
-    /// For renewal.
+    /// Renews the session.
     pub refresh_token: RefreshToken,
-    /// When the refresh token ends unless it is used before.
+    /// When the refresh token expires, unless it is used before.
     pub refresh_token_expires_at: OffsetDateTime,
 }
 
@@ -77,7 +78,7 @@ impl Accounts {
         now: OffsetDateTime,
         rng: &mut impl CryptoRng,
     ) -> Result<Login, Error> {
-        // Before the database is asked: a storm that the hashes cannot keep up with is not to reach it.
+        // First of all: a storm of logins that hashing cannot keep up with must not reach the database.
         self.parts.passwords.check_room()?;
         let (attempt, found) = self.attempt(username, caller, now).instrument(info_span!("throttle")).await?;
         let begun = Instant::now();
@@ -91,8 +92,8 @@ impl Accounts {
         login
     }
 
-    /// Takes the places of the throttle and looks up the user, in one statement. The connection goes back to the pool
-    /// before the hash, which takes far longer.
+    /// Takes the throttle's places and looks up the user in one statement. The connection goes back to the pool before
+    /// the hash, which takes far longer.
     async fn attempt(
         &self,
         username: &str,
@@ -100,7 +101,7 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<(Attempt, Option<Credentials>), Error> {
         let places = self.parts.throttle.places(username, caller.ip);
-        // A statement by hand may be in its way. At worst it takes a place more.
+        // Retried, since a statement run by hand may get in its way. At worst, a retry takes one place more.
         let attempt = async || {
             self.parts
                 .db
@@ -121,12 +122,12 @@ impl Accounts {
         rng: &mut impl CryptoRng,
     ) -> Result<Login, Error> {
         let stranger = self.stranger(username, name(username), found.as_ref(), password);
-        // A disabled user is nobody here: not even the right password takes another way.
+        // A disabled user is treated as unknown: not even the right password takes another path.
         let (user, stored) = match found.filter(|found| !found.user.disabled) {
             Some(credentials) => (Some(credentials.user), credentials.password_hash),
             None => (None, None),
         };
-        // Nobody's password is that long, and the longer it is the more it would cost to say so.
+        // No password is longer than `MAX_LENGTH`, and hashing a longer one would cost more with its length.
         let salt = random::bytes(rng);
         let verify = async {
             match password.length() {
@@ -136,7 +137,7 @@ impl Accounts {
                 _ => self.parts.passwords.verify_and_renew(&Password::new(""), None, salt).await,
             }
         };
-        // At once, so that a stranger with the right password does not wait for both.
+        // Run together with the hash, so that a stranger with the right password does not wait for one after the other.
         let ask = async {
             match &stranger {
                 Some(stranger) => Ok(Some((stranger, self.ask_about(stranger).await))),
@@ -145,7 +146,7 @@ impl Accounts {
         };
         let ((verdict, renewed), answered) = tokio::try_join!(verify, ask)?;
         if let Some((stranger, answer)) = answered {
-            // Seldom; in a box, or every login would have room for it.
+            // Rare, so boxed: otherwise the future of every login would have room for it.
             let user = Box::pin(self.take_over(stranger, answer, now, rng)).await?;
             let user = user.ok_or(Error::InvalidCredentials)?;
             return self.begin_session(attempt, user, caller, now, rng).await;
@@ -184,7 +185,7 @@ impl Accounts {
             expires_at,
             access_expires_at,
         };
-        // With the name and the roles of this moment: those that were read before the hash may have changed.
+        // Returns the current username and roles: those read before the hash may have changed.
         let forgiveness = &self.parts.throttle.forgiveness(Some(attempt), &user, caller.ip, now);
         let (session, cause) = (&session, &self.cause.or_user(user.id));
         let insert = async || {
@@ -201,7 +202,8 @@ impl Accounts {
         let lifetime = Lifetime { now, expires_at: access_expires_at };
         let access_token = self.parts.issuer.issue(subject, random::token_id(now, 0, rng), lifetime)?;
         tracing::info!(user_id = %user.id, %session_id, "logged in");
-        // One login of 64, by chance, which nobody can time: it reads all of the user's sessions.
+        // It reads all of the user's sessions, so only one login in 64 does it: at random, so that no one can predict
+        // which.
         if session_id.as_bytes()[15].is_multiple_of(64) {
             Box::pin(self.end_surplus(user.id, now)).await;
         }
@@ -214,7 +216,7 @@ impl Accounts {
         Ok(Login { tokens, user })
     }
 
-    /// Replaces a hash of older parameters, or of another system. The login does not depend on it.
+    /// Replaces a hash that has older parameters or comes from another system. If that fails, the login still succeeds.
     async fn upgrade_hash(&self, id: Uuid, old: &HashedPassword, new: &HashedPassword) {
         let cause = self.cause.by(&Actor::Service);
         let upgrade = async {
@@ -226,8 +228,9 @@ impl Accounts {
     }
 }
 
-/// What `text` names: an address when it has an `@`, which no username has. `None` when nobody can have that name. Of an
-/// address that is what the table has ever taken: the rules for a new one may be stricter than those it was taken by.
+/// What `text` names: an address if it contains an `@`, which no username does, and otherwise a username. `None` if no
+/// user can have that name. An address is checked only against what the table has always required: the rules for a new
+/// one may be stricter than those that a stored one was accepted under.
 pub(super) fn name(text: &str) -> Option<Name<'_>> {
     if text.contains('@') {
         let can_be_there = text.len() <= Email::MAX_BYTES && !text.contains(char::is_control);

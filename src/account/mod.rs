@@ -1,7 +1,7 @@
-//! The use cases: register, log in, look at and change one's own profile, …; one file for each group of them.
-//! Joins `token`, `password` and `store`; knows no HTTP.
+//! The use cases: register, log in, read and change a profile, and so on, with one file for each group of them.
+//! This module joins `token`, `password` and `store`, and knows nothing of HTTP.
 //!
-//! Whoever calls passes the time and the randomness in.
+//! The caller passes in the time and the source of randomness.
 
 mod activity;
 mod admin;
@@ -58,59 +58,59 @@ use crate::{
     token::{IssueError, Issuer, refresh::RefreshKeys},
 };
 
-/// The role whose holders administer users.
+/// The role that lets its holders administer users.
 pub const ADMIN_ROLE: &str = "admin";
 
-/// What the operator decided about accounts.
+/// The operator's settings for accounts.
 #[derive(Clone, Debug)]
 pub struct Policy {
     /// Whether anyone may register.
     pub registration_open: bool,
-    /// What a password has to be.
+    /// The rules for a new password.
     pub password_rules: password::Rules,
-    /// How long an access token is good.
+    /// How long an access token is valid.
     pub access_token_duration: Duration,
-    /// How long a session lives without renewal.
+    /// How long a session lasts without renewal.
     pub refresh_token_duration: Duration,
-    /// How long a session lives at most.
+    /// How long a session lasts at most.
     pub session_duration: Duration,
-    /// How long the refresh token just replaced may be presented again, whatever has been seen since.
+    /// How long a refresh token that was replaced may be presented again, even if its successor is already in use.
     pub refresh_reuse_interval: Duration,
 }
 
 impl Policy {
-    /// When a refresh token ends that is made at `now`, unless it is used before: whole seconds, as tokens have them, and
+    /// When a refresh token made at `now` expires, unless it is used before: in whole seconds, as in the tokens, and
     /// never after its session.
     fn refresh_expires_at(&self, now: OffsetDateTime, session_ends: OffsetDateTime) -> OffsetDateTime {
         (now.truncate_to_second() + self.refresh_token_duration).min(session_ends)
     }
 
-    /// The same of an access token.
+    /// When an access token made at `now` expires, by the same rules.
     fn access_expires_at(&self, now: OffsetDateTime, session_ends: OffsetDateTime) -> OffsetDateTime {
         (now.truncate_to_second() + self.access_token_duration).min(session_ends)
     }
 }
 
-/// What the use cases are made of.
+/// What the use cases work with.
 #[derive(Debug)]
 pub struct Parts {
     /// The database.
     pub db: PgPool,
-    /// What hashes passwords.
+    /// Hashes passwords.
     pub passwords: password::Pool,
-    /// What makes access tokens.
+    /// Makes access tokens.
     pub issuer: Arc<Issuer>,
-    /// What makes refresh tokens.
+    /// Makes refresh tokens.
     pub refresh_keys: RefreshKeys,
-    /// How often somebody may fail.
+    /// Limits how often someone may fail.
     pub throttle: Throttle,
-    /// A system that users may still come from.
+    /// The old system that users may still come from.
     pub legacy: Option<Legacy>,
-    /// With it, what is revoked here is refused here when the use case returns.
+    /// With a feed, this replica already refuses what a use case has revoked by the time the use case returns.
     pub feed: Option<Feed>,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Metrics,
-    /// What the operator decided.
+    /// The operator's settings.
     pub policy: Policy,
 }
 
@@ -125,49 +125,49 @@ pub struct Accounts {
 /// Why a use case failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Fields that break a rule; never empty.
+    /// The fields that break a rule; never empty.
     #[error("{} field(s) are invalid", .0.len())]
     Invalid(Vec<FieldError>),
-    /// The username is another user's.
+    /// The username belongs to another user.
     #[error("the username is taken")]
     UsernameTaken,
-    /// The address is another user's.
+    /// The address belongs to another user.
     #[error("the e-mail address is taken")]
     EmailTaken,
     /// The operator has closed registration.
     #[error("registration is closed")]
     RegistrationClosed,
-    /// Unknown user, wrong password or disabled user: never told apart.
+    /// Unknown user, wrong password or disabled user, with no way to tell which.
     #[error("the credentials are not right")]
     InvalidCredentials,
-    /// The user that the bearer token's session belongs to is disabled or gone.
+    /// The user whose session the bearer token belongs to has been disabled or deleted.
     #[error("the session has ended")]
     SessionRevoked,
-    /// The session whose refresh token it is was ended.
+    /// The session of the refresh token was ended.
     #[error("the session was ended")]
     SessionEnded,
-    /// Not a refresh token of ours, or of a session that has been forgotten.
+    /// Not a refresh token of this service, or one of a session that is no longer stored.
     #[error("the refresh token is not valid")]
     InvalidRefreshToken,
-    /// A refresh token that was used before; the session has ended with it.
+    /// The refresh token was used before; the session has ended for that reason.
     #[error("the refresh token was used before")]
     RefreshTokenReused,
     /// The session was not renewed in time, or has lasted as long as a session may.
     #[error("the session has expired")]
     SessionExpired,
-    /// Others have been changing the same row all the time.
+    /// Concurrent changes to the same row kept getting in the way.
     #[error("the session was changed by others, again and again")]
     Contended,
     /// There is no such user.
     #[error("there is no such user")]
     NoSuchUser,
-    /// What names a user is one user's username and looks like the id of another.
+    /// The text is one user's username and looks like another user's id.
     #[error("that is a username, and may be another user's id: say the e-mail address, or the user's own id")]
     AmbiguousUser,
-    /// Nobody would be left who administers users.
+    /// No one would be left to administer users.
     #[error("the user is the last administrator who is not disabled")]
     LastAdmin,
-    /// The user has no such session, or it is over.
+    /// The user has no such session, or it has ended.
     #[error("there is no such session")]
     NoSuchSession,
     /// Another client has this name.
@@ -176,34 +176,34 @@ pub enum Error {
     /// There is no such client.
     #[error("there is no such client")]
     NoSuchClient,
-    /// Unknown client or wrong secret: never told apart.
+    /// Unknown client or wrong secret, with no way to tell which.
     #[error("the client's credentials are not right")]
     InvalidClient,
-    /// Too many failures, of this account or from this address.
+    /// Too many failures for this account or from this address.
     #[error("too many attempts")]
     TooManyAttempts {
-        /// When the next one is let in, and not before.
+        /// How long until the next attempt is admitted; none is before then.
         retry_after: Duration,
     },
-    /// This replica is giving the user what is stored of them already, or as many others as it may.
+    /// This replica is already exporting this user's data, or has as many exports under way as it may.
     #[error("an export is under way")]
     ExportUnderWay,
-    /// More password hashes are wanted than the machine can do.
+    /// More password hashes are asked for than the machine can compute.
     #[error("too many passwords to hash at once")]
     Overloaded {
-        /// When it may be worth trying again.
+        /// How long until it may be worth trying again.
         retry_after: Duration,
     },
-    /// A password could not be hashed, by a fault of ours.
+    /// A password could not be hashed, through a fault of the service.
     #[error("the password hasher failed")]
     Hasher,
-    /// No token could be made.
+    /// A token could not be made.
     #[error(transparent)]
     Issue(#[from] IssueError),
-    /// The database cannot be reached, has no connection free or takes no writes: the same call may succeed later.
+    /// The database cannot be reached, has no free connection or takes no writes. The same call may succeed later.
     #[error("the database cannot do this at the moment")]
     Unavailable(#[source] sqlx::Error),
-    /// A fault of ours or of the schema.
+    /// A fault of the service or of the schema.
     #[error("the database refused a statement")]
     Store(#[source] sqlx::Error),
 }
@@ -213,7 +213,7 @@ impl From<store::Error> for Error {
         match error {
             store::Error::Taken(Unique::Username) => Self::UsernameTaken,
             store::Error::Taken(Unique::Email) => Self::EmailTaken,
-            // Nobody but imports give one, and those look again.
+            // Only imports and users taken over from the old system have an external id; both look again.
             store::Error::Taken(Unique::ExternalId) => Self::Contended,
             store::Error::Taken(Unique::ClientName) => Self::ClientNameTaken,
             store::Error::LastAdmin => Self::LastAdmin,
@@ -232,47 +232,47 @@ impl From<PoolError> for Error {
     }
 }
 
-/// Why requests cannot be served. The message is for everybody; the cause is for the log.
+/// Why requests cannot be served. The message may be shown to anyone; the cause is for the log.
 #[derive(Debug, thiserror::Error)]
 pub enum Unready {
-    /// It does not answer.
+    /// The database does not answer.
     #[error("database: not reachable")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// It answers, and takes no writes.
+    /// The database answers but takes no writes.
     #[error("database: takes no writes")]
     ReadOnly,
-    /// This many migrations are waiting.
+    /// This many migrations are yet to be applied.
     #[error("schema: {0} migration(s) pending")]
     Pending(usize),
-    /// This migration was applied from another text.
+    /// This migration was applied with a different text.
     #[error("schema: migration {0:06} differs")]
     Changed(i64),
-    /// A later release has taken away what this one needs.
+    /// A later release has removed something that this one needs.
     #[error("schema: at migration {version:06}, for releases that know {oldest:06}: run a later release")]
     LeftBehind {
         /// The last migration that was applied.
         version: i64,
-        /// The one to know.
+        /// The migration that a release must know to run on this schema.
         oldest: i64,
     },
-    /// Another release has brought it to this migration, and not by way of this one's.
+    /// Another release has brought the schema to this migration without applying all of this release's.
     #[error("schema: at migration {0:06} of another release, and some of this one's are missing")]
     Foreign(i64),
-    /// The service's role has lost a right.
+    /// The service's role has lost a privilege.
     #[error("schema: what was applied cannot be seen")]
     Hidden(#[source] migrations::Error),
-    /// No tokens can be made.
+    /// Tokens cannot be made.
     #[error("keys: the one that signs does not open")]
     NoKey,
 }
 
 impl Accounts {
-    /// The use cases.
+    /// Builds the use cases.
     pub fn new(parts: Parts) -> Self {
         Self { parts: Arc::new(parts), exports: Exports::default(), cause: Cause::default() }
     }
 
-    /// Password hashes under way.
+    /// How many password hashes are queued and running, and how many may be at once.
     pub fn hash_jobs(&self) -> HashJobs {
         HashJobs {
             queued: self.parts.passwords.queued(),
@@ -286,36 +286,36 @@ impl Accounts {
         self.parts.policy.password_rules.min_length
     }
 
-    /// How often somebody may fail.
+    /// The throttle.
     pub fn throttle(&self) -> &Throttle {
         &self.parts.throttle
     }
 
-    /// The same use cases in somebody's name: the history says that they did it.
+    /// The same use cases on behalf of `cause`, which the history records.
     #[must_use]
     pub fn caused_by(&self, cause: Cause) -> Self {
         Self { cause, ..self.clone() }
     }
 
-    /// Whether there is a key to make tokens with, and the database answers, takes writes and has the schema that the use
-    /// cases need.
+    /// Checks that there is a key to sign tokens with, and that the database answers, takes writes and has the schema
+    /// that the use cases need.
     ///
     /// # Errors
     ///
-    /// Why not.
+    /// Why it is not ready.
     pub async fn ready(&self) -> Result<(), Unready> {
         if !self.parts.issuer.has_key() {
             return Err(Unready::NoKey);
         }
         let mut conn = self.parts.db.acquire().await.map_err(|error| Unready::Database(error.into()))?;
-        // A setting of the server's changes with the connection open.
+        // Asked each time: the server can become read-only while the connection stays open.
         match store::access(&mut conn).await {
             Ok(Access::Full) => {}
             Ok(Access::ReadOnly | Access::Standby) => return Err(Unready::ReadOnly),
             Err(error) => return Err(Unready::Database(error.into())),
         }
         match migrations::check(&mut conn).await {
-            // A newer schema is what a rolling update looks like to the release before: it goes on serving.
+            // During a rolling update the older release sees a newer schema, and continues to serve.
             Ok(Schema::Current | Schema::Newer(_)) => Ok(()),
             Err(migrations::Error::Pending(count)) => Err(Unready::Pending(count)),
             Err(migrations::Error::Changed(version)) => Err(Unready::Changed(version)),

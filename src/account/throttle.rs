@@ -1,57 +1,62 @@
-//! The throttle: how often somebody may fail.
+//! The throttle: limits how often anyone may fail.
 //!
-//! What is counted are failures, of each account name and of each address. An attempt takes a place of both *before* it is
-//! known whether there is such a user and before anything is hashed, so that a thousand attempts at once get no further
-//! than one after the other. What then turns out to be no failure gives its place back. The count is in Postgres, one
-//! statement for each decision, so that it does not matter which replica is asked.
+//! It counts failures for each account name and for each address. An attempt takes a place of both *before* it is known
+//! whether the user exists and before anything is hashed, so a thousand attempts at once get no further than a thousand
+//! in sequence. An attempt that turns out not to be a failure gives its place back. The counts are in Postgres, and
+//! each decision is one statement, so it does not matter which replica is asked.
 //!
 //! | attempt | limited by | a success |
 //! |---|---|---|
-//! | login, change of password, deletion | account name, and address | forgives device and account, gives the address its place back |
-//! | registration, a new e-mail address (failure: a name that is taken) | address | gives its place back |
-//! | renewal (failure: no refresh token of ours) | address | never asks |
-//! | introspection, revocation, the feed (failure: wrong client secret) | address | never asks |
+//! | login, password change, deletion | account name and address | forgives the device and the account, gives the address its place back |
+//! | registration, a new e-mail address (failure: the name is taken) | address | gives its place back |
+//! | renewal (failure: not a refresh token of this service) | address | does not consult the throttle |
+//! | introspection, revocation, the feed (failure: wrong client secret) | address | does not consult the throttle |
 //!
-//! The last two take nothing beforehand: their secrets have 256 bits, and no number of guesses comes near. A good one is
-//! good however much the others at its address have failed, and costs no statement. Each of the four has places of its
-//! own at an address, so that a broken client that keeps renewing blocks nobody's login.
+//! The last two take no place beforehand: their secrets have 256 bits, which no number of guesses will find. A valid
+//! secret is accepted however often others at its address have failed, and costs no extra statement. Each of the four
+//! has a bucket of its own at an address, so a broken client that keeps renewing does not block anyone's login.
 //!
 //! # The rate
 //!
-//! `10/15m` is a bucket with 10 places, of which one becomes free each 90 seconds (generic cell rate algorithm): 10 failures
-//! at once, and 10 in each 15 minutes in the long run; in the first 15 minutes after a pause there may be twice as many, as
-//! there may with windows of 15 minutes, at the end of one and the beginning of the next. In return one time is all there is
-//! to keep, whoever is locked out waits for 90 seconds rather than for 15 minutes, and `Retry-After` is exact: the time at
-//! which the next place is free. What is refused takes no place, and makes nobody wait longer.
+//! `10/15m` is a bucket with 10 places, one of which becomes free every 90 seconds (the generic cell rate algorithm).
+//! It allows 10 failures at once, and 10 every 15 minutes in the long run. In the first 15 minutes after a pause it may
+//! allow twice as many, as fixed windows of 15 minutes would at the end of one and the beginning of the next. In
+//! return, the only state to keep is one time; a locked-out user waits 90 seconds rather than 15 minutes; and
+//! `Retry-After` is exact: the time at which the next place becomes free. A refused attempt takes no place and prolongs
+//! no one's wait.
 //!
 //! # No telling users apart
 //!
-//! An account is what was typed as its name, without regard to case: nobody is looked up, and an unknown name has as many
-//! places as any other. So the username and the e-mail address of one user are counted apart, and who knows both has twice
-//! the guesses. One count for both would tell more: exhaust `alice`, and whether `alice@example.com` is refused says that
-//! both are the same user, and that there is one. A success forgives both, but for one at a known device, which has taken
-//! no place of theirs: a program that logs in each minute would hand as many guesses to everybody else.
+//! An account is the name that was typed, without regard to case. No user is looked up for it, and an unknown name has
+//! as many places as any other. So a user's username and e-mail address are counted separately, and an attacker who
+//! knows both has twice the guesses. A shared count would reveal more: after exhausting `alice`, a refusal of
+//! `alice@example.com` would show that both belong to one user, and that this user exists. A success forgives both
+//! names, except at a known device, which took no place of theirs: otherwise a program that logs in every minute would
+//! hand everyone else as many guesses.
 //!
-//! What known devices tell cannot be kept from an attacker *at the owner's address*: who has used up a name's places
-//! elsewhere, and is then let in there, knows that somebody has logged in by that name from there.
+//! One thing cannot be hidden from an attacker *at the owner's address*. If the attacker has used up a name's places
+//! from elsewhere and is then admitted at that address, someone has logged in under that name from there.
 //!
-//! A new e-mail address takes along what has been counted of the former one, and one failure more. Who has stolen an access
-//! token, which is all that it takes to change the address, would else have the guesses of as many names as they think of.
+//! A new e-mail address inherits the count of the old one, plus one failure. Otherwise anyone who had stolen an access
+//! token, which is all it takes to change the address, would get new guesses with each address they think of.
 //!
-//! # Nobody locks an owner out for good
+//! # No one locks an owner out for good
 //!
-//! Who fails often enough, in somebody's name, uses up the places of that name. Therefore a *device* that has logged in
-//! before has places of its own, as many, in place of the account's. A device is an account name at an address (IPv6: at a
-//! /64), known for [`KNOWN_FOR`] after its last login; clients have nothing to send or keep. A cookie would be more exact,
-//! and this service sets none. So an attacker behind the owner's own address can use up that device's places, and the
-//! owner then logs in from elsewhere; and an owner under attack who has never logged in from where they are has to wait
-//! for a place, or go on with a session that they have: renewal asks for no password.
+//! Anyone who fails often enough under someone else's name uses up that name's places. Therefore a *device* that has
+//! logged in before has its own places, as many as the account, and uses them instead. A device is an account name at
+//! an address (for IPv6, at a /64). It is known for [`KNOWN_FOR`] after its last login, and the client has nothing to
+//! send or keep. A cookie would be more exact, but this service sets none. Two cases remain:
+//!
+//! - An attacker behind the owner's own address can use up that device's places. The owner then has to log in from
+//!   elsewhere.
+//! - An owner under attack who has never logged in from their present address has to wait for a place, or continue with
+//!   a session that they already have, since renewal asks for no password.
 //!
 //! # What is kept
 //!
-//! Sixteen bytes of an HMAC for each name, address and device, under a key that the database does not have, so that the
-//! table is no list of who logs in from where. With another root key all counts begin anew. The table is an ordinary one:
-//! a crash or a failover must not hand out new guesses, nor forget the devices.
+//! For each name, address and device, the table has sixteen bytes of an HMAC whose key is not in the database, so it is
+//! not a list of who logs in from where. A new root key resets all counts. The table is an ordinary logged one: a crash
+//! or a failover must neither hand out new guesses nor forget the devices.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -62,7 +67,7 @@ use aws_lc_rs::hmac;
 use time::OffsetDateTime;
 
 use super::{Error, User, fields::normalised};
-/// What is tried at an address.
+/// The kinds of attempt that are counted for an address.
 pub(super) use crate::metrics::ThrottledAttempt as Kind;
 use crate::{
     chain,
@@ -74,12 +79,12 @@ use crate::{
     token::SymmetricKey,
 };
 
-/// How long a device is known after its last login: a few times as long as most sessions last.
+/// How long a device is known after its last login: several times as long as most sessions last.
 pub const KNOWN_FOR: time::Duration = time::Duration::days(90);
-/// How long a request that is otherwise done waits for its attempt to be written off.
+/// How long a request that is otherwise finished waits for its place to be given back.
 const WRITE_OFF_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Counts failures, over one database. Cheap to clone.
+/// Counts failures in one database. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Throttle {
     db: PgPool,
@@ -89,17 +94,17 @@ pub struct Throttle {
     metrics: Metrics,
 }
 
-/// An attempt that has its places, and has yet to turn out.
+/// An attempt that has taken its places and whose outcome is still open.
 #[derive(Debug)]
 #[must_use = "an attempt that is not settled counts as a failure"]
 pub(super) struct Attempt {
     taken: Vec<Bucket>,
-    /// Whether a known device's place stands in for the account's.
+    /// Whether it took a known device's place instead of the account's.
     is_device_known: bool,
 }
 
 impl Throttle {
-    /// Counts in `db`, under a key derived from `root` for that alone.
+    /// Counts in `db`, under a key derived from `root` for this purpose only.
     pub fn new(
         db: PgPool,
         root: &SymmetricKey,
@@ -111,7 +116,7 @@ impl Throttle {
         Self { db, key, per_account, per_address, metrics }
     }
 
-    /// The places that a login by `name` takes before it begins; so does what counts as one.
+    /// The places that a login as `name`, or an attempt that counts as a login, takes before it begins.
     pub(super) fn places(&self, name: &str, ip: Option<IpAddr>) -> Places {
         let account = self.account_key(name);
         let device = ip.map(|ip| Device { account, device: self.device_key(name, ip) });
@@ -120,11 +125,11 @@ impl Throttle {
         Places { buckets, device }
     }
 
-    /// Lets a login by `name` begin, or what counts as one.
+    /// Admits a login as `name`, or an attempt that counts as a login.
     ///
     /// # Errors
     ///
-    /// [`Error::TooManyAttempts`], of this name or from this address.
+    /// [`Error::TooManyAttempts`] for this name or from this address.
     pub(super) async fn admit_login(
         &self,
         name: &str,
@@ -145,7 +150,7 @@ impl Throttle {
     ///
     /// # Errors
     ///
-    /// [`Error::TooManyAttempts`] when it has not got them.
+    /// [`Error::TooManyAttempts`] when it did not get them.
     pub(super) fn admitted(
         &self,
         kind: Kind,
@@ -166,11 +171,11 @@ impl Throttle {
         Ok(Attempt { taken: buckets, is_device_known: taken.is_device_known })
     }
 
-    /// Lets an attempt begin that only its address limits.
+    /// Admits an attempt that is limited only by address.
     ///
     /// # Errors
     ///
-    /// [`Error::TooManyAttempts`], from this address.
+    /// [`Error::TooManyAttempts`] from this address.
     pub(super) async fn admit_from(
         &self,
         kind: Kind,
@@ -183,16 +188,18 @@ impl Throttle {
         self.admitted(kind, places, &taken, now)
     }
 
-    /// Tells why an attempt to log in, or what counts as one, has come to nothing.
+    /// Settles a failed login, or a failed attempt that counts as one: unless `failure` is a wrong credential, the
+    /// attempt gives its places back.
     pub(super) async fn settle(&self, attempt: Attempt, failure: &Error) {
         match failure {
             Error::InvalidCredentials => {}
-            // No password was tried, or nobody hears whether it was right.
+            // No password was tried, or the caller does not learn whether it was right.
             _ => self.give_back(attempt).await,
         }
     }
 
-    /// What `user` is forgiven, who has just shown their password in this `attempt`; or by an operator, without one.
+    /// What is forgiven of `user`, who has just proved their password in `attempt`; without an attempt, it is an
+    /// operator who forgives.
     pub(super) fn forgiveness(
         &self,
         attempt: Option<&Attempt>,
@@ -203,7 +210,7 @@ impl Throttle {
         let names = [&*user.username, &*user.email];
         let accounts = match attempt {
             Some(Attempt { is_device_known: true, .. }) => Vec::new(),
-            // With that of the name that was typed, which may be neither by now.
+            // Also the name that was typed, which by now may be neither of the two.
             _ => {
                 let typed = attempt.and_then(|attempt| attempt.taken.first()).map(|account| account.key);
                 names.into_iter().map(|name| self.account_key(name)).chain(typed).collect()
@@ -217,7 +224,7 @@ impl Throttle {
         }
     }
 
-    /// The same, where nothing else is to be done with it.
+    /// Forgives in a statement of its own.
     pub(super) async fn forgive(
         &self,
         attempt: Option<&Attempt>,
@@ -231,20 +238,20 @@ impl Throttle {
         write_off(store::retrying(forgive)).await;
     }
 
-    /// It was no failure that counts.
+    /// Gives back the places of an attempt that was not a failure.
     pub(super) async fn give_back(&self, attempt: Attempt) {
         let give_back =
             async || login_attempts::give_back(&mut *self.db.acquire().await?, &attempt.taken).await;
         write_off(store::retrying(give_back)).await;
     }
 
-    /// What becomes of the failures by one name of an account when it gets another in its place.
+    /// How to carry the failures of an account's name over to the name that replaces it.
     pub(super) fn renaming(&self, from: &str, to: &str) -> Renaming {
         Renaming { from: self.account_key(from), to: self.per_account.bucket(self.account_key(to)) }
     }
 
-    /// Counts a failure that took no place beforehand; what to answer: [`Error::TooManyAttempts`] when there have been too
-    /// many already, else `failure`.
+    /// Counts a failure that took no place beforehand, and returns the error to answer with: [`Error::TooManyAttempts`]
+    /// if there have been too many already, otherwise `failure`.
     pub(super) async fn count(
         &self,
         kind: Kind,
@@ -279,22 +286,23 @@ impl Throttle {
     fn hash(&self, purpose: &str, ip: Option<IpAddr>, name: &str) -> Key {
         let network = ip.map_or_else(String::new, |ip| network(ip).to_string());
         let mut key = Key::default();
-        // Neither a purpose nor a network has the separator in it.
+        // Neither a purpose nor a network contains the separator.
         let tag = hmac::sign(&self.key, format!("{purpose}\0{network}\0{name}").as_bytes());
         key.copy_from_slice(&tag.as_ref()[..16]);
         key
     }
 }
 
-/// What somebody got does not depend on whether their attempt could be written off: they wait a little for it, not as long
-/// as for a database that they have just been denied. At worst it counts.
+/// Waits for `work`, which takes an attempt off the counts, but not for long: the answer does not depend on it, and
+/// should not wait out a database that may have just failed the request itself. At worst the attempt counts as a
+/// failure.
 async fn write_off(work: impl Future<Output = Result<(), store::Error>>) {
     if let Err(error) = store::within(WRITE_OFF_PATIENCE, work).await {
         tracing::warn!(error = chain::cause(&error), "an attempt that was no failure counts as one");
     }
 }
 
-/// The part of an address that one customer has to themselves: all of IPv4, /64 of IPv6.
+/// The part of an address that belongs to one customer: all of an IPv4 address, the /64 of an IPv6 one.
 fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         v4 @ IpAddr::V4(_) => v4,
@@ -320,7 +328,7 @@ mod tests {
             (rate(100, 900), 9_000_000),
             (rate(1, 1), 1_000_000),
             (rate(7, 900), 128_571_428),
-            // However many: each keeps its place for a while.
+            // However high the rate, each attempt keeps its place for some time.
             (rate(u32::MAX, 1), 1),
         ] {
             let bucket = rate.bucket([0; 16]);
