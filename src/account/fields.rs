@@ -1,7 +1,7 @@
-//! The rules for what a user is made of, as types: a value of one of these has passed its check.
+//! The rules for a user's fields, as types: a value of one of these types has passed its check.
 //!
-//! The database holds the same rules as constraints (`migrations/000001_users.up.sql`); here they get a message that a
-//! form can show.
+//! The database has the same rules as constraints (`migrations/000001_users.up.sql`). Here they come with a message
+//! that a form can show.
 
 use email_address::{EmailAddress, Options};
 use serde::Serialize;
@@ -10,19 +10,19 @@ use unicode_normalization::{UnicodeNormalization, char::is_combining_mark};
 /// What is wrong with one field of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct FieldError {
-    /// The field, as it is called in the request; `roles[2]` for an element.
+    /// The field's name in the request; `roles[2]` for an element.
     #[schema(example = "username")]
     pub field: String,
-    /// The stable word for what is wrong.
+    /// A stable code for what is wrong.
     #[schema(example = "too_short")]
     pub code: &'static str,
-    /// What a form can show behind the name of its field.
+    /// What a form can show after the field's name.
     #[schema(example = "needs 3 to 64 characters")]
     pub message: String,
 }
 
 impl FieldError {
-    /// `message` about `field`.
+    /// An error about `field`.
     pub fn new(field: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
         Self { field: field.into(), code, message: message.into() }
     }
@@ -56,8 +56,8 @@ impl Username {
     }
 }
 
-/// An e-mail address of at most 254 bytes (RFC 5321), also in letters beyond ASCII (RFC 6531), with a domain that can be one:
-/// it has a dot, and its labels hold letters, digits and hyphens.
+/// An e-mail address of at most 254 bytes (RFC 5321), which may contain letters beyond ASCII (RFC 6531). Its domain has
+/// a dot, and labels of letters, digits and hyphens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Email(String);
 
@@ -75,8 +75,8 @@ impl Email {
             return Err(FieldError::new("email", "too_long", "may have at most 254 bytes"));
         }
         let options = Options::default().with_required_tld().without_domain_literal().without_display_text();
-        // Quoted local parts may hold blanks and control characters; nobody has such an address, and every other
-        // system that this one goes to would have to cope.
+        // Quoted local parts may contain blanks and control characters. No one has such an address, and every system
+        // that received one would have to cope with it.
         let odd = |c: char| c.is_whitespace() || c.is_control() || c == '"';
         let parsed = EmailAddress::parse_with_options(&without_marks(text), options);
         if text.contains(odd) || !parsed.is_ok_and(|address| can_be_host(address.domain())) {
@@ -91,17 +91,18 @@ impl Email {
     }
 }
 
-/// Whether a domain that [`EmailAddress`] takes is one that there can be: behind the `@` it also takes what may only stand
-/// before it (RFC 5322), and numbers like an IPv4 address.
+/// Whether a domain that [`EmailAddress`] accepts can be the name of a host. After the `@` it also accepts characters
+/// that are valid only before it (RFC 5322), and numbers such as an IPv4 address.
 fn can_be_host(domain: &str) -> bool {
     let is_number = |label: &str| label.chars().all(char::is_numeric);
     domain.chars().all(|c| c.is_alphanumeric() || c == '-' || c == '.')
         && !domain.rsplit('.').next().is_some_and(is_number)
 }
 
-/// The address, composed, with a letter of the same length in the place of each mark that stands on one: an accent that has
-/// no composed form with its letter, a vowel sign or a virama of an Indic script, a tone in Thai. RFC 6531 has them in
-/// addresses, and [`EmailAddress`] has not. What cannot be seen stays, and is refused: two addresses would look like one.
+/// The address in composed form, with each combining mark that follows a letter replaced by a letter of the same
+/// length: an accent without a composed form, a vowel sign or a virama of an Indic script, a tone in Thai. RFC 6531
+/// allows these marks in addresses, but [`EmailAddress`] does not. Invisible marks stay and so are refused: with them,
+/// two different addresses would look the same.
 fn without_marks(address: &str) -> String {
     let mut is_after_letter = false;
     let replace = |c: char| {
@@ -117,7 +118,7 @@ fn without_marks(address: &str) -> String {
     address.nfc().map(replace).collect()
 }
 
-/// The grapheme joiner, the inherent vowels of Khmer, and what chooses between forms of a letter.
+/// The grapheme joiner, the inherent vowels of Khmer, and variation selectors.
 fn is_invisible_mark(c: char) -> bool {
     matches!(
         u32::from(c),
@@ -125,7 +126,8 @@ fn is_invisible_mark(c: char) -> bool {
     )
 }
 
-/// A username or an address as it is looked up: the same for any two that name one user.
+/// A username or an address in the form in which it is looked up: two names have the same form if they name the same
+/// user.
 pub(super) fn normalised(name: &str) -> String {
     name.nfc().collect::<String>().to_lowercase()
 }
@@ -135,7 +137,7 @@ pub(super) fn normalised(name: &str) -> String {
 pub struct FullName(String);
 
 impl FullName {
-    /// Checks a name. Blanks around it are cut off; nothing left is no name.
+    /// Checks a name. Blanks around it are trimmed; if nothing is left, there is no name.
     ///
     /// # Errors
     ///
@@ -157,7 +159,7 @@ impl FullName {
     }
 }
 
-/// Names of roles: `a-z`, then up to 63 of `a-z 0-9 _ . : -`. Sorted, none twice, at most 32.
+/// Names of roles: `a-z`, then up to 63 of `a-z 0-9 _ . : -`. At most 32, sorted, without duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Roles(Vec<String>);
 
@@ -166,7 +168,7 @@ impl Roles {
     ///
     /// # Errors
     ///
-    /// `invalid_role` for each that is none, or `too_many`, about the field `roles`.
+    /// `invalid_role` for each invalid name, or `too_many`, about the field `roles`.
     pub fn parse<S: AsRef<str>>(names: &[S]) -> Result<Self, Vec<FieldError>> {
         let errors: Vec<_> = names
             .iter()
@@ -189,7 +191,7 @@ impl Roles {
         Ok(Self(roles))
     }
 
-    /// Whether a role may be called that.
+    /// Whether `text` is a valid name for a role.
     pub fn is_name(text: &str) -> bool {
         text.len() <= 64
             && text.starts_with(|c: char| c.is_ascii_lowercase())
@@ -233,7 +235,7 @@ mod tests {
             "ü@exämple.de",
             "o'hara@mail.example",
             "jose\u{301}@exa\u{308}mple.de",
-            // An accent that nothing composes with, on another one.
+            // An accent that does not compose, on top of another one.
             "q\u{323}\u{301}@example.com",
             "हिन्दी@example.com",
             "ผู้ใช้@ตัวอย่าง.ไทย",
@@ -242,7 +244,7 @@ mod tests {
             "a@3com.com",
             "a@163.com",
             "a@1.2.3.4.c0",
-            // What is odd before the @ is not behind it.
+            // Odd characters before the @ are accepted.
             "a/b%c_d`e|f@a-b--c.com",
             "விஜய்@example.com",
             "\u{1112b}\u{11127}\u{11134}@example.com",
@@ -258,7 +260,7 @@ mod tests {
             "alice@[127.0.0.1]",
             "Alice <alice@example.com>",
             "a@b@example.com",
-            // Of no host.
+            // Domains that no host can have.
             "alice@exa/mple.com",
             "alice@exam%ple.com",
             "alice@a`|b.com",
@@ -276,12 +278,12 @@ mod tests {
             "alice@example.com\n",
             "al\0ice@example.com",
             "alice @example.com",
-            // A mark on nothing.
+            // A mark without a letter.
             "\u{301}jose@example.com",
             "jose.\u{301}@example.com",
             "jose@\u{301}example.com",
             "jose-\u{301}@example.com",
-            // Nobody sees these.
+            // Invisible characters.
             "jose\u{fe0f}@example.com",
             "jose\u{34f}@example.com",
             "jo\u{301}\u{200d}se@example.com",
@@ -291,7 +293,7 @@ mod tests {
         let long = format!("{}@{}.com", "a".repeat(64), "b".repeat(186));
         assert_eq!(long.len(), 255);
         assert_eq!(Email::parse(&long).unwrap_err().code, "too_long");
-        // 64 bytes before the @, marks and all.
+        // At most 64 bytes before the @, including the marks.
         let local = "q\u{301}".repeat(21);
         assert!(Email::parse(&format!("{local}x@example.com")).is_ok());
         assert!(Email::parse(&format!("{local}xx@example.com")).is_err());

@@ -4,8 +4,8 @@
 //! [throttle](super::throttle), one lookup, one password hash, one answer. If the operator has raised the cost of a
 //! hash, users who have not logged in since still take the same time, to within a tenth; so do users who came from
 //! another system with a cheaper hash. A stored hash that costs more than new ones takes longer, and no extra work is
-//! done for other users, but every refusal then waits as long ([`password::Pool::verify`]). Every refusal also waits as
-//! long as an old system that may know the user has to answer ([`legacy`](super::legacy)).
+//! done for other users, but every refusal then waits as long ([`password::Pool::verify`]). With an old system that may
+//! know the user, every refusal also waits until that system would have answered ([`legacy`](super::legacy)).
 
 use std::net::IpAddr;
 

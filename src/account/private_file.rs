@@ -1,5 +1,5 @@
-//! Files with personal data, which nobody but their owner may read. A path may as well name what is no regular file, as
-//! `/dev/null` or `/dev/stdout` is: that is written to, and stays what it is.
+//! Files with personal data, readable only by their owner. A path may also name something that is not a regular file,
+//! such as `/dev/null` or `/dev/stdout`: that is written to, and is otherwise left unchanged.
 
 use std::{
     fs::{self, File, Metadata, OpenOptions, Permissions, TryLockError},
@@ -10,7 +10,7 @@ use std::{
 
 use rustix::{fs::OFlags, io::Errno, process::geteuid};
 
-/// Removes the file of an earlier run; where a link leads to it, or it cannot be removed, empties it.
+/// Removes the file of an earlier run. If `path` is a link to it, or the file cannot be removed, empties it instead.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -26,23 +26,24 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
             removed => removed,
         };
     }
-    // For a directory it fails, now rather than when there is something to write.
+    // For a directory this fails, and does so now rather than when there is something to write.
     if found.is_dir() { fs::remove_file(path) } else { Ok(()) }
 }
 
-/// Whether it says that nothing can be made or removed there, while what is there may well be written to.
+/// Whether the error means that nothing can be created or removed there, although an existing file may still be
+/// writable.
 fn is_fixed(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
 }
 
-/// Makes or empties a file.
+/// Creates or empties a file.
 ///
 /// # Errors
 ///
-/// The system's.
+/// Those of the system.
 pub(super) fn make(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(path)?;
-    // It may have been there, and be somebody else's: then what is in it stays.
+    // The file may have existed and belong to someone else. Then setting the permissions fails, and its content stays.
     if is_regular(&file)? {
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.set_len(0)?;
@@ -50,22 +51,22 @@ pub(super) fn make(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// A file in the making. It has its name once it is whole; until then it lies beside, as `NAME.part`, and there is what was
-/// there before. Where the path leads to a device or a pipe, or by a link elsewhere, or nothing can lie beside it or take its
-/// place, that is written to.
+/// A file being written. It is written beside its target as `NAME.part`, and takes its name once it is complete; until
+/// then, a file already there stays as it was. The target is instead written in place if it is a device, a pipe or a
+/// link, or if no file can be created beside it or take its place.
 #[derive(Debug)]
 pub struct NewFile {
     file: File,
-    /// Where it lies meanwhile, and where it belongs.
+    /// Where it is until it is complete, and where it belongs.
     places: Option<(PathBuf, PathBuf)>,
 }
 
 impl NewFile {
-    /// Begins to write.
+    /// Begins a file.
     ///
     /// # Errors
     ///
-    /// The system's; or that somebody else is at it.
+    /// Those of the system, or that someone else is writing the file.
     pub fn begin(path: &Path) -> io::Result<Self> {
         let found = match fs::symlink_metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
@@ -82,29 +83,29 @@ impl NewFile {
         let aside = path.with_file_name(name);
         match make_aside(&aside) {
             Ok(file) => Ok(Self { file, places: Some((aside, path.to_owned())) }),
-            // Not when it is there, and another user's, who may be at it.
+            // Not if the `.part` file exists: it belongs to another user, who may be writing it.
             Err(error) if found.is_some() && is_fixed(&error) && is_missing(&aside) => in_place(),
             Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", aside.display()))),
         }
     }
 
-    /// Whether it lies beside, and nothing is left of it when it is dropped.
+    /// Whether it is being written beside its target, so that nothing is left of it if it is dropped.
     pub fn is_aside(&self) -> bool {
         self.places.is_some()
     }
 
-    /// Gives it its name, when it is on the disk.
+    /// Syncs the file to disk and then gives it its name.
     ///
     /// # Errors
     ///
-    /// The system's. What was there before stays.
+    /// Those of the system. A file that was there before stays.
     pub fn finish(mut self) -> io::Result<()> {
         sync(&self.file)?;
         if let Some((aside, path)) = &self.places {
-            // Not everybody who may write into a directory may read it.
+            // A directory may be writable without being readable.
             let directory = File::open(directory(path)).ok();
             fs::rename(aside, path)?;
-            // By that name there may be somebody else's already.
+            // From here on, the `.part` file may be someone else's.
             self.places = None;
             if let Some(directory) = directory {
                 directory.sync_all()?;
@@ -127,40 +128,40 @@ impl Write for NewFile {
 impl Drop for NewFile {
     fn drop(&mut self) {
         if let Some((aside, _)) = &self.places {
-            // While it is locked, so that it is this one. If it stays, it is nobody else's to read, and the next one's to
-            // take over.
+            // Still locked, so it is this file. If it cannot be removed, no one else can read it, and the next writer
+            // takes it over.
             let _ = fs::remove_file(aside);
         }
     }
 }
 
-/// Makes the file beside, and locks it for as long as it is open. One that a writer left who was killed is taken over.
+/// Creates the `.part` file and locks it for as long as it is open. Takes over one left by a writer that was killed.
 fn make_aside(path: &Path) -> io::Result<File> {
-    // NONBLOCK: a pipe would keep us waiting for its other end.
+    // NONBLOCK: opening a pipe would otherwise wait for its other end.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut options = OpenOptions::new();
     options.create(true).write(true).mode(0o600).custom_flags(flags.bits().cast_signed());
     loop {
-        // One that we make is ours, whoever a file server says that it belongs to.
+        // A file that we create is ours, whatever owner a file server reports.
         let (file, is_new) = match options.clone().create_new(true).open(path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => (options.open(path)?, false),
             made => (made?, true),
         };
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => return Err(io::Error::other("somebody else is writing it")),
-            // Not every file server has locks.
+            // Not every file server supports locks.
             Err(TryLockError::Error(error)) if !has_no_locks(&error) => return Err(error),
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }
         let found = file.metadata()?;
         match fs::symlink_metadata(path) {
             Ok(there) if (there.dev(), there.ino()) == (found.dev(), found.ino()) => {}
-            // Whoever was writing it has finished meanwhile: this is the file under its name, or none.
+            // Its writer has finished in the meantime: what we opened has been renamed or removed.
             Ok(_) => continue,
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         }
-        // Others may have put there what they read, or what they want written to.
+        // Others may have planted a file that they can read, or one that they want overwritten.
         let is_own = is_new || found.uid() == geteuid().as_raw();
         if !found.is_file() || found.nlink() != 1 || !is_own {
             return Err(io::Error::other("it is not a plain file of your own: remove it"));
@@ -171,7 +172,7 @@ fn make_aside(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Whether nothing is there, not even a link that leads nowhere.
+/// Whether nothing is there, not even a dangling link.
 fn is_missing(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
@@ -180,7 +181,7 @@ fn has_no_locks(error: &io::Error) -> bool {
     error.kind() == ErrorKind::Unsupported || error.raw_os_error() == Some(Errno::NOLCK.raw_os_error())
 }
 
-/// Whether something is mounted right there, as containers have single files: nothing can take its place.
+/// Whether something is mounted at this very path, as containers mount single files: then nothing can take its place.
 fn is_mount_point(path: &Path, found: &Metadata) -> io::Result<bool> {
     let around = directory(path);
     #[cfg(target_os = "linux")]
@@ -190,7 +191,7 @@ fn is_mount_point(path: &Path, found: &Metadata) -> io::Result<bool> {
     Ok(found.dev() != fs::metadata(around)?.dev())
 }
 
-/// Of which mount it is, if the kernel (5.8) tells.
+/// The id of the mount that it belongs to, if the kernel (5.8 or later) reports it.
 #[cfg(target_os = "linux")]
 fn mount_id(path: &Path) -> Option<u64> {
     use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
@@ -208,11 +209,11 @@ pub(super) fn is_regular(file: &File) -> io::Result<bool> {
     Ok(file.metadata()?.is_file())
 }
 
-/// Sees to it that what was written is on the disk, if that is where it goes.
+/// Syncs what was written to disk, if that is where it goes.
 ///
 /// # Errors
 ///
-/// The system's.
+/// Those of the system.
 pub(super) fn sync(file: &File) -> io::Result<()> {
     if is_regular(file)? { file.sync_all() } else { Ok(()) }
 }
@@ -297,7 +298,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "2nd");
     }
 
-    /// Each of them goes on beginning while others finish and give up.
+    /// Each writer keeps beginning files while others finish theirs or give up.
     #[test]
     fn drafts_of_many_are_never_mixed() {
         let directory = tempfile::tempdir().unwrap();
@@ -358,7 +359,7 @@ mod tests {
         let path = directory.path().join("pipe");
         assert!(Command::new("mkfifo").args(["-m", "644"]).arg(&path).status().unwrap().success());
         remove(&path).unwrap();
-        // Somebody who reads, so that it can be opened.
+        // A reader, so that the pipe can be opened for writing.
         let _reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let mut file = make(&path).unwrap();
         file.write_all(b"new").unwrap();

@@ -10,29 +10,33 @@
 //!   any              ended, idle for too long, or over                      Ended, and why
 //! ```
 //!
-//! A refresh token is a MAC over session, generation and the row's salt, so that the successor can be given again
-//! without being stored, by any replica, to any number of callers in parallel. All of them hold the same token; a session
+//! A refresh token is a MAC over the session, the generation and the row's salt. So any replica can give the successor
+//! again, to any number of callers in parallel, without its being stored. All of them get the same token; a session
 //! never forks.
 //!
 //! # What a thief gains
 //!
-//! Who has stolen a token and shows it second is found out: the owner has moved on and confirmed the next generation by
-//! using it, so that the stolen one is a reuse and ends the session for both. Who shows it first moves the session on and
-//! uses what they were given, and the owner's next renewal is the reuse. The window in which both hold the same token is the
-//! reuse interval, or the time until somebody uses what they were given; in it nobody has more than the one session that was
-//! stolen.
+//! A thief who presents a stolen token after the owner has is detected: the owner has moved on and confirmed the next
+//! generation by using it, so the stolen token is a reuse and ends the session for both. A thief who presents it first
+//! moves the session on and uses what they were given, and the owner's next renewal is the reuse. The two can hold the
+//! same token for the reuse interval, or until one of them uses what they were given. In that window, no one has more
+//! than the one session that was stolen.
 //!
-//! Who is patient is not found out: to renew each time shortly before the owner does, and to use nothing of it until the
-//! owner has renewed too, makes each of the owner's renewals one whose answer may have got lost. That is the price of
-//! forgiving those, for as long as the session lasts. Each that comes later than the reuse interval is logged, with both
-//! addresses: an owner's second ones come from where the first did. A service that verifies tokens by itself confirms
-//! nothing here; where all do, a lost answer is forgiven until the next renewal, and so is the patient one.
+//! A patient thief is not detected. By renewing each time shortly before the owner, and using none of it until the
+//! owner has renewed too, the thief makes each of the owner's renewals look like one whose answer may have been lost.
+//! That is the price of forgiving lost answers, and it lasts as long as the session. Each repeat that comes later than
+//! the reuse interval is logged with both addresses: an owner repeats a renewal from where the first one came. A
+//! service that verifies tokens by itself confirms nothing here. If all services do so, a lost answer is forgiven until
+//! the next renewal, and so is a patient thief.
 //!
-//! Compared with others: Hydra's grace period lets the old token make a sibling, a second chain that lives on beside the
-//! first and is never noticed; here there is one chain. Supabase takes the parent of the active token at any time, so that
-//! a thief with the last token but one stays as long as the owner does; here it is good only while the owner might not have
-//! received the answer. Auth0 takes the previous token within a leeway of seconds, and logs out a phone that lost the
-//! answer before it slept; here the night does not count, use does.
+//! Compared with other systems:
+//!
+//! - Hydra's grace period lets the old token create a sibling: a second chain that continues beside the first and is
+//!   never noticed. Here there is one chain.
+//! - Supabase accepts the parent of the active token at any time, so a thief who holds the last token but one stays as
+//!   long as the owner. Here it is valid only while the owner may not have received the answer.
+//! - Auth0 accepts the previous token within a leeway of seconds, and so logs out a phone that lost the answer before
+//!   it slept. Here the time asleep does not count; only use does.
 
 use std::time::Duration;
 
@@ -50,34 +54,34 @@ use crate::{
     token::{Lifetime, Subject, refresh::Presented},
 };
 
-/// How often a renewal may find that another was faster before something else must be wrong.
+/// How often a renewal may find that another was faster. More than that means that something else is wrong.
 const MAX_RACES: usize = 8;
 
-/// What becomes of a session whose refresh token is presented.
+/// What happens to a session when one of its refresh tokens is presented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The session goes to the next generation.
     Rotate,
-    /// The present generation's token is given again.
+    /// The current generation's token is given again.
     Repeat,
-    /// The token was used before, and its successor too: the session ends.
+    /// The token was used before, and so was its successor: the session ends.
     Reused,
-    /// The session has ended before.
+    /// The session had already ended.
     Ended(End),
 }
 
-/// Why a session is over.
+/// Why a session has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// It lay idle for too long, or is too old.
+    /// It was idle for too long, or is too old.
     Expired,
-    /// Somebody ended it.
+    /// Someone ended it.
     Revoked,
     /// A replay ended it.
     Reused,
 }
 
-/// What the decision needs to know of a session.
+/// What the decision needs to know about a session.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct State {
     pub(super) generation: u32,
@@ -88,14 +92,14 @@ pub(super) struct State {
     pub(super) is_user_disabled: bool,
 }
 
-/// To whom and for which generation tokens are given.
+/// Whom the tokens are for, and of which generation they are.
 struct Given {
     owner: Owner,
     generation: u32,
     refresh_expires_at: OffsetDateTime,
 }
 
-/// Decides what an authentic token of `presented` generation does to a session at `now`.
+/// Decides what an authentic token of generation `presented` does to a session at `now`.
 pub(super) fn decide(
     presented: u32,
     session: &State,
@@ -109,12 +113,12 @@ pub(super) fn decide(
         None if now >= session.refresh_expires_at => return Outcome::Ended(End::Expired),
         None => {}
     }
-    // A clock behind that of the replica that renewed sees a renewal in the future, which is not long ago.
+    // If our clock is behind that of the replica that renewed, the renewal is in the future, which counts as recent.
     let is_recent = now < session.renewed_at + reuse_interval;
     match session.generation.checked_sub(presented) {
         Some(0) => Outcome::Rotate,
         Some(1) if is_recent || !session.is_confirmed => Outcome::Repeat,
-        // A generation that is yet to come is authentic only by a key or a database from another time.
+        // A future generation can be authentic only if the key or the database is from another time.
         Some(_) | None => Outcome::Reused,
     }
 }
@@ -124,7 +128,7 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidRefreshToken`], and [`Error::TooManyAttempts`] in its place when there have been many of it;
+    /// [`Error::InvalidRefreshToken`], replaced by [`Error::TooManyAttempts`] after too many of these;
     /// [`Error::RefreshTokenReused`], [`Error::SessionEnded`], [`Error::SessionExpired`].
     pub async fn renew(
         &self,
@@ -155,7 +159,7 @@ impl Accounts {
         let presented = Presented::parse(refresh_token).ok_or_else(invalid)?;
         let id = presented.session_id;
         for _ in 0..MAX_RACES {
-            // Before anything is said of the session: only who holds one of its tokens learns what has become of it.
+            // Checked before anything is said about the session: only a holder of one of its tokens learns its state.
             let row = self.parts.db.asking(async |mut conn| sessions::by_id(&mut conn, id).await).await?;
             let row = row.filter(|row| self.parts.refresh_keys.is_authentic(&presented, &row.refresh_salt));
             let row = row.ok_or_else(invalid)?;
@@ -180,7 +184,7 @@ impl Accounts {
                         (RenewalOutcome::Ended, Some(Err(Error::RefreshTokenReused)))
                     }
                 };
-            // `None`: somebody has changed the session since it was read. Look again.
+            // `None`: the session was changed after it was read. Look again.
             if let Some(given) = given {
                 self.parts.metrics.renewal(outcome);
                 return self.renewed(&row, given?, now, rng);
@@ -189,7 +193,7 @@ impl Accounts {
         Err(Error::Contended)
     }
 
-    /// The session goes to its next generation; `None`: somebody was faster.
+    /// Moves the session to its next generation. `None` if another request was faster.
     async fn rotate(
         &self,
         row: &Session,
@@ -214,7 +218,7 @@ impl Accounts {
         Ok(Some(Given { owner, generation, refresh_expires_at }))
     }
 
-    /// The present generation's token is given again; `None`: it is no longer the present one.
+    /// Gives the current generation's token again. `None` if that generation is no longer the current one.
     async fn repeat(
         &self,
         row: &Session,
@@ -222,7 +226,8 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<Option<Given>, Error> {
         let access_expires_at = self.parts.policy.access_expires_at(now, row.expires_at);
-        // Whoever ends the session, or changes the roles, outdates what the row says that it has been given.
+        // Nothing to write where the row covers this token: ending the session, or changing the roles, revokes access
+        // tokens up to the row's `access_expires_at`.
         let owner = if access_expires_at <= row.access_expires_at {
             Some(Owner { username: row.username.clone(), roles: row.roles.clone() })
         } else {
@@ -247,7 +252,7 @@ impl Accounts {
         Ok(Some(Given { owner, generation, refresh_expires_at: row.refresh_expires_at }))
     }
 
-    /// The session ends; `false`: not at this generation.
+    /// Ends the session. `false` if it is no longer at this generation.
     async fn end_reused(
         &self,
         row: &Session,
@@ -273,7 +278,7 @@ impl Accounts {
             last_client_ip = row.client_ip.map(|ip| tracing::field::display(ip.addr())),
             "{}: session ended",
             if presented > present {
-                // Nobody is accused of theft for it, and nobody goes on: what has ended since then may have been this session.
+                // Not a sign of theft, but the session must not continue: what the database has lost may be its end.
                 "a refresh token is ahead of the database, which has been set back by a restore or a failover"
             } else {
                 "a refresh token was used again"
@@ -340,7 +345,7 @@ mod tests {
     #[test]
     fn the_outcome_for_every_generation_in_every_state_at_every_time() {
         use Outcome::{Repeat, Reused, Rotate};
-        // Renewed so many seconds ago (a clock behind: in the future), and then for generation 5, 6, 7 and 8.
+        // Seconds since the renewal (negative if a clock is behind), and the outcomes for generations 5, 6, 7 and 8.
         for (ago, is_confirmed, expected) in [
             (-3600, false, [Reused, Repeat, Rotate, Reused]),
             (-3600, true, [Reused, Repeat, Rotate, Reused]),

@@ -1,21 +1,21 @@
-//! The seals of the history: what is done to it afterwards, by whoever owns the database, shows.
+//! The seals of the history: they make later tampering evident, even by the owner of the database.
 //!
-//! A seal covers a batch of rows: it holds the SHA-256 of each, a hash of all of these, and the hash of that and of the
-//! seal before. So a row that is altered, deleted or added to a batch is found and named; and no seal can be replaced
-//! without replacing every later one. Whoever owns the database can do that too, from some seal to the end. What they
-//! cannot do is change the hash of the last seal where it has been logged: each is, when it is made, and
-//! [`History::verify`] takes one to hold the chain against.
+//! A seal covers a batch of rows. It holds the SHA-256 of each row, a hash of all of these, and a hash of that one
+//! together with the previous seal. So a row that is altered, deleted or added to a batch is found and named, and no
+//! seal can be replaced without replacing every later one. The owner of the database can do that too, from some seal to
+//! the end, but cannot change the hash of a seal where it was logged. Each seal's hash is logged when the seal is made,
+//! and [`History::verify`] can check the chain against one of them.
 //!
-//! Writers never wait for a seal. A row waits in a queue, into which it comes with the transaction that writes it: one that
-//! commits late is sealed late, whatever its number. Of many replicas one seals, the others find nothing to do. Until a
-//! row is sealed, nothing protects it: that is a minute.
+//! Writers never wait for a seal. The transaction that writes a row also puts it in a queue, so a row that is committed
+//! late is sealed late, whatever its id. Of several replicas one seals, and the others find nothing to do. Until a row
+//! is sealed, nothing protects it; that takes a minute.
 //!
-//! What is personal has to go when the user goes, and a seal has to hold all the same. Names, addresses and browsers
-//! stand in a table of their own, next to a random salt; the row of the history, and so the seal, has only the hash of
-//! both. Without the salt that hash says nothing, and verification takes it for what it was if the history also says
-//! that the user was deleted.
+//! Personal data must be deleted with the user, and the seal must remain valid all the same. So names, addresses and
+//! browsers are in a table of their own, next to a random salt. The row of the history, and therefore the seal, has
+//! only the hash of both, which reveals nothing without the salt. Verification accepts that hash without the data if
+//! the history also records that the user was deleted.
 //!
-//! Months that the operator keeps no longer are given up as a whole. That is an event of the history like any other, which
+//! A month past the operator's retention is dropped as a whole. That is an event of the history like any other, which
 //! names the rows that are gone; their seals stay in the chain.
 
 use std::collections::{HashMap, HashSet};
@@ -30,7 +30,7 @@ use crate::store::history::{self, Inspection, Personal, Previous, Seal, Sealable
 const BATCH: i64 = 1000;
 /// How many seals are read at once.
 const SEALS: i64 = 20;
-/// How many findings are told at most.
+/// How many problems are reported at most.
 const MAX_PROBLEMS: usize = 100;
 
 type Hash = [u8; 32];
@@ -40,7 +40,7 @@ type Hash = [u8; 32];
 pub struct Head {
     /// Its number.
     pub seal: i64,
-    /// Its hash, in hexadecimal when it is shown.
+    /// Its hash; serialised in hexadecimal.
     #[serde(serialize_with = "hex")]
     pub hash: Hash,
 }
@@ -68,7 +68,7 @@ impl std::fmt::Display for Hex<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, thiserror::Error)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Problem {
-    /// A row is not what was sealed.
+    /// A row differs from what was sealed.
     #[error("row {row} was altered")]
     Altered {
         /// Its id.
@@ -80,19 +80,19 @@ pub enum Problem {
         /// Its id.
         row: i64,
     },
-    /// A row is there that was not written with the others.
+    /// A row is present that was not written in the usual way.
     #[error("row {row} was inserted by another way")]
     Inserted {
         /// Its id.
         row: i64,
     },
-    /// What is personal of a row is not what was sealed, or is said to be of somebody else.
+    /// The personal data of a row differ from what was sealed, or are attributed to another user.
     #[error("the personal data of row {row} were altered")]
     PersonalAltered {
         /// Its id.
         row: i64,
     },
-    /// What is personal of a row is gone, and the history does not say that the user is.
+    /// The personal data of a row are gone, and the history does not record that the user was deleted.
     #[error("the personal data of row {row} are missing, and the user was not deleted")]
     PersonalMissing {
         /// Its id.
@@ -110,32 +110,33 @@ pub enum Problem {
         /// Its number.
         seal: i64,
     },
-    /// No seal has the hash that was noted elsewhere.
+    /// No seal has the hash that the caller gave.
     #[error("no seal has the hash that was given: the chain was cut off or made anew")]
     HeadUnknown,
 }
 
-/// What came of a verification.
+/// The result of a verification.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Verification {
     /// Seals in the chain.
     pub seals: u64,
-    /// Rows that are what was sealed.
+    /// Rows that match what was sealed.
     pub rows: u64,
-    /// Sealed rows that were given up with their month.
+    /// Sealed rows that were dropped with their month.
     pub given_up: u64,
     /// Rows that no seal protects yet.
     pub unsealed: u64,
     /// The last seal.
     pub head: Option<Head>,
-    /// What is wrong, first things first, up to a hundred.
+    /// What is wrong, in the order in which it was found, up to a hundred problems.
     pub problems: Vec<Problem>,
 }
 
-/// At which level the head of each seal is logged.
+/// The level at which each seal's head is logged.
 const HEADS: Level = Level::INFO;
 
-/// What to say where the log leaves the heads out. Here, since the filter may be another for each module.
+/// A warning if the log leaves out the heads. It is in this module because log filters can differ from module to
+/// module.
 pub fn unlogged_heads() -> Option<&'static str> {
     (!tracing::enabled!(HEADS)).then_some(concat!(
         "RUST_LOG keeps the seals of the history out of the log: whoever owns the database may then replace the history \
@@ -146,27 +147,27 @@ pub fn unlogged_heads() -> Option<&'static str> {
 }
 
 impl History {
-    /// Seals what has come; how many rows, and the last seal if there is a new one. Where somebody else is at it, leaves it
-    /// to them.
+    /// Seals the queued rows. Returns how many there were, and the last seal if there is a new one. If another replica
+    /// is sealing, leaves it to that one.
     ///
     /// # Errors
     ///
-    /// When the database fails; what was sealed until then is.
+    /// When the database fails; what was sealed until then stays sealed.
     pub async fn seal(&self) -> Result<(u64, Option<Head>), Error> {
         let mut conn = self.background.acquire().await?;
         let mut sealed = (0, None);
         while let Some(seal) = history::seal(&mut conn, BATCH, next_seal).await? {
             let head = Head { seal: seal.number, hash: seal.hash };
             let rows = seal.ids.len();
-            // Here it is out of reach of whoever owns the database.
+            // In the log it is out of reach of the owner of the database.
             tracing::event!(HEADS, seal = head.seal, hash = head.hash(), rows, "history sealed");
             sealed = (sealed.0 + rows as u64, Some(head));
         }
         Ok(sealed)
     }
 
-    /// Checks the history against its seals, and the seals against `head`, a hash that was noted when it was that of the
-    /// last seal.
+    /// Checks the history against its seals, and the seals against `head`, the hash of a seal that was the last one
+    /// when the hash was noted.
     ///
     /// # Errors
     ///
@@ -274,8 +275,8 @@ async fn check_personal(
     for row in rows {
         let sealed = row.personal_hash.as_deref();
         match personal.get(&row.id) {
-            // With another user it would go, or stay, when it should not; next to a row that had none it tells what nobody
-            // has done.
+            // Under another user, the data would be deleted or kept when they should not be. Next to a row that had
+            // none, they report something that no one did.
             Some(data) if sealed != Some(&personal_hash(data)[..]) || row.user_id != Some(data.user_id) => {
                 found.note(Problem::PersonalAltered { row: row.id });
             }
@@ -288,7 +289,7 @@ async fn check_personal(
     Ok(())
 }
 
-/// The seal of these rows, which follows `previous`.
+/// The seal of these rows, following `previous`.
 fn next_seal(previous: &Previous, rows: &[Sealable]) -> Seal {
     let row_hashes: Vec<u8> = rows.iter().flat_map(row_hash).collect();
     let seal = Seal {
@@ -307,7 +308,7 @@ fn seal_hash(previous: &Hash, seal: &Seal) -> Hash {
     sha256(&[b"gatepass history seal v1", previous, &seal.number.to_be_bytes(), &micros, &seal.rows_hash])
 }
 
-/// Of every column, each with its length in front, so that nothing can move from one to the next.
+/// The hash of every column, each preceded by its length so that nothing can move from one column to the next.
 fn row_hash(row: &Sealable) -> Hash {
     let text = |text: &Option<String>| text.as_ref().map(|text| text.as_bytes().to_vec());
     let columns = [
@@ -325,7 +326,7 @@ fn row_hash(row: &Sealable) -> Hash {
     ];
     let mut message = b"gatepass history row v1".to_vec();
     for column in columns {
-        // No column is that long.
+        // `u64::MAX` stands for a null: no column is that long.
         let length = column.as_ref().map_or(u64::MAX, |column| column.len() as u64);
         message.extend(length.to_be_bytes());
         message.extend(column.unwrap_or_default());
@@ -333,12 +334,12 @@ fn row_hash(row: &Sealable) -> Hash {
     sha256(&[&message])
 }
 
-/// As the trigger makes it.
+/// The hash that the trigger computes when it writes the row.
 fn personal_hash(personal: &Personal) -> Hash {
     sha256(&[personal.salt.as_bytes(), personal.changed_data.as_bytes()])
 }
 
-/// Microseconds since 1970, which is what Postgres keeps.
+/// Microseconds since 1970, the precision of Postgres.
 fn micros(at: time::OffsetDateTime) -> [u8; 16] {
     (at.unix_timestamp_nanos() / 1000).to_be_bytes()
 }
