@@ -1,9 +1,10 @@
-//! What is seen of sessions between renewals: noted in memory, written in batches.
+//! Sightings: the use of sessions between renewals, noted in memory and written in batches.
 //!
-//! A token that a replica sees for the first time shows that its session is alive and, by the generation in its id, that
-//! whoever renewed has got the answer. That costs at most one row of one batched write for each token and replica, and
-//! most of those find the row up to date. What is lost when a replica is killed is a second's worth of it: a lost answer
-//! may then be asked for once more.
+//! When a replica sees a token for the first time, it knows that the token's session is in use. From the generation in
+//! the token's id, it also knows that whoever renewed has received the answer. A sighting costs at most one row of one
+//! batched write per token and replica, and most find the row up to date. A replica that is killed loses a second's
+//! worth of sightings; until the session is seen again, its last renewal may then be repeated as if the answer had been
+//! lost.
 
 use std::{
     collections::HashMap,
@@ -27,13 +28,13 @@ use crate::{
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// How many rows one statement touches.
 const BATCH: usize = 500;
-/// How many sessions are noted while the database is away; past that, sightings are dropped.
+/// How many sessions are noted while the database is unavailable; sightings of further sessions are dropped.
 const MAX_NOTED: usize = 100_000;
 
-/// What a token's id tells of a generation: the last 12 bits.
+/// The part of a generation that a token's id contains: the last 12 bits.
 const GENERATION_MASK: u16 = 0xfff;
 
-/// Sightings of sessions that are not written yet.
+/// Sightings of sessions that have yet to be written.
 #[derive(Clone, Debug)]
 pub struct Activity {
     db: PgPool,
@@ -47,8 +48,8 @@ struct Seen {
 }
 
 impl Seen {
-    /// Both in one. Of two generations the younger one is what matters, whichever was seen last: a former access token is
-    /// good until it expires.
+    /// Merges two sightings. The later generation counts, whichever was seen last, since an earlier access token stays
+    /// valid until it expires.
     fn and(self, other: Self) -> Self {
         let is_younger =
             other.generation.wrapping_sub(self.generation) & GENERATION_MASK <= GENERATION_MASK / 2;
@@ -58,12 +59,12 @@ impl Seen {
 }
 
 impl Activity {
-    /// Sightings to be written to `db`.
+    /// An empty set of sightings, to be written to `db`.
     pub fn new(db: PgPool) -> Self {
         Self { db, noted: Arc::default() }
     }
 
-    /// Notes that a token with these claims has been used for the first time here.
+    /// Notes that a token with these claims was used on this replica for the first time.
     pub fn note(&self, claims: &Claims, now: OffsetDateTime) {
         self.add(claims.session_id, Seen { generation: random::generation_of(claims.token_id), at: now });
     }
@@ -77,8 +78,8 @@ impl Activity {
         }
     }
 
-    /// Writes what was noted. What is not written stays noted, also when this is cut off; what may have been is written
-    /// once more, which changes nothing.
+    /// Writes what was noted. What could not be written stays noted, even if this future is dropped. What may or may
+    /// not have been written is written again, which changes nothing.
     ///
     /// # Errors
     ///
@@ -104,7 +105,7 @@ impl Activity {
             .into_iter()
             .map(|(session_id, seen)| Sighting { session_id, generation: seen.generation, at: seen.at })
             .collect();
-        // Always in this order, so that two replicas that write at once do not wait for each other in a circle.
+        // Always in this order, so that two replicas that write at the same time do not deadlock.
         sightings.sort_unstable_by_key(|sighting| sighting.session_id);
         Unwritten { activity: self, sightings, written: 0 }
     }
@@ -124,11 +125,11 @@ impl Activity {
     }
 }
 
-/// What was noted, on its way to the database. What is left of it when this is dropped is noted again.
+/// Sightings on their way to the database. Those that are unwritten when this is dropped are noted again.
 struct Unwritten<'a> {
     activity: &'a Activity,
     sightings: Vec<Sighting>,
-    /// How many of them are written, from the first.
+    /// How many of them are written, counted from the first.
     written: usize,
 }
 

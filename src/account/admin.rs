@@ -1,6 +1,6 @@
 //! What administrators do to users, over HTTP and on the command line: find, change, lock out, delete.
 //!
-//! Nobody takes away the last administrator who is not disabled: the database refuses it, whoever tries
+//! No one can remove the last administrator who is not disabled: the database refuses it, whoever tries
 //! ([`Error::LastAdmin`]).
 
 use rand_core::CryptoRng;
@@ -17,18 +17,18 @@ use crate::{
     },
 };
 
-/// Which users are looked for; unchecked.
+/// Which users to look for; unchecked.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Search<'a> {
-    /// What the username or the e-mail address begins with, whatever its case. Blanks around it are cut off; when nothing
-    /// is left, it is any user.
+    /// What the username or the e-mail address begins with, regardless of case. Blanks around it are trimmed; if
+    /// nothing is left, every user matches.
     pub query: Option<&'a str>,
-    /// A role that they have.
+    /// A role that the users have.
     pub role: Option<&'a str>,
 }
 
 impl Search<'_> {
-    /// The beginning and the role, checked.
+    /// The trimmed query and the role, checked.
     fn checked(&self) -> Result<(Option<&str>, Option<&str>), Vec<FieldError>> {
         let mut invalid = Vec::new();
         let query = self.query.map(str::trim).filter(|query| !query.is_empty());
@@ -44,53 +44,53 @@ impl Search<'_> {
     }
 }
 
-/// Where a page ends: the next one begins after this user, even if the user is gone by then.
+/// The cursor at the end of a page. The next page begins after this user, even if the user is gone by then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Position {
-    /// Without a query users come by id, which is by age.
+    /// Without a query, users are ordered by id, which means by age.
     Id(Uuid),
-    /// With one they come by what it has found: username or address, without regard to case.
+    /// With a query, users are ordered by the username or address that matched, regardless of case.
     Key(String),
 }
 
-/// Some of the users that were looked for.
+/// One page of the users that were found.
 #[derive(Clone, Debug)]
 pub struct Page {
     /// The users.
     pub users: Vec<User>,
-    /// Where to go on; `None`: there are no more.
+    /// Where the next page begins; `None` if there is none.
     pub next: Option<Position>,
 }
 
-/// What an administrator changes of a user, unchecked. `None` leaves a field as it is.
+/// An administrator's changes to a user, unchecked. `None` leaves a field as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UserChange<'a> {
-    /// See [`FullName`](super::FullName); `Some(None)` takes the name away.
+    /// See [`FullName`](super::FullName); `Some(None)` removes the name.
     pub full_name: Option<Option<&'a str>>,
     /// See [`Email`].
     pub email: Option<&'a str>,
-    /// See [`Roles`]. Access tokens with others are refused from then on.
+    /// See [`Roles`]. From then on, access tokens with other roles are refused.
     pub roles: Option<&'a [String]>,
     /// Whether the user is locked out, which ends the user's sessions.
     pub disabled: Option<bool>,
 }
 
-/// Whom an operator names.
+/// The user that an operator has named.
 pub(super) enum Named {
-    /// Who has, or had, this id.
+    /// The user who has, or had, this id.
     Id(Uuid),
-    /// Who has this username or address.
+    /// The user with this username or address.
     User(User),
 }
 
-/// Whom `name` means: an id, or somebody's username or address. A username may look like an id, and be that of another
-/// user: then neither is taken for the other.
+/// Resolves `name`, which may be an id, a username or an address. A username may look like the id of another user: then
+/// neither user is taken for the other.
 ///
 /// # Errors
 ///
 /// [`Error::NoSuchUser`], [`Error::AmbiguousUser`].
 pub(super) async fn named(db: &PgPool, name: &str) -> Result<Named, Error> {
-    // With hyphens alone: nobody would write the other forms.
+    // Only the hyphenated form: no one would type the others.
     let id = name.parse::<uuid::fmt::Hyphenated>().ok().map(uuid::fmt::Hyphenated::into_uuid);
     let user = match login::name(name) {
         Some(name) => users::by_name(&mut *db.acquire().await?, name).await?,
@@ -105,7 +105,7 @@ pub(super) async fn named(db: &PgPool, name: &str) -> Result<Named, Error> {
 }
 
 impl Accounts {
-    /// The user of this id, username or address.
+    /// The user with this id, username or address.
     ///
     /// # Errors
     ///
@@ -117,7 +117,7 @@ impl Accounts {
         }
     }
 
-    /// The user of this id.
+    /// The user with this id.
     ///
     /// # Errors
     ///
@@ -126,11 +126,11 @@ impl Accounts {
         users::by_id(&mut *self.parts.db.acquire().await?, id).await?.ok_or(Error::NoSuchUser)
     }
 
-    /// At most `limit` of the users who are looked for, after `after`.
+    /// At most `limit` of the users who match `search`, beginning after `after`.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] about `query`, `role`, or a `cursor` that is of another search.
+    /// [`Error::Invalid`] about `query`, `role`, or a `cursor` that belongs to another search.
     pub async fn search(
         &self,
         search: &Search<'_>,
@@ -143,7 +143,7 @@ impl Accounts {
             Error::Invalid(vec![FieldError::new("cursor", "invalid", message)])
         };
         let mut conn = self.parts.db.acquire().await?;
-        // One more than wanted tells whether there are more.
+        // Reading one more than wanted tells whether there is a next page.
         let Some(query) = query else {
             let after = match after {
                 None => None,
@@ -168,7 +168,7 @@ impl Accounts {
         Ok(Page { users: found.into_iter().map(|Found { user, .. }| user).collect(), next })
     }
 
-    /// Changes a user, all at once. Nothing is changed when anything of it cannot be.
+    /// Changes a user: either every change is made or none is.
     ///
     /// # Errors
     ///
@@ -209,7 +209,7 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] when it breaks a rule, [`Error::NoSuchUser`].
+    /// [`Error::Invalid`] when the password breaks a rule, [`Error::NoSuchUser`].
     pub async fn set_password(
         &self,
         user: &User,
@@ -225,13 +225,13 @@ impl Accounts {
         Ok(())
     }
 
-    /// Forgets all failed logins in a user's name, so that the user may try again. What is counted at an address, and at
-    /// a device that has logged in before, stays.
+    /// Forgets all failed logins under a user's names, so that the user may try again. The counts of addresses, and of
+    /// devices that have logged in before, stay.
     pub async fn forgive(&self, user: &User, now: OffsetDateTime) {
         self.parts.throttle.forgive(None, user, None, now).await;
     }
 
-    /// Deletes a user, sessions and all.
+    /// Deletes a user and the user's sessions.
     ///
     /// # Errors
     ///

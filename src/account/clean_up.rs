@@ -1,4 +1,4 @@
-//! Rows that nobody needs any more are deleted: in small batches, by one replica at a time, at the start and then each
+//! Deletes rows that are no longer needed: in small batches, on one replica at a time, at startup and then every
 //! hour.
 
 use std::time::Duration;
@@ -13,15 +13,15 @@ use crate::{
 };
 
 const INTERVAL: Duration = Duration::from_secs(3600);
-/// How many rows one statement looks at. Each is a transaction of its own, so that its locks are soon gone.
+/// How many rows one statement looks at. Each statement is a transaction of its own, so its locks are soon released.
 const BATCH: i64 = 1000;
-/// How long a revocation is kept after the last token that it is about has expired: a replica whose clock was wrong reads
-/// it again once the clock is right.
+/// How long a revocation is kept after the last token that it concerns has expired: a replica whose clock was wrong
+/// reads it again once the clock is right.
 const REVOCATION_RETENTION: time::Duration = time::Duration::DAY;
-/// How long an import that was stopped can be taken up where it stopped.
+/// How long an interrupted import can be resumed.
 const IMPORT_RETENTION: time::Duration = time::Duration::days(30);
 
-/// Deletes what has had its time.
+/// Deletes rows past their retention.
 #[derive(Clone, Debug)]
 pub struct CleanUp {
     db: PgPool,
@@ -37,22 +37,22 @@ pub struct Cleaned {
     pub revocations: u64,
     /// Failed attempts that no longer count, and devices that are no longer known.
     pub login_attempts: u64,
-    /// Notes of how far imports have come that were never finished.
+    /// Progress records of imports that were never finished.
     pub imports: u64,
 }
 
 impl CleanUp {
-    /// Of `db`. Sessions are kept for `session_retention` after their last token has expired: for as long,
-    /// whoever presents a refresh token is told what has become of its session.
+    /// Cleans up `db`. Sessions are kept for `session_retention` after their last token has expired; for that long,
+    /// anyone who presents a refresh token is told what became of its session.
     pub fn new(db: PgPool, session_retention: Duration) -> Self {
         Self { db, session_retention }
     }
 
-    /// Deletes once. Where another replica is at it, leaves it to that.
+    /// Runs one clean-up. If another replica is running one, leaves the work to that replica.
     ///
     /// # Errors
     ///
-    /// When the database fails; what was deleted until then is.
+    /// When the database fails; what was deleted until then stays deleted.
     pub async fn run(&self, now: OffsetDateTime) -> Result<Cleaned, store::Error> {
         let mut cleaned = Cleaned::default();
         let before = now - self.session_retention;
@@ -84,7 +84,7 @@ impl CleanUp {
         Ok(cleaned)
     }
 
-    /// Each batch takes the connection anew, so that others get their turn in between.
+    /// Each batch acquires the connection anew, so that others get their turn in between.
     async fn batch<T>(
         &self,
         statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, store::Error>,
@@ -93,7 +93,7 @@ impl CleanUp {
         store::patiently(statement(&mut conn)).await
     }
 
-    /// Deletes now and then each hour, for as long as it is polled.
+    /// Runs a clean-up now and another every hour, for as long as it is polled.
     pub async fn keep_clean(&self, clock: &Clock) {
         let mut ticks = clock::every(INTERVAL);
         loop {

@@ -1,4 +1,4 @@
-//! Introspection clients: services that may ask what a token says. Operators make them and take them away.
+//! Introspection clients: services that may introspect tokens. Operators create and delete them.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,8 @@ use crate::{
     token::client_secret::{self, ClientSecret},
 };
 
-/// 1 to 32 of `a-z A-Z 0-9 _ . -`, a letter or digit first; never the text of an id, which is longer.
+/// Requires 1 to 32 of `a-z A-Z 0-9 _ . -`, beginning with a letter or digit. A name cannot be mistaken for an id,
+/// which is longer.
 fn check_name(name: &str) -> Result<(), FieldError> {
     let refuse = |code, message| Err(FieldError::new("name", code, message));
     match name.chars().count() {
@@ -48,13 +49,13 @@ impl Clients {
         Self { db, cause: Cause::default() }
     }
 
-    /// The same in somebody's name: the history says that they did it.
+    /// The same clients, with changes made on behalf of `cause`, which the history records.
     #[must_use]
     pub fn caused_by(self, cause: Cause) -> Self {
         Self { cause, ..self }
     }
 
-    /// Makes a client. Its secret is known here and now, and never again.
+    /// Creates a client. Its secret is returned here and cannot be retrieved later.
     ///
     /// # Errors
     ///
@@ -82,7 +83,7 @@ impl Clients {
         Ok(clients::all(&mut *self.db.acquire().await?).await?)
     }
 
-    /// Deletes the client of this id or name; its next request is refused, on every replica.
+    /// Deletes the client with this id or name; its next request is refused by every replica.
     ///
     /// # Errors
     ///
@@ -95,14 +96,14 @@ impl Clients {
         Ok(client)
     }
 
-    /// Whether `secret` is that of the client `id`. Read anew each time, so that a deleted client is nobody at once; one
-    /// look-up by primary key and one SHA-256, also for a client that there is not. A failure is counted by `throttle`, for
-    /// the address `ip`; never for the client, whom others could then lock out.
+    /// Checks that `secret` belongs to the client `id`. The client is read anew each time, so a deleted client is
+    /// unknown at once. The cost is one lookup by primary key and one SHA-256, also for an unknown client. `throttle`
+    /// counts a failure for the address `ip`, never for the client, since others could then lock the client out.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidClient`], the same for an unknown client and a wrong secret, and [`Error::TooManyAttempts`] in its
-    /// place when there have been many of it.
+    /// [`Error::InvalidClient`], the same for an unknown client and a wrong secret, replaced by
+    /// [`Error::TooManyAttempts`] after too many of these.
     pub async fn authenticate(
         &self,
         id: Uuid,

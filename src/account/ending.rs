@@ -1,4 +1,4 @@
-//! How sessions end before their time: by their user, by an administrator, and what follows from it.
+//! How sessions are ended early, by their user or by an administrator, and what follows from it.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -13,14 +13,15 @@ use crate::{
     token::refresh::Presented,
 };
 
-/// How many sessions of a user are shown.
+/// How many sessions of a user are shown at most.
 const MAX_SHOWN: i64 = 1000;
-/// How many sessions of a user may go on, about. Who has somebody's password could begin so many that no statement ends all
-/// of them in its time: neither another password nor an administrator would get rid of them.
+/// How many open sessions a user may have, approximately. Anyone who has a user's password could otherwise begin so
+/// many that no statement could end them all within its timeout: neither a new password nor an administrator would get
+/// rid of them.
 const MAX_SESSIONS: i64 = 4000;
 
 impl Accounts {
-    /// The sessions of a user that go on, those used last first; of very many, the first thousand.
+    /// The open sessions of a user, those used last first, up to a thousand.
     ///
     /// # Errors
     ///
@@ -29,7 +30,7 @@ impl Accounts {
         Ok(sessions::of_user(&mut *self.parts.db.acquire().await?, user_id, now, MAX_SHOWN).await?)
     }
 
-    /// A user logs out. A session that is over stays as it is.
+    /// Logs a user out of one session. A session that has already ended stays as it is.
     ///
     /// # Errors
     ///
@@ -43,7 +44,7 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchSession`] when it is not the user's, or over.
+    /// [`Error::NoSuchSession`] when the session is not the user's or has ended.
     pub async fn revoke_session(
         &self,
         user_id: Uuid,
@@ -68,7 +69,7 @@ impl Accounts {
         Ok(row.map(|row| (row.user_id, row.id)))
     }
 
-    /// Ends the sessions of a user, all or all but `keep`; how many those were.
+    /// Ends all sessions of a user, or all but `keep`. Returns how many it ended.
     ///
     /// # Errors
     ///
@@ -82,7 +83,7 @@ impl Accounts {
         self.end_sessions(user_id, keep.map_or(Which::All, Which::AllBut), EndReason::Revoked, now).await
     }
 
-    /// Ends the sessions of a user beyond the number that may go on: those that were unused for longest.
+    /// Ends the sessions of a user beyond [`MAX_SESSIONS`]: those that have been unused for longest.
     pub(super) async fn end_surplus(&self, user_id: Uuid, now: OffsetDateTime) {
         if let Err(error) =
             self.end_sessions(user_id, Which::Beyond(MAX_SESSIONS), EndReason::Revoked, now).await
@@ -110,8 +111,8 @@ impl Accounts {
         Ok(ended)
     }
 
-    /// Has this replica refuse what has just been revoked. It is committed, and the others hear of it by themselves; so
-    /// does this one, should the database be gone in this very moment.
+    /// Makes this replica refuse what was just revoked. The revocation is committed, and the other replicas learn of it
+    /// by themselves. So does this one, should the database be unavailable at this very moment.
     pub(super) async fn tell_revocations(&self) {
         if let Some(feed) = &self.parts.feed
             && let Err(error) = feed.hear().await

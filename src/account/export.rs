@@ -1,4 +1,4 @@
-//! Users go out by the file, in the format in which they come in: `gatepass export`.
+//! `gatepass export`: writes users to a file, in the format of an import.
 
 use std::io::{self, Write};
 
@@ -13,15 +13,15 @@ const PAGE: i64 = 1000;
 /// Why an export has stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// What it is written to.
+    /// Writing failed.
     #[error("the export cannot be written")]
     Write(#[from] io::Error),
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Account(#[from] Error),
 }
 
-/// Writes all users as they are at this moment, oldest first, one JSON object a line; how many.
+/// Writes all users as they are at this moment, oldest first, one JSON object per line. Returns how many.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! The history of changes: read, sealed, and kept for as long as the operator wants.
+//! The history of changes: reading it, sealing it, and keeping it for as long as the operator wants.
 
 use std::time::Duration;
 
@@ -17,16 +17,16 @@ use crate::{
     store::{self, PgPool, history},
 };
 
-/// How often what has come is sealed.
+/// How often new rows are sealed.
 const SEAL_INTERVAL: Duration = Duration::from_secs(60);
-/// How often partitions are looked after, in seals.
+/// How many seal intervals lie between two rounds of partition upkeep.
 const SEALS_PER_UPKEEP: u32 = 60;
-/// How long the sealing and the care for partitions may take before they count as hanging. A seal that is done stays, and a
-/// month that is given up may take ten minutes.
+/// How long sealing and partition upkeep may take before they are presumed stuck. Seals already made stay, and dropping
+/// a month may take ten minutes.
 const SEAL_PATIENCE: Duration = Duration::from_secs(60);
 const UPKEEP_PATIENCE: Duration = Duration::from_secs(15 * 60);
-/// By how much the order of ids may differ from that of times. One statement gives a row both, so they are milliseconds
-/// apart; the rest is for a clock that was set, or a process that stood still between the two.
+/// By how much the order of ids may differ from the order of times. A row gets both in one statement, so milliseconds
+/// would do; the rest allows for a clock that was set, or for a process that was suspended between the two.
 const DISORDER: time::Duration = time::Duration::MINUTE;
 
 /// The history, over one database.
@@ -37,16 +37,16 @@ pub struct History {
     retention: Option<Duration>,
 }
 
-/// Which changes somebody wants to see.
+/// Which changes to read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wanted<'a> {
     /// About this user's account.
     pub user_id: Option<Uuid>,
-    /// Of this table.
+    /// In this table.
     pub table_name: Option<&'a str>,
-    /// From then on.
+    /// At this time or later.
     pub since: Option<OffsetDateTime>,
-    /// Older than the page that ended with this.
+    /// Older than the page that ended with this cursor.
     pub cursor: Option<i64>,
 }
 
@@ -55,20 +55,21 @@ pub struct Wanted<'a> {
 pub struct HistoryPage {
     /// The changes.
     pub changes: Vec<Entry>,
-    /// What to ask with for the next page; `None`: there is none.
+    /// The cursor for the next page; `None` if there is none.
     pub next_cursor: Option<i64>,
 }
 
 impl History {
-    /// The history in a database, of which months are given up once they are older than `retention`. It is read with
-    /// connections of `db` and kept with those of `background`.
+    /// The history in a database, whose months are dropped once they are older than `retention`. Reads use connections
+    /// of `db`; sealing and upkeep use those of `background`.
     pub fn new(db: PgPool, background: PgPool, retention: Option<Duration>) -> Self {
         Self { db, background, retention }
     }
 
-    /// At most `limit` changes. There may be fewer, or none, and a next page all the same: what is older than `since` is
-    /// read, and left out, until it is older by enough to be sure that nothing younger follows. Times have no index; so the
-    /// newest are read by their ids, whose order is nearly the same.
+    /// A page of at most `limit` changes. A page may have fewer, or none, and still be followed by another.
+    ///
+    /// Times have no index, so changes are read in the order of their ids, which is nearly the same. Those older than
+    /// `since` are read and left out until one is old enough that nothing newer than `since` can follow.
     ///
     /// # Errors
     ///
@@ -80,7 +81,7 @@ impl History {
             before_id: wanted.cursor,
         };
         let limit = limit as usize;
-        // One more, to know whether there is.
+        // One more than wanted, to know whether there is a next page.
         let mut changes = history::page(&mut *self.db.acquire().await?, &filter, limit as i64 + 1).await?;
         let mut is_last = changes.len() <= limit;
         changes.truncate(limit);
@@ -93,7 +94,7 @@ impl History {
         Ok(HistoryPage { changes, next_cursor })
     }
 
-    /// The id of the user of this id, username or address. An id may also be that of a user who is gone.
+    /// The id of the user with this id, username or address. An id may also be that of a deleted user.
     ///
     /// # Errors
     ///
@@ -105,11 +106,12 @@ impl History {
         })
     }
 
-    /// Makes the partitions that will be needed, and gives up months that have had their time; the names of those.
+    /// Creates the partitions that will be needed and drops the months past their retention. Returns the names of those
+    /// months.
     ///
     /// # Errors
     ///
-    /// When the database fails; what was done until then is.
+    /// When the database fails; what was done until then stays done.
     pub async fn keep_up(&self, now: OffsetDateTime) -> Result<Vec<String>, Error> {
         let mut conn = self.background.acquire().await?;
         history::prepare(&mut conn).await?;
@@ -124,7 +126,7 @@ impl History {
         Ok(given_up)
     }
 
-    /// Seals each minute, and looks after partitions each hour, for as long as it is polled.
+    /// Seals every minute and maintains the partitions every hour, for as long as it is polled.
     pub async fn keep(&self, clock: &Clock) {
         if let Some(warning) = seals::unlogged_heads() {
             tracing::warn!("{warning}");
@@ -135,7 +137,7 @@ impl History {
             if let Err(error) = store::within(SEAL_PATIENCE, self.seal()).await {
                 tracing::warn!(error = chain::cause(&error), "the history could not be sealed");
             }
-            // After sealing: no month is given up that is not sealed.
+            // After sealing: a month is not dropped until it is sealed.
             if tick == 0
                 && let Err(error) = store::within(UPKEEP_PATIENCE, self.keep_up(clock.now())).await
             {

@@ -1,10 +1,10 @@
-//! Users who are still in the old system (`LEGACY_LOGIN_URL`): whom it is asked about at a login, and how they become users
-//! of ours. docs/legacy-login.md has the whole of it.
+//! Users who are still in the old system (`LEGACY_LOGIN_URL`): which of them it is asked about at a login, and how they
+//! become users of this service. See docs/legacy-login.md for the whole story.
 //!
-//! It is asked about a name that nobody has here, and about those whom an import has made without a password. Whoever
-//! has a password here, or is disabled here, is never asked about. All others wait as long for their refusal
-//! ([`Legacy::shortest_refusal`]), so that the time does not tell who was asked about; and nothing but a success has
-//! another answer, so that nobody learns who is unknown here while the old system does not answer.
+//! The old system is asked about names that no user has here, and about users whom an import has created without a
+//! password. It is never asked about a user who has a password here or is disabled here. Every refusal takes equally
+//! long ([`Legacy::shortest_refusal`]), so the time does not reveal who was asked about. And every failure has the same
+//! answer, so no one learns which names are unknown here while the old system does not answer.
 
 use rand_core::CryptoRng;
 use serde_json::{Map, Value};
@@ -28,17 +28,17 @@ use crate::{
     },
 };
 
-/// Somebody about whom the old system is to be asked.
+/// Someone about whom to ask the old system.
 pub(super) struct Stranger<'a> {
     legacy: &'a Legacy,
     typed: &'a str,
     name: Name<'a>,
     password: &'a Password,
-    /// Whom an import has made without a password, and who they are in the old system.
+    /// The user, if an import has created them without a password, and their id in the old system.
     imported: Option<(User, String)>,
 }
 
-/// Why a user of the old system does not become one of ours. Nothing here says whose name or address it is.
+/// Why a user of the old system is not taken over. No message contains a name or an address.
 #[derive(Debug, thiserror::Error)]
 enum Unfit {
     #[error("is disabled there")]
@@ -52,7 +52,8 @@ enum Unfit {
 }
 
 impl Accounts {
-    /// Whom to ask the old system about; `None`: nobody, since it would not help or is not its business.
+    /// Whom to ask the old system about. `None` if asking would not help, or if the user is not the old system's
+    /// concern.
     pub(super) fn stranger<'a>(
         &'a self,
         typed: &'a str,
@@ -61,12 +62,12 @@ impl Accounts {
         password: &'a Password,
     ) -> Option<Stranger<'a>> {
         let (legacy, name) = self.parts.legacy.as_ref().zip(name)?;
-        // An old system that binds to an LDAP directory may take no password at all for an anonymous success.
+        // An old system that binds to an LDAP directory may take an empty password for a successful anonymous bind.
         if !(1..=password::MAX_LENGTH).contains(&password.length()) {
             return None;
         }
         let imported = match found {
-            // Who comes from there has to pass for new.
+            // A user taken over has to pass the rules for a new one.
             None if matches!(name, Name::Email(address) if Email::parse(address).is_err()) => return None,
             None => None,
             Some(Credentials { user, password_hash: None, external_id: Some(id) }) if !user.disabled => {
@@ -77,12 +78,12 @@ impl Accounts {
         Some(Stranger { legacy, typed, name, password, imported })
     }
 
-    /// Asks the old system about somebody.
+    /// Asks the old system.
     pub(super) async fn ask_about(&self, stranger: &Stranger<'_>) -> Answer {
         stranger.legacy.ask(stranger.typed, stranger.password, self.cause.request_id()).await
     }
 
-    /// The user, who is one of ours from now on, if the old system has answered that they are one of its own.
+    /// Takes the user over, if the old system has answered that they are one of its own.
     pub(super) async fn take_over(
         &self,
         stranger: &Stranger<'_>,
@@ -125,7 +126,7 @@ impl Accounts {
             return Ok(Err(unfit));
         }
         let hash = self.parts.passwords.hash(stranger.password, random::bytes(rng)).await?;
-        // By nobody but us, on the old system's word.
+        // The service does this by itself, on the old system's word.
         let cause = self.cause.by(&Actor::Service);
         let made = match &stranger.imported {
             Some((user, _)) => {
@@ -154,7 +155,8 @@ impl Accounts {
         }
     }
 
-    /// Somebody was first. If it was the same user, by another request, they log in to what that has made.
+    /// Handles losing a race. If the winner was another request of the same user, they log in to the account that it
+    /// made.
     async fn overtaken(&self, stranger: &Stranger<'_>) -> Result<Result<User, Unfit>, Error> {
         let mut conn = self.parts.db.acquire().await?;
         let found = match users::by_name(&mut conn, stranger.name).await? {
@@ -173,12 +175,12 @@ impl Accounts {
 }
 
 impl Stranger<'_> {
-    /// Compares the user in the answer with the one who was asked about. A confused system must not hand out other
+    /// Compares the user in the answer with the one who was asked about: a confused system must not hand out other
     /// people's accounts.
     fn is(&self, answered: &Checked) -> Result<(), Unfit> {
         let name = match (self.name, &self.imported) {
             (Name::Email(_), _) => answered.email.as_str(),
-            // They go by the name that they have here; who they are there, their id says.
+            // Such a user keeps the name that they have here; their external id identifies them in the old system.
             (Name::Username(_), Some((user, _))) if answered.is_username_made => &user.username,
             (Name::Username(_), _) => answered.username.as_str(),
         };

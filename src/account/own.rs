@@ -1,5 +1,5 @@
-//! What users do to their account with their password: change it, delete all of it. And what both come down to, also when
-//! an administrator does it.
+//! What users do to their account with their password: change the password, or delete the account. Also the operations
+//! behind both, which administrators use too.
 
 use std::net::IpAddr;
 
@@ -19,13 +19,13 @@ use crate::{
 };
 
 impl Accounts {
-    /// A user changes their password; all their sessions end but `session_id`.
+    /// Changes a user's own password, which ends all their sessions except `session_id`.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidCredentials`] when `current` is not the password, [`Error::TooManyAttempts`] when that has happened
-    /// too often; [`Error::Invalid`] when the new one breaks a rule; [`Error::SessionRevoked`] when the user has been
-    /// disabled or deleted.
+    /// [`Error::InvalidCredentials`] when `current` is not the password, [`Error::TooManyAttempts`] when that has
+    /// happened too often; [`Error::Invalid`] when the new one breaks a rule; [`Error::SessionRevoked`] when the user
+    /// has been disabled or deleted.
     pub async fn change_password(
         &self,
         (user_id, session_id): (Uuid, Uuid),
@@ -45,12 +45,12 @@ impl Accounts {
         Ok(())
     }
 
-    /// A user deletes their account, sessions and all.
+    /// Deletes a user's own account and its sessions.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidCredentials`] when `password` is not the user's, [`Error::TooManyAttempts`] when that has happened
-    /// too often; [`Error::SessionRevoked`] when the user has been disabled or deleted; [`Error::LastAdmin`].
+    /// [`Error::InvalidCredentials`] when `password` is not the user's, [`Error::TooManyAttempts`] when that has
+    /// happened too often; [`Error::SessionRevoked`] when the user has been disabled or deleted; [`Error::LastAdmin`].
     pub async fn delete_own(
         &self,
         user_id: Uuid,
@@ -66,8 +66,8 @@ impl Accounts {
         Ok(())
     }
 
-    /// The user, who has shown once more that they know the password. An attempt counts as a login by username: who has
-    /// stolen an access token has no more guesses than others.
+    /// Has the user prove once more that they know the password. An attempt counts as a login by username, so a thief
+    /// of an access token has no more guesses than anyone else.
     async fn confirm(
         &self,
         user_id: Uuid,
@@ -94,7 +94,7 @@ impl Accounts {
         is_match(verdict, credentials.user.id).then_some(credentials.user).ok_or(Error::InvalidCredentials)
     }
 
-    /// The hash of a user's new password, which stands in the request's `field`.
+    /// Checks and hashes a user's new password, which comes from `field` of the request.
     pub(super) async fn hash_new(
         &self,
         field: &str,
@@ -107,8 +107,8 @@ impl Accounts {
         Ok(self.parts.passwords.hash(password, random::bytes(rng)).await?)
     }
 
-    /// Holds a new password, which stands in the request's `field`, against the rules. `own` is what else its user said of
-    /// themselves.
+    /// Checks a new password, which comes from `field` of the request, against the rules. `own` is what else is known
+    /// of its user.
     pub(super) async fn check_password(
         &self,
         field: &str,
@@ -119,8 +119,8 @@ impl Accounts {
         Ok(checked.map_err(|refusal| FieldError::new(field, refusal.code(), refusal.message())))
     }
 
-    /// Sets a password, if it is still the one of `changed_at`, and ends sessions; `false` when it is not, or there is no
-    /// such user.
+    /// Sets a password and ends sessions, if the present password is still the one of `changed_at`. `false` if it is
+    /// not, or if there is no such user.
     pub(super) async fn replace_password(
         &self,
         id: Uuid,
@@ -138,7 +138,8 @@ impl Accounts {
         Ok(is_done)
     }
 
-    /// Deletes a user, if their password is still the one of `changed_at`; `false` when it is not, or there is no such user.
+    /// Deletes a user, if their password is still the one of `changed_at`. `false` if it is not, or if there is no such
+    /// user.
     pub(super) async fn remove(
         &self,
         id: Uuid,
@@ -154,7 +155,7 @@ impl Accounts {
     }
 }
 
-/// Whether it was the user's password. Tells the operator of a hash with which nobody can log in.
+/// Whether it was the user's password. Logs a stored hash that no one can log in with.
 pub(super) fn is_match(verdict: Verdict, user_id: Uuid) -> bool {
     if let Verdict::Unreadable(reason) = verdict {
         tracing::error!(%user_id, %reason, "the stored password hash cannot be read");

@@ -1,5 +1,5 @@
-//! A user exports all that is stored of them (GDPR, articles 15 and 20): page by page, so that neither a long history
-//! nor a slow reader holds memory or a connection.
+//! A user's export of everything that is stored about them (GDPR, articles 15 and 20). It is read page by page, so that
+//! neither a long history nor a slow reader ties up memory or a connection.
 
 use std::{
     collections::HashSet,
@@ -18,12 +18,12 @@ use crate::store::{
 
 /// How many rows are in memory at once.
 const PAGE: usize = 100;
-/// How many exports there may be at once on one replica: each holds some pages in memory for as long as its reader takes.
+/// How many exports one replica has under way at most: each holds some pages in memory for as long as its reader takes.
 const MAX_EXPORTS: usize = 64;
-/// How many of them may be at the database at once, beside everybody else's requests.
+/// How many of them may query the database at once, since other requests need it too.
 const MAX_QUERIES: usize = 2;
 
-/// Whose exports are under way.
+/// The exports under way.
 #[derive(Clone, Debug)]
 pub(super) struct Exports(Arc<Inner>);
 
@@ -41,16 +41,16 @@ impl Default for Exports {
 
 impl Exports {
     fn users(&self) -> MutexGuard<'_, HashSet<Uuid>> {
-        // Nothing is ever half done.
+        // Each change is a single call, so a panic cannot leave one half done.
         self.0.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed, which is what the error would say.
+        // The only error is that the semaphore is closed, and it never is.
         self.0.queries.acquire().await.ok()
     }
 
-    /// The place of a user, of whom there is one export at a time.
+    /// Takes a place for a user's export. Each user has at most one export at a time.
     fn take(&self, user_id: Uuid) -> Option<Place> {
         let mut users = self.users();
         let is_taken = users.len() < MAX_EXPORTS && users.insert(user_id);
@@ -58,7 +58,7 @@ impl Exports {
     }
 }
 
-/// Given back when dropped.
+/// One of the places for exports; given back when dropped.
 #[derive(Debug)]
 struct Place {
     exports: Exports,
@@ -71,26 +71,26 @@ impl Drop for Place {
     }
 }
 
-/// What is stored of a user. Each page is read when it is asked for, and is as things are then; of the history there is
-/// nothing that comes after its first page.
+/// What is stored about a user. Each page is read when it is asked for and shows the state at that time. Changes made
+/// after the first page of the history was read are not included.
 #[derive(Debug)]
 pub struct PersonalData {
     accounts: Accounts,
     place: Place,
     /// The user.
     pub user: User,
-    /// What others do not get to see with them.
+    /// The user's data that others are not shown.
     pub particulars: Particulars,
     sessions_after: Option<Uuid>,
     changes_before: Option<i64>,
 }
 
 impl Accounts {
-    /// Begins to give the user of a bearer token what is stored of them.
+    /// Begins an export for the user of a bearer token.
     ///
     /// # Errors
     ///
-    /// [`Error::ExportUnderWay`] when this replica is at an export of theirs, or at as many as it may;
+    /// [`Error::ExportUnderWay`] when this replica is already at an export of theirs, or at as many exports as it may;
     /// [`Error::SessionRevoked`] when the user has been disabled or deleted.
     pub async fn personal_data(&self, user_id: Uuid) -> Result<PersonalData, Error> {
         let place = self.exports.take(user_id).ok_or(Error::ExportUnderWay)?;
@@ -108,7 +108,7 @@ impl Accounts {
 }
 
 impl PersonalData {
-    /// The next sessions, oldest first, ended ones too; none: those were all.
+    /// The next page of sessions, oldest first, including ended ones. Empty after the last page.
     ///
     /// # Errors
     ///
@@ -122,7 +122,7 @@ impl PersonalData {
         Ok(page)
     }
 
-    /// What has happened to the account next, newest first; none: that was all.
+    /// The next page of the account's history, newest first. Empty after the last page.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What users see and change of themselves without their password.
+//! What users can see and change about themselves without their password.
 
 use std::net::IpAddr;
 
@@ -24,12 +24,13 @@ impl Accounts {
             .ok_or(Error::SessionRevoked)
     }
 
-    /// The user of a bearer token changes their profile. `None` leaves a field, `Some(None)` takes the name away.
+    /// Changes the profile of the user of a bearer token. `None` leaves a field as it is; `Some(None)` removes the
+    /// name.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] with every field that breaks a rule, [`Error::EmailTaken`], [`Error::TooManyAttempts`] where the
-    /// address is to change, [`Error::SessionRevoked`].
+    /// [`Error::Invalid`] with every field that breaks a rule, [`Error::EmailTaken`], [`Error::TooManyAttempts`] when
+    /// the address is to change, [`Error::SessionRevoked`].
     pub async fn update_profile(
         &self,
         user_id: Uuid,
@@ -53,7 +54,7 @@ impl Accounts {
             };
             return store::retrying(update).await?.ok_or(Error::SessionRevoked);
         };
-        // It tells that somebody has the address, as a registration does.
+        // Like a registration, this can reveal that someone has the address.
         let attempt = self.parts.throttle.admit_from(Kind::Registration, ip, now).await?;
         let update = async || {
             let (conn, renaming) = (&mut self.parts.db.acquire().await?, |from: &str, to: &str| {
@@ -69,7 +70,7 @@ impl Accounts {
     }
 }
 
-/// What is to be changed of a profile, checked. `None` leaves a field as it is.
+/// Changes to a profile, checked. `None` leaves a field as it is.
 #[derive(Debug, Default)]
 pub(super) struct ProfileChange {
     full_name: Option<Option<FullName>>,

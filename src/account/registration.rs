@@ -1,4 +1,4 @@
-//! How users come to be: by registering themselves, or made by an operator.
+//! How users come to exist: they register themselves, or an operator creates them.
 
 use std::net::IpAddr;
 
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// What somebody who registers says of themselves, unchecked.
+/// What someone who registers enters, unchecked.
 #[derive(Debug)]
 pub struct Registration<'a> {
     /// See [`Username`].
@@ -37,7 +37,7 @@ struct Valid<'a> {
 }
 
 impl Accounts {
-    /// Somebody registers themselves, from `ip`.
+    /// Registers a user, at their own request, from `ip`.
     ///
     /// # Errors
     ///
@@ -55,14 +55,14 @@ impl Accounts {
         let valid = self.check(registration).await?;
         let attempt = self.parts.throttle.admit_from(Kind::Registration, ip, now).await?;
         let created = self.insert(&valid, &Roles::default(), now, rng).await;
-        // Each of these tells that somebody has an account. Only a change of one's own address does so too.
+        // Each of these reveals that someone has an account. The only other operation that does is a change of address.
         if !matches!(created, Err(Error::UsernameTaken | Error::EmailTaken)) {
             self.parts.throttle.give_back(attempt).await;
         }
         created
     }
 
-    /// Makes a user, whether or not registration is open.
+    /// Creates a user, whether or not registration is open.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ impl Accounts {
         let email = Email::parse(registration.email).map_err(&mut note).ok();
         let full_name = registration.full_name.and_then(|name| FullName::parse(name).map_err(&mut note).ok());
         let full_name = full_name.flatten();
-        // Only what has passed its own check, and so is short: the search for it in the password takes its time.
+        // Only what has passed its own check, and so is short: searching the password for it takes time.
         let own = [
             username.as_ref().map_or("", Username::as_str),
             email.as_ref().map_or("", Email::as_str),

@@ -7,8 +7,8 @@
 //! and [`History::verify`] can check the chain against one of them.
 //!
 //! Writers never wait for a seal. The transaction that writes a row also puts it in a queue, so a row that is committed
-//! late is sealed late, whatever its id. Of several replicas one seals, and the others find nothing to do. Until a row
-//! is sealed, nothing protects it; that takes a minute.
+//! late is sealed late, whatever its id. Of several replicas one seals, and the others find nothing to do. Nothing
+//! protects a row until it is sealed, which takes up to a minute.
 //!
 //! Personal data must be deleted with the user, and the seal must remain valid all the same. So names, addresses and
 //! browsers are in a table of their own, next to a random salt. The row of the history, and therefore the seal, has
@@ -148,7 +148,7 @@ pub fn unlogged_heads() -> Option<&'static str> {
 
 impl History {
     /// Seals the queued rows. Returns how many there were, and the last seal if there is a new one. If another replica
-    /// is sealing, leaves it to that one.
+    /// holds the lock, leaves the rows to that one.
     ///
     /// # Errors
     ///
