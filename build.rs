@@ -1,16 +1,17 @@
-//! What cargo does not see by itself, and how the binary is linked.
+//! Tells cargo what it does not notice by itself, and how to link the binary.
 
 use std::{env, fs};
 
 fn main() {
-    // Cargo sees when a file changes that `sqlx::migrate!` embeds, but not when one is added.
+    // Cargo notices when a file that `sqlx::migrate!` embeds changes, but not when one is added.
     println!("cargo::rerun-if-changed=migrations");
     pack_relocations();
 }
 
-/// Most of what the dynamic linker reads at the start are relocations that differ by little more than their place. Packed
-/// (`DT_RELR`) they take a twentieth, of the file and of the memory of each process. The C library must know the format,
-/// as glibc does from 2.36 on; what is built here may run with this one.
+/// Most of what the dynamic linker reads at startup is relocations that differ in little but their place. Packed
+/// (`DT_RELR`), they take a twentieth of the space, both in the file and in the memory of each process. The C library
+/// must know the format, as glibc does since 2.36; a binary built for this machine may run with this machine's C
+/// library.
 fn pack_relocations() {
     let here = env::var("TARGET") == env::var("HOST");
     if here && env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "gnu") && libc_unpacks() {
@@ -18,7 +19,7 @@ fn pack_relocations() {
     }
 }
 
-/// Whether the C library of this very process says that it does, with the version that a program then asks for.
+/// Whether the C library of this process knows the format: it then has the symbol version that such a program requires.
 fn libc_unpacks() -> bool {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let libc = maps

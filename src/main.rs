@@ -1,4 +1,4 @@
-//! Reads the command line and hands over.
+//! The `gatepass` binary: hands over to the library's `cli`.
 
 use std::process::ExitCode;
 

@@ -3,8 +3,7 @@
 //! When a replica sees a token for the first time, it knows that the token's session is in use. From the generation in
 //! the token's id, it also knows that whoever renewed has received the answer. A sighting costs at most one row of one
 //! batched write per token and replica, and most find the row up to date. A replica that is killed loses a second's
-//! worth of sightings; until the session is seen again, its last renewal may then be repeated as if the answer had been
-//! lost.
+//! worth of sightings; a renewal that they would have confirmed may then be repeated, as if its answer had been lost.
 
 use std::{
     collections::HashMap,

@@ -1,5 +1,5 @@
-//! Auth0: the file that support sends with password hashes, and what the export extension writes; one object a line, or an
-//! array. <https://auth0.com/docs/manage-users/user-migration/bulk-user-exports>
+//! Auth0: the file with password hashes that its support sends, and what the export extension writes; one object per
+//! line, or an array. <https://auth0.com/docs/manage-users/user-migration/bulk-user-exports>
 
 use super::{Draft, Rules, object::Object};
 
@@ -24,7 +24,7 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
         disabled: object.flag("blocked"),
         created_at: object.time("created_at"),
         updated_at: object.time("updated_at"),
-        // The one in what the extension writes, the other beside the hash.
+        // The first is in what the extension writes, the second beside the hash.
         password_changed_at: object.time("last_password_reset").max(object.mongo_time("password_set_date")),
         password: password.map(|text| rules.password(&text, "")),
         ..Draft::default()

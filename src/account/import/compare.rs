@@ -1,8 +1,8 @@
-//! Whether a file and the users here agree: `gatepass import --compare`.
+//! `gatepass import --compare`: whether a file and the users here agree.
 //!
-//! Each record is held against the user whom an import would find for it, in one snapshot that changes nothing and locks
-//! nothing that others want. Of the users who were found only the ids are kept, 16 bytes each; those who come from
-//! elsewhere and are not among them have gone there. What differs is written down by id and field, never by value.
+//! Each record is compared with the user whom an import would find for it, in one snapshot that changes nothing and
+//! locks nothing that others want. Only the ids of the users found are kept, 16 bytes each. A user who came from
+//! elsewhere and is not among them is gone there. Differences are written by id and field, never by value.
 
 use std::{
     collections::HashMap,
@@ -35,30 +35,30 @@ use crate::{
 /// How many records are looked up at once.
 const CHUNK: usize = 1_000;
 
-/// How many users are read at once, of those who may have gone.
+/// How many users are read at once when looking for those who may be gone.
 const PAGE: i64 = 10_000;
 
-/// What is compared. Times are not: they say who is newer.
+/// The fields that are compared. Times are not among them: they say which side is newer.
 pub const FIELDS: [&str; 7] =
     ["username", "email", "full_name", "password_hash", "roles", "is_email_verified", "disabled"];
 
-/// What came of a comparison.
+/// The result of a comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Comparison {
-    /// Records whose user here is as they say.
+    /// Records that match the user here.
     pub same: u64,
-    /// Records whose user differs and is older here: an import changes that one.
+    /// Records that differ from a user who is older here: an import changes the user.
     pub newer: u64,
-    /// Records whose user differs and is as new here, or newer, or in the username alone, which never changes here: an
-    /// import leaves that one as it is.
+    /// Records that differ from a user who is as new here, or newer, or that differ only in the username, which never
+    /// changes here: an import leaves the user as they are.
     pub older: u64,
-    /// Records whose user differs, and that do not say how old they are: an import leaves that one as it is.
+    /// Records that differ from the user here and have no date: an import leaves the user as they are.
     pub undated: u64,
     /// Records of users who are not here.
     pub missing: u64,
     /// Records that an import refuses.
     pub refused: u64,
-    /// Users here who have come from elsewhere and whom no record is about.
+    /// Users here who came from elsewhere and have no record.
     pub gone: u64,
     /// How often each of [`FIELDS`] differs.
     pub fields: [u64; FIELDS.len()],
@@ -70,13 +70,13 @@ impl Comparison {
         self.same + self.newer + self.older + self.undated + self.missing + self.refused
     }
 
-    /// Whether both sides say the same.
+    /// Whether both sides agree.
     pub fn agrees(&self) -> bool {
         self.records() == self.same && self.gone == 0
     }
 }
 
-/// One difference, as it is written down.
+/// One difference, as it is written to the file.
 #[derive(Debug, Default, Serialize)]
 struct Difference<'a> {
     what: &'static str,
@@ -84,7 +84,7 @@ struct Difference<'a> {
     number: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     external_id: Option<&'a str>,
-    /// The user's, here.
+    /// The user's id here.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<Uuid>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -93,15 +93,15 @@ struct Difference<'a> {
     reason: Option<String>,
 }
 
-/// Where differences go, one JSON object a line. Nobody but its owner may read it.
+/// The file of differences, one JSON object per line. Only its owner may read it.
 struct Differences {
     path: Option<PathBuf>,
-    /// Made when there is the first one.
+    /// Created for the first difference.
     file: Option<BufWriter<NewFile>>,
 }
 
 impl Differences {
-    /// Removes those of a former comparison, which would pass for this one's.
+    /// Removes the differences of an earlier comparison, which would pass for those of this one.
     fn begin(path: Option<&Path>) -> io::Result<Self> {
         path.map(private_file::remove).transpose()?;
         Ok(Self { path: path.map(Path::to_owned), file: None })
@@ -123,8 +123,8 @@ impl Differences {
     }
 }
 
-/// Holds records against the users. What differs goes to a file, if there is a place for it; `seen` hears now and then how
-/// many records were read, and from which byte of `input` to which.
+/// Compares records with the users. Differences go to a file, if one is given. Calls `seen` now and then with the
+/// number of records read and their range of bytes of `input`.
 ///
 /// # Errors
 ///
@@ -162,11 +162,11 @@ pub async fn compare(
     Ok(comparing.comparison)
 }
 
-/// A comparison on its way.
+/// A comparison in progress.
 struct Comparing {
     comparison: Comparison,
     differences: Differences,
-    /// Users whom a record is about.
+    /// The users that have a record.
     found: Vec<Uuid>,
 }
 
@@ -184,7 +184,7 @@ impl Comparing {
                     names.usernames.push(user.username.as_str().to_owned());
                     names.emails.push(user.email.as_str().to_owned());
                 }
-                // Their users have not gone for that.
+                // A refused record still shows that its user is not gone.
                 Err(_) => refused.extend(record.external_id.clone()),
             }
         }
@@ -192,12 +192,12 @@ impl Comparing {
         let mut places = Vec::with_capacity(names.usernames.len());
         let checked = chunk.iter().filter_map(|record| record.user.as_ref().ok());
         for (user, holders) in checked.zip(imports::holders(conn, &names).await?) {
-            // The user of a record whose address is another's is here all the same.
+            // The user is here even if the record's address is another user's.
             self.found.extend(holders.external_id);
             places.push(match place(user, &holders) {
                 Place::New => Ok(None),
                 Place::Known { id, is_email_taken } => Ok(Some((id, is_email_taken))),
-                // Both names are this one's.
+                // This user has both names.
                 Place::Same => {
                     self.found.extend(holders.username);
                     Ok(holders.username.map(|id| (id, false)))
@@ -220,7 +220,7 @@ impl Comparing {
             match (user, place) {
                 (_, Err(errors)) => self.refuse(difference, &errors)?,
                 (Some(user), Ok(Some((id, is_email_taken)))) if let Some(here) = users.get(&id) => {
-                    // Where it is no newer, nobody wants the address.
+                    // An import takes the address only from a newer record.
                     if is_email_taken && user.updated_at.is_some_and(|at| at > here.updated_at) {
                         self.refuse(difference, &[Denied::EmailTaken.told()])?;
                     } else {
@@ -242,7 +242,7 @@ impl Comparing {
         self.note(&Difference { what: "refused", reason, ..difference })
     }
 
-    /// Holds a record against its user.
+    /// Compares a record with its user.
     fn hold(
         &mut self,
         difference: Difference<'_>,
@@ -262,7 +262,7 @@ impl Comparing {
         let is_newer = |at| {
             at > here.updated_at && others.contains(&true) || at > here.administered_at && (roles || disabled)
         };
-        // Who has no id there is never changed by an import.
+        // An import never changes a user whose record has no external id.
         let (what, count) = match user.updated_at.filter(|_| user.external_id.is_some()) {
             None => ("undated", &mut comparison.undated),
             Some(at) if is_newer(at) => ("newer", &mut comparison.newer),
@@ -275,7 +275,7 @@ impl Comparing {
         self.note(&Difference { what, id, fields, ..difference })
     }
 
-    /// Counts those whom no record was about.
+    /// Counts the users who came from elsewhere and had no record.
     async fn gone(&mut self, conn: &mut PgConnection) -> Result<(), ImportError> {
         self.found.sort_unstable();
         let mut after = Uuid::nil();
@@ -294,7 +294,7 @@ impl Comparing {
     }
 }
 
-/// Which of [`FIELDS`] differ. What the record does not say does not.
+/// Which of [`FIELDS`] differ. A field that the record does not have does not differ.
 fn differing(user: &Checked, present: &Present) -> [bool; FIELDS.len()] {
     [
         !user.is_username_made && user.username.as_str() != present.username,
@@ -310,8 +310,9 @@ fn differing(user: &Checked, present: &Present) -> [bool; FIELDS.len()] {
     ]
 }
 
-/// Whether the record has another password than the user. One that it does not date later is none (as in the import); and
-/// where it has no date, a hash that was wrapped, made anew at a login, or set here does not show it.
+/// Whether the record has a different password than the user. As in the import, one that the record dates no later than
+/// the user's does not count. If the record does not date it, a hash that was wrapped, replaced at a login, or set here
+/// cannot show whether it differs.
 fn is_other_password(user: &Checked, present: &Present) -> bool {
     let Some(password) = &user.password else { return false };
     let likeness = present.password_hash.as_ref().map_or(Likeness::Other, |hash| password.likeness(hash));
@@ -321,7 +322,7 @@ fn is_other_password(user: &Checked, present: &Present) -> bool {
             !is_no_later_password(user, present)
         }
         Likeness::Other => true,
-        // An import would take it for another one.
+        // An import would take it for a different password.
         Likeness::Possible => user.updated_at.is_some_and(|at| at > present.updated_at),
     }
 }

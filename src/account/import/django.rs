@@ -1,11 +1,11 @@
-//! Django: `manage.py dumpdata auth.user`, or the table `auth_user` as CSV with a heading.
+//! Django: `manage.py dumpdata auth.user`, or the table `auth_user` as CSV with a header row.
 //! <https://docs.djangoproject.com/en/stable/ref/django-admin/#dumpdata>
 
 use serde_json::{Map, Value};
 
 use super::{Draft, Rules, object::Object};
 
-/// Of a dump of everything the users alone, also those of a model of the project's own.
+/// Selects only the users from a dump of everything, including those of the project's own user model.
 pub(super) fn is_user(fields: &Map<String, Value>) -> bool {
     match fields.get("model") {
         Some(model) => model
@@ -16,7 +16,7 @@ pub(super) fn is_user(fields: &Map<String, Value>) -> bool {
 }
 
 pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
-    // In CSV there is one level, in a dump two.
+    // CSV has one level, a dump has two.
     let fields = object.object("fields");
     let Some(fields) = fields else { return of_row(object, rules).with_username() };
     let mut inner = Object::new(&fields, false);
@@ -36,11 +36,11 @@ fn of_row(row: &mut Object<'_>, rules: &Rules) -> Draft {
         username: row.text("username"),
         email: row.text("email").filter(|address| !address.is_empty()),
         full_name: (!names.is_empty()).then(|| names.join(" ")),
-        // What Django's superusers may do there says nothing of what they may do here.
+        // A superuser's rights in Django say nothing about their rights here.
         roles: None,
         disabled: row.flag("is_active").map(|active| !active),
         created_at: row.time("date_joined"),
-        // Its hasher without a salt writes MD5 in hexadecimal and nothing else.
+        // Django's unsalted hasher writes bare hexadecimal MD5.
         password: row.text("password").map(|text| rules.password(&text, "")),
         ..Draft::default()
     }

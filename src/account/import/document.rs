@@ -1,5 +1,5 @@
-//! A document of JSON that holds a list of users somewhere, user by user. Where a value ends is found by its brackets and
-//! strings alone, so that a user who cannot be read costs that user and no other.
+//! Reads a JSON document that contains a list of users somewhere, user by user. The end of a value is found from
+//! brackets and strings alone, so a user who cannot be read costs only that user.
 
 use std::{io::BufRead, ops::Range};
 
@@ -9,21 +9,21 @@ use super::{
     reader::{MAX_RECORD, Take},
 };
 
-/// The most of a document between one user and the next, in bytes: what else a realm of Keycloak holds.
+/// The longest stretch between one user and the next, in bytes: room for everything else in a Keycloak realm.
 const MAX_BETWEEN: usize = 64 << 20;
 
-/// Takes a user: the text, where it stands, and on which line that begins. `false`: no more.
+/// Takes a user: the text, its range of bytes, and the line on which it begins. `false` to stop.
 type TakeUser<'a> = dyn FnMut(&[u8], Range<u64>, u64) -> Result<bool, ReadError> + 'a;
 
-/// Reads lists of users, objects with a list of them at `users`, and users, one after the other: so that what was refused
-/// can be mended and fed again.
+/// Reads lists of users, objects with such a list at `users`, and single users, in any sequence, so that refused
+/// records can be mended and imported again.
 pub(super) fn read(input: impl BufRead, rules: &Rules, take: &mut Take<'_>) -> Result<(), ReadError> {
     let mut number = 0;
     let mut user = |text: &[u8], bytes: Range<u64>, line: u64| {
         number += 1;
         let record = match serde_json::from_slice::<Fields>(text) {
             Ok(fields) => Record::of_object(number, fields, rules),
-            // Perhaps a quotation mark is missing, and it is many users, of whom none may be lost.
+            // A quotation mark may be missing, so that this is many users, none of whom may be lost.
             Err(_) if text.len() > MAX_RECORD => {
                 return Err(ReadError::Document { problem: "no JSON in more than 1 MiB", line, column: 1 });
             }
@@ -50,12 +50,12 @@ pub(super) fn read(input: impl BufRead, rules: &Rules, take: &mut Take<'_>) -> R
 
 struct Document<R> {
     input: R,
-    /// How many bytes are read.
+    /// How many bytes have been read.
     at: u64,
-    /// The line that comes next, and where it begins.
+    /// The current line, and where it begins.
     line: u64,
     line_at: u64,
-    /// What is read since it was last cleared.
+    /// What has been read since this was last cleared.
     text: Vec<u8>,
 }
 
@@ -64,7 +64,7 @@ impl<R: BufRead> Document<R> {
         ReadError::Document { problem, line: self.line, column: self.at - self.line_at + 1 }
     }
 
-    /// Reads bytes as long as they are `wanted`; `false`: the document has ended before one that is not.
+    /// Reads bytes as long as they are `wanted`. `false` if the document ended before an unwanted one.
     fn read_while(&mut self, mut wanted: impl FnMut(u8) -> bool) -> Result<bool, ReadError> {
         loop {
             let buffer = self.input.fill_buf()?;
@@ -90,7 +90,7 @@ impl<R: BufRead> Document<R> {
         }
     }
 
-    /// The next byte that is no blank, which stays; `None` at the end.
+    /// The next byte that is not a blank, without reading it. `None` at the end.
     fn peek(&mut self) -> Result<Option<u8>, ReadError> {
         self.read_while(|byte| byte.is_ascii_whitespace())?;
         Ok(self.input.fill_buf()?.first().copied())
@@ -102,7 +102,7 @@ impl<R: BufRead> Document<R> {
         self.read_while(|_| std::mem::take(&mut is_first)).map(drop)
     }
 
-    /// Reads a value, as far as brackets and strings tell one.
+    /// Reads a value, as far as brackets and strings delimit one.
     fn value(&mut self) -> Result<(), ReadError> {
         let (mut depth, mut is_string, mut is_escaped, mut is_done) = (0_usize, false, false, false);
         let before = self.at;
@@ -129,7 +129,7 @@ impl<R: BufRead> Document<R> {
         if self.at == before { Err(self.broken("a value should begin")) } else { Ok(()) }
     }
 
-    /// A list of users.
+    /// Reads a list of users.
     fn list(&mut self, take: &mut TakeUser<'_>) -> Result<bool, ReadError> {
         self.step()?;
         if self.peek()? == Some(b']') {
@@ -151,7 +151,7 @@ impl<R: BufRead> Document<R> {
         }
     }
 
-    /// An object with a list of users, or a user.
+    /// Reads an object with a list of users, or a single user.
     fn object(&mut self, take: &mut TakeUser<'_>) -> Result<bool, ReadError> {
         self.text.clear();
         let (from, line) = (self.at, self.line);
@@ -206,10 +206,10 @@ mod tests {
         password::Peppers,
     };
 
-    /// A user's number; and the reason and the text of one who could not be read.
+    /// A user's number, and the reason and the text of one who could not be read.
     type Told = (u64, Option<(String, String)>);
 
-    /// What is told of users, whose text stands where it is said to, and how it ends.
+    /// What is reported about users, and how reading ends. Checks that each text is where it is said to be.
     fn users(document: &[u8], capacity: usize) -> (Vec<Told>, Result<(), ReadError>) {
         let now = datetime!(2026-01-02 03:04:05 UTC);
         let rules = Rules { format: Format::Firebase, ..Rules::ours(Peppers::default(), None, false, now) };
@@ -308,7 +308,7 @@ mod tests {
             (format!("{{\"users\": [{one}] 1}}"), "a comma or the end of the object should come"),
             (format!("{{\"users\": [{one}], 1}}"), "a colon should come"),
             (format!("{one} users"), "a list of users should begin"),
-            // A quotation mark too few.
+            // A quotation mark is missing.
             (
                 format!("[{one},\n{{\"a\": \"}}, {{\"b\": \"{long}\"}}]\"}}]"),
                 "no JSON in more than 1 MiB at line 2",
@@ -320,7 +320,7 @@ mod tests {
             let problem = read.unwrap_err().to_string();
             assert!(problem.contains(expected), "{problem}");
         }
-        // One that can be read may be as long.
+        // A readable record may be that long.
         let (told, read) =
             users(format!("[{{\"email\": \"a@example.com\", \"a\": \"{long}\"}}]").as_bytes(), 1 << 16);
         read.unwrap();

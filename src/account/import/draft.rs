@@ -1,4 +1,4 @@
-//! What a record says of a user, and the check that makes a user of it: the rules are those of a registration
+//! What a record says about a user, and the check that turns it into a user. The rules are those of a registration
 //! ([`fields`](super::super::fields)).
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -10,18 +10,18 @@ use crate::{
     password::foreign::{Imported, Refused},
 };
 
-/// How far ahead of ours the clock may be that a record's times are from.
+/// How far in the future a record's times may be, since the other system's clock may be ahead of ours.
 const CLOCK_SKEW: Duration = Duration::minutes(5);
 
 /// The longest external id, in characters.
 const MAX_EXTERNAL_ID: usize = 256;
 
-/// What a record says of a user, unchecked. `None`: nothing.
+/// What a record says about a user, unchecked. `None` where it says nothing.
 #[derive(Default)]
 pub(super) struct Draft {
     pub(super) external_id: Option<String>,
     pub(super) username: Option<String>,
-    /// The username is one that we made.
+    /// Whether the username is one that we made up.
     pub(super) is_username_made: bool,
     pub(super) email: Option<String>,
     pub(super) full_name: Option<String>,
@@ -34,7 +34,7 @@ pub(super) struct Draft {
     pub(super) password: Option<Result<Imported, Refused>>,
 }
 
-/// A user to be made, or what is known of one who is there. What is `None` stays as it is.
+/// A user to create, or changes to an existing one. What is `None` stays as it is.
 #[derive(Debug)]
 pub(in crate::account) struct Checked {
     pub(in crate::account) external_id: Option<String>,
@@ -52,7 +52,7 @@ pub(in crate::account) struct Checked {
 }
 
 impl Draft {
-    /// Checks a draft; what is wrong with `object` already stays wrong.
+    /// Checks a draft. The errors that `object` already has are kept.
     pub(super) fn check(self, object: Object<'_>, rules: &Rules) -> Result<Checked, Vec<FieldError>> {
         let mut errors = object.errors;
         let mut note = |error| errors.push(error);
@@ -76,7 +76,7 @@ impl Draft {
             }
         }
         let password = match self.password {
-            // What other systems put there for nobody logs in with a password.
+            // `NoPassword`: what other systems store for a user who cannot log in with a password.
             None | Some(Err(Refused::NoPassword)) => None,
             Some(Ok(Imported::Keep(hash))) if !is_storable(hash.as_str()) => {
                 note(FieldError::new(
@@ -117,8 +117,8 @@ impl Draft {
         })
     }
 
-    /// Sees to the username where the other system has none, or one that is none here: what the e-mail address begins
-    /// with, and eight digits that are always the same for the same user.
+    /// Makes up a username if the other system has none, or one that is not valid here: the beginning of the e-mail
+    /// address, and eight hexadecimal digits that are always the same for the same user.
     pub(super) fn with_username(mut self) -> Self {
         if self.username.as_deref().is_some_and(|name| Username::parse(name).is_ok()) {
             return self;
@@ -137,7 +137,7 @@ impl Draft {
     }
 }
 
-/// Whether the table takes a hash: it would refuse all that are copied with it.
+/// Whether the table accepts a hash. If it did not, it would refuse all rows that are copied with it.
 fn is_storable(hash: &str) -> bool {
     hash.len() <= 1024 && hash.bytes().all(|byte| byte.is_ascii_graphic())
 }

@@ -32,11 +32,11 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     .with_username()
 }
 
-/// The parameters as the console shows them, or as JSON: names and values, with whatever stands between them.
+/// Reads the parameters as the console shows them, or as JSON: names and values, with any punctuation between them.
 ///
 /// # Errors
 ///
-/// What is missing, or why they are none.
+/// What is missing, or why the parameters are not valid.
 pub fn hash_config(text: &str) -> Result<FirebaseProject, String> {
     let between = |c: char| c.is_whitespace() || "{},:\"'".contains(c);
     let mut words = text.split(between).filter(|word| !word.is_empty());

@@ -1,5 +1,5 @@
-//! Objects of JSON, and the keys that are in one of them twice. `serde_json` takes the last value of such a key without a
-//! word; the next reader may take the first, and who is right about a user's address or roles nobody can say.
+//! JSON objects, with their duplicate keys. `serde_json` silently takes the last value of a duplicate key, while
+//! another reader may take the first, and there is no telling which is right about a user's address or roles.
 
 use std::fmt;
 
@@ -11,12 +11,12 @@ use serde_json::{Map, Number, Value};
 
 use super::FieldError;
 
-/// An object of JSON.
+/// A JSON object.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
-    /// With the last value of each key.
+    /// The last value of each key.
     pub(super) fields: Map<String, Value>,
-    /// The keys that are there more than once, in this object or in one within it.
+    /// The keys that occur more than once, in this object or in one within it.
     pub(super) repeated: Vec<String>,
 }
 
@@ -33,7 +33,7 @@ impl Fields {
     }
 }
 
-/// What is wrong with such a key.
+/// The error for a duplicate key.
 pub(super) fn is_repeated(key: &str) -> FieldError {
     FieldError::new(key, "duplicate_field", "is given more than once")
 }

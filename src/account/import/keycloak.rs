@@ -14,7 +14,7 @@ use crate::password::foreign::Imported;
 pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     let names: Vec<String> =
         ["firstName", "lastName"].into_iter().filter_map(|name| object.text(name)).collect();
-    // Every user has these, and they say nothing.
+    // Leaves out the roles that every user has, which say nothing.
     let is_own = |role: &String| {
         !role.starts_with("default-roles-") && !["offline_access", "uma_authorization"].contains(&&**role)
     };

@@ -1,4 +1,4 @@
-//! What records make of the users who are there, and of those who are not.
+//! Merges records into the users: updates those who exist, and creates those who do not.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -19,15 +19,15 @@ use crate::{
     },
 };
 
-/// How often a transaction is tried again when others have changed the same users meanwhile.
+/// How often a transaction is retried when others have changed the same users in the meantime.
 pub(super) const MAX_CONFLICTS: usize = 8;
 
-/// As of when a user is who was made of a record that does not say: whatever has a date is newer.
+/// The `updated_at` of a user made from a record without one: any record with a date is newer.
 const UNDATED: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
 /// A user that has passed every check and has a hash to store.
 pub(super) struct Ready {
-    /// For a user who is new.
+    /// The id to use if the user is new.
     pub(super) id: Uuid,
     pub(super) number: u64,
     pub(super) original: Original,
@@ -35,11 +35,11 @@ pub(super) struct Ready {
     pub(super) password: Option<HashedPassword>,
 }
 
-/// Whom a dry run has made, and undone, so that it finds what is twice in the file: some 200 bytes each. To keep them in the
-/// database until the end would keep everybody waiting who registers with one of their names.
+/// The users that a dry run has created and rolled back, so that it finds duplicates in the file; some 200 bytes each.
+/// If they stayed in the database until the end, anyone registering with one of their names would have to wait.
 #[derive(Default)]
 pub(super) struct Made {
-    /// By a hash of each name.
+    /// The users by a hash of each of their names.
     ids: HashMap<u64, Uuid>,
     updated_at: HashMap<Uuid, OffsetDateTime>,
     hasher: RandomState,
@@ -51,7 +51,7 @@ impl Made {
         self.updated_at.insert(*id, user.updated_at.unwrap_or(UNDATED));
     }
 
-    /// Names those of them who have a name that is nobody's in the database.
+    /// Fills in these users as the holders of names that have no holder in the database.
     fn complete(&self, user: &Checked, holders: &mut Holders) {
         let [external_id, username, email] = self.names(user).map(|name| self.ids.get(&name?).copied());
         holders.external_id = holders.external_id.or(external_id);
@@ -69,7 +69,7 @@ impl Made {
     }
 }
 
-/// What comes of some records.
+/// The outcome of some records.
 #[derive(Default)]
 pub(super) struct Done {
     pub(super) created: Vec<usize>,
@@ -78,7 +78,7 @@ pub(super) struct Done {
     pub(super) refused: Vec<(usize, Denied)>,
 }
 
-/// Why a user who has passed every check cannot be as the record says.
+/// Why a user who has passed every check cannot be written as the record says.
 #[derive(Clone, Copy)]
 pub(super) enum Denied {
     UsernameTaken,
@@ -98,8 +98,8 @@ impl Denied {
     }
 }
 
-/// Writes some users, in one transaction. Those who share a name with another one before them come after that one, when it
-/// is clear what has become of it. Those who are `made` are there, too.
+/// Writes some users, in one transaction. A record that shares a name with an earlier one waits until the outcome of
+/// that one is known. Users in `made` count as existing.
 pub(super) async fn write(
     transaction: &mut Transaction<'_>,
     chunk: &[Ready],
@@ -135,7 +135,7 @@ pub(super) async fn write(
                         false => done.unchanged += 1,
                     }
                 }
-                // What comes after one that waits has to wait as well.
+                // A record after one that waits has to wait as well.
                 Place::Known { id, is_email_taken }
                     if holders.is_claimed
                         || held_back.contains(&id)
@@ -160,7 +160,7 @@ pub(super) async fn write(
             .map(|new| new_user(new.id, &new.user, new.password.as_ref(), UNDATED));
         match new.len() {
             0 => {}
-            // Also for the sake of who puts one in a request.
+            // No `COPY` for a single user, who may come from a request: see `imports::copy`.
             1 => {
                 for row in rows {
                     users::insert(transaction, &row, cause).await?;
@@ -179,12 +179,12 @@ pub(super) async fn write(
                 changes.extend(done.take(folded, &present));
             }
         }
-        // All at once: until the end of the transaction none of them can log in.
+        // All at once: none of these users can log in until the transaction ends.
         imports::change(transaction, &changes, now, cause).await?;
         for (records, present) in demoted {
             demote(transaction, chunk, &records, present, now, cause, &mut done).await?;
         }
-        // Who has been deleted meanwhile is new.
+        // Users who were deleted in the meantime are new.
         later.extend(known.into_values().flatten().map(|said| said.record));
         later.sort_unstable();
         waiting = later;
@@ -192,7 +192,7 @@ pub(super) async fn write(
     Ok(done)
 }
 
-/// Whether a record before this one may take an address from whoever has it.
+/// Whether an earlier record may still make the holder of an address give it up.
 fn may_be_given_up(
     holder: Option<Uuid>,
     known: &HashMap<Uuid, Vec<Said>>,
@@ -201,7 +201,7 @@ fn may_be_given_up(
     holder.is_some_and(|id| known.contains_key(&id) || held_back.contains(&id))
 }
 
-/// A record about a user who is there.
+/// A record about an existing user.
 #[derive(Clone, Copy)]
 struct Said {
     record: usize,
@@ -209,8 +209,8 @@ struct Said {
     is_email_taken: bool,
 }
 
-/// Makes of an administrator who is there what these records of a chunk say, in their order and all at once. When that would
-/// take the last one, half of them at once, and so on down to the one that is refused.
+/// Applies these records of a chunk to an existing administrator, in order and all at once. If that would remove the
+/// last administrator, applies half of them at once, and so on down to the record that is refused.
 async fn demote(
     transaction: &mut Transaction<'_>,
     chunk: &[Ready],
@@ -246,25 +246,25 @@ async fn demote(
     Ok(())
 }
 
-/// What records make of a user, one after the other.
+/// What a user becomes when records are applied one after the other.
 struct Folded {
     change: Change,
-    /// How many of them change something.
+    /// How many of the records change something.
     updated: u64,
     unchanged: u64,
-    /// Those of which an address of another user keeps all but roles and `disabled` out.
+    /// The records of which only the roles and `disabled` are taken, because the address is another user's.
     refused: Vec<usize>,
 }
 
 impl Folded {
-    /// Whether somebody has to be left who is an administrator, too.
+    /// Whether the user stops being an active administrator, so that another one must be left.
     fn demotes(&self, present: &Present) -> bool {
         is_admin(present) && !is_admin(&self.change.user)
     }
 }
 
 impl Done {
-    /// Counts what records make of a user; what of it is to be written, if anything.
+    /// Counts the outcome of a user's records. Returns the change to write, if any.
     fn take(&mut self, folded: Folded, present: &Present) -> Option<Change> {
         let Folded { change, updated, unchanged, refused } = folded;
         self.updated += updated;
@@ -297,30 +297,30 @@ fn fold(chunk: &[Ready], records: &[Said], present: &Present) -> Folded {
         } else {
             folded.updated += 1;
         }
-        // What is the same but newer is noted, too: something in between may come later.
+        // A newer record without changes still sets the times: one dated in between may follow.
         *before = user;
         folded.change.is_other_password |= is_other_password;
     }
     folded
 }
 
-/// What a record is to the users who are there.
+/// How a record relates to the existing users.
 pub(super) enum Place {
     New,
-    /// The user of this id. An address of another one keeps nobody from having other roles, or from being disabled: or else
-    /// users could see to it that somebody else has theirs.
+    /// The user with this id. If the address is another user's, roles and `disabled` still change: otherwise users
+    /// could prevent that by having someone else take their address.
     Known {
         id: Uuid,
         is_email_taken: bool,
     },
-    /// Made by an earlier import, or by themselves, and has no name in another system: nothing of it is taken over.
+    /// One user has both names, and the record has no external id: nothing of the record is taken over.
     Same,
     Taken(Denied),
 }
 
 pub(super) fn place(user: &Checked, holders: &Holders) -> Place {
     match (holders.external_id, holders.username, holders.email) {
-        // The username stays as it is, whosever this one is.
+        // The user's username never changes, so it does not matter who has the one in the record.
         (Some(id), _, email) => Place::Known { id, is_email_taken: email.is_some_and(|holder| holder != id) },
         (None, None, None) => Place::New,
         (None, Some(one), Some(other)) if one == other && user.external_id.is_none() => Place::Same,
@@ -329,7 +329,7 @@ pub(super) fn place(user: &Checked, holders: &Holders) -> Place {
     }
 }
 
-/// A user to be made; `undated`: as of when, if the record does not say.
+/// A user to create; `undated` is the `updated_at` to use if the record has none.
 pub(in crate::account) fn new_user<'a>(
     id: Uuid,
     user: &'a Checked,
@@ -352,9 +352,9 @@ pub(in crate::account) fn new_user<'a>(
     }
 }
 
-/// The user as the record has them, and where it says nothing, or has been overtaken, as they are; and whether the password
-/// is another one. What the user may change themselves does not overtake what they may not, nor does an address that is
-/// another's keep it out.
+/// The user as the record has them, or as they are where the record says nothing or is outdated; and whether the
+/// password is a different one. Roles and `disabled` have a time of their own: they are taken even if the user has
+/// since changed what users may change themselves, or if the address is another user's.
 fn changed(ready: &Ready, present: &Present, at: OffsetDateTime, is_email_taken: bool) -> (Present, bool) {
     let (user, mut changed) = (&ready.user, present.clone());
     if at > present.administered_at {
@@ -385,8 +385,8 @@ fn changed(ready: &Ready, present: &Present, at: OffsetDateTime, is_email_taken:
     (changed, is_other_password)
 }
 
-/// Whether the record dates its password no later than the user's, which then stays: a login here makes the hash anew, and
-/// the old one would log the user out, or undo a password that was set here.
+/// Whether the record dates its password no later than the user's, which then stays. A login here may have replaced the
+/// hash, and taking the old one would log the user out, or undo a password that was set here.
 pub(super) fn is_no_later_password(user: &Checked, present: &Present) -> bool {
     present.password_hash.is_some()
         && user.password_changed_at.is_some_and(|at| at <= present.password_changed_at)
@@ -396,7 +396,7 @@ fn is_admin(user: &Present) -> bool {
     !user.disabled && user.roles.iter().any(|role| role == ADMIN_ROLE)
 }
 
-/// Whether nothing has changed but the time.
+/// Whether nothing has changed except the times.
 fn is_same(user: &Present, present: &Present) -> bool {
     user.email == present.email
         && user.full_name == present.full_name

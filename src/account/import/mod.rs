@@ -1,13 +1,12 @@
-//! Users come in by the file: `gatepass import`.
+//! `gatepass import`: reads users from a file.
 //!
-//! One thread reads, and makes of each record a user that has passed every check, in whatever format it is
-//! ([`reader`], one file for each format); the other end takes a thousand of them at a time. Fast hashes are
-//! [wrapped](crate::password::foreign) by the pool; then one transaction looks who is there already, copies the new ones,
-//! changes those who are newer in the file, notes how far it has come, and writes what was refused to its file. So at
-//! every moment the database has what the note says, and an import that was killed goes on from there when it is run
-//! again.
+//! One thread reads the records and turns each, whatever its format, into a user that has passed every check
+//! ([`reader`], with one file per format). The other end takes up to a thousand of them at a time. The pool
+//! [wraps](crate::password::foreign) fast hashes. Then one transaction looks up which users exist, copies the new ones,
+//! updates those who are newer in the file, notes the progress, and writes the refused records to their file. So the
+//! database always matches the noted progress, and an import that was killed resumes from there when it is run again.
 //!
-//! [`Accounts::put`](super::Accounts::put) takes a single user by the same rules, from an administrator's request.
+//! [`Accounts::put`](super::Accounts::put) takes a single user from an administrator's request, by the same rules.
 
 mod auth0;
 mod compare;
@@ -64,12 +63,12 @@ use crate::{
     store::{self, PgConnection, imports},
 };
 
-/// What the records are.
+/// The format of the records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Ours, one JSON object a line.
+    /// The format of this service, one JSON object per line.
     Jsonl,
-    /// Ours, as CSV with a heading.
+    /// The format of this service, as CSV with a header row.
     Csv,
     /// Auth0's export.
     Auth0,
@@ -81,17 +80,18 @@ pub enum Format {
     Supabase,
     /// Django's `auth_user`, as CSV or from `dumpdata`.
     Django,
-    /// Rows of a Postgres, one JSON object a line: with our names, or the usual course's.
+    /// Rows of a Postgres database, one JSON object per line: with this service's names, or with those of the usual
+    /// course.
     Database,
 }
 
 impl Format {
-    /// Whether its hashes may be bare hexadecimal.
+    /// Whether the hashes may be bare hexadecimal.
     pub fn may_be_bare(self) -> bool {
         !matches!(self, Self::Auth0 | Self::Firebase | Self::Keycloak)
     }
 
-    /// All that a file may have, with their names.
+    /// All formats that a file may have, with their names.
     pub const FILES: [(&str, Self); 7] = [
         ("jsonl", Self::Jsonl),
         ("csv", Self::Csv),
@@ -103,24 +103,25 @@ impl Format {
     ];
 }
 
-/// How records are read and held against the rules.
+/// How records are read and checked.
 #[derive(Debug)]
 pub struct Rules {
-    /// What they are.
+    /// Their format.
     pub format: Format,
     /// Whether a record may give the role `admin`.
     pub allow_admin: bool,
-    /// What bare hexadecimal is.
+    /// Which kind of hash bare hexadecimal is.
     pub bare: Option<BareKind>,
     /// The parameters of Firebase's hashes.
     pub firebase: Option<FirebaseProject>,
-    /// Our own, for our own hashes on their way back.
+    /// This service's peppers, for its own hashes on their way back.
     pub peppers: Peppers,
-    /// What those cost, and foreign ones of their kind may cost, too; `None`: what any foreign one may.
+    /// The cost of this service's own hashes, which foreign ones of the same kind may have too. `None`: only the limits
+    /// for any foreign hash apply.
     pub params: Option<Params>,
     /// The time of the import.
     pub now: OffsetDateTime,
-    /// The roles that were left out on the way, since no role may be called that here.
+    /// The roles that were left out because their names are not valid here.
     pub left_out: LeftOut,
 }
 
@@ -128,7 +129,7 @@ pub struct Rules {
 pub type LeftOut = Arc<Mutex<BTreeSet<String>>>;
 
 impl Rules {
-    /// For a single record of our own format.
+    /// Rules for a single record of this service's own format.
     fn ours(peppers: Peppers, params: Option<Params>, allow_admin: bool, now: OffsetDateTime) -> Self {
         Self {
             format: Format::Jsonl,
@@ -142,42 +143,42 @@ impl Rules {
         }
     }
 
-    /// Reads a hash; `salt` is what the record has for one.
+    /// Reads a hash; `salt` is the record's salt.
     fn password(&self, text: &str, salt: &str) -> Result<Imported, RefusedHash> {
         Imported::of_kind(text, self.bare.as_ref(), salt, &self.peppers, self.params.as_ref())
     }
 }
 
-/// What is to be done, besides the reading.
+/// What to do besides reading.
 #[derive(Debug)]
 pub struct Wanted {
-    /// What is imported, when it can be found again; `None`: it cannot be taken up where it stopped.
+    /// What is imported, if it can be identified again. `None`: the import cannot be resumed.
     pub source: Option<Source>,
-    /// Where refused records go; `None`: nowhere.
+    /// Where refused records go. `None`: nowhere.
     pub rejects: Option<PathBuf>,
-    /// Do everything, and undo each transaction.
+    /// Whether to do everything but roll back each transaction.
     pub dry_run: bool,
 }
 
-/// Why an import has stopped. What was reported as done until then is done.
+/// Why an import stopped. What was reported as done until then is done.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// The file.
+    /// The file could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The file of what was refused.
+    /// The file of refused records failed.
     #[error("the file of what was refused; to begin anew, name another one with --rejects")]
     Rejects(#[source] io::Error),
-    /// The file of what differs.
+    /// The file of differences failed.
     #[error("the file of the differences")]
     Differences(#[source] io::Error),
-    /// Somebody else has taken it on.
+    /// Another process has taken over the same import.
     #[error("somebody else imports the same file")]
     Overtaken,
-    /// Others register the same names all the time.
+    /// Concurrent changes to the same names kept getting in the way.
     #[error("others were changing the same users, again and again")]
     Contended,
-    /// The database has given up in the middle, as it does with who has stopped while others wait.
+    /// The database closed the connection in the middle, as it does to an import that stalls while others wait.
     #[error(
         "the connection to the database has ended in the middle, as it does when an import stands still for 15 s; what was \
          not told as done is not done: run the same command again, and an import of a file goes on where it stopped"
@@ -194,37 +195,37 @@ impl From<store::Error> for ImportError {
     }
 }
 
-/// Why a file cannot be read on.
+/// Why a file cannot be read any further.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The system.
+    /// An error of the system.
     #[error("the file cannot be read")]
     Io(#[from] io::Error),
-    /// Not a document of JSON, or not one with users.
+    /// Not a JSON document, or not one with users.
     #[error("the file is no such document: {problem} at line {line} column {column}")]
     Document {
         /// What is wrong with it.
         problem: &'static str,
-        /// From 1 on.
+        /// Counted from 1.
         line: u64,
-        /// In bytes, from 1 on.
+        /// In bytes, counted from 1.
         column: u64,
     },
     /// Not CSV.
     #[error("the file is no CSV: {0}")]
     Csv(#[from] csv::Error),
-    /// A heading that names a column twice.
+    /// A header row that names a column twice.
     #[error("the column {0:?} is there twice")]
     ColumnTwice(String),
-    /// A heading that is no field.
+    /// A column that is not a field of the format.
     #[error("the column {0:?} is no field of the format")]
     UnknownColumn(String),
 }
 
-/// What was refused.
+/// A refused record.
 #[derive(Debug)]
 pub struct Rejection {
-    /// The line; of a document the user, from 1 on.
+    /// The line, or in a JSON document the number of the user, counted from 1.
     pub number: u64,
     /// What is wrong with it.
     pub reason: String,
@@ -234,7 +235,7 @@ pub struct Rejection {
 pub(in crate::account) struct Record {
     number: u64,
     original: Original,
-    /// Whom it is about, in the system that it comes from, as far as it says.
+    /// The user's id in the system that the record comes from, if it has one.
     external_id: Option<String>,
     user: Examined,
 }
@@ -248,37 +249,38 @@ impl Record {
         Self { number, original, external_id: None, user: Err(errors) }
     }
 
-    /// `at`: where in the file that is.
+    /// `at` says where in the file the record is.
     fn not_json(number: u64, text: &[u8], error: &serde_json::Error, at: &str) -> Self {
-        // Its message names a place in this text.
+        // The message ends with a position, which is one in this text and not in the file.
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default();
         let original = Original::Text(String::from_utf8_lossy(text).into_owned());
         Self::unreadable(number, original, format!("is no JSON object: {message} {at}"))
     }
 
-    /// `None`: it is about no user.
+    /// `None` if the object is not about a user.
     fn of_object(number: u64, fields: Fields, rules: &Rules) -> Option<Self> {
         let Fields { fields, repeated } = fields;
         let (external_id, user) = check(&fields, false, rules)?;
         if repeated.is_empty() {
             return Some(Self { number, original: Original::Object(fields), external_id, user });
         }
-        // As a text, which is refused again as long as nobody has mended it: which of the values is right, nobody knows.
+        // Kept as text, which is refused again until someone mends it: there is no telling which of the values is
+        // right.
         let original = Original::Text(Value::Object(fields).to_string());
         let errors =
             repeated.iter().map(|key| json::is_repeated(key)).chain(user.err().into_iter().flatten());
         Some(Self { number, original, external_id, user: Err(errors.collect()) })
     }
 
-    /// `None`: it is about no user.
+    /// `None` if the row is not about a user.
     fn of_row(number: u64, original: Original, fields: &Map<String, Value>, rules: &Rules) -> Option<Self> {
         let (external_id, user) = check(fields, true, rules)?;
         Some(Self { number, original, external_id, user })
     }
 }
 
-/// Whom a record is about, in the system that it comes from, as far as it says, and the user. `None`: it is about no user.
+/// The external id that a record gives, if any, and its user. `None` if the record is not about a user.
 fn check(fields: &Map<String, Value>, is_text: bool, rules: &Rules) -> Option<(Option<String>, Examined)> {
     let is_user = match rules.format {
         Format::Supabase => supabase::is_user(fields),
@@ -303,8 +305,9 @@ fn check(fields: &Map<String, Value>, is_text: bool, rules: &Rules) -> Option<(O
     Some((external_id, draft.check(object, rules).map(Box::new)))
 }
 
-/// A user of our own format from a system that vouches for their password, so that a hash of it is passed over; or what is
-/// wrong with them, for people. A username that can be none here is made one, as where that system's users are imported.
+/// Checks a user, in this service's own format, from a system that vouches for their password, so that a hash is
+/// ignored. The error is meant for people. A username that is not valid here is replaced, as in an import of that
+/// system's users.
 pub(super) fn check_without_hash(
     mut fields: Map<String, Value>,
     now: OffsetDateTime,
@@ -316,22 +319,22 @@ pub(super) fn check_without_hash(
     draft.check(object, &rules).map_err(|errors| rejects::reason(&errors))
 }
 
-/// Who imports, and into what.
+/// What an import needs.
 #[derive(Debug)]
 pub struct Importer<'a, R> {
     /// The database.
     pub conn: &'a mut PgConnection,
-    /// What wraps hashes: with room for a chunk of them in its queue.
+    /// Wraps hashes; its queue must have room for a chunk of them.
     pub passwords: &'a Pool,
-    /// In whose name.
+    /// On whose behalf.
     pub cause: &'a Cause,
     /// For ids and salts.
     pub rng: &'a mut R,
 }
 
 impl<R: CryptoRng> Importer<'_, R> {
-    /// How far an import of this source has come that was killed, and whether there was one of another file in the same
-    /// place, which is forgotten.
+    /// How far an interrupted import of this source has come. Also whether there was one of another file in the same
+    /// place, whose progress is now forgotten.
     ///
     /// # Errors
     ///
@@ -341,8 +344,8 @@ impl<R: CryptoRng> Importer<'_, R> {
         Ok((imports::progress(self.conn, source).await?, was_other))
     }
 
-    /// Imports users, from where `before` ends. `seen` hears at the beginning and after each transaction how far it has
-    /// come, from which byte of `input` to which that was, and of what was refused.
+    /// Imports users, starting where `before` ends. Calls `seen` at the beginning and after each transaction, with the
+    /// progress, the range of bytes of `input` that was imported, and what was refused.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! One record of a file as its own system wrote it: names and values, read field by field. What cannot be read is noted,
-//! so that all that is wrong with a record is said at once.
+//! One record of a file as its own system wrote it: names and values, read field by field. What cannot be read is
+//! noted, so that everything wrong with a record is reported at once.
 
 use serde_json::{Map, Value};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -12,7 +12,7 @@ use super::{
 /// A record, and what is wrong with it.
 pub(super) struct Object<'a> {
     fields: &'a Map<String, Value>,
-    /// Whether every value is a text, as in CSV.
+    /// Whether every value is a string, as in CSV.
     is_text: bool,
     pub(super) errors: Vec<FieldError>,
 }
@@ -22,7 +22,7 @@ impl<'a> Object<'a> {
         Self { fields, is_text, errors: Vec::new() }
     }
 
-    /// Notes every field that is none of these.
+    /// Notes every field that is not one of these.
     pub(super) fn knows(&mut self, names: &[&str]) {
         let unknown = |name: &&String| !name.starts_with('_') && !names.contains(&name.as_str());
         let unknown: Vec<_> = self.fields.keys().filter(unknown).cloned().collect();
@@ -35,7 +35,7 @@ impl<'a> Object<'a> {
         self.errors.push(FieldError::new(field, code, message));
     }
 
-    /// What is there and not null; in CSV also not empty.
+    /// A value that is present and not null, nor, in CSV, empty.
     pub(super) fn value(&self, name: &str) -> Option<&'a Value> {
         self.fields.get(name).filter(|value| match value {
             Value::Null => false,
@@ -44,7 +44,7 @@ impl<'a> Object<'a> {
         })
     }
 
-    /// An object within this one. In CSV it is a text of JSON, which may be `null`.
+    /// An object within this one. In CSV it is JSON text, which may be `null`.
     pub(super) fn object(&mut self, name: &str) -> Option<Map<String, Value>> {
         match self.value(name)? {
             Value::Object(fields) => Some(fields.clone()),
@@ -72,7 +72,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// A text, or a whole number, as ids are.
+    /// An id: a string or an integer.
     pub(super) fn id(&mut self, name: &str) -> Option<String> {
         match self.value(name)? {
             Value::String(text) => Some(text.clone()),
@@ -93,7 +93,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// RFC 3339, or as Postgres writes it; without an offset it is UTC.
+    /// A time in RFC 3339, or as Postgres writes it; UTC if it has no offset.
     pub(super) fn time(&mut self, name: &str) -> Option<OffsetDateTime> {
         let read = match self.value(name)? {
             Value::String(text) => read_time(text),
@@ -102,7 +102,7 @@ impl<'a> Object<'a> {
         read.or_else(|| self.wrong(name, "is no time as in RFC 3339"))
     }
 
-    /// As MongoDB writes it: `{"$date": …}` with a time in it.
+    /// A time as MongoDB writes it: `{"$date": …}`.
     pub(super) fn mongo_time(&mut self, name: &str) -> Option<OffsetDateTime> {
         let read = match self.value(name)?.get("$date") {
             Some(Value::String(text)) => read_time(text),
@@ -111,7 +111,7 @@ impl<'a> Object<'a> {
         read.or_else(|| self.wrong(name, "is no `$date` with a time as in RFC 3339"))
     }
 
-    /// Milliseconds since 1970, as a number or a text.
+    /// A time in milliseconds since 1970, as a number or a string.
     pub(super) fn milliseconds(&mut self, name: &str) -> Option<OffsetDateTime> {
         let number = match self.value(name)? {
             Value::String(text) => text.parse().ok(),
@@ -120,7 +120,7 @@ impl<'a> Object<'a> {
         number.and_then(at_millisecond).or_else(|| self.wrong(name, "is no time in milliseconds since 1970"))
     }
 
-    /// A list of texts; in CSV with blanks between them.
+    /// A list of strings; in CSV, separated by blanks.
     pub(super) fn texts(&mut self, name: &str) -> Option<Vec<String>> {
         let value = self.value(name)?;
         let read = match value {
@@ -134,12 +134,12 @@ impl<'a> Object<'a> {
     }
 }
 
-/// So many milliseconds since 1970.
+/// The time `ms` milliseconds after 1970.
 pub(super) fn at_millisecond(ms: i64) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok()
 }
 
-/// To the microsecond, which is what Postgres keeps.
+/// Reads a time to the microsecond, the precision of Postgres.
 fn read_time(text: &str) -> Option<OffsetDateTime> {
     let read = OffsetDateTime::parse(text, &Rfc3339).ok().or_else(|| {
         let (date, rest) = text.trim().split_at_checked(10)?;

@@ -1,4 +1,5 @@
-//! One user as another system has changed them: `PUT /admin/users/by-external-id/{id}`. By the rules of a line of a file.
+//! One user as another system has changed them: `PUT /admin/users/by-external-id/{id}`. The rules are those for a line
+//! of a file.
 
 use rand_core::CryptoRng;
 use serde::Serialize;
@@ -17,27 +18,27 @@ use crate::{
     store::{self, imports, users},
 };
 
-/// What has come of it.
+/// What was done with the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The user is new.
     Created,
-    /// The user was there, and was changed.
+    /// The user existed and was changed.
     Updated,
-    /// The user was there, and stays: the record is not newer, or says nothing new.
+    /// The user existed and stays the same: the record is not newer, or says nothing new.
     Unchanged,
 }
 
 impl Accounts {
-    /// Has the user whom another system calls `external_id` be as `record`, of our own format, says: who is there as an
-    /// import changes them, who is not is made. The record may give the role `admin`.
+    /// Makes the user with the id `external_id` in another system match `record`, which is in this service's own
+    /// format. Creates the user, or changes an existing one as an import does. The record may give the role `admin`.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] with everything that breaks a rule, [`Error::UsernameTaken`], [`Error::EmailTaken`],
-    /// [`Error::LastAdmin`]; [`Error::Overloaded`] when a fast hash finds no place to be wrapped. What a record says of roles
-    /// and `disabled` is taken all the same when it is refused for its address.
+    /// [`Error::LastAdmin`]; [`Error::Overloaded`] when there is no room to wrap a fast hash. If a record is refused
+    /// for its address, its roles and `disabled` are still taken over.
     pub async fn put(
         &self,
         external_id: &str,
@@ -64,7 +65,7 @@ impl Accounts {
         let mut attempts = 0;
         let put = loop {
             match self.put_once(external_id, &ready, now).await {
-                // Somebody else was first with one of the names, perhaps with this very user.
+                // Another request was first with one of the names, perhaps with this very user.
                 Err(store::Error::Taken(_) | store::Error::Conflict(_)) if attempts < MAX_CONFLICTS => {
                     attempts += 1;
                 }

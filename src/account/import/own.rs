@@ -1,4 +1,4 @@
-//! Our own format: one object a line, or one row of CSV, of a few fields. `gatepass export` writes it.
+//! This service's own format: one JSON object per line, or one CSV row, with a few fields. `gatepass export` writes it.
 
 use serde_json::{Map, Value};
 
@@ -41,7 +41,7 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     }
 }
 
-/// A row of `users` of a service as the usual course has it builds it: `username, hashed_password, full_name, email,
+/// A row of the table `users` that the usual course has one build: `username, hashed_password, full_name, email,
 /// password_changed_at, created_at, is_email_verified, role`.
 pub(super) fn course_draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     // Go's zero time stands for never.
@@ -61,7 +61,7 @@ pub(super) fn course_draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     }
 }
 
-/// Whether a row from a database is one of the course's.
+/// Whether a row from a database is from the course's table.
 pub(super) fn is_course(fields: &Map<String, Value>) -> bool {
     fields.contains_key("hashed_password")
 }

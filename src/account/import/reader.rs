@@ -1,5 +1,5 @@
-//! From bytes to records, one at a time, whatever the size of the file: lines of JSON, rows of CSV, and
-//! [documents](super::document) of JSON that hold a list of users somewhere.
+//! From bytes to records, one at a time, whatever the size of the file: lines of JSON, rows of CSV, and JSON
+//! [documents](super::document) that contain a list of users somewhere.
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,19 +17,19 @@ use super::{Format, ReadError, Record, Rules, document, json::Fields};
 /// The longest line or row, in bytes.
 pub(super) const MAX_RECORD: usize = 1 << 20;
 
-/// How much is kept of a longer line, in bytes: enough to find it by.
+/// How much of a longer line is kept, in bytes: enough to find the line in the file.
 const SHOWN: usize = 1 << 10;
 
-/// A record as it stands in the file.
+/// A record as it is in the file.
 #[derive(Clone, Debug)]
 pub(super) enum Original {
     Object(Map<String, Value>),
-    /// What should have been one.
+    /// Text that should have been an object.
     Text(String),
     Row(Vec<Vec<u8>>),
 }
 
-/// How the records stand in a file.
+/// The layout of the records in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
     Json,
@@ -37,10 +37,10 @@ pub(super) enum Layout {
     Csv(Vec<String>),
 }
 
-/// Takes a record, and where it stands, in bytes. `false`: no more.
+/// Takes a record and its range of bytes in the file. `false` to stop.
 pub(super) type Take<'a> = dyn FnMut(Record, Range<u64>) -> bool + 'a;
 
-/// Reads records for `take`. Tells `begin` the layout first.
+/// Reads records and passes them to `take`, after passing the layout to `begin`.
 pub(super) fn read(
     input: impl Read,
     rules: &Rules,
@@ -68,7 +68,7 @@ pub(super) fn read(
     if is_lines { lines(input, rules, take) } else { document::read(input, rules, take) }
 }
 
-/// Whether the first byte that is no blank is one of these. Blanks before it go.
+/// Whether the first byte that is not a blank is one of these. Consumes the blanks before it.
 fn starts_with(input: &mut impl BufRead, bytes: &[u8]) -> io::Result<bool> {
     loop {
         let buffer = input.fill_buf()?;
@@ -116,7 +116,7 @@ fn lines(mut input: impl BufRead, rules: &Rules, take: &mut Take<'_>) -> Result<
     Ok(())
 }
 
-/// Counts what is read since the counter was last set to zero, and ends at its limit.
+/// Counts the bytes read since the counter was last set to zero, and fails beyond its limit.
 struct Bounded<R> {
     inner: R,
     since: Rc<Cell<usize>>,
@@ -134,13 +134,13 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
-/// Where the lines of a file end, as far as it has been read ahead.
+/// Where the lines of a file end, as far as the file has been read.
 #[derive(Default)]
 struct LineEnds {
-    /// Each `\r` and `\n` that is not passed yet: its place in the file, and whether it ends a line.
+    /// Each `\r` and `\n` not yet passed: its offset in the file, and whether it ends a line.
     ahead: VecDeque<(u64, bool)>,
     read: u64,
-    /// How many lines have ended before.
+    /// How many lines have ended before those.
     lines: u64,
 }
 
@@ -158,8 +158,8 @@ impl LineEnds {
         self.lines += u64::from(self.ahead.pop_front().is_some_and(|(_, is_end)| is_end));
     }
 
-    /// The line on which the row stands that the reader has begun to look for at `from`: it passes over what is left of
-    /// the line before, and over lines with nothing on them.
+    /// The line of the row that the reader has begun to look for at `from`: the reader skips what is left of the line
+    /// before, and empty lines.
     fn line_from(&mut self, mut from: u64) -> u64 {
         while self.ahead.front().is_some_and(|(at, _)| *at < from) {
             self.pass_first();
@@ -172,7 +172,7 @@ impl LineEnds {
     }
 }
 
-/// Notes where lines end. The reader's own count is of where it is, not of where a row begins.
+/// Notes where lines end. The CSV reader's own line count is for its current position, not for the beginning of a row.
 struct Lined<R> {
     inner: R,
     ends: Rc<RefCell<LineEnds>>,
@@ -193,7 +193,7 @@ fn rows(
     take: &mut Take<'_>,
 ) -> Result<(), ReadError> {
     let since = Rc::new(Cell::new(0));
-    // What it has read ahead belongs to the next rows.
+    // The limit has room for the reader's buffer: what it reads ahead belongs to the next rows.
     let bounded = Bounded { inner: input, since: Rc::clone(&since), limit: MAX_RECORD + (1 << 16) };
     let ends = Rc::new(RefCell::new(LineEnds::default()));
     let lined = Lined { inner: bounded, ends: Rc::clone(&ends) };
@@ -250,7 +250,7 @@ mod tests {
     fn a_line_that_is_too_long_costs_that_line() {
         let rules = Rules::ours(Peppers::default(), None, false, datetime!(2026-01-02 03:04:05 UTC));
         let good = r#"{"username":"alice","email":"alice@example.com"}"#;
-        // One that ends where reading it does, one that goes on, and one that never ends.
+        // One that ends where reading stops, one that is longer, and one that never ends.
         let (just, long) = ("x".repeat(MAX_RECORD), "x".repeat(3 * MAX_RECORD));
         let text = format!("{good}\n{just}\n{good}\n{long}\n{good}\n{long}");
         let mut read = Vec::new();

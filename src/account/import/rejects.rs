@@ -1,5 +1,5 @@
-//! The file of what was refused: each record as it came, with its number and the reason beside it, so that it can be
-//! mended and fed again. It holds personal data and hashes; nobody but its owner may read it.
+//! The file of refused records: each as it came, with its number and the reason, so that it can be mended and imported
+//! again. It contains personal data and hashes; only its owner may read it.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -20,22 +20,22 @@ use crate::account::private_file;
 #[derive(Debug)]
 pub(super) struct Rejects {
     path: PathBuf,
-    /// Made when there is the first one.
+    /// Created for the first refused record.
     file: Option<File>,
     bytes: u64,
     is_begun: bool,
 }
 
 impl Rejects {
-    /// Will go on behind the first `bytes` of what is there: what comes after them was never committed. Until something is
-    /// [added](Self::add), the file is left alone: it may be that of somebody who imports the same.
+    /// Will continue after the first `bytes` of the file: anything after them was never committed. Until something is
+    /// [added](Self::add), the file is left alone, since it may belong to someone else who imports the same file.
     pub(super) fn new(path: PathBuf, bytes: u64) -> Self {
         Self { path, file: None, bytes, is_begun: false }
     }
 
     fn begin(&mut self) -> io::Result<()> {
         if self.bytes == 0 {
-            // Those of a former run would pass for this one's.
+            // The records of an earlier run would pass for those of this one.
             return private_file::remove(&self.path);
         }
         let mut file = OpenOptions::new().write(true).open(&self.path)?;
@@ -50,12 +50,12 @@ impl Rejects {
         Ok(())
     }
 
-    /// How much is in the file, or was written where there is none to keep it.
+    /// The length of the file, or how much was written if it is not a regular file.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Adds what [`lines`](Self::lines) has made, if anything, and sees to it that it is on the disk.
+    /// Adds what [`lines`](Self::lines) has made, if anything, and syncs it to disk.
     pub(super) fn add(&mut self, lines: &[u8]) -> io::Result<()> {
         if !self.is_begun {
             self.begin()?;
@@ -64,7 +64,7 @@ impl Rejects {
         if let Some(file) = &self.file
             && private_file::is_regular(file)?
         {
-            // An import of another file, from the same place, has one of the same name.
+            // An import of another file from the same place uses the same name for its rejects.
             let (ours, there) = (file.metadata()?, fs::metadata(&self.path)?);
             if (there.dev(), there.ino(), there.len()) != (ours.dev(), ours.ino(), self.bytes) {
                 return Err(io::Error::other("somebody else has changed it meanwhile"));
@@ -83,7 +83,7 @@ impl Rejects {
         Ok(())
     }
 
-    /// These as they stand in the file.
+    /// The lines of these records for the file.
     pub(super) fn lines(
         &self,
         layout: &Layout,
@@ -103,7 +103,7 @@ impl Rejects {
             let reason = reason(errors);
             match (original, layout) {
                 (Original::Row(cells), Layout::Csv(columns)) => {
-                    // Of a row of another length nobody knows which cells are which.
+                    // In a row of another length, there is no telling which cells are which.
                     let is_kept = |i: usize| !columns.get(i).is_some_and(|name| is_note(name));
                     let mut cells: Vec<_> =
                         (0..).zip(cells).filter(|(i, _)| is_kept(*i)).map(|(_, cell)| &cell[..]).collect();
@@ -132,7 +132,7 @@ impl Rejects {
     }
 }
 
-/// What we have written beside a record, when it comes again.
+/// Whether this is one of our notes on a record that is imported again.
 fn is_note(name: &str) -> bool {
     ["_line", "_reason"].contains(&name)
 }
@@ -154,7 +154,7 @@ fn row<'a>(out: &mut Vec<u8>, cells: impl Iterator<Item = &'a [u8]>) -> io::Resu
     writer.flush()
 }
 
-/// What is wrong, for people: `email is not an e-mail address (invalid_email); …`
+/// What is wrong, in words: `email is not an e-mail address (invalid_email); …`
 pub(super) fn reason(errors: &[FieldError]) -> String {
     let one = |error: &FieldError| format!("{} {} ({})", error.field, error.message, error.code);
     errors.iter().map(one).collect::<Vec<_>>().join("; ")
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), whole);
         add(&mut Rejects::new(path.clone(), 2 * bytes + 1)).unwrap_err();
 
-        // One of another file begins anew; the first is not told that all is well.
+        // The import of another file begins the file anew; the first must then not succeed.
         Rejects::new(path.clone(), 0).add(&[]).unwrap();
         assert!(!path.exists());
         again.add(&[]).unwrap_err();

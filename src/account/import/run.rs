@@ -1,4 +1,4 @@
-//! An import goes on, some records at a time.
+//! Runs an import, one chunk of records at a time.
 
 use std::{io::Read, ops::Range, thread};
 
@@ -22,24 +22,25 @@ use crate::{
     store::{self, PgConnection, imports},
 };
 
-/// How many records one transaction takes: so few that nobody waits for long whom it changes, to log in for instance.
+/// How many records one transaction takes: few enough that the users it changes do not wait long, for instance to log
+/// in.
 const CHUNK: usize = 1_000;
 
-/// How many hashes to wrap one transaction takes: some seconds of them, so that no more is lost when the import is killed.
+/// How many hashes one transaction wraps: some seconds of work, so that no more is lost when the import is killed.
 pub const WRAPPED_CHUNK: usize = 256;
 
-/// How many records the reading thread may be ahead.
+/// How many records the reading thread may read ahead.
 const READ_AHEAD: usize = 2_000;
 
 type Refused = (u64, Original, Vec<FieldError>);
 
-/// An import on its way.
+/// An import in progress.
 pub(super) struct Run<'a, R> {
     pub(super) wanted: &'a Wanted,
     pub(super) layout: Layout,
     pub(super) rejects: Option<Rejects>,
     pub(super) progress: Progress,
-    /// In a dry run.
+    /// Set in a dry run.
     pub(super) made: Option<Made>,
     pub(super) now: OffsetDateTime,
     pub(super) passwords: &'a Pool,
@@ -48,7 +49,7 @@ pub(super) struct Run<'a, R> {
 }
 
 impl<R: CryptoRng> Run<'_, R> {
-    /// Takes all records.
+    /// Imports all records.
     pub(super) async fn all(
         &mut self,
         conn: &mut PgConnection,
@@ -78,7 +79,7 @@ impl<R: CryptoRng> Run<'_, R> {
         self.rejects.as_mut().map_or(Ok(()), |rejects| rejects.add(lines)).map_err(ImportError::Rejects)
     }
 
-    /// Takes some records, in one transaction; what was refused of them.
+    /// Imports a chunk of records in one transaction. Returns those that were refused.
     async fn take(&mut self, conn: &mut PgConnection, chunk: Chunk) -> Result<Vec<Rejection>, ImportError> {
         let Chunk { ready, mut refused } = chunk;
         let mut attempts = 0;
@@ -114,8 +115,8 @@ impl<R: CryptoRng> Run<'_, R> {
         {
             return Err(ImportError::Overtaken);
         }
-        // Only now is the file nobody else's. And before it is committed: what is in the file too much is cut off when the
-        // import goes on.
+        // After noting the progress, since only then is the file this import's alone. Before the commit, since anything
+        // too much in the file is cut off when the import is resumed.
         self.add_rejects(&lines)?;
         imports::end(transaction, !self.wanted.dry_run).await?;
         if let Some(made) = &mut self.made {
@@ -128,18 +129,18 @@ impl<R: CryptoRng> Run<'_, R> {
     }
 }
 
-/// What the reading thread hands over.
+/// The records that the reading thread hands over.
 pub(super) struct Records {
     layout: Option<oneshot::Receiver<Layout>>,
     records: mpsc::Receiver<Result<(Record, Range<u64>), ReadError>>,
-    /// The next one, if it is here already.
+    /// The next record, if it has already been received.
     first: Option<Result<(Record, Range<u64>), ReadError>>,
-    /// Where those stand that were given out.
+    /// The range of bytes in which the records returned so far are.
     bytes: Range<u64>,
 }
 
 impl Records {
-    /// Starts the thread, which passes over the first `skip` records.
+    /// Starts the thread, which skips the first `skip` records.
     pub(super) fn begin(input: impl Read + Send + 'static, rules: Rules, skip: u64) -> Self {
         let (layout, layout_read) = oneshot::channel();
         let (send, records) = mpsc::channel(READ_AHEAD);
@@ -151,7 +152,7 @@ impl Records {
                 }
             };
             let mut skip = skip;
-            // Nobody takes any more: the import has failed elsewhere.
+            // `false` when there is no receiver any more: the import has failed elsewhere.
             let mut take = |record, bytes| {
                 if skip > 0 {
                     skip -= 1;
@@ -166,7 +167,7 @@ impl Records {
         Self { layout: Some(layout_read), records, first: None, bytes: 0..0 }
     }
 
-    /// How the records stand in the file.
+    /// The layout of the file.
     pub(super) async fn layout(&mut self) -> Result<Layout, ReadError> {
         let layout = match self.layout.take() {
             Some(layout) => layout.await.ok(),
@@ -174,7 +175,7 @@ impl Records {
         };
         match layout {
             Some(layout) => Ok(layout),
-            // It has failed before it knew.
+            // Reading failed before the layout was known.
             None => match self.records.recv().await {
                 Some(Err(error)) => Err(error),
                 _ => Ok(Layout::Json),
@@ -182,7 +183,7 @@ impl Records {
         }
     }
 
-    /// Waits until those are passed over that are to be; where they end.
+    /// Waits until the records to be skipped are skipped. Returns where they end.
     pub(super) async fn pass_over(&mut self) -> &Range<u64> {
         self.first = self.records.recv().await;
         if let Some(Ok((_, bytes))) = &self.first {
@@ -201,21 +202,21 @@ impl Records {
         Ok(Some(record))
     }
 
-    /// From where to where it has given out records, in bytes of the file.
+    /// The range of the file, in bytes, in which the records returned so far are.
     pub(super) fn bytes(&self) -> &Range<u64> {
         &self.bytes
     }
 }
 
-/// What comes after some records.
+/// What follows a chunk of records.
 enum End {
     More,
     Last,
-    /// The file cannot be read on. What stands before that is good.
+    /// The file cannot be read any further. The records before that point are good.
     Broken(ReadError),
 }
 
-/// Some records that go together.
+/// The records of one transaction.
 #[derive(Default)]
 struct Chunk {
     ready: Vec<Ready>,
@@ -254,7 +255,7 @@ impl Chunk {
             };
             let password = match user.password.take() {
                 Some(Imported::Keep(hash)) => Some(hash),
-                // What comes of it nobody sees.
+                // No one sees the result.
                 Some(Imported::Wrap(_)) if dry_run => Some(HashedPassword::from_stored("$wrapped")),
                 Some(Imported::Wrap(fast)) => {
                     let (place, passwords, salt) = (self.ready.len(), passwords.clone(), random::bytes(rng));

@@ -1,11 +1,11 @@
-//! Supabase: the table `auth.users`, as CSV with a heading or as JSON.
+//! Supabase: the table `auth.users`, as CSV with a header row or as JSON.
 //! <https://supabase.com/docs/guides/platform/migrating-within-supabase>
 
 use serde_json::{Map, Value};
 
 use super::{Draft, Rules, object::Object};
 
-/// Users who were deleted leave their row there.
+/// Leaves out deleted users, whose rows stay in the table.
 pub(super) fn is_user(fields: &Map<String, Value>) -> bool {
     fields.get("deleted_at").is_none_or(|at| at.is_null() || at == "")
 }
