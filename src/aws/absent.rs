@@ -1,6 +1,6 @@
-//! Takes the place of AWS in a build without the feature `aws`: the same names, and nothing that could be called.
+//! Replaces the AWS support in a build without the feature `aws`: the same names, with nothing that could be called.
 //!
-//! The settings that would lead here are refused before (`config`).
+//! The settings that would lead here are refused earlier (`config`).
 
 use std::convert::Infallible;
 
@@ -11,7 +11,7 @@ use secrecy::SecretString;
 #[error("this build has no AWS support (feature `aws`)")]
 pub struct Error;
 
-/// AWS, of which there is none.
+/// AWS, which this build does not have: the type has no values.
 #[derive(Clone, Debug)]
 pub struct Aws(Infallible);
 
@@ -25,7 +25,7 @@ impl Aws {
         Err(Error)
     }
 
-    /// Nobody has an [`Aws`] to call this on.
+    /// Cannot be called: there is no [`Aws`].
     ///
     /// # Errors
     ///
@@ -35,33 +35,33 @@ impl Aws {
     }
 }
 
-/// Who would log in to RDS.
+/// Replaces the logins to RDS.
 pub mod login {
     use time::OffsetDateTime;
 
     use super::{Aws, Error};
     use crate::{clock::Clock, metrics::Metrics, store::Source};
 
-    /// A database that takes tokens for passwords.
+    /// A database that accepts tokens as passwords.
     #[derive(Clone, Debug)]
     pub struct Login(Aws);
 
-    /// The database with a token, and when that is to be renewed.
+    /// The database with a token, and when to renew the token.
     #[derive(Debug)]
     pub struct Access {
-        /// With a token for a password.
+        /// The database, with a token for a password.
         pub source: Source,
         /// When a third of the token's life is left.
         pub renew_at: OffsetDateTime,
     }
 
     impl Login {
-        /// Nobody has an [`Aws`] to make one of.
+        /// Cannot be called: there is no [`Aws`].
         pub fn new(aws: Aws, _source: Source) -> Self {
             Self(aws)
         }
 
-        /// Nobody has a [`Login`] to call this on.
+        /// Cannot be called: there is no [`Login`].
         ///
         /// # Errors
         ///
@@ -70,7 +70,7 @@ pub mod login {
             match self.0.0 {}
         }
 
-        /// Nobody has a [`Login`] to call this on.
+        /// Cannot be called: there is no [`Login`].
         pub async fn keep(&self, _renew_at: OffsetDateTime, _clock: &Clock, _metrics: &Metrics) {
             match self.0.0 {}
         }

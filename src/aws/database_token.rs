@@ -1,4 +1,4 @@
-//! Tokens for RDS: what the database takes as a password is a URL, signed in advance (SigV4) and without its scheme.
+//! Tokens for RDS: the database accepts, as a password, a presigned URL (SigV4) without its scheme.
 
 use std::{iter, time::Duration};
 
@@ -12,17 +12,17 @@ use time::OffsetDateTime;
 
 use super::Error;
 
-/// For how long RDS takes a token.
+/// How long RDS accepts a token.
 pub const LIFE: Duration = Duration::from_secs(15 * 60);
 
-/// The token by which `user` may connect to `host:port` until [`LIFE`] after `now`, or until the credentials expire.
-/// Made on this machine; nobody is asked.
+/// The token with which `user` may connect to `host:port` until [`LIFE`] after `now`, or until the credentials expire.
+/// It is made on this machine, without a request to AWS.
 ///
-/// `host` is the one that RDS gave the database: the name is signed too, and an alias or an address is refused.
+/// `host` must be the name that RDS gave the database: the name is signed too, and RDS refuses an alias or an address.
 ///
 /// # Errors
 ///
-/// [`Error::Unsigned`] when `host` is none.
+/// [`Error::Unsigned`] when `host` is not a valid host.
 pub fn database_token(
     credentials: &Credentials,
     region: &str,
@@ -48,7 +48,7 @@ pub fn database_token(
         SignableRequest::new("GET", format!("https://{token}"), iter::empty(), SignableBody::Bytes(&[]))
             .map_err(|error| unsigned(&error))?;
     let (signed, signature) = sign(request, &params).map_err(|error| unsigned(&error))?.into_parts();
-    // The signature last, which is where AWS's other libraries have it.
+    // The signature comes last, as in AWS's other libraries.
     let others = signed.params().iter().filter(|(name, _)| *name != SIGNATURE);
     for (name, value) in others.map(|(name, value)| (*name, &**value)).chain([(SIGNATURE, &*signature)]) {
         token += &format!("&{name}={}", encoded(value));
@@ -58,7 +58,7 @@ pub fn database_token(
 
 const SIGNATURE: &str = "X-Amz-Signature";
 
-/// A text in a query, as SigV4 wants it: everything but RFC 3986's unreserved characters as %-codes.
+/// Encodes a text for a query as SigV4 requires: percent-encodes everything except RFC 3986's unreserved characters.
 fn encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {

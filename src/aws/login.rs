@@ -1,4 +1,4 @@
-//! Who logs in to RDS: a database, with tokens in place of its password.
+//! Logins to RDS: a database, with tokens in place of its password.
 
 use std::time::Duration;
 
@@ -7,29 +7,29 @@ use time::OffsetDateTime;
 use super::{Aws, Error, LIFE, database_token};
 use crate::{chain, clock::Clock, metrics::Metrics, store::Source};
 
-/// How often the clock is looked at.
+/// How often to look at the clock.
 const POLL: Duration = Duration::from_secs(1);
 /// How long to leave AWS alone after a token could not be made.
 const REST: Duration = Duration::from_secs(10);
 
-/// A database that takes tokens for passwords.
+/// A database that accepts tokens as passwords.
 #[derive(Clone, Debug)]
 pub struct Login {
     aws: Aws,
     source: Source,
 }
 
-/// The database with a token, and when that is to be renewed.
+/// The database with a token, and when to renew the token.
 #[derive(Debug)]
 pub struct Access {
-    /// With a token for a password.
+    /// The database, with a token for a password.
     pub source: Source,
     /// When a third of the token's life is left.
     pub renew_at: OffsetDateTime,
 }
 
 impl Login {
-    /// Logs in to `source`, by whoever we are at AWS.
+    /// Logs in to `source` with the AWS identity of this service.
     pub fn new(aws: Aws, source: Source) -> Self {
         Self { aws, source }
     }
@@ -52,8 +52,8 @@ impl Login {
         Ok(Access { source: source.with_password(&token), renew_at: now + life * 2 / 3 })
     }
 
-    /// Has the new connections of the source's pools log in with a token that is good, for as long as it is polled. Open
-    /// connections stay as they are: RDS looks at a token only once.
+    /// Keeps a valid token in place for new connections of the source's pools, for as long as it is polled. Open
+    /// connections are not affected: RDS checks a token only when it is used to connect.
     pub async fn keep(&self, mut renew_at: OffsetDateTime, clock: &Clock, metrics: &Metrics) {
         let mut ticks = crate::clock::every(POLL);
         let mut was_renewed = true;
@@ -65,7 +65,7 @@ impl Login {
             }
             let renewed = self.access(now).await;
             metrics.database_token(renewed.is_ok());
-            // Once when it begins and once when it ends.
+            // Logs once when failures begin, and once when they end.
             match &renewed {
                 Err(error) if was_renewed => {
                     tracing::error!(
@@ -78,7 +78,7 @@ impl Login {
             }
             was_renewed = renewed.is_ok();
             renew_at = match renewed {
-                // Of credentials about to expire, the next ones are not there yet.
+                // The credentials may be about to expire before their successors are available.
                 Ok(access) => access.renew_at.max(now + REST),
                 Err(_) => now + REST,
             };

@@ -1,10 +1,11 @@
-//! AWS: the secret that holds settings, and the tokens by which RDS lets us in.
+//! AWS: the secret that contains settings, and the tokens with which the service logs in to RDS.
 //!
 //! Credentials come from where the official SDK looks for them: the environment, the shared profile, a web identity
-//! (IRSA), a container's endpoint (EKS Pod Identity, ECS), the instance (IMDSv2). SSO and credential processes are for
-//! people's machines and not built in; `aws configure export-credentials --format env` hands such credentials over.
+//! (IRSA), a container's endpoint (EKS Pod Identity, ECS), the instance (IMDSv2). SSO and credential processes are
+//! meant for people's own machines and are not built in; `aws configure export-credentials --format env` exports such
+//! credentials.
 //!
-//! Built only with the feature `aws`; `absent.rs` takes this room's place in a build without it.
+//! This module is built only with the feature `aws`; without it, `absent.rs` takes its place.
 
 mod database_token;
 pub mod login;
@@ -27,53 +28,53 @@ pub use database_token::{LIFE, database_token};
 
 use crate::chain::chain;
 
-/// How long anything here may take, with all that it tries again.
+/// How long any operation here may take, including its retries.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long one attempt may take.
 const ATTEMPT_PATIENCE: Duration = Duration::from_secs(5);
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 const ATTEMPTS: u32 = 3;
 
-/// Why AWS did not give what it was asked for. No message holds a secret.
+/// Why AWS did not give what it was asked for. No message contains a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Neither the settings nor the machine say which region.
+    /// Neither the settings nor the machine give a region.
     #[error("the region is not known; set AWS_REGION")]
     NoRegion,
-    /// Nothing on this machine says who we are.
+    /// This machine has no credentials.
     #[error(
         "there are no AWS credentials: not in the environment, a profile, a web identity, a container or an instance"
     )]
     NoCredentials,
-    /// Something says who we are, and AWS would not confirm it.
+    /// There is a source of credentials, but it could not provide them.
     #[error("the AWS credentials cannot be used: {0}")]
     Credentials(String),
-    /// No secret of that name or ARN, or none that we may know of.
+    /// No secret has that name or ARN, or none that we may know of.
     #[error("there is no such secret in {region}")]
     NoSuchSecret {
         /// Where it was looked for.
         region: String,
     },
-    /// The secret is no text.
+    /// The secret is not text.
     #[error("the secret is binary; expected text, a JSON object of settings")]
     Binary,
     /// AWS answered with an error.
     #[error("AWS refuses: {0}")]
     Refused(String),
-    /// No answer came.
+    /// There was no answer.
     #[error("AWS cannot be reached in {region}; check AWS_REGION, AWS_ENDPOINT_URL and the network: {cause}")]
     Unreachable {
-        /// Which region was called.
+        /// The region that was called.
         region: String,
         /// What happened on the way.
         cause: String,
     },
-    /// A host or a user of which no token can be made.
+    /// A token cannot be made for the host and the user.
     #[error("no token can be made for that host and user: {0}")]
     Unsigned(String),
 }
 
-/// AWS in one region, and who we are there.
+/// AWS in one region, with the credentials for it.
 #[derive(Clone, Debug)]
 pub struct Aws {
     config: SdkConfig,
@@ -82,8 +83,8 @@ pub struct Aws {
 }
 
 impl Aws {
-    /// AWS in `region` or the one that the machine is in, called at `endpoint_url` if that is given. Of AWS nothing is
-    /// asked yet.
+    /// AWS in `region`, or in the one that the machine is in, called at `endpoint_url` if that is given. No AWS service
+    /// is called yet.
     ///
     /// # Errors
     ///
@@ -104,14 +105,14 @@ impl Aws {
             loader = loader.endpoint_url(url);
         }
         let config = loader.load().await;
-        // An empty variable is one that is not set.
+        // An empty variable counts as unset.
         let region = config.region().map(Region::to_string).filter(|region| !region.is_empty());
         let region = region.ok_or(Error::NoRegion)?;
         let credentials = config.credentials_provider().ok_or(Error::NoCredentials)?;
         Ok(Self { config, region, credentials })
     }
 
-    /// AWS in `region`, as whomever `credentials` say.
+    /// AWS in `region`, with these credentials.
     pub fn with_credentials(region: &str, credentials: impl ProvideCredentials + 'static) -> Self {
         let credentials = SharedCredentialsProvider::new(credentials);
         let config = SdkConfig::builder()
@@ -126,9 +127,9 @@ impl Aws {
     ///
     /// # Errors
     ///
-    /// When it cannot be had, or is no text.
+    /// When the secret cannot be read, or is not text.
     pub async fn secret(&self, id: &str) -> Result<SecretString, Error> {
-        // Asked for by themselves, so that the error tells them from the secret.
+        // Fetched separately, so that an error with the credentials is distinct from one with the secret.
         let credentials = self.credentials().await?;
         let config = aws_sdk_secretsmanager::config::Builder::from(&self.config)
             .credentials_provider(credentials)
@@ -138,7 +139,7 @@ impl Aws {
         secret.secret_string.map(SecretString::from).ok_or(Error::Binary)
     }
 
-    /// Who we are at the moment.
+    /// The current credentials.
     async fn credentials(&self) -> Result<Credentials, Error> {
         match tokio::time::timeout(PATIENCE, self.credentials.provide_credentials()).await {
             Ok(Ok(credentials)) => Ok(credentials),
@@ -164,7 +165,7 @@ impl Aws {
     }
 }
 
-/// An error in one line, with all that is behind it.
+/// An error and its sources on one line.
 fn one_line(error: &dyn std::error::Error) -> String {
     chain(error).replace('\n', " ")
 }

@@ -1,4 +1,4 @@
-//! The circuit breaker: when the old system does not answer, it is left alone for a while.
+//! The circuit breaker: leaves the old system alone for a while when it does not answer.
 //!
 //! ```text
 //!            MAX_FAILURES in a row             after PAUSE, one
@@ -8,18 +8,18 @@
 //!     └─────────────────────────────────────────────── up ────────┘
 //! ```
 //!
-//! A trial that nobody saw the end of makes room for another one at once. What began before the last change of state says
-//! nothing about the present one: only a [`Permit`] of the present state counts.
+//! A trial whose outcome no one saw makes room for another at once. A request that began before the last change of
+//! state says nothing about the current state: only a [`Permit`] of the current state counts.
 
 use std::time::Duration;
 
-/// How many failures in a row open it.
+/// How many failures in a row open the breaker.
 pub(super) const MAX_FAILURES: u32 = 5;
 
-/// How long it stays open, from the last failure on.
+/// How long it stays open, counted from the last failure.
 pub(super) const PAUSE: Duration = Duration::from_secs(30);
 
-/// The breaker. Times are those since any one moment.
+/// The breaker. Times are measured from an arbitrary fixed moment.
 #[derive(Debug)]
 pub(super) struct Breaker {
     state: State,
@@ -29,29 +29,29 @@ pub(super) struct Breaker {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// Everybody may ask. So many of the last ones had no answer.
+    /// Every request is admitted. The last `failures` of them failed.
     Closed { failures: u32 },
-    /// Nobody may ask until then.
+    /// No request is admitted until then.
     Open { until: Duration },
-    /// One is asking, on whom it depends.
+    /// One request is under way, and decides the next state.
     Trial,
 }
 
-/// The right to ask once.
+/// The permission to ask once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "what became of it is to be told"]
 pub(super) struct Permit {
     epoch: u64,
 }
 
-/// What became of a question.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The old system works, whatever it said.
+    /// The old system works, whatever its answer.
     Up,
-    /// It does not.
+    /// It does not work.
     Down,
-    /// Nobody waited for the answer.
+    /// No one waited for the answer.
     Unknown,
 }
 
@@ -60,7 +60,7 @@ impl Breaker {
         Self { state: State::Closed { failures: 0 }, epoch: 0 }
     }
 
-    /// Whether somebody may ask now.
+    /// A permit, if a request may be sent now.
     pub(super) fn admit(&mut self, now: Duration) -> Option<Permit> {
         match self.state {
             State::Closed { .. } => {}
@@ -70,7 +70,7 @@ impl Breaker {
         Some(Permit { epoch: self.epoch })
     }
 
-    /// Whoever was admitted tells what became of it; the new state, if that has changed anything but a count.
+    /// Reports the outcome of an admitted request. Returns the new state, if anything but a count has changed.
     pub(super) fn settle(&mut self, permit: Permit, outcome: Outcome, now: Duration) -> Option<State> {
         if permit.epoch != self.epoch {
             return None;
@@ -89,7 +89,7 @@ impl Breaker {
                 return Some(self.state);
             }
             (State::Trial, Outcome::Unknown) => self.change(State::Open { until: now }),
-            // Nobody is admitted while it is open.
+            // No request is admitted while the breaker is open.
             (State::Closed { .. }, Outcome::Unknown) | (State::Open { .. }, _) => {}
         }
         None
@@ -111,7 +111,7 @@ mod tests {
 
     const FINE: State = State::Closed { failures: 0 };
 
-    /// A breaker after some questions one after the other, at no time at all.
+    /// A breaker after some requests in sequence, all at time zero.
     fn after(outcomes: &[Outcome]) -> Breaker {
         let mut breaker = Breaker::new();
         for outcome in outcomes {
@@ -128,7 +128,7 @@ mod tests {
         let open = [Down; MAX_FAILURES as usize];
         let failing = |failures| State::Closed { failures };
         let reopened = State::Open { until: at(60) };
-        // What was; when one asks, and whether they may; what becomes of it; and what is then.
+        // The outcomes so far; the time of the next request; its outcome, if it is admitted; and the state after it.
         for (outcomes, now, asked, state) in [
             (&[][..], 0, Some(Up), FINE),
             (&[], 0, Some(Down), failing(1)),
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(changes.iter().flatten().collect::<Vec<_>>(), [&open]);
         assert_eq!(breaker.settle(permits[0], Outcome::Up, at(2)), None);
         assert_eq!(breaker.state, open);
-        // Nor do the ones before decide about the trial.
+        // Nor do the earlier requests decide the trial.
         let trial = breaker.admit(at(31)).unwrap();
         assert_eq!(breaker.settle(permits[1], Outcome::Up, at(31)), None);
         assert_eq!(breaker.state, State::Trial);

@@ -1,4 +1,4 @@
-//! The question as an HTTP request, and what its answer means.
+//! The HTTP request to the old system, and what its answer means.
 
 use std::{fmt, time::Duration};
 
@@ -13,50 +13,50 @@ use serde_json::{Map, Value};
 
 use crate::password::Password;
 
-/// The longest answer, in bytes: 64 KiB. A user takes a few hundred.
+/// The longest answer accepted, in bytes: 64 KiB. A user takes a few hundred bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 pub(super) struct Client {
     http: reqwest::Client,
-    /// With user and password, of which reqwest makes the header field.
+    /// Includes the user and the password, which reqwest turns into the `Authorization` header.
     url: Url,
     traceparent: fn() -> Option<HeaderValue>,
 }
 
-/// Nobody can be asked.
+/// Why the old system cannot be asked at all.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// It is not an address that a request can be sent to.
+    /// A request cannot be sent to that URL.
     #[error("LEGACY_LOGIN_URL is no address that a password can be sent to")]
     Address,
-    /// Most often, the system has no certificates.
+    /// The HTTP client could not be made, most often because the machine has no root certificates.
     #[error("the HTTP client for the old system could not be made")]
     Client(#[source] reqwest::Error),
 }
 
-/// Why there is no answer that can be understood. No message has a part of the address or of the answer.
+/// Why there is no answer that can be understood. No message contains any part of the URL or of the answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// Not even a request.
+    /// No request could be made.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// No answer, or not all of it, in time.
+    /// No complete answer in time.
     #[error("no whole answer")]
     Transport(#[source] reqwest::Error),
-    /// Neither a user nor the answer that it is nobody. Redirects are not followed.
+    /// A status that means neither a user nor no user. Redirects are not followed.
     #[error("answered with {0}")]
     Status(StatusCode),
-    /// More than a user takes.
+    /// Longer than any user.
     #[error("answered with more than {MAX_ANSWER_BYTES} bytes")]
     TooLong,
-    /// Not JSON, or no object.
+    /// Not a JSON object.
     #[error("answered with 200 and no JSON object")]
     NoObject,
 }
 
 impl Fault {
-    /// Whether it says that the old system does not work. What is wrong with one request (400, 422, …) does not: whoever
-    /// found out how to bring that about could keep everybody else out.
+    /// Whether it means that the old system does not work. An error about a single request (400, 422, …) does not:
+    /// otherwise anyone who found out how to cause one could lock everyone else out.
     pub(super) fn is_down(&self) -> bool {
         match self {
             Self::Status(status) => !status.is_client_error() || *status == StatusCode::TOO_MANY_REQUESTS,
@@ -76,7 +76,7 @@ pub(super) enum Reply {
     Nobody,
 }
 
-/// What was typed, as it was typed.
+/// The name and the password, as typed.
 #[derive(Serialize)]
 struct Question<'a> {
     username: &'a str,
@@ -84,8 +84,8 @@ struct Question<'a> {
 }
 
 impl Client {
-    /// Certificates are checked as the operating system does (`SSL_CERT_FILE` and `SSL_CERT_DIR` on Linux), and
-    /// `HTTPS_PROXY` and `NO_PROXY` are followed, as by `bearer::RemoteKeys`.
+    /// Verifies certificates as the operating system does (`SSL_CERT_FILE` and `SSL_CERT_DIR` on Linux), and honours
+    /// `HTTPS_PROXY` and `NO_PROXY`, as `bearer::RemoteKeys` does.
     pub(super) fn new(
         url: &SecretString,
         patience: Duration,
@@ -97,10 +97,11 @@ impl Client {
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .timeout(patience)
-            // A connection that the other side is about to close would fail a login that nobody sends again.
+            // A pooled connection may be one that the server is about to close. That would fail a login, and no one
+            // would send it again.
             .pool_max_idle_per_host(0);
         if url.scheme() == "http" {
-            // What is unencrypted stays on this machine, and needs no certificates.
+            // Plain HTTP is used only within this machine, and needs no certificates.
             builder = builder.no_proxy().tls_certs_only([]);
         }
         let http = builder.build().map_err(|error| ClientError::Client(error.without_url()))?;

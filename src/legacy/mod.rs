@@ -1,8 +1,8 @@
-//! The system that users come from: asked over HTTP whether a name and a password are a user's of its own, when they are
-//! nobody's here. docs/legacy-login.md says what it has to answer; what becomes of the answer is `account::legacy`'s.
+//! The old system that users come from. It is asked over HTTP whether a name and a password belong to one of its users,
+//! if they belong to no one here. docs/legacy-login.md specifies its answers; `account::legacy` acts on them.
 //!
-//! It is asked no oftener than it bears ([`pace`]), by [`PLACES`] requests at once, and not at all for a while after it has
-//! not answered ([`breaker`]). All three are each replica's own.
+//! Three limits protect it, each separate for every replica: a rate limit ([`pace`]), at most [`PLACES`] requests at
+//! once, and a pause after it has failed to answer ([`breaker`]).
 
 mod breaker;
 mod client;
@@ -28,21 +28,21 @@ use self::{
 };
 use crate::{chain, clock::Clock, metrics::Metrics, password::Password};
 
-/// How many questions may be under way at once.
+/// How many requests may be under way at once.
 const PLACES: usize = 16;
 
-/// How the old system is asked.
+/// How to ask the old system.
 #[derive(Debug)]
 pub struct Settings {
     /// `LEGACY_LOGIN_URL`. A user and a password in it are sent as HTTP Basic.
     pub url: SecretString,
     /// How long it may take to answer.
     pub patience: Duration,
-    /// The W3C `traceparent` of whatever is going on, for the old system to go on with.
+    /// The W3C `traceparent` of the current span, for the old system to continue the trace.
     pub traceparent: fn() -> Option<HeaderValue>,
-    /// Tells how much time has gone by.
+    /// Measures how much time has passed.
     pub clock: Clock,
-    /// Where the state of the breaker is shown.
+    /// Show the state of the breaker.
     pub metrics: Metrics,
 }
 
@@ -65,25 +65,25 @@ struct Gate {
     pace: Pace,
 }
 
-/// What came of a question.
+/// The outcome of asking.
 #[derive(Debug)]
 pub enum Answer {
-    /// These are the name and the password of a user, of whom it says this: a line of an import, unchecked.
+    /// The name and the password belong to this user: a line of an import, unchecked.
     User(Map<String, Value>),
-    /// They are nobody's.
+    /// They belong to no one.
     Nobody,
-    /// There was no answer, or none that can be understood. The log has it.
+    /// There was no answer, or none that can be understood. The reason is in the log.
     Failed,
-    /// It has too much to do, or does not answer: it was left alone.
+    /// The old system has too much to do, or does not answer, and was left alone.
     NotAsked,
 }
 
 impl Legacy {
-    /// Nobody is asked yet.
+    /// Makes the client. Sends nothing yet.
     ///
     /// # Errors
     ///
-    /// When the address is none, or there is no HTTP client.
+    /// When the URL is invalid, or the HTTP client cannot be made.
     pub fn new(settings: Settings) -> Result<Self, ClientError> {
         let Settings { url, patience, traceparent, clock, metrics } = settings;
         let client = Client::new(&url, patience, traceparent)?;
@@ -91,13 +91,13 @@ impl Legacy {
         Ok(Self(Arc::new(Inner { client, patience, places: Semaphore::new(PLACES), gate, clock, metrics })))
     }
 
-    /// How long a refused login takes, whether or not the old system was asked: a fifth longer than it may take to answer,
-    /// for what is done before and after.
+    /// How long a refused login takes at least, whether or not the old system was asked: a fifth longer than the old
+    /// system may take to answer, to cover the work before and after.
     pub fn shortest_refusal(&self) -> Duration {
         self.0.patience * 6 / 5
     }
 
-    /// Asks for a user by what was typed as their name, and their password.
+    /// Asks whether the name and the password, as typed, belong to a user.
     pub async fn ask(&self, username: &str, password: &Password, request_id: Option<&str>) -> Answer {
         let Some(mut turn) = self.0.turn() else {
             tracing::debug!("the old system is not asked");
@@ -131,11 +131,11 @@ impl fmt::Debug for Legacy {
     }
 }
 
-/// Asks whether somebody answers at `url`, without a password or who we are; with which status.
+/// Checks whether anything answers at `url`, without sending a password or our credentials. Returns the status.
 ///
 /// # Errors
 ///
-/// When nobody does, or not who should.
+/// When nothing answers, or the wrong server does.
 pub async fn probe(url: &SecretString, patience: Duration) -> Result<http::StatusCode, Fault> {
     Client::new(url, patience, || None)?.probe().await
 }
@@ -146,7 +146,7 @@ impl Inner {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The right to ask now.
+    /// The permission to ask now, if there is one.
     fn turn(&self) -> Option<Turn<'_>> {
         let place = self.places.try_acquire().ok()?;
         let mut gate = self.gate();
@@ -156,7 +156,7 @@ impl Inner {
     }
 }
 
-/// A question under way. Also one that nobody waits for any more comes to its end.
+/// A request under way. Its outcome is settled on drop, so also when no one waits for the answer any more.
 struct Turn<'a> {
     inner: &'a Inner,
     permit: Permit,

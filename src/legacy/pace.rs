@@ -1,14 +1,14 @@
-//! How often the old system is asked: the generic cell rate algorithm, as the throttle has it in Postgres.
+//! The rate limit for the old system: the generic cell rate algorithm, which the throttle implements in Postgres.
 
 use std::time::Duration;
 
-/// From one question to the next, in the long run: ten in a second.
+/// The time from one request to the next in the long run: ten per second.
 pub(super) const SPACING: Duration = Duration::from_millis(100);
 
-/// How many there may be at once after a pause.
+/// How many requests may be sent at once after a pause.
 pub(super) const BURST: u32 = 20;
 
-/// Lets so many through. Times are those since any one moment.
+/// The rate limiter. Times are measured from an arbitrary fixed moment.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// When all places are free again.
@@ -16,7 +16,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Whether one more may pass now.
+    /// Whether one more request may be sent now.
     pub(super) fn admit(&mut self, now: Duration) -> bool {
         let free_at = self.free_at.max(now) + SPACING;
         let is_in_time = free_at - now <= SPACING * BURST;
