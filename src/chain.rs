@@ -1,19 +1,19 @@
-//! An error and the errors behind it.
+//! An error and its chain of sources.
 
 use std::error::Error;
 
-/// As the field of a log line, which tells what is behind the error, too.
+/// An error as the field of a log line, which then also shows its sources.
 pub(crate) fn cause<E: Error + 'static>(error: &E) -> &(dyn Error + 'static) {
     error
 }
 
-/// What is behind an error, the nearest first.
+/// The sources of an error, nearest first.
 #[cfg(feature = "server")]
 pub(crate) fn behind(error: &dyn Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
     std::iter::successors(error.source(), |&error| error.source())
 }
 
-/// An error with everything behind it, as one text.
+/// An error with all its sources, as one text.
 #[cfg(feature = "server")]
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();

@@ -1,4 +1,4 @@
-//! Where time comes from. Everything below the edge takes `now: OffsetDateTime` as a parameter; only the edge (the HTTP
+//! The source of time. Everything below the edge takes `now: OffsetDateTime` as a parameter; only the edge (the HTTP
 //! handlers, the command line, the bearer layer) asks a [`Clock`]. Tests move the clock instead of waiting.
 
 use std::{
@@ -31,12 +31,12 @@ enum Source {
     Fixed(Arc<Hands>),
 }
 
-/// Of a fixed clock, shared by every clone.
+/// The hands of a fixed clock, shared by every clone.
 #[derive(Debug)]
 struct Hands {
     /// Microseconds since the Unix epoch.
     wall: AtomicI64,
-    /// Microseconds that have gone by.
+    /// Microseconds elapsed.
     elapsed: AtomicU64,
 }
 
@@ -54,22 +54,22 @@ impl Clock {
         Self(Source::Fixed(Arc::new(Hands { wall: micros(start).into(), elapsed: AtomicU64::new(0) })))
     }
 
-    /// The time now, in UTC and whole microseconds, which is what Postgres keeps.
+    /// The current time, in UTC and whole microseconds, the precision of Postgres.
     pub fn now(&self) -> OffsetDateTime {
         match &self.0 {
             #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
             Source::System => OffsetDateTime::now_utc().truncate_to_microsecond(),
             Source::Fixed(hands) => {
                 let micros = hands.wall.load(Ordering::SeqCst);
-                // Who moves it out of the years -9999..=9999 gets the epoch, at which every token fails.
+                // A clock moved outside the years -9999..=9999 returns the epoch, at which every token fails.
                 OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000)
                     .unwrap_or(OffsetDateTime::UNIX_EPOCH)
             }
         }
     }
 
-    /// How much time has gone by since some moment of this process. Nobody sets this one: it tells how long ago something
-    /// was, and only goes forward.
+    /// How much time has passed since some moment in this process. This clock cannot be set and only goes forward; use
+    /// it to measure how long ago something was.
     pub fn elapsed(&self) -> std::time::Duration {
         match &self.0 {
             Source::System => BEGINNING.elapsed(),
@@ -77,7 +77,7 @@ impl Clock {
         }
     }
 
-    /// Lets time go by on a fixed clock. The machine's clock is not ours to move: nothing happens.
+    /// Lets time pass on a fixed clock. Does nothing on the machine's clock.
     pub fn advance(&self, by: Duration) {
         self.set(by);
         if let Source::Fixed(hands) = &self.0 {
@@ -86,7 +86,7 @@ impl Clock {
         }
     }
 
-    /// Sets a fixed clock `by` so much forward, or backward, without time going by.
+    /// Sets a fixed clock forward or backward by `by`, without time passing.
     pub fn set(&self, by: Duration) {
         if let Source::Fixed(hands) = &self.0 {
             let by = i64::try_from(by.whole_microseconds()).unwrap_or(i64::MAX);
@@ -95,8 +95,8 @@ impl Clock {
     }
 }
 
-/// The first tick at once, and then one each `period`. After a late one the next is a whole period away: who was held up
-/// does not make up for it with many at once.
+/// Ticks at once and then every `period`. After a late tick, the next is a whole period away: missed ticks are not made
+/// up for with a burst.
 #[cfg(feature = "server")]
 pub(crate) fn every(period: std::time::Duration) -> tokio::time::Interval {
     let mut ticks = tokio::time::interval(period);

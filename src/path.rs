@@ -1,11 +1,11 @@
-//! Which paths are told. A secret may stand in the place of one by mistake, the key itself as `TLS_KEY_FILE` for example,
-//! and what is told may be kept in logs.
+//! Which paths may be shown. A setting may by mistake contain a secret in place of a path, for example the key itself
+//! as `TLS_KEY_FILE`, and messages may be kept in logs.
 
 use std::path::{Component, Path};
 
-/// The path as it was given, from `directory` on, if something is there, or at least where it would be, when that is more
-/// than the root or `directory` itself: no secret is like that. Nothing else is beyond doubt; a text in Base64 may well
-/// begin with a slash.
+/// The path as it was given, if no secret can look like it: if something exists there, relative to `directory`, or if
+/// at least its parent directory does and is more than the root or `directory` itself. Anything else may be a secret;
+/// even a text in Base64 may begin with a slash.
 pub(crate) fn shown<'a>(path: &'a Path, directory: &Path) -> Option<&'a str> {
     let is_named = |parent: &&Path| parent.components().any(|part| matches!(part, Component::Normal(_)));
     let is_one = directory.join(path).exists()

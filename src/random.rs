@@ -1,4 +1,4 @@
-//! Where randomness comes from. Everything below the edge takes `rng: &mut impl CryptoRng`; only the edge calls
+//! The source of randomness. Everything below the edge takes `rng: &mut impl CryptoRng`; only the edge calls
 //! [`system`].
 
 use std::{cell::RefCell, thread};
@@ -10,16 +10,17 @@ use uuid::Uuid;
 
 /// The operating system's generator.
 ///
-/// Drawing from it panics when the system has no randomness to give, which on a running kernel does not happen; to go
-/// on with anything weaker would be worse.
+/// Drawing from it panics if the system has no randomness to give, which does not happen on a running kernel.
+/// Continuing with anything weaker would be worse.
 pub fn system() -> impl CryptoRng {
     UnwrapErr(SysRng)
 }
 
-/// Has aws-lc gather the entropy for its own generator, which keys and TLS draw from, on a thread beside the caller. It
-/// does so once in a process, from the processor's jitter, and takes tens of milliseconds; whoever drew first would wait.
+/// Makes aws-lc gather the entropy for its own generator, which keys and TLS draw from, on a separate thread. It does
+/// so once per process, from the processor's jitter, which takes tens of milliseconds. Otherwise the first caller to
+/// draw would have to wait.
 pub fn gather() {
-    // Should this or the thread fail, then whoever draws first does it, and waits.
+    // If this or the thread fails, the first caller to draw gathers it, and waits.
     let gather = || aws_lc_rs::rand::fill(&mut [0]).is_ok();
     drop(thread::Builder::new().name("gatepass-entropy".into()).spawn(gather));
 }
@@ -32,7 +33,7 @@ pub fn bytes<const N: usize>(rng: &mut impl CryptoRng) -> [u8; N] {
 }
 
 /// The id of an access token that belongs to a session's `generation`: a UUIDv7 whose `rand_a` (RFC 9562, section 5.7)
-/// is the generation's last 12 bits. So a token tells which renewal it came with, and no claim has to.
+/// is the generation's last 12 bits. So a token identifies the renewal that it came with, without a claim for it.
 pub fn token_id(now: OffsetDateTime, generation: u32, rng: &mut impl CryptoRng) -> Uuid {
     let mut random: [u8; 10] = bytes(rng);
     let [.., high, low] = generation.to_be_bytes();
@@ -59,8 +60,8 @@ pub fn uuid_v7(now: OffsetDateTime, rng: &mut impl CryptoRng) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(millis(now), &bytes(rng)).into_uuid()
 }
 
-/// The same for what is no secret: of randomness that a thread draws for many of them at once. To ask the system for it is
-/// one of four things that a request asks of it, and this spares it.
+/// A UUIDv7 that is not a secret, from randomness that each thread draws for many ids at once. Drawing it for each id
+/// would be one of four system calls that a request makes.
 pub fn uuid_v7_from_stock(now: OffsetDateTime) -> Uuid {
     const STOCK: usize = 64;
     thread_local! {

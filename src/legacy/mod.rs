@@ -156,7 +156,7 @@ impl Inner {
     }
 }
 
-/// A request under way. Its outcome is settled on drop, so also when no one waits for the answer any more.
+/// A request under way. Dropping it reports its outcome, even if no one waits for the answer any more.
 struct Turn<'a> {
     inner: &'a Inner,
     permit: Permit,

@@ -30,7 +30,7 @@ use crate::path::shown;
 const CERTIFICATE: &str = "TLS_CERT_FILE";
 const KEY: &str = "TLS_KEY_FILE";
 
-/// Files larger than this hold no chain that a client would like to be sent.
+/// The largest file accepted: no client would want to be sent a longer chain.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 /// Where the certificate and its key are.
@@ -80,7 +80,7 @@ enum Fault {
 }
 
 impl Files {
-    /// What the files hold now.
+    /// The current contents of the files.
     ///
     /// # Errors
     ///
@@ -96,7 +96,7 @@ impl Files {
     ///
     /// # Errors
     ///
-    /// When there is none, its key is another's, or it is not valid at that time.
+    /// When there is no certificate, when the key does not belong to it, or when it is not valid at that time.
     pub fn parse(&self, contents: &Contents, now: OffsetDateTime) -> Result<Certificate, Error> {
         let certificate = |fault| Error { setting: CERTIFICATE, path: self.certificate.clone(), fault };
         let key = |fault| Error { setting: KEY, path: self.key.clone(), fault };
@@ -121,42 +121,43 @@ impl Files {
         Ok(Certificate { key: Arc::new(signing), not_after, length, is_ordered, is_self_signed })
     }
 
-    /// Whether users who are not the key's owner and not in its group may read it.
+    /// Whether the key is readable by others than its owner and its group.
     pub fn is_key_open(&self) -> bool {
         fs::metadata(&self.key).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
     }
 }
 
-/// The bytes of both files, wiped when they are dropped: the key may have been put into the certificate's file.
+/// The bytes of both files, wiped when dropped. That includes the certificate's file, since someone may have put the
+/// key into it.
 pub struct Contents {
     certificate: Zeroizing<Vec<u8>>,
     key: Zeroizing<Vec<u8>>,
 }
 
 impl Contents {
-    /// Tells contents apart without keeping them.
+    /// A fingerprint that tells contents apart, so that they need not be kept.
     pub(super) fn fingerprint(&self) -> Vec<u8> {
         let digests = [&self.certificate, &self.key].map(|bytes| digest(&SHA256, bytes));
         digests.iter().flat_map(AsRef::as_ref).copied().collect()
     }
 }
 
-/// A chain and its key, valid when it was read.
+/// A chain and its key, valid when they were read.
 #[derive(Clone, Debug)]
 pub struct Certificate {
     pub(super) key: Arc<CertifiedKey>,
     /// When it expires.
     pub not_after: OffsetDateTime,
-    /// How many certificates the chain has.
+    /// The number of certificates in the chain.
     pub length: usize,
     /// Whether each certificate of the chain was issued by the one after it.
     pub is_ordered: bool,
-    /// Whether it names itself as its issuer.
+    /// Whether the certificate names itself as its issuer.
     pub is_self_signed: bool,
 }
 
 impl Certificate {
-    /// Whether clients that connect to `host`, a name or an address, take it for that host's.
+    /// Whether clients that connect to `host`, a name or an address, accept it for that host.
     pub fn is_for(&self, host: &str) -> bool {
         let Ok(host) = ServerName::try_from(host) else { return false };
         let own = self.key.end_entity_cert().and_then(ParsedCertificate::try_from);
@@ -165,7 +166,7 @@ impl Certificate {
 }
 
 fn contents(path: &Path) -> Result<Zeroizing<Vec<u8>>, Fault> {
-    // Never grown, so that no copy of a key is left where it was.
+    // Never reallocated, which would leave an unwiped copy of a key in memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE_BYTES as usize + 1));
     File::open(path)
         .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
@@ -194,7 +195,7 @@ fn certified(chain: Vec<CertificateDer<'static>>, pem: &[u8]) -> Result<Certifie
 }
 
 fn rfc3339(at: OffsetDateTime) -> String {
-    // Of years with more than four digits there is none in a certificate.
+    // No certificate has a year with more than four digits.
     at.format(&Rfc3339).unwrap_or_default()
 }
 

@@ -1,5 +1,5 @@
-//! What rustls does not tell of a certificate (X.509, RFC 5280): from when until when it is valid, who issued it and to
-//! whom. Only read: whether anybody may trust it is for those to find out who connect.
+//! Reads what rustls does not expose of a certificate (X.509, RFC 5280): its validity period, issuer and subject.
+//! Nothing is verified here: whether to trust the certificate is up to the clients that connect.
 
 use time::{Date, Month, OffsetDateTime, Time};
 
@@ -12,19 +12,19 @@ const GENERALIZED_TIME: u8 = 0x18;
 
 /// Fields of a `TBSCertificate`.
 pub(super) struct Fields<'a> {
-    /// The name of who signed it, in DER.
+    /// The issuer's name, in DER.
     pub(super) issuer: &'a [u8],
-    /// The name of whose it is, in DER.
+    /// The subject's name, in DER.
     pub(super) subject: &'a [u8],
     pub(super) not_before: OffsetDateTime,
     pub(super) not_after: OffsetDateTime,
 }
 
-/// Reads a certificate in DER; nothing if it is none.
+/// Reads a certificate in DER. `None` if it is not one.
 pub(super) fn certificate(der: &[u8]) -> Option<Fields<'_>> {
     let mut certificate = Elements(der).expect(SEQUENCE)?;
     let mut fields = certificate.expect(SEQUENCE)?;
-    // A certificate of version 1 leaves it out.
+    // A version 1 certificate leaves out the version.
     if fields.0.first() == Some(&VERSION) {
         fields.expect(VERSION)?;
     }
@@ -37,14 +37,14 @@ pub(super) fn certificate(der: &[u8]) -> Option<Fields<'_>> {
     Some(Fields { issuer, subject, not_before, not_after })
 }
 
-/// Elements of DER (X.690), one after the other.
+/// A sequence of DER elements (X.690).
 struct Elements<'a>(&'a [u8]);
 
 impl<'a> Elements<'a> {
-    /// Takes the next one: its tag and its contents.
+    /// Takes the next element: its tag and its contents.
     fn next(&mut self) -> Option<(u8, &'a [u8])> {
         let [tag, length, rest @ ..] = self.0 else { return None };
-        // The length itself, or the number of bytes that hold it.
+        // The length itself, or the number of bytes that encode it.
         let (length, rest) = match length {
             0..=0x7f => (usize::from(*length), rest),
             0x81..=0x83 => {
@@ -58,13 +58,13 @@ impl<'a> Elements<'a> {
         Some((*tag, contents))
     }
 
-    /// Takes the next one, if it is of this tag; what is in it.
+    /// Takes the next element and returns its contents, if it has this tag.
     fn expect(&mut self, tag: u8) -> Option<Self> {
         let (found, contents) = self.next()?;
         (found == tag).then_some(Self(contents))
     }
 
-    /// Takes a `Time`, in UTC and to the second as RFC 5280 wants it.
+    /// Takes a `Time`, in UTC and to the second as RFC 5280 requires.
     fn time(&mut self) -> Option<OffsetDateTime> {
         let (tag, text) = self.next()?;
         let text = str::from_utf8(text).ok()?.strip_suffix('Z')?;
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_short_is_no_certificate() {
-        // Lengths that say more than there is, in each of their forms.
+        // Lengths beyond the end of the input, in each of their forms.
         for der in [&[][..], &[0x30], &[0x30, 1], &[0x30, 0x81], &[0x30, 0x81, 1], &[0x30, 0x84, 0, 0, 0, 0]]
         {
             assert!(certificate(der).is_none(), "{der:?}");

@@ -1,13 +1,13 @@
-//! TLS for those without an ingress: TLS 1.2 and 1.3 by rustls, over a certificate that is read again when its files
-//! change.
+//! TLS for deployments without an ingress: TLS 1.2 and 1.3 with rustls, and a certificate that is reloaded when its
+//! files change.
 //!
-//! The files are looked at every two seconds, contents and all: whatever replaces them (an editor, certbot's links,
-//! Kubernetes' `..data`) is noticed, on every kind of file system. What was found must stay the same until the next look,
-//! as the two files change one after the other. A pair that cannot be served leaves the former one in place, is logged
+//! The files are read in full every two seconds, so any replacement is noticed (an editor, certbot's links, Kubernetes'
+//! `..data`), on every kind of file system. Since the two files change one after the other, new contents are used only
+//! if they are still the same at the next look. A pair that cannot be served leaves the former one in place, is logged
 //! once, and shows in the metrics until there is a better one.
 //!
-//! A session is resumed from memory, by the process that began it; nothing is accepted before the handshake is over (no
-//! 0-RTT), as that could be replayed.
+//! Sessions are resumed from memory, only by the process that began them. No data is accepted before the handshake is
+//! complete (no 0-RTT), since it could be replayed.
 
 mod certificate;
 mod der;
@@ -35,12 +35,12 @@ use tokio_rustls::{
 pub use self::certificate::{Certificate, Contents, Error, Files};
 use crate::{clock::Clock, metrics::Metrics};
 
-/// How often the files are looked at.
+/// How often the files are read.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How often it is told that the certificate has expired.
+/// How often an expired certificate is logged.
 const TELL_EVERY: time::Duration = time::Duration::HOUR;
 
-/// Takes TLS handshakes, with the certificate that the files hold. Cheap to clone; clones are one.
+/// Accepts TLS handshakes with the certificate from the files. Cheap to clone; all clones share one state.
 #[derive(Clone)]
 pub struct Tls(Arc<Inner>);
 
@@ -55,18 +55,18 @@ struct Inner {
 #[derive(Debug)]
 struct Served(ArcSwap<Certificate>);
 
-/// Fingerprints of what the files held.
+/// Fingerprints of what the files contained.
 #[derive(Default)]
 struct Seen {
     served: Vec<u8>,
     at_last_look: Vec<u8>,
     refused: Vec<u8>,
-    /// When it was last told that what is served has expired.
+    /// When the expiry of the served certificate was last logged.
     expiry_told: Option<OffsetDateTime>,
 }
 
 impl Seen {
-    /// Whether it is to be told `now` that what is served has expired.
+    /// Whether to log `now` that the served certificate has expired.
     fn is_expiry_news(&mut self, not_after: OffsetDateTime, now: OffsetDateTime) -> bool {
         if now < not_after {
             self.expiry_told = None;
@@ -85,7 +85,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// When the files hold no pair that may be served.
+    /// When the files do not contain a pair that may be served.
     pub fn open(files: Files, now: OffsetDateTime) -> Result<Self, Error> {
         let contents = files.read()?;
         let served = Arc::new(Served(ArcSwap::from_pointee(files.parse(&contents, now)?)));
@@ -104,16 +104,16 @@ impl Tls {
         self.0.served.0.load_full()
     }
 
-    /// Takes a client's handshake. How long that may last is for the caller to say.
+    /// Accepts a client's handshake. The caller has to limit how long that may take.
     ///
     /// # Errors
     ///
-    /// When the client speaks no TLS, or none that is spoken here.
+    /// When the client does not speak TLS, or no version or cipher suite that is supported here.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         self.0.acceptor.accept(stream).await
     }
 
-    /// Looks at the files, and serves what is new in them if it was there at the last look already.
+    /// Reads the files, and serves a new pair if the last look found the same one.
     pub fn look(&self, now: OffsetDateTime, metrics: &Metrics) {
         let Inner { files, served, seen, .. } = &*self.0;
         let contents = files.read();
@@ -121,7 +121,7 @@ impl Tls {
             Ok(contents) => contents.fingerprint(),
             Err(error) => error.to_string().into_bytes(),
         };
-        // Whole after every step, also after a panic.
+        // Consistent after every step, so also after a panic.
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut seen.at_last_look, fingerprint.clone());
         if fingerprint == seen.served {
@@ -136,7 +136,7 @@ impl Tls {
                     seen.refused.clear();
                     metrics.set_certificate_reloaded(true);
                 }
-                // Tried again at each look, as a certificate may be valid from tomorrow on; told once.
+                // Tried again at each look, since a certificate may become valid later, but logged once.
                 Err(error) if seen.refused != fingerprint => {
                     tracing::error!(%error, "the former certificate stays: there is another one, which cannot be served");
                     seen.refused = fingerprint;
@@ -152,13 +152,13 @@ impl Tls {
         metrics.set_certificate_expiry(not_after);
     }
 
-    /// Looks at the files every two seconds, for as long as it is polled.
+    /// Reads the files every two seconds, for as long as it is polled.
     pub async fn follow(&self, clock: &Clock, metrics: &Metrics) {
         let mut ticks = crate::clock::every(LOOK_EVERY);
         loop {
             ticks.tick().await;
             let (tls, now, metrics) = (self.clone(), clock.now(), metrics.clone());
-            // A file system may keep its reader waiting.
+            // Reading may block on a slow file system.
             if let Err(error) = spawn_blocking(move || tls.look(now, &metrics)).await {
                 tracing::error!(%error, "the certificate could not be looked at");
             }

@@ -1,4 +1,4 @@
-//! A TLS client for `gatepass health`, which asks the service on its own machine whether it is alive.
+//! A TLS client for `gatepass health`, which asks the service on the same machine whether it is alive.
 
 use std::{io, net::IpAddr, sync::Arc};
 
@@ -15,12 +15,12 @@ use tokio_rustls::{
 
 use super::certificate::provider;
 
-/// Speaks TLS with whoever is there: no certificate is checked. The service's is made out to a name that nobody calls it
-/// by on its own machine, and no secret is told.
+/// Connects over TLS without verifying the certificate. The service's certificate is issued for a name that is not used
+/// on its own machine, and no secret is sent.
 ///
 /// # Errors
 ///
-/// When the other side speaks no TLS.
+/// When the other side does not speak TLS.
 pub async fn connect(stream: TcpStream, to: IpAddr) -> io::Result<TlsStream<TcpStream>> {
     let provider = provider();
     let anybody = Anybody(provider.signature_verification_algorithms.supported_schemes());
