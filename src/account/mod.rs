@@ -74,7 +74,7 @@ pub struct Policy {
     pub refresh_token_duration: Duration,
     /// How long a session lasts at most.
     pub session_duration: Duration,
-    /// How long a refresh token that was replaced may be presented again, even if its successor is already in use.
+    /// How long the refresh token just replaced may be presented again, even if its successor is already in use.
     pub refresh_reuse_interval: Duration,
 }
 

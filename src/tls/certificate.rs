@@ -121,7 +121,7 @@ impl Files {
         Ok(Certificate { key: Arc::new(signing), not_after, length, is_ordered, is_self_signed })
     }
 
-    /// Whether the key is readable by others than its owner and its group.
+    /// Whether users other than the key's owner and group may read it.
     pub fn is_key_open(&self) -> bool {
         fs::metadata(&self.key).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
     }

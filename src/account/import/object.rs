@@ -35,7 +35,7 @@ impl<'a> Object<'a> {
         self.errors.push(FieldError::new(field, code, message));
     }
 
-    /// A value that is present and not null, nor, in CSV, empty.
+    /// A value that is present and not null; in CSV, also not empty.
     pub(super) fn value(&self, name: &str) -> Option<&'a Value> {
         self.fields.get(name).filter(|value| match value {
             Value::Null => false,

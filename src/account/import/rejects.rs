@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), whole);
         add(&mut Rejects::new(path.clone(), 2 * bytes + 1)).unwrap_err();
 
-        // The import of another file begins the file anew; the first must then not succeed.
+        // An import of another file begins the rejects anew, and the first import must then fail.
         Rejects::new(path.clone(), 0).add(&[]).unwrap();
         assert!(!path.exists());
         again.add(&[]).unwrap_err();

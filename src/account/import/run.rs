@@ -115,8 +115,8 @@ impl<R: CryptoRng> Run<'_, R> {
         {
             return Err(ImportError::Overtaken);
         }
-        // After noting the progress, since only then is the file this import's alone. Before the commit, since anything
-        // too much in the file is cut off when the import is resumed.
+        // After noting the progress, since only then is the file this import's alone. Before the commit, since a
+        // resumed import cuts off any excess in the file.
         self.add_rejects(&lines)?;
         imports::end(transaction, !self.wanted.dry_run).await?;
         if let Some(made) = &mut self.made {
