@@ -1,8 +1,8 @@
 //! The way from `Authorization: Bearer …` (RFC 6750) to [`Claims`]: a tower layer for gatepass's own routes and for any
 //! other service on tower.
 //!
-//! A request whose token passes goes on with `Arc<Claims>` among its extensions, and with [`Sighting::First`] when this
-//! process has not seen the token before. Any other is answered here, and never reaches the service behind.
+//! A request whose token is accepted continues with `Arc<Claims>` among its extensions, and with [`Sighting::First`] if
+//! this process has not seen the token before. Any other request is answered here and never reaches the inner service.
 //!
 //! [`Claims`]: crate::token::Claims
 //! [`Sighting::First`]: crate::token::Sighting::First
@@ -33,12 +33,12 @@
 //! # }
 //! ```
 //!
-//! With keys that gatepass publishes (`v4.public`, `jwt`), a service has no key of its own to keep: `RemoteKeys` (feature
-//! `remote`) in place of the verifier fetches them, and follows their rotation. With that feature the layer also logs, as
-//! `tracing` events at debug, why it refuses a request; see [`BearerLayer::with_answer`].
+//! With keys that gatepass publishes (`v4.public`, `jwt`), a service does not need to store a key: use `RemoteKeys`
+//! (feature `remote`) in place of the verifier. It fetches the keys and follows their rotation. With that feature the
+//! layer also logs why it refuses a request, as `tracing` events at debug level; see [`BearerLayer::with_answer`].
 //!
-//! So far, a token is good until it expires. For a layer that refuses it as soon as its session ends there is, with the same
-//! feature, `follow_revocations`; see [`BearerLayer::with_revocations`].
+//! The layer above accepts a token until it expires. To refuse a token as soon as its session ends, use
+//! `follow_revocations` from the same feature; see [`BearerLayer::with_revocations`].
 
 #[cfg(feature = "remote")]
 mod remote;
@@ -63,7 +63,7 @@ use crate::{
     token::{Rejection, Revocations},
 };
 
-/// Puts [`BearerService`] around a service.
+/// A tower layer that wraps a service in a [`BearerService`].
 #[derive(Clone, Debug)]
 pub struct BearerLayer<R = DefaultAnswer> {
     source: Source,
@@ -73,8 +73,8 @@ pub struct BearerLayer<R = DefaultAnswer> {
 }
 
 impl BearerLayer {
-    /// A layer that accepts what a [`Verifier`] or, with the feature `remote`, `RemoteKeys` accept, by the machine's
-    /// clock, and answers the rest with [`DefaultAnswer`].
+    /// A layer that accepts the tokens that `source` accepts: a [`Verifier`] or, with the feature `remote`,
+    /// `RemoteKeys`. It uses the machine's clock, and answers all other requests with [`DefaultAnswer`].
     ///
     /// [`Verifier`]: crate::token::Verifier
     pub fn new(source: impl Into<Source>) -> Self {
@@ -83,21 +83,21 @@ impl BearerLayer {
 }
 
 impl<R> BearerLayer<R> {
-    /// Also refuses what `revocations` say; in another service than gatepass, those that `follow_revocations` (feature
-    /// `remote`) gives. Without them a token is good until it expires, whatever becomes of its session.
+    /// Also refuses tokens that `revocations` revoke. Services other than gatepass get these from `follow_revocations`
+    /// (feature `remote`). Without revocations a token is valid until it expires, even if its session has ended.
     #[must_use]
     pub fn with_revocations(self, revocations: Arc<Revocations>) -> Self {
         Self { revocations: Some(revocations), ..self }
     }
 
-    /// Takes the time from `clock`.
+    /// Takes the time from `clock` instead of the machine's clock.
     #[must_use]
     pub fn with_clock(self, clock: Clock) -> Self {
         Self { clock, ..self }
     }
 
-    /// Answers refused requests with `answer`, for services that have an error format of their own, or that want to see
-    /// why a token is refused: the client hears only as much as [`Refusal::code`] says.
+    /// Answers refused requests with `answer`. This is for services that have their own error format, or that want to
+    /// know why a token was refused: the client learns no more than [`Refusal::code`] says.
     ///
     /// ```
     /// use axum::{Router, response::IntoResponse, routing::get};
@@ -128,9 +128,10 @@ impl<S, R: Clone> tower_layer::Layer<S> for BearerLayer<R> {
     }
 }
 
-/// Makes the response to a request without an acceptable token. Every closure from [`Refusal`] to a response is one.
+/// Makes the response to a request without an acceptable token. Every closure from [`Refusal`] to a response implements
+/// it.
 pub trait Answer<B> {
-    /// The response; its header fields should include [`Refusal::headers`].
+    /// Makes the response, whose header fields should include [`Refusal::headers`].
     fn answer(&self, refusal: Refusal) -> Response<B>;
 }
 
@@ -140,7 +141,7 @@ impl<B, F: Fn(Refusal) -> Response<B>> Answer<B> for F {
     }
 }
 
-/// The challenge of RFC 6750 and a problem document (RFC 9457).
+/// Answers with the challenge of RFC 6750 and a problem document (RFC 9457).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DefaultAnswer;
 
@@ -170,19 +171,19 @@ impl<B: From<String>> Answer<B> for DefaultAnswer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// It has no bearer token.
+    /// The request has no bearer token.
     #[error("the request has no bearer token")]
     Missing,
-    /// More than one `Authorization` field, or one that is no `Bearer` credential of RFC 6750.
+    /// There is more than one `Authorization` field, or one that is not a `Bearer` credential of RFC 6750.
     #[error("the Authorization field is not one bearer token")]
     Unreadable,
-    /// It has a token, and that did not pass.
+    /// The request has a token, which was not accepted.
     #[error(transparent)]
     Token(#[from] Rejection),
 }
 
 impl Refusal {
-    /// The status to answer with: 401, but 503 while it is not known what has been revoked.
+    /// The status to answer with: 401, or 503 while it is not known what has been revoked.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Token(Rejection::RevocationsUnknown) => StatusCode::SERVICE_UNAVAILABLE,
@@ -190,8 +191,8 @@ impl Refusal {
         }
     }
 
-    /// The stable word for it: `missing_token`, `invalid_token`, `token_expired`, `session_revoked`, `token_outdated` or
-    /// `revocations_stale`.
+    /// The stable code of this refusal: `missing_token`, `invalid_token`, `token_expired`, `session_revoked`,
+    /// `token_outdated` or `revocations_stale`.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Missing => "missing_token",
@@ -203,8 +204,8 @@ impl Refusal {
         }
     }
 
-    /// A sentence for the person who reads the answer. Which check failed is for the log alone, but for what the token's
-    /// holder may know.
+    /// A sentence for the person who reads the answer. Which check failed is for the log only, except where the token's
+    /// holder may know it.
     pub fn detail(&self) -> &'static str {
         match self {
             Self::Missing => "This needs the header `Authorization: Bearer <access token>`.",
@@ -220,8 +221,8 @@ impl Refusal {
         }
     }
 
-    /// The header fields to answer with: `WWW-Authenticate` (RFC 6750, section 3), which is bare when there was no token at
-    /// all; with 503 `Retry-After`.
+    /// The header fields to answer with: `WWW-Authenticate` (RFC 6750, section 3), which has no parameters when there
+    /// was no token at all, or `Retry-After` with 503.
     pub fn headers(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
         let (name, value) = match self {
             Self::Missing => (WWW_AUTHENTICATE, "Bearer"),
@@ -247,7 +248,7 @@ impl Refusal {
     }
 }
 
-/// The token of `Authorization: Bearer TOKEN`; the scheme's case does not matter (RFC 9110, section 11.1).
+/// The token in `Authorization: Bearer TOKEN`; the scheme is case-insensitive (RFC 9110, section 11.1).
 fn bearer_token(headers: &HeaderMap) -> Result<&str, Refusal> {
     let mut fields = headers.get_all(AUTHORIZATION).iter();
     let field = fields.next().ok_or(Refusal::Missing)?;

@@ -1,4 +1,4 @@
-//! The service that [`BearerLayer`] makes, and its future.
+//! The service that [`BearerLayer`] creates, and its future.
 
 use std::{
     future::Future,
@@ -14,13 +14,13 @@ use tower_service::Service;
 use super::{Answer, BearerLayer, Refusal, bearer_token, source::Refresh};
 use crate::token::{Claims, Rejection, Sighting};
 
-/// Lets a request through to `S` with its claims, or answers it by `R`.
+/// Passes a request on to `S` with its claims, or answers it with `R`.
 ///
-/// `S` is cloned for a request that has to wait for keys, and for no other.
+/// `S` is cloned only for a request that has to wait for keys.
 #[derive(Clone, Debug)]
 pub struct BearerService<S, R> {
     inner: S,
-    /// One for all clones, of which axum makes one for each request.
+    /// Shared by all clones: axum clones the service for every request.
     layer: Arc<BearerLayer<R>>,
 }
 
@@ -40,14 +40,14 @@ impl<S, R> BearerService<S, R> {
         let token = bearer_token(request.headers())?;
         let (claims, sighting) = source.verifier().sight(token, now, at, not_revoked)?;
         request.extensions_mut().insert(claims);
-        // Only then: most tokens have been seen, and an extension costs an allocation.
+        // Not for the others: most tokens have been seen before, and an extension costs an allocation.
         if sighting == Sighting::First {
             request.extensions_mut().insert(sighting);
         }
         Ok(())
     }
 
-    /// The answer to a request that does not go on. Which check failed, the client does not hear: the log may.
+    /// The answer to a refused request. Which check failed is not for the client, but may be logged.
     fn refuse<C>(&self, refusal: Refusal) -> Response<C>
     where
         R: Answer<C>,
@@ -57,7 +57,7 @@ impl<S, R> BearerService<S, R> {
         self.layer.answer.answer(refusal)
     }
 
-    /// What to wait for before this is said, if anything could change it.
+    /// What to wait for before the request is refused, if anything could change the outcome.
     fn refresh(&self, refusal: Refusal) -> Option<Refresh> {
         match refusal {
             Refusal::Token(Rejection::UnknownKey) => self.layer.source.refresh(),
@@ -84,7 +84,7 @@ where
             Ok(()) => Kind::Inner { future: self.inner.call(request) },
             Err(refusal) => match self.refresh(refusal) {
                 Some(refresh) => {
-                    // The one that was polled ready goes with the request; its clone has to be polled anew.
+                    // The service that was polled ready goes with the request; its clone has to be polled again.
                     let clone = self.inner.clone();
                     let service = Self::new(mem::replace(&mut self.inner, clone), self.layer.clone());
                     Kind::Waiting { waiting: Some(Box::new(Waiting { refresh, service, request })) }
@@ -97,8 +97,8 @@ where
 }
 
 pin_project_lite::pin_project! {
-    /// The response of the service behind, or the refusal; before that, where the token's key is unknown and keys are
-    /// fetched, the wait for them.
+    /// The response of the inner service, or the refusal. If the token's key is unknown and keys can be fetched, it
+    /// waits for them first.
     pub struct ResponseFuture<S, R, B, C>
     where
         S: Service<Request<B>>,
@@ -128,7 +128,7 @@ pin_project_lite::pin_project! {
     }
 }
 
-/// A request that waits for keys, and what then happens with it.
+/// A request that waits for keys, and the service that continues with it.
 struct Waiting<S, R, B> {
     refresh: Refresh,
     service: BearerService<S, R>,

@@ -1,4 +1,4 @@
-//! Where the layer has its keys from.
+//! Where the layer gets its keys from.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -6,8 +6,8 @@ use std::{pin::Pin, sync::Arc};
 use super::RemoteKeys;
 use crate::token::Verifier;
 
-/// What a [`BearerLayer`](super::BearerLayer) checks tokens with: a [`Verifier`] with the keys that this service was
-/// given, or, with the feature `remote`, `RemoteKeys` that follow a running gatepass.
+/// What a [`BearerLayer`](super::BearerLayer) checks tokens with: a [`Verifier`] with keys that this service was given
+/// or, with the feature `remote`, `RemoteKeys` that follow a running gatepass.
 #[derive(Clone, Debug)]
 pub struct Source(Kind);
 
@@ -18,7 +18,7 @@ enum Kind {
     Remote(RemoteKeys),
 }
 
-/// Ready when the keys are as fresh as they get. On the heap: few requests ever wait for one.
+/// Ready when the keys are as fresh as they can be. Boxed, since few requests ever wait for one.
 pub(super) type Refresh = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Source {
@@ -30,7 +30,7 @@ impl Source {
         }
     }
 
-    /// What to wait for when a token names an unknown key; `None` when there is nothing new to be had now.
+    /// What to wait for when a token names an unknown key; `None` if waiting cannot bring new keys now.
     pub(super) fn refresh(&self) -> Option<Refresh> {
         match &self.0 {
             Kind::Given(_) => None,

@@ -1,8 +1,8 @@
 //! The keys of a running gatepass: fetched from its well-known addresses, and kept fresh.
 //!
-//! One task does all the fetching, on schedule and when a token names a key that is not held, so that there is never more
-//! than one fetch at a time and everybody who needs its outcome waits for the same one. Keys are published before they
-//! sign, so that the schedule alone has them in time; the fetch for an unknown key is for rotations out of turn.
+//! One task does all the fetching, on schedule and when a token names a key that is not held. So there is never more
+//! than one fetch at a time, and all requests that need its outcome wait for the same one. Keys are published before
+//! they sign, so the schedule alone finds them in time; the fetch for an unknown key is for unscheduled rotations.
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
@@ -27,22 +27,22 @@ use crate::{
     },
 };
 
-/// The bounds of `Cache-Control: max-age`, and what holds without one.
+/// The bounds of `Cache-Control: max-age`, and the value used without one.
 const MIN_AGE: Duration = Duration::from_secs(5);
 const MAX_AGE: Duration = Duration::from_secs(60 * 60);
 const DEFAULT_AGE: Duration = Duration::from_secs(60);
 
-/// The pause after a fetch that failed; it doubles with each in a row, up to the second.
+/// The pause after a failed fetch. It doubles with each failure in a row, from the first value up to the second.
 const MIN_PAUSE: Duration = Duration::from_secs(5);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// From the beginning of one fetch to that of another that a token asks for, at least.
+/// The minimum time from the start of one fetch to the start of another that a token asks for.
 const ON_DEMAND_INTERVAL: Duration = Duration::from_secs(10);
-/// How long a request waits for the keys, and how many may wait at once: past that, they are refused at once.
+/// How long a request waits for the keys, and how many requests may wait at once; any more are refused immediately.
 const MAX_WAIT: Duration = Duration::from_secs(3);
 const MAX_WAITING: usize = 1_000;
 
-/// For each of the two documents.
+/// The limit for each of the two documents.
 const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 
 /// The public keys of a running gatepass, for [`BearerLayer::new`](crate::bearer::BearerLayer::new).
@@ -66,14 +66,16 @@ const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 /// # }
 /// ```
 ///
-/// A task fetches the documents again when their `max-age` is over (5 s to 1 h; 60 s when they have none), until the last
-/// clone of this is dropped. When a fetch fails, the keys that are held stay, however long, and it is tried again after
-/// 5 s, later after up to 60 s; each failure is logged as a warning. A fetch is all or nothing: both documents, whole, and
-/// one key at least, unless this service was [given](Self::connect_with) another.
+/// A task fetches the documents again when their `max-age` is over (5 s to 1 h; 60 s when they have none), until the
+/// last clone of this is dropped. When a fetch fails, the keys that are held stay in use for as long as necessary, and
+/// the task tries again after 5 s, later after up to 60 s; each failure is logged as a warning. A fetch counts only if
+/// it gets both documents in full, with at least one key in them, unless this service was [given](Self::connect_with) a
+/// key.
 ///
-/// A token of an unknown key makes its request wait for a fetch, 3 s at most, and be checked again. There is one such
-/// fetch for all that wait, and none within 10 s of the beginning of the last, for whatever reason that was: until then,
-/// and when 1000 wait already, tokens of unknown keys are refused at once. Tokens of known keys never wait.
+/// A request whose token has an unknown key waits for a fetch, 3 s at most, and the token is checked again. All such
+/// requests wait for the same fetch, and none begins within 10 s of the start of the last one, whatever that was for.
+/// Until then, or while 1000 requests wait already, tokens of unknown keys are refused at once. Tokens of known keys
+/// never wait.
 #[derive(Clone)]
 pub struct RemoteKeys(Arc<Shared>);
 
@@ -91,7 +93,7 @@ impl Drop for Shared {
     }
 }
 
-/// How many fetches there have been. One is going on, or about to, when more were begun than ended.
+/// How many fetches there have been. If more were begun than ended, one is running or about to run.
 #[derive(Debug)]
 struct Fetches {
     begun: u64,
@@ -111,17 +113,18 @@ impl Fetches {
 }
 
 impl RemoteKeys {
-    /// Fetches the keys from `/.well-known/jwks.json` and `/.well-known/paserk.json` under `base`, and follows them from
-    /// then on. They check tokens that are by `party.issuer`, for `party.audience`; `base` is most often the issuer, and
-    /// may be another address of it.
+    /// Fetches the keys from `/.well-known/jwks.json` and `/.well-known/paserk.json` under `base`, and follows them
+    /// from then on. They accept tokens from `party.issuer` for `party.audience`. `base` is most often the issuer, but
+    /// may be another address of the same gatepass.
     ///
-    /// `base` is `https`, or `http` to this very machine. Certificates are checked as the operating system does
-    /// (`SSL_CERT_FILE` and `SSL_CERT_DIR` on Linux); `HTTPS_PROXY` and `NO_PROXY` are followed, redirects are not.
+    /// `base` is an `https` address, or an `http` address of this machine. Certificates are checked as the operating
+    /// system does (`SSL_CERT_FILE` and `SSL_CERT_DIR` on Linux); `HTTPS_PROXY` and `NO_PROXY` are respected, and
+    /// redirects are not followed.
     ///
     /// # Errors
     ///
-    /// When `base` is no such address, or the first fetch fails: a service without keys could only refuse everybody.
-    /// Whoever starts before gatepass does may call again.
+    /// When `base` is no such address, or the first fetch fails: a service without keys could only refuse everybody. A
+    /// service that starts before gatepass does may call this again.
     ///
     /// # Panics
     ///
@@ -130,9 +133,9 @@ impl RemoteKeys {
         Self::connect_with(base, party, [] as [VerifyingKey; 0]).await
     }
 
-    /// As [`connect`](Self::connect), with keys that this service was given: they are accepted besides whatever is
-    /// published, for as long as this lives. For the days in which gatepass moves from a shared key to published ones, or
-    /// back: it may publish none, before or after it has published some.
+    /// Like [`connect`](Self::connect), with keys that this service was given. They are accepted in addition to the
+    /// published ones, for as long as this lives. Use this while gatepass moves from a shared key to published ones, or
+    /// back, and may not publish any yet, or any more.
     ///
     /// ```no_run
     /// use gatepass::{bearer::RemoteKeys, token::{Party, SymmetricKey}};
@@ -148,7 +151,7 @@ impl RemoteKeys {
     ///
     /// # Errors
     ///
-    /// As [`connect`](Self::connect); but with a key given, gatepass may publish none.
+    /// As for [`connect`](Self::connect), except that gatepass may publish no keys if one is given.
     ///
     /// # Panics
     ///
@@ -172,9 +175,9 @@ impl RemoteKeys {
         Ok(Self(Arc::new(Shared { verifier, base, fetches, places, task })))
     }
 
-    /// The claims of `token`, as [`Verifier::verify`] has them, by the keys that are held at the moment; for what comes
-    /// otherwise than as a request through the layer. It asks nobody: what was revoked, and keys that are new, are for the
-    /// layer.
+    /// The claims of `token`, checked as in [`Verifier::verify`] with the keys that are held at the moment. Use it for
+    /// tokens that do not come as a request through the layer. It makes no request: only the layer checks for
+    /// revocations and fetches new keys.
     ///
     /// # Errors
     ///
@@ -183,15 +186,15 @@ impl RemoteKeys {
         self.verifier().verify(token, now)
     }
 
-    /// What checks tokens with the keys that are held at the moment. Not for other people, who might set its keys.
+    /// Checks tokens with the keys that are held at the moment. Not public, since anyone who has it can set its keys.
     pub(in crate::bearer) fn verifier(&self) -> &Verifier {
         &self.0.verifier
     }
 
-    /// What to wait for when a token names a key that is not held: the fetch that is going on, or a new one. `None` when
-    /// it is too early for one, or too many wait already.
+    /// What to wait for when a token names a key that is not held: the fetch that is running, or a new one. `None` if
+    /// it is too early for a new one, or too many requests wait already.
     pub(in crate::bearer) fn refresh(&self) -> Option<impl Future<Output = ()> + Send + 'static> {
-        // Nobody fetches any more when the runtime is gone that `connect` was called on.
+        // Nothing is fetched any more once the runtime on which `connect` was called is gone.
         if self.0.task.is_finished() {
             return None;
         }
@@ -210,7 +213,7 @@ impl RemoteKeys {
         let awaited = awaited?;
         Some(async move {
             let _place = place;
-            // Whatever came of it, the token is checked again.
+            // Whatever the outcome, the token is checked again.
             let _ = timeout(MAX_WAIT, fetches.wait_for(|fetches| fetches.ended >= awaited)).await;
         })
     }
@@ -225,7 +228,7 @@ impl fmt::Debug for RemoteKeys {
 /// The task that keeps a verifier's keys fresh.
 struct Follower {
     remote: Remote,
-    /// The keys that stay, whatever is published.
+    /// The keys that this service was given, which stay whatever is published.
     given: Vec<VerifyingKey>,
     /// The published keys that the verifier has.
     ids: HashSet<(KeyId, KeyPairFormat)>,
@@ -238,7 +241,7 @@ impl Follower {
         let mut asked = self.fetches.subscribe();
         let mut failures = 0;
         loop {
-            // Early when a token asks for it. The sender is in our own hands, so that waiting does not fail.
+            // Early if a token asks for it. We hold the sender, so waiting cannot fail.
             let _ = timeout_at(next, asked.wait_for(Fetches::is_on)).await;
             let began = Instant::now();
             self.fetches.send_if_modified(|fetches| {
@@ -270,7 +273,7 @@ impl Follower {
         }
     }
 
-    /// Hands the keys to the verifier, if they are others: it forgets all tokens that it has checked.
+    /// Hands the keys to the verifier if they have changed: setting them empties its cache of checked tokens.
     fn take(&mut self, keys: Vec<PublicKey>) {
         let ids = ids(&keys);
         if ids != self.ids {
@@ -289,7 +292,7 @@ fn ids(keys: &[PublicKey]) -> HashSet<(KeyId, KeyPairFormat)> {
     keys.iter().map(|key| (key.id().clone(), key.format())).collect()
 }
 
-/// How long to wait after so many failures in a row.
+/// How long to wait after this many failures in a row.
 fn pause(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(8);
     MAX_PAUSE.min(MIN_PAUSE * 2_u32.pow(doublings))
@@ -299,7 +302,7 @@ fn pause(failures: u32) -> Duration {
 struct Remote {
     gatepass: Gatepass,
     documents: [Document; 2],
-    /// Whether documents without keys are taken for a failure: there would be no key at all.
+    /// Whether documents without keys count as a failure, because there would be no key at all.
     needs_keys: bool,
 }
 
@@ -331,7 +334,7 @@ impl Remote {
         Ok(Self { gatepass, documents, needs_keys })
     }
 
-    /// Both documents, or neither, so that no key is lost in between when a service moves from one format to another.
+    /// Fetches both documents or neither, so that no key is lost when gatepass moves from one format to another.
     async fn fetch(&mut self) -> Result<Fetched, RemoteError> {
         let mut fresh_for = MAX_AGE;
         let mut held = Vec::new();
@@ -352,7 +355,7 @@ impl Remote {
 }
 
 impl Document {
-    /// What is in it now, and how long that is fresh.
+    /// What the document holds now, and for how long that is fresh.
     async fn fetch(&self, client: &Client) -> Result<(Held, Duration), RemoteError> {
         let failed = |reason| RemoteError::Document { url: self.url.to_string(), reason };
         let mut request = client.get(self.url.clone());
@@ -376,7 +379,8 @@ impl Document {
     }
 }
 
-/// How long a document is fresh: its `max-age` less its age in caches on the way (RFC 9111, section 4.2), within bounds.
+/// How long a document is fresh: its `max-age` minus the age it reached in caches on the way (RFC 9111, section 4.2),
+/// within bounds.
 fn fresh_for(headers: &HeaderMap) -> Duration {
     let directives = headers.get_all(CACHE_CONTROL).iter().filter_map(|field| field.to_str().ok());
     let max_age = directives.flat_map(|field| field.split(',')).find_map(|directive| {
@@ -384,7 +388,7 @@ fn fresh_for(headers: &HeaderMap) -> Duration {
         if !name.eq_ignore_ascii_case("max-age") {
             return None;
         }
-        // One that is too large for us is large.
+        // A number too large to parse is still a large one.
         let seconds = seconds.trim_matches('"');
         let is_number = !seconds.is_empty() && seconds.bytes().all(|byte| byte.is_ascii_digit());
         is_number.then(|| Duration::from_secs(seconds.parse().unwrap_or(u64::MAX)))

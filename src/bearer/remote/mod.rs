@@ -1,4 +1,4 @@
-//! A running gatepass, as another service sees it: its published keys, and what is revoked there.
+//! A running gatepass, as another service sees it: its published keys and its revocations.
 
 mod keys;
 mod revocations;
@@ -11,14 +11,14 @@ use reqwest::{Client, Response, Url};
 pub use self::{keys::RemoteKeys, revocations::follow_revocations};
 use crate::token::InvalidKeySet;
 
-/// Until a document is there.
+/// How long fetching a document may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections are kept for the next of several documents, not until the next fetch: by then whoever is between may have
-/// forgotten them.
+/// Connections are kept for the next of several documents, not until the next fetch: by then a middlebox may have
+/// dropped them.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where gatepass is, and the way there: `https`, or `http` to this very machine.
+/// Where gatepass is, and the client to reach it with: `https`, or `http` to this machine.
 #[derive(Clone)]
 struct Gatepass {
     base: String,
@@ -50,7 +50,7 @@ fn client(url: &Url) -> Result<Client, RemoteError> {
     builder.build().map_err(|error| RemoteError::Client(error.into()))
 }
 
-/// Whether what comes from there is from whom it seems to be.
+/// Whether answers from this address can be trusted to come from it.
 fn is_acceptable(base: &Url) -> bool {
     let host = base.host_str().unwrap_or_default();
     let is_encrypted = base.scheme() == "https";
@@ -78,58 +78,58 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, DocumentE
     Ok(body)
 }
 
-/// Why something could not be had from a gatepass.
+/// Why something could not be fetched from a gatepass.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RemoteError {
-    /// Nothing that is trusted.
+    /// The address is not one that can be trusted.
     #[error(
         "not an address of a gatepass: expected https://…, or http:// to this machine, without user, query or #"
     )]
     Address,
-    /// The HTTP client could not be made; most often, the system has no certificates.
+    /// The HTTP client could not be made, most often because the system has no certificates.
     #[error("the HTTP client for gatepass could not be made")]
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A document could not be had.
+    /// A document could not be fetched.
     #[error("{url} could not be fetched")]
     Document {
-        /// Where it should be.
+        /// The document's address.
         url: String,
-        /// What came instead.
+        /// Why it could not be fetched.
         #[source]
         reason: DocumentError,
     },
-    /// The documents are fine, and there is no key in them that is of use here.
+    /// The documents are fine, but hold no key that can be used here.
     #[error("{0} publishes no keys for the formats known here")]
     NoKeys(String),
 }
 
-/// Why a document could not be had.
+/// Why a document could not be fetched.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DocumentError {
-    /// No answer, or not all of it, in time.
+    /// No answer, or only part of one, came in time.
     #[error("no whole answer")]
     Transport(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Another status than 200, or than 304 where we have it already. Redirects are not followed.
+    /// The status was neither 200 nor, for a document that is held already, 304. Redirects are not followed.
     #[error("answered with {0}")]
     Status(StatusCode),
-    /// Longer than it may be.
+    /// The document is too long.
     #[error("longer than {limit} bytes")]
     TooLong {
-        /// How long it may be.
+        /// How long it may be, in bytes.
         limit: usize,
     },
-    /// Not the key set that it should be.
+    /// The document is not a key set of the expected kind.
     #[error(transparent)]
     Unreadable(#[from] InvalidKeySet),
-    /// Not the revocations that it should be.
+    /// The document is not a list of revocations.
     #[error("no revocations")]
     NoRevocations(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl From<reqwest::Error> for DocumentError {
-    /// Without the address, which [`RemoteError::Document`] has.
+    /// Converts without the address, which [`RemoteError::Document`] has.
     fn from(error: reqwest::Error) -> Self {
         Self::Transport(error.without_url().into())
     }

@@ -1,4 +1,4 @@
-//! What a running gatepass revokes: asked for all the time, and held in memory.
+//! What a running gatepass revokes: followed with long polling, and held in memory.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -23,29 +23,29 @@ use crate::{
     token::{Revocations, UserRoles},
 };
 
-/// How long gatepass may keep a request waiting for news; less where `max_staleness` is short.
+/// How long gatepass may keep a request waiting for news; less if `max_staleness` is short.
 const MAX_WAIT: Duration = Duration::from_secs(25);
 const MIN_WAIT: Duration = Duration::from_secs(1);
-/// How long the answer may take beyond that.
+/// How much longer than that the answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// 5000 entries, each with as many roles as there can be, take less.
+/// The limit for an answer: 5000 entries, each with the maximum number of roles, take less.
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
-/// The pause after a request that failed; it doubles with each in a row, up to the second.
+/// The pause after a failed request. It doubles with each failure in a row, from the first value up to the second.
 const MIN_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(8);
-/// From one request to the next when there was no news and no waiting for it.
+/// The pause before the next request when an answer without news came without waiting for any.
 const IDLE_PAUSE: Duration = Duration::from_millis(200);
 
-/// How often what has expired is forgotten, and how often the clock is looked at.
+/// How often expired entries are dropped, and how often the clock is checked.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
 const CLOCK_CHECK: Duration = Duration::from_secs(1);
-/// How far the wall clock may run from the one that only goes forward before it counts as set.
+/// How far the wall clock may drift from the monotonic clock before it counts as set.
 const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(1);
 
-/// What a running gatepass revokes, for [`BearerLayer::with_revocations`](crate::bearer::BearerLayer::with_revocations):
-/// tokens of a session that has ended are refused within a second, and so are tokens with roles that their user has no
-/// longer.
+/// Follows what a running gatepass revokes, for
+/// [`BearerLayer::with_revocations`](crate::bearer::BearerLayer::with_revocations). Tokens of a session that has ended
+/// are refused within a second, and so are tokens with roles that their user no longer has.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -67,20 +67,20 @@ const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(1);
 /// # }
 /// ```
 ///
-/// It goes with any source of keys, also with a [`Verifier`](crate::token::Verifier) that was given the key.
+/// This works with any source of keys, including a [`Verifier`](crate::token::Verifier) that was given its key.
 ///
-/// When this returns, everything is known that was revoked before. From then on a task keeps a request open at gatepass
-/// (`GET /revocations`) that is answered when there is something new. When one fails, what is known stays, and it is tried
-/// again after half a second, later after up to 8 s; each failure is logged as a warning. When nothing was heard for
-/// `max_staleness`, every token is refused, with 503 `revocations_stale`, until gatepass answers again. A minute lets
-/// gatepass restart; below ten seconds a lost answer may be enough. The task ends within half a minute after the last
-/// clone of the `Arc` was dropped.
+/// When this function returns, everything that was revoked before the call is known. From then on a task keeps a
+/// request to gatepass open (`GET /revocations`), which is answered when there is something new. When a request fails,
+/// what is known stays, and the task tries again after half a second, later after up to 8 s; each failure is logged as
+/// a warning. After `max_staleness` without an answer, every token is refused with 503 `revocations_stale` until
+/// gatepass answers again. A minute gives gatepass time to restart; below ten seconds, one lost answer may be enough to
+/// refuse tokens. The task ends within half a minute after the last clone of the `Arc` is dropped.
 ///
-/// `base` is as for [`RemoteKeys::connect`](super::RemoteKeys::connect). The time is the machine's.
+/// `base` is as for [`RemoteKeys::connect`](super::RemoteKeys::connect). The time comes from the machine's clock.
 ///
 /// # Errors
 ///
-/// When `base` is no such address, or the first load fails, as it does with the credentials of no client.
+/// When `base` is no such address, or the first load fails, as it does with credentials that belong to no client.
 ///
 /// # Panics
 ///
@@ -104,13 +104,13 @@ pub async fn follow_revocations(
     let clock_offset = follower.clock_offset();
     let revocations = Arc::new(Revocations::new(max_staleness));
     follower.hear(&Arc::downgrade(&revocations), Duration::ZERO).await?;
-    // So that an answer that got lost is no reason to refuse anybody.
+    // A quarter, so that one lost answer is no reason to refuse anyone.
     let wait = (max_staleness / 4).clamp(MIN_WAIT, MAX_WAIT);
     tokio::spawn(follower.run(Arc::downgrade(&revocations), wait, clock_offset));
     Ok(revocations)
 }
 
-/// RFC 7617. It is shown by no `Debug`.
+/// HTTP Basic credentials (RFC 7617). No `Debug` shows them.
 fn basic(id: Uuid, secret: &SecretString) -> HeaderValue {
     let credentials = Zeroizing::new(format!("{id}:{}", secret.expose_secret()));
     let field = Zeroizing::new(format!("Basic {}", STANDARD.encode(&*credentials)));
@@ -119,19 +119,19 @@ fn basic(id: Uuid, secret: &SecretString) -> HeaderValue {
     field
 }
 
-/// The task that asks.
+/// The task that follows the revocations.
 struct Follower {
     gatepass: Gatepass,
     url: Url,
     authorization: HeaderValue,
-    /// Where the next request begins; `None`: at the beginning of all.
+    /// Where the next request begins; `None` means at the very beginning.
     since: Option<String>,
-    /// The roles of users, from the beginning of all to where it has been told.
+    /// The roles of users while everything is being loaded again: those that have come so far.
     anew: Option<UserRoles>,
     clock: Clock,
 }
 
-/// Whether there was something new.
+/// Whether an answer held anything new.
 #[derive(PartialEq, Eq)]
 enum Heard {
     News,
@@ -149,7 +149,7 @@ impl Follower {
         let mut forgotten_at = self.clock.elapsed();
         while revocations.strong_count() > 0 {
             let began_at = self.clock.elapsed();
-            // After a failure there is no time to wait for news.
+            // After a failure, ask for an answer at once, even one without news.
             let wait = if failures == 0 { max_wait } else { Duration::ZERO };
             match self.hear_unless_clock_is_set(&revocations, wait, clock_offset).await {
                 Some(Ok(heard)) => {
@@ -162,7 +162,7 @@ impl Follower {
                 }
                 Some(Err(error)) => {
                     failures += 1;
-                    // No cursor of this gatepass's, whoever it was before.
+                    // This gatepass cannot read the cursor, whichever one gave it.
                     if let RemoteError::Document { reason: DocumentError::Status(status), .. } = &error
                         && *status == StatusCode::UNPROCESSABLE_ENTITY
                     {
@@ -172,7 +172,7 @@ impl Follower {
                     warn(&error, failures, pause);
                     sleep(pause).await;
                 }
-                // What was forgotten as expired may not be.
+                // Entries that were dropped as expired may not have been: load everything again.
                 None => {
                     self.since = None;
                     clock_offset = self.clock_offset();
@@ -187,12 +187,13 @@ impl Follower {
         }
     }
 
-    /// What the wall clock says, less what the one says that only goes forward.
+    /// What the wall clock says, minus what the monotonic clock says.
     fn clock_offset(&self) -> OffsetDateTime {
         self.clock.now() - self.clock.elapsed()
     }
 
-    /// As [`hear`](Self::hear); `None` when the wall clock was set since it had this offset, or the machine has slept.
+    /// Like [`hear`](Self::hear); `None` if the wall clock no longer has this offset: it was set, or the machine has
+    /// slept.
     async fn hear_unless_clock_is_set(
         &mut self,
         revocations: &Weak<Revocations>,
@@ -212,7 +213,7 @@ impl Follower {
         }
     }
 
-    /// Takes everything that was revoked before this was called; waits so long for more when there is nothing.
+    /// Takes in everything that was revoked before the call; if there is nothing new, waits this long for news.
     async fn hear(&mut self, revocations: &Weak<Revocations>, wait: Duration) -> Result<Heard, RemoteError> {
         let began_at = self.clock.elapsed();
         let mut heard = Heard::Nothing;
@@ -223,7 +224,7 @@ impl Follower {
             if !page.revocations.is_empty() {
                 heard = Heard::News;
             }
-            // What was known holds until all of it has been told.
+            // The roles known so far apply until all of the new ones have come.
             if page.reset {
                 self.anew = Some(UserRoles::default());
             }
@@ -270,14 +271,14 @@ impl Follower {
     }
 }
 
-/// An answer. An entry of a kind that is not known here makes it unreadable: then nothing is accepted, rather than
-/// something that was revoked.
+/// An answer. An entry of an unknown kind makes all of it unreadable: it is better to accept nothing than something
+/// that was revoked.
 #[derive(Deserialize)]
 struct Page {
     revocations: Vec<Entry>,
     next: String,
     more: bool,
-    /// A gatepass that is older does not say it.
+    /// Missing in the answers of older versions of gatepass.
     #[serde(default)]
     reset: bool,
 }
@@ -304,8 +305,8 @@ fn warn(error: &(dyn std::error::Error + 'static), failures: u32, pause: Duratio
     tracing::warn!(error, failures, retry_in_s, "gatepass's revocations could not be read");
 }
 
-/// How long to wait after so many failures in a row: half of it for certain, the rest as `random` has it, so that not all
-/// services come back at once.
+/// How long to wait after this many failures in a row: half of the pause for certain and a part of the rest that
+/// depends on `random`, so that not all services come back at once.
 fn pause(failures: u32, random: u64) -> Duration {
     let doublings = failures.saturating_sub(1).min(8);
     let half = MAX_PAUSE.min(MIN_PAUSE * 2_u32.pow(doublings)) / 2;
@@ -326,7 +327,7 @@ mod tests {
         }
     }
 
-    /// A follower of somebody who never answers.
+    /// A follower of a gatepass that never answers.
     async fn follower(clock: &Clock) -> (Follower, tokio::net::TcpListener) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let gatepass = Gatepass::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
