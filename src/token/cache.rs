@@ -1,14 +1,14 @@
-//! Tokens that have been verified, so that the next request with one of them costs a look-up.
+//! A cache of verified tokens, so that the next request with one of them costs a lookup.
 //!
-//! Only a token that passed every check is put in. It is kept under a MAC with a key of this process's own: nobody can
-//! tell from how long a look-up takes how much of a token agrees with one that is stored, and a dump of memory shows no
-//! tokens here. Whoever takes a token's claims out checks the time again; another key set comes with an empty cache, so
-//! that a retired key's tokens are gone with the key.
+//! Only a token that passed every check is put in. It is stored under its MAC, made with a key of this process alone:
+//! the time a lookup takes does not reveal how much of a token matches a stored one, and a memory dump shows no tokens
+//! here. The caller checks the times again whenever it takes a token's claims out. A new key set comes with an empty
+//! cache, so a retired key's tokens are gone with the key.
 //!
-//! Memory is bounded: every entry weighs what its claims take, [`ENTRY_BYTES`] at least, and all of them together no more
-//! than [`CAPACITY_BYTES`], so that there are 80 000 at most. When it is full, a newcomer has to be seen more often than
-//! the one that it would take the place of (TinyLFU): a flood of tokens that are used once does not drive out those that
-//! are used all the time.
+//! Memory is bounded: an entry weighs what its claims take, at least [`ENTRY_BYTES`], and all entries together no more
+//! than [`CAPACITY_BYTES`], so there are at most 80 000. When the cache is full, a new token gets in only if it has
+//! been seen more often than the one it would replace (TinyLFU): a flood of tokens that are used once does not evict
+//! those that are used all the time.
 
 use std::{
     sync::Arc,
@@ -21,9 +21,9 @@ use time::OffsetDateTime;
 
 use super::claims::Claims;
 
-/// What all entries together may weigh.
+/// What all entries together may weigh, in bytes.
 const CAPACITY_BYTES: u64 = 32 << 20;
-/// What an entry weighs without its texts: the claims, the key, and the cache's own book-keeping.
+/// What an entry weighs without its texts: the claims, the key, and the cache's own bookkeeping.
 const ENTRY_BYTES: usize = 416;
 
 type Digest = [u8; 32];
@@ -36,12 +36,12 @@ pub(super) struct VerifiedTokens {
 #[derive(Clone)]
 struct Entry {
     claims: Arc<Claims>,
-    /// From the moment it was put in until it expires.
+    /// The time from insertion to the token's expiry.
     remaining: Duration,
 }
 
-/// Lets entries go when their token has expired, by the machine's monotonic clock; the clock that decides whether a
-/// token is accepted is the caller's.
+/// Drops entries when their token has expired, by the machine's monotonic clock. Whether a token is accepted is decided
+/// by the caller's clock.
 struct AtExpiry;
 
 impl Expiry<Digest, Entry> for AtExpiry {
@@ -63,7 +63,7 @@ impl VerifiedTokens {
         Self { key, entries: entries.build() }
     }
 
-    /// The name of `token` here.
+    /// The name under which `token` is stored.
     pub(super) fn digest(&self, token: &str) -> Digest {
         let tag = hmac::sign(&self.key, token.as_bytes());
         tag.as_ref().try_into().expect("SHA-256 has 32 bytes")
@@ -73,7 +73,7 @@ impl VerifiedTokens {
         self.entries.get(digest).map(|entry| entry.claims)
     }
 
-    /// How many there are. What has just been put in or has expired may not be counted yet.
+    /// How many tokens there are. Recent insertions and expiries may not be counted yet.
     pub(super) fn len(&self) -> u64 {
         self.entries.entry_count()
     }

@@ -1,4 +1,4 @@
-//! What an access token says, and its strict reading.
+//! The claims of an access token, and how they are read strictly.
 
 use std::borrow::Cow;
 
@@ -13,11 +13,11 @@ use super::json;
 pub struct Party {
     /// `iss`: the service that issues.
     pub issuer: String,
-    /// `aud`: the services that are meant to accept.
+    /// `aud`: the services that should accept the tokens.
     pub audience: String,
 }
 
-/// Whom a token speaks for.
+/// The user and the session that a token stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// `sub`: the user's id.
@@ -30,7 +30,7 @@ pub struct Subject {
     pub roles: Vec<String>,
 }
 
-/// From when to when a token is good, in whole seconds.
+/// The time in which a token is valid, in whole seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetime {
     /// `iat` and `nbf`.
@@ -98,20 +98,20 @@ impl Claims {
     }
 }
 
-/// `token_use`: only this value is an access token's.
+/// The `token_use` of access tokens.
 const ACCESS: &str = "access";
 
-/// An authentic message whose claims are all there, each once and of its type, and whose values nobody has checked yet.
+/// An authentic message that has every claim, each once and of its type, but whose values are not checked yet.
 #[derive(Debug)]
 pub(super) struct Unchecked(Wire<'static, OffsetDateTime>);
 
 impl Unchecked {
-    /// Reads the JSON of a PASETO. Claims that a later version may add are passed over.
+    /// Reads the JSON of a PASETO. Unknown claims, which a later version may add, are ignored.
     pub(super) fn from_paseto_json(json: &[u8]) -> Result<Self, InvalidClaims> {
         Self::from_json(json, |Rfc3339(time)| time)
     }
 
-    /// Reads the JSON of a JWT. Claims that a later version may add are passed over.
+    /// Reads the JSON of a JWT. Unknown claims, which a later version may add, are ignored.
     pub(super) fn from_jwt_json(json: &[u8]) -> Result<Self, InvalidClaims> {
         Self::from_json(json, |NumericDate(time)| time)
     }
@@ -158,7 +158,7 @@ impl Unchecked {
         self.0.exp
     }
 
-    /// The claims with their ids as UUIDs; `None` when one of those is none.
+    /// The claims with their ids as UUIDs; `None` if one of the ids is not a UUID.
     pub(super) fn into_claims(self) -> Option<Claims> {
         let Self(wire) = self;
         Some(Claims {
@@ -176,7 +176,7 @@ impl Unchecked {
     }
 }
 
-/// A UUID in the one way in which we write it: hyphens and lower case.
+/// Reads a UUID in the only form in which we write it: with hyphens and in lower case.
 fn uuid(text: &str) -> Option<Uuid> {
     let uuid = Uuid::try_parse(text).ok()?;
     (*uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *text).then_some(uuid)
@@ -187,7 +187,7 @@ fn uuid(text: &str) -> Option<Uuid> {
 #[error("the claims are not those of an access token")]
 pub struct InvalidClaims;
 
-/// The claims as JSON has them. serde refuses a member that is there twice.
+/// The claims as they are in the JSON. serde refuses duplicate members.
 #[derive(Debug, Serialize, Deserialize)]
 struct Wire<'a, T> {
     iss: Cow<'a, str>,

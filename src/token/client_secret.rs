@@ -1,8 +1,8 @@
 //! Secrets of introspection clients: `gps_` and 32 random bytes in unpadded base64url.
 //!
-//! A secret is kept as its SHA-256. A slow hash is for what people think up: these are 256 bits to guess, which no number
-//! of tries comes near, and a slow hash would be paid at every introspection. The prefix is there for programs that look
-//! for secrets where none should be.
+//! A secret is stored as its SHA-256. Slow hashes are for passwords that people choose: these secrets have 256 random
+//! bits, which nobody can guess, and a slow hash would have to be paid for at every introspection. The prefix is for
+//! secret scanners.
 
 use aws_lc_rs::{constant_time, digest};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -10,38 +10,38 @@ use secrecy::{ExposeSecret, SecretString};
 
 const PREFIX: &str = "gps_";
 
-/// What is kept of a secret: its SHA-256.
+/// What is stored of a secret: its SHA-256.
 pub type SecretHash = [u8; 32];
 
-/// The secret of a client just made. `Debug` does not show it, memory is wiped on drop.
+/// The secret of a new client. `Debug` does not show it, and memory is wiped on drop.
 #[derive(Debug)]
 pub struct ClientSecret(SecretString);
 
 impl ClientSecret {
-    /// Takes 32 bytes, which have to come from a cryptographic generator.
+    /// Takes 32 bytes, which must come from a cryptographic random generator.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         let mut text = PREFIX.to_owned();
-        // At once, for what grows later leaves a copy behind.
+        // All at once: a string that grows later leaves a copy behind.
         text.reserve_exact(43);
         URL_SAFE_NO_PAD.encode_string(bytes, &mut text);
         Self(text.into())
     }
 
-    /// The secret itself, for whoever made the client and nowhere else.
+    /// The secret itself, to be shown only to whoever created the client.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
 
-    /// What to keep of it.
+    /// What to store of it.
     pub fn hash(&self) -> SecretHash {
         hash(self.expose())
     }
 }
 
-/// Whether `presented` is the secret that `stored` was made from. Takes the same time whichever it is, and where there is
-/// nothing stored.
+/// Whether `presented` is the secret that `stored` was made from. Takes the same time either way, and also if nothing
+/// is stored.
 pub fn is_secret(presented: &str, stored: Option<&SecretHash>) -> bool {
-    // Of nothing that anybody knows.
+    // The hash of no known secret.
     const NOBODYS: SecretHash = [0; 32];
     let is_same =
         constant_time::verify_slices_are_equal(&hash(presented), stored.unwrap_or(&NOBODYS)).is_ok();

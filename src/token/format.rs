@@ -1,10 +1,10 @@
-//! The formats of access tokens, as types: what a key is for, and nothing that a token could choose.
+//! The formats of access tokens, as types. A key has a format; a token cannot choose one.
 
 use std::{fmt, str::FromStr};
 
-/// A format of access tokens, algorithm and all.
+/// A format of access tokens, including the algorithm.
 ///
-/// As text it is what `TOKEN_FORMAT_ACCEPTED` takes: `v4.local`, `v4.public`, `jwt:EdDSA`, …
+/// Its text form is that of `TOKEN_FORMAT_ACCEPTED`: `v4.local`, `v4.public`, `jwt:EdDSA`, …
 ///
 /// ```
 /// use gatepass::token::{Format, KeyPairFormat, SignatureAlgorithm};
@@ -20,7 +20,7 @@ pub enum Format {
     KeyPair(KeyPairFormat),
 }
 
-/// A format whose tokens are made and checked with the same secret, which only configuration hands around.
+/// A format whose tokens are made and checked with the same secret, which is shared through configuration only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SharedFormat {
     /// PASETO v4.local: encrypted with XChaCha20 and authenticated with keyed BLAKE2b.
@@ -29,7 +29,7 @@ pub enum SharedFormat {
     Hs256,
 }
 
-/// A format whose tokens are signed, so that everybody may have the key to check them with.
+/// A format whose tokens are signed, so that the key that checks them can be public.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyPairFormat {
     /// PASETO v4.public: signed with Ed25519.
@@ -38,7 +38,7 @@ pub enum KeyPairFormat {
     Jwt(SignatureAlgorithm),
 }
 
-/// The signatures of JWTs.
+/// The signature algorithm of a JWT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SignatureAlgorithm {
     /// Ed25519 (RFC 8037).

@@ -17,7 +17,7 @@ use super::{
     paseto_local,
 };
 
-/// A key that tokens are made with. It knows its one format; a token's format is its key's.
+/// A key that tokens are made with. It is for one format, which is the format of its tokens.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SigningKey {
@@ -47,7 +47,7 @@ impl SigningKey {
         }
     }
 
-    /// The key's name, as it stands in its tokens.
+    /// The key's name, as it appears in its tokens.
     pub fn id(&self) -> KeyId {
         match self {
             Self::V4Local(key) => key.id(),
@@ -78,7 +78,7 @@ impl From<Arc<KeyPair>> for SigningKey {
 /// Makes the access tokens of one issuer for one audience.
 pub struct Issuer {
     party: Party,
-    /// With its name, which is a hash; or why there is none to make tokens with at the moment.
+    /// The key with its name, which is a hash, or the reason why no tokens can be made at the moment.
     key: ArcSwap<Result<(SigningKey, KeyId), IssueError>>,
 }
 
@@ -90,34 +90,34 @@ impl Issuer {
         Self { party, key: ArcSwap::from_pointee(Ok((key, id))) }
     }
 
-    /// Who makes the tokens, and for whom.
+    /// The issuer and the audience of the tokens.
     pub fn party(&self) -> &Party {
         &self.party
     }
 
-    /// From now on tokens are made with `key`.
+    /// Makes tokens with `key` from now on.
     pub fn set_key(&self, key: impl Into<SigningKey>) {
         let key = key.into();
         let id = key.id();
         self.key.store(Arc::new(Ok((key, id))));
     }
 
-    /// From now on no tokens are made, for this reason, until there is a key again.
+    /// Makes no more tokens, for this reason, until a key is set again.
     pub fn withhold(&self, why: IssueError) {
         self.key.store(Arc::new(Err(why)));
     }
 
-    /// Whether there is a key to make tokens with, be it known at the moment that it is good or not.
+    /// Whether there is a key to make tokens with, even if it is not known at the moment whether it is still good.
     pub fn has_key(&self) -> bool {
         !matches!(**self.key.load(), Err(IssueError::NoKey))
     }
 
-    /// Makes a token for `subject`. Times are cut to whole seconds, so that the answer to a login and the token say the
-    /// same.
+    /// Makes a token for `subject`. Times are truncated to whole seconds, so that the answer to a login and the token
+    /// agree.
     ///
     /// # Errors
     ///
-    /// When there is no key at the moment, or the system has no randomness, or a signature cannot be made.
+    /// When there is no key at the moment, the system has no randomness, or a signature cannot be made.
     pub fn issue(
         &self,
         subject: Subject,
@@ -158,7 +158,7 @@ impl fmt::Debug for Issuer {
     }
 }
 
-/// A token just made, with the times that it carries. `Debug` does not show the token.
+/// A new token with the times that it carries. `Debug` does not show the token.
 #[derive(Debug)]
 pub struct AccessToken {
     token: SecretString,
@@ -169,7 +169,7 @@ pub struct AccessToken {
 }
 
 impl AccessToken {
-    /// The token itself, for the answer to its owner and nowhere else.
+    /// The token itself, only for the answer to its owner.
     pub fn expose(&self) -> &str {
         self.token.expose_secret()
     }

@@ -1,8 +1,8 @@
-//! The reading of JSON in tokens.
+//! Reads the JSON in tokens.
 
 use serde::Deserialize;
 
-/// Reads an object. By itself serde takes an array of a struct's values for the struct, too.
+/// Reads an object. serde alone would also accept an array of the struct's values.
 pub(super) fn object<'j, T: Deserialize<'j>>(json: &'j [u8]) -> Option<T> {
     if json.trim_ascii_start().first() == Some(&b'{') { serde_json::from_slice(json).ok() } else { None }
 }

@@ -1,4 +1,4 @@
-//! Keys of JWTs as JSON (RFC 7517) and their names, which are thumbprints (RFC 7638).
+//! Keys for JWTs as JSON (RFC 7517), and their names, which are thumbprints (RFC 7638).
 
 use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::key::{InvalidKey, KeyId};
 
-/// A JSON Web Key, with the members that our algorithms have and no others.
+/// A JSON Web Key with only the members that our algorithms have.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Jwk {
     #[serde(flatten)]
@@ -42,7 +42,7 @@ pub(super) enum Usage {
 }
 
 impl Jwk {
-    /// The key under its thumbprint as name.
+    /// The key, named by its thumbprint.
     pub(super) fn new(material: Material, alg: &str) -> Self {
         let kid = material.thumbprint().as_str().to_owned();
         Self { material, alg: alg.to_owned(), usage: Usage::Signature, kid }
@@ -62,7 +62,7 @@ impl Material {
             Self::Rsa { n, e } => serde_json::json!({ "e": e, "kty": "RSA", "n": n }),
             Self::Octets { k } => serde_json::json!({ "k": k, "kty": "oct" }),
         };
-        // A map of serde_json keeps its members sorted, or in the order above.
+        // A serde_json map keeps its members sorted, or in the order above.
         let hash = digest::digest(&digest::SHA256, json.to_string().as_bytes());
         KeyId::from_thumbprint(encode(hash.as_ref()))
     }
@@ -72,7 +72,7 @@ pub(super) fn encode(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// Unpadded base64url with nothing odd about it, as JOSE has it.
+/// Decodes strict unpadded base64url, as JOSE requires.
 pub(super) fn decode(text: &str) -> Result<Vec<u8>, InvalidKey> {
     URL_SAFE_NO_PAD.decode(text).map_err(|_| InvalidKey::Jwk)
 }

@@ -1,12 +1,12 @@
 //! Tokens: what they say ([`Claims`]), how they are made ([`Issuer`]) and how they are checked ([`Verifier`]).
 //!
-//! Pure: no clock, no I/O. The current time is a parameter of every call that needs it; only the nonce of a v4.local
-//! token is drawn from the system, by `pasetors` itself.
+//! This module is pure: it has no clock and does no I/O. The current time is a parameter of every call that needs it;
+//! only the nonce of a v4.local token is drawn from the system, by `pasetors` itself.
 //!
-//! One file for each format. A key knows the one format it is for, a [`Verifier`] is made from keys, and nothing ever
-//! reads from a token how the token is to be checked: the format's fixed prefix and the key id only select among the
-//! keys that the operator configured, and whatever does not fit one of them exactly is refused. Another format is one
-//! more variant of [`SigningKey`] and [`VerifyingKey`]; callers stay as they are.
+//! Each format has its own file. A key knows the one format it is for, and a [`Verifier`] is made from keys. Nothing in
+//! a token ever decides how the token is checked: the format's fixed prefix and the key id only select among the keys
+//! that the operator configured, and anything that does not fit one of them exactly is refused. A new format is one
+//! more variant of [`SigningKey`] and [`VerifyingKey`]; callers do not change.
 //!
 //! ```
 //! use gatepass::token::{Issuer, Lifetime, Party, Subject, SymmetricKey, Verifier};
@@ -76,5 +76,5 @@ pub use verifier::{Check, Inspection, Sighting, Verifier, VerifyingKey};
 #[cfg(feature = "server")]
 pub use wrap::WrappingKey;
 
-/// No token longer than this many bytes is looked at: 8 KiB.
+/// The maximum length of a token in bytes, 8 KiB. Longer ones are refused unread.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
