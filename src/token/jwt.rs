@@ -1,15 +1,16 @@
-//! JWT access tokens (RFC 7519) in JWS compact form (RFC 7515): the envelope here, the cryptography by `aws-lc-rs`.
+//! JWT access tokens (RFC 7519) in JWS compact form (RFC 7515). The envelope is handled here, the cryptography by
+//! `aws-lc-rs`.
 //!
-//! Their `typ` is that of RFC 9068, and they have all claims that it requires but `client_id`: a login is no OAuth flow,
-//! so that there is no client to name.
+//! Their `typ` is that of RFC 9068, and they have all claims that it requires except `client_id`: a login is not an
+//! OAuth flow, so there is no client to name.
 //!
-//! The header is exactly `{"typ":"at+jwt","alg":…,"kid":…}`. A header with any other member is none of ours and is
-//! refused: `crit` and `b64` change what a signature means, `jwk`, `jku`, `x5u` and `x5c` would bring a key along. A key
-//! is made for one algorithm; `alg` is only ever compared with that of the key, and chooses nothing.
+//! The header is exactly `{"typ":"at+jwt","alg":…,"kid":…}`. A header with any other member is not ours and is refused:
+//! `crit` and `b64` change what a signature means, and `jwk`, `jku`, `x5u` and `x5c` would bring a key along. A key is
+//! for one algorithm; `alg` is only compared with the key's algorithm, and chooses nothing.
 //!
-//! Why not a JWT library: those decode a header, and then pick a verifier by its `alg`, which is the code path that must
-//! not exist here; and they parse the private key anew for each token. What is left after that is these few lines of
-//! envelope.
+//! This module does not use a JWT library. Those decode the header and then pick a verifier by its `alg`, a code path
+//! that must not exist here, and they parse the private key again for every token. Without that, only the few lines of
+//! envelope below are left.
 
 use std::{str::FromStr, sync::Arc};
 
@@ -43,8 +44,8 @@ pub(super) const TYPE: &str = "at+jwt";
 /// `alg` of tokens with a shared secret.
 const HS256: &str = "HS256";
 
-/// Bits of the RSA keys that are made here: 112 bits of security (NIST SP 800-57), for keys that live for weeks and sign
-/// what lives for minutes.
+/// The size of the RSA keys that are made here. 2048 bits give 112 bits of security (NIST SP 800-57), for keys that
+/// live for weeks and sign tokens that live for minutes.
 const RSA_KEY_SIZE: KeySize = KeySize::Rsa2048;
 
 #[derive(Serialize, Deserialize)]
@@ -56,9 +57,9 @@ struct Header<'a> {
     kid: &'a str,
 }
 
-/// A secret for HS256, derived from the root key for this alone.
+/// A secret for HS256, derived from the root key for this purpose alone.
 ///
-/// A service that checks tokens is given the secret and not the root key, and reads it from text:
+/// A service that checks tokens is given this secret, not the root key, and reads it from text:
 ///
 /// ```
 /// use gatepass::token::{Hs256Key, Party, Verifier};
@@ -72,14 +73,14 @@ struct Header<'a> {
 #[derive(Clone)]
 pub struct Hs256Key {
     secret: SymmetricKey,
-    /// Shared, since it is large.
+    /// In an `Arc`, since it is large.
     key: Arc<hmac::Key>,
     id: KeyId,
 }
 
 impl Hs256Key {
-    /// The secret for HS256 under `root`, which is gatepass's `TOKEN_SYMMETRIC_KEY`. Not for a secret that has been derived
-    /// already: that comes as a JWK, which is [read](Self::from_str).
+    /// Derives the secret for HS256 from `root`, which is gatepass's `TOKEN_SYMMETRIC_KEY`. A secret that has been
+    /// derived already comes as a JWK: [parse](Self::from_str) that instead.
     pub fn new(root: &SymmetricKey) -> Self {
         Self::from_secret(root.derive("JWT HS256 v1"))
     }
@@ -95,7 +96,7 @@ impl Hs256Key {
         &self.id
     }
 
-    /// The secret as a JWK, for services that check tokens with it. Who has it makes tokens, too.
+    /// The secret as a JWK, for services that check tokens with it. Whoever has it can also make tokens.
     pub fn to_jwk(&self) -> Zeroizing<String> {
         let jwk = Jwk::new(material(&self.secret), HS256);
         Zeroizing::new(serde_json::to_string(&jwk).expect("a struct of strings has a JSON form"))
@@ -105,7 +106,8 @@ impl Hs256Key {
 impl FromStr for Hs256Key {
     type Err = InvalidKey;
 
-    /// Reads what [`to_jwk`](Self::to_jwk) wrote. Its `kid` has to be its thumbprint, so that no key goes by another's name.
+    /// Reads what [`to_jwk`](Self::to_jwk) wrote. The `kid` must be the key's thumbprint, so that no key can bear
+    /// another's name.
     fn from_str(text: &str) -> Result<Self, InvalidKey> {
         let jwk: Jwk = serde_json::from_str(text).map_err(|_| InvalidKey::SharedJwk)?;
         let Material::Octets { k } = jwk.material else { return Err(InvalidKey::SharedJwk) };
@@ -163,7 +165,7 @@ impl PublicKey {
         Ok(Self { algorithm, key, material })
     }
 
-    /// Takes a key from a key set. Its `kid` has to be its thumbprint, so that no key goes by another's name.
+    /// Takes a key from a key set. The `kid` must be the key's thumbprint, so that no key can bear another's name.
     pub(super) fn from_jwk(jwk: Jwk) -> Result<Self, InvalidKey> {
         use SignatureAlgorithm as A;
         let algorithm = [A::EdDsa, A::Es256, A::Rs256, A::Ps256]
@@ -203,7 +205,7 @@ pub(super) enum SecretKey {
 }
 
 impl SecretKey {
-    /// A new key, from the randomness of `aws-lc-rs`. An RSA key takes a good part of a second.
+    /// A new key, from the randomness of `aws-lc-rs`. Making an RSA key takes a good part of a second.
     pub(super) fn generate(algorithm: SignatureAlgorithm) -> Result<Self, InvalidKey> {
         use SignatureAlgorithm as A;
         let key = match algorithm {
@@ -215,7 +217,7 @@ impl SecretKey {
         key.map_err(|_| InvalidKey::Private)
     }
 
-    /// Reads PKCS #8.
+    /// Reads a key in PKCS #8.
     pub(super) fn from_pkcs8(algorithm: SignatureAlgorithm, der: &[u8]) -> Result<Self, InvalidKey> {
         use SignatureAlgorithm as A;
         let key = match algorithm {
@@ -254,7 +256,7 @@ impl SecretKey {
                 Material::OctetKeyPair { crv: "Ed25519".into(), x: jwk::encode(key.public_key().as_ref()) }
             }
             Self::Es256(key) => {
-                // The byte that says "uncompressed", x, y.
+                // The byte for "uncompressed", then x and y.
                 let point = key.public_key().as_ref();
                 let (Some(x), Some(y)) = (point.get(1..33), point.get(33..65)) else {
                     return Err(InvalidKey::Private);
@@ -270,7 +272,7 @@ impl SecretKey {
         PublicKey::new(self.algorithm(), material)
     }
 
-    /// Signs `claims`, under the key's name.
+    /// Signs `claims`, and names the key in the header.
     pub(super) fn sign(&self, id: &KeyId, claims: &[u8]) -> Result<String, IssueError> {
         let mut token = envelope(self.algorithm().name(), id, claims);
         let signature = match self {
@@ -309,7 +311,7 @@ pub(super) fn sign_hs256(key: &Hs256Key, claims: &[u8]) -> String {
     token
 }
 
-/// Header and claims, as they are signed.
+/// Header and claims in the form in which they are signed.
 fn envelope(alg: &str, id: &KeyId, claims: &[u8]) -> String {
     let header = Header { typ: Some(TYPE), alg, kid: id.as_str() };
     let header = serde_json::to_vec(&header).expect("a struct of strings has a JSON form");
@@ -348,10 +350,10 @@ impl VerifyingKey {
     }
 }
 
-/// A token of this shape whose content nobody has vouched for yet.
+/// A token of this shape whose content has not been authenticated yet.
 pub(super) struct Signed<'t> {
     header: Vec<u8>,
-    /// Header and claims as the token has them: what was signed.
+    /// Header and claims as they are in the token, which is what was signed.
     message: &'t str,
     claims: Vec<u8>,
     signature: Vec<u8>,
@@ -373,17 +375,17 @@ impl<'t> Signed<'t> {
         json::object(&self.header).ok_or(Rejection::Malformed)
     }
 
-    /// The key id that the header names. Its only use is to look among the configured keys.
+    /// The key id that the header names. It may only be used to look up a configured key.
     pub(super) fn kid(&self) -> Result<&str, Rejection> {
         Ok(self.header()?.kid)
     }
 
-    /// What the token says, unchecked: for people who look into one, and for nothing else.
+    /// What the token says, unchecked: only for people who inspect a token.
     pub(super) fn untrusted_payload(&self) -> &[u8] {
         &self.claims
     }
 
-    /// Checks the signature, by the key's own algorithm. The claims, and the `typ`.
+    /// Checks the signature with the key's own algorithm, and returns the claims and the `typ`.
     pub(super) fn verify(&self, key: &VerifyingKey) -> Result<(&[u8], Option<&str>), Rejection> {
         let header = self.header()?;
         if header.alg != key.algorithm() {

@@ -6,9 +6,10 @@ use pasetors::{keys, paserk::FormatAsPaserk, paserk::Id, version4::V4};
 use secrecy::SecretString;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// A 256-bit symmetric key: PASETO v4.local's own, and the root that other keys are derived from.
+/// A 256-bit symmetric key: the key of PASETO v4.local, and the root from which other keys are derived.
 ///
-/// Read from text as PASERK `k4.local.…` or as exactly 32 bytes. `Debug` shows nothing of it, memory is wiped on drop.
+/// It is parsed from a PASERK `k4.local.…` or from exactly 32 bytes of text. `Debug` shows nothing of it, and memory is
+/// wiped on drop.
 ///
 /// ```
 /// use gatepass::token::SymmetricKey;
@@ -23,12 +24,12 @@ impl SymmetricKey {
     /// The length of a key in bytes.
     pub const BYTES: usize = 32;
 
-    /// Takes 32 bytes, which have to come from a cryptographic generator.
+    /// Takes 32 bytes, which must come from a cryptographic random generator.
     pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes of the key. Not to be printed, logged or compared with `==`.
+    /// The bytes of the key. They must not be printed, logged or compared with `==`.
     pub fn as_bytes(&self) -> &[u8; Self::BYTES] {
         &self.0
     }
@@ -40,13 +41,13 @@ impl SymmetricKey {
         text.into()
     }
 
-    /// The key's public name, `k4.lid.…`: a hash that tells nothing of the key.
+    /// The key's public name, `k4.lid.…`: a hash that reveals nothing about the key.
     pub fn id(&self) -> KeyId {
         KeyId::from_paserk_id(&Id::from(&self.paseto()))
     }
 
-    /// A 256-bit key for `purpose` alone (HKDF-SHA-256, RFC 5869): who learns it learns nothing of this key or of one
-    /// for another purpose.
+    /// Derives a 256-bit key for `purpose` alone (HKDF-SHA-256, RFC 5869). It reveals nothing about this key or about a
+    /// key for another purpose.
     pub fn derive(&self, purpose: &str) -> Self {
         use aws_lc_rs::hkdf;
 
@@ -68,7 +69,7 @@ impl FromStr for SymmetricKey {
     type Err = InvalidKey;
 
     fn from_str(text: &str) -> Result<Self, InvalidKey> {
-        // A PASERK first: `k4.…` is never meant as 32 bytes of text.
+        // `k4.…` is always meant as a PASERK, never as 32 bytes of text.
         let bytes = if text.starts_with("k4.") {
             let key = keys::SymmetricKey::<V4>::try_from(text).map_err(|_| InvalidKey::Paserk)?;
             key.as_bytes().try_into()
@@ -85,22 +86,22 @@ impl fmt::Debug for SymmetricKey {
     }
 }
 
-/// Why something is no key. Says nothing of it but its length.
+/// Why a text or bytes are not a key. Reveals nothing of them except the length.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum InvalidKey {
-    /// It begins like a PASERK and is none of the form `k4.local.…`.
+    /// It begins like a PASERK, but is not a valid `k4.local.…`.
     #[error("not a valid PASERK of the form k4.local.…")]
     Paserk,
-    /// Neither PASERK nor 32 bytes.
+    /// It is neither a PASERK nor 32 bytes long.
     #[error("expected a PASERK k4.local.… or exactly 32 bytes of text, got {0} bytes")]
     Length(usize),
-    /// It begins like a PASERK and is none of the form `k4.public.…`.
+    /// It begins like a PASERK, but is not a valid `k4.public.…`.
     #[error("not a valid PASERK of the form k4.public.…")]
     PublicPaserk,
-    /// Not a JWK with an algorithm of ours and its thumbprint as `kid`.
+    /// It is not a JWK with one of our algorithms and its thumbprint as `kid`.
     #[error("not a public JWK for EdDSA, ES256, RS256 or PS256 with its thumbprint as kid")]
     Jwk,
-    /// Not a JWK with a shared secret of ours and its thumbprint as `kid`.
+    /// It is not a JWK for HS256 with its thumbprint as `kid`.
     #[error(
         "not a JWK for HS256 with its thumbprint as kid, as `gatepass key show --jwt-hs256 --json` prints it"
     )]
@@ -108,13 +109,13 @@ pub enum InvalidKey {
     /// A private key could not be made or read.
     #[error("not a private key of its format")]
     Private,
-    /// What should open to a private key does not.
+    /// The wrapped private key could not be opened.
     #[error("the wrapped key does not open under this root key")]
     Wrapped,
 }
 
-/// The public name of a key, as it stands in a token's footer or header: a PASERK id (`k4.lid.…`, `k4.pid.…`) or the
-/// thumbprint of a JWK (RFC 7638). A hash, which tells nothing of the key.
+/// The public name of a key, as it appears in a token's footer or header: a PASERK id (`k4.lid.…`, `k4.pid.…`) or the
+/// thumbprint of a JWK (RFC 7638). It is a hash, which reveals nothing about the key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeyId(String);
 
@@ -129,7 +130,7 @@ impl KeyId {
         Self(text)
     }
 
-    /// The name of a key that is stored somewhere; nobody has checked that there is such a key.
+    /// The name of a key that is stored somewhere. Whether there is such a key is not checked.
     pub fn from_stored(text: String) -> Self {
         Self(text)
     }

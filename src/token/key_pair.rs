@@ -1,4 +1,4 @@
-//! Private keys and the public keys that go with them, each for one format.
+//! Private keys and their public keys, each for one format.
 
 use std::{fmt, str::FromStr};
 
@@ -13,7 +13,7 @@ use super::{
     paseto_public,
 };
 
-/// A private key with its public key, for one format. Wiped on drop; `Debug` shows its name alone.
+/// A private key with its public key, for one format. It is wiped on drop, and `Debug` shows only its name.
 pub struct KeyPair {
     secret: Secret,
     public: PublicKey,
@@ -25,12 +25,12 @@ enum Secret {
 }
 
 impl KeyPair {
-    /// A new key for `format`, from the randomness of the libraries that will use it. An RSA key takes a good part of a
-    /// second.
+    /// A new key for `format`, from the randomness of the libraries that will use it. Making an RSA key takes a good
+    /// part of a second.
     ///
     /// # Errors
     ///
-    /// When the system has no randomness to give.
+    /// When the system has no randomness.
     pub fn generate(format: KeyPairFormat) -> Result<Self, InvalidKey> {
         Self::new(match format {
             KeyPairFormat::V4Public => Secret::V4Public(paseto_public::SecretKey::generate()?),
@@ -54,7 +54,7 @@ impl KeyPair {
         })
     }
 
-    /// The private key: seed and public key for PASETO, PKCS #8 for JWT. For wrapping and nothing else.
+    /// The private key: seed and public key for PASETO, PKCS #8 for JWT. Only for wrapping.
     pub(super) fn to_private_bytes(&self) -> Result<Zeroizing<Vec<u8>>, InvalidKey> {
         match &self.secret {
             Secret::V4Public(key) => Ok(Zeroizing::new(key.as_bytes().to_vec())),
@@ -62,12 +62,12 @@ impl KeyPair {
         }
     }
 
-    /// What to check this key's tokens with.
+    /// The public key, which checks the tokens of this key.
     pub fn public_key(&self) -> &PublicKey {
         &self.public
     }
 
-    /// The key's name, as it stands in its tokens.
+    /// The key's name, as it appears in its tokens.
     pub fn id(&self) -> &KeyId {
         &self.public.id
     }
@@ -93,7 +93,7 @@ impl fmt::Debug for KeyPair {
 
 /// A public key for one format.
 ///
-/// As text it is a PASERK (`k4.public.…`) or a JWK (RFC 7517) whose `kid` is its thumbprint (RFC 7638).
+/// Its text form is a PASERK (`k4.public.…`), or a JWK (RFC 7517) whose `kid` is its thumbprint (RFC 7638).
 ///
 /// ```
 /// use gatepass::token::PublicKey;
@@ -127,7 +127,7 @@ impl PublicKey {
         Ok(Self::new(Public::Jwt(jwt::PublicKey::from_jwk(jwk)?)))
     }
 
-    /// The key's name, as it stands in its tokens: `k4.pid.…`, or a thumbprint.
+    /// The key's name, as it appears in its tokens: `k4.pid.…`, or a thumbprint.
     pub fn id(&self) -> &KeyId {
         &self.id
     }
@@ -140,7 +140,7 @@ impl PublicKey {
         }
     }
 
-    /// The bits of security (NIST SP 800-57, part 1, table 2) of the key.
+    /// The security strength of the key in bits (NIST SP 800-57, part 1, table 2).
     pub fn security_bits(&self) -> u32 {
         match self.format() {
             KeyPairFormat::Jwt(SignatureAlgorithm::Rs256 | SignatureAlgorithm::Ps256) => 112,
@@ -149,7 +149,7 @@ impl PublicKey {
         }
     }
 
-    /// The key as a JWK, when it is for JWTs.
+    /// The key as a JWK, if it is for JWTs.
     pub(super) fn to_jwk(&self) -> Option<Jwk> {
         match &self.key {
             Public::V4Public(_) => None,
@@ -157,7 +157,7 @@ impl PublicKey {
         }
     }
 
-    /// The key as a PASERK, when it is for PASETOs.
+    /// The key as a PASERK, if it is for PASETOs.
     pub(super) fn to_paserk(&self) -> Option<String> {
         match &self.key {
             Public::V4Public(key) => Some(key.to_paserk()),

@@ -1,5 +1,5 @@
-//! PASETO v4.local: XChaCha20 and keyed BLAKE2b, by `pasetors`. The footer is `{"kid":"k4.lid.…"}`; there is no implicit
-//! assertion, so that any PASETO library that has the key can read our tokens.
+//! PASETO v4.local: XChaCha20 and keyed BLAKE2b, through `pasetors`. The footer is `{"kid":"k4.lid.…"}`; there is no
+//! implicit assertion, so that any PASETO library that has the key can read our tokens.
 
 use pasetors::{
     Local,
@@ -22,7 +22,7 @@ pub(super) fn encrypt(key: &SymmetricKey, id: &KeyId, message: &[u8]) -> Result<
         .map_err(|_| IssueError::Failed)
 }
 
-/// A token of this format whose shape is right and whose content nobody has vouched for yet.
+/// A well-formed token of this format whose content has not been authenticated yet.
 pub(super) struct Sealed(UntrustedToken<Local, V4>);
 
 impl Sealed {
@@ -30,7 +30,7 @@ impl Sealed {
         UntrustedToken::try_from(token).map(Self).map_err(|_| Rejection::Malformed)
     }
 
-    /// The key id that the footer names. Its only use is to look among the configured keys.
+    /// The key id that the footer names. It may only be used to look up a configured key.
     pub(super) fn kid(&self) -> Result<&str, Rejection> {
         paseto_footer::kid(self.0.untrusted_footer())
     }
@@ -46,9 +46,9 @@ impl Sealed {
 #[cfg(test)]
 mod tests {
     //! The official vectors ([`vectors`]) of v4.local, `k4.local` and `k4.lid`, through our own [`Sealed`] and
-    //! [`SymmetricKey`]. Those with an implicit assertion are none of ours: we accept only tokens that have none, so
-    //! every one of them has to fail. So have tokens of another version or purpose. Our [`encrypt`] draws its nonce, so
-    //! that no vector says what it makes.
+    //! [`SymmetricKey`]. We accept only tokens without an implicit assertion, so every vector that has one must fail,
+    //! as must tokens of another version or purpose. Our [`encrypt`] draws its own nonce, so no vector applies to what
+    //! it makes.
 
     use secrecy::ExposeSecret;
     use serde_json::Value;

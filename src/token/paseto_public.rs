@@ -1,5 +1,5 @@
-//! PASETO v4.public: Ed25519, by `pasetors`. The footer is `{"kid":"k4.pid.…"}`; there is no implicit assertion, so that
-//! any PASETO library that has the public key can check our tokens.
+//! PASETO v4.public: Ed25519, through `pasetors`. The footer is `{"kid":"k4.pid.…"}`; there is no implicit assertion,
+//! so that any PASETO library that has the public key can check our tokens.
 
 use pasetors::{
     Public,
@@ -52,7 +52,7 @@ impl SecretKey {
 
     /// Reads seed and public key, 64 bytes.
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidKey> {
-        // pasetors panics at a seed of nothing but zeros.
+        // pasetors panics on a seed of all zeros.
         if bytes.len() != 64 || bytes[..32].iter().all(|&byte| byte == 0) {
             return Err(InvalidKey::Private);
         }
@@ -75,7 +75,7 @@ impl SecretKey {
     }
 }
 
-/// A token of this format whose shape is right and whose content nobody has vouched for yet.
+/// A well-formed token of this format whose content has not been authenticated yet.
 pub(super) struct Signed(UntrustedToken<Public, V4>);
 
 impl Signed {
@@ -83,12 +83,12 @@ impl Signed {
         UntrustedToken::try_from(token).map(Self).map_err(|_| Rejection::Malformed)
     }
 
-    /// The key id that the footer names. Its only use is to look among the configured keys.
+    /// The key id that the footer names. It may only be used to look up a configured key.
     pub(super) fn kid(&self) -> Result<&str, Rejection> {
         paseto_footer::kid(self.0.untrusted_footer())
     }
 
-    /// What the token says, unchecked: for people who look into one, and for nothing else.
+    /// What the token says, unchecked: only for people who inspect a token.
     pub(super) fn untrusted_payload(&self) -> &[u8] {
         self.0.untrusted_payload()
     }
@@ -102,15 +102,15 @@ impl Signed {
 
 #[cfg(test)]
 mod tests {
-    //! The official vectors ([`vectors`]) that the functions here can be given.
+    //! The official vectors ([`vectors`]) that apply to the functions here.
     //!
-    //! - `v4.json`: [`Signed`] reads the tokens, under the public key as a PASERK. Those with an implicit assertion
-    //!   have to fail, since we accept none; so have v4.local and v3. [`SecretKey::sign`] makes the token again, byte
-    //!   for byte, where the footer is a `kid`, which is the only one that it writes.
+    //! - `v4.json`: [`Signed`] reads the tokens, with the public key as a PASERK. Those with an implicit assertion must
+    //!   fail, since we accept none, and so must v4.local and v3. Where the footer is a `kid`, the only footer that
+    //!   [`SecretKey::sign`] writes, signing produces the same token byte for byte.
     //! - `k4.public.json`, `k4.pid.json`: [`PublicKey`], read from the PASERK. A key of the wrong length is given as the
     //!   PASERK that it would have.
-    //! - `k4.secret.json`: [`SecretKey::from_bytes`], and the public key that it finds. We have no `k4.secret` as text.
-    //!   The seed of zeros, which is a good key by the vectors, is refused here.
+    //! - `k4.secret.json`: [`SecretKey::from_bytes`], and the public key that it derives. We do not read or write
+    //!   `k4.secret` as text. The all-zero seed, a valid key in the vectors, is refused here.
 
     use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
     use serde_json::Value;
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use crate::token::vectors::{self, bytes, text};
 
-    /// The key in `member`, of whatever length, by way of its PASERK.
+    /// The key in `member`, of whatever length, read from its PASERK.
     fn public(vector: &Value, member: &str) -> Result<PublicKey, InvalidKey> {
         let key = bytes(vector, member).ok_or(InvalidKey::PublicPaserk)?;
         PublicKey::from_paserk(&format!("k4.public.{}", URL_SAFE_NO_PAD.encode(key)))

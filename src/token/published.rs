@@ -1,4 +1,4 @@
-//! The documents that a gatepass publishes its keys in, and their reading by services that check its tokens.
+//! The documents in which gatepass publishes its keys: written here, and read by services that check its tokens.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,16 +8,16 @@ use super::{jwk::Jwk, key::InvalidKey, key_pair::PublicKey};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyStatus {
-    /// It will sign, and is published ahead so that everybody has it by then.
+    /// It will sign later, and is published in advance so that everyone has it by then.
     Next,
     /// It signs.
     Active,
-    /// It signs no more, and what it has signed is still good.
+    /// It no longer signs, but tokens that it has signed are still valid.
     Retiring,
 }
 
 impl KeyStatus {
-    /// The status as the documents have it.
+    /// The status as written in the documents.
     pub fn name(self) -> &'static str {
         match self {
             Self::Next => "next",
@@ -38,11 +38,11 @@ pub fn jwks<'k>(keys: impl IntoIterator<Item = &'k PublicKey>) -> String {
     serde_json::to_string(&set).expect("structs of strings have a JSON form")
 }
 
-/// Reads a JWK set. Keys of other kinds than ours are passed over (RFC 7517, section 5).
+/// Reads a JWK set. Keys of kinds that are not ours are ignored (RFC 7517, section 5).
 ///
 /// # Errors
 ///
-/// When it is no JWK set.
+/// When the text is not a JWK set.
 ///
 /// ```
 /// let keys = gatepass::token::read_jwks(br#"{"keys":[{"kty":"EC","crv":"secp256k1","kid":"other"}]}"#)?;
@@ -74,11 +74,11 @@ pub fn paserks<'k>(keys: impl IntoIterator<Item = (&'k PublicKey, KeyStatus)>) -
     serde_json::to_string(&set).expect("structs of strings have a JSON form")
 }
 
-/// Reads what [`paserks`] wrote. Keys of other kinds than ours are passed over.
+/// Reads what [`paserks`] wrote. Keys of kinds that are not ours are ignored.
 ///
 /// # Errors
 ///
-/// When it is no such set.
+/// When the text is not such a set.
 pub fn read_paserks(json: &[u8]) -> Result<Vec<PublicKey>, InvalidKeySet> {
     read(json, |value| {
         let entry: Paserk = serde_json::from_value(value).map_err(|_| InvalidKey::PublicPaserk)?;
@@ -99,7 +99,7 @@ fn read(
     Ok(set.keys.into_iter().filter_map(|value| key(value).ok()).collect())
 }
 
-/// A text that is no set of keys.
+/// The text is not a set of keys.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("not a set of keys: expected JSON with a member `keys`")]
 pub struct InvalidKeySet;

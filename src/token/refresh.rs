@@ -1,8 +1,9 @@
 //! Refresh tokens: `gpr_` and 52 bytes in unpadded base64url.
 //!
-//! A token is the session's id, the generation (how often the session has been renewed) and a MAC over both and a salt
-//! that only the session's row holds. It is stored nowhere: a stolen table does not hold the MAC key, and the key alone
-//! does not hold the salt, so neither alone makes a token. A token is 256 bits of MAC to guess.
+//! A token consists of the session's id, the generation (how often the session has been renewed), and a MAC over both
+//! and over a salt that only the session's row holds. Tokens are stored nowhere. A stolen table lacks the MAC key, and
+//! a stolen key lacks the salt, so neither is enough to make a token. To forge one, 256 bits of MAC would have to be
+//! guessed.
 
 use std::fmt;
 
@@ -18,10 +19,10 @@ const ID_BYTES: usize = 16;
 const GENERATION_BYTES: usize = 4;
 const MAC_BYTES: usize = 32;
 
-/// The salt of one session, kept in its row.
+/// The salt of one session, stored in its row.
 pub type Salt = [u8; 32];
 
-/// Makes and checks refresh tokens, with a key derived from the service's root key for that alone.
+/// Makes and checks refresh tokens, with a key derived from the service's root key for that purpose alone.
 #[derive(Clone)]
 pub struct RefreshKey(hmac::Key);
 
@@ -51,7 +52,7 @@ impl RefreshKey {
     }
 }
 
-/// The key that refresh tokens are made with, and those that others were made with which are still good.
+/// The key that makes refresh tokens, and the keys of other refresh tokens that are still accepted.
 #[derive(Clone, Debug)]
 pub struct RefreshKeys {
     present: RefreshKey,
@@ -69,7 +70,7 @@ impl RefreshKeys {
         self.present.token(session_id, generation, salt)
     }
 
-    /// Whether `presented` was made with one of the keys. In constant time for each.
+    /// Whether `presented` was made with one of the keys. Each comparison takes constant time.
     pub fn is_authentic(&self, presented: &Presented, salt: &Salt) -> bool {
         std::iter::once(&self.present).chain(&self.accepted).any(|key| key.is_authentic(presented, salt))
     }
@@ -90,18 +91,18 @@ fn message(session_id: Uuid, generation: u32, salt: &Salt) -> [u8; ID_BYTES + GE
     message
 }
 
-/// A refresh token just made. `Debug` does not show it.
+/// A new refresh token. `Debug` does not show it.
 #[derive(Debug)]
 pub struct RefreshToken(SecretString);
 
 impl RefreshToken {
-    /// The token itself, for the answer to its owner and nowhere else.
+    /// The token itself, only for the answer to its owner.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
 }
 
-/// A token as somebody presented it: of the right shape, and not checked yet.
+/// A token that someone presented: of the right shape, but not checked yet.
 pub struct Presented {
     /// The session that it names.
     pub session_id: Uuid,
@@ -111,7 +112,7 @@ pub struct Presented {
 }
 
 impl Presented {
-    /// Reads the shape of a refresh token; `None` for anything else.
+    /// Parses a refresh token; `None` for a text of any other shape.
     pub fn parse(token: &str) -> Option<Self> {
         let bytes = URL_SAFE_NO_PAD.decode(token.strip_prefix(PREFIX)?).ok()?;
         let (id, rest) = bytes.split_first_chunk::<ID_BYTES>()?;

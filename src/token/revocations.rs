@@ -1,16 +1,15 @@
-//! What is known of access tokens that are refused although they have not expired: in memory, for a look-up with each
-//! request.
+//! Access tokens that are refused although they have not expired: held in memory, for a lookup on every request.
 //!
-//! Two kinds of things revoke a token: its session has ended, or its user has other roles since. Of roles the present ones
-//! are held, not the time of the change: a token is outdated when it says others, whatever the clocks of those who made
-//! the token and changed the roles.
+//! A token is revoked in one of two ways: its session has ended, or its user's roles have changed since. For roles, the
+//! current ones are held, not the time of the change: a token with other roles is outdated, whatever the clocks said
+//! where the token was made and where the roles were changed.
 //!
 //! An ended session takes 20 bytes and its place in a hash table, 24 to 48 bytes in all, until the last of its access
 //! tokens has expired.
 //!
-//! Who does not hear any more of what is revoked must not go on as if nothing were: [`Revocations::check`] refuses every
-//! token when [`heard`](Revocations::heard) was last called too long ago. That time is one that only goes forward, not the
-//! wall clock, so that setting a clock makes nobody stale, or fresh.
+//! A service that no longer hears of revocations must not carry on as if there were none: [`Revocations::check`]
+//! refuses every token if [`heard`](Revocations::heard) was last called too long ago. This is measured on a monotonic
+//! clock, not the wall clock, so setting a clock makes nothing stale, or fresh.
 
 use std::{
     collections::HashMap,
@@ -24,10 +23,10 @@ use uuid::Uuid;
 
 use super::{Claims, Rejection, silence::Silence};
 
-/// Among so many locks the sessions are spread, so that whoever writes keeps few readers waiting.
+/// The number of locks over which the sessions are spread, so that a writer keeps few readers waiting.
 const SHARDS: usize = 64;
 
-/// Sessions that have ended and users whose roles have changed, as far as access tokens of theirs may be alive.
+/// Sessions that have ended and users whose roles have changed, for as long as access tokens of theirs may be alive.
 ///
 /// ```
 /// use std::time::Duration;
@@ -54,14 +53,14 @@ const SHARDS: usize = 64;
 /// ```
 #[derive(Debug)]
 pub struct Revocations {
-    /// Until when each is kept, in seconds since 1970.
+    /// Ended sessions, and until when each is kept, in seconds since 1970.
     sessions: [RwLock<HashMap<Uuid, u32>>; SHARDS],
     users: RwLock<UserRoles>,
     silence: Silence,
 }
 
-/// The roles of users, as far as they have changed. A further one than that in [`Revocations`] collects what is told anew,
-/// for [`replace_roles`](Revocations::replace_roles).
+/// The roles of users whose roles have changed. Besides the one inside [`Revocations`], a separate one collects the
+/// roles when they are all loaded again, for [`replace_roles`](Revocations::replace_roles).
 #[derive(Debug, Default)]
 pub struct UserRoles(HashMap<Uuid, PresentRoles>);
 
@@ -84,8 +83,8 @@ pub struct RevocationCount {
 }
 
 impl Revocations {
-    /// Nothing is revoked, and nothing has been heard yet. After `max_silence` without hearing anything every token is
-    /// refused.
+    /// An empty set, for which [`heard`](Self::heard) has not been called yet. Every token is refused until the first
+    /// such call, and whenever the last one is longer ago than `max_silence`.
     pub fn new(max_silence: Duration) -> Self {
         Self {
             sessions: std::array::from_fn(|_| RwLock::default()),
@@ -94,41 +93,41 @@ impl Revocations {
         }
     }
 
-    /// From now on tokens of this session are refused. `expires_at` is when the last of them expires.
+    /// Refuses tokens of this session from now on. `expires_at` is when the last of them expires.
     pub fn end_session(&self, session_id: Uuid, expires_at: OffsetDateTime) {
         let until = seconds(expires_at);
         write(self.shard(session_id)).insert(session_id, until);
     }
 
-    /// From now on tokens of this user are refused unless they have just these roles; as [`UserRoles::change`].
+    /// Refuses tokens of this user from now on unless they have exactly these roles, as for [`UserRoles::change`].
     pub fn change_roles(&self, user_id: Uuid, roles: Vec<String>, change: i64, expires_at: OffsetDateTime) {
         write(&self.users).change(user_id, roles, change, expires_at);
     }
 
-    /// In one step, takes these for all that is known of roles, once a database that may count the changes anew has told
-    /// every one of them. Until then what was known stays, so that nobody has former roles back meanwhile.
+    /// Replaces all known roles by these, in one step. Use it when all roles have been loaded from a database that may
+    /// number the changes anew. Until then the known roles stay, so that nobody gets former roles back in the meantime.
     pub fn replace_roles(&self, roles: UserRoles) {
-        // The former ones go when nobody waits for the lock any more.
+        // The former roles are dropped after the lock is released, so that nobody waits for that.
         let _former = mem::replace(&mut *write(&self.users), roles);
     }
 
-    /// Everything that was revoked until `at` is in here now. `at` is measured from any moment, by a clock that only goes
-    /// forward.
+    /// Notes that everything that was revoked before `at` is in here now. `at` is the time since some fixed moment, by
+    /// a monotonic clock.
     pub fn heard(&self, at: Duration) {
         self.silence.heard(at);
     }
 
-    /// For how long nothing has been heard at `at`; [`Duration::MAX`]: never yet.
+    /// For how long nothing has been heard at `at`; [`Duration::MAX`] if nothing ever has.
     pub fn silence(&self, at: Duration) -> Duration {
         self.silence.length(at)
     }
 
-    /// How long that may be.
+    /// How long the [`silence`](Self::silence) may be.
     pub fn max_silence(&self) -> Duration {
         self.silence.max()
     }
 
-    /// The [`silence`](Self::silence), when it is longer than it may be.
+    /// The [`silence`](Self::silence), if it is longer than it may be.
     pub fn staleness(&self, at: Duration) -> Option<Duration> {
         self.silence.excess(at)
     }
@@ -151,9 +150,9 @@ impl Revocations {
         }
     }
 
-    /// Forgets what concerns no token that is alive at `now`.
+    /// Drops all entries that concern only tokens that have expired at `now`.
     pub fn forget_expired(&self, now: OffsetDateTime) {
-        // Down, where `seconds` goes up: what lasts for a part of this second is alive.
+        // Rounded down, whereas `seconds` rounds up: an entry that lasts for part of this second is kept.
         let now = u32::try_from(now.unix_timestamp().max(0)).unwrap_or(u32::MAX);
         for shard in &self.sessions {
             forget(&mut write(shard), |until| *until > now);
@@ -161,28 +160,29 @@ impl Revocations {
         forget(&mut write(&self.users).0, |present| present.until > now);
     }
 
-    /// How much is held.
+    /// How many entries are held, and how much memory the sessions take.
     pub fn count(&self) -> RevocationCount {
         let mut count = RevocationCount { sessions: 0, users: read(&self.users).0.len(), session_bytes: 0 };
         for shard in &self.sessions {
             let shard = read(shard);
             count.sessions += shard.len();
-            // A table is a power of two of places, of which seven in eight are used, and has a byte besides for each.
+            // The number of places in a table is a power of two. Seven in eight may be used, and each takes one more
+            // byte.
             let places = (shard.capacity() * 8 / 7).next_power_of_two();
             count.session_bytes += places * (size_of::<(Uuid, u32)>() + 1);
         }
         count
     }
 
-    /// The last bits of a UUIDv7 are random.
+    /// The shard of a session, by the last bits of its UUIDv7, which are random.
     fn shard(&self, session_id: Uuid) -> &RwLock<HashMap<Uuid, u32>> {
         &self.sessions[usize::from(session_id.as_bytes()[15]) % SHARDS]
     }
 }
 
 impl UserRoles {
-    /// The user has just these roles. Of two changes the one with the higher number is the later. `expires_at` is when the
-    /// last token with other roles expires.
+    /// Notes that the user has exactly these roles. Of two changes, the one with the higher number is the later one.
+    /// `expires_at` is when the last token with other roles expires.
     pub fn change(&mut self, user_id: Uuid, roles: Vec<String>, change: i64, expires_at: OffsetDateTime) {
         if self.0.get(&user_id).is_none_or(|known| known.change <= change) {
             let roles = PresentRoles { roles: roles.into(), change, until: seconds(expires_at) };
@@ -193,13 +193,13 @@ impl UserRoles {
 
 fn forget<V>(map: &mut HashMap<Uuid, V>, mut keep: impl FnMut(&V) -> bool) {
     map.retain(|_, value| keep(value));
-    // What a flood has taken is given back, in steps that leave room for the next.
+    // Give back the memory that a flood has taken, in steps that leave room for more.
     if map.len() < map.capacity() / 4 {
         map.shrink_to(map.len() * 2);
     }
 }
 
-/// Nothing in here panics while it holds a lock.
+/// Poisoning is ignored: nothing in here panics while it holds a lock.
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
@@ -208,7 +208,7 @@ fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whole seconds since 1970; a part of one counts as one.
+/// Whole seconds since 1970, rounded up.
 fn seconds(at: OffsetDateTime) -> u32 {
     let whole = at.unix_timestamp() + i64::from(at.nanosecond() > 0);
     u32::try_from(whole.max(0)).unwrap_or(u32::MAX)

@@ -1,4 +1,5 @@
-//! The life of a key pair, and when it is time for the next step. Pure: what is stored, and the time, decide.
+//! The life cycle of a key pair, and when the next step is due. This module is pure: the stored times and the current
+//! time decide.
 //!
 //! ```text
 //!            rotate                 rotate                    verifies_until
@@ -7,12 +8,12 @@
 //!    └──────────────────────┴───────────────────────┴────────────────────────┘
 //! ```
 //!
-//! There is one active and one next key for each format, always: the next one is made when the ring is, and whenever the
-//! one before it becomes active. So whoever reads the published keys has a key long before it signs: for the whole of
-//! `KEY_ROTATION_INTERVAL` when rotation keeps its schedule, and never for less than the documents may be cached.
+//! Each format always has one active and one next key: a next key is made together with the ring, and whenever the one
+//! before it becomes active. So services that read the published keys have a key long before it signs: for the whole of
+//! `KEY_ROTATION_INTERVAL` with scheduled rotation, and never for less time than the documents may be cached.
 //!
-//! A retiring key's tokens are good until the last of them has expired. A key that is retired at once is gone at once,
-//! whatever anybody's clock says: it verifies until the moment it was retired, which is over.
+//! A retiring key's tokens are accepted until the last of them has expired. A key that is retired at once is gone at
+//! once, whatever a clock says: it verifies until the moment it was retired, which has passed.
 
 use std::time::Duration;
 
@@ -20,9 +21,9 @@ use time::OffsetDateTime;
 
 use super::{KeyId, KeyPairFormat, KeyStatus, PublicKey};
 
-/// How long published keys may be cached, when rotation is not more frequent than that.
+/// How long published keys may be cached, unless keys rotate so often that it must be less.
 const CACHED_FOR: Duration = Duration::from_secs(60);
-/// How long a replica may go on with the keys that it knew, after another one has made or retired one.
+/// How long a replica may keep using the keys that it knew after another replica has made or retired one.
 pub const HEARD_WITHIN: Duration = Duration::from_secs(1);
 
 /// A key pair's public half and its times.
@@ -36,12 +37,12 @@ pub struct RingKey {
     pub activated_at: Option<OffsetDateTime>,
     /// When it was taken out of signing.
     pub retired_at: Option<OffsetDateTime>,
-    /// Until when its tokens are accepted; there when `retired_at` is.
+    /// Until when its tokens are accepted; set whenever `retired_at` is.
     pub verifies_until: Option<OffsetDateTime>,
 }
 
 impl RingKey {
-    /// What the key does at `now`; `None` when it is gone.
+    /// The key's status at `now`; `None` if it is gone.
     pub fn status(&self, now: OffsetDateTime) -> Option<KeyStatus> {
         status(self.activated_at, self.retired_at, self.verifies_until, now)
     }
@@ -52,7 +53,7 @@ impl RingKey {
     }
 }
 
-/// What a key of these times ([`RingKey`]) does at `now`; `None` when it is gone.
+/// The status at `now` of a key with these times (see [`RingKey`]); `None` if it is gone.
 pub fn status(
     activated_at: Option<OffsetDateTime>,
     retired_at: Option<OffsetDateTime>,
@@ -75,14 +76,14 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// How long the published keys may be cached, and so how long a key is published at least before it signs.
+    /// How long the published keys may be cached, and so the minimum time for which a key is published before it signs.
     pub fn cached_for(self) -> Duration {
         CACHED_FOR.min(self.interval / 4).max(Duration::from_secs(1))
     }
 
-    /// From when on the next key may sign: when nobody has a cached document any more that lacks it. `next` was published
-    /// together with the whole ring when it is as old as an `active` that has signed from the first, and then no document
-    /// ever lacked it. Exactly as old: one that looks older was made by a clock that is behind.
+    /// The time from which the next key may sign: when every cached document that lacks it has expired. If `next` is as
+    /// old as an `active` key that has signed from the start, the two were published together with the ring, and no
+    /// document ever lacked it. It has to be exactly as old: a key that looks older was made by a clock that is behind.
     pub fn ready_at(self, active: &RingKey, next: &RingKey) -> OffsetDateTime {
         let first = active.published_at;
         if active.activated_at == Some(first) && next.published_at == first {
@@ -99,7 +100,7 @@ impl Schedule {
     }
 }
 
-/// The key of `format` that does this, when it is there.
+/// The key of `format` with this status, if there is one.
 pub fn key(
     keys: &[RingKey],
     format: KeyPairFormat,
@@ -109,7 +110,7 @@ pub fn key(
     keys.iter().find(|key| key.public.format() == format && key.status(now) == Some(status))
 }
 
-/// The active and the next key of `format`, when both are there.
+/// The active and the next key of `format`, if both are there.
 pub fn heads(keys: &[RingKey], format: KeyPairFormat, now: OffsetDateTime) -> Option<(&RingKey, &RingKey)> {
     Some((key(keys, format, KeyStatus::Active, now)?, key(keys, format, KeyStatus::Next, now)?))
 }
@@ -140,14 +141,14 @@ mod tests {
         use KeyStatus::{Active, Next, Retiring};
         for (times, expected) in [
             ([Some(-9), None, None, None], Some(Next)),
-            // A clock behind that of whoever made or activated it changes nothing.
+            // A clock behind the one by which it was made or activated changes nothing.
             ([Some(9), None, None, None], Some(Next)),
             ([Some(-9), Some(-5), None, None], Some(Active)),
             ([Some(9), Some(9), None, None], Some(Active)),
             ([Some(-9), Some(-5), Some(-1), Some(14)], Some(Retiring)),
             ([Some(-9), Some(-5), Some(1), Some(16)], Some(Retiring)),
             ([Some(-29), Some(-25), Some(-21), Some(0)], None),
-            // Retired at once, also as seen by a clock behind.
+            // Retired at once, also as seen by a clock that is behind.
             ([Some(-9), Some(-5), Some(-1), Some(-1)], None),
             ([Some(-9), Some(-5), Some(3), Some(3)], None),
             // A next key that was leaked.
@@ -170,7 +171,7 @@ mod tests {
         // Published with the ring itself.
         let first = key([Some(0), Some(0), None, None]);
         assert_eq!(schedule.ready_at(&first, &next(0)), NOW);
-        // Made by somebody whose clock is behind, when they activated the one before it.
+        // Made by a replica whose clock is behind, when it activated the key before it.
         let active = key([Some(0), Some(-5), None, None]);
         assert_eq!(schedule.ready_at(&active, &next(-5)), NOW - time::Duration::seconds(4 * 60 - 1));
     }

@@ -1,15 +1,15 @@
-//! How long nothing has been heard of what has to be heard of again and again.
+//! How long ago something was last heard that must be heard regularly.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-/// When something was heard last, and how long it may be silent. Times are measured from any moment, by a clock that only
-/// goes forward.
+/// When something was last heard, and how long the silence may be. Times are measured from some fixed moment, by a
+/// monotonic clock.
 #[derive(Debug)]
 pub(super) struct Silence {
-    /// In milliseconds, plus one; 0: never.
+    /// In milliseconds, plus one; 0 means never.
     heard_at: AtomicU64,
     max: Duration,
 }
@@ -24,7 +24,7 @@ impl Silence {
         self.heard_at.fetch_max(millis(at).saturating_add(1), Ordering::AcqRel);
     }
 
-    /// How long it is at `at`; [`Duration::MAX`]: nothing was heard ever.
+    /// The length of the silence at `at`; [`Duration::MAX`] if nothing was ever heard.
     pub(super) fn length(&self, at: Duration) -> Duration {
         match self.heard_at.load(Ordering::Acquire).checked_sub(1) {
             Some(heard_at) => Duration::from_millis(millis(at).saturating_sub(heard_at)),
@@ -36,7 +36,7 @@ impl Silence {
         self.max
     }
 
-    /// The [`length`](Self::length), when it is longer than it may be.
+    /// The [`length`](Self::length), if it is longer than it may be.
     pub(super) fn excess(&self, at: Duration) -> Option<Duration> {
         Some(self.length(at)).filter(|silence| *silence > self.max)
     }

@@ -19,10 +19,10 @@ use super::{
     silence::Silence,
 };
 
-/// How far the issuer's clock may be ahead of ours, for `nbf` and `iat`. Expiry has no such grace.
+/// How far the issuer's clock may be ahead of ours, for `nbf` and `iat`. There is no such leeway for expiry.
 const LEEWAY: time::Duration = time::Duration::seconds(30);
 
-/// A key that tokens are checked with. It knows its one format.
+/// A key that tokens are checked with. It is for one format.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum VerifyingKey {
@@ -68,7 +68,7 @@ impl From<PublicKey> for VerifyingKey {
     }
 }
 
-/// What checks the tokens that the signing key makes.
+/// The key that checks the tokens that the signing key makes.
 impl From<SigningKey> for VerifyingKey {
     fn from(key: SigningKey) -> Self {
         match key {
@@ -81,25 +81,25 @@ impl From<SigningKey> for VerifyingKey {
 
 /// Checks access tokens against a set of keys, one issuer and one audience.
 ///
-/// A token that has passed is remembered, in bounded memory: the next time it costs a look-up. Its times are checked each
-/// time, and with the keys what they have vouched for is forgotten.
+/// A token that passes is remembered, in bounded memory, so that the next check costs a lookup. Its times are checked
+/// every time. When the keys are replaced, all tokens are forgotten.
 pub struct Verifier {
     party: Party,
     trusted: ArcSwap<Trusted>,
-    /// Of whoever says which public keys are good.
+    /// How long nothing has been heard about which public keys are good.
     silence: Silence,
 }
 
 /// Whether this verifier has accepted a token before, as far as it remembers: its memory is bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sighting {
-    /// Not that it knows.
+    /// Not as far as it remembers.
     First,
-    /// Yes.
+    /// It has.
     Again,
 }
 
-/// The keys by the shape of the tokens that they check, and what they have checked so far.
+/// The keys, by the shape of the tokens that they check, and the tokens that they have verified so far.
 struct Trusted {
     local: Vec<(KeyId, SymmetricKey)>,
     public: Vec<(KeyId, paseto_public::PublicKey)>,
@@ -130,7 +130,7 @@ impl Trusted {
     }
 }
 
-/// The key of this name. A name is a hash of its key, and a key has one format: there is one at most.
+/// The key with this name. There is one at most: a name is a hash of its key, and a key has one format.
 fn find<'k, K>(keys: &'k [(KeyId, K)], kid: &str) -> Result<&'k K, Rejection> {
     keys.iter().find(|(id, _)| id.as_str() == kid).map(|(_, key)| key).ok_or(Rejection::UnknownKey)
 }
@@ -141,7 +141,7 @@ struct Opened {
     is_typed: bool,
 }
 
-/// A check of an authentic token's claims, with its name.
+/// A check of an authentic token's claims, with the check's name.
 type ClaimCheck = (Check, fn(&Opened, &Party, OffsetDateTime) -> Result<(), Rejection>);
 
 const CLAIM_CHECKS: [ClaimCheck; 6] = [
@@ -160,7 +160,7 @@ fn is(condition: bool, otherwise: Rejection) -> Result<(), Rejection> {
 }
 
 fn has_begun(times: [OffsetDateTime; 2], now: OffsetDateTime) -> Result<(), Rejection> {
-    // On this side: `now` is a time of these days, and a token's may be the last that there is.
+    // The leeway is added to `now`: a token's time may be the last one possible, from which nothing can be added.
     let latest = now + LEEWAY;
     is(times.into_iter().all(|time| time <= latest), Rejection::NotYetValid)
 }
@@ -170,41 +170,43 @@ fn has_not_ended(expires_at: OffsetDateTime, now: OffsetDateTime) -> Result<(), 
 }
 
 impl Verifier {
-    /// A verifier that accepts tokens made with one of `keys`, by `party.issuer`, for `party.audience`.
+    /// A verifier that accepts tokens made with one of `keys`, from `party.issuer`, for `party.audience`.
     pub fn new<K: Into<VerifyingKey>>(keys: impl IntoIterator<Item = K>, party: Party) -> Self {
         let silence = Silence::new(Duration::MAX);
         Self { party, trusted: ArcSwap::from_pointee(Trusted::new(keys)), silence }
     }
 
-    /// For public keys that somebody may retire: when [`heard`](Self::heard) was last called longer ago than `max_silence`,
-    /// tokens of public keys are refused. Those of shared keys, which the operator has set, are not.
+    /// Refuses tokens of public keys when [`heard`](Self::heard) was last called longer than `max_silence` ago, since a
+    /// public key may have been retired in the meantime. Tokens of shared keys, which the operator has set, are not
+    /// affected.
     #[must_use]
     pub fn with_max_silence(self, max_silence: Duration) -> Self {
         Self { silence: Silence::new(max_silence), ..self }
     }
 
-    /// Until `at` the public keys that are set here are the good ones. `at` is measured as in
+    /// Notes that the public keys that are set here were the good ones at `at`, which is measured as in
     /// [`Revocations::heard`](super::Revocations::heard).
     pub fn heard(&self, at: Duration) {
         self.silence.heard(at);
     }
 
-    /// For how long nobody has said which public keys are good; [`Duration::MAX`]: nobody ever has.
+    /// For how long nothing has been heard about which public keys are good; [`Duration::MAX`] if nothing ever has.
     pub fn silence(&self, at: Duration) -> Duration {
         self.silence.length(at)
     }
 
-    /// The [`silence`](Self::silence), when it is longer than it may be.
+    /// The [`silence`](Self::silence), if it is longer than it may be.
     pub fn staleness(&self, at: Duration) -> Option<Duration> {
         self.silence.excess(at)
     }
 
-    /// From now on tokens of these keys are accepted and of no others, also those that have been accepted before.
+    /// Accepts tokens of these keys and no others from now on. This also applies to tokens that have been accepted
+    /// before.
     pub fn set_keys<K: Into<VerifyingKey>>(&self, keys: impl IntoIterator<Item = K>) {
         self.trusted.store(Arc::new(Trusted::new(keys)));
     }
 
-    /// The claims of `token`, when it is authentic, of this issuer, for this audience, and good at `now`.
+    /// The claims of `token`, if it is authentic, from this issuer, for this audience, and valid at `now`.
     ///
     /// The checks, in this order: size, shape, key known and of this format, tag or signature, strict JSON with every
     /// claim, `token_use`, `typ` of a JWT, issuer, audience, `nbf` and `iat` (30 s of leeway), `exp` (none), ids.
@@ -216,13 +218,13 @@ impl Verifier {
         self.sight(token, now, Duration::ZERO, |_| Ok(())).map(|(claims, _)| claims)
     }
 
-    /// As [`verify`](Self::verify), with one more `check`, and whether the token has been accepted before: one that this
-    /// check refuses has not been. At `at`, by the clock of [`heard`](Self::heard), the token's key has to be known to be
-    /// good.
+    /// Like [`verify`](Self::verify), with one more `check`. Also says whether the token has been accepted before; a
+    /// token that `check` refuses does not count as accepted. The token's key must be known to be good at `at`, by the
+    /// clock of [`heard`](Self::heard).
     ///
     /// # Errors
     ///
-    /// The first check that failed; before all but the first few, [`Rejection::RevocationsUnknown`].
+    /// The first check that failed. [`Rejection::RevocationsUnknown`] comes before all but the first few.
     pub fn sight(
         &self,
         token: &str,
@@ -248,11 +250,12 @@ impl Verifier {
         Ok((claims, Sighting::First))
     }
 
-    /// The claims of a token that is good at `now`, or was until it expired: whose it is, for who wants to give it up.
+    /// The claims of a token that is valid at `now`, or was until it expired. It says whose token it is, for a holder
+    /// who wants to give it up.
     ///
     /// # Errors
     ///
-    /// As [`sight`](Self::sight), but for `exp`.
+    /// As for [`sight`](Self::sight), except that `exp` is not checked.
     pub fn recognize(&self, token: &str, now: OffsetDateTime, at: Duration) -> Result<Claims, Rejection> {
         let opened = open(&*self.trusted(token, at)?, token)?;
         for (_, run) in CLAIM_CHECKS.iter().filter(|(check, _)| *check != Check::End) {
@@ -261,25 +264,25 @@ impl Verifier {
         opened.claims.into_claims().ok_or(Rejection::InvalidSubject)
     }
 
-    /// What vouches for `token` at `at`, if anything may.
+    /// The keys and remembered tokens that may vouch for `token` at `at`.
     fn trusted(&self, token: &str, at: Duration) -> Result<Guard<Arc<Trusted>>, Rejection> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(Rejection::TooLong);
         }
         let trusted = self.trusted.load();
-        // Before what is remembered, which a key has vouched for that may be gone.
+        // Before the remembered tokens are looked up: the key that vouched for them may be gone.
         if self.staleness(at).is_some() {
             is_of_shared_key(&trusted, token)?;
         }
         Ok(trusted)
     }
 
-    /// How many tokens are remembered, about.
+    /// About how many tokens are remembered.
     pub fn remembered(&self) -> u64 {
         self.trusted.load().verified.len()
     }
 
-    /// What each check of [`verify`](Self::verify) finds, for people who want to know why a token is refused.
+    /// Reports what each check of [`verify`](Self::verify) finds, for people who want to know why a token is refused.
     pub fn inspect(&self, token: &str, now: OffsetDateTime) -> Inspection {
         let is_short = token.len() <= MAX_TOKEN_BYTES;
         let (kid, payload) = if is_short { look_into(token) } else { (None, None) };
@@ -320,8 +323,8 @@ impl fmt::Debug for Verifier {
 
 /// The claims of a token that one of the keys vouches for.
 ///
-/// The fixed beginning of a PASETO says which keys it may be of; anything else can only be a JWT. What a key's tokens
-/// look like and by which algorithm they are checked, the key alone says.
+/// The fixed beginning of a PASETO says which keys may have made it; anything else can only be a JWT. The key alone
+/// determines what its tokens look like and by which algorithm they are checked.
 fn open(trusted: &Trusted, token: &str) -> Result<Opened, Rejection> {
     if token.starts_with(paseto_local::HEADER) {
         let sealed = paseto_local::Sealed::parse(token)?;
@@ -338,8 +341,8 @@ fn open(trusted: &Trusted, token: &str) -> Result<Opened, Rejection> {
     }
 }
 
-/// Refuses a token whose key is not one that the operator has set: whether such a one is good is not known at the moment,
-/// nor whether there are others by now.
+/// Refuses a token whose key was not set by the operator: at the moment it is not known whether such a key is still
+/// good, nor whether there are new ones.
 fn is_of_shared_key(trusted: &Trusted, token: &str) -> Result<(), Rejection> {
     if token.starts_with(paseto_local::HEADER) {
         return Ok(());
@@ -353,7 +356,7 @@ fn is_of_shared_key(trusted: &Trusted, token: &str) -> Result<(), Rejection> {
     Err(Rejection::RevocationsUnknown)
 }
 
-/// The key's name and the content of a token, as far as anybody can read them, unchecked.
+/// The key's name and the content of a token, unchecked, as far as they can be read without a key.
 fn look_into(token: &str) -> (Option<String>, Option<String>) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
     let kid = |kid: Result<&str, Rejection>| kid.ok().map(str::to_owned);
@@ -368,17 +371,17 @@ fn look_into(token: &str) -> (Option<String>, Option<String>) {
     }
 }
 
-/// What was found out about a token.
+/// What an inspection found out about a token.
 #[derive(Clone, Debug)]
 pub struct Inspection {
-    /// The name of the key that it says it is of. Anybody can write that.
+    /// The key that the token names. Anyone can write that.
     pub kid: Option<String>,
-    /// What it says, where that can be read without a key. Anybody can write that, too; only [`claims`](Self::claims)
-    /// are vouched for.
+    /// What the token says, if it can be read without a key. Anyone can write that, too; only [`claims`](Self::claims)
+    /// are authentic.
     pub payload: Option<String>,
-    /// What it says, when one of our keys vouches for it; not that it is accepted.
+    /// The token's claims, if one of our keys vouches for them. This does not mean that the token is accepted.
     pub claims: Option<Claims>,
-    /// The checks in their order, with what each found. After a token has failed to open, there are no more.
+    /// The checks in their order, with what each found. If the token cannot be opened, the list ends there.
     pub findings: Vec<(Check, Result<(), Rejection>)>,
 }
 
@@ -389,9 +392,9 @@ pub struct Inspection {
 pub enum Check {
     /// Not longer than [`MAX_TOKEN_BYTES`].
     Size,
-    /// Of the shape of a format.
+    /// In the shape of one of the formats.
     Shape,
-    /// Of a key of ours, of the format that the token has.
+    /// Of a key that is ours and of the token's format.
     Key,
     /// The tag or the signature.
     Signature,
@@ -411,7 +414,7 @@ pub enum Check {
     End,
     /// `sub`, `sid` and `jti`
     Ids,
-    /// The session goes on, and the user has the token's roles.
+    /// The session has not ended, and the user has the token's roles.
     Revocation,
 }
 
@@ -433,10 +436,10 @@ impl Check {
         Self::Revocation,
     ];
 
-    /// Those that come before the claims can be looked at.
+    /// The checks that come before the claims can be read.
     const OPENING: [Self; 5] = [Self::Size, Self::Shape, Self::Key, Self::Signature, Self::Json];
 
-    /// The check that refuses with this.
+    /// The check that refuses with this rejection.
     fn of(rejection: &Rejection) -> Self {
         match rejection {
             Rejection::TooLong => Self::Size,

@@ -1,7 +1,7 @@
 //! Private keys at rest: AES-256-GCM under a key derived from the root key, bound to the format and the name of the key
 //! that is wrapped.
 //!
-//! PASERK's wrapping (`k4.secret-wrap.pie`) knows PASETO's own keys and no keys of JWTs, so that one way serves all.
+//! PASERK's wrapping (`k4.secret-wrap.pie`) covers only PASETO keys, not those for JWTs; this one serves all formats.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use zeroize::Zeroizing;
@@ -12,17 +12,17 @@ use super::{
     key_pair::KeyPair,
 };
 
-/// The first byte of what is wrapped: what the rest is.
+/// The first byte of a wrapped key, which says what the rest is.
 const VERSION: u8 = 1;
 
-/// Wraps private keys, under a key derived from the root key for that alone.
+/// Wraps private keys under a key derived from the root key for that purpose alone.
 pub struct WrappingKey {
     key: RandomizedNonceKey,
     root: KeyId,
 }
 
 impl WrappingKey {
-    /// The wrapping key under `root`.
+    /// The wrapping key derived from `root`.
     pub fn new(root: &SymmetricKey) -> Self {
         let derived = root.derive("signing key wrapping v1");
         let key = RandomizedNonceKey::new(&AES_256_GCM, derived.as_bytes())
@@ -35,7 +35,8 @@ impl WrappingKey {
         &self.root
     }
 
-    /// The private key of `pair`, encrypted: a version byte, a nonce of 12 bytes, the ciphertext with its tag.
+    /// Encrypts the private key of `pair`. The result is a version byte, a nonce of 12 bytes, and the ciphertext with
+    /// its tag.
     ///
     /// # Errors
     ///
@@ -49,11 +50,11 @@ impl WrappingKey {
         Ok([&[VERSION], &nonce.as_ref()[..], &sealed[..]].concat())
     }
 
-    /// The key pair that [`wrap`](Self::wrap) wrapped under the same root, of this format and this name.
+    /// Opens the key pair of this format and name that [`wrap`](Self::wrap) wrapped under the same root.
     ///
     /// # Errors
     ///
-    /// When it was wrapped under another root, for another format or name, or has been changed since.
+    /// When the key was wrapped under another root or for another format or name, or the data has been changed since.
     pub fn unwrap(&self, format: KeyPairFormat, id: &KeyId, wrapped: &[u8]) -> Result<KeyPair, InvalidKey> {
         let (&[VERSION], rest) = wrapped.split_first_chunk().ok_or(InvalidKey::Wrapped)? else {
             return Err(InvalidKey::Wrapped);
@@ -75,7 +76,7 @@ impl std::fmt::Debug for WrappingKey {
     }
 }
 
-/// What the ciphertext is bound to. No format's name has the separator in it.
+/// What the ciphertext is bound to. No format's name contains the separator.
 fn associated(format: KeyPairFormat, id: &KeyId) -> Aad<Vec<u8>> {
     Aad::from(format!("gatepass signing key\0{format}\0{id}").into_bytes())
 }
