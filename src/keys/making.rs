@@ -1,4 +1,4 @@
-//! Key pairs are made, and wrapped under the root key.
+//! Makes key pairs and wraps them under the root key.
 
 use time::OffsetDateTime;
 
@@ -15,7 +15,7 @@ use crate::{
     token::{InvalidKey, KeyId, KeyPair, KeyPairFormat, KeyStatus, WrappingKey},
 };
 
-/// Makes the rings that are missing, and sees to it that all of them open.
+/// Makes the rings that are missing, and makes sure that all of them open.
 pub(super) async fn prepare(
     conn: &mut PoolConnection,
     policy: &Policy,
@@ -24,7 +24,7 @@ pub(super) async fn prepare(
 ) -> Result<(), Error> {
     let rows = signing_keys::live(conn, now).await?;
     for format in policy.key_pair_formats() {
-        // Whether they can be read or not: in place of one that cannot, `retire` puts another.
+        // Whether they can be read or not: one that cannot is replaced with `retire`.
         let has = |what| rows.iter().any(|row| row.format == format.name() && status(row, now) == Some(what));
         if has(KeyStatus::Active) && has(KeyStatus::Next) {
             continue;
@@ -40,24 +40,24 @@ pub(super) async fn prepare(
     rewrap(conn, wrapping, &policy.cause).await?.check(policy)
 }
 
-/// What came of wrapping private keys anew.
+/// The result of rewrapping private keys.
 #[derive(Debug, Default)]
 pub struct Rewrapped {
-    /// Those that are wrapped under the present root key now.
+    /// The keys that have been rewrapped under the present root key.
     pub done: Vec<KeyId>,
-    /// Those that are still wrapped under another one, and why.
+    /// The keys that are still wrapped under another root key, and why.
     pub left: Vec<(Row, Error)>,
 }
 
 impl Rewrapped {
-    /// Fails for a key of a format that is in force.
+    /// Fails if a key of a format in force is left.
     pub(super) fn check(self, policy: &Policy) -> Result<(), Error> {
         for (row, error) in self.left {
             if is_in_force(&row, policy) {
                 return Err(error);
             }
-            // Of a format that was in force once, or is in a later release: nobody needs it here, and it is no reason not
-            // to start.
+            // The key is of a former format, or of one of a later release. It is not needed here, so it is no reason
+            // not to start.
             tracing::warn!(error = chain::cause(&error), "left as it is");
         }
         Ok(())
@@ -92,7 +92,7 @@ pub(super) async fn rewrap(
     Ok(rewrapped)
 }
 
-/// A key just made, and not stored yet.
+/// A new key that is not stored yet.
 pub(super) struct Made {
     pair: KeyPair,
     public_key: String,
@@ -107,7 +107,7 @@ impl Made {
         wrapping: &WrappingKey,
         policy: &Policy,
     ) -> Result<Self, Error> {
-        // An RSA key takes long enough to keep other requests waiting.
+        // Making an RSA key takes long enough to hold up other requests.
         let pair = tokio::task::spawn_blocking(move || KeyPair::generate(format))
             .await
             .unwrap_or(Err(InvalidKey::Private))

@@ -1,17 +1,19 @@
 //! The keys of this service, on every replica: shared ones from the configuration, key pairs from Postgres.
 //!
-//! A format with published keys has a ring of them in the table `signing_keys`, whose life [`token::ring`] tells.
-//! [`Keys::open`] makes the ring when there is none; of many replicas that start together, one does. [`Keys::follow`]
-//! reads it twice a second, so that what one replica or the command line does, every other one does within a second:
-//! sign with another key, refuse those of a leaked one. It is also what rotates the keys when their time has come,
-//! whichever replica gets there first.
+//! A format with published keys has a key ring in the table `signing_keys`; [`token::ring`] describes the life cycle of
+//! its keys. [`Keys::open`] makes the ring if there is none; of many replicas that start together, one makes it.
+//! [`Keys::follow`] reads the ring twice a second, so that every replica follows within a second what another replica
+//! or the command line has done: it signs with a new key, or refuses the tokens of a leaked one. It also rotates the
+//! keys when that is due, on whichever replica gets there first.
 //!
 //! A replica that cannot read the ring for `REVOCATION_MAX_STALENESS` refuses the tokens of its keys and makes none,
-//! rather than guess. A single key that cannot be read is good for nothing, and keeps nobody from following the others.
+//! rather than guess. A single key that cannot be read is not used at all, and does not keep a replica from following
+//! the others.
 //!
 //! Private keys are wrapped under the root key, `TOKEN_SYMMETRIC_KEY`. A root key that is being replaced stays among
-//! `TOKEN_SYMMETRIC_KEYS_ACCEPTED` for a while, and whoever starts with the new one wraps anew what the old one wrapped.
-//! A ring that does not open under any of them stops the start: to make another would refuse every token there is.
+//! `TOKEN_SYMMETRIC_KEYS_ACCEPTED` for a while, and a replica that starts with the new one rewraps what the old one had
+//! wrapped. A ring that does not open under any of them stops the start: making another ring would refuse every token
+//! there is.
 
 mod making;
 mod reading;
@@ -48,46 +50,47 @@ pub use self::{
     stored::{Stored, list, retire, rewrap, unopenable, verifier},
 };
 
-/// How often the ring is read. Twice within the second that a leaked key may live on.
+/// How often the ring is read: twice within the second for which a leaked key may still be accepted.
 const POLL: Duration = Duration::from_millis(500);
 const _: () = assert!(2 * POLL.as_millis() <= ring::HEARD_WITHIN.as_millis());
 /// How long one reading may take before it counts as failed.
 const POLL_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a rotation or a new wrapping may take: an RSA key is part of it, on a machine that may be busy.
+/// How long a rotation or a rewrap may take, which may include making an RSA key on a busy machine.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(20);
-/// How long to leave a rotation that failed.
+/// How long to wait after a failed rotation before the next attempt.
 const ROTATION_REST: Duration = Duration::from_secs(60);
-/// How often what another root key has wrapped is looked for after the start: a replica that was still on the former
-/// configuration may have added to the ring meanwhile.
+/// How often, after the start, to look for keys wrapped under another root key: a replica that still had the former
+/// configuration may have added to the ring in the meantime.
 const REWRAP_EVERY: Duration = Duration::from_secs(3600);
-/// How often another replica may be faster before something else must be wrong.
+/// How often in a row another replica may be faster before something else must be wrong.
 const MAX_RACES: usize = 8;
 
-/// What the operator decided about keys.
+/// The operator's decisions about keys.
 #[derive(Clone, Debug)]
 pub struct Policy {
     /// The format of new tokens.
     pub format: Format,
     /// Further formats whose tokens are accepted.
     pub formats_accepted: Vec<Format>,
-    /// The root key: v4.local's own, and what all others derive from or are wrapped under.
+    /// The root key: the key of v4.local, and the key from which all others are derived or under which they are
+    /// wrapped.
     pub root: SymmetricKey,
-    /// Former or coming root keys: their tokens are accepted, and what they wrapped is opened.
+    /// Former or coming root keys: their tokens are accepted, and keys that they wrapped can be opened.
     pub roots_accepted: Vec<SymmetricKey>,
-    /// Who makes tokens and whom they are for.
+    /// The issuer and the audience of the tokens.
     pub party: Party,
     /// When key pairs are replaced.
     pub schedule: Schedule,
-    /// How long a token lives at most.
+    /// The maximum lifetime of a token.
     pub token_life: Duration,
-    /// How long this replica may serve without having read the ring: accept tokens of its keys, and make them.
+    /// How long this replica may accept and make tokens of the ring's keys without having read the ring.
     pub max_staleness: Duration,
     /// Who changes the ring, for the history.
     pub cause: Cause,
 }
 
 impl Policy {
-    /// Every format whose tokens are accepted, that of new ones first, none twice.
+    /// Every format whose tokens are accepted, that of new tokens first, without duplicates.
     pub fn formats(&self) -> Vec<Format> {
         let mut formats = vec![self.format];
         for format in &self.formats_accepted {
@@ -98,7 +101,7 @@ impl Policy {
         formats
     }
 
-    /// Those whose keys are a ring in the database.
+    /// Those formats whose keys are a ring in the database.
     pub fn key_pair_formats(&self) -> impl Iterator<Item = KeyPairFormat> {
         self.formats().into_iter().filter_map(|format| match format {
             Format::KeyPair(format) => Some(format),
@@ -118,7 +121,7 @@ impl Policy {
 /// Why the keys cannot be used or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The private key is wrapped under a root key that we do not have.
+    /// The private key is wrapped under a root key that is not configured here.
     #[error(
         "the signing key {id} is wrapped under the root key {root}, which is neither TOKEN_SYMMETRIC_KEY nor among \
          TOKEN_SYMMETRIC_KEYS_ACCEPTED. If the root key was replaced, put the former one there; if it is lost, \
@@ -150,7 +153,7 @@ pub enum Error {
         /// Why.
         source: InvalidKey,
     },
-    /// A stored private key does not open, and the public key is sound.
+    /// A stored private key does not open, but the public key is sound.
     #[error(
         "the private part of the signing key {id} cannot be opened; `gatepass key retire {id}` puts another key in its \
          place, and refuses no token"
@@ -161,14 +164,14 @@ pub enum Error {
         /// Why.
         source: InvalidKey,
     },
-    /// A later release, which may run beside this one, has made it.
+    /// The key was made by a later release, which may be running beside this one.
     #[error(
         "the signing key {id} is for {format}, which this release does not know: a later one has made it"
     )]
     UnknownFormat {
         /// The signing key.
         id: String,
-        /// What it is for.
+        /// The format that the key is for.
         format: String,
     },
     /// The system could not make a key.
@@ -179,16 +182,16 @@ pub enum Error {
         "tokens of {0} are made with a key from the configuration: to replace it, see docs/key-rotation.md"
     )]
     Shared(Format),
-    /// There is no ring, or it lacks a key that signs or one that follows.
+    /// There is no ring, or it lacks an active or a next key.
     #[error("there are no signing keys for {0} yet: they are made when the service starts")]
     NoRing(KeyPairFormat),
     /// The next key is too young.
     #[error("the next key may be missing in published documents that are cached until {0}")]
     TooEarly(OffsetDateTime),
-    /// No key of this name is there, or it is gone.
+    /// There is no key with this name, or it is gone.
     #[error("there is no signing key {0} that could be retired; `gatepass key list` shows them")]
     NoSuchKey(String),
-    /// Others have been changing the ring all the time.
+    /// Others kept changing the ring.
     #[error("the ring was changed by others, again and again")]
     Contended,
     /// The database failed.
@@ -202,25 +205,25 @@ pub struct Keys(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// For what changes the ring, which may have to wait.
+    /// For changes to the ring, which may have to wait for a connection.
     db: PgPool,
-    /// For reading it, which must not.
+    /// For reading the ring, which must not wait.
     readings: PgPool,
-    /// Tells how much time has gone by.
+    /// Measures how much time has passed.
     clock: Clock,
     policy: Policy,
     wrapping: Vec<WrappingKey>,
     issuer: Arc<Issuer>,
     verifier: Arc<Verifier>,
     ring: ArcSwap<Ring>,
-    /// Held while the ring is read and put in force, so that an older reading never comes after a newer one.
+    /// Held while the ring is read and put in force, so that an older reading never replaces a newer one.
     reading: Mutex<()>,
 }
 
 /// The public keys, as documents.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Published {
-    /// JWK set (RFC 7517).
+    /// The JWK set (RFC 7517).
     pub jwks: String,
     /// `{"keys":[{"kid","paserk","status"}]}`
     pub paserks: String,
@@ -233,12 +236,13 @@ impl Default for Published {
 }
 
 impl Keys {
-    /// The keys as `policy` wants them. Makes and wraps what is missing. The ring is read by a connection of `readings`;
-    /// whoever else has one keeps the retirement of a leaked key waiting.
+    /// Opens the keys that `policy` asks for, and makes and wraps those that are missing. The ring is read over a
+    /// connection of `readings`: use that pool for nothing else, since every other user delays the retirement of a
+    /// leaked key.
     ///
     /// # Errors
     ///
-    /// [`Error::ForeignRoot`], or when the database fails. With shared keys alone the database is not touched.
+    /// [`Error::ForeignRoot`], or when the database fails. If all formats have shared keys, the database is not used.
     pub async fn open(
         policy: Policy,
         db: PgPool,
@@ -274,12 +278,12 @@ impl Keys {
         })))
     }
 
-    /// What makes tokens, always with the key that signs at the moment.
+    /// The issuer, which always makes tokens with the key that signs at the moment.
     pub fn issuer(&self) -> Arc<Issuer> {
         self.0.issuer.clone()
     }
 
-    /// What checks tokens, always with the keys that are good at the moment.
+    /// The verifier, which always checks tokens with the keys that are good at the moment.
     pub fn verifier(&self) -> Arc<Verifier> {
         self.0.verifier.clone()
     }
@@ -294,19 +298,20 @@ impl Keys {
         self.0.policy.schedule.cached_for()
     }
 
-    /// How long ago the ring was last read; `None`: there is none to be read.
+    /// How long ago the ring was last read; `None` if there is no ring.
     pub fn silence(&self) -> Option<Duration> {
         self.has_ring().then(|| self.0.verifier.silence(self.0.clock.elapsed()))
     }
 
-    /// How long the ring has not been read, when that is longer than it may be: a key may have been retired meanwhile.
+    /// How long ago the ring was last read, if that is longer than it may be: a key may have been retired since.
     pub fn staleness(&self) -> Option<Duration> {
         self.0.verifier.staleness(self.0.clock.elapsed())
     }
 
-    /// How many keys of each format there are, by what they do at `now`, and since when. A shared key signs or is accepted
-    /// for as long as the configuration says so, which nobody has written down. The same goes for the active key of a
-    /// format that no new token has: it signs nothing, and nobody rotates it. One that cannot be read does nothing.
+    /// How many keys of each format there are, by their status at `now`, and since when they have it. For a shared key,
+    /// which signs or is accepted for as long as the configuration says so, that time is not known. Nor is it given for
+    /// the active key of a format that new tokens do not have: it signs nothing, and is not rotated. A key that cannot
+    /// be read has no function.
     pub fn ages(&self, now: OffsetDateTime) -> Vec<KeyAge> {
         let shared = self.0.policy.formats().into_iter().filter(|format| matches!(format, Format::Shared(_)));
         let count = self.0.policy.roots().count();
@@ -350,12 +355,12 @@ impl Keys {
         self.0.policy.key_pair_formats().next().is_some()
     }
 
-    /// Reads the ring again, puts it in force, and rotates it if its time has come.
+    /// Reads the ring again, puts it in force, and rotates it if that is due.
     ///
     /// # Errors
     ///
-    /// When the database fails; then everything stays as it is, for as long as it may. Or when a key cannot be read or does
-    /// not open: the rest is in force then, and no tokens are made if it is the key that signs.
+    /// When the database fails: everything then stays as it is, until it is too old. Or when a key cannot be read or
+    /// does not open: the other keys are then in force, and no tokens are made if it is the key that signs.
     pub async fn refresh(&self, now: OffsetDateTime) -> Result<(), Error> {
         if !self.has_ring() {
             return Ok(());
@@ -368,7 +373,7 @@ impl Keys {
     async fn rotate_when_due(&self, now: OffsetDateTime) -> Result<(), Error> {
         let Format::KeyPair(format) = self.0.policy.format else { return Ok(()) };
         let ring = self.0.ring.load_full();
-        // A next key that does not open here is for others to make the active one.
+        // If the next key does not open here, leave it to other replicas to activate it.
         let is_due = ring.heads(format, now).is_ok_and(|(active, next)| {
             ring.pairs.contains_key(next.id()) && self.0.policy.schedule.is_due(active, next, now)
         });
@@ -378,10 +383,10 @@ impl Keys {
         Ok(())
     }
 
-    /// What is wrong with single keys; the others are in force.
+    /// Reads the ring and puts it in force. Returns what is wrong with single keys.
     async fn read(&self, now: OffsetDateTime) -> Result<Vec<Error>, Error> {
         let read = store::within(POLL_PATIENCE, self.try_to_read(now)).await;
-        // Its tokens would be refused, here too.
+        // Tokens of the key that signs would be refused, even here.
         if read.is_err() && self.staleness().is_some() && self.ring_format().is_ok() {
             self.0.issuer.withhold(IssueError::KeysUnknown);
         }
@@ -398,7 +403,8 @@ impl Keys {
             read(&mut conn, &inner.policy, &inner.wrapping, &before, now).await?;
         drop(conn);
         let ring = ring.map_or_else(|| before.clone(), Arc::new);
-        // First, whatever is with the private keys: a retired key is refused, and a new one accepted before it signs.
+        // First, whatever the state of the private keys: a retired key must be refused, and a new one accepted before
+        // it signs.
         if ring.statuses != before.statuses {
             inner.verifier.set_keys(verifying_keys(&inner.policy, &ring, now));
         }
@@ -408,9 +414,9 @@ impl Keys {
         match signing_key(&inner.policy, &ring, now) {
             Ok(key) => inner.issuer.set_key(key),
             Err(error) => {
-                // The key before may be one that was leaked; nobody would take its tokens.
+                // The former key may have been retired because it leaked; its tokens would be refused everywhere.
                 inner.issuer.withhold(IssueError::NoKey);
-                // Else that is why.
+                // If there are faults, they are the reason.
                 if faults.is_empty() {
                     faults.push(error);
                 }
@@ -422,7 +428,7 @@ impl Keys {
 
     /// Keeps the keys up to date for as long as it is polled.
     ///
-    /// Nothing in here waits for ever, and the readings for nothing else: the next retirement has to be heard of.
+    /// Nothing in here waits for ever, and readings wait for nothing else, so that the next retirement is noticed.
     pub async fn follow(&self) {
         if !self.has_ring() {
             return std::future::pending().await;
@@ -440,7 +446,7 @@ impl Keys {
             let faults = match self.read(self.0.clock.now()).await {
                 Ok(faults) => faults,
                 Err(error) => {
-                    // Once when it begins and once when it ends, not twice a second.
+                    // Log when failures begin and when they end, not twice a second.
                     if was_heard {
                         tracing::error!(error = chain::cause(&error), "the signing keys cannot be read");
                     }
@@ -464,7 +470,7 @@ impl Keys {
         }
     }
 
-    /// Rotates when it is time, and wraps anew, each time by a ring just read.
+    /// Rotates when that is due, and rewraps, each time after the ring has been read.
     async fn keep_changing(&self, heard: &Notify) {
         let mut rotation_rests_until = Instant::now();
         let mut rewrapped = Instant::now();
@@ -473,7 +479,7 @@ impl Keys {
             if rotation_rests_until <= Instant::now()
                 && let Err(error) = within(CHANGE_PATIENCE, self.rotate_when_due(self.0.clock.now())).await
             {
-                // Each attempt makes a key, which is not for twice a second.
+                // Each attempt makes a key, which is too expensive twice a second.
                 rotation_rests_until = Instant::now() + ROTATION_REST;
                 tracing::error!(error, "the signing keys could not be rotated");
             }
@@ -486,7 +492,7 @@ impl Keys {
         }
     }
 
-    /// From when on [`rotate`](Self::rotate) is possible.
+    /// The time from which [`rotate`](Self::rotate) is possible.
     ///
     /// # Errors
     ///
@@ -498,11 +504,11 @@ impl Keys {
         Ok(self.0.policy.schedule.ready_at(active, next))
     }
 
-    /// Has the next key sign from now on. The one before verifies until the last of its tokens has expired.
+    /// Makes the next key sign from now on. The former key verifies its tokens until the last of them has expired.
     ///
     /// # Errors
     ///
-    /// [`Error::TooEarly`] while somebody may not know the next key yet, [`Error::Shared`], [`Error::NoRing`],
+    /// [`Error::TooEarly`] while a verifier may not know the next key yet, [`Error::Shared`], [`Error::NoRing`],
     /// [`Error::Unreadable`], [`Error::Unopenable`].
     pub async fn rotate(&self, now: OffsetDateTime) -> Result<(), Error> {
         let format = self.ring_format()?;
@@ -527,14 +533,15 @@ impl Keys {
         }
     }
 
-    /// `false` when somebody else has changed the ring since it was read.
+    /// Makes the next key active; `false` if the ring has been changed since it was read.
     async fn promote(&self, format: KeyPairFormat, now: OffsetDateTime) -> Result<bool, Error> {
         let ring = self.0.ring.load_full();
         let (active, next) = ring.heads(format, now)?;
         let new = Made::new(format, self.wrapping(), &self.0.policy).await?;
         let mut conn = self.0.db.acquire().await?;
         let (active, next) = (active.id(), next.id());
-        // As it is stored now. It may be long since it was opened here, and nobody could start with it as the active one.
+        // Check that it opens as it is stored now: it may have been opened here long ago, and if it no longer opens, no
+        // replica could start with it as the active key.
         if let Some((wrapped, root)) = signing_keys::wrapped(&mut conn, next.as_str()).await? {
             unwrap(&self.0.wrapping, format, next.as_str(), &wrapped, &root)?;
         }
@@ -559,18 +566,18 @@ impl Keys {
         making::rewrap(&mut conn, &self.0.wrapping, &self.0.policy.cause).await?.check(&self.0.policy)
     }
 
-    /// The wrapping key for what is made now.
+    /// The wrapping key for new keys.
     fn wrapping(&self) -> &WrappingKey {
         &self.0.wrapping[0]
     }
 }
 
-/// Those of every root key, the present one first.
+/// The wrapping keys of every root key, the present one first.
 fn wrapping_keys(policy: &Policy) -> Vec<WrappingKey> {
     policy.roots().map(WrappingKey::new).collect()
 }
 
-/// What comes of `work`, when it comes in time; else why not, on one line.
+/// Runs `work` with a time limit. Any error is returned as one line of text.
 async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
     match timeout(patience, work).await {
         Ok(done) => done.map_err(|error| chain(&error)),

@@ -1,4 +1,4 @@
-//! The ring is read from the database, and its private keys opened.
+//! Reads the ring from the database and opens its private keys.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -17,21 +17,21 @@ use crate::{
     },
 };
 
-/// The ring as it was last read, and what is made of it.
+/// The ring as it was last read, and what follows from it.
 #[derive(Debug, Default)]
 pub(super) struct Ring {
-    /// Those that can be read.
+    /// The keys that can be read.
     pub(super) keys: Vec<RingKey>,
-    /// The others: each could be the one whose tokens must be refused.
+    /// The keys that cannot be read: each could be one whose tokens must be refused.
     pub(super) unreadable: Vec<Unreadable>,
-    /// The private keys of those that sign or will.
+    /// The private keys of the active and next keys.
     pub(super) pairs: HashMap<KeyId, Arc<KeyPair>>,
-    /// What each key did when it was read: only a change of this matters.
+    /// The status of each key when the ring was read. Only a change of these matters.
     pub(super) statuses: Vec<(KeyId, KeyStatus)>,
     pub(super) published: Arc<Published>,
 }
 
-/// A key that is not what its row says, and so is not good for anything.
+/// A key that is not what its row says, and so cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unreadable {
     pub(super) id: String,
@@ -40,7 +40,7 @@ pub(super) struct Unreadable {
 }
 
 impl Ring {
-    /// The active and the next key of `format`, or why there are not both.
+    /// The active and the next key of `format`, or why one of them is missing.
     pub(super) fn heads(
         &self,
         format: KeyPairFormat,
@@ -62,16 +62,16 @@ impl Unreadable {
     }
 }
 
-/// What a reading has found.
+/// The result of reading the ring.
 pub(super) struct Reading {
-    /// `None` when nothing has changed.
+    /// The new ring; `None` if nothing has changed.
     pub(super) ring: Option<Ring>,
-    /// Private keys that do not open: which tokens are good does not depend on those.
+    /// Private keys that do not open, which has no bearing on which tokens are good.
     pub(super) unopened: Vec<Error>,
 }
 
-/// The ring at the start, the private key that signs opened; another that does not open is no reason not to serve, unless
-/// it is wrapped under a root key that we do not have. That is for a rollout to find out.
+/// Reads the ring at the start. The private key that signs must open. Another that does not open is no reason not to
+/// serve, unless it is wrapped under a root key that is not configured here: a rollout should fail on that.
 pub(super) async fn first_reading(
     conn: &mut PoolConnection,
     policy: &Policy,
@@ -87,14 +87,14 @@ pub(super) async fn first_reading(
         match (closed, signs) {
             (None, Ok(_)) => return Ok(ring),
             (Some(error), _) | (None, Err(error @ Error::Unreadable { .. })) => return Err(error),
-            // Rotated while it was read.
+            // The ring was rotated while it was read: read it again.
             (None, Err(_)) => {}
         }
     }
     Err(Error::Contended)
 }
 
-/// The ring of the formats in force.
+/// Reads the ring of the formats in force.
 pub(super) async fn read(
     conn: &mut PoolConnection,
     policy: &Policy,
@@ -130,15 +130,15 @@ pub(super) async fn read(
     Ok(Reading { ring: Some(Ring { keys, unreadable, pairs, statuses, published }), unopened })
 }
 
-/// The keys of the formats in force that are not gone; apart from them, those that cannot be read. One of these is no
-/// reason not to follow the others.
+/// The keys of the formats in force that are not gone and, separately, those that cannot be read. An unreadable key is
+/// no reason not to follow the others.
 pub(super) async fn live_ring(
     conn: &mut PoolConnection,
     policy: &Policy,
     now: OffsetDateTime,
 ) -> Result<(Vec<RingKey>, Vec<Unreadable>), Error> {
     let (mut keys, mut unreadable) = (Vec::new(), Vec::new());
-    // What stands in a row of another format, which a later release may have made, is none of our business.
+    // Rows of other formats, which a later release may have made, are ignored.
     for row in signing_keys::live(conn, now).await?.iter().filter(|row| is_in_force(row, policy)) {
         match ring_key(row) {
             Ok(key) => keys.push(key),
@@ -152,7 +152,7 @@ pub(super) async fn live_ring(
     Ok((keys, unreadable))
 }
 
-/// What the key of this row does at `now`, be it readable or not; `None` when it is gone.
+/// The status at `now` of the key in this row, whether it can be read or not; `None` if it is gone.
 pub fn status(row: &Row, now: OffsetDateTime) -> Option<KeyStatus> {
     ring::status(row.activated_at, row.retired_at, row.verifies_until, now)
 }
@@ -197,12 +197,12 @@ pub(super) fn unwrap(
         .map_err(|source| Error::Unopenable { id: id.to_owned(), source })
 }
 
-/// What new tokens are made with.
+/// The key that new tokens are made with.
 pub(super) fn signing_key(policy: &Policy, ring: &Ring, now: OffsetDateTime) -> Result<SigningKey, Error> {
     match policy.format {
         Format::Shared(format) => Ok(SigningKey::shared(format, &policy.root)),
         Format::KeyPair(format) => {
-            // Without a next one, too: that can be seen to while this one signs.
+            // A missing next key does not matter here: it can be made while this one signs.
             let active = ring::key(&ring.keys, format, KeyStatus::Active, now);
             let active = active.ok_or_else(|| ring.gap(format))?;
             let pair = ring.pairs.get(active.id());
@@ -212,8 +212,8 @@ pub(super) fn signing_key(policy: &Policy, ring: &Ring, now: OffsetDateTime) -> 
     }
 }
 
-/// What tokens are checked with: shared keys of every root, and every key of the rings that is not gone. The next one
-/// too: another replica may have heard earlier than this one that it signs.
+/// The keys that tokens are checked with: the shared keys of every root, and every key of the rings that is not gone.
+/// That includes the next key, since another replica may already know that it signs.
 pub(super) fn verifying_keys(policy: &Policy, ring: &Ring, now: OffsetDateTime) -> Vec<VerifyingKey> {
     let shared = policy.formats().into_iter().filter_map(|format| match format {
         Format::Shared(format) => Some(format),

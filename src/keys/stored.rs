@@ -1,4 +1,4 @@
-//! The keys as they lie in the database, for the command line: whatever can be read of them, opened or not.
+//! The keys as stored in the database, for the command line: whatever can be read of them, whether they open or not.
 
 use time::OffsetDateTime;
 
@@ -16,16 +16,16 @@ use crate::{
     token::{KeyId, KeyStatus, Verifier, WrappingKey, ring::RingKey},
 };
 
-/// Takes a key out of the ring that was just read from `db`: whatever the key does now, and whether or not it can be read
-/// or its private part be opened.
+/// Takes a key out of the ring as it is in `db` now, whatever the key's status, and whether or not it can be read or
+/// its private part opened.
 ///
-/// `at_once` is for a key that somebody else has got hold of: its tokens are refused from now on. Otherwise an active key
-/// is rotated out, and verifies what it has signed; but not one that cannot be read, which verifies nothing.
+/// `at_once` is for a key that has leaked: its tokens are refused from now on. Otherwise an active key is rotated out
+/// and goes on verifying what it has signed, except for one that cannot be read, which verifies nothing.
 ///
 /// # Errors
 ///
-/// [`Error::NoSuchKey`], [`Error::UnknownFormat`], [`Error::TooEarly`]. [`Error::Unreadable`], when that is the next key,
-/// which would sign now; `at_once` replaces it, too.
+/// [`Error::NoSuchKey`], [`Error::UnknownFormat`], [`Error::TooEarly`]. [`Error::Unreadable`] if the next key, which
+/// would sign now, cannot be read; with `at_once` that key is replaced, too.
 pub async fn retire(
     policy: &Policy,
     db: &PgPool,
@@ -36,7 +36,7 @@ pub async fn retire(
     let mut conn = db.acquire().await?;
     let wrapping = WrappingKey::new(&policy.root);
     for _ in 0..MAX_RACES {
-        // All of them: by a clock that is ahead, one that others still accept may look gone.
+        // All keys, because a clock that is ahead may take a key for gone that others still accept.
         let rows = signing_keys::all(&mut conn).await?;
         let row = rows.iter().find(|row| row.id == id).ok_or_else(|| Error::NoSuchKey(id.to_owned()))?;
         let format = format(row)?;
@@ -52,7 +52,7 @@ pub async fn retire(
                     |row: &&Row| row.format == format.name() && status(row, now) == Some(KeyStatus::Next);
                 let next = rows.iter().find(is_next).ok_or(Error::NoRing(format))?;
                 match (key, ring_key(next)) {
-                    // It must not sign, and who retires a leaked key has no time to see to it first.
+                    // The next key must not sign, as it cannot be read, and a leaked key cannot wait until it is replaced.
                     (_, Err(_)) if at_once => {
                         let new = Made::new(format, &wrapping, policy).await?;
                         signing_keys::replace_next(&mut conn, &next.id, &new.row(), now, &policy.cause)
@@ -60,7 +60,8 @@ pub async fn retire(
                         continue;
                     }
                     (_, Err(error)) => return Err(error),
-                    // A leaked key is worse than somebody who does not know the next one for a minute.
+                    // Not if at once: a leaked key is worse than a verifier that does not know the next one for a
+                    // minute.
                     (Ok(active), Ok(next)) if !at_once => {
                         let ready_at = policy.schedule.ready_at(&active, &next);
                         if now < ready_at {
@@ -85,7 +86,7 @@ pub async fn retire(
     Err(Error::Contended)
 }
 
-/// Wraps under the present root key what one of the accepted ones has wrapped, of every format.
+/// Rewraps, under the present root key, keys of every format that an accepted root key has wrapped.
 ///
 /// # Errors
 ///
@@ -97,9 +98,9 @@ pub async fn rewrap(policy: &Policy, db: &PgPool) -> Result<Rewrapped, Error> {
 /// Every key that there has been, oldest first.
 #[derive(Debug, Default)]
 pub struct Stored {
-    /// Those that can be read, and the root key that each is wrapped under.
+    /// The keys that can be read, with the root key under which each is wrapped.
     pub keys: Vec<(RingKey, Option<KeyId>)>,
-    /// The others, and why not: [`Error::UnknownFormat`], [`Error::Unreadable`].
+    /// The keys that cannot be read, and why: [`Error::UnknownFormat`], [`Error::Unreadable`].
     pub unreadable: Vec<(Row, Error)>,
 }
 
@@ -119,8 +120,8 @@ pub async fn list(db: &PgPool) -> Result<Stored, Error> {
     Ok(stored)
 }
 
-/// What checks tokens as the service does at `now`, for a look from outside: makes no ring, opens no private key. A `db`
-/// is needed where there are key pairs.
+/// A verifier that checks tokens as the service does at `now`, for tools outside it. It makes no ring and opens no
+/// private key. A `db` is needed if there are key pairs.
 ///
 /// # Errors
 ///
@@ -134,8 +135,8 @@ pub async fn verifier(policy: &Policy, db: Option<&PgPool>, now: OffsetDateTime)
     Ok(Verifier::new(verifying_keys(policy, &ring, now), policy.party.clone()))
 }
 
-/// What is wrong with the stored private keys: those that no root key opens. Changes nothing. Those of formats that this
-/// release does not know are not tried.
+/// An error for each stored private key that no root key opens. Changes nothing. Keys of formats that this release does
+/// not know are not tried.
 ///
 /// # Errors
 ///

@@ -1,14 +1,14 @@
-//! The feed: what was revoked, from Postgres into the memory of every replica.
+//! The feed brings what was revoked from Postgres into the memory of every replica.
 //!
 //! Triggers write a row for each session that ends and each user whose roles change (`store::revocations`), and notify.
-//! [`Feed::follow`] reads the new rows when it is notified, and twice a second in any case: a notification that gets lost,
-//! or a pooler through which none comes, costs half a second and nothing else. The replica that revokes
-//! something reads at once ([`Feed::hear`]), before it answers.
+//! [`Feed::follow`] reads the new rows when it is notified, and twice a second in any case: a lost notification, or a
+//! pooler that passes none on, costs half a second and nothing else. The replica that revokes something reads the feed
+//! itself ([`Feed::hear`]) before it answers.
 //!
-//! A request reads memory alone ([`Revocations`]). A replica that cannot read the feed for `REVOCATION_MAX_STALENESS`
-//! refuses every bearer token rather than guess, and takes them again with the next reading.
+//! Requests read only memory ([`Revocations`]). A replica that cannot read the feed for `REVOCATION_MAX_STALENESS`
+//! refuses every bearer token rather than guess, and accepts tokens again after the next successful reading.
 //!
-//! Services that verify tokens by themselves get the same rows from a [`Publisher`].
+//! Services that verify tokens themselves get the same rows from a [`Publisher`].
 //!
 //! ```text
 //! UPDATE sessions … ── trigger ──▶ revocations ──▶ Feed::hear ──▶ Revocations ◀── check ── every request
@@ -46,18 +46,19 @@ use crate::{
     token::{Revocations, UserRoles},
 };
 
-/// How often the feed is read without being notified. Twice within the second that a revocation may take.
+/// How often the feed is read without a notification: twice within the second that a revocation may take.
 const POLL: Duration = Duration::from_millis(500);
-/// How long one statement of a reading, or the wait for its connection, may take before it counts as failed. Not the whole
-/// reading: after a flood that may take longer, and given up it would have to begin anew, for ever.
+/// How long one statement of a reading, or the wait for its connection, may take before it counts as failed. This does
+/// not limit the whole reading: after a flood a reading may take longer, and if it were given up it would start over
+/// each time and never finish.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long to leave a connection that listens alone after it was lost.
+/// How long to wait after losing the listening connection before opening another.
 const LISTEN_REST: Duration = Duration::from_secs(1);
-/// How many rows come with one statement.
+/// How many rows one statement reads.
 const PAGE: i64 = 10_000;
-/// How often what has expired is forgotten.
+/// How often expired entries are dropped.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
-/// How far the wall clock may run from the one that only goes forward before it counts as set.
+/// How far the wall clock may drift from the monotonic clock before it counts as set.
 const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(1);
 
 /// The feed of one replica.
@@ -67,33 +68,33 @@ pub struct Feed(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     db: PgPool,
-    /// Whether there is a way for notifications.
+    /// Whether notifications can come through.
     listens: bool,
     clock: Clock,
     metrics: Metrics,
     revocations: Arc<Revocations>,
-    /// How often somebody has wanted a reading.
+    /// How many readings have been asked for.
     wanted: AtomicU64,
     reading: Mutex<Reading>,
-    /// Changes with each reading that brought something.
+    /// Changes with each reading that brought something new.
     news: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
 struct Reading {
-    /// Where the next one begins; `None`: at the beginning of all.
+    /// Where the next reading begins; `None` means at the very beginning.
     since: Option<Position>,
-    /// When it began, by the clock that only goes forward.
+    /// When the last reading began, by the monotonic clock.
     began_at: Option<Duration>,
-    /// What the wall clock said, less what the one said that only goes forward.
+    /// What the wall clock said then, minus what the monotonic clock said.
     clock_offset: Option<OffsetDateTime>,
-    /// How many of those who wanted a reading have got it.
+    /// How many of the readings that were asked for have been served.
     served: u64,
 }
 
 impl Feed {
-    /// A feed that has read nothing yet: until the first [`hear`](Self::hear), every token is refused. It `listens` unless
-    /// a pooler stands in between that gives each transaction another connection.
+    /// A feed that has read nothing yet: until the first [`hear`](Self::hear), every token is refused. Set `listens`
+    /// unless there is a pooler in transaction mode in between.
     pub fn new(db: PgPool, listens: bool, clock: Clock, max_staleness: Duration, metrics: Metrics) -> Self {
         Self(Arc::new(Inner {
             db,
@@ -107,12 +108,12 @@ impl Feed {
         }))
     }
 
-    /// What has been read.
+    /// The revocations that have been read.
     pub fn revocations(&self) -> &Arc<Revocations> {
         &self.0.revocations
     }
 
-    /// For how long nothing has been read, when that is longer than it may be.
+    /// For how long nothing has been read, if that is longer than it may be.
     pub fn staleness(&self) -> Option<Duration> {
         self.0.revocations.staleness(self.0.clock.elapsed())
     }
@@ -122,12 +123,13 @@ impl Feed {
         self.0.news.subscribe()
     }
 
-    /// How many wait for news at the moment.
+    /// How many receivers wait for news at the moment.
     pub fn readers(&self) -> usize {
         self.0.news.receiver_count()
     }
 
-    /// Reads what has been committed until now. Of many who call at once, one reads for all that came before it began.
+    /// Reads everything that has been committed until now. Concurrent calls share readings: one reading serves all
+    /// calls that came before it began.
     ///
     /// # Errors
     ///
@@ -148,13 +150,14 @@ impl Feed {
     async fn read(&self, reading: &mut Reading) -> Result<(), store::Error> {
         let Inner { db, clock, metrics, revocations, news, .. } = &*self.0;
         let (now, began_at) = (clock.now(), clock.elapsed());
-        // A clock that was set, or a machine that slept: what was passed over or forgotten as expired may not be.
+        // If the clock was set, or the machine slept, entries that were skipped or dropped as expired may not have
+        // been.
         let offset = now - began_at;
         let was_set = reading.clock_offset.is_some_and(|known| (offset - known).abs() > CLOCK_TOLERANCE);
         let mut conn = within(PATIENCE, db.acquire()).await?;
         let position = within(PATIENCE, revocations::position(&mut conn)).await?;
-        // Another server, or this one after a crash, may have lost the last changes of roles, and give their numbers again:
-        // they count anew.
+        // Another server, or this one after a crash, may have lost the last changes of roles and give their numbers to
+        // others: the numbering starts over.
         let is_other_server = reading.since.as_ref().is_some_and(|since| !since.is_comparable(&position));
         let since = reading.since.as_ref().filter(|_| !was_set && !is_other_server);
         let mut anew = is_other_server.then(UserRoles::default);
@@ -175,7 +178,8 @@ impl Feed {
         if let Some(roles) = anew {
             revocations.replace_roles(roles);
         }
-        // What came now, the reading before did not see: it was committed later. (The first reading tells nothing.)
+        // The previous reading did not see these rows, so they were committed after it began, which bounds the delay.
+        // The first reading has no such bound.
         if is_news && let Some(before) = reading.began_at {
             metrics.revocations_heard(clock.elapsed().saturating_sub(before));
         }
@@ -192,7 +196,8 @@ impl Feed {
         Ok(())
     }
 
-    /// Reads the feed for as long as it is polled: when it is notified, and twice a second in any case.
+    /// Keeps reading the feed for as long as this future is polled: on every notification, and twice a second in any
+    /// case.
     pub async fn follow(&self) {
         let (notify, mut notified) = watch::channel(());
         let reading = async {
@@ -202,11 +207,11 @@ impl Feed {
             loop {
                 tokio::select! {
                     _ = ticks.tick() => {}
-                    // The sender lives as long as this does.
+                    // Cannot fail: the sender lives as long as this loop.
                     _ = notified.changed() => {}
                 }
                 let heard = self.hear().await;
-                // Once when it begins and once when it ends, not twice a second.
+                // Log when failures begin and when they end, not twice a second.
                 match &heard {
                     Err(error) if was_heard => {
                         tracing::error!(error = chain::cause(error), "the revocations cannot be read");
@@ -224,7 +229,7 @@ impl Feed {
         tokio::join!(self.listen(&notify), reading);
     }
 
-    /// Passes every notification on, where they come.
+    /// Passes every notification on, if notifications can come through.
     async fn listen(&self, notify: &watch::Sender<()>) {
         if !self.0.listens {
             return;
@@ -233,7 +238,7 @@ impl Feed {
             let lost: Result<Infallible, store::Error> = async {
                 let mut listener = revocations::listen(&self.0.db).await?;
                 loop {
-                    // At first too: what was revoked before, nobody tells.
+                    // Also right after connecting: there is no notification for what was revoked before that.
                     notify.send_replace(());
                     listener.notified().await?;
                 }
@@ -246,7 +251,7 @@ impl Feed {
     }
 }
 
-/// Takes what the row says; of roles into `anew`, where they are told anew.
+/// Takes in what the row says. Roles go into `anew` if all of them are being loaded again.
 fn take(revocations: &Revocations, anew: Option<&mut UserRoles>, row: Revocation) {
     if let Some(session_id) = row.session_id {
         revocations.end_session(session_id, row.expires_at);

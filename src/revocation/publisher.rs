@@ -1,4 +1,4 @@
-//! The feed for services that verify tokens by themselves: in pages, each with a cursor that any replica understands.
+//! The feed for services that verify tokens themselves: in pages, each with a cursor that any replica understands.
 
 use std::{str::FromStr, time::Duration};
 
@@ -12,19 +12,20 @@ use crate::store::{
     revocations::{self, Place, Position},
 };
 
-/// How many rows a page has at most.
+/// The maximum number of rows in a page.
 const PAGE: i64 = 5_000;
-/// How many readers there may be at once, and how many of them may ask the database at once: something happening wakes
-/// all of them, and the other connections are for others.
+/// How many readers there may be at once, and how many of them may query the database at once. A revocation wakes all
+/// of them, and they must leave connections for everyone else.
 const MAX_READERS: usize = 1_000;
 const MAX_READING: usize = 2;
-/// For so long after the last token that it is about, a row is still given, to readers whose clock, or here, is wrong.
+/// How long a row is still given out after the last token that it concerns has expired, in case the reader's clock or
+/// ours is wrong.
 const CLOCK_ERROR: time::Duration = time::Duration::HOUR;
 
-/// Gives what was revoked to readers outside.
+/// Gives external readers what was revoked.
 ///
-/// Each page is read from the database, in which all replicas see the same; the replica's own [`Feed`] only tells when it
-/// is worth looking. Who waits holds no connection.
+/// Each page is read from the database, where all replicas see the same; the replica's own [`Feed`] only says when it
+/// is worth looking. A reader that waits holds no connection.
 #[derive(Debug)]
 pub struct Publisher {
     feed: Feed,
@@ -33,26 +34,26 @@ pub struct Publisher {
     reading: Semaphore,
 }
 
-/// What a reader outside gets.
+/// A page for an external reader.
 #[derive(Debug)]
 pub struct Page {
-    /// Some may have been there before.
+    /// The rows, some of which the reader may have had before.
     pub rows: Vec<Revocation>,
     /// Where the next page begins.
     pub next: Cursor,
-    /// Whether there is more already, that was revoked before this was asked for.
+    /// Whether there are more rows already, revoked before this page was asked for.
     pub more: bool,
-    /// Whether this is the beginning of all, and changes of roles may be counted anew.
+    /// Whether this page starts from the very beginning, and changes of roles may be numbered anew.
     pub reset: bool,
 }
 
 /// Why there is no page.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// This replica does not hear what is revoked, so that waiting for it would be in vain.
+    /// This replica does not hear of revocations, so waiting for one would be in vain.
     #[error("the revocations are stale")]
     Stale,
-    /// So many are waiting that nobody else may.
+    /// The maximum number of readers are waiting already.
     #[error("too many readers")]
     Crowded,
     /// The database failed.
@@ -61,14 +62,15 @@ pub enum PublishError {
 }
 
 impl Publisher {
-    /// Reads from `db` when `feed` has news.
+    /// A publisher that reads from `db` when `feed` has news.
     pub fn new(feed: Feed, db: PgPool) -> Self {
         Self { feed, db, places: Semaphore::new(MAX_READERS), reading: Semaphore::new(MAX_READING) }
     }
 
-    /// What was revoked after `cursor`, at once; without one, or with one of a server that is no more or has crashed since,
-    /// everything that concerns tokens which are alive. Where there is nothing new, waits for it: until `wait` is over, or `cut_short`
-    /// resolves. Everything is there, or to come with the next pages, that was committed before this was called.
+    /// What was revoked after `cursor`, at once if there is anything. Without a cursor, or with one from a server that
+    /// is gone or has crashed since, that is everything that concerns live tokens. If there is nothing new, waits for
+    /// news until `wait` is over or `cut_short` resolves. Everything that was committed before the call is in this page
+    /// or comes with the next ones.
     ///
     /// # Errors
     ///
@@ -83,7 +85,7 @@ impl Publisher {
             return Err(PublishError::Stale);
         }
         let _place = self.places.try_acquire().map_err(|_| PublishError::Crowded)?;
-        // Before the first look: what comes after it is news.
+        // Subscribe before the first read, so that everything after it counts as news.
         let mut news = self.feed.news();
         let waits = cursor.is_some() && !wait.is_zero();
         let mut page = self.read(cursor).await?;
@@ -95,7 +97,7 @@ impl Publisher {
                 () = &mut over => true,
                 () = &mut cut_short => true,
             };
-            // At the end too, so that nothing means that there is nothing now.
+            // Read at the end of the wait, too, so that an empty page means that there is nothing now.
             page = self.read(Some(page.next)).await?;
             if is_over {
                 break;
@@ -130,18 +132,18 @@ impl Publisher {
     }
 }
 
-/// How far a reader outside has come. As text it means nothing to the reader.
+/// How far an external reader has come. Its text form is opaque to the reader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cursor {
-    /// All is known that had been committed there.
+    /// The reader knows everything that had been committed at this position.
     Past(Position),
-    /// Of what was committed between the two, the rows up to `after` are known.
+    /// Of what was committed between the two positions, the reader knows the rows up to `after`.
     Amid {
-        /// Nothing: from the beginning of all.
+        /// The first position; `None` means the very beginning.
         since: Option<Position>,
-        /// Where the next cursor is past.
+        /// The second position, which becomes the next `Past`.
         until: Position,
-        /// The last row of the page before.
+        /// The last row of the previous page.
         after: Place,
     },
 }
@@ -161,7 +163,7 @@ impl std::fmt::Display for Cursor {
     }
 }
 
-/// Not a cursor of ours.
+/// The text is not one of our cursors.
 #[derive(Debug, thiserror::Error)]
 #[error("not a cursor")]
 pub struct InvalidCursor;

@@ -160,7 +160,7 @@ fn is(condition: bool, otherwise: Rejection) -> Result<(), Rejection> {
 }
 
 fn has_begun(times: [OffsetDateTime; 2], now: OffsetDateTime) -> Result<(), Rejection> {
-    // The leeway is added to `now`: a token's time may be the last one possible, from which nothing can be added.
+    // The leeway is added to `now`: a token's time may be the last one possible, to which nothing can be added.
     let latest = now + LEEWAY;
     is(times.into_iter().all(|time| time <= latest), Rejection::NotYetValid)
 }
