@@ -45,9 +45,12 @@ This is the crate without its server, for services that check access tokens: [`b
 "
 )]
 //!
-//! Cargo features: `server` (default) is the service; `verify` is `token` and `bearer` alone, for services that check
-//! gatepass's tokens; `remote` is `verify` and the client that follows the keys and the revocations of a running gatepass;
-//! `aws` is `server` and settings and database logins from AWS.
+//! Cargo features:
+//!
+//! - `server` (default): the service.
+//! - `verify`: only `token` and `bearer`, for services that check gatepass's tokens.
+//! - `remote`: `verify`, and a client that follows the keys and the revocations of a running gatepass.
+//! - `aws`: `server`, with settings and database logins from AWS.
 
 #[cfg(feature = "server")]
 pub mod account;
