@@ -40,7 +40,7 @@ impl<S, R> BearerService<S, R> {
         let token = bearer_token(request.headers())?;
         let (claims, sighting) = source.verifier().sight(token, now, at, not_revoked)?;
         request.extensions_mut().insert(claims);
-        // Not for the others: most tokens have been seen before, and an extension costs an allocation.
+        // Only for a first sighting: most tokens have been seen before, and an extension costs an allocation.
         if sighting == Sighting::First {
             request.extensions_mut().insert(sighting);
         }

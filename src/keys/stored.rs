@@ -52,7 +52,7 @@ pub async fn retire(
                     |row: &&Row| row.format == format.name() && status(row, now) == Some(KeyStatus::Next);
                 let next = rows.iter().find(is_next).ok_or(Error::NoRing(format))?;
                 match (key, ring_key(next)) {
-                    // The next key must not sign, as it cannot be read, and a leaked key cannot wait until it is replaced.
+                    // The next key cannot be read, so it must not sign; a leaked key cannot wait until it is replaced.
                     (_, Err(_)) if at_once => {
                         let new = Made::new(format, &wrapping, policy).await?;
                         signing_keys::replace_next(&mut conn, &next.id, &new.row(), now, &policy.cause)

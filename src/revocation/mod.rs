@@ -150,8 +150,7 @@ impl Feed {
     async fn read(&self, reading: &mut Reading) -> Result<(), store::Error> {
         let Inner { db, clock, metrics, revocations, news, .. } = &*self.0;
         let (now, began_at) = (clock.now(), clock.elapsed());
-        // If the clock was set, or the machine slept, entries that were skipped or dropped as expired may not have
-        // been.
+        // If the clock was set, or the machine slept, entries that were skipped or dropped as expired may still count.
         let offset = now - began_at;
         let was_set = reading.clock_offset.is_some_and(|known| (offset - known).abs() > CLOCK_TOLERANCE);
         let mut conn = within(PATIENCE, db.acquire()).await?;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::json;
 
-/// Who makes tokens and whom they are for: claims `iss` and `aud`.
+/// The issuer and the audience of tokens: claims `iss` and `aud`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Party {
     /// `iss`: the service that issues.

@@ -71,7 +71,7 @@ struct PresentRoles {
     until: u32,
 }
 
-/// How much is held.
+/// How many entries are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RevocationCount {
     /// Ended sessions.

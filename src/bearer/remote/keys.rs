@@ -73,9 +73,9 @@ const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 /// key.
 ///
 /// A request whose token has an unknown key waits for a fetch, 3 s at most, and the token is checked again. All such
-/// requests wait for the same fetch, and none begins within 10 s of the start of the last one, whatever that was for.
-/// Until then, or while 1000 requests wait already, tokens of unknown keys are refused at once. Tokens of known keys
-/// never wait.
+/// requests wait for the same fetch, and no fetch for them begins within 10 s of the start of the last, whatever that
+/// was for. Until then, or while 1000 requests wait already, tokens of unknown keys are refused at once. Tokens of
+/// known keys never wait.
 #[derive(Clone)]
 pub struct RemoteKeys(Arc<Shared>);
 
@@ -114,8 +114,8 @@ impl Fetches {
 
 impl RemoteKeys {
     /// Fetches the keys from `/.well-known/jwks.json` and `/.well-known/paserk.json` under `base`, and follows them
-    /// from then on. They accept tokens from `party.issuer` for `party.audience`. `base` is most often the issuer, but
-    /// may be another address of the same gatepass.
+    /// from then on. Tokens are accepted from `party.issuer`, for `party.audience`. `base` is most often the issuer,
+    /// but may be another address of the same gatepass.
     ///
     /// `base` is an `https` address, or an `http` address of this machine. Certificates are checked as the operating
     /// system does (`SSL_CERT_FILE` and `SSL_CERT_DIR` on Linux); `HTTPS_PROXY` and `NO_PROXY` are respected, and
@@ -135,7 +135,7 @@ impl RemoteKeys {
 
     /// Like [`connect`](Self::connect), with keys that this service was given. They are accepted in addition to the
     /// published ones, for as long as this lives. Use this while gatepass moves from a shared key to published ones, or
-    /// back, and may not publish any yet, or any more.
+    /// back, and does not publish any yet, or no longer does.
     ///
     /// ```no_run
     /// use gatepass::{bearer::RemoteKeys, token::{Party, SymmetricKey}};
@@ -151,7 +151,7 @@ impl RemoteKeys {
     ///
     /// # Errors
     ///
-    /// As for [`connect`](Self::connect), except that gatepass may publish no keys if one is given.
+    /// As for [`connect`](Self::connect), but if a key is given, it is no error for gatepass to publish none.
     ///
     /// # Panics
     ///

@@ -172,7 +172,7 @@ impl Follower {
                     warn(&error, failures, pause);
                     sleep(pause).await;
                 }
-                // Entries that were dropped as expired may not have been: load everything again.
+                // Entries that were dropped as expired may still be in force: load everything again.
                 None => {
                     self.since = None;
                     clock_offset = self.clock_offset();
