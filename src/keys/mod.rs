@@ -311,7 +311,7 @@ impl Keys {
     /// How many keys of each format there are, by their status at `now`, and since when they have it. For a shared key,
     /// which signs or is accepted for as long as the configuration says so, that time is not known. Nor is it given for
     /// the active key of a format that new tokens do not have: it signs nothing, and is not rotated. A key that cannot
-    /// be read has no function.
+    /// be read counts as unreadable.
     pub fn ages(&self, now: OffsetDateTime) -> Vec<KeyAge> {
         let shared = self.0.policy.formats().into_iter().filter(|format| matches!(format, Format::Shared(_)));
         let count = self.0.policy.roots().count();

@@ -60,7 +60,7 @@ pub async fn retire(
                         continue;
                     }
                     (_, Err(error)) => return Err(error),
-                    // Not if at once: a leaked key is worse than a verifier that does not know the next one for a
+                    // Skipped if at once: a leaked key is worse than a verifier that does not know the next one for a
                     // minute.
                     (Ok(active), Ok(next)) if !at_once => {
                         let ready_at = policy.schedule.ready_at(&active, &next);

@@ -11,7 +11,7 @@ pub enum IssueError {
     /// There is no key to make one with.
     #[error("no token could be made: there is no key that opens")]
     NoKey,
-    /// There is a key, but it has not been confirmed for too long that it is still good.
+    /// There is a key, but for too long nothing has confirmed that it is still good.
     #[error("no token could be made: it is not known at the moment which keys are good")]
     KeysUnknown,
     /// The system had no randomness, or the signature failed.
