@@ -2,46 +2,53 @@
 #![cfg_attr(
     feature = "server",
     doc = "
-The rooms of the house, and who may import whom: `main → cli → http → account → {token, password, store, revocation}`,
-`account → legacy → password`, `cli → devdata → {password, store, embedded}`, `revocation → {token, store}`,
-`http → {keys → {token, store}, bearer → token, password, revocation, tls}`; never upward. Some take a type from below, so
-that a secret never travels as text, and nothing is declared twice: `store → password`, `metrics → token` and
-`config → {password, token, store, telemetry}`. `aws → store` logs in to the database, for `cli`. `{cli, http} → telemetry`.
-For whoever needs them: `clock`, `random`, `chain`, `path`, `metrics`.
+The modules are called rooms. These are the imports that are allowed, never upward:
+
+- `main → cli → http → account → {token, password, store, revocation}`
+- `account → legacy → password`
+- `cli → devdata → {password, store, embedded}`
+- `revocation → {token, store}`
+- `http → {keys → {token, store}, bearer → token, password, revocation, tls}`
+- `{cli, http} → telemetry`
+- `aws → store`, to log in to the database, for `cli`.
+- `store → password`, `metrics → token` and `config → {password, token, store, telemetry}`, only for types, so that a
+  secret never travels as text and nothing is declared twice.
+
+Every room may import `clock`, `random`, `chain`, `path` and `metrics`.
 
 | room | what happens there |
 |---|---|
-| [`token`] | what tokens say, how they are made and checked; pure |
-| [`bearer`] | the tower layer from `Authorization: Bearer` to claims, for us and for other services |
+| [`token`] | what tokens say, and how they are made and checked; pure |
+| [`bearer`] | the tower layer from `Authorization: Bearer` to claims, for gatepass and for other services |
 | [`keys`] | the keys of this service: from the configuration and from Postgres, on every replica |
-| [`revocation`] | the feed of ended sessions: from Postgres into memory, on every replica |
+| [`revocation`] | the feed of revocations: from Postgres into memory, on every replica |
 | [`password`] | the rules, the hash, and the pool that bounds what hashing may cost |
-| [`store`] | the only room with SQL: one file for each table, and the migrations |
+| [`store`] | the only room with SQL: one file per table, and the migrations |
 | [`account`] | the use cases: register, log in, … |
-| [`legacy`] | the system that users come from, asked over HTTP about those who are unknown here |
-| [`devdata`] | data for developers: made up, or a masked sample of real ones |
-| [`http`] | the only room with axum: one file for each resource |
+| [`legacy`] | the system that users come from, asked over HTTP about users who are unknown here |
+| [`devdata`] | data for developers: made up, or a masked sample of real data |
+| [`http`] | the only room with axum: one file per resource |
 | [`tls`] | the service's certificate: read, checked, and read again when its files change |
 | [`config`] | settings from `app.env`, a secret, the environment and files, checked all at once |
-| [`aws`] | the secret that holds settings, and the tokens by which RDS lets us in |
-| [`embedded`] | a Postgres of our own, for development |
-| [`cli`] | the command line: one file for each subcommand |
+| [`aws`] | the secret that holds settings, and the tokens that log in to RDS |
+| [`embedded`] | an embedded Postgres, for development |
+| [`cli`] | the command line: one file per subcommand |
 | [`telemetry`] | logs and traces |
 | [`metrics`] | what is counted, for Prometheus |
-| [`clock`], [`random`] | where time and randomness come in, at the edge only |
-| [`path`] | which paths are told |
-| [`chain`] | an error, and what is behind it |
+| [`clock`], [`random`] | where time and randomness come in, only at the edge |
+| [`path`] | which paths may be shown in messages |
+| [`chain`] | an error and its causes |
 
-The way of one login: `http::users` reads the body and the caller's address → `account::login` asks the throttle
-(`account::throttle`), reads the user (`store::users`), waits its turn in `password::Pool`, verifies, writes the session
-(`store::sessions`) and has the token made (`token::Issuer`) → `http::users` shapes the answer.
+The path of one login: `http::users` reads the body and the caller's address → `account::login` asks the throttle
+(`account::throttle`), reads the user (`store::users`), waits its turn in `password::Pool`, verifies the password,
+writes the session (`store::sessions`) and has the token made (`token::Issuer`) → `http::users` shapes the answer.
 "
 )]
 #![cfg_attr(
     all(feature = "verify", not(feature = "server")),
     doc = "
 This is the crate without its server, for services that check access tokens: [`bearer`] is the tower layer from
-`Authorization: Bearer` to claims, [`token`] what is behind it, and [`clock`] where the time comes from.
+`Authorization: Bearer` to claims, [`token`] does the checking behind it, and [`clock`] provides the time.
 "
 )]
 //!
