@@ -1,4 +1,4 @@
-//! HTTP: the only room with axum. One file for each resource; around every route is what `layers` has.
+//! HTTP: the only module that uses axum. Each resource has its own file, and `layers` wraps every route.
 
 mod admin;
 mod body;
@@ -62,29 +62,29 @@ use crate::{
 /// The largest request body, in bytes: 64 KiB.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// How long each part of a request may take, and how many clients may be there.
+/// How long each part of a request may take, and how many connections may be open.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// From the connection, or the first byte of another request on it, until the header fields are there.
+    /// From the start of a connection, or the first byte of another request on it, until the header fields are here.
     pub header_read: Duration,
-    /// How long a connection may be idle after a request. Longer than proxies and clients keep theirs: 60 s by
-    /// default an ALB and nginx, 90 s what is made with Go (Traefik) or reqwest. While few places are free it is
-    /// [`Limits::header_read`].
+    /// How long a connection may be idle after a request. Longer than proxies and clients keep idle connections: by
+    /// default 60 s for an ALB and nginx, 90 s for programs that use Go's client (Traefik) or reqwest. While few places
+    /// for connections are free, [`Limits::header_read`] applies instead.
     pub idle: Duration,
-    /// Until the body is there.
+    /// How long the body may take to arrive.
     pub body_read: Duration,
-    /// From the header fields to the response, not counting the time for which a request may wait for news.
+    /// From the header fields to the response, not counting the time that a request may wait for new revocations.
     pub handler: Duration,
-    /// How long the old system may take to say whether it has a user (`LEGACY_LOGIN_URL`). Where there is one, every
-    /// refused login takes a fifth longer than that.
+    /// How long the old system (`LEGACY_LOGIN_URL`) may take to say whether it has a user. With such a system, every
+    /// refused login takes a fifth longer than this.
     pub legacy_login: Duration,
-    /// How long a client may leave an answer lying without taking any of it. Over HTTP/1 on Linux alone: elsewhere such a
-    /// client is waited for.
+    /// How long a client may take nothing of a response that is ready for it. Over HTTP/1 this holds on Linux only:
+    /// other systems wait for such a client.
     pub stalled_write: Duration,
-    /// From when no more connections are taken until requests in flight are cut off. Kubernetes grants 30 s by default,
-    /// from before the signal until the end.
+    /// From when no more connections are accepted until requests in flight are cut off. Kubernetes' grace period, by
+    /// default 30 s, begins before the signal and covers the whole shutdown.
     pub drain: Duration,
-    /// How many connections may be open at once, if the system lets the process have as many files.
+    /// How many connections may be open at once, provided the system allows the process that many open files.
     pub connections: usize,
 }
 
@@ -103,7 +103,7 @@ impl Default for Limits {
     }
 }
 
-/// What the service is made of, as far as requests need it.
+/// The parts of the service that requests need.
 #[derive(Clone, Debug)]
 pub struct App(Arc<Parts>);
 
@@ -112,37 +112,37 @@ pub struct App(Arc<Parts>);
 pub struct Parts {
     /// The use cases.
     pub accounts: Accounts,
-    /// Who may ask about tokens.
+    /// The clients that may ask about tokens.
     pub clients: Clients,
-    /// The keys that access tokens are made and checked with.
+    /// The keys that issue and verify access tokens.
     pub keys: Keys,
-    /// What is seen of sessions.
+    /// The sightings of sessions: when each was last used.
     pub activity: Activity,
-    /// What was revoked.
+    /// The revocations that this replica knows.
     pub feed: Feed,
-    /// What was revoked, for services that verify by themselves.
+    /// The same for services that verify tokens themselves.
     pub publisher: Publisher,
-    /// Deletes what has had its time.
+    /// Deletes rows that nobody needs any more.
     pub clean_up: CleanUp,
-    /// What was changed, by whom.
+    /// What was changed, and by whom.
     pub history: History,
-    /// What is counted.
+    /// The service's metrics.
     pub metrics: Metrics,
-    /// How the pools of connections to the database are used.
+    /// How the database connection pools are used.
     pub pools: PoolWatch,
-    /// Where clients find the service, as `scheme://host[:port]` and a path that may be empty; if it is known.
+    /// Where clients reach the service, if known: `scheme://host[:port]` and a path, which may be empty.
     pub public_url: Option<String>,
-    /// The OpenAPI document, once somebody has asked for it.
+    /// The OpenAPI document, once it has been requested.
     pub description: OnceLock<Bytes>,
     /// Where time comes from.
     pub clock: Clock,
-    /// Whose `X-Forwarded-For` is believed.
+    /// The proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Which web pages may call, as `scheme://host[:port]`.
+    /// The origins whose pages may call the service, as `scheme://host[:port]`.
     pub allowed_origins: Vec<String>,
     /// How long each part of a request may take.
     pub limits: Limits,
-    /// Whether the service is going down.
+    /// Whether the service is shutting down.
     pub phase: watch::Sender<Phase>,
 }
 
@@ -160,17 +160,17 @@ impl App {
         Self(Arc::new(parts))
     }
 
-    /// From now on `/readyz` says no, so that a load balancer sends nothing more; what comes is served.
+    /// From now on `/readyz` reports not ready, so that load balancers send nothing more; what still comes is served.
     pub fn leave(&self) {
         self.phase.send_replace(Phase::Leaving);
     }
 
-    /// From now on no connection is taken, and nobody is kept waiting.
+    /// From now on no connection is accepted, and no request waits for news.
     pub fn stop(&self) {
         self.phase.send_replace(Phase::Closing);
     }
 
-    /// Tells when the service is going down.
+    /// Tells when the service is shutting down.
     pub fn phase(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
     }
@@ -189,9 +189,9 @@ impl App {
         *self.phase.borrow() != Phase::Serving
     }
 
-    /// Waits until nobody is kept waiting any more.
+    /// Waits until no request may wait for news any more.
     async fn stopped(&self) {
-        // The sender is in our own hands, so that waiting does not fail.
+        // `self` holds the sender, so the wait cannot fail.
         let _ = self.phase().wait_for(|phase| *phase == Phase::Closing).await;
     }
 }
@@ -199,8 +199,8 @@ impl App {
 /// Makes a route with its documentation.
 type Documented = fn() -> UtoipaMethodRouter<App>;
 
-/// Every route but those below. A handler that is in none of the three is not documented, nor served, but for the files of
-/// the documentation's page ([`docs::assets`]).
+/// Every route except those below. A handler in none of the three lists is neither documented nor served. The one
+/// exception is the files of the documentation page ([`docs::assets`]), which are served.
 const ROUTES: &[Documented] = &[
     || routes!(users::register),
     || routes!(users::log_in),
@@ -234,7 +234,7 @@ const BEARER_ROUTES: &[Documented] = &[
     || routes!(history::whole_history),
 ];
 
-/// The routes that proxies ask. OpenAPI has no word for "any method": the document shows `GET`, the router takes all.
+/// The routes that proxies call. OpenAPI cannot express "any method": the document shows `GET`, the router accepts all.
 const FORWARD_AUTH_ROUTES: &[Documented] = &[
     || {
         let (schemas, paths, _): UtoipaMethodRouter<App> = routes!(forward_auth::verify);
@@ -246,8 +246,8 @@ const FORWARD_AUTH_ROUTES: &[Documented] = &[
     },
 ];
 
-/// What serves these. The documentation of each is dropped as soon as it has told the path: all of it at once would be a
-/// megabyte, of which the allocator gives nothing back.
+/// A router for these routes. The documentation of each is dropped as soon as its path is known: all of it at once
+/// would take a megabyte, which the allocator never returns to the system.
 fn serving(routes: &[Documented]) -> Router<App> {
     routes.iter().fold(Router::new(), |router, route| {
         let (_, documented, methods) = route();
@@ -271,7 +271,7 @@ pub fn router(app: App) -> Router {
     let bearer = ServiceBuilder::new()
         // Claims, or a refusal.
         .layer(bearer)
-        // After it: only what was accepted is noted and counted.
+        // After it, so that only accepted tokens are noted and counted.
         .map_request(move |request: Request| {
             layers::note_sighting(&noting, &request);
             request
@@ -285,7 +285,7 @@ pub fn router(app: App) -> Router {
     };
 
     let forward_auth = serving(FORWARD_AUTH_ROUTES)
-        // With nothing below.
+        // With nothing below, which the wildcard does not match.
         .route("/auth/verify/", any(forward_auth::verify_below))
         .route_layer(bearer.clone());
     serving(ROUTES)

@@ -31,16 +31,16 @@ use crate::{
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
         contact(),
     ),
-    servers((url = ".", description = "This server: where the document is")),
+    servers((url = ".", description = "The server that this document comes from")),
     components(schemas(ProblemDocument<'static>)),
     modifiers(&Schemes),
     tags(
-        (name = "users", description = "Registration, login, and one's own profile"),
-        (name = "admin", description = "Users, for those who have the role `admin`"),
-        (name = "sessions", description = "Where a user is logged in, and the end of it"),
-        (name = "tokens", description = "For holders of tokens, and for services that ask about them"),
-        (name = "forward auth", description = "For proxies, which ask whether a request may pass"),
-        (name = "keys", description = "Public keys, for services that check tokens by themselves"),
+        (name = "users", description = "Registration, login, and the user's own account"),
+        (name = "admin", description = "User management and history, for users with the role `admin`"),
+        (name = "sessions", description = "Where a user is logged in, and logging out there"),
+        (name = "tokens", description = "For holders of tokens, and for services that ask about tokens"),
+        (name = "forward auth", description = "For proxies that ask whether a request may pass"),
+        (name = "keys", description = "Public keys, for services that verify tokens themselves"),
         (name = "health", description = "For load balancers and orchestrators"),
         (name = "docs", description = "This description"),
     ),
@@ -54,7 +54,7 @@ impl Modify for Schemes {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
             .bearer_format("PASETO or JWT")
-            .description(Some("The `access_token` of a login."))
+            .description(Some("The `access_token` from a login or a renewal."))
             .build();
         let components = openapi.components.get_or_insert_default();
         components.add_security_scheme("bearer", SecurityScheme::Http(scheme));
@@ -66,12 +66,12 @@ impl Modify for Schemes {
     }
 }
 
-/// The whole document as JSON, as it is kept in `docs/openapi.json`: of a service with the default settings.
+/// The whole document as JSON, for a service with the default settings. `docs/openapi.json` is a copy of it.
 pub fn document() -> String {
     text(&assembled())
 }
 
-/// The document of a service that wants at least this many characters of a new password.
+/// The document of a service that requires a new password to have at least this many characters.
 pub(super) fn document_where(password_min_length: usize) -> String {
     let mut openapi = assembled();
     let schemas = openapi.components.iter_mut().flat_map(|components| components.schemas.values_mut());
@@ -80,7 +80,7 @@ pub(super) fn document_where(password_min_length: usize) -> String {
         for property in object.properties.values_mut() {
             let RefOr::T(Schema::Object(text)) = property else { continue };
             let is_password = text.format == Some(SchemaFormat::KnownFormat(KnownFormat::Password));
-            // A password that is there already may be of any length.
+            // An existing password may have any length.
             if is_password && text.min_length.is_some() {
                 text.min_length = Some(password_min_length);
             }
@@ -99,7 +99,7 @@ fn assembled() -> openapi::OpenApi {
     let routes = [super::ROUTES, super::BEARER_ROUTES, super::FORWARD_AUTH_ROUTES].concat();
     let frame = OpenApiRouter::with_openapi(Frame::openapi());
     let mut openapi = routes.iter().fold(frame, |all, route| all.routes(route())).into_openapi();
-    // OpenAPI has no parameter that takes more than one segment; axum's has a star.
+    // axum marks a parameter that takes more than one segment with a star; OpenAPI has no such parameter.
     let paths = mem::take(&mut openapi.paths.paths);
     openapi.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     for item in openapi.paths.paths.values_mut() {
@@ -120,10 +120,10 @@ fn assembled() -> openapi::OpenApi {
     openapi
 }
 
-/// Adds what every operation of a kind can answer.
+/// Adds the responses that every operation of its kind can give.
 fn complete(operation: &mut Operation) {
     let mut common =
-        vec![("500", "`internal_error`: a fault of the service; the log has it under the request's id.")];
+        vec![("500", "`internal_error`: a fault in the service; its log has it under the request id.")];
     if operation.security.is_some() {
         common.push((
             "503",
@@ -135,9 +135,9 @@ fn complete(operation: &mut Operation) {
             "`database_unavailable`, `overloaded` or `timeout`: try again after `Retry-After`.",
         ));
     }
-    // The rest of a request that a proxy asks about is none of ours.
+    // The body of a request that a proxy asks about is not ours to limit.
     if operation.tags.iter().flatten().all(|tag| tag != "forward auth") {
-        common.push(("413", "`body_too_large`: a body of more than 64 KiB."));
+        common.push(("413", "`body_too_large`: the body is larger than 64 KiB."));
     }
     let takes_form = matches!(
         &operation.request_body, Some(RefOr::T(body)) if body.content.contains_key(form::MEDIA_TYPE)
@@ -148,26 +148,26 @@ fn complete(operation: &mut Operation) {
             common.extend([
                 (
                     "400",
-                    "`invalid_request`: the body is no form, lacks a parameter, or has one more than once.",
+                    "`invalid_request`: the body is not a form, lacks a parameter, or repeats a parameter.",
                 ),
-                ("415", "`unsupported_media_type`: not `application/x-www-form-urlencoded`."),
+                ("415", "`unsupported_media_type`: the body is not `application/x-www-form-urlencoded`."),
             ]);
         } else {
             common.extend([
-                ("400", "`malformed_json`: the body is no JSON, or did not arrive whole."),
-                ("415", "`unsupported_media_type`: not `application/json`."),
+                ("400", "`malformed_json`: the body is not JSON, or did not arrive whole."),
+                ("415", "`unsupported_media_type`: the body is not `application/json`."),
                 ("422", "`validation_failed`: `errors` says what is wrong with each field."),
             ]);
         }
     }
     let challenge = if takes(operation, "client") {
         common.extend([
-            ("401", "`invalid_client`: no credentials of a client, or wrong ones."),
+            ("401", "`invalid_client`: client credentials are missing or wrong."),
             ("429", "`too_many_attempts`: too many wrong credentials from this address. Try again after `Retry-After`."),
         ]);
         Some("RFC 7617.")
     } else if takes(operation, "bearer") {
-        common.push(("401", "`missing_token`, `invalid_token`, `token_expired`, `session_revoked` or `token_outdated`: the roles have changed, renew."));
+        common.push(("401", "`missing_token`, `invalid_token`, `token_expired`, `session_revoked`, or `token_outdated` when the user's roles have changed: renew the session."));
         Some("RFC 6750.")
     } else {
         None
@@ -180,9 +180,9 @@ fn complete(operation: &mut Operation) {
     }
     for (status, response) in responses {
         let RefOr::T(response) = response else { continue };
-        header(response, "x-request-id", "The request's id, as the log has it.");
+        header(response, "x-request-id", "The request's id, as in the service's log.");
         match (status.as_str(), challenge) {
-            // The token is good there, the password is not.
+            // With that code the token is good, and the password is wrong.
             ("401", Some(challenge)) if response.description.contains("`invalid_credentials`") => {
                 let challenge = format!("{challenge} Not with `invalid_credentials`.");
                 header(response, "WWW-Authenticate", &challenge);
@@ -208,7 +208,7 @@ fn takes(operation: &Operation, scheme: &str) -> bool {
     })
 }
 
-/// A true example for each code that `description` names, on a route that takes this media type.
+/// A real example for each code that `description` names, for a route that takes this media type.
 fn examples(description: &str, media_type: &str) -> impl Iterator<Item = (String, RefOr<Example>)> {
     let codes: Vec<&str> = description.split('`').skip(1).step_by(2).collect();
     samples(media_type).into_iter().filter(move |sample| codes.contains(&sample.code())).map(|sample| {
@@ -217,7 +217,7 @@ fn examples(description: &str, media_type: &str) -> impl Iterator<Item = (String
     })
 }
 
-/// Every problem that a route can answer, made the way the routes make it.
+/// Every problem that a route can answer with, made the way the routes make it.
 fn samples(media_type: &str) -> Vec<Problem> {
     let faulty = FieldError::new("username", "too_short", "needs 3 to 64 characters");
     vec![

@@ -1,8 +1,8 @@
 //! Every error that a client sees: problem documents (RFC 9457), made here and nowhere else.
 //!
-//! A handler's error becomes a response without a body that carries the [`Problem`] among its extensions; [`render`]
-//! writes the document, once the request id is known, and logs. Server faults are logged at error with their
-//! cause, client faults at debug; the client never sees a cause.
+//! A handler's error becomes a response without a body that carries the [`Problem`] in its extensions. [`render`]
+//! writes the document once the request id is known, and logs the problem: a server fault at error, a client fault at
+//! debug, each with its cause. The client never sees a cause.
 
 use std::{borrow::Cow, error::Error, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ use crate::{
     token::{IssueError, Rejection},
 };
 
-/// An error as the client gets it, and what the log needs besides.
+/// An error as the client gets it, and what only the log needs.
 #[derive(Clone, Debug)]
 pub struct Problem(Box<Parts>);
 
@@ -133,7 +133,7 @@ impl Problem {
         problem.retry_after(Duration::from_secs(1))
     }
 
-    /// 503, the database is not there, has no connection free or takes no writes.
+    /// 503, the database is unreachable, has no free connection or accepts no writes.
     pub fn database_unavailable() -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -143,7 +143,7 @@ impl Problem {
         .retry_after(Duration::from_secs(1))
     }
 
-    /// 503, too many wait already.
+    /// 503, too many requests are waiting for revocations already.
     pub fn crowded() -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -159,7 +159,7 @@ impl Problem {
             .retry_after(Duration::from_secs(1))
     }
 
-    /// 500, with a cause for the log alone.
+    /// 500, with a cause for the log only.
     pub fn fault(cause: impl Error + Send + Sync + 'static) -> Self {
         let detail = "Something went wrong here; the log has it under this request id.";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail).caused_by(cause)
@@ -185,7 +185,7 @@ impl Problem {
     }
 
     fn retry_after(self, after: Duration) -> Self {
-        // Rounded up: a client that waits as long as it is told must not be early.
+        // Rounded up: a client that waits exactly as long as it is told must not be early.
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
         self.header(RETRY_AFTER, HeaderValue::from(seconds.max(1)))
     }
@@ -200,7 +200,7 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let mut problem = Self::new(refusal.status(), refusal.code(), refusal.detail());
         problem.0.headers.extend(refusal.headers());
-        // A server fault has its log line where the fault is; this one is only what follows.
+        // A server fault is logged where it occurs; this is only its consequence.
         if refusal.status().is_server_error() { problem } else { problem.caused_by(refusal) }
     }
 }
@@ -276,7 +276,7 @@ impl From<account::Error> for Problem {
                 "More logins than can be served at the moment.",
             )
             .retry_after(retry_after),
-            // The database has not told for long which keys there are.
+            // The keys have not been read from the database for too long.
             E::Unavailable(_) | E::Issue(IssueError::KeysUnknown) => {
                 Self::database_unavailable().caused_by(error)
             }
@@ -300,26 +300,26 @@ pub(super) struct ProblemDocument<'a> {
     /// Always `about:blank`: `code` says what the problem is.
     #[serde(rename = "type")]
     kind: &'static str,
-    /// The status in words.
+    /// The HTTP status in words.
     title: &'a str,
-    /// The status.
+    /// The HTTP status code.
     status: u16,
-    /// A sentence for a person.
+    /// An explanation for people.
     detail: &'a str,
-    /// The stable word that programs match on.
+    /// The stable word for programs to match on.
     code: &'a str,
-    /// Under this id the service's log has the request.
+    /// The request's id, as in the service's log.
     request_id: &'a str,
     /// With 422: what is wrong with each field.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     errors: &'a [FieldError],
-    /// With `not_ready`: why.
+    /// With `not_ready`: why the service is not ready.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     reasons: &'a [String],
 }
 
-/// Writes the document of a response that carries a [`Problem`], and makes one of every error that some layer or the
-/// router answered by a bare status.
+/// Writes the document of a response that carries a [`Problem`], and turns every bare error status that a layer or the
+/// router answered into one.
 pub(super) fn render(response: &mut Response<Body>, request_id: &RequestId) {
     let status = response.status();
     if !status.is_client_error() && !status.is_server_error() {
@@ -345,7 +345,7 @@ pub(super) fn render(response: &mut Response<Body>, request_id: &RequestId) {
         response.headers_mut().insert(name, value.clone());
     }
     *response.body_mut() = Body::from(body);
-    // For the request's line in the log.
+    // For the request's log line.
     response.extensions_mut().insert(problem);
 }
 

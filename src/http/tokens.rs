@@ -1,4 +1,4 @@
-//! `/tokens`: what holders of tokens do with them, and what clients may ask about them.
+//! `/tokens`: what holders of tokens do with them, and what clients ask about them.
 
 use std::sync::Arc;
 
@@ -23,27 +23,27 @@ use crate::{
 /// A session's tokens.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Tokens {
-    /// The session.
+    /// The session's id.
     #[schema(example = "019aa3f0-6c1d-7d2a-8b40-51c2d3e4f506")]
     session_id: Uuid,
-    /// For `Authorization: Bearer`.
+    /// To send as `Authorization: Bearer`.
     #[schema(example = "v4.local.2a9jQ…")]
     access_token: String,
-    /// When the access token ends.
+    /// When the access token expires.
     #[schema(example = "2026-01-02T03:19:05Z")]
     #[serde(with = "time::serde::rfc3339")]
     access_token_expires_at: OffsetDateTime,
-    /// For renewal; keep it as safe as a password.
+    /// For renewing the session. Keep it as safe as a password.
     #[schema(example = "gpr_AZqj8F…")]
     refresh_token: String,
-    /// When the refresh token ends unless it is used before.
+    /// When the refresh token expires, unless it is used before.
     #[schema(example = "2026-01-03T03:04:05Z")]
     #[serde(with = "time::serde::rfc3339")]
     refresh_token_expires_at: OffsetDateTime,
     /// Always `Bearer` (RFC 6750).
     #[schema(example = "Bearer")]
     token_type: &'static str,
-    /// Seconds until the access token ends (RFC 6749).
+    /// Seconds until the access token expires (RFC 6749).
     #[schema(example = 900)]
     expires_in: i64,
 }
@@ -67,16 +67,16 @@ impl From<&account::Tokens> for Tokens {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RenewRequest {
-    /// The one that the login or the last renewal gave.
+    /// The one from the login or the last renewal.
     #[schema(value_type = String, example = "gpr_AZqj8GwdfSqLQFHC0-T1BgAAAABDZ3lqYXJkIG9mIHRoZSByZWZyZXNoIHRva2VucyE")]
     refresh_token: SecretString,
 }
 
-/// Renew a session: its refresh token for a new one and a fresh access token.
+/// Renew a session: exchange its refresh token for a new one and a fresh access token.
 ///
-/// An answer that got lost is no harm: the same refresh token may be sent again and gets the same successor, for a few
-/// seconds in any case, and for as long as nothing of the answer has been used. A refresh token that is sent again later
-/// than that has been copied by somebody: then the session ends.
+/// A lost response does no harm: send the same refresh token again, and you get the same successor. This works for a few
+/// seconds in any case, and after that for as long as nothing from the response has been used. A refresh token that is
+/// sent again later than that counts as stolen, and the session ends.
 #[utoipa::path(
     post, path = "/tokens/renew_access", tag = "tokens",
     request_body = RenewRequest,
@@ -88,7 +88,7 @@ pub(super) struct RenewRequest {
         ),
         (
             status = 429,
-            description = "`too_many_attempts`: too many tokens from this address that are no refresh tokens of this service. Try again after `Retry-After`.",
+            description = "`too_many_attempts`: this address has sent too many tokens that are not refresh tokens of this service. Try again after `Retry-After`.",
         ),
     ),
 )]
@@ -104,19 +104,19 @@ pub(super) async fn renew(
     Ok(axum::Json(Tokens::from(&tokens)))
 }
 
-/// A token to be looked at (RFC 7662, section 2.1) or to be ended (RFC 7009, section 2.1).
+/// A token to introspect (RFC 7662, section 2.1) or to revoke (RFC 7009, section 2.1).
 #[derive(Deserialize, ToSchema)]
 pub(super) struct TokenRequest {
     /// The token.
     #[schema(value_type = String, example = "v4.local.2a9jQ…")]
     token: SecretString,
-    /// What the client takes the token for. Not needed: a token tells by itself what it is.
+    /// What kind of token the client thinks it is. Not needed: the service can tell from the token itself.
     #[schema(example = "access_token")]
     #[expect(dead_code, reason = "clients send it, and nothing depends on it")]
     token_type_hint: Option<String>,
 }
 
-/// What there is to say of a token (RFC 7662, section 2.2).
+/// What the service says about a token (RFC 7662, section 2.2).
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 pub(super) enum Introspection {
@@ -124,7 +124,7 @@ pub(super) enum Introspection {
     Inactive(InactiveToken),
 }
 
-/// Whatever is no access token that this service accepts now.
+/// Anything except an access token that this service accepts now.
 #[derive(Serialize, ToSchema)]
 pub(super) struct InactiveToken {
     #[schema(schema_with = always::<false>)]
@@ -142,10 +142,10 @@ pub(super) struct ActiveToken {
     /// The user's name.
     #[schema(example = "alice")]
     username: String,
-    /// The user's roles, separated by blanks; empty where there are none.
+    /// The user's roles, separated by spaces; empty if there are none.
     #[schema(example = "admin support")]
     scope: String,
-    /// The session.
+    /// The session's id.
     #[schema(example = "019aa3f0-6c1d-7d2a-8b40-51c2d3e4f506")]
     sid: Uuid,
     /// The token's own id.
@@ -160,10 +160,10 @@ pub(super) struct ActiveToken {
     /// When it was issued, in seconds since 1970.
     #[schema(example = 1_767_323_045)]
     iat: i64,
-    /// From when on it is good, in seconds since 1970.
+    /// When it becomes valid, in seconds since 1970.
     #[schema(example = 1_767_323_045)]
     nbf: i64,
-    /// When it ends, in seconds since 1970.
+    /// When it expires, in seconds since 1970.
     #[schema(example = 1_767_323_945)]
     exp: i64,
     /// Always `Bearer` (RFC 6750).
@@ -171,7 +171,7 @@ pub(super) struct ActiveToken {
     token_type: &'static str,
 }
 
-/// A member that has the same value in every document.
+/// A member with the same value in every document.
 fn always<const VALUE: bool>() -> Object {
     ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([VALUE])).build()
 }
@@ -195,10 +195,11 @@ impl From<&Claims> for ActiveToken {
     }
 }
 
-/// Ask what a token says (RFC 7662).
+/// Introspect a token: ask whether it is active, and what it says (RFC 7662).
 ///
-/// For services that do not check access tokens by themselves. Whatever is no access token that this service accepts now
-/// is not active, and nobody is told why; a refresh token is never active here, as only this service takes it.
+/// For services that do not verify access tokens themselves. Anything except an access token that this service accepts
+/// now is inactive, and the response does not say why. A refresh token is never active here, since only this service
+/// accepts it.
 #[utoipa::path(
     post, path = "/tokens/introspect", tag = "tokens", security(("client" = [])),
     request_body(content = TokenRequest, content_type = "application/x-www-form-urlencoded"),
@@ -216,11 +217,11 @@ pub(super) async fn introspect(
     }))
 }
 
-/// End the session of a token (RFC 7009).
+/// Revoke a token, which ends its session (RFC 7009).
 ///
-/// Who holds an access token or a refresh token of a session may end it, with or without the credentials of a client, also
-/// when the token has expired. The answer is the same for a token that is of no session, or not of one that goes on; so it
-/// is for an access token whose key has gone since it expired.
+/// Whoever holds an access token or a refresh token of a session may end that session, with or without the credentials of
+/// a client, even after the token has expired. The response is the same for a token that belongs to no session, or to one
+/// that has already ended, and for an expired access token whose key is gone.
 #[utoipa::path(
     post, path = "/tokens/revoke", tag = "tokens", security((), ("client" = [])),
     request_body(content = TokenRequest, content_type = "application/x-www-form-urlencoded"),
@@ -233,7 +234,7 @@ pub(super) async fn revoke(
     Form(body): Form<TokenRequest>,
 ) -> Result<StatusCode, Problem> {
     let (token, now) = (body.token.expose_secret(), app.clock.now());
-    // Revoked or expired: the token is of the session, which may go on for long.
+    // Even a revoked or expired token identifies its session, which may live on for a long time.
     let session = match app.keys.verifier().recognize(token, now, app.clock.elapsed()) {
         Ok(claims) => Some((claims.user_id, claims.session_id)),
         Err(unknown @ Rejection::RevocationsUnknown) => return Err(Refusal::Token(unknown).into()),
@@ -257,7 +258,7 @@ fn accepted(app: &App, token: &str, now: OffsetDateTime) -> Result<Option<Arc<Cl
         Err(unknown @ Rejection::RevocationsUnknown) => return Err(Refusal::Token(unknown).into()),
         Err(_) => return Ok(None),
     };
-    // Whoever introspects it has got it from its holder; the bearer layer will not see it for the first time.
+    // The client got the token from its holder, who is using it; the bearer layer will not take it for new again.
     if sighting == Sighting::First {
         app.activity.note(&claims, now);
     }
