@@ -1,4 +1,4 @@
-//! `/admin`: users, for those who have the role `admin`.
+//! `/admin`: user management, for users with the role `admin`.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::{
     token::Claims,
 };
 
-/// The caller is an administrator. A handler takes this before everything else, so that nobody else learns anything.
+/// The caller is an administrator. Handlers extract this before anything else, so that nobody else learns anything.
 pub(super) struct Administrator;
 
 impl FromRequestParts<App> for Administrator {
@@ -32,7 +32,7 @@ impl FromRequestParts<App> for Administrator {
     async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, Problem> {
         let claims = parts.extract::<Extension<Arc<Claims>>>().await;
         let Extension(claims) = claims.map_err(Problem::fault)?;
-        // The roles of the token are those at login; what the database says now decides.
+        // The token has the roles of when it was issued; those in the database now decide.
         let caller = app.accounts.profile(claims.user_id).await?;
         if caller.roles.iter().any(|role| role == ADMIN_ROLE) {
             Ok(Self)
@@ -42,7 +42,7 @@ impl FromRequestParts<App> for Administrator {
     }
 }
 
-/// The id in a route's path. 404 for anything that is no id: it names nothing.
+/// The id in a route's path. Anything that is not an id names nothing: 404.
 pub(super) struct Id(pub(super) Uuid);
 
 impl FromRequestParts<App> for Id {
@@ -58,40 +58,40 @@ impl FromRequestParts<App> for Id {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListParameters {
-    /// What the username or the e-mail address begins with, whatever its case, in at most 254 bytes. There are no
-    /// wildcards. The users then come in the order of what was found, username or address; without it by age, oldest first.
+    /// What the username or the e-mail address begins with, regardless of case; at most 254 bytes. There are no
+    /// wildcards. With it, users are sorted by the username or address that matched; without it by age, oldest first.
     #[param(max_length = 254, example = "ali")]
     query: Option<String>,
-    /// A role that they have.
+    /// A role that the users have.
     #[param(example = "admin")]
     role: Option<String>,
-    /// Where to go on: the `next_cursor` of the page before, with the same `query` and `role`.
+    /// Where to continue: the `next_cursor` of the previous page, with the same `query` and `role`.
     #[param(example = "AAGao_BbfHw-nQo_KhtMXW4")]
     cursor: Option<String>,
-    /// How many users at most.
+    /// The maximum number of users.
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200, default = 50)]
     limit: Option<String>,
 }
 
-/// Some users.
+/// A page of users.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Users {
     /// The users.
     users: Vec<UserBody>,
-    /// Where to go on; `null`: there are no more.
+    /// Where to continue; `null` if there are no more.
     #[schema(example = "AAGao_BbfHw-nQo_KhtMXW4")]
     next_cursor: Option<String>,
 }
 
 /// List users, page by page.
 ///
-/// A user who stays as they are is on exactly one page, whoever is added or deleted meanwhile.
+/// A user who does not change is on exactly one page, whoever is added or deleted meanwhile.
 #[utoipa::path(
     get, path = "/admin/users", tag = "admin", security(("bearer" = [])),
     params(ListParameters),
     responses(
         (status = 200, description = "A page of users.", body = Users),
-        (status = 403, description = "`forbidden`: the caller is no administrator."),
+        (status = 403, description = "`forbidden`: the caller is not an administrator."),
         (status = 422, description = "`validation_failed`: `errors` says what is wrong with each parameter."),
     ),
 )]
@@ -113,7 +113,7 @@ pub(super) async fn list_users(
     }))
 }
 
-/// A position as clients get it: base64url of a byte for its kind and its value.
+/// A position as clients get it: base64url of one byte for its kind, followed by its value.
 fn write_cursor(position: &Position) -> String {
     let bytes = match position {
         Position::Id(id) => [&[0], &id.as_bytes()[..]].concat(),
@@ -126,7 +126,7 @@ fn read_cursor(text: &str) -> Option<Position> {
     let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
     match bytes.split_first()? {
         (0, id) => Uuid::from_slice(id).ok().map(Position::Id),
-        // Postgres has no text with a NUL in it, so that no key has one.
+        // Text in Postgres cannot hold a NUL, so no key does.
         (1, key) => std::str::from_utf8(key)
             .ok()
             .filter(|key| !key.contains('\0'))
@@ -135,13 +135,13 @@ fn read_cursor(text: &str) -> Option<Position> {
     }
 }
 
-/// Look at a user.
+/// Get a user.
 #[utoipa::path(
     get, path = "/admin/users/{id}", tag = "admin", security(("bearer" = [])),
     params(("id" = Uuid, Path, description = "The user's id.")),
     responses(
         (status = 200, description = "The user.", body = UserBody),
-        (status = 403, description = "`forbidden`: the caller is no administrator."),
+        (status = 403, description = "`forbidden`: the caller is not an administrator."),
         (status = 404, description = "`not_found`: there is no such user."),
     ),
 )]
@@ -153,20 +153,20 @@ pub(super) async fn user(
     Ok(axum::Json(app.accounts.by_id(id).await?.into()))
 }
 
-/// What to change of a user. A field that is not there stays as it is.
+/// What to change about a user. A field that is left out stays as it is.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct UpdateUserRequest {
-    /// Exactly these: `a-z`, then up to 63 of `a-z 0-9 _ . : -`, at most 32. Access tokens with others are refused, and a
-    /// renewal gives one with these.
+    /// All the roles of the user: at most 32, each a letter `a-z`, then up to 63 of `a-z 0-9 _ . : -`. Access tokens
+    /// with other roles are refused from then on, and a renewal gives one with these.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = Vec<String>, required = false, example = json!(["admin", "billing:read"]), max_items = 32)]
     roles: Option<Vec<String>>,
-    /// Whether the user is locked out, which ends the user's sessions.
+    /// Whether the user is locked out. Locking a user out ends their sessions.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = bool, required = false, example = false)]
     disabled: Option<bool>,
-    /// For display; `null` takes it away.
+    /// For display; `null` removes it.
     #[serde(default, deserialize_with = "present")]
     #[schema(
         value_type = Option<String>,
@@ -175,22 +175,22 @@ pub(super) struct UpdateUserRequest {
         pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$"
     )]
     full_name: Option<Option<String>>,
-    /// At most 254 bytes. Another address is unverified until it is shown to be the user's.
+    /// At most 254 bytes. A different address is unverified until it is shown to be the user's.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = String, required = false, example = "alice@example.org", format = Email, max_length = 254)]
     email: Option<String>,
 }
 
-/// Change a user: all of it or, when something cannot be, nothing.
+/// Change a user. If one of the changes is not possible, none is made.
 #[utoipa::path(
     patch, path = "/admin/users/{id}", tag = "admin", security(("bearer" = [])),
     params(("id" = Uuid, Path, description = "The user's id.")),
     request_body = UpdateUserRequest,
     responses(
-        (status = 200, description = "The user as it is now.", body = UserBody),
-        (status = 403, description = "`forbidden`: the caller is no administrator."),
+        (status = 200, description = "The user as they are now.", body = UserBody),
+        (status = 403, description = "`forbidden`: the caller is not an administrator."),
         (status = 404, description = "`not_found`: there is no such user."),
-        (status = 409, description = "`email_taken`: another user has it; or `last_admin`: nobody else is an administrator, so that this one can be neither disabled nor demoted."),
+        (status = 409, description = "`email_taken`: another user has it; or `last_admin`: no other enabled user is an administrator, so this one can be neither disabled nor demoted."),
     ),
 )]
 pub(super) async fn update_user(
@@ -210,15 +210,15 @@ pub(super) async fn update_user(
     Ok(axum::Json(accounts.update(id, &change, app.clock.now()).await?.into()))
 }
 
-/// Delete a user, sessions and all, for good.
+/// Delete a user and their sessions for good.
 #[utoipa::path(
     delete, path = "/admin/users/{id}", tag = "admin", security(("bearer" = [])),
     params(("id" = Uuid, Path, description = "The user's id.")),
     responses(
-        (status = 204, description = "The user is gone, and their tokens are refused."),
-        (status = 403, description = "`forbidden`: the caller is no administrator."),
+        (status = 204, description = "The user has been deleted, and their tokens are refused."),
+        (status = 403, description = "`forbidden`: the caller is not an administrator."),
         (status = 404, description = "`not_found`: there is no such user."),
-        (status = 409, description = "`last_admin`: nobody else is an administrator."),
+        (status = 409, description = "`last_admin`: no other enabled user is an administrator."),
     ),
 )]
 pub(super) async fn delete_user(
@@ -237,7 +237,7 @@ pub(super) async fn delete_user(
     params(("id" = Uuid, Path, description = "The user's id.")),
     responses(
         (status = 204, description = "The user's sessions have ended, and their tokens are refused."),
-        (status = 403, description = "`forbidden`: the caller is no administrator."),
+        (status = 403, description = "`forbidden`: the caller is not an administrator."),
         (status = 404, description = "`not_found`: there is no such user."),
     ),
 )]

@@ -19,15 +19,15 @@ use crate::{
     token::Claims,
 };
 
-/// Where something can change.
+/// The tables whose changes the history records.
 const TABLES: [&str; 5] = ["users", "sessions", "signing_keys", "clients", "history"];
 
-/// The changed columns by name, before or after.
+/// Columns by name, before or after the change.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ChangedColumns, value_type = Option<Object>, example = json!({ "full_name": "Alice Liddell" }))]
 struct Columns(Option<Map<String, Value>>);
 
-/// What is not personal and what is, together. The former counts where both have a column, which no trigger writes.
+/// Personal and other columns together. Where both have a column, which no trigger writes, the latter counts.
 fn columns(change: &Entry, when: &str) -> Columns {
     let mut all: Option<Map<String, Value>> = None;
     for data in change.personal.iter().chain([&change.changed_data]) {
@@ -43,7 +43,7 @@ fn hidden(change: &Entry) -> Vec<String> {
     names.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
 }
 
-/// Who changed something of an account.
+/// Who changed something about an account.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ChangedBy)]
 #[serde(rename_all = "snake_case")]
@@ -52,32 +52,32 @@ enum By {
     Me,
     /// A user with the role `admin`.
     Administrator,
-    /// Whoever runs the service, at its command line or in its database.
+    /// Whoever runs the service, on its command line or in its database.
     Operator,
-    /// The service by itself.
+    /// The service itself.
     Service,
 }
 
-/// Something that happened to one's own account.
+/// Something that happened to the user's own account.
 #[derive(Serialize, ToSchema)]
 pub(super) struct OwnChange {
     /// `users`: the account itself; `sessions`: a login or its end.
     #[schema(example = "users")]
     table: String,
-    /// `INSERT`: it began; `UPDATE`: it changed or ended; `DELETE`: it is gone.
+    /// `INSERT`: it began; `UPDATE`: it changed or ended; `DELETE`: it was deleted.
     #[schema(example = "UPDATE")]
     operation: String,
-    /// The user or the session.
+    /// The id of the user or the session.
     #[schema(example = "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e")]
     id: Option<String>,
-    /// What it was before; of an update what changed.
+    /// The columns before; for an update, only those that changed.
     before: Columns,
-    /// What it is after.
+    /// The columns after, likewise.
     after: Columns,
-    /// What else changed, and is shown to nobody.
+    /// Which other columns changed, whose values are shown to nobody.
     #[schema(example = json!(["password_hash"]))]
     hidden: Vec<String>,
-    /// When.
+    /// When it happened.
     #[schema(example = "2026-01-02T03:04:05.678901Z")]
     #[serde(with = "time::serde::rfc3339")]
     changed_at: OffsetDateTime,
@@ -109,11 +109,11 @@ impl OwnChange {
     }
 }
 
-/// A part of what happened to one's own account, newest first.
+/// A page of what happened to the user's own account, newest first.
 #[derive(Serialize, ToSchema)]
 pub(super) struct OwnHistory {
     changes: Vec<OwnChange>,
-    /// For the next page; `null`: this is the last.
+    /// For the next page; `null` if this is the last.
     #[schema(example = "4711")]
     next_cursor: Option<String>,
 }
@@ -122,35 +122,35 @@ pub(super) struct OwnHistory {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Change)]
 pub struct ChangeBody {
-    /// Rises with each change.
+    /// Increases with each change.
     #[schema(example = 4711)]
     id: i64,
-    /// Where: `users`, `sessions`, `signing_keys`, `clients`, or `history` itself.
+    /// The table: `users`, `sessions`, `signing_keys`, `clients`, or `history` itself.
     #[schema(example = "users")]
     table: String,
-    /// `INSERT`, `UPDATE`, `DELETE`, `TRUNCATE`; `DROP`: a month of the history was given up.
+    /// `INSERT`, `UPDATE`, `DELETE` or `TRUNCATE`; `DROP` when a month of the history was dropped.
     #[schema(example = "UPDATE")]
     operation: String,
     /// The row's id.
     #[schema(example = "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e")]
     row_id: Option<String>,
-    /// Whose account it is about.
+    /// The user whose account it is about.
     user_id: Option<Uuid>,
-    /// What it was before; of an update what changed.
+    /// The columns before; for an update, only those that changed.
     before: Columns,
-    /// What it is after.
+    /// The columns after, likewise.
     after: Columns,
-    /// What else changed, and is shown to nobody.
+    /// Which other columns changed, whose values are shown to nobody.
     #[schema(example = json!(["password_hash"]))]
     hidden: Vec<String>,
-    /// When.
+    /// When it happened.
     #[schema(example = "2026-01-02T03:04:05.678901Z")]
     #[serde(with = "time::serde::rfc3339")]
     changed_at: OffsetDateTime,
-    /// Who: a user's id, `cli:` and an operator's name, or `service`; `null`: nobody said, as by hand in psql.
+    /// Who did it: a user's id, `cli:` and an operator's name, or `service`; `null` if nobody said, as by hand in psql.
     #[schema(example = "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e")]
     actor: Option<String>,
-    /// The request that asked for it.
+    /// The id of the request that asked for it.
     #[schema(example = "019aa3f0-7d2e-7e1f-8a0b-1c2d3e4f5061")]
     request_id: Option<String>,
     /// Who was logged in to the database.
@@ -177,23 +177,23 @@ impl From<Entry> for ChangeBody {
     }
 }
 
-/// A part of the history, newest first.
+/// A page of the history, newest first.
 #[derive(Serialize, ToSchema)]
 pub(super) struct HistoryPage {
     changes: Vec<ChangeBody>,
-    /// For the next page; `null`: this is the last.
+    /// For the next page; `null` if this is the last.
     #[schema(example = "4711")]
     next_cursor: Option<String>,
 }
 
-/// Which part of one's own history.
+/// Which part of the user's own history.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OwnQuery {
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     cursor: Option<String>,
-    /// At most this many changes, 1 to 200; 50 when not given.
+    /// The maximum number of changes, 1 to 200; by default 50.
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
 }
@@ -203,18 +203,18 @@ pub(super) struct OwnQuery {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AllQuery {
-    /// About the account of this user, who may be gone.
+    /// Only changes to the account of this user, who may have been deleted.
     #[param(value_type = Option<Uuid>)]
     user: Option<String>,
-    /// Of this table: `users`, `sessions`, `signing_keys`, `clients` or `history`.
+    /// Only changes in this table: `users`, `sessions`, `signing_keys`, `clients` or `history`.
     table: Option<String>,
-    /// Of this time (RFC 3339) or later. A page may then hold fewer changes than `limit`, or none, and not be the last:
-    /// `next_cursor` tells.
+    /// Only changes at this time (RFC 3339) or later. A page may then hold fewer changes than `limit`, or none, without
+    /// being the last: `next_cursor` tells.
     #[param(value_type = Option<String>, format = DateTime)]
     since: Option<String>,
-    /// The `next_cursor` of the page before.
+    /// The `next_cursor` of the previous page.
     cursor: Option<String>,
-    /// At most this many changes, 1 to 200; 50 when not given.
+    /// The maximum number of changes, 1 to 200; by default 50.
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
 }
@@ -225,7 +225,7 @@ fn cursor(faults: &mut Faults, text: Option<&str>) -> Option<i64> {
     })
 }
 
-/// What happened to one's own account: logins and their ends, changes of the profile, the password, the roles.
+/// List what happened to the user's own account: logins and their ends, changes to profile, password and roles.
 #[utoipa::path(
     get, path = "/users/me/history", tag = "users", security(("bearer" = [])),
     params(OwnQuery),
@@ -249,13 +249,13 @@ pub(super) async fn own_history(
     Ok(axum::Json(OwnHistory { changes, next_cursor: page.next_cursor.map(|id| id.to_string()) }))
 }
 
-/// What was changed in users, sessions, keys and clients, by whom.
+/// List what was changed in users, sessions, keys and clients, and by whom.
 #[utoipa::path(
     get, path = "/admin/history", tag = "admin", security(("bearer" = [])),
     params(AllQuery),
     responses(
         (status = 200, description = "A page, newest first.", body = HistoryPage),
-        (status = 403, description = "`forbidden`: the caller is no administrator."),
+        (status = 403, description = "`forbidden`: the caller is not an administrator."),
         (status = 422, description = "`validation_failed`: a parameter cannot be read."),
     ),
 )]
@@ -274,7 +274,7 @@ pub(super) async fn whole_history(
             |text| TABLES.into_iter().find(|table| *table == text),
         ),
         since: faults.read("since", query.since.as_deref(), "a time as in RFC 3339", |text| {
-            // It is compared in UTC, where the last years there are may end earlier.
+            // It is compared in UTC, in which the very last times of other offsets do not exist.
             OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)
         }),
         cursor: cursor(&mut faults, query.cursor.as_deref()),

@@ -1,4 +1,4 @@
-//! `/users/me/export`: all that is stored of a user, in one document that is written while it is read.
+//! `/users/me/export`: everything stored about a user, in one document that is streamed.
 
 use std::{
     error::Error,
@@ -30,12 +30,12 @@ use crate::{
     token::Claims,
 };
 
-/// The user, with what others do not get to see.
+/// The user, including what others do not see.
 #[derive(Serialize, ToSchema)]
 struct ExportedUser {
     #[serde(flatten)]
     user: UserBody,
-    /// Who the user is in the system that they come from.
+    /// The user's id in the system that they come from.
     #[schema(example = "17")]
     external_id: Option<String>,
     /// When the user was last changed.
@@ -44,25 +44,25 @@ struct ExportedUser {
     updated_at: OffsetDateTime,
 }
 
-/// A session, also one that is over.
+/// A session, which may be over.
 #[derive(Serialize, ToSchema)]
 struct ExportedSession {
     #[serde(flatten)]
     session: SessionBody,
-    /// When it was ended before its time.
+    /// When it was ended, if that was before its time.
     #[serde(with = "time::serde::rfc3339::option")]
     ended_at: Option<OffsetDateTime>,
-    /// Why.
+    /// Why it was ended.
     #[schema(example = "logout")]
     end_reason: Option<String>,
 }
 
-/// All that is stored of a user.
+/// Everything stored about a user.
 #[derive(ToSchema)]
 #[schema(as = PersonalData)]
 #[expect(dead_code, reason = "describes what `write` writes piece by piece")]
 struct Document {
-    /// When it was asked for.
+    /// When the export was requested.
     #[schema(value_type = String, format = DateTime, example = "2026-01-02T03:04:05.678901Z")]
     exported_at: OffsetDateTime,
     /// The account.
@@ -73,17 +73,18 @@ struct Document {
     history: Vec<OwnChange>,
 }
 
-/// Export all that is stored about oneself: the account, its sessions, its history; no hash and no token.
+/// Export everything stored about the user: the account, its sessions and its history, but no hash and no token.
 ///
-/// It is read piece by piece as it is sent, each piece as it is then. If something fails on the way, the connection breaks.
+/// The document is read piece by piece while it is sent, and each piece shows the data as it is then. If something fails
+/// on the way, the connection is closed before the end of the document.
 #[utoipa::path(
     get, path = "/users/me/export", tag = "users", security(("bearer" = [])),
     responses(
-        (status = 200, description = "One document, to be saved.", body = Document, headers(
-            ("Content-Disposition" = String, description = "`attachment`, with a name for the file."),
+        (status = 200, description = "One document, to be saved as a file.", body = Document, headers(
+            ("Content-Disposition" = String, description = "`attachment`, with a file name."),
             ("Cache-Control" = String, description = "`no-store`."),
         )),
-        (status = 429, description = "`export_under_way`: one of the user's, or as many as a replica has at once. Try again after `Retry-After`."),
+        (status = 429, description = "`export_under_way`: the user already has an export under way, or the replica has as many as it allows at once. Try again after `Retry-After`."),
     ),
 )]
 pub(super) async fn export(
@@ -106,14 +107,14 @@ pub(super) async fn export(
     Ok((headers, Body::from_stream(Pieces(pieces))))
 }
 
-/// How long a piece may wait to be taken, before whoever takes so little gives their place to others. Linux takes the next
-/// only when a third of what it keeps for a connection has gone, which may be more than a megabyte: a steady reader at
-/// 20 kB/s has it take nothing for a minute.
+/// How long a piece may wait to be taken before so slow a reader loses its place to others. Linux takes the next piece
+/// only once a third of the connection's send buffer has drained, which may be more than a megabyte: with a steady
+/// reader at 20 kB/s, it takes nothing for a minute.
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
 
 type Piece = Result<Vec<u8>, io::Error>;
 
-/// What has been written, as the body takes it.
+/// The pieces written so far, as a stream for the body.
 struct Pieces(mpsc::Receiver<Piece>);
 
 impl Stream for Pieces {
@@ -124,11 +125,11 @@ impl Stream for Pieces {
     }
 }
 
-/// Writes the document until it is whole, or nobody takes it.
+/// Writes the document until it is complete or its reader is gone.
 async fn write(data: PersonalData, session_id: Uuid, now: OffsetDateTime, out: mpsc::Sender<Piece>) {
     let last = match pieces(data, session_id, now, &out).await {
         Ok(last) => Ok(last),
-        // Nobody takes any more.
+        // The reader is gone.
         Err(_) if out.is_closed() => return,
         Err(error) => {
             tracing::warn!(error = &*error as &(dyn Error + 'static), "an export has stopped half way");
@@ -138,7 +139,7 @@ async fn write(data: PersonalData, session_id: Uuid, now: OffsetDateTime, out: m
     let _ = out.send(last).await;
 }
 
-/// Waits until there is room for the next piece.
+/// Sends a piece, once there is room for it.
 async fn send(out: &mpsc::Sender<Piece>, piece: &mut Vec<u8>) -> Result<(), Box<dyn Error + Send + Sync>> {
     out.send_timeout(Ok(mem::take(piece)), PATIENCE).await.map_err(|error| match error {
         SendTimeoutError::Timeout(_) => "its reader takes nothing".into(),
@@ -146,7 +147,7 @@ async fn send(out: &mpsc::Sender<Piece>, piece: &mut Vec<u8>) -> Result<(), Box<
     })
 }
 
-/// Sends all pieces but the last, which is given back: by then the user may export again.
+/// Sends every piece except the last, which it returns: when that is sent, the user may already export again.
 async fn pieces(
     mut data: PersonalData,
     session_id: Uuid,
@@ -212,7 +213,7 @@ mod tests {
 
     use super::*;
 
-    /// Sends three pieces to who takes one of them each `pause`; how many were taken, and how it ended.
+    /// Sends three pieces to a reader that takes one every `pause`; how many it took, and how the sending ended.
     async fn read_slowly(pause: Duration) -> (usize, Result<(), String>) {
         let (out, mut pieces) = mpsc::channel(1);
         let sent = async {
@@ -236,7 +237,7 @@ mod tests {
         (taken, sent)
     }
 
-    /// A third of the 4 MB that Linux keeps for a connection at most, at 5 kB/s.
+    /// A third of the 4 MB that Linux buffers at most for a connection, at 5 kB/s.
     #[tokio::test(start_paused = true)]
     async fn a_slow_reader_gets_all_of_it() {
         assert_eq!(read_slowly(Duration::from_secs(280)).await, (3, Ok(())));

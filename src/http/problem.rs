@@ -1,8 +1,8 @@
 //! Every error that a client sees: problem documents (RFC 9457), made here and nowhere else.
 //!
 //! A handler's error becomes a response without a body that carries the [`Problem`] in its extensions. [`render`]
-//! writes the document once the request id is known, and logs the problem: a server fault at error, a client fault at
-//! debug, each with its cause. The client never sees a cause.
+//! writes the document once the request id is known, and logs the problem: a server fault at error with its cause, any
+//! other 5xx at warn, a client fault at debug. The client never sees a cause.
 
 use std::{borrow::Cow, error::Error, sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! `/revocations`: what was revoked, for services that verify access tokens by themselves.
+//! `/revocations`: what has been revoked, for services that verify access tokens themselves.
 
 use std::time::Duration;
 
@@ -20,12 +20,12 @@ use crate::{
     token::Rejection,
 };
 
-/// Where requests may wait for news,
+/// Where requests may wait for news.
 pub(super) const PATH: &str = "/revocations";
-/// and how long, besides `Limits::handler`.
+/// How long they may wait, on top of `Limits::handler`.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(MAX_WAIT_SECONDS as u64);
 const MAX_WAIT_SECONDS: u32 = 30;
-/// How long when nobody says: proxies and clients that give up after 30 s are common.
+/// How long they wait by default: proxies and clients that give up after 30 s are common.
 const WAIT_SECONDS: u32 = 25;
 
 /// Since when, and for how long.
@@ -33,35 +33,35 @@ const WAIT_SECONDS: u32 = 25;
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Since {
-    /// `next` of the answer before. Without it: everything that concerns tokens which may be alive.
+    /// The `next` of the previous answer. Without it, you get everything that concerns tokens which may still be valid.
     since: Option<String>,
-    /// How many seconds to wait when there is nothing new: 0 to 30; 25, if it is not given.
+    /// How many seconds to wait if there is nothing new: 0 to 30; by default 25.
     #[param(value_type = Option<u64>, minimum = 0, maximum = 30, default = 25, example = 25)]
     wait: Option<String>,
 }
 
-/// What was revoked.
+/// What has been revoked.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Revocations {
-    /// At most 5000. Some may have been in an answer before.
+    /// At most 5000. Some may have been in an earlier answer.
     revocations: Vec<RevocationBody>,
-    /// For `since` of the next request, whichever replica that goes to.
+    /// The `since` of the next request, whichever replica that goes to.
     #[schema(
         example = "eyJQYXN0Ijp7InNuYXBzaG90IjoiNzMxOjczMToiLCJzZXJ2ZXJfc3RhcnRlZF9hdCI6MTc2NzMyMzA0NTY3ODkwMX19"
     )]
     next: String,
-    /// Whether the next request is answered at once, since this answer was cut at its size. As long as it is true, not
-    /// everything is known.
+    /// Whether this answer was cut off at its maximum size, so that the next request is answered at once. As long as it
+    /// is true, you do not know everything yet.
     #[schema(example = false)]
     more: bool,
-    /// Whether this is the beginning of all that concerns tokens which may be alive: there was no `since`, or the database
-    /// has failed over or restarted. Changes may be counted anew: keep these apart from what is known of users, and let them
-    /// take its place when an answer has `more` false.
+    /// Whether this answer starts over with everything that concerns tokens which may still be valid: there was no
+    /// `since`, or the database has failed over or restarted. `change` may have started over too: keep the new entries
+    /// apart from what you know about users, and replace that with them once an answer has `more` false.
     #[schema(example = false)]
     reset: bool,
 }
 
-/// One thing that was revoked.
+/// One revocation.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Revocation)]
 #[serde(untagged)]
@@ -73,29 +73,29 @@ pub(super) enum RevocationBody {
 /// A session that has ended: its access tokens are refused as `session_revoked`.
 #[derive(Serialize, ToSchema)]
 pub(super) struct EndedSession {
-    /// The session.
+    /// The session's id.
     #[schema(example = "019aa3f0-6c1d-7d2a-8b40-51c2d3e4f506")]
     session_id: Uuid,
-    /// When the last of its access tokens expires; from then on nobody has to know of it.
+    /// When the last of its access tokens expires. After that, you can forget the session.
     #[schema(example = "2026-01-02T03:19:05Z")]
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,
 }
 
-/// A user whose roles have changed: access tokens that have not just these roles are refused as `token_outdated`.
+/// A user whose roles have changed: access tokens whose roles are not exactly these are refused as `token_outdated`.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ChangedRoles {
-    /// The user.
+    /// The user's id.
     #[schema(example = "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e")]
     user_id: Uuid,
-    /// The user's roles since, sorted.
+    /// The user's roles since the change, sorted.
     #[schema(example = json!(["admin", "support"]))]
     roles: Vec<String>,
-    /// Of two changes to one user the one with the higher number is the later, in whatever order they come, unless there was
-    /// a `reset` between them.
+    /// Of two changes to one user, the one with the higher number is the later, in whatever order they arrive, unless
+    /// there was a `reset` between them.
     #[schema(example = 42)]
     change: i64,
-    /// When the last access token with other roles expires; from then on nobody has to know of it.
+    /// When the last access token with other roles expires. After that, you can forget the change.
     #[schema(example = "2026-01-02T03:19:05Z")]
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,
@@ -118,19 +118,20 @@ impl RevocationBody {
 
 /// Follow what is revoked.
 ///
-/// For services that verify access tokens by themselves and yet refuse those of a session that has ended: ask without
-/// `since`, keep what comes until its `expires_at`, and ask again with `next` as `since`, for ever. The answer comes when
-/// there is something new, otherwise when `wait` is over, and holds all that was revoked before the request was sent.
-/// After a failover or restart of the database the answer is everything once more, with `reset`. A service that hears
-/// nothing any more should soon accept no token any more.
+/// For services that verify access tokens themselves, and yet refuse those of a session that has ended. Ask without
+/// `since`, keep what you get until its `expires_at`, and ask again with `next` as `since`, for ever.
+///
+/// The answer comes as soon as there is something new, at the latest when `wait` is over, and holds everything that was
+/// revoked before the request was sent. After a failover or restart of the database, you get everything once more, with
+/// `reset`. A service that no longer gets answers should soon stop accepting tokens.
 #[utoipa::path(
     get, path = "/revocations", tag = "tokens", security(("client" = [])),
     params(Since),
     responses(
-        (status = 200, description = "What was revoked since then.", body = Revocations),
+        (status = 200, description = "What has been revoked since.", body = Revocations),
         (
             status = 422,
-            description = "`validation_failed`: `since` is no `next` of an answer, `wait` no number up to 30, or there is another parameter.",
+            description = "`validation_failed`: `since` is not the `next` of an answer, `wait` is not a number up to 30, or there is another parameter.",
         ),
     ),
 )]

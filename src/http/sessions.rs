@@ -1,4 +1,4 @@
-//! `/sessions`: where a user is logged in, and the end of it.
+//! `/sessions`: where a user is logged in, and logging out there.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -25,21 +25,21 @@ pub(super) struct SessionBody {
     #[schema(example = "2026-01-02T03:04:05.678901Z")]
     #[serde(with = "time::serde::rfc3339")]
     created_at: OffsetDateTime,
-    /// When it was last seen: the last login, renewal or first use of an access token.
+    /// When it was last seen: the latest login, renewal or first use of an access token.
     #[schema(example = "2026-01-02T03:04:05.678901Z")]
     #[serde(with = "time::serde::rfc3339")]
     last_used_at: OffsetDateTime,
-    /// When it ends however busy it is.
+    /// When it ends, however active it is.
     #[schema(example = "2026-02-01T03:04:05Z")]
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,
-    /// What the client called itself at the login or the last renewal.
+    /// The client's `User-Agent` at the login or the last renewal.
     #[schema(example = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0")]
     user_agent: Option<String>,
-    /// Where that came from.
+    /// The client's address at the same time.
     #[schema(value_type = Option<String>, example = "203.0.113.7")]
     client_ip: Option<IpAddr>,
-    /// Whether it is the session of the token that asks.
+    /// Whether this request was made with a token of this session.
     #[schema(example = true)]
     current: bool,
 }
@@ -61,11 +61,11 @@ impl SessionBody {
 /// The sessions of a user.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Sessions {
-    /// Those that go on, the last used first; of very many the first thousand.
+    /// The live ones, most recently used first, up to a thousand.
     sessions: Vec<SessionBody>,
 }
 
-/// Where the user is logged in.
+/// List the sessions in which the user is logged in.
 #[utoipa::path(
     get, path = "/sessions", tag = "sessions", security(("bearer" = [])),
     responses((status = 200, description = "The user's sessions.", body = Sessions)),
@@ -79,13 +79,13 @@ pub(super) async fn list_sessions(
     Ok(axum::Json(Sessions { sessions: sessions.into_iter().map(body).collect() }))
 }
 
-/// End one of the user's sessions; also the one that asks.
+/// End one of the user's sessions. It may be the current one.
 #[utoipa::path(
     delete, path = "/sessions/{id}", tag = "sessions", security(("bearer" = [])),
     params(("id" = Uuid, Path, description = "The session's id.")),
     responses(
-        (status = 204, description = "It has ended, and its tokens are refused."),
-        (status = 404, description = "`not_found`: no session of the user's that goes on."),
+        (status = 204, description = "The session has ended, and its tokens are refused."),
+        (status = 404, description = "`not_found`: the user has no live session with this id."),
     ),
 )]
 pub(super) async fn end(
@@ -103,7 +103,7 @@ pub(super) async fn end(
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WhichToEnd {
-    /// Also the one that asks.
+    /// Whether to end the current session as well.
     #[serde(default)]
     all: bool,
 }
@@ -113,7 +113,7 @@ pub(super) struct WhichToEnd {
     delete, path = "/sessions", tag = "sessions", security(("bearer" = [])),
     params(WhichToEnd),
     responses(
-        (status = 204, description = "They have ended, and their tokens are refused."),
+        (status = 204, description = "The sessions have ended, and their tokens are refused."),
         (status = 422, description = "`validation_failed`: `all` is neither `true` nor `false`, or there is another parameter."),
     ),
 )]

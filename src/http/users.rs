@@ -1,4 +1,4 @@
-//! `/users`: registration, login, and one's own profile.
+//! `/users`: registration, login, and the user's own account.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::{
     token::Claims,
 };
 
-/// A user, as anybody who may see them at all sees them.
+/// A user, as seen by anybody who may see them at all.
 #[derive(Serialize, ToSchema)]
 #[schema(as = User)]
 pub struct UserBody {
@@ -39,7 +39,7 @@ pub struct UserBody {
     /// For display.
     #[schema(example = "Alice Liddell")]
     full_name: Option<String>,
-    /// Sorted, none twice.
+    /// Sorted, without duplicates.
     #[schema(example = json!([]))]
     roles: Vec<String>,
     /// Whether the user has shown that the address is theirs.
@@ -48,11 +48,11 @@ pub struct UserBody {
     /// Whether the user is locked out.
     #[schema(example = false)]
     disabled: bool,
-    /// When the present password was set.
+    /// When the current password was set.
     #[schema(example = "2026-01-02T03:04:05.678901Z")]
     #[serde(with = "time::serde::rfc3339")]
     password_changed_at: OffsetDateTime,
-    /// When the user was made.
+    /// When the user was created.
     #[schema(example = "2026-01-02T03:04:05.678901Z")]
     #[serde(with = "time::serde::rfc3339")]
     created_at: OffsetDateTime,
@@ -74,17 +74,17 @@ impl From<User> for UserBody {
     }
 }
 
-/// A user to be registered.
+/// A user to register.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RegisterRequest {
-    /// Letters, digits, `_`, `.` and `-`; unique without regard to case.
+    /// Letters, digits, `_`, `.` and `-`; unique regardless of case.
     #[schema(example = "alice", min_length = 3, max_length = 64, pattern = "^[A-Za-z0-9_.-]{3,64}$")]
     username: String,
-    /// Unique without regard to case; at most 254 bytes.
+    /// Unique regardless of case; at most 254 bytes.
     #[schema(example = "alice@example.com", format = Email, max_length = 254)]
     email: String,
-    /// Any characters; refused when common or made of the user's own data.
+    /// Any characters. Refused if it is common or made of the user's own data.
     #[schema(value_type = String, format = Password, example = "secret-horse-battery-9", min_length = 8, max_length = 256)]
     password: SecretString,
     /// For display.
@@ -100,9 +100,9 @@ pub(super) struct RegisterRequest {
         (status = 201, description = "The user.", body = UserBody, headers(
             ("Location" = String, description = "Where administrators find the user, relative to this address."),
         )),
-        (status = 403, description = "`registration_closed`: the operator makes the users."),
+        (status = 403, description = "`registration_closed`: users cannot register themselves here."),
         (status = 409, description = "`username_taken` or `email_taken`: another user has it."),
-        (status = 429, description = "`too_many_attempts`: too many attempts, from this address, at names that were taken. Try again after `Retry-After`."),
+        (status = 429, description = "`too_many_attempts`: too many attempts from this address used a name or e-mail address that was taken. Try again after `Retry-After`."),
     ),
 )]
 pub(super) async fn register(
@@ -120,7 +120,7 @@ pub(super) async fn register(
     };
     let (accounts, now) = (app.accounts.caused_by(cause), app.clock.now());
     let user = accounts.register(&registration, caller.ip, now, &mut random::system()).await?;
-    // Relative to this route, wherever a proxy has put it.
+    // Relative to this route, wherever a proxy mounts it.
     let location = format!("admin/users/{}", user.id);
     Ok((StatusCode::CREATED, [(LOCATION, location)], axum::Json(UserBody::from(user))))
 }
@@ -137,7 +137,7 @@ pub(super) struct LoginRequest {
     password: SecretString,
 }
 
-/// A session just begun, and its tokens.
+/// A new session and its tokens.
 #[derive(Serialize, ToSchema)]
 pub(super) struct LoginResponse {
     #[serde(flatten)]
@@ -146,14 +146,14 @@ pub(super) struct LoginResponse {
     user: UserBody,
 }
 
-/// Log in: from a name and a password to a session.
+/// Log in: begin a session with a name and a password.
 #[utoipa::path(
     post, path = "/users/login", tag = "users",
     request_body = LoginRequest,
     responses(
         (status = 200, description = "The session's tokens.", body = LoginResponse),
-        (status = 401, description = "`invalid_credentials`: unknown user, wrong password or disabled user, never told apart."),
-        (status = 429, description = "`too_many_attempts`: too many failures with this name or from this address, whether or not there is such a user. Try again after `Retry-After`."),
+        (status = 401, description = "`invalid_credentials`: the user is unknown or disabled, or the password is wrong; the response never says which."),
+        (status = 429, description = "`too_many_attempts`: too many failures with this name or from this address, whether or not the user exists. Try again after `Retry-After`."),
     ),
 )]
 pub(super) async fn log_in(
@@ -177,7 +177,7 @@ pub(super) async fn log_in(
     Ok(axum::Json(LoginResponse { tokens: Tokens::from(&login.tokens), user: login.user.into() }))
 }
 
-/// The user whose token it is.
+/// Get the user to whom the access token belongs.
 #[utoipa::path(
     get, path = "/users/me", tag = "users", security(("bearer" = [])),
     responses((status = 200, description = "The user.", body = UserBody)),
@@ -189,11 +189,11 @@ pub(super) async fn me(
     Ok(axum::Json(app.accounts.profile(claims.user_id).await?.into()))
 }
 
-/// What to change of the profile. A field that is not there stays as it is.
+/// What to change in the profile. A field that is left out stays as it is.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct UpdateMeRequest {
-    /// For display; `null` takes it away.
+    /// For display; `null` removes it.
     #[serde(default, deserialize_with = "present")]
     #[schema(
         value_type = Option<String>,
@@ -202,28 +202,28 @@ pub(super) struct UpdateMeRequest {
         pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$"
     )]
     full_name: Option<Option<String>>,
-    /// At most 254 bytes. Another address is unverified until it is shown to be the user's.
+    /// At most 254 bytes. A different address is unverified until it is shown to be the user's.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = String, required = false, example = "alice@example.org", format = Email, max_length = 254)]
     email: Option<String>,
 }
 
-/// Tells a field that is there from one that is not: what is there has to be of the field's type, `null` only where that
-/// takes it.
+/// Distinguishes a field that is present from one that is absent: a present one must be of the field's type, so `null`
+/// is accepted only if the type takes it.
 pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
-/// Change one's own profile.
+/// Change the user's own profile.
 #[utoipa::path(
     patch, path = "/users/me", tag = "users", security(("bearer" = [])),
     request_body = UpdateMeRequest,
     responses(
-        (status = 200, description = "The user as it is now.", body = UserBody),
+        (status = 200, description = "The user as they are now.", body = UserBody),
         (status = 409, description = "`email_taken`: another user has it."),
-        (status = 429, description = "`too_many_attempts`: too many attempts, from this address, at addresses or names that were taken. Try again after `Retry-After`."),
+        (status = 429, description = "`too_many_attempts`: too many attempts from this address used a name or e-mail address that was taken. Try again after `Retry-After`."),
     ),
 )]
 pub(super) async fn update_me(
@@ -242,7 +242,7 @@ pub(super) async fn update_me(
     Ok(axum::Json(UserBody::from(user)))
 }
 
-/// Log out: end the session that asks.
+/// Log out: end the current session.
 #[utoipa::path(
     post, path = "/users/logout", tag = "users", security(("bearer" = [])),
     responses((status = 204, description = "The session has ended, and its tokens are refused.")),
@@ -256,26 +256,26 @@ pub(super) async fn log_out(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The present password and the new one.
+/// The current password and the new one.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ChangePasswordRequest {
-    /// The present password.
+    /// The current password.
     #[schema(value_type = String, format = Password, example = "secret-horse-battery-9")]
     current_password: SecretString,
-    /// Any characters; refused when common or made of the user's own data.
+    /// Any characters. Refused if it is common or made of the user's own data.
     #[schema(value_type = String, format = Password, example = "another-horse-battery-10", min_length = 8, max_length = 256)]
     new_password: SecretString,
 }
 
-/// Change one's own password: every other session of the user ends.
+/// Change the user's own password. All their other sessions end.
 #[utoipa::path(
     put, path = "/users/me/password", tag = "users", security(("bearer" = [])),
     request_body = ChangePasswordRequest,
     responses(
-        (status = 204, description = "The password is the new one."),
-        (status = 401, description = "`invalid_credentials`: that is not the present password; or `missing_token`, `invalid_token`, `token_expired`, `session_revoked`, `token_outdated`."),
-        (status = 429, description = "`too_many_attempts`: it counts as a login. Try again after `Retry-After`."),
+        (status = 204, description = "The password has been changed."),
+        (status = 401, description = "`invalid_credentials`: the current password is wrong; or `missing_token`, `invalid_token`, `token_expired`, `session_revoked`, `token_outdated`."),
+        (status = 429, description = "`too_many_attempts`: an attempt counts as a login, and too many have failed. Try again after `Retry-After`."),
     ),
 )]
 pub(super) async fn change_password(
@@ -294,24 +294,24 @@ pub(super) async fn change_password(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The password, once more.
+/// The password, as confirmation.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DeleteMeRequest {
-    /// The present password.
+    /// The current password.
     #[schema(value_type = String, format = Password, example = "secret-horse-battery-9")]
     password: SecretString,
 }
 
-/// Delete one's own account, sessions and all, for good.
+/// Delete the user's own account and its sessions for good.
 #[utoipa::path(
     post, path = "/users/me/delete", tag = "users", security(("bearer" = [])),
     request_body = DeleteMeRequest,
     responses(
-        (status = 204, description = "The user is gone."),
-        (status = 401, description = "`invalid_credentials`: that is not the password; or `missing_token`, `invalid_token`, `token_expired`, `session_revoked`, `token_outdated`."),
-        (status = 409, description = "`last_admin`: nobody else is an administrator."),
-        (status = 429, description = "`too_many_attempts`: it counts as a login. Try again after `Retry-After`."),
+        (status = 204, description = "The user has been deleted, and their tokens are refused."),
+        (status = 401, description = "`invalid_credentials`: the password is wrong; or `missing_token`, `invalid_token`, `token_expired`, `session_revoked`, `token_outdated`."),
+        (status = 409, description = "`last_admin`: no other enabled user is an administrator."),
+        (status = 429, description = "`too_many_attempts`: an attempt counts as a login, and too many have failed. Try again after `Retry-After`."),
     ),
 )]
 pub(super) async fn delete_me(
