@@ -1,24 +1,25 @@
 //! `/auth/verify`: forward auth. A proxy (nginx `auth_request`, Traefik ForwardAuth, Envoy ext_authz) asks here about
-//! every request before it passes it on: 200 and who it is, 401 or 403. `docs/forward-auth.md` is for its operator.
+//! every request before passing it on: 200 with the user's identity, 401 or 403. `docs/forward-auth.md` is for the
+//! proxy's operator.
 //!
-//! What is asked about is a request to somebody else, made by who knows whom. So nothing of it counts but its
-//! `Authorization`: not the method (a CORS preflight without a token is refused like anything else), not the body,
-//! which is left unread, and no `X-Auth-*` field.
+//! The request in question is addressed to another service, and anybody may have sent it. So only its `Authorization`
+//! counts: not its method (a CORS preflight without a token is refused like anything else), not its body, which is left
+//! unread, and none of its `X-Auth-*` fields.
 //!
-//! # Whose words the roles are
+//! # Who demands the roles
 //!
-//! The roles that are demanded are the operator's word. nginx and Traefik ask at the address that they are set to. Envoy's
-//! `path_prefix` puts the address before the client's path *and query*, so that the client's `?role=` comes after whatever
-//! the operator wrote. It must neither widen a demand (roles are alternatives) nor get in the way of an application
-//! that has a parameter of that name. Therefore:
+//! It is for the operator to demand roles. nginx and Traefik ask at exactly the address in their configuration. Envoy's
+//! `path_prefix` puts that address before the client's path *and query*, so the client's `?role=` follows whatever the
+//! operator wrote. The client's part must neither widen a demand (roles are alternatives) nor get in the way of an
+//! application that has a parameter of that name. Therefore:
 //!
-//! - A query demands its roles, and may then hold nothing but roles. One that was put together of an operator's and a
-//!   client's (`/auth/verify?role=admin&uri=` and the client's part) is refused whoever asks, so that no such
-//!   configuration works long enough to be in use. So is one of `/auth/verify` itself with what was meant to be a role
-//!   (`?roles=admin`). A query without roles demands nothing, whatever else is in it.
-//! - Where the first segment below `/auth/verify/` begins with `role=`, it is read like a query, and the query is not.
-//!   It is the operator's: the client's part follows after it. `role=*` there demands no role.
-//! - A client who writes either, with an operator who wrote neither, makes demands of nobody but themselves.
+//! - A query with roles demands them, and may then hold nothing else. A query made up of an operator's part and a
+//!   client's (`/auth/verify?role=admin&uri=` and the client's part) is refused for everybody, so that no such
+//!   configuration works long enough to be in use. `/auth/verify` itself also refuses a query with a parameter that was
+//!   meant to be a role (`?roles=admin`). A query without roles demands nothing, whatever else is in it.
+//! - If the first segment below `/auth/verify/` begins with `role=`, it is read like a query, and the query is ignored.
+//!   The segment is the operator's, because the client's part comes after it. `role=*` there demands no role.
+//! - A client that writes either where the operator wrote neither makes demands only of itself.
 
 use std::{fmt::Write, sync::Arc};
 
@@ -39,28 +40,28 @@ const X_AUTH_ROLES: HeaderName = HeaderName::from_static("x-auth-roles");
 const X_AUTH_SESSION: HeaderName = HeaderName::from_static("x-auth-session");
 const X_AUTH_EXPIRES: HeaderName = HeaderName::from_static("x-auth-expires");
 
-/// Who it is. All of them are in every 200, also when empty: a proxy that copies what it finds would else leave the
-/// client's own in place.
+/// Who the user is. Every 200 has all of these fields, even empty ones: otherwise a proxy that copies the fields it
+/// finds would leave the client's own in place.
 type Identity = [(HeaderName, HeaderValue); 5];
 
-/// Whether a request may pass: asked by a proxy, by any method.
+/// For proxies: ask whether a request may pass.
 ///
-/// The body is not read. Never a redirect, never a cookie.
+/// Takes any method, and does not read the body. The response is never a redirect and never sets a cookie.
 #[utoipa::path(
     get, path = "/auth/verify", tag = "forward auth", security(("bearer" = [])),
     params((
         "role" = Option<Vec<String>>, Query,
-        description = "The user needs one of these roles. With roles, nothing else may be in the query.",
+        description = "The user needs one of these roles. A query with roles may hold nothing else.",
     )),
     responses(
-        (status = 200, description = "It may. The body is empty.", headers(
+        (status = 200, description = "The request may pass. The body is empty.", headers(
             ("X-Auth-Subject" = String, description = "The user's id."),
-            ("X-Auth-User" = String, description = "The username; bytes other than visible ASCII, `%` and `,` as `%XX`."),
-            ("X-Auth-Roles" = String, description = "The roles, sorted, with commas between; empty when there are none."),
+            ("X-Auth-User" = String, description = "The username, with `%`, `,` and all bytes that are not visible ASCII as `%XX`."),
+            ("X-Auth-Roles" = String, description = "The roles, sorted and separated by commas; empty if there are none."),
             ("X-Auth-Session" = String, description = "The session's id."),
-            ("X-Auth-Expires" = i64, description = "When the token ends: seconds since 1970."),
+            ("X-Auth-Expires" = i64, description = "When the token expires, in seconds since 1970."),
         )),
-        (status = 403, description = "`forbidden`: the user has none of the roles, or they cannot be read."),
+        (status = 403, description = "`forbidden`: the user has none of the demanded roles, or the demand cannot be read."),
     ),
 )]
 pub(super) async fn verify(Extension(claims): Extension<Arc<Claims>>, uri: Uri) -> Result<Identity, Problem> {
@@ -68,25 +69,25 @@ pub(super) async fn verify(Extension(claims): Extension<Arc<Claims>>, uri: Uri) 
     if is_misspelt(demand) { Err(unreadable()) } else { answer(&claims, demand) }
 }
 
-/// Whether a request may pass, for proxies that put an address before the path and the query of the request (Envoy).
+/// For proxies that put a prefix before the path and query of the request (Envoy): ask whether it may pass.
 ///
-/// Any method and any path below. When the first segment begins with `role=`, as in `/auth/verify/role=admin&role=owner/…`,
-/// it says the roles and the query is not looked at; `role=*` there demands none.
+/// Takes any method and any path. If the first segment begins with `role=`, as in
+/// `/auth/verify/role=admin&role=owner/…`, it demands the roles, and the query is ignored; `role=*` there demands none.
 #[utoipa::path(
     get, path = "/auth/verify/{*rest}", tag = "forward auth", security(("bearer" = [])),
     params(
         ("rest" = String, Path, description = "Any path, of any number of segments."),
-        ("role" = Option<Vec<String>>, Query, description = "As with `/auth/verify`, unless the path says the roles."),
+        ("role" = Option<Vec<String>>, Query, description = "As with `/auth/verify`, unless the path demands the roles."),
     ),
     responses(
-        (status = 200, description = "It may. The body is empty.", headers(
+        (status = 200, description = "The request may pass. The body is empty.", headers(
             ("X-Auth-Subject" = String, description = "As with `/auth/verify`."),
             ("X-Auth-User" = String, description = "As with `/auth/verify`."),
             ("X-Auth-Roles" = String, description = "As with `/auth/verify`."),
             ("X-Auth-Session" = String, description = "As with `/auth/verify`."),
             ("X-Auth-Expires" = i64, description = "As with `/auth/verify`."),
         )),
-        (status = 403, description = "`forbidden`: the user has none of the roles, or they cannot be read."),
+        (status = 403, description = "`forbidden`: the user has none of the demanded roles, or the demand cannot be read."),
     ),
 )]
 pub(super) async fn verify_below(
@@ -98,7 +99,7 @@ pub(super) async fn verify_below(
 
 /// The part of an address below [`PREFIX`] that demands roles.
 fn demand_below(uri: &Uri) -> &str {
-    // As it was sent: nobody's `..` or `%2F` moves what is first.
+    // The path as it was sent: no `..` or `%2F` changes which segment is the first.
     let rest = uri.path().strip_prefix(PREFIX).unwrap_or_default();
     match rest.split('/').next() {
         Some("role=*") => "",
@@ -119,8 +120,8 @@ fn unreadable() -> Problem {
     forbidden("The roles that this needs are not only names of roles.")
 }
 
-/// Whether there is a parameter whose name was meant to be `role`, as far as its letters tell. In a query that is all the
-/// operator's this is a demand, which must not count as none.
+/// Whether there is a parameter whose name was meant to be `role`, judging by its letters. In a query that is entirely
+/// the operator's, this is a demand, which must not pass for none.
 fn is_misspelt(demand: &str) -> bool {
     form_urlencoded::parse(demand.as_bytes()).any(|(name, _)| {
         let letters: String =
@@ -140,7 +141,7 @@ enum Demand {
     Met,
     /// The user has none of the roles.
     Unmet,
-    /// There is a `role` and something besides, or one that cannot be the name of a role.
+    /// There is something else besides a `role`, or a value that cannot be the name of a role.
     Unreadable,
 }
 
@@ -184,9 +185,9 @@ fn text(value: &str) -> HeaderValue {
     HeaderValue::from_str(value).expect("visible ASCII is what a header field takes")
 }
 
-/// Adds `name` with every byte percent-encoded that is not visible ASCII, or is `%` or `,`. Names that keep to the rules
-/// have none such; rows made by hand, and tokens of a fork, may. The encoded form is a header field in any case, and no
-/// two names have the same.
+/// Adds `name`, with `%`, `,` and every byte that is not visible ASCII percent-encoded. Names that keep to the rules
+/// have no such bytes; rows made by hand, and tokens of a fork, may. The encoded form is always valid in a header
+/// field, and no two names share one.
 fn push(out: &mut String, name: &str) {
     for byte in name.bytes() {
         if byte.is_ascii_graphic() && byte != b'%' && byte != b',' {
@@ -237,7 +238,7 @@ mod tests {
             ("%72ole=admin", Unmet),
             ("role=edit", Unmet),
             ("role=admin&role=owner", Unmet),
-            // No name of a role.
+            // Not the name of a role.
             ("role", Unreadable),
             ("role=", Unreadable),
             ("role=*", Unreadable),
@@ -246,7 +247,7 @@ mod tests {
             ("role=editor+", Unreadable),
             ("role=editor%00", Unreadable),
             ("role=editor%FF", Unreadable),
-            // An operator's and a client's in one.
+            // An operator's part and a client's in one.
             ("role=editor&page=2", Unreadable),
             ("page=2&role=editor", Unreadable),
             ("role=admin&uri=/x?y&role=editor", Unreadable),

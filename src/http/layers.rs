@@ -1,4 +1,4 @@
-//! What is around every route, in its order: [`around`].
+//! What wraps every route, in order: [`around`].
 
 use std::{
     any::Any,
@@ -41,17 +41,17 @@ use crate::{
 /// Which kind of route a request is for.
 #[derive(Clone)]
 pub(super) enum Area {
-    /// Our own, which pages of other origins may call by these rules.
+    /// Our own, which pages of other origins may call under these rules.
     Own(Arc<CorsLayer>),
-    /// What a proxy asks is about a request to somebody else: no preflight of it is ours to answer, and how large its body
-    /// may be is not for us to say.
+    /// A proxy asks about a request to another service: a preflight of that is not ours to answer, nor is the size of
+    /// its body ours to limit.
     ForwardAuth,
 }
 
-/// Everything around a route: a request passes it from top to bottom, its response from bottom to top.
+/// Everything around a route: a request passes through it from top to bottom, its response from bottom to top.
 ///
-/// One function, and not a stack of layers: each of axum's puts a copy of all that is below it on the heap, for each
-/// request, which costs more than everything that they do.
+/// One function rather than a stack of layers: for every request, each axum layer puts a copy of all that is below it
+/// on the heap, which costs more than everything the layers do.
 pub(super) async fn around(
     app: App,
     area: Area,
@@ -60,26 +60,26 @@ pub(super) async fn around(
 ) -> Result<Response<Body>, Infallible> {
     // First, so that everything below has an id to log and to answer with.
     let id = RequestId::assign(&mut request, &app);
-    // One line in the log for each request, whatever becomes of it below.
+    // One log line for each request, whatever becomes of it below.
     let mut line = Line::begin(&app, &request, id.clone());
     let (steps, span) = (line.trace.span().clone(), line.span());
     let answer = async {
         match area {
-            // Outside of problems: a page of an allowed origin may read what went wrong.
+            // Outside the problem documents: a page of an allowed origin may read what went wrong.
             Area::Own(rules) => cors(&rules, request, |request| own(&app, &id, request, route)).await,
             Area::ForwardAuth => guarded(&app, &id, request, route).await,
         }
     };
     let mut response = answer.instrument(steps).instrument(span).await;
-    // Outside of CORS and of problems, so that those have the header fields too.
+    // Outside CORS and the problem documents, so that those responses have the header fields too.
     security_headers(response.headers_mut());
     line.end(&response);
     id.answer(response.headers_mut());
     Ok(response)
 }
 
-/// No body is read beyond the limit, declared or not. One that is not declared, and that nobody reads, is let be: hyper takes
-/// a piece of it, or over HTTP/2 a window, and what is left of the request goes with the answer.
+/// No body is read beyond the limit, whether or not its length is declared. A body of undeclared length that no handler
+/// reads is left alone: hyper takes a piece of it, or over HTTP/2 a window, and drops the rest once the answer is sent.
 async fn own(app: &App, id: &RequestId, request: Request, route: Route) -> Response<Body> {
     let declared =
         request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -96,9 +96,9 @@ async fn own(app: &App, id: &RequestId, request: Request, route: Route) -> Respo
     guarded(app, id, request, route).await
 }
 
-/// The route's answer, or the document of the error that came of it.
+/// The route's answer, or the problem document of its error.
 async fn guarded(app: &App, id: &RequestId, request: Request, route: Route) -> Response<Body> {
-    // A handler that hangs gives its connection and its place back.
+    // A handler that hangs gives back its connection and its place.
     let wait = if request.uri().path() == revocations::PATH { revocations::MAX_WAIT } else { Duration::ZERO };
     let answer = timeout(app.limits.handler + wait, route.oneshot(request));
     // A panic in a handler is a 500 for that request and nothing more.
@@ -112,7 +112,7 @@ async fn guarded(app: &App, id: &RequestId, request: Request, route: Route) -> R
     response
 }
 
-/// What `future` gives, or what it panicked with.
+/// The output of `future`, or what it panicked with.
 async fn unwinding<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send>> {
     let mut future = pin!(future);
     // It is not polled again after a panic.
@@ -123,8 +123,8 @@ async fn unwinding<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send
     .await
 }
 
-/// One line for each request, one more in the counts, and a span: id, method, route, status, latency, and the problem's
-/// code. Never a header, a query or a body: those hold secrets and personal data.
+/// What is recorded of a request, as a log line, in the metrics and as a span: id, method, route, status, latency, and
+/// the problem's code. Never a header, a query or a body: those hold secrets and personal data.
 struct Line {
     id: RequestId,
     method: Method,
@@ -148,8 +148,8 @@ impl Line {
         Self { id, method, route, began: Instant::now(), metrics, trace, is_written: false }
     }
 
-    /// What stands in each line that is logged within the request; at the highest level, so that no line goes without
-    /// that `RUST_LOG` lets through.
+    /// The fields of every line that is logged within the request. The span is at the highest level, so that every line
+    /// that `RUST_LOG` lets through has them.
     fn span(&self) -> Span {
         error_span!(
             REQUEST,
@@ -165,7 +165,7 @@ impl Line {
         self.write(response.status().as_u16(), code);
     }
 
-    /// The route as it is written in the code, with no id of anybody; other paths are the client's own invention.
+    /// The route as written in the code, with nobody's id in it; any other path is the client's invention.
     fn route(&self) -> &str {
         self.route.as_ref().map_or("-", MatchedPath::as_str)
     }
@@ -183,7 +183,7 @@ impl Line {
     }
 }
 
-/// The method, of those that have a name: any other is the client's own invention (OpenTelemetry's word for them).
+/// The method if it is a known one. Any other is the client's invention, for which OpenTelemetry's word is `_OTHER`.
 fn known(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -206,7 +206,7 @@ impl Drop for Line {
     }
 }
 
-/// What a browser may do with a response: next to nothing, as nearly all are JSON.
+/// What a browser may do with a response: next to nothing, since nearly all are JSON.
 const SECURITY: [(HeaderName, HeaderValue); 6] = [
     (CACHE_CONTROL, HeaderValue::from_static("no-store")),
     (CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
@@ -216,16 +216,16 @@ const SECURITY: [(HeaderName, HeaderValue); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
 ];
 
-/// A handler that set a field keeps it.
+/// Adds the fields that the handler has not set itself.
 fn security_headers(headers: &mut HeaderMap) {
-    // Those, the length and the request's id: room for all of them at once.
+    // Room for all of them at once, and for the length and the request id.
     headers.reserve(SECURITY.len() + 2);
     for (name, value) in SECURITY {
         headers.entry(name).or_insert(value);
     }
 }
 
-/// What an answer depends on, and what of its header a page may read: in every answer, also where no page asks.
+/// What an answer varies on, and which of its header fields a page may read. In every answer, even if no page asks.
 const VARIES: HeaderValue = HeaderValue::from_static("origin");
 const EXPOSED: &str = "location,retry-after,www-authenticate,x-request-id";
 
@@ -242,8 +242,8 @@ pub(super) fn cors_rules(allowed_origins: &[String]) -> CorsLayer {
         .max_age(Duration::from_secs(3600))
 }
 
-/// Applies the rules. tower-http answers every `OPTIONS` with 200, as if it were a preflight; only a real one (Fetch
-/// standard: it has both header fields) may be answered in a route's place.
+/// Applies the rules. tower-http answers every `OPTIONS` with 200, as if it were a preflight; only a real one, which
+/// has both header fields (Fetch standard), may be answered in place of the route.
 async fn cors<F: Future<Output = Response<Body>>>(
     rules: &CorsLayer,
     request: Request,
@@ -254,7 +254,7 @@ async fn cors<F: Future<Output = Response<Body>>>(
     if request.method() == Method::OPTIONS && !is_preflight {
         return next(request).await;
     }
-    // Nobody's page asks: what CORS says then is always the same, and making it costs as much as answering `/healthz`.
+    // No page asks: the CORS fields are then always the same, and making them costs as much as answering `/healthz`.
     if !headers.contains_key(ORIGIN) {
         let mut response = next(request).await;
         response.headers_mut().append(VARY, VARIES);
@@ -275,7 +275,7 @@ async fn cors<F: Future<Output = Response<Body>>>(
 #[error("a handler panicked: {0}")]
 struct Panicked(String);
 
-/// A panic is a fault of ours: 500, and the log has what it said.
+/// A panic is our fault: 500, and its message goes to the log.
 fn panicked(panic: &(dyn Any + Send)) -> Response<Body> {
     let text = panic
         .downcast_ref::<&str>()
@@ -285,7 +285,7 @@ fn panicked(panic: &(dyn Any + Send)) -> Response<Body> {
     Problem::fault(Panicked(text)).into_response()
 }
 
-/// Counts a token that was accepted, and notes it when it has been used for the first time here.
+/// Counts an accepted token, and notes the sighting if the token has been used here for the first time.
 pub(super) fn note_sighting(app: &App, request: &Request) {
     let extensions = request.extensions();
     if let (Some(Sighting::First), Some(claims)) = (extensions.get(), extensions.get::<Arc<Claims>>()) {

@@ -75,8 +75,8 @@ struct Document {
 
 /// Export everything stored about the user: the account, its sessions and its history, but no hash and no token.
 ///
-/// The document is read piece by piece while it is sent, and each piece shows the data as it is then. If something fails
-/// on the way, the connection is closed before the end of the document.
+/// The document is read piece by piece while it is sent, and each piece shows the data as it is then. If something
+/// fails on the way, the connection is closed before the end of the document.
 #[utoipa::path(
     get, path = "/users/me/export", tag = "users", security(("bearer" = [])),
     responses(

@@ -1,5 +1,5 @@
-//! What goes on in the streams of a connection over HTTP/2, and so whether it is idle: the counterpart of
-//! [`patience`](super::patience), which has HTTP/1.
+//! Activity in the streams of an HTTP/2 connection, which tells whether the connection is idle. The counterpart for
+//! HTTP/1 is [`patience`](super::patience).
 
 use std::{
     pin::Pin,
@@ -15,12 +15,12 @@ use axum::body::Body;
 use hyper::body::{Body as HttpBody, Buf, Bytes, Frame, SizeHint};
 use tokio::time::sleep;
 
-/// What goes on in the streams of a connection over HTTP/2.
+/// The activity in the streams of one HTTP/2 connection.
 #[derive(Default)]
 pub(super) struct Streams {
     /// How many answers are being made.
     making: AtomicUsize,
-    /// Whether anything has been asked, answered or taken since this was looked at.
+    /// Whether anything has been asked, answered or taken since the last look.
     has_moved: AtomicBool,
 }
 
@@ -29,7 +29,7 @@ impl Streams {
         self.has_moved.store(true, Ordering::Relaxed);
     }
 
-    /// Waits for `period`; whether nothing has moved since this was called before, and no answer is being made.
+    /// Waits for `period`. Returns whether nothing has moved since the previous call, and no answer is being made.
     pub(super) async fn rest_for(&self, period: Duration) -> bool {
         sleep(period).await;
         !self.has_moved.swap(false, Ordering::Relaxed) && self.making.load(Ordering::Relaxed) == 0
@@ -54,7 +54,7 @@ impl Drop for Making {
     }
 }
 
-/// The body of an answer, with a note each time that the client takes some of it.
+/// The body of an answer, which notes each time that the client takes some of it.
 pub(super) struct Answer {
     pub(super) body: Body,
     pub(super) streams: Option<Arc<Streams>>,
@@ -82,8 +82,8 @@ impl HttpBody for Answer {
     }
 }
 
-/// A piece of a body. hyper has it whole as soon as the client takes some of it, perhaps for minutes: that it shrinks, as
-/// the client's window and the socket let it, is what tells that it is being taken.
+/// A piece of a body. hyper holds the whole piece from when the client first takes some of it, perhaps for minutes. The
+/// sign that the client is still taking it is that it shrinks, as the client's window and the socket allow.
 pub(super) struct Piece {
     bytes: Bytes,
     streams: Option<Arc<Streams>>,

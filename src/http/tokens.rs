@@ -74,9 +74,9 @@ pub(super) struct RenewRequest {
 
 /// Renew a session: exchange its refresh token for a new one and a fresh access token.
 ///
-/// A lost response does no harm: send the same refresh token again, and you get the same successor. This works for a few
-/// seconds in any case, and after that for as long as nothing from the response has been used. A refresh token that is
-/// sent again later than that counts as stolen, and the session ends.
+/// A lost response does no harm: send the same refresh token again, and you get the same successor. This works for a
+/// few seconds in any case, and after that for as long as nothing from the response has been used. A refresh token that
+/// is sent again later than that counts as stolen, and the session ends.
 #[utoipa::path(
     post, path = "/tokens/renew_access", tag = "tokens",
     request_body = RenewRequest,
@@ -219,9 +219,9 @@ pub(super) async fn introspect(
 
 /// Revoke a token, which ends its session (RFC 7009).
 ///
-/// Whoever holds an access token or a refresh token of a session may end that session, with or without the credentials of
-/// a client, even after the token has expired. The response is the same for a token that belongs to no session, or to one
-/// that has already ended, and for an expired access token whose key is gone.
+/// Whoever holds an access token or a refresh token of a session may end that session, with or without the credentials
+/// of a client, even after the token has expired. The response is the same for a token that belongs to no session, or
+/// to one that has already ended, and for an expired access token whose key is gone.
 #[utoipa::path(
     post, path = "/tokens/revoke", tag = "tokens", security((), ("client" = [])),
     request_body(content = TokenRequest, content_type = "application/x-www-form-urlencoded"),

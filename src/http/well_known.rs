@@ -1,8 +1,9 @@
 //! `/.well-known`: the public keys, and where everything is. Served from memory; the same bytes until a key changes.
 //!
-//! The metadata differ from RFC 8414 in two points, as gatepass is no OAuth server. There is no `token_endpoint`, which that
-//! requires. And empty arrays are there, which that wants left out (section 3.2): `response_types_supported`, since that is
-//! required as well, and `grant_types_supported`, since without it two grants would be understood (section 2).
+//! The metadata differs from RFC 8414 in two points, because gatepass is not an OAuth server. It has no
+//! `token_endpoint`, which the RFC requires. And it has two empty arrays, which the RFC wants left out (section 3.2):
+//! `response_types_supported`, because it is also required, and `grant_types_supported`, because leaving it out would
+//! imply two grants (section 2).
 
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ const PASERKS: &str = "/.well-known/paserk.json";
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only describes the document, which is made where the keys are")]
 pub(super) struct JwkSet {
-    /// Public keys for JWTs; none where tokens are of another format or have a shared key.
+    /// Public keys for JWTs; none if tokens have another format or a shared key.
     #[schema(value_type = Vec<Object>, example = json!([{
         "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
         "alg": "EdDSA", "use": "sig", "kid": "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
@@ -41,7 +42,7 @@ pub(super) struct JwkSet {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only describes the document, which is made where the keys are")]
 pub(super) struct PaserkSet {
-    /// None where tokens are of another format or have a shared key.
+    /// None if tokens have another format or a shared key.
     keys: Vec<Paserk>,
 }
 
@@ -49,18 +50,18 @@ pub(super) struct PaserkSet {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only describes the document, which is made where the keys are")]
 pub(super) struct Paserk {
-    /// PASERK `k4.pid`, as it stands in the footer of the key's tokens.
+    /// PASERK `k4.pid`, as in the footer of the key's tokens.
     #[schema(example = "k4.pid.9ShR3xc8-qVJ_di0tc9nx0IDIqbatdeM2mqLFBJsKRHs")]
     kid: String,
     /// PASERK `k4.public`.
     #[schema(example = "k4.public.cHFyc3R1dnd4eXp7fH1-f4CBgoOEhYaHiImKi4yNjo8")]
     paserk: String,
-    /// `next` will sign, `active` signs, `retiring` has signed tokens that are still good.
+    /// `next` will sign, `active` signs, `retiring` has signed tokens that are still valid.
     #[schema(value_type = String, example = "active")]
     status: KeyStatus,
 }
 
-/// What there is and where (RFC 8414).
+/// Metadata of the service (RFC 8414).
 #[derive(Serialize, ToSchema)]
 pub(super) struct Metadata {
     /// The `iss` of access tokens.
@@ -75,33 +76,33 @@ pub(super) struct Metadata {
     /// Where clients ask about tokens (RFC 7662).
     #[schema(example = "https://auth.example.com/tokens/introspect")]
     introspection_endpoint: String,
-    /// How they say who they are.
+    /// How those clients authenticate.
     #[schema(example = json!(["client_secret_basic"]))]
     introspection_endpoint_auth_methods_supported: [&'static str; 1],
-    /// Where sessions are ended by their tokens (RFC 7009).
+    /// Where tokens are revoked, which ends their sessions (RFC 7009).
     #[schema(example = "https://auth.example.com/tokens/revoke")]
     revocation_endpoint: String,
-    /// `none`: to hold the token is enough.
+    /// `none`: holding the token is enough.
     #[schema(example = json!(["none", "client_secret_basic"]))]
     revocation_endpoint_auth_methods_supported: [&'static str; 2],
-    /// None: a login is no OAuth flow. RFC 8414 requires the member.
+    /// Empty: a login is not an OAuth flow. RFC 8414 requires the member.
     response_types_supported: [&'static str; 0],
-    /// None: a login is no OAuth grant. Left out, it would mean two that there are not.
+    /// Empty: a login is not an OAuth grant. Leaving it out would imply two grants that do not exist here.
     grant_types_supported: [&'static str; 0],
     /// Where the API is described.
     #[schema(example = "https://auth.example.com/docs")]
     service_documentation: String,
 }
 
-/// The public keys for JWTs.
+/// Get the public keys for JWTs.
 #[utoipa::path(
     get, path = "/.well-known/jwks.json", tag = "keys",
     responses(
         (status = 200, description = "A JWK set (RFC 7517).", body = JwkSet, content_type = "application/jwk-set+json", headers(
             ("ETag" = String, description = "Changes when the document does."),
-            ("Cache-Control" = String, description = "For how long it may be used without asking again."),
+            ("Cache-Control" = String, description = "How long the document may be used without asking again."),
         )),
-        (status = 304, description = "Not changed since the `ETag` of `If-None-Match`."),
+        (status = 304, description = "The document still has the `ETag` in `If-None-Match`."),
     ),
 )]
 pub(super) async fn jwks(State(app): State<App>, headers: HeaderMap) -> Response {
@@ -109,15 +110,15 @@ pub(super) async fn jwks(State(app): State<App>, headers: HeaderMap) -> Response
     document(&headers, keys.published().jwks.clone(), "application/jwk-set+json", keys.cached_for())
 }
 
-/// The public keys for PASETOs.
+/// Get the public keys for PASETOs.
 #[utoipa::path(
     get, path = "/.well-known/paserk.json", tag = "keys",
     responses(
         (status = 200, description = "The keys as PASERKs.", body = PaserkSet, headers(
             ("ETag" = String, description = "Changes when the document does."),
-            ("Cache-Control" = String, description = "For how long it may be used without asking again."),
+            ("Cache-Control" = String, description = "How long the document may be used without asking again."),
         )),
-        (status = 304, description = "Not changed since the `ETag` of `If-None-Match`."),
+        (status = 304, description = "The document still has the `ETag` in `If-None-Match`."),
     ),
 )]
 pub(super) async fn paserks(State(app): State<App>, headers: HeaderMap) -> Response {
@@ -125,16 +126,16 @@ pub(super) async fn paserks(State(app): State<App>, headers: HeaderMap) -> Respo
     document(&headers, keys.published().paserks.clone(), "application/json", keys.cached_for())
 }
 
-/// What there is and where.
+/// Get the metadata of the service: what it offers, and where.
 #[utoipa::path(
     get, path = "/.well-known/oauth-authorization-server", tag = "keys",
     responses(
         (status = 200, description = "Metadata (RFC 8414).", body = Metadata, headers(
             ("ETag" = String, description = "Changes when the document does."),
-            ("Cache-Control" = String, description = "For how long it may be used without asking again."),
+            ("Cache-Control" = String, description = "How long the document may be used without asking again."),
         )),
-        (status = 304, description = "Not changed since the `ETag` of `If-None-Match`."),
-        (status = 404, description = "`not_found`: the service does not know its address, as its issuer is no URL."),
+        (status = 304, description = "The document still has the `ETag` in `If-None-Match`."),
+        (status = 404, description = "`not_found`: the service does not know its own address, because its issuer is not a URL."),
     ),
 )]
 pub(super) async fn metadata(State(app): State<App>, headers: HeaderMap) -> Result<Response, Problem> {
