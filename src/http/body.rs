@@ -1,4 +1,4 @@
-//! What the extractors of bodies share: whether a body is of their kind, and reading it.
+//! What the body extractors share: finding out whether a body is of their kind, and reading it.
 
 use axum::{
     body::Body,
@@ -16,7 +16,7 @@ pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
     Some(value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
 }
 
-/// The whole body. 413 over the limit, 408 when it does not arrive, `broken` when only a part of it does.
+/// The whole body. 413 over the limit, 408 if it does not arrive in time, `broken` if only a part of it arrives.
 pub(super) async fn read(
     request: Request,
     app: &App,
@@ -31,7 +31,7 @@ pub(super) async fn read(
         })
 }
 
-/// What has arrived is copied: a piece of it, be it one byte, keeps all of the buffer alive that it was read into.
+/// Copies what has arrived: a piece of it, even a single byte, keeps alive the whole buffer that it was read into.
 async fn collect(mut body: Body) -> Result<Vec<u8>, axum::Error> {
     let mut whole = Vec::new();
     while let Some(frame) = body.frame().await {

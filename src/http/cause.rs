@@ -1,4 +1,4 @@
-//! Who asks, and in which request: for the history.
+//! Who asks for a change, and in which request: for the history.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -10,7 +10,7 @@ use crate::{
     token::Claims,
 };
 
-/// The user of the bearer token, where the route takes one; and the request's id.
+/// The user of the bearer token, if the route takes one, and the request's id.
 impl FromRequestParts<App> for Cause {
     type Rejection = Infallible;
 

@@ -13,17 +13,17 @@ use crate::account::Caller;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// How many elements of `X-Forwarded-For` are looked at: nobody has that many proxies in a row.
+/// How many elements of `X-Forwarded-For` are looked at; nobody has that many proxies in a row.
 const MAX_PROXIES: usize = 64;
 
 /// The longest `User-Agent` that is kept, in characters.
 const MAX_USER_AGENT: usize = 512;
 
-/// The address that a request came from: `peer`, unless that is in `trusted`; then the rightmost address of all
-/// `X-Forwarded-For` fields together that is not. What stands left of it the client may have made up.
+/// The address that a request came from: `peer`, unless that is in `trusted`; then the rightmost address in all
+/// `X-Forwarded-For` fields together that is not in `trusted`. The client may have made up anything to the left of it.
 ///
-/// An element that is no address, or empty, ends the search: the proxy that wrote it is the last that is known, and what
-/// stands left of it is not its word. So does the 64th.
+/// An element that is empty or not an address ends the search: the proxy that wrote it is the last known one, and does
+/// not vouch for anything to the left of it. The 64th element ends the search, too.
 pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut client = peer.to_canonical();
     if !is_trusted(client, trusted) {
@@ -52,8 +52,8 @@ pub(super) fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|net| net.contains(&ip))
 }
 
-/// An address, with or without a port, an IPv6 one with or without brackets; IPv4-mapped IPv6 is IPv4. One with a zone is
-/// none: it means nothing on another machine.
+/// An address, with or without a port, and if IPv6 with or without brackets; IPv4-mapped IPv6 becomes IPv4. One with a
+/// zone does not count: it means nothing on another machine.
 fn parse(element: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(element).ok()?.trim_matches('"');
     if text.contains('%') {
@@ -67,8 +67,8 @@ fn parse(element: &[u8]) -> Option<IpAddr> {
         .map(|ip| ip.to_canonical())
 }
 
-/// Whether a character is not text but an order to whatever shows the text, such as an operator's terminal: a control
-/// character, or one that turns the line around.
+/// Whether a character is an order to whatever shows the text, such as an operator's terminal: a control character, or
+/// one that changes the direction of the line.
 fn is_order(c: char) -> bool {
     c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -102,7 +102,7 @@ mod tests {
         let (just, too_many) = (format!("198.51.100.1,{ours}"), format!("198.51.100.1,10.0.0.3,{ours}"));
         let endless = "10.0.0.2,".repeat(7000);
         let cases: &[(&str, &[&str], &str)] = &[
-            // The peer is no proxy of ours: its word counts for nothing.
+            // The peer is not one of our proxies: its word counts for nothing.
             ("203.0.113.9", &["198.51.100.1"], "203.0.113.9"),
             ("10.0.0.1", &[], "10.0.0.1"),
             ("10.0.0.1", &["198.51.100.1"], "198.51.100.1"),
@@ -140,7 +140,7 @@ mod tests {
             ("10.0.0.1", &["localhost"], "10.0.0.1"),
             ("10.0.0.1", &["fe80::1%eth0"], "10.0.0.1"),
             ("10.0.0.1", &["[fe80::1%5]:80"], "10.0.0.1"),
-            // Garbage that the client wrote, in a line that our proxy went on with.
+            // Garbage that the client wrote, in a field that our proxy continued.
             ("10.0.0.1", &["gärbage\t?, 198.51.100.1"], "198.51.100.1"),
             ("10.0.0.1", &["\"[::ffff:198.51.100.1]:80\""], "198.51.100.1"),
             ("10.0.0.1", &["[2001:DB8:0::1]:4711"], "2001:db8::1"),

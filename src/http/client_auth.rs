@@ -1,6 +1,6 @@
 //! Introspection clients: HTTP Basic (RFC 7617) with `client_id` and `client_secret` (RFC 6749, section 2.3.1).
 //!
-//! That section has both encoded as in a form first. Ours consist of characters that this leaves as they are.
+//! That section requires both to be form-encoded first. Ours consist of characters that this leaves as they are.
 
 use axum::{
     extract::{FromRequestParts, OptionalFromRequestParts},
@@ -15,9 +15,9 @@ use crate::account::{Caller, Error};
 
 /// The request comes from an introspection client: its credentials have been checked.
 ///
-/// 401 `invalid_client` otherwise, whatever is wrong: no credentials, several, unreadable ones, an unknown client, a wrong
-/// secret. 429 `too_many_attempts` after many wrong ones from one address. As an option, only credentials of a client are
-/// looked at: `None` where there are none.
+/// Otherwise 401 `invalid_client`, whatever is wrong: no credentials, several, unreadable ones, an unknown client, a
+/// wrong secret. 429 `too_many_attempts` after many wrong ones from one address. As an `Option`, only the credentials
+/// of a client are looked at: `None` if there are none.
 pub(super) struct AuthenticatedClient;
 
 impl FromRequestParts<App> for AuthenticatedClient {
@@ -48,14 +48,14 @@ struct Credentials {
     secret: Zeroizing<String>,
 }
 
-/// The credentials of the one `Authorization` field that there may be; `None` for anything else.
+/// The credentials in the only `Authorization` field; `None` for anything else.
 fn credentials(headers: &HeaderMap) -> Option<Credentials> {
     let mut fields = headers.get_all(AUTHORIZATION).iter();
     let (Some(field), None) = (fields.next(), fields.next()) else { return None };
     let encoded = basic(field.as_bytes())?.trim_ascii();
     let decoded = Zeroizing::new(STANDARD.decode(encoded).ok()?);
     let (id, secret) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
-    // No client's id looks like that, which whoever sends it knows: nothing is looked up.
+    // No client has an id of another form, as any sender knows: then nothing is looked up.
     let id = id.parse::<uuid::fmt::Hyphenated>().ok()?;
     Some(Credentials { id: id.into(), secret: Zeroizing::new(secret.to_owned()) })
 }

@@ -79,13 +79,13 @@ static ASSETS: LazyLock<HashMap<&'static str, Asset>> = LazyLock::new(|| {
 });
 
 async fn asset(file: Result<Path<String>, PathRejection>) -> Result<Response, Problem> {
-    // What cannot be read as a name names nothing.
+    // What cannot be decoded names no file.
     let Path(file) = file.map_err(|_| Problem::not_found())?;
     let asset = ASSETS.get(file.as_str()).ok_or_else(Problem::not_found)?;
     let headers = [(CONTENT_TYPE, asset.kind.clone()), (CACHE_CONTROL, CACHE)];
     let mut response = (headers, asset.bytes.clone()).into_response();
     if asset.is_gzipped {
-        // Every browser takes it, and nobody else asks for these.
+        // Every browser accepts it, and nobody else asks for these files.
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     Ok(response)

@@ -1,4 +1,4 @@
-//! Reading forms, as OAuth has its requests: like axum's `Form`, with every fault a [`Problem`].
+//! Reading forms, in which OAuth sends its requests: like axum's `Form`, but every fault is a [`Problem`].
 
 use axum::extract::{FromRequest, Request};
 use serde::de::DeserializeOwned;
@@ -8,10 +8,10 @@ use super::{App, Problem, body};
 /// The media type of a form.
 pub(super) const MEDIA_TYPE: &str = "application/x-www-form-urlencoded";
 
-/// A request's body, read from a form. Parameters that the route does not know are passed over (RFC 6749, section 3.2).
+/// A request's body, read from a form. Parameters that the route does not know are ignored (RFC 6749, section 3.2).
 ///
-/// 415 for another media type, 413 over the limit, 408 when it does not arrive, 400 when it is no form, or a parameter is
-/// missing or repeated.
+/// 415 for another media type, 413 over the limit, 408 if it does not arrive in time, 400 if it is not a form, or a
+/// parameter is missing or repeated.
 pub(super) struct Form<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequest<App> for Form<T> {
@@ -31,12 +31,12 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
         return Err(Problem::invalid_request("The body is no form: a `%` lacks its two digits."));
     }
     serde_urlencoded::from_bytes(body).map_err(|error| {
-        // Names of parameters and never a value: all that the routes take are texts, which any value is.
+        // It names parameters, and never a value: the routes take only strings, and any value is one.
         Problem::invalid_request(format!("The form is not what this route takes: {error}."))
     })
 }
 
-/// Whether every `%` has its two digits. The parser would take one without as it stands.
+/// Whether every `%` has its two digits. The parser would take one without them literally.
 fn is_encoded(body: &[u8]) -> bool {
     let mut after = body.split(|byte| *byte == b'%').skip(1);
     after.all(|after| after.len() >= 2 && after[..2].iter().all(u8::is_ascii_hexdigit))
@@ -64,7 +64,7 @@ mod tests {
             ("x=1&x=2&%74oken=a&client_id=b", "a", None),
             ("token=%C3%A4", "ä", None),
             ("token=a=b;c", "a=b;c", None),
-            // No UTF-8, and so no token of anybody's.
+            // Not UTF-8, and so nobody's token.
             ("token=%ff", "\u{fffd}", None),
         ] {
             let got = parse::<Body>(body.as_bytes()).unwrap();

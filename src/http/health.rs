@@ -9,10 +9,10 @@ use utoipa::ToSchema;
 use super::{App, Problem};
 use crate::chain;
 
-/// How long the database may take to say that it is there.
+/// How long the database may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How the service is.
+/// The state of the service.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Health {
     /// `ok` or `ready`.
@@ -20,7 +20,7 @@ pub(super) struct Health {
     status: &'static str,
 }
 
-/// Whether the process is alive. Touches nothing else.
+/// Tell whether the process is alive. Nothing else is checked.
 #[utoipa::path(
     get, path = "/healthz", tag = "health",
     responses((status = 200, description = "The process is alive.", body = Health)),
@@ -29,7 +29,7 @@ pub(super) async fn alive() -> axum::Json<Health> {
     axum::Json(Health { status: "ok" })
 }
 
-/// Whether the service can serve: database reachable and writable, schema current, keys and revocations read, not about to stop.
+/// Tell whether the service can serve: database reachable and writable, schema current, keys and revocations read, not shutting down.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
     responses(

@@ -1,4 +1,4 @@
-//! Reading JSON bodies: like axum's `Json`, with every fault a [`Problem`] that says what is wrong and where.
+//! Reading JSON bodies: like axum's `Json`, but every fault is a [`Problem`] that says what is wrong and where.
 
 use axum::{
     extract::{FromRequest, Request},
@@ -15,8 +15,8 @@ pub(super) const MEDIA_TYPE: &str = "application/json";
 
 /// A request's body, read from JSON.
 ///
-/// 415 for another media type, 413 over the limit, 408 when it does not arrive, 400 when it is no JSON, 422 when it is
-/// not of the shape that the route takes.
+/// 415 for another media type, 413 over the limit, 408 if it does not arrive in time, 400 if it is not JSON, 422 if it
+/// does not have the shape that the route takes.
 pub(super) struct Json<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
@@ -42,7 +42,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     if body.is_empty() {
         return Err(Problem::malformed("The request has no body; this route takes a JSON object."));
     }
-    // serde would read a struct from an array of its fields' values too.
+    // serde would also read a struct from an array of its fields' values.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(match serde_json::from_slice::<IgnoredAny>(body) {
             Ok(_) => Problem::invalid(vec![FieldError::new("body", "wrong_type", "needs to be an object")]),
@@ -61,7 +61,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
 fn explain(path: String, error: &serde_json::Error) -> Problem {
     let text = error.to_string();
     let at = |field: String| if field.is_empty() || field == "." { "body".to_owned() } else { field };
-    // Not data by its category, and yet JSON: `1e999`. No field takes numbers.
+    // serde_json does not categorise this as `Data`, although `1e999` is JSON. No field takes numbers.
     if text.starts_with("number out of range") {
         return Problem::invalid(vec![FieldError::new(at(path), "wrong_type", "may not be a number")]);
     }
@@ -74,7 +74,7 @@ fn explain(path: String, error: &serde_json::Error) -> Problem {
     } else if text.starts_with("missing field") {
         FieldError::new(quoted(&text), "required", "is required")
     } else if let Some(rest) = text.strip_prefix("invalid type: ") {
-        // The last one: what stands before it is the client's own.
+        // The last one: what comes before it is the client's own text.
         let expected = rest.rsplit_once(", expected ").and_then(|(_, rest)| rest.split(" at line").next());
         let expected = match expected {
             Some(expected) if !expected.contains("struct") => expected,
@@ -86,7 +86,7 @@ fn explain(path: String, error: &serde_json::Error) -> Problem {
     }])
 }
 
-/// A fault in the names alone. serde tells its kind only by its sentence; the sentences are stable (`serde::de::Error`).
+/// A fault in a name. Only serde's message tells which kind it is; the messages are stable (`serde::de::Error`).
 pub(super) fn by_sentence(text: &str, unknown: &'static str) -> Option<FieldError> {
     if text.starts_with("unknown field") {
         Some(FieldError::new(quoted(text), "unknown_field", unknown))
@@ -147,7 +147,7 @@ mod tests {
             assert!(got.contains(&format!("code: \"{code}\"")), "{body:?}: {got}");
             assert!(got.contains(&format!("field: \"{field}\"")) || field.is_empty(), "{body:?}: {got}");
         }
-        // In whatever words the client has put it.
+        // Whatever words the client has used.
         let body = br#"{"name":"a","tags":"x, expected your password at line 1, expected a struct"}"#;
         let got = format!("{:?}", parse::<Body>(body).unwrap_err());
         assert!(got.contains("message: \"needs to be a sequence\""), "{got}");

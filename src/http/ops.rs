@@ -1,4 +1,4 @@
-//! What is served to operators alone, at `OPS_SERVER_ADDRESS`: `/metrics`.
+//! What is served to operators only, at `OPS_SERVER_ADDRESS`: `/metrics`.
 
 use axum::{
     Router,
@@ -25,7 +25,8 @@ pub fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// With the request's id, and errors as documents. Nothing is logged or counted: scrapes are not what operators look for.
+/// Adds the request id, and makes errors problem documents. Logs and counts no requests: nobody looks for scrapes
+/// there.
 async fn identified(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let id = RequestId::assign(&mut request, &app);
     let mut response = next.run(request).await;

@@ -1,16 +1,16 @@
-//! How long a client is waited for between two requests: on HTTP/1 here, on HTTP/2 by [`super::server`].
+//! How long the service waits for a client between two requests: over HTTP/1 here, over HTTP/2 in [`super::server`].
 //!
 //! A proxy sends its next request on a connection that it has kept. If the service closes that connection at the same
-//! moment, the proxy cannot know whether the request was carried out, and answers 502. So the service has to be the more
-//! patient of the two ([`Limits::idle`]). A client that has begun to ask has [`Limits::header_read`] for the rest, as for
-//! the first request on a connection, which [`super::server`] watches.
+//! moment, the proxy cannot know whether the request was carried out, and answers 502. So the service has to be the
+//! more patient of the two ([`Limits::idle`]). A client that has begun a request has [`Limits::header_read`] for the
+//! rest of its head, as for the first request on a connection, which [`super::server`] watches.
 //!
-//! Whoever asks once and then says nothing keeps a place for the longer time, and places are limited. While no more than a
-//! tenth of them are free, clients that have been idle for [`Limits::header_read`] are let go: to hold every place costs an
-//! attacker as much as if nobody were waited for any longer than that.
+//! A client that asks once and then stays silent keeps its place for the longer time, and places are limited. While no
+//! more than a tenth of them are free, clients that have been idle for [`Limits::header_read`] are disconnected.
+//! Holding every place then costs an attacker as much as if the service never waited any longer than that.
 //!
 //! hyper has one timer for all of this, which it sets when it begins to wait for a head and drops when it has one. Ours
-//! tells by the bytes that have come in meanwhile whether a head has begun.
+//! tells from the bytes that have come in meanwhile whether a head has begun.
 
 use std::{
     pin::Pin,
@@ -34,17 +34,17 @@ use super::Limits;
 pub(super) struct Patience {
     limits: Limits,
     places: Arc<Semaphore>,
-    /// How often something has come in. It wraps around, and only whether it has changed matters.
+    /// How often something has come in. It wraps around: all that matters is whether it has changed.
     reads: Arc<AtomicUsize>,
 }
 
 impl Patience {
-    /// For a connection that has one of `places`, of which there are as many as the limits say.
+    /// For a connection that holds one of `places`, of which there are as many as `limits` says.
     pub(super) fn new(limits: Limits, places: Arc<Semaphore>) -> Self {
         Self { limits, places, reads: Arc::default() }
     }
 
-    /// The connection's stream, listened to.
+    /// The connection's stream, with each read counted.
     pub(super) fn listen<S: AsyncRead>(
         &self,
         stream: S,
@@ -59,7 +59,7 @@ impl Patience {
         self.reads.load(Ordering::Relaxed)
     }
 
-    /// Whether so few places are free that whoever is idle has to go.
+    /// Whether so few places are free that idle clients have to go.
     pub(super) fn is_crowded(&self) -> bool {
         self.places.available_permits() <= self.limits.connections / 10
     }
@@ -70,7 +70,7 @@ impl Timer for Patience {
         self.sleep_until(self.now() + duration)
     }
 
-    /// The deadline is that of a client that is idle.
+    /// The deadline is that of an idle client.
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
         let deadline = time::Instant::from(deadline);
         Box::pin(Wait {
@@ -87,15 +87,15 @@ impl Timer for Patience {
 }
 
 pin_project! {
-    /// Ends when the client is waited for no longer.
+    /// Ends when the service waits for the client no longer.
     struct Wait {
-        // When the client is late, or it is time to see whether there are too many.
+        // When the client is late, or it is time to see whether places are few.
         #[pin]
         look: time::Sleep,
-        // Nothing, once the head has begun.
+        // `None` once the head has begun.
         idle_until: Option<time::Instant>,
-        // As many as there were at the beginning. What came before, together with the last request, has not been seen
-        // here and counts as idle.
+        // The count at the beginning. Bytes that came before, together with the last request, go unnoticed here: the
+        // client counts as idle.
         reads: usize,
         patience: Patience,
     }

@@ -1,4 +1,4 @@
-//! Reading query strings: like axum's `Query`, with every fault a [`Problem`] that says what is wrong and where.
+//! Reading query strings: like axum's `Query`, but every fault is a [`Problem`] that says what is wrong and where.
 
 use std::{fmt::Display, ops::RangeInclusive};
 
@@ -8,13 +8,13 @@ use serde::de::DeserializeOwned;
 use super::{App, Problem, json::by_sentence};
 use crate::account::FieldError;
 
-/// How many entries a page has when nobody says.
+/// How many entries a page has by default.
 const PAGE_SIZE: u32 = 50;
-/// How many it has at most.
+/// How many it may have at most.
 const MAX_PAGE_SIZE: u32 = 200;
 
-/// The parameters behind the `?` of an address. 422 for one that the route does not know, that is given more than once, or
-/// whose value does not fit.
+/// The parameters in the query string. 422 for one that the route does not know, that is given more than once, or whose
+/// value does not fit.
 pub(super) struct Query<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
@@ -34,13 +34,12 @@ fn parse<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
     })
 }
 
-/// Reads what the parameters say, and collects what is wrong with them.
+/// Reads parameters, and collects what is wrong with them.
 #[derive(Default)]
 pub(super) struct Faults(Vec<FieldError>);
 
 impl Faults {
-    /// What `parse` makes of a parameter, if it is given. When that is nothing, it is a fault: the parameter `needs to be`
-    /// what `needed` says.
+    /// What `parse` makes of a parameter, if given. `None` is a fault: the parameter `needs to be` what `needed` says.
     pub(super) fn read<T>(
         &mut self,
         field: &str,
@@ -55,7 +54,7 @@ impl Faults {
         value
     }
 
-    /// A number in `range`; `what` is `a number`, or says of what.
+    /// A number in `range`; `what` is `a number`, perhaps with a unit.
     pub(super) fn number(
         &mut self,
         field: &str,
@@ -72,12 +71,12 @@ impl Faults {
         fits.then_some(number)
     }
 
-    /// How many entries a page is to have: the parameter `limit`.
+    /// How many entries the page should have: the parameter `limit`.
     pub(super) fn limit(&mut self, text: Option<&str>) -> u32 {
         self.number("limit", text, "a number", 1..=MAX_PAGE_SIZE).unwrap_or(PAGE_SIZE)
     }
 
-    /// Whether nothing was wrong; 422 with all that was.
+    /// `Ok` if nothing was wrong, otherwise a 422 with everything that was.
     pub(super) fn check(self) -> Result<(), Problem> {
         if self.0.is_empty() { Ok(()) } else { Err(Problem::invalid(self.0)) }
     }

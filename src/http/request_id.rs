@@ -1,4 +1,4 @@
-//! `x-request-id`: taken from the request when it is sane, else made; on every response and in every line of the log.
+//! `x-request-id`: taken from the request if it is sane, otherwise made here; on every response and in every log line.
 
 use std::sync::Arc;
 

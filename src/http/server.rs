@@ -1,19 +1,19 @@
-//! The accept loop: connections in, responses out, with TLS or without, and an end at which no request is lost.
+//! The accept loop: connections in, responses out, with TLS or without, and a shutdown that loses no request.
 //!
-//! A client, mostly a proxy, that sends a request on a connection which is closed at that moment cannot know whether the
-//! request was carried out, so that nobody sends it again unless it is harmless. The end is made in steps, none of which
-//! closes a connection that a request may be on its way to:
+//! If a connection closes just as a client, usually a proxy, sends a request on it, the client cannot know whether the
+//! request was carried out, and sends it again only if that does no harm. The service therefore shuts down in steps,
+//! none of which closes a connection that a request may be on its way to:
 //!
-//! 1. [`Phase::Leaving`]: new connections are taken and all requests served, HTTP/1 with `Connection: close`. A client that
-//!    speaks HTTP/2 is told to go (`GOAWAY`), which loses nothing by the protocol.
-//! 2. [`Phase::Closing`]: on Linux the system completes no new connection, and those that it has completed are taken.
-//!    A client that comes later is refused before it has sent anything, and turns to another replica.
-//! 3. The listener closes. Requests in flight are finished, and a client that has connected but not asked has a second to
-//!    do so. One that has been idle all the time is let go: proxies do not keep an idle connection as long as
-//!    [`Phase::Leaving`] lasts, when they are set up as docs/rolling-updates.md says.
+//! 1. [`Phase::Leaving`]: new connections are accepted and all requests served, over HTTP/1 with `Connection: close`. A
+//!    client that speaks HTTP/2 is told to go (`GOAWAY`), which by the protocol loses nothing.
+//! 2. [`Phase::Closing`]: on Linux the system completes no new connection, and those that it has completed are
+//!    accepted. A client that comes later is refused before it has sent anything, and turns to another replica.
+//! 3. The listener closes. Requests in flight are finished, and a client that has connected but not yet sent a request
+//!    has a second to do so. Connections that have been idle all along are closed: proxies that are set up as
+//!    docs/rolling-updates.md says do not keep an idle connection as long as [`Phase::Leaving`] lasts.
 //!
-//! A head that is malformed or oversized is no request: hyper answers it by itself, with a bare 400 or 431. These are the
-//! only responses to clients that are no problem documents.
+//! A malformed or oversized head is not a request: it is answered with a bare 400 or 431, by hyper or, if it has too
+//! many fields over HTTP/2, here. These are the only errors that clients get without a problem document.
 
 use std::{convert::Infallible, future::pending, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -47,32 +47,32 @@ use super::{
 };
 use crate::tls::Tls;
 
-/// How long to wait when the system gives no more connections, before asking again.
+/// How long to wait before trying again when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// The largest request head, in bytes.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// hyper's own limit over HTTP/1. To say so there would cost each request a list of them that is written beforehand.
+/// hyper's own limit over HTTP/1. Setting it there would make hyper fill a list of that many fields for every request.
 const MAX_HEADER_FIELDS: usize = 100;
 /// How long the last connections may take to complete: the third packet of their handshake is on its way.
 const LAST_ARRIVALS: Duration = Duration::from_millis(250);
-/// How long a client that has connected may take to ask something when the service goes down.
+/// How long a client that has connected may take to send a request when the service shuts down.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
-/// For two years, which is what browsers' lists ask for. Of other hosts of the domain we know nothing.
+/// For two years, as the browsers' preload lists ask for. Not for subdomains, of which we know nothing.
 const HSTS: HeaderValue = HeaderValue::from_static("max-age=63072000");
 
-/// How far the service has come.
+/// How far the service has come on its way to shutting down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// It serves.
     Serving,
-    /// It serves, and asks everybody to go elsewhere.
+    /// It serves, and tells clients to go elsewhere.
     Leaving,
-    /// It takes nobody any more and finishes what it has.
+    /// It accepts no more connections, and finishes the requests that it has.
     Closing,
 }
 
-/// Serves `router` on `listener`, through `tls` if there is any, until `phase` says that it is closing or its sender is
-/// gone; then lets requests in flight finish for at most `limits.drain`, and gives back whether all of them did.
+/// Serves `router` on `listener`, over `tls` if given, until `phase` is [`Phase::Closing`] or its sender is gone. Then
+/// lets requests in flight finish for at most `limits.drain`, and returns whether all of them did.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -91,7 +91,7 @@ pub async fn serve(
         closing(&mut phase).await;
         left
     };
-    // Who goes without leaving, as on Ctrl-C, goes at once.
+    // A service that skips `Leaving`, as on Ctrl-C, stops at once.
     if connections.take(&listener, &server, was_leaving).await && refuse_connections(&listener) {
         connections.take(&listener, &server, sleep(LAST_ARRIVALS)).await;
     }
@@ -101,19 +101,19 @@ pub async fn serve(
     all_finished
 }
 
-/// Waits until the service is closing, or whoever would say so is gone.
+/// Waits until the service is closing, or the sender of the phase is gone.
 async fn closing(phase: &mut watch::Receiver<Phase>) {
     let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
 }
 
-/// Has the system complete no connection but those that are half open: it drops packets that would begin one (SYN without
-/// ACK). Their sender tries again in a second, and is refused then. Without this, a connection that is completed just
-/// before the listener closes would be reset, and what was sent on it lost. Gives back whether it is so.
+/// Makes the system complete only connections that are half open already: it drops packets that would begin one (SYN
+/// without ACK). Their sender tries again after a second, and is then refused. Without this, a connection that is
+/// completed just before the listener closes would be reset, and what was sent on it lost. Returns whether it worked.
 #[cfg(target_os = "linux")]
 fn refuse_connections(listener: &TcpListener) -> bool {
     use socket2::{SockFilter, SockRef};
 
-    // Classic BPF, over a packet from its TCP header on, whose byte 13 has the flags: SYN is 2, ACK 16.
+    // Classic BPF, over a packet from its TCP header on. Byte 13 of that holds the flags: SYN is 2, ACK is 16.
     let only_half_open = [
         SockFilter::new(0x30, 0, 0, 13),     // load that byte
         SockFilter::new(0x54, 0, 0, 2 | 16), // keep both flags
@@ -135,14 +135,14 @@ fn refuse_connections(_: &TcpListener) -> bool {
     false
 }
 
-/// The connections that are open.
+/// The open connections.
 struct Connections {
     places: Arc<Semaphore>,
     open: JoinSet<()>,
 }
 
 impl Connections {
-    /// Takes connections until `end`, and gives back what that gives.
+    /// Accepts connections until `end` resolves, and returns what it gives.
     async fn take<T>(&mut self, listener: &TcpListener, server: &Server, end: impl Future<Output = T>) -> T {
         let mut end = pin!(end);
         loop {
@@ -157,19 +157,19 @@ impl Connections {
                         self.open.spawn(server.clone().connection(stream, peer, place));
                     }
                     Err(error) => {
-                        // Out of file descriptors, or a peer gone before it was taken: either passes.
+                        // Out of file descriptors, or the peer went before it was accepted: either passes.
                         tracing::warn!(%error, "no connection could be accepted");
                         sleep(ACCEPT_PAUSE).await;
                     }
                 },
-                // Takes what has ended out of the set.
+                // Removes ended connections from the set.
                 Some(_) = self.open.join_next() => {}
                 ended = &mut end => return ended,
             }
         }
     }
 
-    /// Waits until each has come to its end.
+    /// Waits until all of them have ended.
     async fn ended(&mut self) {
         while self.open.join_next().await.is_some() {}
     }
@@ -189,7 +189,7 @@ impl Server {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
-            // From the end of a request; `Patience` has more to say.
+            // From the end of a request. `Patience` refines this.
             .header_read_timeout(limits.idle)
             .max_buf_size(MAX_HEAD_BYTES);
         builder
@@ -202,14 +202,14 @@ impl Server {
         Self { builder, router, tls, limits, phase }
     }
 
-    /// Serves one connection until it ends. The TLS handshake takes a place like any connection, and has as long as the
-    /// first request: who is silent is cut off.
+    /// Serves one connection until it ends. The TLS handshake takes a place like any connection, and shares the
+    /// deadline of the first request: a silent client is cut off.
     async fn connection(self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
         // Answers are small and complete; waiting to fill a packet would only delay them.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY");
         }
-        // hyper waits without end for a client that asks and does not read; the kernel need not.
+        // hyper waits for ever for a client that asks and does not read; the kernel need not.
         #[cfg(target_os = "linux")]
         {
             let millis = u32::try_from(self.limits.stalled_write.as_millis()).unwrap_or(u32::MAX);
@@ -225,14 +225,14 @@ impl Server {
             () = self.patience_at_the_end() => return,
         };
         match handshake {
-            // In a box, or connections without TLS would have room for it.
+            // Boxed: otherwise connections without TLS would reserve room for it, too.
             Ok(Ok(stream)) => Box::pin(self.converse(stream, peer, patience, deadline)).await,
             Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
             Err(_) => tracing::debug!("no TLS handshake in time"),
         }
     }
 
-    /// Answers what is asked on one connection, of which the first has to come before the deadline.
+    /// Answers the requests on one connection, the first of which must come before the deadline.
     async fn converse(
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -240,24 +240,24 @@ impl Server {
         patience: Patience,
         deadline: Instant,
     ) {
-        // The version of HTTP, once something has been asked.
+        // The version of HTTP, once there has been a request.
         let asked = Arc::new(SetOnce::new());
         let (router, phase, is_secure) = (self.router.clone(), self.phase.clone(), self.tls.is_some());
         let (hears, streams) = (asked.clone(), Arc::new(Streams::default()));
         let notes = streams.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             let version = request.version();
-            // Set by the first one: all requests on a connection are of one version.
+            // Set by the first request: all requests on a connection have the same version.
             let _ = hears.set(version);
             request.extensions_mut().insert(ConnectInfo(peer));
             let (router, phase) = (router.clone(), phase.clone());
-            // On HTTP/1 nobody looks at them.
+            // Over HTTP/1 nobody looks at them.
             let streams = (version >= Version::HTTP_2).then(|| notes.clone());
             let making = streams.clone().map(Making::begin);
             async move {
                 let _making = making;
-                // hyper counts them over HTTP/1 alone. Over HTTP/2 one may take a byte, and a hundred here for as long as
-                // the answer takes.
+                // hyper counts the fields over HTTP/1 only. Over HTTP/2 a field may take one byte to send, and a
+                // hundred here for as long as the answer takes.
                 let mut response = if request.headers().len() > MAX_HEADER_FIELDS {
                     StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response()
                 } else {
@@ -266,8 +266,8 @@ impl Server {
                 if is_secure {
                     response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, HSTS);
                 }
-                // axum says that nothing is 0 bytes long, which these do not say (RFC 9110, section 8.6). On HTTP/1 hyper
-                // takes it away.
+                // axum says that an empty body is 0 bytes long, which these must not say (RFC 9110, section 8.6). Over
+                // HTTP/1 hyper removes it.
                 if matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
                     response.headers_mut().remove(CONTENT_LENGTH);
                 }
@@ -289,7 +289,7 @@ impl Server {
         };
         let ended = tokio::select! {
             ended = &mut connection => ended,
-            // hyper's own limits begin once it knows the protocol; until then only this one holds.
+            // hyper's own limits begin once it knows the protocol; until then only this one applies.
             () = is_late => return,
             () = self.time_to_go(&asked) => {
                 connection.as_mut().graceful_shutdown();
@@ -297,7 +297,7 @@ impl Server {
             }
             () = self.is_idle(&asked, &streams, &patience) => {
                 connection.as_mut().graceful_shutdown();
-                // Answers that a client does not take keep the connection open, whose pings it may well answer.
+                // Answers that the client does not take keep the connection open, although it may well answer pings.
                 tokio::select! {
                     ended = connection => ended,
                     () = self.is_stalled(&streams) => return,
@@ -309,8 +309,8 @@ impl Server {
         }
     }
 
-    /// Waits until nothing has been asked over HTTP/2, and no answer taken, for as long as a connection may be idle. HTTP/1
-    /// has its own limit, in `patience`.
+    /// Waits until, over HTTP/2, nothing has been asked and no answer taken for as long as a connection may be idle.
+    /// HTTP/1 has its own limit, in `patience`.
     async fn is_idle(&self, asked: &SetOnce<Version>, streams: &Streams, patience: &Patience) {
         if *asked.wait().await < Version::HTTP_2 {
             pending::<()>().await;
@@ -325,12 +325,12 @@ impl Server {
         }
     }
 
-    /// Waits until a client has left its answers lying for as long as it may.
+    /// Waits until a client has taken nothing of its answers for as long as it may.
     async fn is_stalled(&self, streams: &Streams) {
         while !streams.rest_for(self.limits.stalled_write).await {}
     }
 
-    /// Waits until a connection may end without losing a request; `asked` tells the version of HTTP that is spoken on it.
+    /// Waits until a connection may end without losing a request; `asked` is the version of HTTP spoken on it.
     async fn time_to_go(&self, asked: &SetOnce<Version>) {
         let mut phase = self.phase.clone();
         let _ = phase.wait_for(|phase| *phase != Phase::Serving).await;
@@ -342,7 +342,7 @@ impl Server {
         }
     }
 
-    /// Waits until clients that have not asked anything yet have had their time to do so.
+    /// Waits until the service is closing, and clients that have not sent a request yet have had their time to do so.
     async fn patience_at_the_end(&self) {
         closing(&mut self.phase.clone()).await;
         sleep(FIRST_REQUEST).await;
@@ -363,7 +363,7 @@ mod tests {
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     const PLACES: u32 = 20;
-    /// The length of `/large`, of which a client over HTTP/2 takes so much at a time.
+    /// The length of `/large`, and how much of it a client over HTTP/2 takes at a time.
     const LARGE: usize = 20_000;
     const WINDOW: u32 = 500;
 
@@ -371,7 +371,7 @@ mod tests {
         Duration::from_secs(count)
     }
 
-    /// One connection, and what the others leave of the places.
+    /// One connection, and the places that the others leave.
     struct Client {
         stream: DuplexStream,
         places: Arc<Semaphore>,
@@ -423,7 +423,7 @@ mod tests {
             (began.elapsed() + Duration::from_millis(1)).as_secs()
         }
 
-        /// Leaves so many places free.
+        /// Leaves this many places free.
         fn fill(&self, free: u32) -> OwnedSemaphorePermit {
             self.places.clone().try_acquire_many_owned(PLACES - free).unwrap()
         }
@@ -507,14 +507,14 @@ mod tests {
         let _others = client.fill(2);
         assert_eq!(client.closed_after().await, 10);
 
-        // Also who has been idle before.
+        // Even one that has been idle before.
         let mut client = Client::new();
         client.ask().await;
         sleep(seconds(35)).await;
         let _others = client.fill(0);
         assert_eq!(client.closed_after().await, 5);
 
-        // Whoever asks is left alone.
+        // One that asks is left alone.
         let mut client = Client::new();
         let _others = client.fill(0);
         for _ in 0..5 {
@@ -555,7 +555,7 @@ mod tests {
             Self { body: answer.into_body(), connection, _sender: sender, _phase: client._phase }
         }
 
-        /// Takes so many bytes at least, some every `pause` seconds.
+        /// Takes at least this many bytes, some every `pause` seconds.
         async fn take(&mut self, bytes: usize, pause: u64) {
             let mut taken = 0;
             while taken < bytes {
@@ -573,14 +573,14 @@ mod tests {
         }
     }
 
-    /// It looks every ten seconds.
+    /// The service looks every ten seconds.
     fn assert_took(took: Duration, expected: u64) {
         assert!((expected..expected + 11).contains(&took.as_secs()), "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn http2_is_waited_for_as_long_and_answers_that_nobody_takes_hold_nothing() {
-        // By how much the client takes at first.
+        // Depending on how much the client takes at first.
         for (path, window, closed_after) in [("/", 65_535, 100), ("/", 0, 130), ("/large", WINDOW, 130)] {
             let download = Download::begin(Client::new(), path, window).await;
             assert_took(download.closed_after().await, closed_after);
@@ -589,7 +589,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_is_taken_slowly_over_http2_is_not_cut() {
-        // How long it takes a first time, and from then on.
+        // How long the client takes the first time, and from then on.
         for (free, first, pause) in [
             // Never idle.
             (PLACES, 60, 60),

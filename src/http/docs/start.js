@@ -1,9 +1,9 @@
 // After a login the page authorises itself, so that every other route can be tried at once. The token stays in this
-// page's memory and goes with it.
+// page's memory, and is lost with it.
 const hint = document.getElementById("hint");
 const loggedOut = hint.innerHTML;
 
-// The logout of the "Authorize" dialog takes the token away, and what the hint says of it.
+// Logging out in the "Authorize" dialog removes the token, and with this what the hint says about it.
 const forget = () => ({
   statePlugins: {
     auth: {
@@ -18,7 +18,7 @@ const forget = () => ({
 });
 
 const ui = SwaggerUIBundle({
-  // Beside this page, wherever a proxy has put it.
+  // Beside this page, wherever a proxy mounts it.
   url: new URL("openapi.json", document.baseURI).href,
   dom_id: "#swagger-ui",
   deepLinking: true,
