@@ -1,14 +1,14 @@
-//! What is counted, for Prometheus: the names, their labels, and the text of a scrape. docs/metrics.md lists them.
+//! The metrics for Prometheus: their names, their labels, and the text of a scrape. docs/metrics.md lists them.
 //!
-//! [`Metrics`] is handed to whoever counts something; there is no global registry, so that services in one process, as in
-//! tests, count apart. What can be looked up when somebody asks is not counted along the way: whoever answers a scrape
-//! passes it to [`Metrics::observe`] then.
+//! [`Metrics`] is handed to whoever counts something. There is no global registry, so several services in one process,
+//! as in tests, count separately. What can be looked up during a scrape is not counted along the way: whoever answers
+//! the scrape passes it to [`Metrics::observe`] then.
 //!
-//! No label has a value that a client makes up, and every value that an outcome may have is there from the beginning, at
-//! zero: an alert that waits for a first failure sees it.
+//! No label has a value that a client makes up. Every value that an outcome may have is there from the beginning, at
+//! zero, so that an alert that waits for a first failure sees it.
 //!
-//! `prometheus-client` and not the `metrics` facade with its exporter: that has one recorder for the whole process, and
-//! brings second versions of several crates.
+//! Why `prometheus-client` and not the `metrics` facade with its exporter: the facade has one recorder for the whole
+//! process, and brings second versions of several crates.
 
 mod process;
 mod text;
@@ -54,7 +54,7 @@ label!(Code { code });
 label!(State { state });
 label!(PoolName { pool });
 
-/// Of what there is one or none.
+/// For a metric that has one series or none.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct NoLabels {}
 
@@ -90,13 +90,13 @@ struct Version {
 
 type Seconds = Gauge<f64, AtomicU64>;
 
-/// Counts. Cheap to clone; clones count together.
+/// The metrics. Cheap to clone; clones count together.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
 
 struct Inner {
     registry: Registry,
-    /// The routes asked for so far, so that a request allocates nothing for its labels.
+    /// The routes requested so far, so that a request allocates nothing for its labels.
     routes: RwLock<HashSet<Arc<str>>>,
     series: Series,
     process: process::Series,
@@ -152,26 +152,26 @@ macro_rules! outcomes {
 }
 
 outcomes! {
-    /// What becomes of a renewal.
+    /// The outcome of a renewal.
     RenewalOutcome {
         /// The session went to its next generation.
         Rotated = "rotated",
-        /// A lost answer was given again.
+        /// A lost answer was sent again.
         Repeated = "repeated",
-        /// A refresh token was used again by somebody who should not have it, or is ahead of a database that has been
-        /// set back: the session ended.
+        /// A refresh token was used again by somebody who should not have it, or is ahead of a database that was
+        /// restored to an earlier state: the session ended.
         Reused = "reused",
         /// The session had ended before.
         Ended = "ended",
         /// The session had expired.
         Expired = "expired",
-        /// No refresh token of a session that there is.
+        /// Not a refresh token of an existing session.
         Invalid = "invalid",
     }
 }
 
 outcomes! {
-    /// What becomes of a login.
+    /// The outcome of a login.
     LoginOutcome {
         /// A session began.
         Succeeded = "succeeded",
@@ -179,31 +179,31 @@ outcomes! {
         Refused = "refused",
         /// Too many had failed before.
         Throttled = "throttled",
-        /// There were more than could be served.
+        /// There were more logins than could be served.
         Overloaded = "overloaded",
-        /// A fault of ours, or no database.
+        /// A fault in the service, or no database.
         Failed = "failed",
     }
 }
 
 outcomes! {
-    /// What becomes of a login about which the old system should be asked.
+    /// The outcome of a login about which the old system should be asked.
     LegacyOutcome {
         /// The user is one of ours from now on.
         TakenOver = "taken_over",
         /// The old system has no such user with this password, or has disabled them.
         Refused = "refused",
-        /// It did not answer, or what it answered cannot be used.
+        /// The old system did not answer, or its answer cannot be used.
         Failed = "failed",
-        /// It has too much to do, or has not answered lately.
+        /// The old system has too much to do, or has not answered lately.
         NotAsked = "not_asked",
     }
 }
 
 outcomes! {
-    /// What is refused after too many failures.
+    /// What kind of attempt is refused after too many failures.
     ThrottledAttempt {
-        /// A login, or the password once more.
+        /// A login, or a confirmation of the password.
         Login = "login",
         /// A registration.
         Registration = "registration",
@@ -214,24 +214,24 @@ outcomes! {
     }
 }
 
-/// How things stand while a scrape is answered.
+/// The state of things while a scrape is answered.
 #[derive(Debug)]
 pub struct Observation {
     /// How many verified tokens are remembered.
     pub verified_tokens: u64,
-    /// Password hashes that wait, that are computed, and how many there may be of both.
+    /// Password hashes that are waiting or being computed, and how many there may be of both together.
     pub hash_jobs: HashJobs,
-    /// What is held of revocations.
+    /// How many revocations are held in memory.
     pub revocations: RevocationCount,
-    /// How long nothing has been read of revocations.
+    /// How long no revocations have been read.
     pub revocation_silence: Duration,
     /// How long that may be.
     pub revocation_max_silence: Duration,
     /// The pools of connections.
     pub pools: Vec<PoolUse>,
-    /// The keys that make and check tokens.
+    /// The keys that issue and verify tokens.
     pub keys: Vec<KeyAge>,
-    /// How long nothing has been read of published keys; `None`: no format has them.
+    /// How long the published keys have not been read; `None` if no format has any.
     pub key_silence: Option<Duration>,
     /// How long a published key signs.
     pub key_rotation_interval: Duration,
@@ -244,34 +244,34 @@ pub struct HashJobs {
     pub queued: usize,
     /// Being computed.
     pub running: usize,
-    /// How many there may be of both.
+    /// How many there may be of both together.
     pub max: usize,
 }
 
 /// A pool of connections to the database.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolUse {
-    /// What they are for.
+    /// What its connections are for.
     pub pool: &'static str,
-    /// Lent out.
+    /// How many are in use.
     pub used: u32,
-    /// Open and free.
+    /// How many are open and free.
     pub idle: u32,
     /// How many there may be.
     pub max: u32,
 }
 
-/// Tells of the pools of connections what is true at the moment, without the metrics knowing what they are.
+/// Reports the current state of the connection pools, without the metrics having to know what pools are.
 #[derive(Clone)]
 pub struct PoolWatch(Arc<dyn Fn() -> Vec<PoolUse> + Send + Sync>);
 
 impl PoolWatch {
-    /// Those that `look` tells of.
+    /// Watches the pools that `look` reports.
     pub fn new(look: impl Fn() -> Vec<PoolUse> + Send + Sync + 'static) -> Self {
         Self(Arc::new(look))
     }
 
-    /// What is true now.
+    /// The current state.
     pub fn look(&self) -> Vec<PoolUse> {
         (self.0)()
     }
@@ -283,17 +283,17 @@ impl fmt::Debug for PoolWatch {
     }
 }
 
-/// Keys of one format that do the same.
+/// Keys of one format that have the same status.
 #[derive(Clone, Debug)]
 pub struct KeyAge {
     /// The format of their tokens.
     pub format: String,
-    /// What they do: `shared`, `next`, `active`, `retiring`, or `accepted`: active, of a format that no new token has. Or
-    /// `unreadable`: nothing.
+    /// What they do: `shared`, `next`, `active`, `retiring`, `accepted` (active, of a format that no new token has) or
+    /// `unreadable` (nothing).
     pub status: &'static str,
-    /// How many they are.
+    /// How many there are.
     pub count: usize,
-    /// Since when the oldest of them does it, in seconds since 1970; shared and accepted keys have no date.
+    /// Since when the oldest of them has this status, in seconds since 1970; shared and accepted keys have no date.
     pub since: Option<i64>,
 }
 
@@ -306,12 +306,12 @@ impl Metrics {
         Self(Arc::new(Inner { registry, routes: RwLock::default(), series, process }))
     }
 
-    /// A request has come.
+    /// A request has arrived.
     pub fn request_begins(&self) {
         self.0.series.requests_in_flight.inc();
     }
 
-    /// A request that [`has come`](Self::request_begins) was answered. `route` is one of those in the code.
+    /// A request that [has arrived](Self::request_begins) was answered. `route` is one of those in the code.
     pub fn request_ends(&self, method: &'static str, route: &str, status: u16, latency: Duration) {
         let route = self.route(route);
         let series = &self.0.series;
@@ -330,7 +330,7 @@ impl Metrics {
         })
     }
 
-    /// A bearer token was accepted, and was verified for the first time here or remembered.
+    /// A bearer token was accepted: remembered, or verified for the first time here.
     pub fn bearer_accepted(&self, was_remembered: bool) {
         let Series { bearer_remembered, bearer_verified, .. } = &self.0.series;
         if was_remembered { bearer_remembered } else { bearer_verified }.inc();
@@ -341,32 +341,32 @@ impl Metrics {
         self.0.series.bearer_refused.get_or_create(&Code { code }).inc();
     }
 
-    /// A login came to its end.
+    /// A login has ended.
     pub fn login(&self, outcome: LoginOutcome) {
         self.0.series.logins.get_or_create(&Outcome { outcome: outcome.label() }).inc();
     }
 
-    /// A renewal came to its end.
+    /// A renewal has ended.
     pub fn renewal(&self, outcome: RenewalOutcome) {
         self.0.series.renewals.get_or_create(&Outcome { outcome: outcome.label() }).inc();
     }
 
-    /// A login about which the old system should be asked came to its end.
+    /// A login about which the old system should be asked has ended.
     pub fn legacy_login(&self, outcome: LegacyOutcome) {
         self.0.series.legacy_logins.get_or_create(&Outcome { outcome: outcome.label() }).inc();
     }
 
-    /// Whether the old system is left alone, since it does not answer.
+    /// Whether the old system is left alone because it does not answer.
     pub fn set_legacy_breaker_open(&self, is_open: bool) {
         self.0.series.legacy_breaker_open.set(is_open.into());
     }
 
-    /// An attempt was refused because of those that had failed before.
+    /// An attempt was refused because too many had failed before.
     pub fn throttled(&self, attempt: ThrottledAttempt) {
         self.0.series.throttled.get_or_create(&Attempt { attempt: attempt.label() }).inc();
     }
 
-    /// A token to log in to the database with was wanted, and was made or not.
+    /// A token for logging in to the database was wanted, and could be made or not.
     pub fn database_token(&self, made: bool) {
         let outcome = if made { "made" } else { "failed" };
         self.0.series.database_tokens.get_or_create(&Outcome { outcome }).inc();
@@ -378,28 +378,28 @@ impl Metrics {
         self.0.series.hash_seconds.observe(took.as_secs_f64());
     }
 
-    /// Revocations have come which had been committed no longer ago than this.
+    /// Revocations have arrived that were committed at most this long ago.
     pub fn revocations_heard(&self, lag: Duration) {
         self.0.series.revocation_lag.observe(lag.as_secs_f64());
     }
 
-    /// How things stand: before each [`scrape`](Self::scrape).
+    /// Records the state of things. To be called before each [`scrape`](Self::scrape).
     pub fn observe(&self, observation: &Observation) {
         self.0.series.observe(observation);
         self.0.process.observe();
     }
 
-    /// When the certificate expires that is served. Without TLS nobody says so, and the scrape has no such line.
+    /// When the certificate in use expires. Without TLS this is never called, and the scrape has no such line.
     pub fn set_certificate_expiry(&self, at: OffsetDateTime) {
         self.0.series.certificate_expiry.get_or_create(&NoLabels {}).set(at.unix_timestamp());
     }
 
-    /// Whether the certificate that is served is the one in the files.
+    /// Whether the certificate in use is the one in the files.
     pub fn set_certificate_reloaded(&self, is_current: bool) {
         self.0.series.certificate_reload.get_or_create(&NoLabels {}).set(is_current.into());
     }
 
-    /// All of it as text.
+    /// All metrics as text.
     pub fn scrape(&self, exposition: Exposition) -> String {
         let mut text = String::new();
         encode(&mut text, &self.0.registry).expect("a String takes any text");
@@ -413,24 +413,24 @@ impl Default for Metrics {
     }
 }
 
-/// Makes metrics, each registered: the scrape has them in this order.
+/// Makes metrics and registers them. The scrape has them in this order.
 struct Registrar<'a>(&'a mut Registry);
 
 impl Registrar<'_> {
-    /// A metric that begins at zero.
+    /// A metric that starts at zero.
     fn add<M: Metric + Clone + Default>(&mut self, name: &str, about: &str) -> M {
         let metric = M::default();
         self.0.register(name, about, metric.clone());
         metric
     }
 
-    /// A metric with its unit, which its name ends in.
+    /// A metric with a unit, with which its name ends.
     fn add_in<M: Metric + Clone>(&mut self, unit: Unit, name: &str, about: &str, metric: M) -> M {
         self.0.register_with_unit(name, about, unit, metric.clone());
         metric
     }
 
-    /// A length of time, or a time.
+    /// A duration or a point in time.
     fn add_seconds<M: Metric + Clone + Default>(&mut self, name: &str, about: &str) -> M {
         self.add_in(Unit::Seconds, name, about, M::default())
     }
@@ -577,7 +577,7 @@ impl Series {
             }
             self.connections_max.get_or_create(&PoolName { pool }).set(max.into());
         }
-        // A key goes from one status to the next.
+        // Keys move from one status to the next, so old labels must go.
         self.keys.clear();
         self.key_since.clear();
         for KeyAge { format, status, count, since } in &observation.keys {
@@ -599,7 +599,7 @@ fn latencies() -> Histogram {
     Histogram::new(exponential_buckets(0.0005, 2.0, 15))
 }
 
-/// A gauge's value; what it cannot hold, no machine has.
+/// A gauge's value. No machine has a count that it cannot hold.
 fn number(count: impl TryInto<i64>) -> i64 {
     count.try_into().unwrap_or(i64::MAX)
 }

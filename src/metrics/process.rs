@@ -1,5 +1,5 @@
-//! What the process takes, by the names that Prometheus's client libraries have agreed on. Linux alone: elsewhere these
-//! metrics stay at zero, which nobody takes for a process that runs.
+//! What the process uses, under the names that Prometheus's client libraries have agreed on. Linux only: elsewhere
+//! these metrics stay at zero, which nobody takes for a running process.
 
 use std::sync::atomic::AtomicU64;
 
@@ -44,11 +44,11 @@ impl Series {
         }
     }
 
-    /// Looks.
+    /// Reads the current values.
     pub(super) fn observe(&self) {
         #[cfg(target_os = "linux")]
         if let Some(seen) = linux::Seen::now() {
-            // A counter only goes forward, and so does CPU time.
+            // A counter only goes up, and so does CPU time.
             let used = seen.cpu_seconds - self.cpu_seconds.get();
             if used > 0.0 {
                 self.cpu_seconds.inc_by(used);
@@ -72,7 +72,7 @@ mod linux {
         process::{Resource, getrlimit},
     };
 
-    /// What proc(5) says of this process.
+    /// What proc(5) says about this process.
     pub(super) struct Seen {
         pub(super) cpu_seconds: f64,
         pub(super) resident_bytes: i64,
@@ -89,17 +89,17 @@ mod linux {
             let machine = fs::read_to_string("/proc/stat").ok()?;
             let booted_at: f64 =
                 machine.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
-            // This look opens one itself.
+            // Reading the directory opens one itself.
             let open_fds = fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1);
             let max_fds = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
             Self::from_stat(&stat, booted_at, open_fds, max_fds)
         }
 
-        /// From the line of `/proc/self/stat`. The name of the program, in brackets, may hold anything.
+        /// From the line in `/proc/self/stat`. The program's name, in parentheses, may contain anything.
         pub(super) fn from_stat(stat: &str, booted_at: f64, open_fds: usize, max_fds: u64) -> Option<Self> {
             let (_, rest) = stat.rsplit_once(") ")?;
             let fields: Vec<i64> = rest.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
-            // By their numbers in proc(5), of which the first two are gone.
+            // By their numbers in proc(5), the first two of which have been cut off.
             let field = |number: usize| fields.get(number - 3).copied();
             let seconds = |ticks: i64| ticks as f64 / clock_ticks_per_second() as f64;
             Some(Self {

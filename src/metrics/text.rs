@@ -1,16 +1,16 @@
-//! The two texts of a scrape, and which of them a reader wants.
+//! The two text formats of a scrape, and which of them a reader wants.
 
-/// The text of a scrape.
+/// The text format of a scrape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exposition {
     /// OpenMetrics 1.0, which Prometheus asks for.
     OpenMetrics,
-    /// Prometheus's own older format, 0.0.4: what `promtool check metrics` and many other readers know.
+    /// Prometheus's own older format, 0.0.4, which `promtool check metrics` and many other readers know.
     Prometheus,
 }
 
 impl Exposition {
-    /// The one that a reader wants who sends this `Accept`.
+    /// The one that a reader with this `Accept` wants.
     pub fn wanted(accept: &str) -> Self {
         let is_openmetrics = |range: &str| {
             let mut parts = range.split(';').map(str::trim);
@@ -29,8 +29,8 @@ impl Exposition {
         }
     }
 
-    /// The text, from that of OpenMetrics. The older format gives a counter the name of its samples, with `_total`, knows
-    /// no info and no units, and does not say where it ends.
+    /// The text in this format, from the one in OpenMetrics. The older format names a counter like its samples, with
+    /// `_total`, knows no info metrics and no units, and does not mark its end.
     pub(super) fn of_openmetrics(self, text: String) -> String {
         if self == Self::OpenMetrics {
             return text;
@@ -41,7 +41,7 @@ impl Exposition {
             let mut words = line.splitn(4, ' ');
             let word = [words.next(), words.next(), words.next(), words.next()];
             match word {
-                // With the type, which decides the name.
+                // Written along with the type, which decides the name.
                 [Some("#"), Some("HELP"), Some(_), about] => help = about,
                 [Some("#"), Some("TYPE"), Some(name), Some(kind)] => {
                     let (suffix, kind) = match kind {

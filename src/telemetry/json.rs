@@ -1,6 +1,6 @@
-//! Lines of JSON: the ones that `tracing_subscriber` writes with `flatten_event`, at less than half of its cost, and of an
-//! error what is behind it, too. `tracing_subscriber` keeps the fields of a span as a text that it parses again, and looks
-//! at every piece that it writes whether it is UTF-8; a request has a span and a line, whatever else becomes of it.
+//! Log lines in JSON: those that `tracing_subscriber` writes with `flatten_event`, at less than half the cost, and with
+//! the whole chain of causes of an error. `tracing_subscriber` keeps the fields of a span as text that it parses again,
+//! and checks every piece that it writes for UTF-8. That matters because every request has a span and a line.
 
 use std::{
     error::Error,
@@ -22,7 +22,7 @@ use tracing_subscriber::{
 
 use crate::{chain::chain, clock::Clock};
 
-/// Room for most lines, so that they do not grow bit by bit.
+/// Room for most lines, so that their buffer does not grow bit by bit.
 const LINE_BYTES: usize = 512;
 /// The same for the fields of a span.
 const FIELDS_BYTES: usize = 192;
@@ -85,7 +85,7 @@ impl<'writer> FormatFields<'writer> for JsonLines {
 struct Members(Vec<u8>);
 
 impl Members {
-    /// Begins one more, whose value is to follow.
+    /// Begins one more member. Its value must follow.
     fn begin(&mut self, name: &str) {
         if !matches!(self.0.last(), None | Some(b'{')) {
             self.0.push(b',');
@@ -94,7 +94,7 @@ impl Members {
         self.0.push(b':');
     }
 
-    /// One more; none, when the value has no JSON form.
+    /// Adds one more member, or none if the value has no JSON form.
     fn add(&mut self, name: &str, value: &impl Serialize) {
         let end = self.0.len();
         self.begin(name);
@@ -108,7 +108,7 @@ impl Members {
         self.push_text(text);
     }
 
-    /// As RFC 3339 has it, to the microsecond.
+    /// In the format of RFC 3339, to the microsecond.
     fn add_time(&mut self, name: &str, at: OffsetDateTime) {
         let ((year, month, day), (hour, minute, second, micro)) = (at.to_calendar_date(), at.to_hms_micro());
         let mut text = *b"\"0000-00-00T00:00:00.000000Z\"";
@@ -121,7 +121,7 @@ impl Members {
             (second.into(), 19),
             (micro, 26),
         ] {
-            // From its last digit on.
+            // From the last digit backwards.
             while number > 0 {
                 text[place] += (number % 10) as u8;
                 number /= 10;
@@ -134,7 +134,7 @@ impl Members {
 
     fn push_text(&mut self, text: &str) {
         let Self(json) = self;
-        // As nearly all are. The whole of it is looked at, many bytes at a time; serde_json looks at each by itself.
+        // Nearly all texts are. This looks at the whole text, many bytes at a time; serde_json looks at one at a time.
         let is_plain =
             text.bytes().fold(true, |plain, byte| plain & (byte >= b' ') & (byte != b'"') & (byte != b'\\'));
         if is_plain {
@@ -152,7 +152,7 @@ impl Members {
 }
 
 impl Visit for Members {
-    /// With everything behind it, in one text.
+    /// With all its causes, in one text.
     fn record_error(&mut self, field: &Field, error: &(dyn Error + 'static)) {
         self.add_text(field.name(), &chain(error));
     }

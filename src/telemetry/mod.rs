@@ -1,4 +1,4 @@
-//! What the service tells its operators: logs, one event a line, to standard error; and [`traces`].
+//! What the service tells its operators: logs on standard error, one event a line, and [`traces`].
 
 mod json;
 mod stderr;
@@ -23,11 +23,11 @@ use tracing_subscriber::{
 
 use self::{json::JsonLines, stderr::Stderr, traces::Traces};
 
-/// The span whose fields stand in each line that is logged within a request. All other spans are for [`traces`] alone, so
-/// that a step of a request does not stand in the place of the request.
+/// The span whose fields are in every line that is logged within a request. All other spans are for [`traces`] only, so
+/// that no step of a request takes the place of the request in a line.
 pub const REQUEST: &str = "request";
 
-/// How a line of the log looks.
+/// The format of the log's lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// One JSON object a line, for machines.
@@ -50,7 +50,7 @@ pub struct InvalidFilter(#[from] tracing_subscriber::filter::ParseError);
 pub fn init(format: LogFormat, filter: &str, traces: Option<&Traces>) -> Result<(), InvalidFilter> {
     let filter = EnvFilter::builder().parse(filter)?;
     let registry = tracing_subscriber::registry();
-    // Not `with(None)`: then every span of a trace would be made, for nobody.
+    // Not `with(None)`, with which every span of a trace would be made for nobody.
     let done = match traces {
         Some(traces) => registry.with(traces.layer()).with(lines(format, filter)).try_init(),
         None => registry.with(lines(format, filter)).try_init(),
@@ -62,7 +62,7 @@ pub fn init(format: LogFormat, filter: &str, traces: Option<&Traces>) -> Result<
     Ok(())
 }
 
-/// What `ask` finds of the log (by `tracing::enabled!`) where that has this filter.
+/// What `ask` finds out about the log (by `tracing::enabled!`) if the log has this filter.
 ///
 /// # Errors
 ///
@@ -72,13 +72,13 @@ pub fn where_logged<T>(filter: &str, ask: impl FnOnce() -> T) -> Result<T, Inval
     Ok(tracing::subscriber::with_default(tracing_subscriber::registry().with(filter), ask))
 }
 
-/// Whether what goes there may be coloured: to a terminal of somebody who has not set `NO_COLOR` (no-color.org).
+/// Whether output to `stream` may be coloured: it is a terminal, and `NO_COLOR` is not set (no-color.org).
 pub fn is_coloured(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// From now on a panic is an event like any other: in one line, in the format of the others, with the place where it was.
-/// `RUST_BACKTRACE` adds the way there.
+/// Makes every panic from now on an event like any other: one line, in the same format as the others, with the place
+/// where it occurred. `RUST_BACKTRACE` adds a backtrace.
 pub fn log_panics() {
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(display);
@@ -89,7 +89,7 @@ pub fn log_panics() {
     }));
 }
 
-/// What writes the lines that pass `filter`.
+/// The layer that writes the events that pass `filter`.
 fn lines<S>(format: LogFormat, filter: EnvFilter) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
@@ -107,7 +107,7 @@ where
     }
 }
 
-/// Events, also where somebody asks beforehand whether one would be logged (which is neither span nor event).
+/// Lets events through, and also queries whether an event would be logged, which are neither span nor event.
 fn is_logged(metadata: &Metadata<'_>) -> bool {
     !metadata.is_span() || metadata.name() == REQUEST
 }
@@ -121,10 +121,10 @@ mod tests {
 
     use super::*;
 
-    /// In the environment of a process of [`victim`]'s own: what it does.
+    /// The environment variable that tells the process that runs [`victim`] what to do.
     const VICTIM: &str = "GATEPASS_TEST_LOG";
 
-    /// Not a test, but what the next ones run.
+    /// Not a test: the next ones run it.
     #[test]
     fn victim() {
         let Some(does) = env::var_os(VICTIM) else { return };
@@ -136,7 +136,7 @@ mod tests {
         }
         thread::scope(|scope| {
             for thread in 0..THREADS {
-                // Some of them longer than a pipe takes at once, and than it holds.
+                // Some are longer than a pipe takes at once, and longer than it holds.
                 let length = move |line| if line % 10 == thread { 70_000 } else { 10 + line };
                 let log = move || {
                     (0..LINES).for_each(|line| tracing::info!(thread, line, text = "x".repeat(length(line))));
@@ -146,11 +146,11 @@ mod tests {
         });
     }
 
-    /// Of the victim that logs much.
+    /// For the victim that logs much.
     const THREADS: usize = 4;
     const LINES: usize = 200;
 
-    /// What a victim that does this has logged.
+    /// What a victim logs that does this.
     fn logged(does: &str) -> String {
         let (_, module) = module_path!().split_once("::").unwrap();
         let output = Command::new(env::current_exe().unwrap())

@@ -1,23 +1,23 @@
-//! Standard error without the lock of [`std::io::Stderr`]: a thread that the kernel takes off its core in the middle of a
-//! line would have every request wait that has one to write.
+//! Standard error without the lock of [`std::io::Stderr`]. With the lock, a thread that the kernel preempts in the
+//! middle of a line would keep every request waiting that has a line to write.
 
 use std::{
     io::{self, Write},
     sync::{PoisonError, RwLock},
 };
 
-/// What the kernel takes whole, and lets nothing come between, also in a pipe (`PIPE_BUF`, by POSIX at least 512).
+/// How many bytes the kernel writes atomically, even to a pipe (`PIPE_BUF`, by POSIX at least 512).
 const WHOLE: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
 
-/// Held alone by who writes more than that, and together by all others.
+/// Held exclusively while writing more than that, and shared by all other writers.
 static LONG: RwLock<()> = RwLock::new(());
 
-/// Standard error, for who writes a line at a time.
+/// Standard error, for writers that write one line at a time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stderr;
 
 impl Write for Stderr {
-    /// Writes all of a line.
+    /// Writes a whole line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if line.len() <= WHOLE {
             let _together = LONG.read().unwrap_or_else(PoisonError::into_inner);

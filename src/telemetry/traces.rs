@@ -1,22 +1,23 @@
-//! Traces: which steps a request took, and how long each of them, sent to a collector by OTLP over HTTP with protobuf.
+//! Traces: the steps of a request and how long each took, sent to a collector by OTLP over HTTP with protobuf.
 //!
-//! A span for each request, by OpenTelemetry's conventions for HTTP servers; below it those of its steps, and one for each
-//! SQL statement, made from what sqlx logs. No path, query, body or address of a client is in any, and of its header
-//! fields the ids alone that are made to be passed on: `x-request-id` and `traceparent`. Of a statement there is its
-//! text, which has placeholders where the data goes.
+//! Each request has a span that follows OpenTelemetry's conventions for HTTP servers. Below it are the spans of its
+//! steps, and one for each SQL statement, made from what sqlx logs. No span holds a client's path, query, body or
+//! address. Of the header fields, spans hold only the ids that are made to be passed on: `x-request-id` and
+//! `traceparent`. Of a statement, they hold the text, which has placeholders where the data goes.
 //!
-//! A request goes on with its caller's trace (W3C Trace Context, `traceparent`) when it comes from one of our own proxies.
-//! Any other gets a trace of its own with a link to its caller's, or else one number, sent with every request, would make
-//! one endless trace of them. Whether a request is recorded, chance decides, in the share that the operator has set, and
-//! nothing that the caller sends: neither its flag nor its trace's id, by which OpenTelemetry's own sampler goes.
-//! `tracestate` is not taken over: it would carry a stranger's text into other people's tools.
+//! A request from one of our own proxies continues its caller's trace (W3C Trace Context, `traceparent`). Any other
+//! gets a trace of its own, with a link to its caller's: otherwise a client that sent the same trace id with every
+//! request would make one endless trace of them. Chance decides whether a request is recorded, in the share that the
+//! operator has set. Nothing that the caller sends has a say in it: neither its flag nor its trace id, on which
+//! OpenTelemetry's own sampler relies. `tracestate` is not taken over: it would carry a stranger's text into other
+//! people's tools.
 //!
-//! Spans are sent from a thread of their own, out of a queue of bounded length. With a collector that is slow or dead,
-//! spans are lost, and nothing else waits.
+//! Spans are sent from a thread of their own, out of a queue of bounded length. If the collector is slow or dead, spans
+//! are lost, and nothing else waits.
 //!
-//! HTTP and not gRPC: each collector takes both, and HTTP is sent by reqwest, which is here already with its TLS; gRPC
-//! would be tonic and a second HTTP client. What else the environment says to OpenTelemetry's SDK is in force, such as
-//! `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_RESOURCE_ATTRIBUTES` and `OTEL_BSP_MAX_QUEUE_SIZE`.
+//! HTTP rather than gRPC: every collector accepts both, and reqwest, which is here already with its TLS, sends HTTP;
+//! gRPC would bring tonic and a second HTTP client. The other environment variables of OpenTelemetry's SDK apply as
+//! well, such as `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_RESOURCE_ATTRIBUTES` and `OTEL_BSP_MAX_QUEUE_SIZE`.
 
 use std::{fmt, time::Duration};
 
@@ -45,12 +46,12 @@ use tracing_subscriber::{Layer, filter::filter_fn, layer, registry::LookupSpan};
 use super::REQUEST;
 
 const TRACEPARENT: &str = "traceparent";
-/// How long the last spans may take at the end.
+/// How long sending the last spans may take at shutdown.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
-/// Where sqlx tells of statements.
+/// The target under which sqlx logs statements.
 const STATEMENTS: &str = "sqlx::query";
 
-/// What sends spans to a collector.
+/// Sends spans to a collector.
 #[derive(Debug)]
 pub struct Traces(SdkTracerProvider);
 
@@ -60,12 +61,12 @@ pub struct Traces(SdkTracerProvider);
 pub struct NoExporter(#[from] ExporterBuildError);
 
 impl Traces {
-    /// Sends to the collector at `endpoint`, to which `/v1/traces` is appended, the traces of a `share` of all requests,
-    /// 0 to 1. Whether there is a collector, only the log tells, later.
+    /// Sends the traces of a `share` of all requests, 0 to 1, to the collector at `endpoint`, to which `/v1/traces` is
+    /// appended. Whether there is a collector shows only later, in the log.
     ///
     /// # Errors
     ///
-    /// When there is no HTTP client for it, or the environment's variables for the SDK cannot be read.
+    /// When no HTTP client can be made for it, or the SDK's environment variables cannot be read.
     pub fn new(endpoint: &str, share: f64) -> Result<Self, NoExporter> {
         let exporter = SpanExporter::builder()
             .with_http()
@@ -101,7 +102,7 @@ impl Traces {
         spans.and_then(statements)
     }
 
-    /// Sends what is left, for a second at most.
+    /// Sends the remaining spans, for a second at most.
     pub async fn finish(self) {
         let finish = move || self.0.shutdown_with_timeout(FLUSH_PATIENCE);
         match tokio::task::spawn_blocking(finish).await {
@@ -112,7 +113,7 @@ impl Traces {
     }
 }
 
-/// Records that share of the requests, by chance, and with each all that is below it.
+/// Records this share of the requests, chosen by chance, each with everything below it.
 #[derive(Clone, Debug)]
 struct Share(f64);
 
@@ -134,13 +135,13 @@ impl ShouldSample for Share {
         } else {
             Sampler::TraceIdRatioBased(self.0)
         };
-        // An id of our own: that of the trace may have been chosen to be recorded, or not to be.
+        // An id of our own: the caller may have chosen the trace's id so that it is recorded, or is not.
         let chance = RandomIdGenerator::default().new_trace_id();
         sampler.should_sample(parent, chance, name, kind, attributes, links)
     }
 }
 
-/// Spans of ours, without those for the log. No events: what is logged may name people.
+/// Our own spans, except those for the log. No events: what is logged may name people.
 fn is_traced(metadata: &Metadata<'_>) -> bool {
     metadata.is_span()
         && *metadata.level() <= Level::INFO
@@ -148,7 +149,7 @@ fn is_traced(metadata: &Metadata<'_>) -> bool {
         && metadata.name() != REQUEST
 }
 
-/// The span of a request that is served.
+/// The span of a request to the service.
 #[derive(Debug)]
 pub struct ServerSpan {
     /// Disabled when there are no traces.
@@ -157,8 +158,8 @@ pub struct ServerSpan {
 }
 
 impl ServerSpan {
-    /// A span for a request. `route` is as it stands in the code; `None`: no route of ours. It is in the trace that
-    /// `headers` name when the caller `is_ours`, and otherwise in a new one.
+    /// A span for a request. `route` is as written in the code; `None` if the request is for no route of ours. The span
+    /// is in the trace that `headers` names if the caller `is_ours`, and otherwise in a new one.
     pub fn begin(
         request_id: &str,
         method: &'static str,
@@ -191,7 +192,7 @@ impl ServerSpan {
         } else if let Err(error) = span.set_parent(caller) {
             tracing::debug!(%error, "a request is no part of its caller's trace");
         }
-        // All zero where nobody collects traces.
+        // All zeros if nobody collects traces.
         let trace_id = Some(span.context().span().span_context().trace_id());
         let trace_id = trace_id.filter(|id| *id != TraceId::INVALID).map(|id| id.to_string());
         Self { span, trace_id }
@@ -202,12 +203,12 @@ impl ServerSpan {
         self.trace_id.as_deref()
     }
 
-    /// For the steps to be below.
+    /// The span that the request's steps go below.
     pub fn span(&self) -> &Span {
         &self.span
     }
 
-    /// The request was answered; `code` is the problem's. Only a fault of ours is an error of this span.
+    /// The request was answered; `code` is the problem's. Only a fault of ours counts as an error of this span.
     pub fn answered(&self, status: u16, code: Option<&str>) {
         self.span.record("http.response.status_code", status);
         if status >= 500 {
@@ -217,7 +218,7 @@ impl ServerSpan {
     }
 }
 
-/// The `traceparent` for a request that is made to serve the present one; `None` when there are no traces.
+/// The `traceparent` for a request that is made to serve the current one; `None` when there are no traces.
 pub fn traceparent() -> Option<HeaderValue> {
     struct Field(Option<HeaderValue>);
 
@@ -249,8 +250,8 @@ impl Extractor for Caller<'_> {
     }
 }
 
-/// Makes a span of each statement that sqlx tells of, below the step that it belongs to. What belongs to no request is not
-/// traced.
+/// Makes a span of each statement that sqlx logs, below the step that it belongs to. Statements that belong to no
+/// request are not traced.
 struct Statements(SdkTracer);
 
 impl<S: Subscriber> Layer<S> for Statements {
@@ -262,7 +263,7 @@ impl<S: Subscriber> Layer<S> for Statements {
         let mut statement = Statement::default();
         event.record(&mut statement);
         let operation = statement.summary.split_whitespace().next().unwrap_or("SQL").to_owned();
-        // A short one has no more than the summary.
+        // A short statement has only the summary.
         let text =
             if statement.text.is_empty() { statement.summary } else { statement.text.trim().to_owned() };
         let ended_at = time::now();
