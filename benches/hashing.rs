@@ -1,4 +1,4 @@
-//! Argon2 as anybody uses its crate, and as the service computes it.
+//! Argon2 as people commonly use its crate, and as the service computes it.
 
 use argon2::{Algorithm, Argon2, Block, Error, Params, Version};
 
@@ -14,7 +14,7 @@ pub(crate) const MEMORY_KIB: u32 = 19456;
 pub(crate) const ITERATIONS: u32 = 2;
 
 pub(crate) type Hash = [u8; 32];
-/// Takes the password and the salt, and memory to compute in.
+/// Takes the password, the salt, and memory to compute in.
 pub(crate) type Compute = fn(&Argon2<'_>, &[u8], &[u8], &mut Hash, &mut [Block]) -> Result<(), Error>;
 pub(crate) type Hasher = Box<dyn FnMut(&[u8], &[u8; 16]) -> Hash>;
 
@@ -41,7 +41,7 @@ pub(crate) fn gatepass(memory_kib: u32, iterations: u32) -> Hasher {
     })
 }
 
-/// In memory as the service has it.
+/// Computes in memory of the service's kind.
 pub(crate) fn in_own_memory(memory_kib: u32, iterations: u32, compute: Compute) -> Hasher {
     let argon2 = argon2(memory_kib, iterations);
     let count = argon2.params().block_count();

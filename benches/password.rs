@@ -1,7 +1,7 @@
 //! What a password hash costs, by who computes it and in what memory; and what it costs everybody else.
 //!
-//! `make bench-password`. All in one run and in turns, because machines are noisy: compare the ratios, and those of one
-//! run alone. The parameters are the service's defaults.
+//! Run with `make bench-password`. Everything is measured in turns in one run, because machines are noisy: compare only
+//! ratios, and only those of the same run. The parameters are the service's defaults.
 
 use std::{
     io::{Read, Write},
@@ -18,17 +18,17 @@ mod hashing;
 
 use hashing::{Hash, Hasher, ITERATIONS, MEMORY_KIB, argon2, gatepass, in_own_memory, plain};
 
-/// How long each is measured at a time, and how often.
+/// How long each candidate is measured at a time, and how often.
 const TURN: Duration = Duration::from_millis(500);
 const TURNS: usize = 7;
 
-/// Somebody who computes hashes, as each thread makes its own.
+/// An implementation of the hash. Each thread makes its own hasher.
 struct Candidate {
     name: &'static str,
     hasher: fn(memory_kib: u32, iterations: u32) -> Hasher,
 }
 
-/// The first is what the others are held against.
+/// The others are compared with the first.
 const CANDIDATES: &[Candidate] = &[
     Candidate { name: "argon2 crate, plain use (fresh memory)", hasher: plain },
     Candidate { name: "argon2 crate, reused memory", hasher: reused },
@@ -99,7 +99,7 @@ fn main() {
     }
 }
 
-/// Holds all candidates against one another over inputs of many kinds; how many there were.
+/// Checks that all candidates agree on inputs of many kinds; how many inputs there were.
 fn agree() -> usize {
     let mut count = 0;
     for memory_kib in [8, 9, 16, 31, 64, 100, 1000, 1024] {
@@ -122,7 +122,7 @@ fn agree() -> usize {
     count
 }
 
-/// Prints a line for each candidate: the median of its turns.
+/// Prints a line for each candidate, with the median of its turns.
 fn throughput(threads: usize) {
     let mut rates = vec![Vec::new(); CANDIDATES.len()];
     for _ in 0..TURNS {
@@ -153,8 +153,8 @@ fn rate(candidate: &Candidate, threads: usize) -> f64 {
     })
 }
 
-/// Prints what a request takes while nobody hashes, and while all cores do, at the priority of all and at the hashing
-/// threads' own.
+/// Prints how long a request takes while nothing is hashed, and while all cores hash: at normal priority, and at that
+/// of the service's hashing threads.
 fn latency(cores: usize) {
     let mut idle = 0.0;
     for (name, niceness) in
@@ -194,7 +194,7 @@ fn latency(cores: usize) {
     }
 }
 
-/// The microseconds that requests take, one after the other: a client, a server, and some work on both sides.
+/// The microseconds that requests take, one after the other, between a client and a server that does some work.
 fn requests() -> Vec<f64> {
     const BYTES: usize = 1024;
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -223,7 +223,7 @@ fn requests() -> Vec<f64> {
     })
 }
 
-/// About what a bearer check takes of a core.
+/// Uses a core for about as long as a bearer check does.
 fn work() {
     let start = Instant::now();
     while start.elapsed() < Duration::from_micros(30) {

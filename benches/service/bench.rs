@@ -1,4 +1,4 @@
-//! The run: how long things are measured, and the table of what came out.
+//! The run: how long things are measured, and the table of results.
 
 use std::{fmt, time::Duration};
 
@@ -8,10 +8,10 @@ use crate::load::percentile;
 
 /// How often each thing is measured.
 const TURNS: usize = 9;
-/// How many short turns are as long as one.
+/// How many short turns are as long as a full one.
 const SHORT: u32 = 5;
 
-/// What is to be reached.
+/// The goal for a figure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Goal {
     AtLeast(f64),
@@ -44,16 +44,16 @@ impl fmt::Display for Goal {
 pub(crate) struct Row {
     pub(crate) what: String,
     pub(crate) ours: f64,
-    /// What it is held against, and that one's figure from the same run.
+    /// What our figure is compared with, and the figure of that from the same run.
     pub(crate) limit: Option<(String, f64)>,
-    /// To it.
+    /// Of our figure to the limit.
     pub(crate) ratio: Option<f64>,
-    /// Of the ratio, or of the figure itself where there is no limit.
+    /// For the ratio, or for the figure itself if there is no limit.
     pub(crate) goal: Option<Goal>,
 }
 
 impl Row {
-    /// Whether it reaches its goal; yes where there is none.
+    /// Whether it reaches its goal. True if it has none.
     pub(crate) fn is_reached(&self) -> bool {
         self.goal.is_none_or(|goal| goal.is_reached_by(self.ratio.unwrap_or(self.ours)))
     }
@@ -61,7 +61,7 @@ impl Row {
 
 /// One run of the benchmarks.
 pub(crate) struct Bench {
-    /// Only to see that everything works: the figures mean nothing.
+    /// Whether the run only checks that everything works: then the figures mean nothing.
     pub(crate) is_smoke: bool,
     pub(crate) rows: Vec<Row>,
     /// The tables of docs/capacity.md.
@@ -78,27 +78,27 @@ impl Bench {
         Self { is_smoke, rows: Vec::new(), capacity: String::new(), bar }
     }
 
-    /// How long something is measured at a time; and how much of anything a smoke run does.
+    /// How long something is measured at a time.
     pub(crate) fn turn(&self) -> Duration {
         if self.is_smoke { Duration::from_millis(50) } else { Duration::from_secs(1) }
     }
 
-    /// `full`, or `smoke` where the figures mean nothing.
+    /// `full`, or `smoke` in a run whose figures mean nothing.
     pub(crate) fn size(&self, full: usize, smoke: usize) -> usize {
         if self.is_smoke { smoke } else { full }
     }
 
-    /// Says what goes on, to who watches.
+    /// Shows what is going on.
     pub(crate) fn doing(&self, what: &str) {
         self.bar.set_message(what.to_owned());
     }
 
-    /// The same for what answers in microseconds, with [`Self::in_short_turns`].
+    /// How long something that answers in microseconds is measured at a time, with [`Self::in_short_turns`].
     pub(crate) fn short_turn(&self) -> Duration {
         self.turn() / SHORT
     }
 
-    /// Measures several things in turns, A B C A B C …, so that what disturbs the machine disturbs all of them.
+    /// Measures several things in turns, A B C A B C …, so that whatever disturbs the machine disturbs all of them.
     pub(crate) fn in_turns<T, const N: usize>(
         &self,
         what: &str,
@@ -107,8 +107,8 @@ impl Bench {
         self.turns(what, TURNS, measure)
     }
 
-    /// As many times more turns as they are shorter: the closer they follow each other, the more of what disturbs the
-    /// machine do they share.
+    /// The same in shorter turns, and as many times more of them: the closer turns follow each other, the more they
+    /// share of what disturbs the machine.
     pub(crate) fn in_short_turns<T, const N: usize>(
         &self,
         what: &str,
@@ -134,8 +134,8 @@ impl Bench {
         all
     }
 
-    /// Figures beside their limit, one of each turn. The ratio is the median of theirs and not that of the medians: of two
-    /// that follow each other, what disturbs the machine for longer disturbs both.
+    /// Figures beside their limit, one from each turn. The ratio is the median of the turns' ratios rather than the
+    /// ratio of the medians: whatever disturbs the machine for longer disturbs both figures of a turn.
     pub(crate) fn ratio(
         &mut self,
         what: &str,
@@ -149,12 +149,12 @@ impl Bench {
         self.row(Row { what, ours, limit, ratio, goal: Some(goal) });
     }
 
-    /// A figure that is to stay within a bound.
+    /// A figure that should stay within a bound.
     pub(crate) fn bound(&mut self, what: &str, ours: f64, goal: Goal) {
         self.row(Row { what: what.to_owned(), ours, limit: None, ratio: None, goal: Some(goal) });
     }
 
-    /// A figure to keep.
+    /// A figure without a goal.
     pub(crate) fn note(&mut self, what: &str, ours: f64) {
         self.row(Row { what: what.to_owned(), ours, limit: None, ratio: None, goal: None });
     }
@@ -173,7 +173,7 @@ impl Bench {
         self.rows.push(row);
     }
 
-    /// A line of its own.
+    /// Prints a line of its own.
     pub(crate) fn say(&self, line: &str) {
         self.bar.suspend(|| println!("{line}"));
     }
@@ -184,7 +184,7 @@ impl Bench {
     }
 }
 
-/// As people read it: three digits, or all before the point; of a count none after it.
+/// A figure for people: three digits, or all those before the point; a count has none after it.
 pub(crate) fn figure(value: f64) -> String {
     let digits = match value {
         _ if value.fract() == 0.0 => 0,

@@ -1,4 +1,4 @@
-//! What the binary takes to be made, and of the disk.
+//! How long the binary takes to build, and how large it is.
 
 use std::{env, fs, process::Command, time::Instant};
 
@@ -9,7 +9,7 @@ pub(crate) fn size(bench: &mut Bench) {
     bench.note("size of the binary, all features, MiB", bytes as f64 / f64::from(1 << 20));
 }
 
-/// Builds everything in a directory of its own, for some minutes; what is downloaded is there already.
+/// Builds everything in a directory of its own, which takes some minutes. All downloads are there already.
 pub(crate) fn time(bench: &mut Bench) {
     bench.doing("building from nothing");
     let target = env::temp_dir().join(format!("gatepass-bench-build-{}", std::process::id()));

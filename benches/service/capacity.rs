@@ -1,4 +1,4 @@
-//! What a request costs each of those who work on it, whether a machine on paper with these costs does what the real one
+//! What a request costs each part that works on it, whether a simulated machine with these costs does what the real one
 //! does, and what follows for services of other sizes: docs/capacity.md.
 
 use std::{fs, thread, time::Duration};
@@ -20,11 +20,11 @@ use crate::{
 
 /// The pool's size by default.
 const CONNECTIONS: usize = 4;
-/// How many ask at once.
+/// How many clients ask at once.
 const ASKERS: usize = 8;
 
-/// What is to be planned for, in the busiest hour: a tenth of all users are there in a day, each for an hour in which they
-/// log in once, renew four times and make 200 requests that are checked; 15 of 100 of that fall into one hour.
+/// What to plan for. In a day, a tenth of all users are there, each for an hour in which they log in once, renew four
+/// times and make 200 requests that are checked. Of all this, 15 per cent falls into the busiest hour.
 const PLANS: [(&str, f64); 3] = [("10 thousand", 1e4), ("1 million", 1e6), ("100 million", 1e8)];
 
 fn demand(users: f64) -> Demand {
@@ -77,8 +77,8 @@ fn table_of_needs(costs: &Costs) -> String {
     .concat()
 }
 
-/// The same machine on paper: each kind of request alone, as fast as it goes; and all kinds at once, in which every core
-/// has to be accounted for.
+/// Compares the machine with the same one simulated: each kind of request alone, as fast as it goes; and all kinds at
+/// once, when the costs must account for every core.
 fn hold_against_paper(bench: &mut Bench, costs: &Costs) {
     let service = Service::start(&database(), &[]);
     let names = register(&service);
@@ -107,7 +107,7 @@ fn hold_against_paper(bench: &mut Bench, costs: &Costs) {
             &format!("{what} of {ASKERS} who ask"),
             &measured,
             ("the same on paper", &vec![paper; measured.len()]),
-            // With costs twice as high or half, the paper would do half or twice as much.
+            // With costs twice or half as high, the simulation would do half or twice as much.
             Between(0.7, 1.4),
         );
     }
@@ -127,8 +127,8 @@ fn hold_against_paper(bench: &mut Bench, costs: &Costs) {
     bench.ratio("cores that a mix of all takes by its costs", &accounted, limit, Between(0.9, 1.3));
 }
 
-/// What the arithmetic takes for granted, as Postgres counts it: the commits of a request that wait for the disk, and the
-/// connections of a busy replica.
+/// Checks what the arithmetic takes for granted against Postgres's own counts: the commits of a request that wait for
+/// the disk, and the connections of a busy replica.
 fn count(bench: &mut Bench) {
     bench.doing("commits and connections, as Postgres counts them");
     let database = database();
@@ -151,7 +151,7 @@ fn count(bench: &mut Bench) {
         [("a login", LOGIN_COMMITS, &mut lone), ("a renewal", RENEWAL_COMMITS, &mut renewing)];
     for (what, reckoned, client) in kinds {
         let service = start();
-        // One after the other: those of many share their waits.
+        // One after the other: the commits of many at once share their waits.
         for _ in 0..requests {
             let mut request = Vec::new();
             client.ask(&mut request);
@@ -160,22 +160,23 @@ fn count(bench: &mut Bench) {
         let after = syncs_after(&database, service);
         let what = format!("commits that wait for the disk, {what}");
         let found = (after - syncs) / requests as f64;
-        // A count, so that one of a short run means something, too. The start and what is written beside have a few.
+        // This is a count, so even one from a short run means something. The start of the service, and what it writes
+        // in the background, add a few.
         assert!((0.9..1.5).contains(&(found / reckoned)), "{what}: {found}");
         bench.ratio(&what, &[found], ("as are reckoned", &[reckoned]), Between(0.9, 1.3));
         syncs = after;
     }
 }
 
-/// How many a service has to its database.
+/// How many connections a service has to its database.
 fn connections(database: &str) -> f64 {
     let count = "SELECT count(*) FROM pg_stat_activity
                  WHERE datname = current_database() AND application_name = 'gatepass'";
     sql(database, count).parse().expect("a number")
 }
 
-/// How often Postgres had waited for the disk to have the log when the service had ended: not before does each of its
-/// processes tell of itself.
+/// How often Postgres had waited for the disk to have the log by the time the service had ended. Only then has each of
+/// its processes reported its counts.
 fn syncs_after(database: &str, service: Service) -> f64 {
     drop(service);
     while connections(database) > 0.0 {
@@ -202,8 +203,8 @@ fn renewing(service: &Service) -> Vec<Renewing> {
     (0..ASKERS).map(|number| Renewing::of_new(service, &format!("renewing{number}"))).collect()
 }
 
-/// Measures each kind of request by itself. The hash is measured alone, and left out of the logins: it is so much dearer
-/// than the rest that a difference would be noise.
+/// Measures each kind of request by itself. The hash is measured separately and left out of the logins: it costs so
+/// much more than the rest that a difference would be noise.
 fn costs(bench: &Bench) -> Costs {
     let database = database();
     let service = Service::start(&database, &QUICK);
@@ -229,7 +230,7 @@ fn costs(bench: &Bench) -> Costs {
     Costs {
         login: Cost { hash: cores as f64 / median(rates), ..login },
         renewal,
-        // It asks nobody; what Postgres did meanwhile was not for it.
+        // A check does not use Postgres; what Postgres did meanwhile was not for it.
         check: Cost { postgres: 0.0, wait: 0.0, ..check },
     }
 }
@@ -245,7 +246,7 @@ fn median_cost(costs: &[Cost]) -> Cost {
     }
 }
 
-/// Reads what requests cost.
+/// Measures what requests cost.
 struct Meter<'a> {
     service: &'a Service,
     postmaster: u32,
@@ -253,7 +254,7 @@ struct Meter<'a> {
 }
 
 impl Meter<'_> {
-    /// What one request costs: processor time when all ask, and what of a lone one's time nobody computes in.
+    /// What one request costs: the processor time when all clients ask, and the idle part of a lone request's time.
     fn cost<C: Client>(&self, clients: &mut [C]) -> Cost {
         let before = self.used();
         let answers = load::run(self.service.address, self.turn, clients).answers as f64;
@@ -264,7 +265,7 @@ impl Meter<'_> {
         Cost { service, hash: 0.0, postgres, client, wait: (alone - service - postgres - client).max(0.0) }
     }
 
-    /// Processor time of the service, of Postgres and of this process.
+    /// The processor time used by the service, by Postgres and by this process.
     fn used(&self) -> [Duration; 3] {
         let postgres = children(self.postmaster).map(processor_time_of).sum();
         let own = clock_gettime(ClockId::ProcessCPUTime);
@@ -274,7 +275,7 @@ impl Meter<'_> {
     }
 }
 
-/// The process that all of the database's are children of.
+/// The process that is the parent of all the database's processes.
 fn postmaster(database: &str) -> u32 {
     let place = sql(database, "SHOW data_directory");
     let file =
@@ -286,14 +287,14 @@ fn children(of: u32) -> impl Iterator<Item = u32> {
     let all = fs::read_dir("/proc").expect("Linux").flatten();
     let processes = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     processes.filter(move |process| {
-        // Behind the name, which may have any character: state and parent.
+        // After the name, which may contain any character: the state and the parent.
         let text = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
         let parent = text.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
         parent == Some(of)
     })
 }
 
-/// Zero for one that has gone.
+/// Zero if the process is gone.
 fn processor_time_of(process: u32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
     let nanoseconds = threads.filter_map(|thread| {

@@ -1,4 +1,4 @@
-//! Bearer checks: `/auth/verify` beside the same server's `/healthz`, which is sent the same header fields.
+//! Bearer checks: `/auth/verify` compared with the same server's `/healthz`, which gets the same header fields.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -20,7 +20,7 @@ use crate::{
     process::{KEY, Service, database, text},
 };
 
-/// Of those who ask.
+/// Connections of the clients.
 const CONNECTIONS: usize = 32;
 
 /// The settings of each format.
@@ -34,7 +34,7 @@ const FORMATS: [(&str, &[(&str, &str)]); 7] = [
     ("HS256", &[("TOKEN_FORMAT", "jwt"), ("JWT_ALGORITHM", "HS256")]),
 ];
 
-/// With one token, by format.
+/// Checks of one token, for each format.
 pub(crate) fn seen(bench: &mut Bench) {
     for (name, settings) in FORMATS {
         let service = Service::start(&database(), settings);
@@ -65,13 +65,13 @@ pub(crate) fn seen(bench: &mut Bench) {
     }
 }
 
-/// With tokens that the service has never seen.
+/// Checks of tokens that the service has never seen.
 pub(crate) fn fresh(bench: &mut Bench) {
     let service = Service::start(&database(), &[]);
     service.register("alice");
     let user = service.log_in("alice");
     let health = get("/healthz", &bearer(&text(&user["access_token"])));
-    // The limit's turn comes first and says how many tokens are enough, whatever disturbed it.
+    // The limit's turn comes first, and tells how many tokens are enough, whatever has disturbed it.
     let tokens = AtomicUsize::new(10_000);
     let mut limit = || {
         let outcome = load::run(service.address, bench.short_turn(), &mut [Same(&health); CONNECTIONS]);
@@ -89,7 +89,7 @@ pub(crate) fn fresh(bench: &mut Bench) {
     bench.ratio(what, &rates, ("/healthz", &limits), AtLeast(0.5));
 }
 
-/// Takes from all requests the next one that nobody has sent.
+/// Sends the next of the requests that nobody has sent yet.
 struct Unseen<'a> {
     requests: &'a [Vec<u8>],
     next: &'a AtomicUsize,
@@ -106,7 +106,7 @@ impl Client for Unseen<'_> {
     }
 }
 
-/// Checks of as many tokens, each made as the service makes it.
+/// Checks of this many tokens, made the way the service makes them.
 fn requests(count: usize, user: &Value) -> Vec<Vec<u8>> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {

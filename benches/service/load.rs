@@ -1,6 +1,6 @@
-//! A load over HTTP/1.1 on connections that stay open. No library stands between the socket and the clock, for who asks
-//! shares the cores with who answers: a thread waits for all of its connections at once, and requests are made ahead
-//! where they can be.
+//! A load over HTTP/1.1 on connections that stay open. No library stands between the socket and the clock, because the
+//! clients share the cores with the server: a thread waits for all of its connections at once, and requests are made in
+//! advance where possible.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -15,16 +15,16 @@ use rustix::{
     time::{ClockId, Timespec, clock_gettime},
 };
 
-/// One who asks on a connection of their own, and waits for each answer before the next request.
+/// A client that asks on its own connection, and waits for each answer before the next request.
 pub(crate) trait Client: Send {
-    /// Writes the next request behind what is in `buffer`, which is empty.
+    /// Writes the next request to `buffer`, which is empty.
     fn ask(&mut self, buffer: &mut Vec<u8>);
 
     /// Takes the answer.
     ///
     /// # Panics
     ///
-    /// When it is not the one expected: what fails fast is not fast.
+    /// If it is not the expected one: failing fast is not being fast.
     fn hear(&mut self, status: u16, body: &[u8]);
 }
 
@@ -49,27 +49,27 @@ pub(crate) fn expect(expected: u16, status: u16, body: &[u8]) {
     assert_eq!(status, expected, "{}", String::from_utf8_lossy(body));
 }
 
-/// What a load came to.
+/// The result of a load.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// Answers a second, after the first tenth of the time.
+    /// Answers per second, after the first tenth of the time.
     pub(crate) rate: f64,
-    /// All answers, those before and after what the rate counts too.
+    /// All answers, including those that came before or after the time in which the rate is counted.
     pub(crate) answers: usize,
     /// How long the counted ones took, in microseconds, sorted.
     pub(crate) times: Vec<f64>,
-    /// The share of the time that the busiest thread of those who ask computed; close to 1, it is they who were measured.
+    /// The share of the time that the clients' busiest thread computed; close to 1, the clients are what was measured.
     pub(crate) busy: f64,
 }
 
 impl Outcome {
-    /// How long `percent` of a hundred answers did not exceed, in microseconds.
+    /// The time that `percent` per cent of the answers did not exceed, in microseconds.
     pub(crate) fn percentile(&self, percent: f64) -> f64 {
         percentile(&self.times, percent)
     }
 }
 
-/// The value that `percent` of a hundred do not exceed.
+/// The value that `percent` per cent do not exceed.
 pub(crate) fn percentile(sorted: &[f64], percent: f64) -> f64 {
     let last = sorted.len().saturating_sub(1) as f64;
     sorted.get((last * percent / 100.0) as usize).copied().unwrap_or(f64::NAN)
@@ -79,7 +79,7 @@ pub(crate) fn percentile(sorted: &[f64], percent: f64) -> f64 {
 ///
 /// # Panics
 ///
-/// When a client does not like an answer, or there is none.
+/// If a client rejects an answer, or there is none.
 pub(crate) fn run<C: Client>(address: SocketAddr, time: Duration, clients: &mut [C]) -> Outcome {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let own = clients.len().div_ceil(cores.div_ceil(4));
@@ -126,7 +126,7 @@ impl<'a, C: Client> Asking<'a, C> {
         self.connection.buffer.clear();
         self.client.ask(&mut self.connection.buffer);
         self.since = Instant::now();
-        // Its answer was there, so that its socket has room for a request.
+        // The previous answer has arrived, so the socket has room for a request.
         self.connection.stream.write_all(&self.connection.buffer).expect("the server listens");
         self.connection.buffer.clear();
     }
@@ -162,7 +162,7 @@ fn one_thread<C: Client>(mut all: Vec<Asking<'_, C>>, begin: Instant, end: Insta
     Outcome { rate: 0.0, answers, times, busy }
 }
 
-/// What this thread has used.
+/// The processor time that this thread has used.
 fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).expect("below a second"))
@@ -171,7 +171,7 @@ fn processor_time() -> Duration {
 /// One connection.
 pub(crate) struct Connection {
     stream: TcpStream,
-    /// Of the request that is being written, then of the answer.
+    /// For the request while it is written, then for the answer.
     buffer: Vec<u8>,
 }
 
@@ -190,18 +190,18 @@ impl Connection {
     ///
     /// # Panics
     ///
-    /// When there is none.
+    /// If there is none.
     pub(crate) fn ask(&mut self, request: &[u8]) -> (u16, &[u8]) {
         self.stream.write_all(request).expect("the server listens");
         self.buffer.clear();
-        // Twice the same to the borrow checker: what is lent by a loop is lent for good.
+        // Parsed twice for the borrow checker: what is lent within the loop would stay lent.
         while answer(&self.buffer).is_none() {
             self.read();
         }
         answer(&self.buffer).expect("it is there")
     }
 
-    /// Status and body, once all of the answer is there; reads what has come.
+    /// Reads what has arrived. Returns status and body once the whole answer is there.
     fn receive(&mut self) -> Option<(u16, &[u8])> {
         self.read();
         answer(&self.buffer)
@@ -209,7 +209,7 @@ impl Connection {
 
     fn read(&mut self) {
         let had = self.buffer.len();
-        // What a thread reads at once, every answer but a long list.
+        // What is read at once: enough for every answer but a long list.
         self.buffer.resize(had + (8 << 10), 0);
         let read = match self.stream.read(&mut self.buffer[had..]) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
@@ -220,7 +220,7 @@ impl Connection {
     }
 }
 
-/// Status and body, if `bytes` are all of an answer. One without `content-length` has no body.
+/// Status and body, if `bytes` are a whole answer. An answer without `content-length` has no body.
 fn answer(bytes: &[u8]) -> Option<(u16, &[u8])> {
     const NAME: &[u8] = b"content-length:";
     let end = bytes.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
@@ -234,12 +234,12 @@ fn answer(bytes: &[u8]) -> Option<(u16, &[u8])> {
     Some((u16::try_from(status).expect("three digits"), body.get(..length)?))
 }
 
-/// `GET path` with more header field lines, or none.
+/// `GET path`, with further header field lines if there are any.
 pub(crate) fn get(path: &str, fields: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{fields}\r\n").into_bytes()
 }
 
-/// `POST path` of a JSON text, with more header field lines, or none.
+/// `POST path` with a JSON text, and further header field lines if there are any.
 pub(crate) fn post(path: &str, fields: &str, json: &str) -> Vec<u8> {
     let length = json.len();
     format!(
@@ -249,7 +249,7 @@ pub(crate) fn post(path: &str, fields: &str, json: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// The field line of an access token.
+/// The header field line with an access token.
 pub(crate) fn bearer(token: &str) -> String {
     format!("authorization: Bearer {token}\r\n")
 }

@@ -1,4 +1,4 @@
-//! Logins beside what limits them, the password hash; and what they cost everybody else.
+//! Logins compared with what limits them, the password hash; and what they cost everybody else.
 
 use std::{
     num::NonZeroUsize,
@@ -17,14 +17,14 @@ use crate::{
     start::memory_bound_mib,
 };
 
-/// How many try at the same time in a storm, each of them to their own account.
+/// How many callers log in at the same time in a storm, each to their own account.
 const CALLERS: usize = 60;
 
 fn cores() -> usize {
     thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
-/// Logins on all cores, and hashes alone on as many threads.
+/// Logins on all cores, compared with hashes alone on as many threads.
 pub(crate) fn logins(bench: &mut Bench) {
     let service = Service::start(&database(), &[]);
     let requests: Vec<_> = (0..2 * cores()).map(|number| format!("user{number}")).collect();
@@ -32,7 +32,7 @@ pub(crate) fn logins(bench: &mut Bench) {
         service.register(name);
     }
     let requests: Vec<_> = requests.iter().map(|name| login(name)).collect();
-    // There is always a password that waits for its turn.
+    // Some password is always waiting for its turn.
     let mut clients: Vec<_> = requests.iter().map(|request| Same(request)).collect();
     let turn = bench.turn() * 2;
     load::run(service.address, turn / 4, &mut clients);
@@ -54,7 +54,7 @@ pub(crate) fn logins(bench: &mut Bench) {
     bench.ratio("hashes/s of one thread", &one, ("argon2 crate's hash", &one_plain), AtLeast(1.25));
 }
 
-/// Hashes a second on so many threads, as nice to others as the service's are.
+/// Hashes per second on this many threads, with the same niceness as the service's.
 pub(crate) fn hashes(hasher: fn(u32, u32) -> Hasher, threads: usize, time: Duration) -> f64 {
     let on_one_thread = || {
         rustix::process::setpriority_process(None, 10).expect("may be nice");
@@ -73,7 +73,7 @@ pub(crate) fn hashes(hasher: fn(u32, u32) -> Hasher, threads: usize, time: Durat
     })
 }
 
-/// One who logs in again and again, or is told to come later.
+/// A caller that logs in again and again, or is told to come back later.
 struct Caller<'a>(&'a [u8]);
 
 impl Client for Caller<'_> {
@@ -88,11 +88,11 @@ impl Client for Caller<'_> {
     }
 }
 
-/// A bearer check while logins take all that they can get, and one in peace.
+/// A bearer check while logins take all that they can get, compared with one in peace.
 pub(crate) fn storm(bench: &mut Bench) {
     let database = database();
     let names: Vec<_> = (0..CALLERS).map(|number| format!("caller{number}")).collect();
-    // By another process: the check of a new password loads its dictionaries.
+    // In another process: the check of a new password loads its dictionaries.
     let registering = Service::start(&database, &[]);
     names.iter().for_each(|name| registering.register(name));
     drop(registering);
@@ -116,7 +116,7 @@ pub(crate) fn storm(bench: &mut Bench) {
     bench.bound("peak memory in the storm, MiB", service.memory_mib("VmHWM"), AtMost(memory_bound_mib()));
 }
 
-/// What 99 of 100 requests do not exceed, asked one after the other with pauses, in microseconds.
+/// The 99th percentile of requests made one after the other, with pauses, in microseconds.
 fn worst(service: &Service, request: &[u8], time: Duration) -> f64 {
     let mut connection = Connection::open(service.address);
     let (begun, mut times) = (Instant::now(), Vec::new());

@@ -1,8 +1,8 @@
-//! What the service does, as ratios to a limit that is measured beside it, in turns and in the same run: `make bench`.
+//! What the service achieves, as ratios to a limit that is measured in turn with it, in the same run: `make bench`.
 //!
-//! Everything runs on one machine and shares its cores, those who ask as well, so that only ratios mean something. What
-//! is to be reached stands beside each; a line that misses it says so, and is no failure: machines are noisy. An answer
-//! that is not the expected one is.
+//! Everything, including the clients, runs on one machine and shares its cores, so only ratios mean something. Each
+//! line shows its goal. A line that misses the goal says so, but is not a failure, because machines are noisy. An
+//! answer other than the expected one is a failure.
 
 mod bench;
 mod build;
@@ -25,10 +25,10 @@ use std::{env, process::ExitCode};
 
 use bench::Bench;
 
-/// What can be measured by itself: its name, and what measures it and adds its rows.
+/// A part that can be measured by itself: its name, and the function that measures it and adds its rows.
 type Section = (&'static str, fn(&mut Bench));
 
-/// In the order in which all is measured.
+/// In the order in which they are measured.
 const SECTIONS: &[Section] = &[
     ("logins", logins::logins),
     ("checks", checks::seen),
@@ -45,7 +45,7 @@ const SECTIONS: &[Section] = &[
     (COLD_BUILD, build::time),
 ];
 
-/// Takes minutes, so only by name, or for the page.
+/// Takes minutes, so it runs only if named, or for the page.
 const COLD_BUILD: &str = "build";
 
 fn main() -> ExitCode {

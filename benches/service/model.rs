@@ -1,44 +1,44 @@
-//! From what one request costs to what a service for many users needs: the arithmetic of docs/capacity.md, and a machine
-//! on paper to hold it against a real one.
+//! From the cost of one request to the needs of a service for many users: the arithmetic of docs/capacity.md, and a
+//! simulated machine to compare with a real one.
 
-/// What a request of one kind takes, in seconds. Those of a core are processor time.
+/// What a request of one kind takes, in seconds. For cores, these are processor time.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cost {
-    /// Of the service's cores, but for the hash.
+    /// Of the service's cores, except for the hash.
     pub(crate) service: f64,
     /// Of the service's cores, for the password hash.
     pub(crate) hash: f64,
     /// Of Postgres's cores.
     pub(crate) postgres: f64,
-    /// Of the cores of those who ask.
+    /// Of the clients' cores.
     pub(crate) client: f64,
-    /// In which nobody computes: until the disk has the commit, and somebody is woken.
+    /// Time in which nobody computes: until the disk has the commit, and the one who waits for it is woken.
     pub(crate) wait: f64,
 }
 
 impl Cost {
-    /// Processor time of all who work on the request.
+    /// Processor time of everybody who works on the request.
     pub(crate) fn processor(&self) -> f64 {
         self.service + self.hash + self.postgres + self.client
     }
 }
 
-/// What is there.
+/// The resources of a machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Machine {
     pub(crate) cores: usize,
-    /// Which compute password hashes.
+    /// Threads that compute password hashes.
     pub(crate) hash_threads: usize,
-    /// To the database, for requests.
+    /// Connections to the database, for requests.
     pub(crate) connections: usize,
-    /// Of those who ask.
+    /// Threads of the clients.
     pub(crate) client_threads: usize,
 }
 
-/// How much a hashing thread counts beside another: `nice` 10 beside 0, as Linux weighs them.
+/// How much a hashing thread counts compared with any other: `nice` 10 compared with 0, as Linux weighs them.
 const NICE: f64 = 110.0 / 1024.0;
 
-/// What has a bounded number of places, in the order in which a request needs them.
+/// The resources with a bounded number of places, in the order in which a request needs them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Client,
@@ -49,7 +49,7 @@ enum Place {
 
 const PLACES: [Place; 4] = [Place::Client, Place::Service, Place::HashThread, Place::Connection];
 
-/// One who asks, again and again.
+/// A client that asks again and again.
 #[derive(Clone, Copy, Debug)]
 struct Asker {
     kind: usize,
@@ -62,11 +62,11 @@ struct Asker {
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// For its place, from then on.
+    /// Waiting for its place, since this time.
     Queued(f64),
-    /// Seconds of a core that are still to be computed.
+    /// Computing, with this many seconds of a core left.
     Computing(f64),
-    /// Until then.
+    /// Waiting until this time.
     Waiting(f64),
 }
 
@@ -79,14 +79,14 @@ pub(crate) struct Simulated {
     pub(crate) times: Vec<f64>,
 }
 
-/// Lets so many ask for each of the costs, one request after the other, for `time` seconds.
+/// Simulates clients that ask for `time` seconds, each one request after the other: so many for each of the costs.
 ///
-/// Whoever has something to compute shares the cores by weight, nobody with more than one; the places of a bounded resource
-/// are given in the order of asking. From one event to the next nothing changes, so that every step is exact.
+/// Those that have something to compute share the cores by weight, and none gets more than one core. The places of a
+/// bounded resource are given out first come, first served. Nothing changes between events, so every step is exact.
 pub(crate) fn simulate(machine: Machine, kinds: &[(Cost, usize)], time: f64) -> Vec<Simulated> {
     let places = |place| match place {
         Place::Client => machine.client_threads,
-        // As many threads as there are cores serve all requests.
+        // All requests are served by as many threads as there are cores.
         Place::Service => machine.cores,
         Place::HashThread => machine.hash_threads,
         Place::Connection => machine.connections,
@@ -157,7 +157,7 @@ fn work(cost: &Cost, place: Place) -> f64 {
     }
 }
 
-/// Gives the free places of a resource to those who have waited longest. Who needs nothing of it passes.
+/// Gives the free places of a resource to those that have waited longest. An asker that needs nothing of it passes.
 fn admit(askers: &mut [Asker], place: usize, places: usize, work: impl Fn(usize) -> f64) {
     let is_taken = |asker: &&Asker| asker.place == place && !matches!(asker.state, State::Queued(_));
     let mut free = places.saturating_sub(askers.iter().filter(is_taken).count());
@@ -181,7 +181,7 @@ fn admit(askers: &mut [Asker], place: usize, places: usize, work: impl Fn(usize)
     }
 }
 
-/// The part of a core that each gets: by weight, nobody more than one, and what one cannot use the others share.
+/// The part of a core that each asker gets: by weight, none more than one, and the others share what one cannot use.
 fn speeds(askers: &[Asker], cores: f64) -> Vec<f64> {
     let weights: Vec<_> = askers
         .iter()
@@ -199,7 +199,7 @@ fn speeds(askers: &[Asker], cores: f64) -> Vec<f64> {
         if sum == 0.0 || left <= 0.0 {
             return speeds;
         }
-        // Those whose share is a whole core or more have one, and the rest is shared anew.
+        // Askers whose share is a whole core or more get one core, and the rest is shared out again.
         let share = left / sum;
         let full = |speed: f64, weight: f64| speed < 1.0 && weight * share >= 1.0;
         let is_any_full = speeds.iter().zip(&weights).any(|(&speed, &weight)| full(speed, weight));
@@ -220,7 +220,7 @@ fn speeds(askers: &[Asker], cores: f64) -> Vec<f64> {
     }
 }
 
-/// What people do in the busiest hour, a second.
+/// What people do in the busiest hour, per second.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Demand {
     pub(crate) users: f64,
@@ -229,7 +229,7 @@ pub(crate) struct Demand {
     pub(crate) checks: f64,
 }
 
-/// What each costs.
+/// What each kind of request costs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Costs {
     pub(crate) login: Cost,
@@ -237,31 +237,31 @@ pub(crate) struct Costs {
     pub(crate) check: Cost,
 }
 
-/// What that needs.
+/// What a demand needs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Need {
     /// Of all replicas, for password hashes.
     pub(crate) hash_cores: f64,
     /// Of all replicas, for the rest.
     pub(crate) other_cores: f64,
-    /// With 2 cores each; three for the sake of their zones.
+    /// With 2 cores each; at least three, to spread over the zones.
     pub(crate) replicas: f64,
     pub(crate) postgres_cores: f64,
-    /// A second, of those that wait for the disk.
+    /// Commits per second that wait for the disk.
     pub(crate) commits: f64,
-    /// That replicas keep open.
+    /// Connections that the replicas keep open.
     pub(crate) connections: f64,
     /// For password hashes, when every user logs in within one hour.
     pub(crate) rush_cores: f64,
 }
 
-/// How busy cores may be in the busiest hour: the rest is for the minute that is busier, and for a replica that is gone.
+/// How busy cores may be in the busiest hour: the rest is for a busier minute, and for a replica that is gone.
 pub(crate) const BUSY: f64 = 0.6;
-/// Of a replica.
+/// Cores of a replica.
 pub(crate) const REPLICA_CORES: f64 = 2.0;
 /// Connections of a replica, all pools together.
 pub(crate) const REPLICA_CONNECTIONS: f64 = 8.0;
-/// Commits that wait for the disk: the session. A place in the throttle does not.
+/// Commits that wait for the disk: that of the session. That of a place in the throttle does not.
 pub(crate) const LOGIN_COMMITS: f64 = 1.0;
 pub(crate) const RENEWAL_COMMITS: f64 = 1.0;
 

@@ -1,4 +1,4 @@
-//! The tables of docs/benchmarks.md and docs/capacity.md, and on what machine they were measured.
+//! The tables in docs/benchmarks.md and docs/capacity.md, and the machine on which they were measured.
 
 use std::{fs, process::Command, thread};
 
@@ -7,7 +7,7 @@ use crate::{
     process::{server, sql},
 };
 
-/// Puts what this run has found in place of what the pages have: the rows, and the tables of the capacity.
+/// Replaces the figures in the pages with those of this run: the rows, and the capacity tables.
 pub(crate) fn write(bench: &Bench) {
     let head = "| what | ours | against | its figure | ratio | to reach | reached |\n|---|--:|---|--:|--:|--:|---|\n";
     let rows: String = bench.rows.iter().map(line).collect();
@@ -17,7 +17,7 @@ pub(crate) fn write(bench: &Bench) {
     println!("docs/benchmarks.md and docs/capacity.md have these figures now.");
 }
 
-/// Between the two comments with the page's name.
+/// Puts `text` between the two comments with the page's name.
 fn put(name: &str, text: &str) {
     let path = format!("{}/../docs/{name}.md", env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(&path).expect("the page is there");

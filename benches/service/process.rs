@@ -1,4 +1,4 @@
-//! The service as a process of its own, and what it takes; and databases for it.
+//! The service as a process of its own, what it uses, and databases for it.
 
 use std::{
     collections::HashMap,
@@ -20,10 +20,10 @@ use crate::load::{self, Connection};
 /// The symmetric key of every service here.
 pub(crate) const KEY: &str = "k4.local.THpDE3G_ozb_4dDQB4o8Ihzf8TtdgrDbUuGwmrIDr-c";
 
-/// The password of everybody here.
+/// Everybody's password here.
 pub(crate) const PASSWORD: &str = "a quiet river at noon";
 
-/// What makes password hashes cost nothing, for what is not about them.
+/// Makes password hashes cost nothing, for measurements that are not about them.
 pub(crate) const QUICK: [(&str, &str); 2] = [("ARGON2_MEMORY_KIB", "8"), ("ARGON2_ITERATIONS", "1")];
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,8 +33,8 @@ pub(crate) fn binary() -> PathBuf {
     env::var_os("GATEPASS").expect("run by make bench").into()
 }
 
-/// A running `gatepass serve`, as it is by default but for the limits of failed logins; killed when dropped. It logs each
-/// request, to nobody.
+/// A running `gatepass serve` with the default settings, except for the limits on failed logins; killed when dropped.
+/// It logs each request, though nobody reads the log.
 pub(crate) struct Service {
     child: Child,
     pub(crate) address: SocketAddr,
@@ -75,7 +75,7 @@ impl Service {
         service
     }
 
-    /// One request and the JSON of its answer, null where it has none.
+    /// Sends one request, and returns the JSON of its answer, or null if it has none.
     pub(crate) fn call(&self, request: &[u8], status: u16) -> Value {
         let mut connection = Connection::open(self.address);
         let (answered, body) = connection.ask(request);
@@ -83,7 +83,7 @@ impl Service {
         serde_json::from_slice(body).unwrap_or_default()
     }
 
-    /// Registers a user; who may log in then.
+    /// Registers a user, who may then log in.
     pub(crate) fn register(&self, username: &str) {
         let user = format!(
             r#"{{"username":"{username}","email":"{username}@example.com","password":"{PASSWORD}"}}"#
@@ -91,7 +91,7 @@ impl Service {
         self.call(&load::post("/users", "", &user), 201);
     }
 
-    /// What a login is answered.
+    /// The answer to a login.
     pub(crate) fn log_in(&self, username: &str) -> Value {
         self.call(&login(username), 200)
     }
@@ -102,12 +102,12 @@ impl Service {
         text(&self.log_in(username)["access_token"])
     }
 
-    /// Processor time that it has used, by all threads that it still has.
+    /// The processor time that it has used, over all the threads that it still has.
     pub(crate) fn processor_time(&self) -> Duration {
         self.processor_times().into_values().sum()
     }
 
-    /// By thread. Idle ones end now and then, and their time with them.
+    /// The same by thread. Idle threads end now and then, and their time is lost.
     pub(crate) fn processor_times(&self) -> HashMap<OsString, Duration> {
         let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("Linux, and it runs");
         let times = threads.flatten().filter_map(|thread| {
@@ -118,7 +118,7 @@ impl Service {
         times.collect()
     }
 
-    /// A line of `/proc/…/status` in MiB: `VmRSS`, `VmHWM`.
+    /// A line of `/proc/…/status`, such as `VmRSS` or `VmHWM`, in MiB.
     pub(crate) fn memory_mib(&self, line: &str) -> f64 {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("Linux, and it runs");
@@ -140,18 +140,18 @@ pub(crate) fn login(username: &str) -> Vec<u8> {
     load::post("/users/login", "", &format!(r#"{{"username":"{username}","password":"{PASSWORD}"}}"#))
 }
 
-/// A JSON text.
+/// The text of a JSON string.
 pub(crate) fn text(value: &Value) -> String {
     value.as_str().expect("a text").to_owned()
 }
 
-/// A port of this machine that nobody listens on.
+/// An address with a port that nobody listens on.
 pub(crate) fn free_address() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address")
 }
 
-/// A new, empty database; its URL.
+/// The URL of a new, empty database.
 pub(crate) fn database() -> String {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let name = format!("bench{}", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -165,7 +165,7 @@ pub(crate) fn server() -> String {
     env::var("DATABASE_URL").expect("run by scripts/with-postgres, as make bench does")
 }
 
-/// What statements answer, as psql prints it without headings.
+/// The result of the statements, as psql prints it without headings.
 pub(crate) fn sql(database: &str, statements: &str) -> String {
     let psql = Command::new("psql").args([database, "-v", "ON_ERROR_STOP=1", "-XAtqc", statements]).output();
     let done = psql.expect("psql is there");

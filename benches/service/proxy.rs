@@ -1,4 +1,4 @@
-//! nginx that asks `/auth/verify` about each request, beside the same nginx that asks something that only says 200.
+//! nginx asking `/auth/verify` about each request, compared with the same nginx asking something that only says 200.
 
 use std::{
     env, fs,
@@ -17,7 +17,7 @@ use crate::{
     process::{Service, database, free_address},
 };
 
-/// Of those who ask.
+/// Connections of the clients.
 const CONNECTIONS: usize = 32;
 
 pub(crate) fn measure(bench: &mut Bench) {
@@ -41,7 +41,7 @@ pub(crate) fn measure(bench: &mut Bench) {
     bench.ratio(what, &ours, ("nobody, says 200", &inside), AtLeast(0.9));
 }
 
-/// On `PATH`, which `make bench` sets.
+/// Looks for nginx on `PATH`, which `make bench` sets.
 fn nginx() -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join("nginx")).find(|file| file.is_file())
 }
@@ -54,7 +54,7 @@ struct Nginx {
 }
 
 impl Nginx {
-    /// One with a place for each of those that it may ask. What it protects is in its memory.
+    /// Starts one with a location for each that it may ask. What it protects is in its memory.
     fn start(program: PathBuf, gatepass: SocketAddr) -> Self {
         let (address, constant) = (free_address(), free_address());
         let dir = env::temp_dir().join(format!("gatepass-bench-nginx-{}", address.port()));
@@ -118,7 +118,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // Not killed: its workers would go on.
+        // Not killed, or its workers would live on.
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.dir);

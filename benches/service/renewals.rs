@@ -1,5 +1,5 @@
-//! Renewals beside Postgres alone: `pgbench` with the statements of a renewal and as many clients, each with sessions of
-//! its own, durable as the service's.
+//! Renewals compared with Postgres alone: `pgbench` runs the statements of a renewal with as many clients, each with
+//! sessions of its own, and commits as durably as the service.
 
 use std::{env, fs, process::Command};
 
@@ -11,10 +11,10 @@ use crate::{
     process::{QUICK, Service, database, sql, text},
 };
 
-/// At the same time.
+/// Clients that renew at the same time.
 const CLIENTS: usize = 16;
 
-/// What no test and no other setting would tell: how many connections to Postgres are worth having.
+/// To find out how many connections to Postgres are worth having, which no test and no other setting would tell.
 const CONNECTIONS: [&str; 2] = ["8", "16"];
 
 /// What tells the two statements of a renewal from the others in `.sqlx`.
@@ -46,7 +46,7 @@ impl Client for Renewing {
     }
 }
 
-/// Renewals a second, and what Postgres does of the same.
+/// Renewals per second, and how many Postgres alone does.
 pub(crate) fn renewals(bench: &mut Bench) {
     let url = database();
     let service = Service::start(&url, &QUICK);
@@ -95,7 +95,7 @@ pub(crate) fn renewals(bench: &mut Bench) {
     }
 }
 
-/// The statements of a renewal, with pgbench's variables. They are taken from where the service's build takes them.
+/// The statements of a renewal, with pgbench's variables. They come from where the service's build takes them.
 fn script_of_renewal() -> String {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../.sqlx");
     let queries: Vec<_> = fs::read_dir(directory)
@@ -141,7 +141,7 @@ fn text_of(query: &Value) -> String {
     text(&query["query"])
 }
 
-/// Transactions a second. The end of a session is none that is passed by: `now` is that of a moment at which it goes on.
+/// Transactions per second. No session expires meanwhile: `now` is always a moment at which the session is live.
 fn pgbench(database: &str, script: &std::path::Path, seconds: u64) -> f64 {
     let times = sql(
         database,

@@ -20,7 +20,7 @@ pub(crate) fn measure(bench: &mut Bench) {
     bench.bound("a revocation's way to another replica, p50, ms", percentile(&times, 50.0), AtMost(10.0));
     bench.bound("a revocation's way to another replica, p99, ms", percentile(&times, 99.0), AtMost(100.0));
 
-    // Behind such a pooler no notification comes.
+    // Behind such a pooler, no notifications arrive.
     let deaf = [&QUICK[..], &[("DB_POOLER", "transaction"), ("MIGRATION_DB_SOURCE", &database)]].concat();
     let times = delays(bench, &one, &Service::start(&database, &deaf), bench.size(30, 2));
     bench.bound("by polling alone, the longest, ms", percentile(&times, 100.0), AtMost(1000.0));

@@ -1,4 +1,4 @@
-//! What a request costs among a million users and five million sessions, beside the same among a thousand.
+//! What a request costs with a million users and five million sessions, compared with a thousand users.
 
 use std::time::Instant;
 
@@ -10,21 +10,21 @@ use crate::{
 
 const MANY: usize = 1_000_000;
 const FEW: usize = 1_000;
-/// Of each user.
+/// Sessions of each user.
 const SESSIONS: usize = 5;
-/// How many users there are of whom each turn asks something, one after the other.
+/// For how many users each turn makes requests, one after the other.
 const ASKED: usize = 200;
 
-/// A service over so many users, and the user who comes next.
+/// A service with this many users, and which user comes next.
 struct Site {
     service: Service,
     users: usize,
     next: usize,
-    /// An administrator's.
+    /// An administrator's access token.
     root: String,
 }
 
-/// Middle times of one turn, in microseconds.
+/// Median times of one turn, in microseconds.
 struct Times {
     login: f64,
     renewal: f64,
@@ -34,8 +34,8 @@ struct Times {
 }
 
 impl Site {
-    /// Whoever logs in has a password that is checked by a hash of 8 KiB and one iteration, which takes some 20 µs: what
-    /// is left of a login is all but its hash.
+    /// Passwords are checked with a hash of 8 KiB and one iteration, which takes some 20 µs, so a login takes the time
+    /// of everything except its hash.
     fn new(bench: &Bench, users: usize) -> Self {
         bench.doing(&format!("{users} users with {SESSIONS} sessions each"));
         let url = database();
@@ -49,7 +49,7 @@ impl Site {
         Self { service, users, next: 0, root }
     }
 
-    /// One after the other, so that nobody waits for anybody.
+    /// Makes the requests one after the other, so that none waits for another.
     fn turn(&mut self, asked: usize) -> Times {
         let mut connection = Connection::open(self.service.address);
         let mut times: [Vec<f64>; 5] = [const { Vec::new() }; 5];
@@ -62,7 +62,7 @@ impl Site {
         };
         let root = bearer(&self.root);
         for _ in 0..asked {
-            // All over the tables, and nobody twice for as long as that can be.
+            // Spread all over the tables, and no user twice for as long as possible.
             self.next = (self.next + 617_369) % self.users;
             let username = format!("user{}", self.next + 1);
             let tokens = ask(0, &login(&username));
@@ -81,8 +81,8 @@ impl Site {
     }
 }
 
-/// Users `user1`, `user2`, … with root's password, and their sessions. The triggers stay silent: the history of users is
-/// no more read by these requests than they write it.
+/// Users `user1`, `user2`, … with root's password, and their sessions. The triggers stay silent: these requests neither
+/// read nor write the history of users.
 fn seed(users: usize) -> String {
     let sessions = users * SESSIONS;
     format!(
@@ -104,12 +104,12 @@ fn seed(users: usize) -> String {
     )
 }
 
-/// Times of requests among many users beside those among few.
+/// Times of requests among many users, compared with those among few.
 pub(crate) fn scale(bench: &mut Bench) {
     let many = bench.size(MANY, 2 * FEW);
     let [mut few, mut many] = [FEW, many].map(|users| Site::new(bench, users));
     let asked = bench.size(ASKED, 5);
-    // What a turn touches is in memory in both, or in neither.
+    // So that what a turn touches is in memory for both, or for neither.
     few.turn(asked);
     many.turn(asked);
     let what = "times among a million users";

@@ -1,4 +1,4 @@
-//! How soon the service is ready, and what memory it takes.
+//! How soon the service is ready, and how much memory it takes.
 
 use std::{thread, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     process::{Service, database, sql, text},
 };
 
-/// What memory the service may take: what its hashes need, and a little.
+/// How much memory the service may take: what its hashes need, and a little more.
 pub(crate) fn memory_bound_mib() -> f64 {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     threads as f64 * f64::from(MEMORY_KIB) / 1024.0 + 20.0
@@ -20,7 +20,7 @@ pub(crate) fn memory_bound_mib() -> f64 {
 pub(crate) fn start(bench: &mut Bench) {
     bench.doing("starts");
     let database = database();
-    // The schema.
+    // Makes the schema.
     drop(Service::start(&database, &[]));
     let starts = (0..bench.size(15, 1)).map(|_| Service::start(&database, &[]).started.as_secs_f64() * 1e3);
     bench.bound("start to ready, schema current, ms", median(starts), AtMost(100.0));
@@ -29,7 +29,7 @@ pub(crate) fn start(bench: &mut Bench) {
 pub(crate) fn memory(bench: &mut Bench) {
     let database = database();
     let service = Service::start(&database, &[]);
-    // The hashing threads take their memory beside the start.
+    // The hashing threads take their memory while the service starts.
     thread::sleep(Duration::from_secs(1));
     let bound = memory_bound_mib();
     bench.bound("resident memory idle, MiB", service.memory_mib("VmRSS"), AtMost(bound));
@@ -41,7 +41,7 @@ pub(crate) fn memory(bench: &mut Bench) {
     bench.doing("a million revocations");
     let (kept, gone) = (service.log_in("alice"), service.log_in("alice"));
     let field = |login: &Value| bearer(&text(&login["access_token"]));
-    // The last one, whose end tells when all have been heard.
+    // The last revocation, which shows when all of them have been heard.
     let session = text(&gone["session_id"]);
     sql(
         &database,
@@ -57,7 +57,7 @@ pub(crate) fn memory(bench: &mut Bench) {
     while connection.ask(&get("/auth/verify", &field(&gone))).0 != 401 {
         thread::sleep(Duration::from_millis(5));
     }
-    // Goes on serving the others.
+    // The service still serves the others.
     service.call(&get("/auth/verify", &field(&kept)), 200);
     let what = format!("resident memory with {count} revocations, MiB");
     bench.bound(&what, service.memory_mib("VmRSS"), AtMost(bound + 64.0));
