@@ -1,4 +1,4 @@
-//! What a password hash costs, by who computes it and in what memory; and what it costs everybody else.
+//! What a password hash costs in each implementation and kind of memory, and what it costs everybody else.
 //!
 //! Run with `make bench-password`. Everything is measured in turns in one run, because machines are noisy: compare only
 //! ratios, and only those of the same run. The parameters are the service's defaults.
