@@ -59,7 +59,7 @@ pub(super) struct ExternalUser {
     #[schema(example = "2019-05-06T07:08:09Z", format = DateTime)]
     created_at: Option<String>,
     /// The time as of which this record is true. An existing user is changed only by a record that is later than their
-    /// last change; what users have changed themselves does not hold up `roles` and `disabled`.
+    /// last change. For `roles` and `disabled`, what the user has changed themselves does not count as such a change.
     #[schema(example = "2025-01-01T00:00:00Z", format = DateTime)]
     updated_at: Option<String>,
     /// When the password was set.

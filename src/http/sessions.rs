@@ -36,7 +36,7 @@ pub(super) struct SessionBody {
     /// The client's `User-Agent` at the login or the last renewal.
     #[schema(example = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0")]
     user_agent: Option<String>,
-    /// The client's address at the same time.
+    /// The address that this login or renewal came from.
     #[schema(value_type = Option<String>, example = "203.0.113.7")]
     client_ip: Option<IpAddr>,
     /// Whether this request was made with a token of this session.
