@@ -29,7 +29,10 @@ pub(super) async fn alive() -> axum::Json<Health> {
     axum::Json(Health { status: "ok" })
 }
 
-/// Tell whether the service can serve: database reachable and writable, schema current, keys and revocations read, not shutting down.
+/// Tell whether the service can serve requests.
+///
+/// It can if the database is reachable and writable, the schema is current, keys and revocations have been read, and the
+/// service is not shutting down.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
     responses(

@@ -1,4 +1,4 @@
-//! HTTP: the only module that uses axum. Each resource has its own file, and `layers` wraps every route.
+//! HTTP: the only room that uses axum. Each resource has its own file, and `layers` wraps every route.
 
 mod admin;
 mod body;
