@@ -31,8 +31,8 @@ pub(super) async fn alive() -> axum::Json<Health> {
 
 /// Tell whether the service can serve requests.
 ///
-/// It can if the database is reachable and writable, the schema is current, keys and revocations have been read, and the
-/// service is not shutting down.
+/// It can if the database is reachable and writable, the schema is current, keys and revocations have been read, and
+/// the service is not shutting down.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
     responses(
