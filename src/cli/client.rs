@@ -1,4 +1,4 @@
-//! `gatepass client`: services that may ask about tokens.
+//! `gatepass client`: the services that may ask about tokens.
 
 use std::path::PathBuf;
 
@@ -13,24 +13,24 @@ use crate::{
     store::PgPool,
 };
 
-/// Look after introspection clients: services that ask gatepass about tokens, with an id and a secret.
+/// Manage introspection clients: services that ask gatepass about tokens, with an id and a secret.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Make a client and print its id and secret, this once
+    /// Create a client and print its id and its secret, which is shown only this once
     Create {
-        /// What to call it: 1 to 32 of a-z A-Z 0-9 _ . -
+        /// The client's name: 1 to 32 characters of a-z A-Z 0-9 _ . -
         name: String,
-        /// As JSON
+        /// Print as JSON
         #[arg(long)]
         json: bool,
     },
     /// List clients, oldest first; never their secrets
     List {
-        /// As JSON
+        /// Print as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Delete a client: its next request is refused
+    /// Delete a client; its next request is refused
     Delete {
         /// Id or name
         client: String,

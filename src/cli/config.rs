@@ -1,4 +1,4 @@
-//! `gatepass config`: what is in force, and where it came from.
+//! `gatepass config`: the settings in force, and where each comes from.
 
 use std::path::PathBuf;
 
@@ -8,10 +8,10 @@ use crate::config;
 /// Show the settings in force and where each comes from.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// As JSON
+    /// Print as JSON
     #[arg(long)]
     json: bool,
-    /// Print app.env.example instead: every setting with a line about it
+    /// Print app.env.example instead: every setting, with a line about it
     #[arg(long, conflicts_with = "json")]
     example: bool,
 }

@@ -1,4 +1,4 @@
-//! `gatepass db`: the roles of the database.
+//! `gatepass db`: the database's roles.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -15,29 +15,32 @@ use crate::{
 /// Prepare the database.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Make the roles: one that migrates, one that serves, one that only looks
+    /// Create the roles: one to migrate, one to serve, one that may only read
     ///
-    /// Logs in as MASTER_DB_SOURCE says, or without it as DB_SOURCE does: as somebody who may make roles and owns the
-    /// database. What is there already stays as it is; what the migrations have made under another owner is given to
-    /// gatepass_owner, and nothing else may be in the schema. Prints what it did, and passwords that it has made, this once.
+    /// Logs in with MASTER_DB_SOURCE or, without it, DB_SOURCE, as a role that may create roles and owns the database.
+    ///
+    /// What is there already stays as it is, with one exception: what the migrations created under another owner is
+    /// given to gatepass_owner. Nothing else may be in the schema.
+    ///
+    /// Prints what it did and the passwords it made, which are shown only this once.
     Setup(SetupArgs),
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SetupArgs {
-    /// Let the roles log in with AWS IAM tokens, on RDS, and make no passwords
+    /// Let the roles log in with AWS IAM tokens, on RDS; make no passwords
     #[arg(long, conflicts_with_all = ["no_passwords", "new_passwords"])]
     iam: bool,
-    /// Make no passwords: the roles log in as pg_hba.conf says, or you set some by hand
+    /// Make no passwords: pg_hba.conf decides how the roles log in, or you set passwords by hand
     #[arg(long, conflicts_with = "new_passwords")]
     no_passwords: bool,
-    /// Make new passwords also for roles that are there already
+    /// Make new passwords for existing roles too
     #[arg(long)]
     new_passwords: bool,
-    /// Let the roles be those of another gatepass in the same Postgres too, with the same passwords
+    /// Share the roles, and their passwords, with another gatepass in the same Postgres
     #[arg(long)]
     share_roles: bool,
-    /// As JSON
+    /// Print as JSON
     #[arg(long)]
     json: bool,
 }

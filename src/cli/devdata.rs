@@ -14,7 +14,7 @@ use crate::{
     store::{self, Source},
 };
 
-/// When made-up people live, if nobody says otherwise: the same command makes the same rows on any day.
+/// When made-up people live by default. It is fixed, so that the same command makes the same rows on any day.
 const NOW: &str = "2026-01-01T00:00:00Z";
 
 /// Make data for developers.
@@ -22,68 +22,70 @@ const NOW: &str = "2026-01-01T00:00:00Z";
 pub(super) enum Command {
     /// Fill an empty database with made-up users, their sessions and their history
     ///
-    /// The same numbers make the same rows, but for the times of the seals. Everybody has the password
-    /// `made-up-for-developers`; the first user is `admin`.
+    /// The same options make the same rows, except for the times of the seals. Every user has the password
+    /// `made-up-for-developers`; the first one is `admin`.
     Seed {
         /// How many users
         #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
         users: u64,
-        /// Another number makes other people
+        /// The seed of the random numbers: another one makes other people
         #[arg(long, default_value_t = 0)]
         seed: u64,
-        /// The moment until which they have lived; a session is good for 24 hours after it was last used
+        /// The time at which their history ends; a session is good for 24 hours after it was last used
         #[arg(long, value_name = "TIME", value_parser = time, default_value = NOW)]
         now: OffsetDateTime,
-        /// As JSON
+        /// Print as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Take users of a real database, with all that is theirs, masked
+    /// Take users from a real database, with all their data, masked
     ///
-    /// Names, addresses and browsers are masked on the server that has them, so that no clear value leaves it; everybody's
-    /// password is `made-up-for-developers`. Needs a role that can only read, and pg_dump.
+    /// Names, addresses and browsers are masked on the server that has them, so that no clear value leaves it. Every
+    /// user's password becomes `made-up-for-developers`. Needs a role that can only read, and pg_dump.
     Sample {
-        /// The URL of the database; leave the password to PGPASSWORD or ~/.pgpass, for others see arguments
+        /// The URL of the database; leave the password to PGPASSWORD or ~/.pgpass, since others can see arguments
         #[arg(long, value_name = "URL")]
         from: SecretString,
-        /// How many users, spread evenly; all, if --where stands alone
+        /// How many users, spread evenly; without it, all that match --where
         #[arg(long, value_name = "N", required_unless_present = "condition", value_parser = clap::value_parser!(i64).range(1..))]
         users: Option<i64>,
-        /// Only users for whom this holds, in SQL, such as "created_at > now() - interval '1 month'"
+        /// Only users who meet this SQL condition, such as "created_at > now() - interval '1 month'"
         #[arg(long = "where", value_name = "CONDITION")]
         condition: Option<String>,
-        /// A file with a secret: the same makes the same masks in each sample. Without, the masks are this run's alone
+        /// A file with a secret: the same secret makes the same masks in every sample. Without it, the masks are unique
+        /// to this run
         #[arg(long, value_name = "FILE")]
         mask_key: Option<PathBuf>,
-        /// Where to: a directory that is made, or empty
+        /// Where to write the sample: a directory that is empty, or will be created
         directory: PathBuf,
-        /// As JSON
+        /// Print as JSON
         #[arg(long)]
         json: bool,
     },
     /// Load a sample into an empty database
     ///
-    /// The schema is in the sample. Its statements are run as they are: load what you trust.
+    /// The sample includes the schema, whose statements are run as they are: load only what you trust.
     Load {
-        /// The sample
+        /// The directory of the sample
         directory: PathBuf,
-        /// As JSON
+        /// Print as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Mask a restored copy of a real database, where it is
+    /// Mask a restored copy of a real database in place
     ///
-    /// This cannot be undone. So three things have to say that this is a copy: a row in the table devdata.copy with
-    /// the place of this database, a pattern that the place matches, and a flag. The place is HOST:PORT/DATABASE.
-    /// Nobody else may be connected, and ENVIRONMENT not be production.
+    /// This cannot be undone, so three things have to confirm that the database is a copy: a row in the table
+    /// devdata.copy with the database's place, --only with a pattern that this place matches, and --this-is-a-copy. The
+    /// place is HOST:PORT/DATABASE. Nobody else may be connected, and ENVIRONMENT must not be production.
     Mask {
-        /// What the place of copies looks like, such as "gatepass-dev-*"
+        /// The pattern of a copy's place, such as "gatepass-dev-*"
         #[arg(long, value_name = "PATTERN", value_parser = pattern)]
         only: String,
-        /// Say that this is a copy
+        /// Confirm that this is a copy
         #[arg(long, required = true)]
         this_is_a_copy: bool,
-        /// A file with a secret: the same makes the same masks each time. Without, the masks are this run's alone
+        /// A file with a secret: the same secret makes the same masks every time. Without it, the masks are unique to
+        /// this run
         #[arg(long, value_name = "FILE")]
         mask_key: Option<PathBuf>,
     },
@@ -96,13 +98,13 @@ fn matches(pattern: &str, text: &str) -> bool {
         .is_some_and(|text| (0..=text.len()).any(|at| text.get(at..).is_some_and(|text| matches(rest, text))))
 }
 
-/// A pattern that does not match everything.
+/// Reads a pattern that does not match everything.
 fn pattern(text: &str) -> Result<String, String> {
     let letters = text.chars().filter(|letter| letter.is_alphanumeric()).count();
     if letters < 3 { Err("needs three letters besides *".into()) } else { Ok(text.to_owned()) }
 }
 
-/// The least length of a file with a secret, in bytes: 128 bits as hexadecimal.
+/// The minimum length of a secret in a file, in bytes: 128 bits in hexadecimal.
 const MASK_KEY_LENGTH: usize = 32;
 
 fn mask_key(file: Option<&PathBuf>) -> Result<Key, Failure> {
@@ -116,7 +118,7 @@ fn mask_key(file: Option<&PathBuf>) -> Result<Key, Failure> {
 }
 
 pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
-    // Here statements take long, as they should, and are long.
+    // The statements here are long and take long, as they should: no warnings about slow ones.
     let settings = setup::begin_with(config_file, "warn,sqlx::query=error").await?;
     let writes = !matches!(command, Command::Sample { .. });
     if writes && settings.environment == Environment::Production {
@@ -185,7 +187,8 @@ fn report(manifest: &Manifest, json: bool) -> Result<(), Failure> {
     print(&format!("{} users; everybody's password is {PASSWORD}\n", users.unwrap_or(0)))
 }
 
-/// Does `work` on a connection that may change the schema; with `migrated`, of a Postgres of our own once it is migrated.
+/// Does `work` on a connection that may change the schema. With `migrated`, the schema has to be current, and is
+/// brought up to date first where the Postgres is our own.
 async fn on_database<T>(
     settings: &Settings,
     migrated: bool,
@@ -202,10 +205,10 @@ async fn on_database<T>(
     database.closing(done).await
 }
 
-/// Shown where standard error is a terminal.
+/// A progress bar, shown where standard error is a terminal.
 fn bar(length: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} {elapsed}, {eta} to go");
-    // The template is a constant, and right.
+    // The template is a valid constant.
     ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 

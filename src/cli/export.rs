@@ -1,4 +1,4 @@
-//! `gatepass export`: all users, in the format that `gatepass import` reads.
+//! `gatepass export`: writes all users, in the format that `gatepass import` reads.
 
 use std::{
     io::{self, BufWriter, ErrorKind, IntoInnerError},
@@ -13,16 +13,16 @@ use crate::account::{
     private_file::NewFile,
 };
 
-/// Write all users, one JSON object a line, as `gatepass import` reads them.
+/// What to export, and where to.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// With password hashes: whoever has them can guess at the passwords
+    /// Include password hashes: whoever has them can try to guess the passwords
     #[arg(long)]
     hashes: bool,
     /// Write to FILE, which nobody else may read, instead of standard output
     ///
-    /// It is FILE.part until all is written, and what is there stays until then. Where that cannot be (FILE is a link, a
-    /// device or a mount, or nothing can be made beside it), what is there is written over.
+    /// The export is written to FILE.part and replaces FILE only when it is complete. Where that is impossible (FILE is
+    /// a link, a device or a mount, or no file can be created beside it), FILE is overwritten in place.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -34,7 +34,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
         let Some(path) = &args.output else {
             let out = BufWriter::new(io::stdout().lock());
             return match export(&mut conn, args.hashes, out).await {
-                // A reader that has gone, such as `head`.
+                // The reader has gone away, as `head` does.
                 Err(ExportError::Write(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
                 done => Ok(done.map(drop)?),
             };
@@ -45,7 +45,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
         let mut out = BufWriter::new(file);
         let count = tokio::select! {
             count = export(&mut conn, args.hashes, &mut out) => count?,
-            // A pipe that nobody reads would keep us from hearing of it.
+            // Otherwise the signal's default applies: writing to a pipe that nobody reads, we would not hear of it.
             why = interrupted(), if is_aside => return Err(why),
         };
         out.into_inner().map_err(IntoInnerError::into_error).and_then(NewFile::finish).map_err(named)?;
@@ -55,7 +55,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
     .await
 }
 
-/// Waits until somebody wants it to end. What lies beside has to go first.
+/// Waits for a signal to end. The unfinished file beside FILE has to be removed first.
 async fn interrupted() -> Failure {
     let (interrupt, terminate) = (SignalKind::interrupt(), SignalKind::terminate());
     let (mut interrupted, mut terminated) = match (signal(interrupt), signal(terminate)) {

@@ -18,13 +18,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Ask a running service whether it is alive.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Ask whether it is ready for requests, database and all
+    /// Ask whether it is ready for requests, including its database
     #[arg(long)]
     ready: bool,
     /// Ask this address instead of HTTP_SERVER_ADDRESS
     #[arg(long, value_name = "IP:PORT")]
     address: Option<SocketAddr>,
-    /// Speak TLS with that address; without --address, TLS_CERT_FILE decides. The certificate is not checked
+    /// Use TLS for that address; without --address, TLS_CERT_FILE decides. The certificate is not checked
     #[arg(long, requires = "address")]
     tls: bool,
 }
@@ -38,7 +38,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(),
         }
     };
     if address.ip().is_unspecified() {
-        // Listening everywhere includes here.
+        // A service that listens on every address also listens on the loopback address.
         address.set_ip(if address.is_ipv4() {
             [127, 0, 0, 1].into()
         } else {

@@ -1,4 +1,4 @@
-//! `gatepass history`: what was changed, by whom, and whether that was tampered with.
+//! `gatepass history`: who changed what, and whether the history was tampered with.
 
 use std::path::PathBuf;
 
@@ -12,48 +12,49 @@ use crate::{
     http::ChangeBody,
 };
 
-/// Show what was changed in users, sessions, keys and clients, newest first.
+/// Show who changed what in users, sessions, keys and clients, newest first.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Option<Command>,
-    /// About the account of this user: username, e-mail address, or id, also of one who is gone
+    /// Only changes to this user's account; a username, an e-mail address, or an id, also that of a deleted user
     #[arg(long)]
     user: Option<String>,
-    /// Of this table
+    /// Only changes in this table
     #[arg(long, value_parser = ["users", "sessions", "signing_keys", "clients", "history"])]
     table: Option<String>,
-    /// Of this time or later, as in 2026-01-02T03:04:05Z
+    /// Only changes made at this time or later, such as 2026-01-02T03:04:05Z
     #[arg(long, value_name = "TIME", value_parser = time)]
     since: Option<OffsetDateTime>,
-    /// Older than the change of this id
+    /// Only changes older than the one with this id
     #[arg(long, value_name = "ID")]
     before: Option<i64>,
-    /// At most this many
+    /// Print at most this many
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
-    /// As JSON
+    /// Print as JSON
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Seal what has come since the last seal, as the service does each minute
+    /// Seal what has been recorded since the last seal, as the service does every minute
     Seal {
-        /// As JSON
+        /// Print as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Say whether anything was altered, deleted or inserted behind gatepass's back
+    /// Check whether anything was altered, deleted or inserted behind gatepass's back
     ///
     /// Exit code 0: the history is what was sealed; 1: it is not.
     Verify {
-        /// The hash of a seal from the service's log: also finds that the end was cut off, or all made anew
+        /// The hash of a seal from the service's log; with it, the check also finds out whether the end of the history
+        /// was cut off, or all of it made anew
         #[arg(long, value_name = "HASH", value_parser = hash)]
         head: Option<[u8; 32]>,
-        /// As JSON
+        /// Print as JSON
         #[arg(long)]
         json: bool,
     },
@@ -133,7 +134,7 @@ fn table(changes: &[Entry]) -> String {
         let actor = change.actor.clone().unwrap_or_else(|| format!("({})", change.database_user));
         let mut columns: Vec<&str> = Vec::new();
         for data in std::iter::once(&change.changed_data).chain(&change.personal) {
-            // Either side has the same ones, where it has any.
+            // Both sides have the same names, where they have any.
             let names = ["after", "before"].iter().find_map(|when| data.get(when)?.as_object());
             columns.extend(names.into_iter().flat_map(|names| names.keys().map(String::as_str)));
             let hidden = data.get("hidden").and_then(|names| names.as_array());

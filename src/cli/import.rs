@@ -1,4 +1,4 @@
-//! `gatepass import`: users from a file, or from another Postgres.
+//! `gatepass import`: imports users from a file, or from another Postgres.
 
 use std::{
     collections::HashMap,
@@ -31,59 +31,57 @@ use crate::{
     random, store,
 };
 
-/// How long a hash may wait for its turn: longer than all that are before it take.
+/// How long a hash may wait for its turn: longer than all the hashes ahead of it can take.
 const HASH_DEADLINE: Duration = Duration::from_secs(3600);
-/// How often something is said where there is no terminal.
+/// How often progress is reported where there is no terminal.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
-/// How many refusals are told on the way. All are in the file.
+/// How many refusals are printed along the way. The file has all of them.
 const TOLD: usize = 10;
-/// What is read of another Postgres by default.
+/// What is read from another Postgres by default.
 const COURSE_QUERY: &str = "SELECT * FROM users";
 
-/// Import users from FILE: their names, roles and password hashes (docs/import.md has the formats).
-///
-/// Run again after it was stopped, it goes on where it was. Run again with a later file, it changes those who are newer
-/// there. Exit code 0: all users of the file are there; 1: some were refused, or it has failed; 2: wrong use.
+/// What to import, and how. The text of `--help` about the command is the variant's, one level up.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The file; `-`: standard input; postgres://…: the table `users` of another Postgres
+    /// The file to import, `-` for standard input, or postgres://… for the table `users` of another Postgres
     #[arg(value_name = "FILE")]
     source: OsString,
-    /// What the file is [default: by its name's end, jsonl or csv]
+    /// The file's format [default: its extension, jsonl or csv]
     #[arg(long, value_parser = Format::FILES.map(|(name, _)| name))]
     format: Option<String>,
-    /// Do everything and undo it, a thousand users at a time: say what would happen
+    /// Report what would happen: import a thousand users at a time, and undo each batch
     #[arg(long)]
     dry_run: bool,
-    /// Change nothing, and say whether the users here are as the file has them. Exit code 1: they are not, or it has
+    /// Change nothing, and report whether the users here match the file. Exit code 1: they do not, or the comparison
     /// failed
     #[arg(long, conflicts_with_all = ["dry_run", "rejects"])]
     compare: bool,
-    /// Where differences go, by id and field [default: FILE.differences]
+    /// Where to write the differences, by id and field [default: FILE.differences]
     #[arg(long, value_name = "FILE", requires = "compare")]
     differences: Option<PathBuf>,
-    /// Where refused records go, each with its reason [default: FILE.rejects]
+    /// Where to write refused records, each with its reason [default: FILE.rejects]
     #[arg(long, value_name = "FILE")]
     rejects: Option<PathBuf>,
-    /// What hexadecimal password hashes are; not with --format auth0, firebase or keycloak, which have none
+    /// The algorithm of password hashes in plain hexadecimal; not with --format auth0, firebase or keycloak, which have
+    /// none of these
     #[arg(long, value_name = "ALGORITHM", value_parser = BareKind::NAMES)]
     hash: Option<String>,
-    /// What was hashed, as in '{salt}{password}' [default: {password}]
+    /// The text that was hashed, such as '{salt}{password}' [default: {password}]
     #[arg(long, value_name = "TEMPLATE", requires = "hash")]
     hash_template: Option<String>,
-    /// With --hash hmac-…: a file with the key of all hashes; without, the key of each is its user's salt
+    /// With --hash hmac-…: a file with the key of all hashes; without it, the key of each hash is its user's salt
     #[arg(long, value_name = "FILE", requires = "hash")]
     hash_key_file: Option<PathBuf>,
     /// With --format firebase: a file with the project's password hash parameters
     #[arg(long, value_name = "FILE")]
     hash_config: Option<PathBuf>,
-    /// With postgres://…: a file with a SELECT whose columns are named as the fields of the format
+    /// With postgres://…: a file with a SELECT whose columns are named like the fields of the format
     #[arg(long, value_name = "FILE")]
     mapping: Option<PathBuf>,
-    /// Let the file make administrators
+    /// Allow the file to make administrators
     #[arg(long)]
     allow_admin: bool,
-    /// The summary as JSON
+    /// Print the summary as JSON
     #[arg(long)]
     json: bool,
 }
@@ -106,7 +104,7 @@ impl Args {
                 return Ok(Origin::Stdin);
             }
             let path = Path::new(&self.source);
-            // It is read twice: for what it is, and then for the users.
+            // It is read twice: once for its identity, and once for the users.
             if !fs::metadata(path).map_err(|error| named(path, error))?.is_file() {
                 let path = path.display();
                 return Err(format!(
@@ -157,7 +155,7 @@ impl Args {
         })
     }
 
-    /// What bare hexadecimal is.
+    /// What a hash in plain hexadecimal is.
     fn bare(&self, format: Format) -> Result<Option<BareKind>, Failure> {
         let Some(kind) = self.hash.as_deref().and_then(BareKind::by_name) else { return Ok(None) };
         if !format.may_be_bare() {
@@ -171,11 +169,11 @@ impl Args {
         Ok(Some(kind))
     }
 
-    /// Where the records go that an import refuses, or in which a comparison finds a difference.
+    /// Where to write the records that an import refuses, or in which a comparison finds a difference.
     fn beside(&self, origin: &Origin) -> Result<Option<PathBuf>, Failure> {
         let (option, given, ending) = match self {
             Self { compare: true, .. } => ("--differences", &self.differences, ".differences"),
-            // An import that was killed goes on with its own.
+            // A dry run has a file of its own: a killed import continues the other one.
             Self { dry_run: true, .. } => ("--rejects", &self.rejects, ".dry-run.rejects"),
             _ => ("--rejects", &self.rejects, ".rejects"),
         };
@@ -191,13 +189,13 @@ impl Args {
         Ok(Some(path))
     }
 
-    /// What tells this import from others: the bytes of the file, and how they are read.
+    /// What distinguishes this import from others: the bytes of the file, and how they are read.
     fn identity(&self, file: &Path, format: Format, rejects: Option<&Path>) -> Result<Source, Failure> {
         let mut context = Context::new(&SHA256);
         let how =
             format!("{format:?} {} {:?} {:?} {rejects:?}\n", self.allow_admin, self.hash, self.hash_template);
         context.update(how.as_bytes());
-        // What is in the files of options, not where they lie.
+        // The contents of the files that options name, not their paths.
         for option in [&self.hash_config, &self.hash_key_file] {
             let Some(path) = option else {
                 context.update(&[0]);
@@ -222,7 +220,7 @@ impl Args {
     }
 }
 
-/// The bytes of the file, without the line break that editors put at the end.
+/// The bytes of the file, without the line break that editors add at its end.
 fn hash_key(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut key = Zeroizing::new(fs::read(path)?);
     if key.pop_if(|last| *last == b'\n').is_some() {
@@ -277,7 +275,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
     report(&args, &wanted, &done)
 }
 
-/// Says which roles nobody has been given.
+/// Reports the roles in the source that nobody was given.
 fn tell_left_out(roles: &LeftOut) {
     let roles = roles.lock().unwrap_or_else(PoisonError::into_inner);
     if roles.is_empty() {
@@ -331,7 +329,7 @@ async fn compare(
     Ok(done?)
 }
 
-/// Opens what is to be read, and begins to show how far it is.
+/// Opens the input, and a display of its progress.
 fn begin(origin: Origin, skipped: u64) -> Result<(Box<dyn Read + Send>, Display), Failure> {
     let (input, total): (Box<dyn Read + Send>, _) = match origin {
         Origin::Stdin => (Box::new(io::stdin()), None),
@@ -345,7 +343,7 @@ fn begin(origin: Origin, skipped: u64) -> Result<(Box<dyn Read + Send>, Display)
     Ok((input, Display::new(total, skipped)))
 }
 
-/// Numbers and names of fields alone: nobody's data is shown on a terminal.
+/// Prints only counts and names of fields: nobody's data appears on a terminal.
 fn report_comparison(args: &Args, differences: Option<&Path>, found: &Comparison) -> Result<(), Failure> {
     let Comparison { same, newer, older, undated, missing, refused, gone, fields } = found;
     let read = found.records();
@@ -396,7 +394,7 @@ fn report(args: &Args, wanted: &Wanted, done: &Progress) -> Result<(), Failure> 
     }
 }
 
-/// The rows of another database as a file of lines.
+/// The rows of another database, read like a file of lines.
 struct Rows {
     rows: mpsc::Receiver<Result<Vec<u8>, sqlx::Error>>,
     buffer: io::Cursor<Vec<u8>>,
@@ -435,7 +433,7 @@ impl Read for Rows {
     }
 }
 
-/// What people see while it goes on: at a terminal a bar, elsewhere a line now and then.
+/// Shows progress: a bar at a terminal, a line now and then elsewhere.
 struct Display {
     bar: Option<ProgressBar>,
     total: Option<u64>,
@@ -466,10 +464,10 @@ impl Display {
         }
     }
 
-    /// `bytes`: from where to where this run has come in the file.
+    /// `bytes` is the part of the file that this run has covered.
     fn show(&mut self, records: u64, bytes: &Range<u64>, refused: &[Rejection]) {
         if bytes.is_empty() {
-            // What was done before is passed over by now.
+            // By now the records of the earlier run have been skipped.
             self.started = Instant::now();
             return;
         }
@@ -506,7 +504,7 @@ impl Display {
     }
 }
 
-/// How long the rest of a file will take, when it has taken so long from one byte to another.
+/// How long the rest of a file will take, given the time that `bytes` of it took.
 fn time_left(elapsed: Duration, bytes: &Range<u64>, total: u64) -> Option<Duration> {
     let (done, left) = (bytes.end - bytes.start, total.saturating_sub(bytes.end));
     Duration::try_from_secs_f64(elapsed.as_secs_f64() * left as f64 / done as f64).ok()

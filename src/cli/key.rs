@@ -21,58 +21,60 @@ use crate::{
 const NO_KEY: &str = "there is no key yet; `gatepass serve` makes one, since TOKEN_SYMMETRIC_KEY is not set \
     (`gatepass key generate` prints one to be set)";
 
-/// Look after the keys that tokens are made with.
+/// Manage the keys that tokens are made with.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Print a new key for TOKEN_SYMMETRIC_KEY, as PASERK `k4.local.…`
     Generate {
-        /// As JSON, with the key's id
+        /// Print as JSON, with the key's id
         #[arg(long)]
         json: bool,
     },
-    /// List the keys by name, and what each does; never the keys themselves
+    /// List the keys by id, and what each does; never the keys themselves
     ///
-    /// Shared keys come from the configuration: `active` makes tokens, `accepted` only checks them. Key pairs are in
-    /// the database: `next` is published and will sign, `active` signs, `retiring` only verifies what it has signed,
-    /// `gone` verifies nothing; `unknown` is one that this release cannot read, and so verifies nothing either.
+    /// Shared keys come from the configuration. The `active` one makes tokens; `accepted` ones only check them.
+    ///
+    /// Key pairs are stored in the database. The `next` one is published and will sign, the `active` one signs, a
+    /// `retiring` one only verifies what it has signed, and one that is `gone` verifies nothing. An `unknown` one
+    /// cannot be read by this release, and so verifies nothing either.
     List {
-        /// As JSON
+        /// Print as JSON
         #[arg(long)]
         json: bool,
     },
     /// Print the key that HS256 tokens are checked with
     ///
-    /// It is derived from TOKEN_SYMMETRIC_KEY. WHO HAS IT CAN MAKE TOKENS for any user, as well as check them: give it
-    /// only to services that you trust as much as gatepass.
+    /// It is derived from TOKEN_SYMMETRIC_KEY. WHOEVER HAS IT CAN MAKE TOKENS for any user, as well as check them: give
+    /// it only to services that you trust as much as gatepass.
     Show {
-        /// The key for HS256: base64url as `k` in a JWK has it, or with --json the JWK
+        /// The HS256 key, in base64url like `k` in a JWK; with --json, the whole JWK
         #[arg(long, required = true)]
         jwt_hs256: bool,
-        /// As JWK (RFC 7517)
+        /// Print as a JWK (RFC 7517)
         #[arg(long)]
         json: bool,
     },
-    /// Have the next key sign from now on
+    /// Let the next key sign from now on
     ///
-    /// The one before verifies until the last of its tokens has expired: no token is refused. The service does this by
-    /// itself every KEY_ROTATION_INTERVAL. A next key that was published only just now is waited for, at most a minute,
-    /// until nobody has a cached document without it.
+    /// The former key keeps verifying until the last of its tokens has expired, so no token is refused. The service
+    /// rotates its keys itself every KEY_ROTATION_INTERVAL. If the next key has only just been published, this command
+    /// waits, for a minute at most, until no cached copy of the published keys can lack it.
     Rotate {
         /// Print the keys as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Take a key out of the ring, whatever it does now
+    /// Take a key out of the key ring, whatever it does now
     ///
-    /// Without --now an active key hands over to the next one as with `rotate`, and the tokens that it has signed stay
-    /// good until they expire.
+    /// Without --now, an active key hands over to the next one as with `rotate`, and the tokens it has signed stay good
+    /// until they expire.
     Retire {
-        /// The key's name, as `gatepass key list` shows it
+        /// The key's id, as `gatepass key list` shows it
         // A thumbprint may begin with a hyphen.
         #[arg(allow_hyphen_values = true)]
         id: String,
-        /// For a key that was LEAKED: every replica refuses its tokens within a second, and users renew theirs or log in
-        /// again. A service that verifies tokens by itself accepts them until it fetches the published keys again
+        /// For a LEAKED key: every replica refuses its tokens within a second, and users renew theirs or log in again.
+        /// A service that verifies tokens itself accepts them until it fetches the published keys again
         #[arg(long)]
         now: bool,
         /// Print the key as JSON
@@ -81,11 +83,11 @@ pub(super) enum Command {
     },
     /// Wrap the private keys in the database under TOKEN_SYMMETRIC_KEY
     ///
-    /// For those that are still wrapped under a former root key, which has to be among TOKEN_SYMMETRIC_KEYS_ACCEPTED.
-    /// After this it may be removed there, once its own tokens have expired. The service does the same when it starts.
-    /// Fails, with their names, when keys are left that are wrapped under another root key.
+    /// Rewraps the keys that are still wrapped under a former root key, which must be in TOKEN_SYMMETRIC_KEYS_ACCEPTED.
+    /// You may then remove the former key from there, once its own tokens have expired. The service does the same when
+    /// it starts. The command fails, and names the keys, if any remain wrapped under another root key.
     Rewrap {
-        /// Print the names of the keys as JSON
+        /// Print the ids of the keys as JSON
         #[arg(long)]
         json: bool,
     },
@@ -112,7 +114,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
             list(&settings, &policy, &shared, json).await
         }
         Command::Rotate { json } => {
-            // Before a database is asked for, which such a service may not have.
+            // Before a database is needed, which such a service may not have.
             if matches!(policy.format, Format::Shared(_)) {
                 return Err(Error::Shared(policy.format).into());
             }
@@ -172,7 +174,7 @@ struct Entry {
     #[serde(with = "time::serde::rfc3339::option")]
     verifies_until: Option<OffsetDateTime>,
     wrapped_by: Option<String>,
-    /// What somebody should know about it.
+    /// What an operator should know about it.
     note: Option<String>,
 }
 
@@ -239,7 +241,7 @@ impl Entry {
         }
     }
 
-    /// Every stored key, those that cannot be read last.
+    /// Every stored key; those that cannot be read come last.
     fn all(policy: &Policy, Stored { keys, unreadable }: &Stored, now: OffsetDateTime) -> Vec<Self> {
         let readable = keys.iter().map(|(key, root)| Self::stored(policy, key, root.as_ref(), now));
         readable.chain(unreadable.iter().map(|(row, error)| Self::unreadable(row, error, now))).collect()
@@ -266,7 +268,7 @@ fn status_name(status: Option<KeyStatus>) -> &'static str {
     status.map_or("gone", KeyStatus::name)
 }
 
-/// The keys that the configuration holds, that of new tokens first.
+/// The keys in the configuration; the one for new tokens comes first.
 fn shared(policy: &Policy) -> Vec<(SharedFormat, KeyId, &'static str)> {
     let mut keys = Vec::new();
     for format in policy.formats() {
@@ -308,7 +310,7 @@ async fn list(
     print(&table(TITLES, entries.iter().map(Entry::cells).collect()))
 }
 
-/// Columns as wide as what is in them.
+/// Lays out a table with columns as wide as their contents.
 fn table<const N: usize>(titles: [&str; N], rows: Vec<[String; N]>) -> String {
     let rows: Vec<_> = std::iter::once(titles.map(str::to_owned)).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -322,12 +324,12 @@ fn table<const N: usize>(titles: [&str; N], rows: Vec<[String; N]>) -> String {
     text
 }
 
-/// Waits until a next key may sign.
+/// Waits until the next key may sign.
 async fn wait(policy: &Policy, until: OffsetDateTime, now: OffsetDateTime) -> Result<(), Failure> {
     let cached_for = policy.schedule.cached_for();
     let published = until - cached_for;
     let rest = until - now;
-    // It cannot have been published later than now, by a clock that is right.
+    // By a correct clock, the key cannot have been published in the future.
     if rest > cached_for + std::time::Duration::from_secs(5) {
         let message = format!(
             "the next key was published at {}, says the database, which is still to come: set this machine's clock",
@@ -350,13 +352,13 @@ async fn wait(policy: &Policy, until: OffsetDateTime, now: OffsetDateTime) -> Re
     }
 }
 
-/// What the database's clock says. Times in the ring are everybody's; this may be run on anybody's machine.
+/// The time by the database's clock: every replica reads the times in the ring, and this command may run anywhere.
 async fn time_of(db: &PgPool) -> Result<OffsetDateTime, Failure> {
     let mut conn = db.acquire().await?;
     Ok(store::now(&mut conn).await?)
 }
 
-/// The stored keys with what each does.
+/// The stored keys, with what each does.
 async fn stored(policy: &Policy, db: &PgPool) -> Result<Vec<Entry>, Failure> {
     let now = time_of(db).await?;
     Ok(Entry::all(policy, &keys::list(db).await?, now))
@@ -377,7 +379,7 @@ async fn rotate(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure>
         match ring.rotate(now).await {
             Ok(()) => break,
             Err(Error::TooEarly(at)) => {
-                // The service may rotate meanwhile, and once is enough.
+                // The service may have rotated meanwhile; once is enough.
                 if kid(&stored(policy, db).await?, "active") != before {
                     break;
                 }
@@ -428,7 +430,7 @@ async fn rewrap(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure>
     let root = policy.root.id();
     let Rewrapped { done, left } = keys::rewrap(policy, db).await?;
     if left.is_empty() {
-        // Makes the keys that are missing, as a start does.
+        // Makes the keys that are missing, as a start of the service does.
         open(policy, db).await?;
     }
     if json {

@@ -1,4 +1,4 @@
-//! `gatepass migrate`: the schema's version.
+//! `gatepass migrate`: the version of the database schema.
 
 use std::{
     fs,
@@ -11,29 +11,29 @@ use crate::{
     store::migrations::{self, State, Status},
 };
 
-/// Change or show the version of the database's schema.
+/// Apply, undo or list migrations of the database schema.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Apply the migrations that wait: the next N, or all
+    /// Apply pending migrations: the next N, or all
     Up {
-        /// How many
+        /// How many to apply
         n: Option<usize>,
     },
     /// Undo the last N migrations
     Down {
-        /// How many
+        /// How many to undo
         #[arg(default_value_t = 1)]
         n: usize,
     },
     /// List the migrations and the state of each
     Status {
-        /// As JSON
+        /// Print as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Write an empty migration into ./migrations, for developers of gatepass
+    /// Create an empty migration in ./migrations, for developers of gatepass
     New {
-        /// What it does, such as `add_phone_numbers`
+        /// What the migration does, such as `add_phone_numbers`
         #[arg(value_parser = name)]
         name: String,
     },
@@ -71,7 +71,7 @@ async fn on(database: &Database, command: Command) -> Result<(), Failure> {
             let lines = migrations::status(&mut conn).await?.iter().map(line).collect::<String>();
             print(&lines)
         }
-        // Needs no database; taken care of before one is opened.
+        // Needs no database; handled before one is opened.
         Command::New { .. } => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! The command line: one file for each subcommand, thin over `account`, `store` and `config`.
+//! The command line: one file per subcommand, each a thin layer over `account`, `store` and `config`.
 //!
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong use.
 
@@ -33,10 +33,10 @@ use crate::{
     chain,
 };
 
-/// What a subcommand fails with: printed with everything behind it.
+/// The error of a subcommand; it is printed with its whole chain of causes.
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// A failure that the log has already, with everything behind it.
+/// A failure that has already been logged, with its whole chain of causes.
 #[derive(Debug, thiserror::Error)]
 #[error("the log says why")]
 struct Logged;
@@ -46,7 +46,7 @@ struct Logged;
 #[error("{0}")]
 struct WrongUse(&'static str);
 
-/// Ended by a signal, after what had to be done first.
+/// Ended by a signal, after cleaning up.
 #[derive(Debug, thiserror::Error)]
 #[error("called off")]
 struct Interrupted(SignalKind);
@@ -62,7 +62,7 @@ Settings: gatepass config         (all of them, and where each comes from)
 Trouble:  gatepass doctor         (what is wrong, and what to do about it)"
 )]
 struct Cli {
-    /// Read settings from FILE instead of ./app.env; the environment stays above it
+    /// Read settings from FILE instead of ./app.env; environment variables still take precedence
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -75,38 +75,46 @@ enum Command {
     Serve,
     /// Show the settings in force and where each comes from
     Config(config::Args),
-    /// Change or show the version of the database's schema
+    /// Apply, undo or list migrations of the database schema
     #[command(subcommand)]
     Migrate(migrate::Command),
-    /// Prepare the database: its roles
+    /// Prepare the database: create its roles
     #[command(subcommand)]
     Db(db::Command),
-    /// Look after users
+    /// Manage users
     #[command(subcommand)]
     User(user::Command),
-    /// Look after the services that may ask about tokens
+    /// Manage the services that may ask about tokens
     #[command(subcommand)]
     Client(client::Command),
-    /// Look after the keys that tokens are made with
+    /// Manage the keys that tokens are made with
     #[command(subcommand)]
     Key(key::Command),
-    /// Show what was changed, by whom; seal that, and see whether it was tampered with
+    /// Show who changed what; seal the history, or check whether it was tampered with
     History(history::Args),
     /// Import users, with their password hashes, from a file or another Postgres
+    ///
+    /// docs/import.md describes the formats. An import that was stopped continues where it left off when you run it
+    /// again with the same file and options. An import of a later file updates the users whose records in it are newer.
+    ///
+    /// Exit code 0: all users of the file are here; 1: some were refused, or the import failed; 2: wrong use.
     Import(import::Args),
-    /// Write all users, as `import` reads them
+    /// Export all users in the format that `import` reads
+    ///
+    /// Writes one JSON object per line.
     Export(export::Args),
-    /// Make data for developers: made up, or a masked sample of real ones
+    /// Make data for developers: made up, or a masked sample of real data
     #[command(subcommand)]
     Devdata(devdata::Command),
-    /// Look into tokens
+    /// Inspect tokens
     #[command(subcommand)]
     Token(token::Command),
-    /// Look at settings, certificate, database, keys and more, and say what to do
+    /// Check settings, certificate, database, keys and more, and say what to do
     ///
-    /// Looks at what `gatepass serve` would run with, and changes nothing. One line for each finding: how bad it is (ok;
-    /// note, good to know; warning, works and will not always; problem, does not work), what it is about, what there is,
-    /// and what to do about it.
+    /// Checks what `gatepass serve` would run with, and changes nothing. Prints one line per finding: its level, its
+    /// area, what was found, and what to do about it.
+    ///
+    /// The levels are ok, note (good to know), warning (works, but will not always) and problem (does not work).
     Doctor(doctor::Args),
     /// Print the OpenAPI document
     Openapi,
@@ -122,7 +130,7 @@ pub fn main() -> ExitCode {
         Err(error) => return fail(&error),
     };
     let result = runtime.block_on(run(cli));
-    // A look-up of a name, say, that nobody waits for any more may take as long as it likes; dropped, it would be waited for.
+    // Dropping the runtime would wait for blocking work that nobody needs any more, such as a slow DNS lookup.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -151,7 +159,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-/// Writes to standard output; a reader that has gone, such as `head`, is no failure.
+/// Writes to standard output. A reader that has gone away, as `head` does, is not a failure.
 fn print(text: &str) -> Result<(), Failure> {
     use std::io::{ErrorKind, Write};
 
@@ -161,7 +169,7 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Writes a line to standard error. That nobody reads it is no reason to fail.
+/// Writes a line to standard error. If nobody can read it, that is no reason to fail.
 fn say(line: &str) {
     use std::io::Write;
 
@@ -173,19 +181,19 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
-/// A time that somebody wrote, as in RFC 3339; in UTC, which is how the database is told it.
+/// Reads a time as in RFC 3339, and converts it to UTC, in which the database gets it.
 fn time(text: &str) -> Result<OffsetDateTime, String> {
     let at = OffsetDateTime::parse(text, &Rfc3339)
         .map_err(|error| format!("not a time as in RFC 3339: {error}"))?;
     at.checked_to_offset(UtcOffset::UTC).ok_or_else(|| "lies after the year 9999".into())
 }
 
-/// A time for people: RFC 3339, to the second.
+/// Formats a time for people: RFC 3339, to the second.
 fn seconds(at: OffsetDateTime) -> String {
     at.truncate_to_second().format(&Rfc3339).unwrap_or_default()
 }
 
-/// Lists what is wrong with each field, or says what to do first.
+/// Turns an account's error into a message that lists what is wrong with each field, or says what to do first.
 fn explain(failure: Failure) -> Failure {
     match failure.downcast_ref::<account::Error>() {
         Some(account::Error::Invalid(errors)) => {
@@ -210,7 +218,7 @@ fn fail(error: &(dyn Error + 'static)) -> ExitCode {
         say(&format!("  because: {error}"));
     }
     if let Some(Interrupted(signal)) = error.downcast_ref() {
-        // As shells tell of a program that a signal ended.
+        // The exit code by which shells report a program that was ended by a signal.
         return u8::try_from(128 + signal.as_raw_value()).map_or(ExitCode::FAILURE, ExitCode::from);
     }
     if error.is::<WrongUse>() { ExitCode::from(2) } else { ExitCode::FAILURE }

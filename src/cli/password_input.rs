@@ -1,5 +1,4 @@
-//! Passwords come from a prompt or from standard input, never from an argument: arguments are for everyone on the
-//! machine to see.
+//! Passwords come from a prompt or from standard input, never from an argument, which everyone on the machine can see.
 
 use std::io::{self, IsTerminal, Read};
 
@@ -17,7 +16,7 @@ pub(super) struct PasswordArgs {
 }
 
 impl PasswordArgs {
-    /// The password, asked for twice at a terminal.
+    /// Reads the password; at a terminal, asks for it twice.
     pub(super) fn read(&self) -> Result<Password, Failure> {
         let text = if self.password_stdin {
             from_stdin()?
@@ -35,7 +34,7 @@ impl PasswordArgs {
 fn from_stdin() -> Result<SecretString, Failure> {
     let mut text = String::new();
     io::stdin().lock().take(64 * 1024).read_to_string(&mut text)?;
-    // The line's end is `echo`'s, not the password's.
+    // The line break at the end is `echo`'s, and not part of the password.
     let end = text.strip_suffix('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).map(str::len);
     text.truncate(end.unwrap_or(text.len()));
     Ok(text.into())

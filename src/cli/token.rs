@@ -1,4 +1,4 @@
-//! `gatepass token`: for people who want to know the state of a token.
+//! `gatepass token`: shows people the state of a token.
 
 use std::{
     fmt::Write,
@@ -24,22 +24,24 @@ use crate::{
     token::{Check, Claims, Inspection, MAX_TOKEN_BYTES, Rejection, Verifier, refresh::Presented},
 };
 
-/// More than any token, and any answer with tokens in it.
+/// Longer than any token, and than any response with tokens in it.
 const MAX_INPUT: u64 = 64 * 1024;
 
-/// Look into tokens.
+/// Inspect tokens.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Say what a token holds, and whether and why it is refused here
+    /// Show what a token holds, and whether and why it is refused here
     ///
-    /// Makes every check that the service makes, in its order; where there is no database, all but whether the session
-    /// has ended. Exit code 0: the token is good; 1: it is refused. Nothing is printed that would let somebody else use
-    /// the token. What no key vouches for is marked as unverified: anybody can write that.
+    /// Makes the same checks as the service, in the same order; without a database, all but whether the session has
+    /// ended. The output holds nothing that would let somebody else use the token. Claims that no key vouches for are
+    /// marked as unverified: anybody can write these.
+    ///
+    /// Exit code 0: the token is good; 1: it is refused.
     Inspect {
         /// The token, or `-` to read it from standard input, where no other user of the machine sees it
         #[arg(allow_hyphen_values = true)]
         token: String,
-        /// As JSON
+        /// Print as JSON
         #[arg(long)]
         json: bool,
     },
@@ -86,7 +88,7 @@ fn from_stdin() -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The token without what comes along when it is copied out of a header, a shell or JSON.
+/// The token without what is copied along with it from a header, a shell or JSON.
 fn bare(input: &str) -> &str {
     let quotes = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | ',');
     let text = input.trim_matches(quotes);
@@ -98,7 +100,7 @@ fn bare(input: &str) -> &str {
     text.trim_matches(quotes)
 }
 
-/// The checks as the service makes them. A ring that cannot be read is told at once, not waited for.
+/// Makes the checks of the service. A key ring that cannot be read is reported at once, not waited for.
 async fn verifier(settings: &Settings, now: OffsetDateTime) -> Result<Verifier, Failure> {
     let root = setup::present_key(settings)?.unwrap_or_else(|| {
         say("note: there is no key yet; `gatepass serve` makes one, since TOKEN_SYMMETRIC_KEY is not set");
@@ -136,7 +138,7 @@ async fn verifier(settings: &Settings, now: OffsetDateTime) -> Result<Verifier, 
 enum Session {
     Found(Box<sessions::Session>),
     Missing,
-    /// And why.
+    /// With the reason.
     Unasked(&'static str),
     Unknown(String),
 }
@@ -159,7 +161,7 @@ async fn session(settings: &Settings, id: Uuid) -> Session {
 }
 
 impl Session {
-    /// Whether a token with these claims is refused although it has not expired; `None` when there is nobody to ask.
+    /// Whether a token with these claims is refused although it has not expired; `None` if there is nothing to ask.
     fn revokes(&self, claims: &Claims) -> Option<Result<(), Rejection>> {
         match self {
             Self::Found(state) if state.end_reason.is_some() || state.disabled => {
@@ -257,7 +259,7 @@ async fn refresh_token(settings: &Settings, token: &str, json: bool) -> Result<(
     Err("refused: this is a refresh token, not an access token".into())
 }
 
-/// What can be told, by its looks, of something that is no token here.
+/// What something that is not a token here seems to be, judged by its looks.
 fn hint(token: &str) -> Option<&'static str> {
     let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| token.starts_with(prefix));
     if token.is_empty() {
@@ -291,7 +293,7 @@ fn hint(token: &str) -> Option<&'static str> {
     }
 }
 
-/// The header of a JWT, strict or not, for a look at whose it may be.
+/// The header of a JWT, strict or not, to see whose it may be.
 fn header(token: &str) -> Option<Map<String, Value>> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?).ok()
 }
@@ -301,13 +303,13 @@ fn foreign_kid(token: &str) -> Option<String> {
     Some(header(token)?.get("kid")?.as_str()?.to_owned())
 }
 
-/// What a JWT of another service says.
+/// The payload of a JWT of another service.
 fn payload(token: &str) -> Option<String> {
     header(token)?;
     String::from_utf8(URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?).ok()
 }
 
-/// The format that the token says it is of.
+/// The format that the token claims to have.
 fn format(token: &str) -> Option<String> {
     for prefix in ["v4.local", "v4.public", "v3.local", "v3.public", "v2.local", "v2.public", "v1.local"] {
         if token.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.')) {
@@ -335,7 +337,7 @@ struct Report {
 }
 
 impl Report {
-    /// What the first check that failed found.
+    /// What the first failed check found.
     fn refusal(&self) -> Option<String> {
         self.inspection
             .findings
@@ -353,7 +355,7 @@ impl Report {
         self.found(Check::Signature) == Some(Ok(()))
     }
 
-    /// The claims by name; those that no key vouches for only where they can be read without one.
+    /// The claims by name. Claims that no key vouches for are among them only where they can be read without a key.
     fn claims(&self) -> Option<Map<String, Value>> {
         match &self.inspection.claims {
             Some(claims) => Some(object(claims)),
@@ -458,7 +460,7 @@ fn object(claims: &Claims) -> Map<String, Value> {
     .collect()
 }
 
-/// The time in a claim that holds one, as PASETO or as JWT has it.
+/// The time in a claim that holds one, as written in PASETO or in JWT.
 fn instant(name: &str, value: &Value) -> Option<OffsetDateTime> {
     if !["exp", "nbf", "iat"].contains(&name) {
         return None;
@@ -481,7 +483,7 @@ fn relative(at: OffsetDateTime, now: OffsetDateTime) -> String {
     if at > now { format!("in {amount}") } else { format!("{amount} ago") }
 }
 
-/// Without signs that would tell a terminal what to do, or turn the line around.
+/// Escapes the characters that would control a terminal or reverse the direction of its text.
 fn plain(text: &str) -> String {
     let is_odd = |c: char| {
         c.is_control()

@@ -1,4 +1,4 @@
-//! `gatepass user`: what an administrator does to users.
+//! `gatepass user`: user administration.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -19,17 +19,17 @@ use crate::{
     token::Issuer,
 };
 
-/// Look after users. A user is named by username, e-mail address or id.
+/// Manage users. A user is named by username, e-mail address or id.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Make a user, whether or not registration is open; asks for the password
+    /// Create a user, whether or not registration is open; asks for the password
     Create {
-        /// 3 to 64 of a-z A-Z 0-9 _ . -
+        /// 3 to 64 characters of a-z A-Z 0-9 _ . -
         username: String,
         /// E-mail address
         #[arg(long)]
         email: String,
-        /// Name for display
+        /// Display name
         #[arg(long)]
         full_name: Option<String>,
         /// A role, such as `admin`; may be given more than once
@@ -41,21 +41,21 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// List users, oldest first; with --query by what it has found
+    /// List users, oldest first; with --query, sorted by what matched
     List {
-        /// Those alone whose username or e-mail address begins with TEXT, whatever its case
+        /// Only users whose username or e-mail address begins with TEXT, ignoring case
         #[arg(long, value_name = "TEXT", conflicts_with = "after")]
         query: Option<String>,
-        /// Those alone who have this role
+        /// Only users who have this role
         #[arg(long)]
         role: Option<String>,
-        /// At most this many
+        /// Print at most this many
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
-        /// Go on after the user of this id
+        /// Continue after the user with this id
         #[arg(long, value_name = "ID")]
         after: Option<Uuid>,
-        /// As JSON
+        /// Print as JSON
         #[arg(long)]
         json: bool,
     },
@@ -63,58 +63,58 @@ pub(super) enum Command {
     Show {
         /// Username, e-mail address or id
         user: String,
-        /// As JSON
+        /// Print as JSON
         #[arg(long)]
         json: bool,
     },
-    /// Set a user's password, which ends their sessions; asks for it
+    /// Set a user's password and end their sessions; asks for the password
     ///
-    /// Failed logins in the user's name are forgotten.
+    /// Also clears the failed logins under the user's name.
     SetPassword {
         /// Username, e-mail address or id
         user: String,
         #[command(flatten)]
         password: PasswordArgs,
     },
-    /// Set a user's roles: exactly those given
+    /// Set a user's roles to exactly those given
     SetRole {
         /// Username, e-mail address or id
         user: String,
         /// The roles
         #[arg(required_unless_present = "none")]
         roles: Vec<String>,
-        /// No role at all
+        /// Leave the user without any role
         #[arg(long, conflicts_with = "roles")]
         none: bool,
     },
-    /// Lock a user out, which ends their sessions
+    /// Lock a user out and end their sessions
     ///
-    /// Every replica refuses their access tokens within a second. A service that verifies tokens by itself, and does not
-    /// follow /revocations, accepts them until they expire.
+    /// Every replica refuses their access tokens within a second. A service that verifies tokens itself and does not
+    /// follow /revocations accepts them until they expire.
     Disable {
         /// Username, e-mail address or id
         user: String,
     },
     /// Let a user in again
     ///
-    /// A user who was disabled is enabled, and failed logins in the user's name are forgotten.
+    /// Enables a disabled user, and clears the failed logins under the user's name.
     Enable {
         /// Username, e-mail address or id
         user: String,
     },
     /// Log a user out everywhere
     ///
-    /// Every replica refuses their access tokens within a second. A service that verifies tokens by itself, and does not
-    /// follow /revocations, accepts them until they expire.
+    /// Every replica refuses their access tokens within a second. A service that verifies tokens itself and does not
+    /// follow /revocations accepts them until they expire.
     RevokeSessions {
         /// Username, e-mail address or id
         user: String,
     },
-    /// Delete a user, sessions and all; asks first at a terminal
+    /// Delete a user with all their sessions; at a terminal, asks first
     Delete {
         /// Username, e-mail address or id
         user: String,
-        /// Do not ask
+        /// Delete without asking
         #[arg(long)]
         yes: bool,
     },
@@ -122,14 +122,14 @@ pub(super) enum Command {
 
 pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Result<(), Failure> {
     let settings = setup::begin(config_file).await?;
-    // Asked for before anything is begun: a prompt may stand for long, and wrong use is told at once.
+    // Ask before anything is opened: the prompt may stay open for long, and wrong use should be reported at once.
     let password = match &command {
         Command::Create { password, .. } | Command::SetPassword { password, .. } => Some(password.read()?),
         _ => None,
     };
     database::on_pool(&settings, async |db| {
         let key = setup::symmetric_key(&settings)?;
-        // No command makes tokens, so that any key will do.
+        // No command makes tokens, so any key will do.
         let issuer = Arc::new(Issuer::new(key.clone(), setup::party(&settings)));
         let parts = setup::account_parts(&settings, &key, issuer, db.clone(), None, Metrics::new(), 1)?;
         let accounts = Accounts::new(parts).caused_by(setup::operator());
@@ -139,7 +139,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
 }
 
 async fn execute(accounts: &Accounts, command: Command, password: Option<&Password>) -> Result<(), Failure> {
-    // Only of commands that have read one.
+    // Only called by the commands for which one was read.
     let password = || password.ok_or("no password was read");
     let now = Clock::system().now();
     let rng = &mut random::system();

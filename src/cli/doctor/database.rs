@@ -1,4 +1,4 @@
-//! The database, and what stands in it.
+//! Checks of the database, and of what it holds.
 
 use time::Duration;
 
@@ -23,7 +23,7 @@ use crate::{
 const CLOCK_TOLERANCE: Duration = Duration::SECOND;
 /// How long a notification may take.
 const NOTIFICATION_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
-/// How long a change in the history may wait for its seal.
+/// How long a change in the history may wait to be sealed.
 const SEAL_PATIENCE: Duration = Duration::minutes(5);
 
 pub(super) async fn database(settings: &Settings, policy: &Policy) -> Vec<Finding> {
@@ -136,7 +136,7 @@ async fn writes(conn: &mut PgConnection) -> Option<Finding> {
     }
 }
 
-/// Who keeps the service waiting.
+/// The sessions that keep the service waiting for a lock.
 async fn locks(conn: &mut PgConnection) -> Vec<Finding> {
     const AREA: &str = "database";
 
@@ -160,7 +160,7 @@ async fn locks(conn: &mut PgConnection) -> Vec<Finding> {
     blockers.into_iter().map(finding).collect()
 }
 
-/// What others may listen to.
+/// Whether others can listen in on the connection.
 async fn plain_text(database: &Database, settings: &Settings, conn: &mut PgConnection) -> Option<Finding> {
     let level = Level::risk(settings.environment);
     match store::is_encrypted(conn).await {
@@ -179,7 +179,7 @@ async fn plain_text(database: &Database, settings: &Settings, conn: &mut PgConne
 async fn feed(database: &Database) -> Finding {
     const AREA: &str = "feed";
 
-    // One that listens and one that notifies, as with replicas.
+    // One connection listens and one notifies, as between replicas.
     let db = database.pool(2);
     let begun = std::time::Instant::now();
     let heard = revocations::is_heard(&db, NOTIFICATION_PATIENCE).await;
@@ -197,7 +197,7 @@ async fn feed(database: &Database) -> Finding {
     }
 }
 
-/// Whether all that changes comes into the history, somebody seals it, and the log keeps the seals' heads.
+/// Whether every change gets into the history, somebody seals it, and the log keeps the heads of the seals.
 async fn seals(conn: &mut PgConnection, settings: &Settings) -> Vec<Finding> {
     const AREA: &str = "history";
 
@@ -250,7 +250,7 @@ async fn seals(conn: &mut PgConnection, settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// Whether the schema is as it should be; where `serve` would migrate, whether it may.
+/// Whether the schema is as it should be and, where `serve` would migrate it, whether `serve` may.
 async fn schema(database: &Database, settings: &Settings) -> Result<Schema, Failure> {
     let mut conn = database.connection(As::Migrator).await?;
     let found = migrations::check(&mut conn).await;
@@ -260,7 +260,7 @@ async fn schema(database: &Database, settings: &Settings) -> Result<Schema, Fail
     Ok(found?)
 }
 
-/// Whether the service may do what it has to, and nothing else.
+/// Whether the service's role may do what it has to, and nothing else.
 async fn roles(conn: &mut PgConnection, settings: &Settings) -> Result<Vec<Finding>, sqlx::Error> {
     const AREA: &str = "roles";
 
@@ -313,7 +313,7 @@ async fn roles(conn: &mut PgConnection, settings: &Settings) -> Result<Vec<Findi
     ])
 }
 
-/// The first few.
+/// Lists the first few.
 fn listed(privileges: &[&Privilege]) -> String {
     const SHOWN: usize = 5;
 

@@ -1,7 +1,7 @@
 //! `gatepass doctor`: what is wrong, and what to do about it.
 //!
-//! A check looks at one thing and adds what it finds; it never stops the others. Nothing is changed. A further check is
-//! one more function that gives [`Finding`]s, called from [`examine`] or, when it needs the database, in its
+//! A check looks at one thing and adds what it finds; it never stops the others, and it changes nothing. To add a
+//! check, write a function that returns [`Finding`]s, and call it from [`examine`] or, if it needs the database, in the
 //! module `database`.
 
 mod database;
@@ -20,39 +20,39 @@ use self::{
 use super::{Failure, open_files::OpenFiles, print, print_json, seconds, setup};
 use crate::{chain::chain, config::Environment, telemetry};
 
-/// What to measure passwords against, and how to print.
+/// What to measure password hashes against, and how to print the findings.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit code: 0 when there is no problem, whatever the notes and warnings; 1 when there is one."
 )]
 pub(super) struct Args {
-    /// How long a password hash may take on this machine, for the parameters that are recommended
+    /// How long a password hash may take on this machine with the recommended parameters
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 50,
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     hash_time: u32,
-    /// How much memory a password hash may take, in MiB; when not given, what it takes now
+    /// How much memory a password hash may take, in MiB; if not given, what it takes now
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(7..=1024))]
     hash_memory: Option<u32>,
-    /// As JSON
+    /// Print as JSON
     #[arg(long)]
     json: bool,
 }
 
-/// How bad it is.
+/// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Level {
     Ok,
     /// Good to know.
     Note,
-    /// Works, and will not always.
+    /// Works, but will not always.
     Warning,
     /// Does not work.
     Problem,
 }
 
 impl Level {
-    /// Of a risk: a warning in production; on a developer's machine good to know.
+    /// The level of a risk: a warning in production, good to know on a developer's machine.
     fn risk(environment: Environment) -> Self {
         match environment {
             Environment::Production => Self::Warning,
@@ -166,7 +166,7 @@ async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
     findings
 }
 
-/// Something failed, with all that is behind it.
+/// Reports a failure, with its whole chain of causes.
 fn failed(area: &'static str, error: &dyn std::error::Error) -> Finding {
     Finding::problem(area, chain(error).replace('\n', " "))
 }

@@ -1,4 +1,4 @@
-//! The signing keys.
+//! Checks of the signing keys.
 
 use time::{Duration, OffsetDateTime};
 
@@ -13,11 +13,11 @@ use crate::{
     },
 };
 
-/// How long after its time a rotation may be late.
+/// How late a rotation may be.
 const ROTATION_GRACE: Duration = Duration::DAY;
 /// A key whose last tokens expire within this time is reported.
 const SOON: Duration = Duration::HOUR;
-/// What NIST SP 800-57 demands of signatures from 2031 on; 112 bits do until then.
+/// What NIST SP 800-57 demands of signatures from 2031 on; until then 112 bits are enough.
 const SECURITY_BITS: u32 = 128;
 
 pub(super) async fn ring(policy: &Policy, db: &PgPool) -> Result<Vec<Finding>, keys::Error> {
@@ -29,10 +29,10 @@ pub(super) async fn ring(policy: &Policy, db: &PgPool) -> Result<Vec<Finding>, k
     for (key, root) in &stored.keys {
         findings.extend(single(policy, key, root.as_ref(), now));
     }
-    // One that is gone is missed by nobody.
+    // Nobody needs a key that is gone.
     let unreadable = stored.unreadable.iter().filter(|(row, _)| keys::status(row, now).is_some());
     findings.extend(unreadable.map(|(_, error)| match error {
-        // As it should be while an update is rolled out, or rolled back.
+        // Expected while an update is rolled out or rolled back.
         keys::Error::UnknownFormat { .. } => Finding::note("keys", error.to_string()),
         _ => failed("keys", error),
     }));
@@ -47,7 +47,7 @@ fn heads(policy: &Policy, stored: &Stored, now: OffsetDateTime) -> Vec<Finding> 
     let keys: Vec<_> = stored.keys.iter().map(|(key, _)| key.clone()).collect();
     let mut findings = Vec::new();
     for format in policy.key_pair_formats() {
-        // One that cannot be read is there, and reported as such.
+        // A key that cannot be read exists all the same, and is reported as unreadable.
         let has = |status| {
             let broken = |(row, _): &(SigningKey, _)| {
                 row.format == format.name() && keys::status(row, now) == Some(status)

@@ -1,4 +1,4 @@
-//! What the settings say, and what they name on this machine.
+//! Checks of the settings, and of what they name on this machine.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use crate::{
     password::{self, Params},
 };
 
-/// How long before its end a certificate should have been renewed: those that are good for ninety days are by then.
+/// How long before its expiry a certificate should have been renewed: those valid for ninety days have been by then.
 const RENEWAL: Duration = Duration::days(14);
 
 pub(super) async fn settings(config_file: Option<PathBuf>) -> (Option<Settings>, Vec<Finding>) {
@@ -76,7 +76,8 @@ pub(super) async fn passwords(settings: &Settings, args: &Args) -> Vec<Finding> 
     findings
 }
 
-/// How long a hash takes now, and the parameters that come nearest to the target from below, in that much memory.
+/// How long a hash takes now, and the parameters that come closest to the target time without exceeding it, with that
+/// much memory.
 async fn recommend(
     params: Params,
     target: std::time::Duration,
@@ -87,7 +88,7 @@ async fn recommend(
     Ok((now, password::recommend(pass, memory_kib, target)))
 }
 
-/// What clients will make of the certificate.
+/// What clients will think of the certificate.
 pub(super) fn certificate(settings: &Settings) -> Vec<Finding> {
     const AREA: &str = "tls";
 
@@ -156,7 +157,7 @@ pub(super) fn certificate(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// The host by which clients call the service, when the issuer is its address.
+/// The host at which clients reach the service, if the issuer is its address.
 fn public_host(settings: &Settings) -> Option<String> {
     let issuer: http::Uri = settings.token_issuer.parse().ok()?;
     let host = issuer.host().filter(|_| issuer.scheme_str() == Some("https"))?;
@@ -175,7 +176,7 @@ pub(super) fn operators(settings: &Settings) -> Finding {
     }
 }
 
-/// How many connections a service takes when it is started as this was.
+/// How many connections a service accepts when it is started with the same limits as this command.
 pub(super) fn open_files(settings: &Settings) -> Finding {
     let files = OpenFiles::look(settings.db_max_connections);
     match files.advice() {
@@ -184,7 +185,7 @@ pub(super) fn open_files(settings: &Settings) -> Finding {
     }
 }
 
-/// Whether the system is there that users may still come from. It is not told a password, nor who we are.
+/// Whether the system that users may still come from is reachable. It is told neither a password nor who we are.
 pub(super) async fn old_system(settings: &Settings) -> Option<Finding> {
     const AREA: &str = "legacy";
 
@@ -202,7 +203,7 @@ pub(super) async fn old_system(settings: &Settings) -> Option<Finding> {
     })
 }
 
-/// What was begun and has to be brought to an end.
+/// Rotations that were begun and have to be finished.
 pub(super) fn rotations_under_way(settings: &Settings) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !settings.token_symmetric_keys_accepted.is_empty() {
