@@ -1,4 +1,4 @@
-//! The database of a command: found, waited for, migrated and left.
+//! The database of a command: finds it, waits for it, migrates it and closes it.
 
 use std::{fmt, io, time::Duration};
 
@@ -22,9 +22,9 @@ use crate::{
 
 /// How long a database may take to come up before the start fails.
 const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
-/// How long to wait for connections to be given back at the end.
+/// How long to wait at the end for connections to be returned.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
-/// How long a database may take to answer somebody who connects.
+/// How long a database may take to answer a connection attempt.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 const DATABASE_POLL: Duration = Duration::from_millis(250);
 
@@ -33,17 +33,17 @@ const DATABASE_POLL: Duration = Duration::from_millis(250);
 pub(super) enum As {
     /// The service.
     Service,
-    /// Who may change the schema: the service too, when there is nobody of its own for that.
+    /// The role that may change the schema: the service's own, unless there is a separate one.
     Migrator,
 }
 
-/// The database, and the Postgres of our own behind it when there is one.
+/// The database and, if it is one, the Postgres of our own behind it.
 pub(super) struct Database {
     source: store::Source,
     migration_source: Option<store::Source>,
     master_source: Option<store::Source>,
     embedded: Option<Embedded>,
-    /// Who renews the service's token, and from when on, where it logs in with one.
+    /// Where the service logs in with a token: what renews it, and when to.
     renewal: Option<(Login, OffsetDateTime)>,
 }
 
@@ -56,7 +56,7 @@ impl Database {
                 let embedded = Embedded::start(&state_dir()?).await?;
                 (SecretString::from(embedded.url()), Some(embedded))
             }
-            // The settings' own check demands it in production; never fall back if that check should change.
+            // The check of the settings requires it in production. Never fall back, should that check change.
             None => return Err("DB_SOURCE is not set".into()),
         };
         let mut source = named(store::Source::new(&url), "DB_SOURCE")?;
@@ -75,7 +75,7 @@ impl Database {
         Ok(database)
     }
 
-    /// Has the service and the migrations log in with a token of IAM. Whoever makes roles has a password.
+    /// Lets the service and the migrations log in with IAM tokens. The role that makes roles has a password.
     async fn take_tokens(&mut self, settings: &Settings) -> Result<(), aws::Error> {
         let aws = Aws::new(settings.aws_region.as_deref(), settings.aws_endpoint_url.as_deref()).await?;
         let now = Clock::system().now();
@@ -89,11 +89,11 @@ impl Database {
         Ok(())
     }
 
-    /// Makes sure that the service's connections are handed out as `DB_POOLER` says. Gives what there is to know of them.
+    /// Makes sure that the service's connections are handed out as `DB_POOLER` says. Returns a warning, if any.
     ///
     /// # Errors
     ///
-    /// When statements would go astray.
+    /// When statements would go to the wrong connection.
     pub(super) async fn check_pooler(&self, mode: DbPooler) -> Result<Option<&'static str>, Failure> {
         let found = pooler::sharing(&self.source).await.map_err(|error| self.unusable(error))?;
         match (mode, found) {
@@ -133,27 +133,28 @@ impl Database {
         self.source.place()
     }
 
-    /// Where [`migration_connection`](Self::migration_connection) leads.
+    /// The place to which [`migration_connection`](Self::migration_connection) leads.
     pub(super) fn migration_place(&self) -> String {
         self.chosen(As::Migrator).0.place()
     }
 
-    /// Whether it is on this machine.
+    /// Whether the database is on this machine.
     pub(super) fn is_local(&self) -> bool {
         self.source.is_local()
     }
 
-    /// A pool for the service. Whoever has it for longer than some minutes sees to its [`renewal`](Self::renewal).
+    /// A pool for the service. A caller that keeps it for more than a few minutes must poll its
+    /// [`renewal`](Self::renewal).
     pub(super) fn pool(&self, max_connections: u32) -> PgPool {
         self.source.pool(max_connections)
     }
 
-    /// Who renews the token by which pools log in.
+    /// What renews the token with which pools log in.
     pub(super) fn renewal(&self) -> Renewal {
         Renewal(self.renewal.clone())
     }
 
-    /// A connection, at once or not at all.
+    /// A connection now, without waiting for a database that is not up yet.
     pub(super) async fn connection(&self, user: As) -> Result<PgConnection, Failure> {
         let (source, setting) = self.chosen(user);
         connect(source).await.map_err(|error| self.unreachable(source, setting, error))
@@ -166,12 +167,12 @@ impl Database {
         }
     }
 
-    /// A connection of the role that may change the schema. A database that is just coming up is waited for.
+    /// A connection of the role that may change the schema. Waits for a database that is just coming up.
     pub(super) async fn migration_connection(&self) -> Result<PgConnection, Failure> {
         self.patient_connection(As::Migrator).await
     }
 
-    /// As [`connection`](Self::connection); a database that is just coming up is waited for.
+    /// Like [`connection`](Self::connection), but waits for a database that is just coming up.
     async fn patient_connection(&self, user: As) -> Result<PgConnection, Failure> {
         let (source, setting) = self.chosen(user);
         let begun = Instant::now();
@@ -195,7 +196,7 @@ impl Database {
         }
     }
 
-    /// What to say when the service's own connection fails.
+    /// The error to report when the service's own connection fails.
     pub(super) fn unusable(&self, error: impl Into<store::Error>) -> Failure {
         match error.into() {
             store::Error::Unavailable(error) | store::Error::Failed(error) => {
@@ -210,7 +211,7 @@ impl Database {
         Unreachable { place: source.place(), hint: hint(&error, setting, takes_tokens), source: error }.into()
     }
 
-    /// A connection of the role that may make roles.
+    /// A connection of the role that may create roles.
     pub(super) async fn master_connection(&self) -> Result<PgConnection, Failure> {
         let Some(master) = &self.master_source else { return self.patient_connection(As::Service).await };
         if master.database() != self.source.database() {
@@ -224,7 +225,7 @@ impl Database {
         connect(master).await.map_err(|error| self.unreachable(master, "MASTER_DB_SOURCE", error))
     }
 
-    /// Brings the schema up to date, or makes sure that it is. Where it need not be changed, the service's own role looks.
+    /// With `migrate`, brings the schema up to date; otherwise makes sure that it is, with the service's own role.
     pub(super) async fn migrate(&self, migrate: bool) -> Result<(), Failure> {
         let user = if migrate { As::Migrator } else { As::Service };
         let mut conn = self.patient_connection(user).await?;
@@ -241,7 +242,7 @@ impl Database {
         Ok(())
     }
 
-    /// Stops the Postgres of our own, if there is one and it is ours to stop.
+    /// Stops the Postgres of our own, if there is one and we may stop it.
     pub(super) async fn close(self) -> Result<(), Failure> {
         match self.embedded {
             Some(embedded) => Ok(embedded.stop().await?),
@@ -249,7 +250,7 @@ impl Database {
         }
     }
 
-    /// [`close`](Self::close)s after work that is `done`. Of two failures, the work's is told.
+    /// [`close`](Self::close)s after work that is `done`. If both fail, returns the work's failure.
     pub(super) async fn closing<T>(self, done: Result<T, Failure>) -> Result<T, Failure> {
         let closed = self.close().await;
         let done = done?;
@@ -257,7 +258,7 @@ impl Database {
     }
 }
 
-/// A connection to a database that answers.
+/// Connects to a database, which has to answer in time.
 async fn connect(source: &store::Source) -> Result<PgConnection, sqlx::Error> {
     timeout(CONNECT_PATIENCE, source.connect()).await.unwrap_or_else(|_| {
         let message = format!("no answer within {} s", CONNECT_PATIENCE.as_secs());
@@ -270,7 +271,7 @@ async fn connect(source: &store::Source) -> Result<PgConnection, sqlx::Error> {
 pub(super) struct ClockSkew {
     /// How long the database took to answer.
     pub(super) latency: time::Duration,
-    /// How much later it is there, give or take half of that.
+    /// How far ahead the database's clock is, give or take half the latency.
     ahead: time::Duration,
 }
 
@@ -284,12 +285,12 @@ impl ClockSkew {
         let before = clock.now();
         let there = store::now(conn).await?;
         let latency = clock.now() - before;
-        // It was asked at some time between the two.
+        // The database read its clock at some time between the two.
         let half: time::Duration = latency / 2;
         Ok(Self { latency, ahead: there - (before + half) })
     }
 
-    /// How far they are apart at least.
+    /// How far apart the clocks are at least.
     pub(super) fn apart(&self) -> time::Duration {
         let half: time::Duration = self.latency / 2;
         (self.ahead.abs() - half).max(time::Duration::ZERO)
@@ -303,11 +304,11 @@ impl fmt::Display for ClockSkew {
     }
 }
 
-/// Renews the token by which pools log in, where they do with one.
+/// Renews the token with which pools log in, where they use one.
 pub(super) struct Renewal(Option<(Login, OffsetDateTime)>);
 
 impl Renewal {
-    /// Keeps the token good, for as long as it is polled.
+    /// Keeps the token valid for as long as this is polled.
     pub(super) async fn keep(&self, clock: &Clock, metrics: &Metrics) {
         match &self.0 {
             Some((login, renew_at)) => login.keep(*renew_at, clock, metrics).await,
@@ -324,7 +325,7 @@ struct Unreachable {
     source: sqlx::Error,
 }
 
-/// What to do about it, if the error tells. `setting` has the URL.
+/// What to do about an error, if that is known. `setting` is the one with the URL.
 fn hint(error: &sqlx::Error, setting: &str, takes_tokens: bool) -> String {
     match store::no_connection(error) {
         Some(NoConnection::Tls) => format!(
@@ -361,20 +362,20 @@ fn named(result: Result<store::Source, store::InvalidUrl>, key: &str) -> Result<
     result.map_err(|error| format!("{key}: {error}").into())
 }
 
-/// Closes a pool, without waiting for ever on a database that does not answer.
+/// Closes a pool without waiting forever for a database that does not answer.
 pub(super) async fn close(db: &PgPool) {
     if timeout(CLOSE_PATIENCE, db.close()).await.is_err() {
         tracing::warn!("the database did not let go of its connections in time");
     }
 }
 
-/// Does `work` on the migrated database, of which a Postgres of our own may have to be started for it.
+/// Does `work` on the migrated database. If that is a Postgres of our own, it is started where necessary.
 pub(super) async fn on_pool<T>(
     settings: &Settings,
     work: impl AsyncFnOnce(&PgPool) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let database = Database::open(settings).await?;
-    // A developer's own database may be new; any other is migrated by those whose task it is.
+    // A developer's own database may be new. Migrating any other is not this command's task.
     let is_own = settings.environment == Environment::Development && database.embedded().is_some();
     let done = match database.migrate(is_own).await {
         Ok(()) => {

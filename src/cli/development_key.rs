@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::Failure;
 use crate::{random, token::SymmetricKey};
 
-/// The key of this state directory, made now if there is none yet.
+/// The key in this state directory, made now if there is none yet.
 pub(super) fn read_or_make(state_dir: &Path) -> Result<SymmetricKey, Failure> {
     let path = path(state_dir);
     if fs::symlink_metadata(&path).is_err() {
@@ -22,7 +22,7 @@ pub(super) fn read_or_make(state_dir: &Path) -> Result<SymmetricKey, Failure> {
     parse(&path)
 }
 
-/// The key of this state directory, if there is one.
+/// The key in this state directory, if there is one.
 pub(super) fn read(state_dir: &Path) -> Result<Option<SymmetricKey>, Failure> {
     let path = path(state_dir);
     match fs::symlink_metadata(&path) {
@@ -44,7 +44,8 @@ fn parse(path: &Path) -> Result<SymmetricKey, Failure> {
     key.map_err(|error| format!("{}: {error}; delete it to have a new one made", path.display()).into())
 }
 
-/// Written aside and linked into place, so that of two processes one makes the key and both read it whole.
+/// Writes the key to a draft and links it into place: if two processes do this at once, one of them makes the key, and
+/// both read it whole.
 fn make(state_dir: &Path, path: &Path) -> Result<(), Failure> {
     let directory = fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir);
     directory.map_err(|error| {
@@ -57,7 +58,7 @@ fn make(state_dir: &Path, path: &Path) -> Result<(), Failure> {
     };
     let key = SymmetricKey::from_bytes(random::bytes(&mut random::system()));
     let write = || {
-        // One that is there was left by a killed process, or is a trap: neither is written to.
+        // An existing draft was left by a killed process, or is a trap: write to neither.
         remove_draft()?;
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
         writeln!(file, "{}", key.to_paserk().expose_secret())?;
@@ -78,7 +79,7 @@ fn make(state_dir: &Path, path: &Path) -> Result<(), Failure> {
     })
 }
 
-/// The text of a file that is closed to others, and no symlink: root may be in a directory that is another's.
+/// The text of a file that is closed to other users and is no symlink: root may be in another user's directory.
 fn read_private(path: &Path) -> Result<SecretString, Failure> {
     let place = path.display();
     // NONBLOCK: a FIFO would keep us waiting for its other end.
@@ -123,7 +124,7 @@ mod tests {
         fs::write(&elsewhere, "kept").unwrap();
         fs::create_dir(&state).unwrap();
 
-        // What cannot be done in the directory is told of the directory.
+        // An error within the directory names the directory.
         fs::create_dir(&draft).unwrap();
         let error = read_or_make(&state).unwrap_err().to_string();
         assert!(error.contains(&format!("is {} owned by another user?", state.display())), "{error}");

@@ -1,7 +1,7 @@
-//! How many files the process may have open, and so how many connections it may take: each is one.
+//! How many files the process may have open, and so how many connections it may accept: each is an open file.
 //!
-//! Of the two limits that the system has, the soft one is in force, and often 1024, for the sake of programs that use
-//! `select`. A process may raise it to the hard one, which tends to be far higher.
+//! The system has two limits. The soft limit is in force, and is often 1024 for the sake of programs that use `select`.
+//! A process may raise it to the hard limit, which tends to be far higher.
 
 use std::fmt;
 
@@ -9,27 +9,27 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::http::Limits;
 
-/// Connections for the feed of revocations, besides the one that listens: one that reads, what was revoked and, in turn
-/// with that, which keys are good. Nobody else has it, so that nothing keeps a revocation or a leaked key's end waiting.
+/// Connections for the feed of revocations, besides the one that listens: a single one, which reads in turn what was
+/// revoked and which keys are good. Nothing else uses it, so nothing delays a revocation or the end of a leaked key.
 pub(super) const FEED_CONNECTIONS: u32 = 1;
-/// Connections for what else goes on beside requests: the history may hold one for long, and everything else takes
-/// turns with the other.
+/// Connections for other background work: the history may hold one for long, and everything else takes turns with the
+/// other.
 pub(super) const BACKGROUND_CONNECTIONS: u32 = 2;
-/// How many operators' connections may be open.
+/// How many connections of operators may be open.
 pub(super) const OPS_CONNECTIONS: usize = 64;
-/// The runtime's own, the log, what is read for a moment, the collector of traces, and the old system.
+/// Other open files: the runtime's own, the log, files read briefly, the trace collector, and the legacy system.
 const OTHERS: u64 = 128;
 
 /// The limit of open files, and what the service would use.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OpenFiles {
     limit: u64,
-    /// For whatever is no client's connection.
+    /// For everything except clients' connections.
     reserve: u64,
 }
 
 impl OpenFiles {
-    /// The limit that a service with so many connections for requests to the database would raise its own to.
+    /// The limit to which a service would raise its own, given its connections to the database for requests.
     pub(super) fn look(db_max_connections: u32) -> Self {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let (soft, hard) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));
@@ -40,7 +40,7 @@ impl OpenFiles {
         Self { limit: soft.max(hard.min(needed)), reserve }
     }
 
-    /// As [`look`](Self::look), and raises the limit. Programs that are started later inherit it.
+    /// Like [`look`](Self::look), but also raises the limit. Programs started later inherit it.
     pub(super) fn raise(db_max_connections: u32) -> Self {
         let wanted = Self::look(db_max_connections);
         let now = getrlimit(Resource::Nofile);
@@ -54,14 +54,14 @@ impl OpenFiles {
         }
     }
 
-    /// How many connections of clients fit: those that are wanted, or what the reserve leaves. It is given at most half,
-    /// or a very low limit would leave nothing.
+    /// How many connections of clients fit: as many as wanted, or what the reserve leaves. The reserve gets half of the
+    /// limit at most, or a very low limit would leave nothing.
     pub(super) fn connections(self) -> usize {
         let left = self.limit.saturating_sub(self.reserve).max(self.limit / 2);
         Limits::default().connections.min(usize::try_from(left).unwrap_or(usize::MAX))
     }
 
-    /// What to do when fewer fit than are wanted.
+    /// What to do if fewer fit than wanted.
     pub(super) fn advice(self) -> Option<String> {
         let wanted = Limits::default().connections;
         (self.connections() < wanted).then(|| {

@@ -1,4 +1,4 @@
-//! `gatepass serve`: from settings to a service that answers, and down again in order.
+//! `gatepass serve`: starts the service from its settings, and shuts it down in order.
 
 use std::{
     error::Error, fs, future::pending, io, net::SocketAddr, path::PathBuf, pin::pin, sync::OnceLock,
@@ -34,18 +34,18 @@ use crate::{
     token::SymmetricKey,
 };
 
-/// How long the service goes on serving after it has been told to stop, in production: until a proxy has noticed that
-/// `/readyz` says no, and has let go of its idle connections. In development Ctrl-C should be quick.
+/// In production, how long the service keeps serving after it was told to stop, so that a proxy can notice that
+/// `/readyz` says no, and close its idle connections. In development, Ctrl-C should be quick.
 const LEAVING: Duration = Duration::from_secs(5);
-/// How long the last writes may take. With this, closing the connections takes 5 s at most: who is waited for by a
-/// supervisor has no more time because its database hangs.
+/// How long the last writes may take. They and the closing of the connections together take 5 s at most: a supervisor
+/// does not wait longer because the database hangs.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
-/// How far this machine's clock and the database's may be apart without a word: half of the time for which a refresh token
-/// that was just replaced may be presented again, by default. Tokens bear 30 s.
+/// How far apart this machine's clock and the database's may be without a warning: half the default of
+/// `REFRESH_REUSE_INTERVAL`. Tokens tolerate 30 s.
 const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(5);
 
 pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
-    // While the settings are read and the database is opened.
+    // Runs while the settings are read and the database is opened.
     random::gather();
     let Loaded { settings, warnings, .. } = setup::load(config_file).await?;
     let endpoint = settings.otel_exporter_otlp_endpoint.as_deref();
@@ -55,7 +55,7 @@ pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     telemetry::init(format, &settings.rust_log, traces.as_ref())?;
     telemetry::log_panics();
     let mut done = start(&settings, warnings).await;
-    // For people, the last lines are what every command fails with. A log that is silenced tells nothing.
+    // For people, and if the log is silenced, the error is printed last, as by every other command.
     if format == telemetry::LogFormat::Json && tracing::enabled!(tracing::Level::ERROR) {
         done = done.map_err(|error| {
             tracing::error!(error = &*error as &(dyn Error + 'static), "the service ends");
@@ -72,9 +72,9 @@ async fn start(settings: &Settings, warnings: Vec<String>) -> Result<(), Failure
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    // Before anything else, so that a signal during the start is kept and not lost.
+    // Before anything else, so that no signal during the start is lost.
     let mut signals = Signals::new()?;
-    // Before the database, so that a taken port is told at once.
+    // Before the database, so that a port in use is reported at once.
     let address = settings.http_server_address;
     let listener = TcpListener::bind(address)
         .await
@@ -93,8 +93,8 @@ async fn start(settings: &Settings, warnings: Vec<String>) -> Result<(), Failure
     database.closing(served).await
 }
 
-/// Where operators are answered. A port that is taken is a fault, but not for a developer who runs two of these, or has a
-/// Prometheus there.
+/// The listener for operators. A port in use is an error, except in development, where somebody may run two services
+/// or have a Prometheus on that port.
 async fn ops_listener(settings: &Settings) -> Result<Option<TcpListener>, Failure> {
     let address = settings.ops_server_address;
     match TcpListener::bind(address).await {
@@ -107,7 +107,7 @@ async fn ops_listener(settings: &Settings) -> Result<Option<TcpListener>, Failur
     }
 }
 
-/// The certificate, when the settings name one.
+/// The certificate, if the settings name one.
 fn tls(settings: &Settings) -> Result<Option<Tls>, Failure> {
     let Some(files) = setup::tls_files(settings) else { return Ok(None) };
     if files.is_key_open() {
@@ -135,7 +135,7 @@ async fn serve(
         name = signals.next() => return called_off(name),
     }
     let db = database.pool(settings.db_max_connections);
-    // The migrations may have gone another way; this is the one that requests take.
+    // The migrations may have connected by another URL; requests use this one.
     if let Some(warning) = database.check_pooler(settings.db_pooler).await? {
         tracing::warn!("{warning}");
     }
@@ -154,7 +154,7 @@ async fn serve(
         background: database.pool(BACKGROUND_CONNECTIONS),
         feed: database.pool(FEED_CONNECTIONS),
     };
-    // Not before a Postgres of our own has been started, which has no use for it.
+    // Not before a Postgres of our own has started: it would inherit the limit, and has no use for it.
     let files = OpenFiles::raise(settings.db_max_connections);
     if let Some(advice) = files.advice() {
         tracing::warn!("{files}; {advice}");
@@ -174,7 +174,7 @@ async fn serve(
         let operators = async {
             if let Some(ops) = ops {
                 let limits = Limits { connections: OPS_CONNECTIONS, ..limits };
-                // They want to see the end, too.
+                // Operators want to watch the shutdown, too.
                 let (_to_the_end, phase) = watch::channel(Phase::Serving);
                 http::server::serve(ops, http::ops_router(beside.clone()), None, limits, phase).await;
             }
@@ -199,7 +199,8 @@ async fn serve(
     let mut serving = pin!(http::server::serve(listener, router, tls, limits, app.phase()));
     let all_finished = tokio::select! {
         finished = &mut serving => finished,
-        // It never ends by itself. Without it a leaked key would stay good here, so a supervisor had better start again.
+        // These tasks never end by themselves. Without them a leaked key would stay good here; a supervisor should
+        // restart the service.
         _ = &mut following => return Err("what runs beside the requests has ended, by a fault".into()),
         name = signals.next() => {
             tracing::info!("{name}: finishing what is in flight; once more cuts it off");
@@ -211,7 +212,7 @@ async fn serve(
                 app.stop();
             };
             tokio::select! {
-                // It goes on serving meanwhile.
+                // The service keeps serving meanwhile.
                 (finished, ()) = async { tokio::join!(&mut serving, ending) } => finished,
                 _ = signals.next() => false,
             }
@@ -221,7 +222,7 @@ async fn serve(
         tracing::warn!("requests in flight were cut off");
     }
     following.abort();
-    // Until it is gone, it has the sightings that it was writing.
+    // Until this task has ended, it holds the sightings that it was writing.
     _ = following.await;
     match tokio::time::timeout(FLUSH_PATIENCE, app.activity.flush()).await {
         Ok(Ok(())) => {}
@@ -247,22 +248,22 @@ fn called_off(signal: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Connections to the database.
+/// The pools of connections to the database.
 #[derive(Clone, Debug)]
 pub struct Pools {
     /// For requests.
     pub requests: PgPool,
-    /// For what goes on beside them, so that no flood of requests keeps it waiting.
+    /// For background work, so that no flood of requests keeps it waiting.
     pub background: PgPool,
-    /// For the feed of revocations, and the reading of the keys: nothing else keeps either waiting.
+    /// For the feed of revocations and for reading the keys, so that nothing else keeps either waiting.
     pub feed: PgPool,
 }
 
-/// The service as `settings` want it, over the database of `pools`.
+/// Assembles the service according to `settings`, on the database of `pools`.
 ///
 /// # Errors
 ///
-/// When the threads or the memory for password hashes cannot be had, or the keys cannot be opened.
+/// When the threads or the memory for password hashes cannot be obtained, or the keys cannot be opened.
 pub async fn app(
     settings: &Settings,
     key: &SymmetricKey,
@@ -315,7 +316,7 @@ fn pool_use(pool: &'static str, connections: &PgPool) -> PoolUse {
     PoolUse { pool, used, idle, max }
 }
 
-/// What to do next, for whoever has just started it by hand.
+/// Tells somebody who has just started the service by hand what to do next.
 fn welcome(address: SocketAddr, has_tls: bool, database: &Database) {
     let scheme = if has_tls { "https" } else { "http" };
     let url = match address {
@@ -345,13 +346,13 @@ Register, then log in:
   curl {url}/users/me -H 'authorization: Bearer <the access_token of the answer>'
 "#
     );
-    // Nobody there to read it is no reason not to serve.
+    // Serve even if nobody is there to read it.
     if let Err(error) = super::print(&text) {
         tracing::debug!(error, "no welcome");
     }
 }
 
-/// The signals that end the service. Whoever starts it may have it ignore the first, as `nohup` does.
+/// The signals that end the service. Whoever starts it may have it ignore SIGHUP, as `nohup` does.
 struct Signals {
     hangup: Option<Signal>,
     interrupt: Signal,
@@ -363,8 +364,8 @@ impl Signals {
         let hangup = SignalKind::hangup();
         Ok(Self {
             hangup: if is_ignored(hangup) { None } else { Some(signal(hangup)?) },
-            // Not this one: a shell without job control has whatever it starts in the background ignore it, and scripts
-            // send it all the same.
+            // Handled even if ignored: a shell without job control makes its background processes ignore SIGINT, and
+            // scripts send it all the same.
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
         })
@@ -387,7 +388,8 @@ async fn received(signal: Option<&mut Signal>) {
     }
 }
 
-/// Whether the process was started to ignore this signal. Where there is no `/proc`, nobody tells without `unsafe`.
+/// Whether the process was started with this signal ignored. Where there is no `/proc`, finding out would take `unsafe`,
+/// and the answer is no.
 fn is_ignored(kind: SignalKind) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

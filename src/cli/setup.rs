@@ -1,4 +1,4 @@
-//! What most subcommands need before they can begin: settings, the key, and the use cases over a database.
+//! What most subcommands need before they can start: the settings, the key, and the use cases over a database.
 
 use std::{env, num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
 
@@ -21,10 +21,10 @@ use crate::{
     token::{Issuer, Party, SymmetricKey, refresh::RefreshKeys, ring::Schedule},
 };
 
-/// Where development keeps what it makes for itself, in the working directory.
+/// The directory, within the working directory, in which development keeps what it makes for itself.
 const STATE_DIR: &str = ".gatepass";
-/// How long a password may wait for its turn. A request is given up after ten seconds, and whoever changes their password
-/// waits three times: for the former one, the rules and the new one.
+/// How long a password may wait for its turn. A request is given up after ten seconds, and a change of password waits
+/// three times: for the former password, the rules and the new password.
 const HASH_DEADLINE: Duration = Duration::from_secs(3);
 /// The settings of this process.
 pub(super) async fn load(config_file: Option<PathBuf>) -> Result<Loaded, Failure> {
@@ -35,7 +35,7 @@ pub(super) async fn load(config_file: Option<PathBuf>) -> Result<Loaded, Failure
     Ok(given.check()?)
 }
 
-/// The settings of this process without those that a secret holds, for what is done too often to ask AWS every time.
+/// The settings of this process without those in an AWS secret, for commands that run too often to ask AWS every time.
 pub(super) fn load_without_secret(config_file: Option<PathBuf>) -> Result<Settings, Failure> {
     Ok(gather(config_file)?.without_secret().check()?.settings)
 }
@@ -58,12 +58,12 @@ async fn secret(place: &SecretPlace) -> Result<SecretString, aws::Error> {
     Aws::new(region.as_deref(), endpoint_url.as_deref()).await?.secret(id).await
 }
 
-/// The settings of a command that is over soon; its log holds only what somebody at a terminal should know.
+/// The settings of a short-lived command, which logs only what somebody at a terminal should know.
 pub(super) async fn begin(config_file: Option<PathBuf>) -> Result<Settings, Failure> {
     begin_with(config_file, "warn").await
 }
 
-/// The same, with another filter for the log.
+/// Like [`begin`], with another log filter.
 pub(super) async fn begin_with(config_file: Option<PathBuf>, log: &str) -> Result<Settings, Failure> {
     let settings = load(config_file).await?.settings;
     telemetry::init(telemetry::LogFormat::Pretty, log, None)?;
@@ -74,27 +74,27 @@ pub(super) fn state_dir() -> Result<PathBuf, Failure> {
     Ok(working_dir()?.join(STATE_DIR))
 }
 
-/// Whether there is a database to look into: one that the settings name, or development's own, running or not. Who only
-/// looks makes none.
+/// Whether there is a database to look into: one that the settings name, or development's own, running or not. Commands
+/// that only look do not create one.
 pub(super) fn has_database(settings: &Settings) -> Result<bool, Failure> {
     let own = state_dir()?.join("postgres");
     let look = |error| format!("cannot look for {}: {error}; is it another user's?", own.display());
     Ok(settings.db_source.is_some() || own.try_exists().map_err(look)?)
 }
 
-/// The key that tokens are made with. In development, when the settings have none, one is made once and kept.
+/// The key that tokens are made with. In development, if the settings have none, one is made once and kept.
 pub(super) fn symmetric_key(settings: &Settings) -> Result<SymmetricKey, Failure> {
     match &settings.token_symmetric_key {
         Some(key) => Ok(key.clone()),
         None if settings.environment == Environment::Development => {
             development_key::read_or_make(&state_dir()?)
         }
-        // The settings' own check demands it in production; never make one up if that check should change.
+        // The check of the settings requires it in production. Never make one up, should that check change.
         None => Err("TOKEN_SYMMETRIC_KEY is not set".into()),
     }
 }
 
-/// The same for those who only look: in development there may be none yet.
+/// Like [`symmetric_key`], for commands that only look: in development there may be no key yet.
 pub(super) fn present_key(settings: &Settings) -> Result<Option<SymmetricKey>, Failure> {
     match settings.token_symmetric_key {
         None if settings.environment == Environment::Development => development_key::read(&state_dir()?),
@@ -102,7 +102,7 @@ pub(super) fn present_key(settings: &Settings) -> Result<Option<SymmetricKey>, F
     }
 }
 
-/// In place of a key that does not exist yet: neither would open anything that exists.
+/// A random key in place of one that does not exist yet: neither opens anything that exists.
 pub(super) fn nobodys_key() -> SymmetricKey {
     SymmetricKey::from_bytes(random::bytes(&mut random::system()))
 }
@@ -110,18 +110,18 @@ pub(super) fn nobodys_key() -> SymmetricKey {
 /// Whoever is at the command line, for the history.
 pub(super) fn operator() -> Cause {
     let uid = rustix::process::geteuid();
-    // Only a name: who may do what, the database and the file system decide.
+    // Only a name: the database and the file system decide who may do what.
     let name =
         env::var("SUDO_USER").or_else(|_| env::var("USER")).unwrap_or_else(|_| uid.as_raw().to_string());
     Cause::new(Some(&Actor::CommandLine(name)), None)
 }
 
-/// Who makes tokens and whom they are for.
+/// The issuer and the audience of tokens.
 pub(super) fn party(settings: &Settings) -> Party {
     Party { issuer: settings.token_issuer.clone(), audience: settings.token_audience.clone() }
 }
 
-/// Where clients find the service: at its issuer, when that is an address; else, in development, on this machine.
+/// Where clients find the service: at its issuer, if that is a URL; otherwise, in development, on this machine.
 pub(super) fn public_url(settings: &Settings) -> Option<String> {
     let issuer = settings.token_issuer.trim_end_matches('/');
     if issuer.starts_with("https://") || issuer.starts_with("http://") {
@@ -132,14 +132,14 @@ pub(super) fn public_url(settings: &Settings) -> Option<String> {
     (settings.environment == Environment::Development).then(|| format!("{scheme}://localhost:{port}"))
 }
 
-/// Where the service's certificate and its key are, if it speaks TLS.
+/// The files of the service's certificate and its key, if it speaks TLS.
 pub(super) fn tls_files(settings: &Settings) -> Option<tls::Files> {
-    // The settings' own check demands both or neither.
+    // The check of the settings requires both or neither.
     let (certificate, key) = settings.tls_cert_file.clone().zip(settings.tls_key_file.clone())?;
     Some(tls::Files { certificate, key })
 }
 
-/// What the settings say about keys, with `key` as the root of them. `cause` changes them.
+/// What the settings say about keys, with `key` as their root. Changes are recorded as made by `cause`.
 pub(super) fn key_policy(settings: &Settings, key: &SymmetricKey, cause: Cause) -> keys::Policy {
     keys::Policy {
         format: settings.format(),
@@ -154,7 +154,7 @@ pub(super) fn key_policy(settings: &Settings, key: &SymmetricKey, cause: Cause) 
     }
 }
 
-/// What the use cases over `db` are made of, with `threads` threads for passwords. Nobody comes from another system.
+/// The parts of the use cases over `db`, with `threads` threads for password hashes and without a legacy system.
 pub(super) fn account_parts(
     settings: &Settings,
     key: &SymmetricKey,
@@ -196,7 +196,7 @@ pub(super) fn account_parts(
     Ok(account::Parts { db, passwords, issuer, refresh_keys, throttle, legacy, feed, metrics, policy })
 }
 
-/// The system that users may still come from, when the settings name one.
+/// The system that users may still come from, if the settings name one.
 pub(super) fn legacy(
     settings: &Settings,
     patience: Duration,
