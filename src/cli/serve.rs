@@ -388,8 +388,8 @@ async fn received(signal: Option<&mut Signal>) {
     }
 }
 
-/// Whether the process was started with this signal ignored. Where there is no `/proc`, finding out would take `unsafe`,
-/// and the answer is no.
+/// Whether the process was started with this signal ignored. Without `/proc`, finding out would take `unsafe`, and the
+/// answer is no.
 fn is_ignored(kind: SignalKind) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -1,14 +1,13 @@
-//! The syntax of `app.env`: lines of `NAME=value`, as dotenv has them.
+//! The syntax of `app.env`: lines of `NAME=value`, as in dotenv files.
 //!
 //! - Blank lines and lines that begin with `#` are skipped; `export ` before a name is allowed.
-//! - A bare value ends with its line or at the first `#` after a blank; blanks around it are not part of it.
+//! - A bare value ends with its line or at the first `#` after whitespace; whitespace around it is not part of it.
 //! - `'single quotes'` keep everything as it is. In `"double quotes"`, `\n`, `\t`, `\\` and `\"` stand for a line feed,
-//!   a tab, a backslash and a quote. A value does not go on over several lines.
-//! - `$` is an ordinary character. Other readers put variables in its place, which silently corrupts a password that
-//!   holds one.
+//!   a tab, a backslash and a quote. A value cannot continue on another line.
+//! - `$` is an ordinary character. Other readers expand variables, which silently corrupts a password with a `$` in it.
 //! - CRLF line ends and a byte order mark at the start are tolerated.
 //!
-//! What is wrong with a line is said without quoting it: it may hold a secret.
+//! Error messages do not quote the line: it may hold a secret.
 
 /// A line that sets something.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,13 +23,13 @@ pub(super) struct Line<'a> {
 pub(super) struct Malformed<'a> {
     /// Which line of the file it is, counted from 1.
     pub(super) number: usize,
-    /// The name on it, when that much could be read.
+    /// The name on the line, if that much could be read.
     pub(super) name: Option<&'a str>,
     /// What is wrong.
     pub(super) message: &'static str,
 }
 
-/// Reads every line of `text` that is not blank or a comment.
+/// Reads every line of `text` that is neither blank nor a comment.
 pub(super) fn lines(text: &str) -> impl Iterator<Item = Result<Line<'_>, Malformed<'_>>> {
     text.strip_prefix('\u{feff}').unwrap_or(text).split('\n').enumerate().filter_map(|(index, text)| {
         let (number, text) = (index + 1, text.trim());
@@ -55,7 +54,7 @@ fn assignment(line: &str) -> Option<(&str, &str)> {
     };
     let (name, rest) = line.split_once('=')?;
     let name = name.trim_end();
-    // Dots and dashes are in no setting's name, but in names that deserve a better answer than "not a name".
+    // No setting's name has dots or dashes, but names with them deserve a better answer than "not a name".
     let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
     is_name.then_some((name, rest))
@@ -76,7 +75,7 @@ fn value(rest: &str) -> Result<String, &'static str> {
     Ok(comment.map_or(rest, |(at, _)| &rest[..at]).trim().into())
 }
 
-/// The text up to the closing quote, and what follows that.
+/// The text up to the closing quote, and what follows the quote.
 fn double_quoted(quoted: &str) -> Result<(String, &str), &'static str> {
     let mut value = String::new();
     let mut chars = quoted.chars();

@@ -1,6 +1,6 @@
-//! Checks that look at more than one setting, and what production refuses.
+//! Checks that involve more than one setting, and what production refuses.
 //!
-//! What is unsafe stops the start in production and is a warning in development.
+//! Anything unsafe prevents the start in production, and is a warning in development.
 
 use std::{fs::File, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     token::{Format, SymmetricKey},
 };
 
-/// Checks the settings against one another. What is wrong goes to the reader.
+/// Checks the settings against one another, and reports problems to the reader.
 pub(super) fn check(settings: &Settings, reader: &mut Reader) {
     database(settings, reader);
     proxies(settings, reader);
@@ -46,7 +46,7 @@ fn database(settings: &Settings, reader: &mut Reader) {
     database_tls(settings, reader);
     let is_pooled = settings.db_pooler == DbPooler::Transaction;
     if is_pooled && settings.migrate_on_start && settings.migration_db_source.is_none() {
-        // Whoever migrates holds a lock of the connection's.
+        // Migrations hold a session-level advisory lock.
         let message = "DB_POOLER=transaction: migrations need a way past the pooler; set it to the database itself, or \
                        MIGRATE_ON_START=false";
         reader.problem("MIGRATION_DB_SOURCE", message);
@@ -58,14 +58,14 @@ fn database(settings: &Settings, reader: &mut Reader) {
         let example = "postgres://gatepass:PASSWORD@localhost:5432/gatepass";
         reader.problem("DB_SOURCE", format!("production needs a database, for example {example}"));
     } else if settings.migration_db_source.is_some() {
-        // Without DB_SOURCE development uses a Postgres of its own, while the migrations would go somewhere else.
+        // Without DB_SOURCE, development uses a Postgres of its own, but the migrations would go somewhere else.
         reader.problem("MIGRATION_DB_SOURCE", "DB_SOURCE is not set; set both, or neither");
     } else if settings.master_db_source.is_some() {
         reader.problem("MASTER_DB_SOURCE", "DB_SOURCE is not set; set both, or neither");
     }
 }
 
-/// A network is somebody else's: who can take the server's place in it would get the password, and every hash.
+/// Networks belong to others: whoever can impersonate the server there would get the password, and every hash.
 fn database_tls(settings: &Settings, reader: &mut Reader) {
     let sources = [
         ("DB_SOURCE", &settings.db_source),
@@ -90,7 +90,7 @@ fn database_tls(settings: &Settings, reader: &mut Reader) {
     }
 }
 
-/// The database holds to this too: whoever has the service's password may not make the last month unseen.
+/// The database enforces this too: somebody with the service's password must not be able to erase the last month.
 fn history(settings: &Settings, reader: &mut Reader) {
     const MINIMUM: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -106,7 +106,8 @@ fn proxies(settings: &Settings, reader: &mut Reader) {
     }
 }
 
-/// What is in the files is looked at when they are needed: few commands need them, and the key is not for everybody.
+/// The contents of the files are checked when they are needed: few commands need them, and not every user may read the
+/// key.
 fn tls(settings: &Settings, reader: &mut Reader) {
     match (&settings.tls_cert_file, &settings.tls_key_file) {
         (Some(_), None) => {
@@ -123,7 +124,7 @@ fn symmetric_key(settings: &Settings, reader: &mut Reader) {
     const NAME: &str = "TOKEN_SYMMETRIC_KEY";
     const ACCEPTED: &str = "TOKEN_SYMMETRIC_KEYS_ACCEPTED";
 
-    // Who knows a key that is accepted makes tokens as well as who knows the other.
+    // Whoever knows an accepted key can make tokens just as with the current one.
     for key in &settings.token_symmetric_keys_accepted {
         strong(key, ACCEPTED, settings, reader);
     }
@@ -131,7 +132,7 @@ fn symmetric_key(settings: &Settings, reader: &mut Reader) {
         return;
     }
     let Some(key) = &settings.token_symmetric_key else {
-        // Development makes a key of its own, which is nothing to warn of.
+        // Development makes a key of its own, which needs no warning.
         if settings.environment == Environment::Production {
             reader.problem(NAME, format!("production needs a key; {KEY_ADVICE}"));
         }
@@ -149,9 +150,9 @@ fn strong(key: &SymmetricKey, name: &str, settings: &Settings, reader: &mut Read
     }
 }
 
-/// Who verifies with published keys finds them by the issuer (RFC 8414), so it has to be an address.
+/// Verifiers find published keys by the issuer (RFC 8414), so it has to be a URL.
 fn issuer(settings: &Settings, reader: &mut Reader) {
-    // The accepted ones too: to change the issuer later is to refuse every token of the former one.
+    // The accepted formats too: changing the issuer later would refuse every token of the former issuer.
     let is_published = settings.formats_accepted().into_iter().chain([settings.format()]);
     let is_published = is_published.into_iter().any(|format| matches!(format, Format::KeyPair(_)));
     let is_url = parse::url(&settings.token_issuer).is_ok_and(|url| !url.contains('?'));
@@ -164,7 +165,8 @@ fn issuer(settings: &Settings, reader: &mut Reader) {
 
 fn durations(settings: &Settings, reader: &mut Reader) {
     const SESSION: &str = "SESSION_DURATION";
-    // A default that is longer than the session is cut to it when tokens are made; a wish that is, is a mistake.
+    // A default longer than the session is cut to the session's end when tokens are made. An explicit value longer than
+    // the session is a mistake.
     let mut within_session = |name: &str, duration: Duration| {
         let is_wish = reader.is_given(name) && reader.is_sound(&[name, SESSION]);
         if is_wish && duration > settings.session_duration {
@@ -187,7 +189,7 @@ fn durations(settings: &Settings, reader: &mut Reader) {
 }
 
 fn pepper(settings: &Settings, reader: &mut Reader) {
-    // The first 32 bytes are enough of a secret, and there are no fewer.
+    // A pepper has at least 32 bytes, and checking the first 32 is enough.
     let start = |secret: &[u8]| secret.first_chunk().and_then(weakness);
     if let Some(weakness) = settings.password_pepper.secrets().find_map(start) {
         let message = format!("a pepper {}; {PEPPER_ADVICE}", weakness.describe());

@@ -1,4 +1,4 @@
-//! Database URLs: a check, and the form in which they may be shown. What the parts mean is the store's business.
+//! Database URLs: checks them, and masks them so that they may be shown. What their parts mean is the store's business.
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -7,8 +7,8 @@ use secrecy::SecretString;
 use super::settings::MASK;
 use crate::store;
 
-/// Query parameters that hold no secret and help to recognise a database. Of all others not even the names are shown:
-/// they may be the rest of a password with an unescaped `&` in it.
+/// Query parameters that hold no secret and help to recognise a database. Not even the names of others are shown: they
+/// may be the rest of a password with an unescaped `&` in it.
 const SHOWN: &[&str] = &[
     "application_name",
     "dbname",
@@ -24,13 +24,13 @@ const SHOWN: &[&str] = &[
     "user",
 ];
 
-/// The other parameters that sqlx knows. Of one that it does not know it would log name and value.
+/// The other parameters that sqlx knows. It would log the name and the value of one that it does not know.
 const HIDDEN: &[&str] = &["options", "password", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
 
-/// How the server's certificate is looked at.
+/// How the server's certificate is checked.
 const SSL_MODES: &[&str] = &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
-/// Checks a database URL, or says what is expected. The message never holds a part of it.
+/// Checks a database URL, or says what is expected. The message never contains any part of the URL.
 pub(super) fn db_source(text: &str) -> Result<SecretString, String> {
     let known = |name: &str| SHOWN.contains(&name) || HIDDEN.contains(&name) || name.starts_with("options[");
     let is_mode =
@@ -45,7 +45,7 @@ pub(super) fn db_source(text: &str) -> Result<SecretString, String> {
         }
         Ok(_) => {
             let url = text.into();
-            // All that is wrong with the settings is told at once, this too.
+            // Parsed here too, so that all problems with the settings are reported at once.
             store::Source::new(&url).map_err(|error| error.to_string())?;
             Ok(url)
         }
@@ -55,7 +55,7 @@ pub(super) fn db_source(text: &str) -> Result<SecretString, String> {
     }
 }
 
-/// The URL with its password and everything that might be one masked.
+/// The URL, with its password and everything that might be one masked.
 pub(super) fn masked(text: &str) -> String {
     let Ok(Parts { scheme, user, has_password, host, port, path, query }) = Parts::of(text) else {
         return MASK.into();
@@ -84,7 +84,7 @@ pub(super) fn masked(text: &str) -> String {
     shown
 }
 
-/// Whether nobody on a network can take the database's place: it is on this machine, or its certificate is checked.
+/// Whether nobody on a network can impersonate the database: it is on this machine, or its certificate is checked.
 pub(super) fn is_private(text: &str) -> bool {
     let Ok(parts) = Parts::of(text) else { return false };
     let host = parts.value(&["host", "hostaddr"]).unwrap_or(parts.host).trim_matches(['[', ']']);
@@ -102,26 +102,27 @@ pub(super) fn files(text: &str) -> Vec<PathBuf> {
 
     let query = text.split_once('?').map_or("", |(_, query)| query);
     let named = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| NAMES.contains(&name.as_ref()));
-    // The certificate itself may stand there too.
+    // The value may also be the certificate itself.
     named
         .filter(|(_, value)| !value.starts_with("-----BEGIN"))
         .map(|(_, value)| value.as_ref().into())
         .collect()
 }
 
-/// Whether a database can be logged in to with tokens for RDS.
+/// Whether tokens for RDS can be used to log in to a database.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fitness {
     Fit,
-    /// Nobody makes sure that it is the database that gets the token.
+    /// Nothing makes sure that it is the database that gets the token.
     Unverified,
     /// What has to change.
     Unfit(&'static str),
 }
 
-/// Holds a URL against what tokens for RDS need: who and where, which is signed, and TLS, since a token is a password.
+/// Checks that a URL has what tokens for RDS need: a user and an address, which are signed, and TLS, since a token is a
+/// password.
 pub(super) fn fitness_for_iam(text: &str) -> Fitness {
-    // One that cannot be read has been told of.
+    // A URL that cannot be read has been reported already.
     let Ok(parts) = Parts::of(text) else { return Fitness::Fit };
     if parts.has_password || parts.value(&["password"]).is_some() {
         return Fitness::Unfit("a token takes the place of the password; remove that from the URL");
@@ -145,7 +146,7 @@ pub(super) fn fitness_for_iam(text: &str) -> Fitness {
     }
 }
 
-/// The parts of a URL that are told apart here. The password is left out.
+/// The parts of a URL that are distinguished here. The password is left out.
 struct Parts<'a> {
     scheme: &'a str,
     user: Option<&'a str>,
@@ -158,8 +159,8 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// Takes a URL apart as RFC 3986 does. A password with an unescaped `/`, `?` or `#` ends the part with the host too
-    /// early, and leaves the `@` behind it: such a URL is refused, lest the rest of the password be shown as a path.
+    /// Parses a URL as RFC 3986 does. A password with an unescaped `/`, `?` or `#` ends the authority too early and
+    /// leaves the `@` after it. Such a URL is refused; otherwise the rest of the password would be shown as a path.
     fn of(text: &'a str) -> Result<Self, &'static str> {
         let Some((scheme @ ("postgres" | "postgresql"), rest)) = text.split_once("://") else {
             return Err("expected a URL that begins with postgres://");
@@ -199,7 +200,7 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// The value of a parameter that has these names: the last of those that are given counts.
+    /// The value of a parameter with any of these names: the last one given counts.
     fn value(&self, names: &[&str]) -> Option<&'a str> {
         self.query.iter().rfind(|(name, _)| names.contains(name)).map(|(_, value)| *value)
     }

@@ -1,8 +1,9 @@
-//! The settings as documents, made from the table: `app.env.example` and the README's table.
+//! The documents generated from the table of settings: `app.env.example` and the README's table.
 
 use super::settings::{DefaultValue, SETTINGS, Setting};
 
-/// What someone who starts out sets, with the value for that: the lines of the example that are not commented out.
+/// The settings that somebody new to gatepass sets first, with their values: the lines of the example that are not
+/// commented out.
 const FIRST: &[(&str, &str)] = &[("ENVIRONMENT", "development"), ("HTTP_SERVER_ADDRESS", "0.0.0.0:8080")];
 
 const HEAD: &str = "\
@@ -15,7 +16,7 @@ const HEAD: &str = "\
 # This file is generated: gatepass config --example > app.env.example
 ";
 
-/// The text of `app.env.example`: every setting with a line about it, under the headings of the table.
+/// The text of `app.env.example`: every setting with a line about it, under its group's heading.
 pub fn app_env_example() -> String {
     let mut text = HEAD.to_owned();
     let mut group = "";
@@ -33,7 +34,7 @@ pub fn app_env_example() -> String {
     text
 }
 
-/// The README's table of settings, in Markdown: name, default, what it is for.
+/// The README's table of settings, in Markdown: name, default and purpose.
 pub fn settings_table_markdown() -> String {
     let mut text = "| setting | default | what |\n|---|---|---|\n".to_owned();
     for setting in SETTINGS {

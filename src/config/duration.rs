@@ -1,16 +1,16 @@
-//! Lengths of time as people write them (`90s`, `15m`, `24h`, `30d`, `1h30m`), and rates over them (`10/15m`).
+//! Durations as people write them (`90s`, `15m`, `24h`, `30d`, `1h30m`), and rates over them (`10/15m`).
 
 use std::{num::NonZeroU32, time::Duration};
 
 use crate::store::login_attempts::Rate;
 
-/// Longest first, which is also the order in which they may follow one another.
+/// Longest first, which is also the order in which they must appear.
 const UNITS: &[(char, u64)] = &[('d', 24 * 60 * 60), ('h', 60 * 60), ('m', 60), ('s', 1)];
 
-/// Ten years. Anything longer is a slip, and would take some later sum of times out of range.
+/// Ten years. Anything longer is a mistake, and might overflow when times are added later.
 const LONGEST: u64 = 10 * 365 * 24 * 60 * 60;
 
-/// Reads a length of time, or says what is expected.
+/// Reads a duration, or says what is expected.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let seconds = seconds(text).ok_or("expected a time as numbers with the units s, m, h or d")?;
     match seconds {
@@ -28,7 +28,7 @@ pub(super) fn rate(text: &str) -> Result<Rate, String> {
     Ok(Rate { count, per: duration(per).map_err(|expected| format!("{expected} after the slash"))? })
 }
 
-/// The sum of all parts, saturating; nothing when it is no time.
+/// The sum of all parts, saturating; `None` if the text is not a duration.
 fn seconds(mut text: &str) -> Option<u64> {
     let mut units = UNITS.iter();
     let mut sum = 0_u64;
@@ -36,7 +36,7 @@ fn seconds(mut text: &str) -> Option<u64> {
         let at = text.find(|c: char| !c.is_ascii_digit())?;
         let (number, rest) = text.split_at(at);
         let unit = rest.chars().next()?;
-        // The iterator goes on where the unit before was found, so each comes once and the longer one first.
+        // The iterator continues after the previous unit, so each unit appears at most once, and longer ones first.
         let (_, length) = units.find(|(letter, _)| *letter == unit)?;
         sum = sum.saturating_add(whole(number)?.saturating_mul(*length));
         text = &rest[unit.len_utf8()..];
@@ -44,7 +44,7 @@ fn seconds(mut text: &str) -> Option<u64> {
     (units.len() < UNITS.len()).then_some(sum)
 }
 
-/// A number of digits alone, saturating.
+/// Reads a number of digits only, saturating.
 fn whole(digits: &str) -> Option<u64> {
     let is_whole = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     is_whole.then(|| digits.parse().unwrap_or(u64::MAX))

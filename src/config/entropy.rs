@@ -1,14 +1,15 @@
-//! Is a symmetric key one that nobody can guess? Three measures look for what people write in place of a random key.
-//! They cannot prove that a key is random: they catch words, keyboard rows, repetitions and sequences.
+//! Can a symmetric key be guessed? Three measures look for what people write in place of a random key. They cannot
+//! prove that a key is random: they catch words, keyboard rows, repetitions and sequences.
 //!
-//! 1. **Repetition**: the key is not mostly the same as itself moved by 1 to 16 bytes.
-//! 2. **Empirical entropy** (Shannon) of the bytes, and of the differences between neighbours, which is what gives
-//!    sequences away: `abcdefgh…` has every letter once, and only one difference.
+//! 1. **Repetition**: whether the key is mostly the same when shifted by 1 to 16 bytes.
+//! 2. **Empirical entropy** (Shannon) of the bytes, and of the differences between neighbouring bytes. The differences
+//!    reveal sequences: `abcdefgh…` has every letter once, but only one difference.
 //! 3. For keys that are text, **what `zxcvbn` recognises** in windows of 16 characters, beyond which its count of
 //!    guesses overflows: the mean number of guesses, and how many characters belong to words, dates, sequences and
-//!    keyboard rows of at least 4. Hexadecimal text is spared the last count, for digits are full of dates.
+//!    keyboard rows of at least 4 characters. The last count does not apply to hexadecimal text, since digits are full
+//!    of dates.
 //!
-//! | key | bits in a byte | in a difference | guesses in a window | recognised characters |
+//! | key | bits per byte | per difference | guesses per window | recognised characters |
 //! |---|---|---|---|---|
 //! | threshold, text | 2.8 | 3.2 | 10^12 | 15 |
 //! | worst of 4000 random: hexadecimal (128 bits) | 3.1 | 3.5 | 10^13.2 | – |
@@ -16,26 +17,26 @@
 //! | threshold, any other bytes | 4.0 | 4.0 | – | – |
 //! | worst of 200 000 random: bytes | 4.4 | 4.4 | – | – |
 //!
-//! Of 120 000 random keys (30 000 each hexadecimal, lower case, alphanumeric and base32) one was refused, and then the
-//! next one passes. Loading `zxcvbn`'s word lists takes some 30 ms once; a PASERK's key does without.
+//! Of 120 000 random keys (30 000 each in hexadecimal, lower case, alphanumeric and base32) one was refused; in such a
+//! case the next one passes. Loading `zxcvbn`'s word lists takes some 30 ms, once; a PASERK's key does not need them.
 
 use std::collections::{HashMap, HashSet};
 
 use zxcvbn::{matching::patterns::MatchPattern, zxcvbn};
 
-/// Why a key can be guessed. To be said after the key's name.
+/// Why a key can be guessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Weakness {
-    /// It is its own beginning over and over.
+    /// It repeats its own beginning.
     Repetition,
-    /// Few different bytes, or few different steps between them.
+    /// It has few different bytes, or few different steps between them.
     Regular,
-    /// Words, dates and the like.
+    /// It consists of words, dates and the like.
     Words,
 }
 
 impl Weakness {
-    /// The end of a sentence that begins with the key.
+    /// The predicate of a sentence whose subject is the key.
     pub(super) fn describe(self) -> &'static str {
         match self {
             Self::Repetition => "repeats itself",
@@ -50,7 +51,8 @@ pub(super) fn weakness(key: &[u8; 32]) -> Option<Weakness> {
     if repeats(key) {
         return Some(Weakness::Repetition);
     }
-    // Random bytes are hardly ever UTF-8, so this tells a text from a PASERK's key, even when the text came as one.
+    // Random bytes are hardly ever UTF-8, so this distinguishes a text from a PASERK's key, even if the text came as a
+    // PASERK.
     let text = str::from_utf8(key).ok();
     let (of_bytes, of_steps) = if text.is_some() { (2.8, 3.2) } else { (4.0, 4.0) };
     let steps = key.windows(2).map(|pair| pair[1].wrapping_sub(pair[0]));
@@ -60,7 +62,7 @@ pub(super) fn weakness(key: &[u8; 32]) -> Option<Weakness> {
     text.filter(|text| is_guessable(text)).map(|_| Weakness::Words)
 }
 
-/// Three quarters of the bytes are the same again some bytes on.
+/// Whether three quarters of the bytes are the same again some bytes later.
 fn repeats(key: &[u8]) -> bool {
     (1..=16).any(|distance| {
         let same = key.iter().zip(&key[distance..]).filter(|(a, b)| a == b).count();
@@ -68,7 +70,7 @@ fn repeats(key: &[u8]) -> bool {
     })
 }
 
-/// Shannon's entropy of the bytes as they are distributed, in bits for each.
+/// The Shannon entropy of the distribution of the bytes, in bits per byte.
 fn entropy(bytes: impl Iterator<Item = u8>) -> f64 {
     let mut counts = HashMap::<u8, f64>::new();
     bytes.for_each(|byte| *counts.entry(byte).or_default() += 1.0);
@@ -76,11 +78,11 @@ fn entropy(bytes: impl Iterator<Item = u8>) -> f64 {
     counts.values().map(|count| -(count / total) * (count / total).log2()).sum()
 }
 
-/// `zxcvbn` finds few guesses enough, or recognises most of the text.
+/// Whether `zxcvbn` needs too few guesses, or recognises too much of the text.
 fn is_guessable(text: &str) -> bool {
     let chars: Vec<_> = text.chars().collect();
     let window = chars.len().min(16);
-    // Overlapping, so that a word across the border of two windows is seen whole.
+    // The windows overlap, so that a word across the border of two windows is seen whole.
     let windows: Vec<_> = (0..=chars.len() - window).step_by(8).collect();
     let mut guesses_log10 = 0.0;
     let mut recognised = HashSet::new();

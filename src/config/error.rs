@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, all of it at once.
+//! What is wrong with a configuration, reported all at once.
 
 use std::fmt;
 
@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::settings::setting;
 
-/// Everything that is wrong with the settings. Displayed as one line, or as a list with one line a problem, and never
-/// with a secret in it.
+/// Everything that is wrong with the settings. It is displayed on one line, or as a list with one line per problem, and
+/// never contains a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors(pub Vec<Problem>);
 
@@ -26,7 +26,7 @@ impl fmt::Display for ConfigErrors {
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// The setting's name, or that of `NAME_FILE`; nothing when a line or a whole file cannot be read.
+    /// The setting's name, or that of `NAME_FILE`; `None` if a line or a whole file cannot be read.
     pub key: Option<String>,
     /// Where the value came from: `app.env:12`, `Secrets Manager`, `environment`, `not set`, …
     pub origin: String,
@@ -56,7 +56,7 @@ impl Findings {
         self.problems.push(Problem { key: Some(key.into()), origin: origin.into(), message: message.into() });
     }
 
-    /// A problem with a line or a file whose setting is not known.
+    /// Reports a problem with a line or a file whose setting is not known.
     pub(super) fn unreadable(&mut self, origin: impl Into<String>, message: impl Into<String>) {
         self.problems.push(Problem { key: None, origin: origin.into(), message: message.into() });
     }
@@ -65,7 +65,7 @@ impl Findings {
         self.warnings.push(format!("{key} ({origin}): {message}"));
     }
 
-    /// Nothing has been found wrong with the setting, so that its value is the one that was meant.
+    /// Whether nothing was found wrong with the setting, so that its value is the intended one.
     pub(super) fn is_sound(&self, name: &str) -> bool {
         let file_name = setting(name).file_name();
         !self.problems.iter().any(|problem| {

@@ -1,11 +1,11 @@
-//! Where values come from, and which wins: the defaults, `app.env` over them, a secret of Secrets Manager over that,
+//! Where values come from, and which wins: the defaults, `app.env` over them, a secret in Secrets Manager over that,
 //! the environment over all, and the files that `NAME_FILE` names for secrets.
 //!
-//! The layers are put on one another by the `config` crate, whose values remember their origin. An empty value counts
-//! as not set, wherever it stands, so that it hides nothing that lies beneath.
+//! The `config` crate stacks the layers; its values remember their origin. In every layer an empty value counts as not
+//! set, so it hides nothing beneath it.
 //!
-//! The crate keeps values as plain `String`s. They are dropped, not wiped, when loading is done: the environment and
-//! the file that they came from hold them in the clear anyway.
+//! The crate keeps values as plain `String`s. When loading is done they are dropped, not wiped: the environment and the
+//! file that they came from hold them in the clear anyway.
 
 use std::{
     collections::HashMap,
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::path::shown;
 
-/// The origin of what nobody set.
+/// The origin of a value that nobody set.
 const DEFAULT: &str = "default";
 
 /// Files larger than this are neither settings nor secrets.
@@ -38,13 +38,13 @@ pub(super) struct Value {
 }
 
 impl Value {
-    /// Nobody set it.
+    /// Whether nobody set it.
     pub(super) fn is_default(&self) -> bool {
         self.origin == DEFAULT
     }
 }
 
-/// Every value that is set or has a default, by its setting's name.
+/// The values of all settings that are set or have a default, by name.
 pub(super) struct Given(HashMap<String, Value>);
 
 impl Given {
@@ -76,7 +76,7 @@ impl Layer {
 }
 
 impl fmt::Debug for Layer {
-    /// Names alone: the values may be secrets.
+    /// Shows only the names: the values may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
     }
@@ -92,7 +92,7 @@ impl Source for Layer {
     }
 }
 
-/// What settings are when nobody sets them.
+/// The default values of the settings.
 pub(super) fn defaults(cores: usize) -> Layer {
     let mut layer = Layer::default();
     for setting in SETTINGS {
@@ -103,7 +103,7 @@ pub(super) fn defaults(cores: usize) -> Layer {
     layer
 }
 
-/// What the environment sets. Names that are no setting's belong to others.
+/// What the environment sets. Variables that are not settings belong to others, and are ignored.
 pub(super) fn environment<K, V>(variables: impl IntoIterator<Item = (K, V)>, findings: &mut Findings) -> Layer
 where
     K: Into<OsString>,
@@ -123,7 +123,7 @@ where
     layer
 }
 
-/// What a file sets: `config_file`, which has to be there, or else `app.env` in the working directory, which need not.
+/// What a file sets: `config_file`, which must exist, or otherwise `app.env` in the working directory, which need not.
 pub(super) fn file(working_dir: &Path, config_file: Option<&Path>, findings: &mut Findings) -> Layer {
     let path = config_file.unwrap_or(Path::new("app.env"));
     let shown = path.display().to_string();
@@ -133,7 +133,7 @@ pub(super) fn file(working_dir: &Path, config_file: Option<&Path>, findings: &mu
                 let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
                 findings.unreadable(format!("{shown}:{line}"), "expected text in UTF-8");
             }
-            // What follows is looked at nevertheless, to find the other problems too.
+            // Read the lines all the same, to find the other problems too.
             lines(&shown, &String::from_utf8_lossy(&bytes), findings)
         }
         Err(error) if config_file.is_none() && error.kind() == io::ErrorKind::NotFound => Layer::default(),
@@ -177,8 +177,8 @@ fn lines(file: &str, text: &str, findings: &mut Findings) -> Layer {
     layer
 }
 
-/// A name that is no setting's. It is quoted only when it looks like one: it may also be the tail of a secret that was
-/// broken over two lines.
+/// Reports a name that is not a setting's. It is quoted only if it looks like one: it may also be the tail of a secret
+/// that was broken over two lines.
 pub(super) fn unknown(name: &str, origin: String, findings: &mut Findings) {
     let looks_like_a_name = name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
     match advice(name) {
@@ -190,7 +190,7 @@ pub(super) fn unknown(name: &str, origin: String, findings: &mut Findings) {
     }
 }
 
-/// Puts the layers on one another, the last one on top.
+/// Stacks the layers, the last one on top.
 pub(super) fn merge(layers: impl IntoIterator<Item = Layer>) -> Given {
     let builder = layers.into_iter().fold(Config::builder(), |builder, layer| builder.add_source(layer));
     let merged = builder.build().and_then(|config| config.cache.into_table());
@@ -202,7 +202,7 @@ pub(super) fn merge(layers: impl IntoIterator<Item = Layer>) -> Given {
     Given(merged.into_iter().map(|(name, merged)| (name, value(merged))).collect())
 }
 
-/// Reads the files that `NAME_FILE` names, and puts what they hold where `NAME` would stand.
+/// Reads the files that `NAME_FILE` names, and sets `NAME` to their contents.
 pub(super) fn secret_files(given: &mut Given, working_dir: &Path, findings: &mut Findings) {
     for setting in SETTINGS {
         let Some(file_name) = setting.file_name() else { continue };
@@ -230,7 +230,7 @@ pub(super) fn secret_files(given: &mut Given, working_dir: &Path, findings: &mut
     }
 }
 
-/// The secret in a file. One line feed at its end is the editor's, not the secret's.
+/// The secret in a file. One line break at the end was added by an editor, and is not part of the secret.
 fn secret(path: &Path) -> io::Result<String> {
     let text = String::from_utf8(read(path)?).map_err(|_| io::Error::other("expected text in UTF-8"))?;
     let text = text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text)).unwrap_or(&text);

@@ -1,18 +1,18 @@
-//! Settings: `app.env`, a secret of AWS Secrets Manager, the environment and files of secrets become one checked value,
-//! or a list of everything that is wrong with them.
+//! Settings: turns `app.env`, a secret in AWS Secrets Manager, the environment and files of secrets into one checked
+//! value, or into a list of everything that is wrong with them.
 //!
-//! [`load`] does all of it where there is no secret; where one is named, [`gather`] says which. This room reads the files
-//! that it is told of and nothing else: the environment, the number of cores and the text of the secret are its caller's
-//! to pass.
+//! [`load`] does all of this unless a secret in Secrets Manager is named; if one is, [`gather`] says which. This room
+//! reads the files it is given and nothing else: its caller passes the environment, the number of cores and the text of
+//! the secret.
 //!
-//! 1. [`layers`] puts the sources on one another: defaults, then `app.env` or the file that `--config` names (its
-//!    syntax is [`app_env`]'s), then the secret ([`secret`]), then the environment, then files that `NAME_FILE` names.
-//!    An empty value is one that is not set.
-//! 2. [`reader`] and [`values`] turn each text into a typed value, by [`parse`], [`duration`] and [`db_source`].
-//! 3. [`check`] holds the values against one another, and against what production demands ([`entropy`] of the key).
-//! 4. [`report`] tells what is in force and where it came from.
+//! 1. [`layers`] stacks the sources: defaults, then `app.env` or the file that `--config` names (in the syntax of
+//!    [`app_env`]), then the secret ([`secret`]), then the environment, then the files that `NAME_FILE` names. An empty
+//!    value counts as not set.
+//! 2. [`reader`] and [`values`] turn each text into a typed value, with [`parse`], [`duration`] and [`db_source`].
+//! 3. [`check`] checks the values against one another, and against what production demands ([`entropy`] of the key).
+//! 4. [`report`] shows what is in force and where it came from.
 //!
-//! [`settings`] is the table of all settings; [`document`] makes `app.env.example` and the README's table from it.
+//! [`settings`] is the table of all settings; [`document`] generates `app.env.example` and the README's table from it.
 
 mod app_env;
 mod check;
@@ -44,9 +44,9 @@ pub use values::{DbPooler, Environment, Registration, Settings};
 /// Where [`load`] looks for settings.
 #[derive(Clone, Debug)]
 pub struct Sources<E> {
-    /// The directory that `app.env` is in, if it is there, and that relative paths start from.
+    /// The directory that may contain `app.env`, and from which relative paths start.
     pub working_dir: PathBuf,
-    /// A file in place of `app.env`, which has to exist.
+    /// A file to read in place of `app.env`; it must exist.
     pub config_file: Option<PathBuf>,
     /// The environment's variables, such as [`std::env::vars_os`].
     pub environment: E,
@@ -54,12 +54,12 @@ pub struct Sources<E> {
     pub cores: usize,
 }
 
-/// Settings that may be used.
+/// Settings that passed all checks.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The settings.
     pub settings: Settings,
-    /// What is allowed, and yet should be known. To be logged.
+    /// What is allowed but should be known; to be logged.
     pub warnings: Vec<String>,
     /// Every setting with its value and its origin, for people to read.
     pub report: Vec<ReportLine>,
@@ -69,7 +69,8 @@ pub struct Loaded {
 ///
 /// # Errors
 ///
-/// Everything that is wrong with them, at once; also that they name a secret, for which [`gather`] is there.
+/// Everything that is wrong with the settings, at once. Naming a secret in Secrets Manager is an error here too: for
+/// that, use [`gather`].
 ///
 /// ```
 /// use gatepass::config::{Sources, load};
@@ -94,7 +95,7 @@ where
     gather(sources).check()
 }
 
-/// Reads the file and the environment, and checks nothing yet.
+/// Reads the file and the environment, without checking anything yet.
 pub fn gather<E, K, V>(sources: Sources<E>) -> Gathered
 where
     E: IntoIterator<Item = (K, V)>,
@@ -110,7 +111,7 @@ where
         Some(id) => {
             let text = |name| outside.get(name).map(|value| value.text.clone());
             let (region, endpoint_url) = (text(secret::REGION), text(secret::ENDPOINT_URL));
-            // What cannot be read, reading all the settings will tell.
+            // A value that cannot be read is reported when all the settings are read.
             let is_sound = parse::name(&id.text).is_ok()
                 && region.as_deref().is_none_or(|region| parse::name(region).is_ok())
                 && endpoint_url.as_deref().is_none_or(|url| parse::url(url).is_ok());
@@ -122,7 +123,7 @@ where
     Gathered { working_dir, cores, file, secret, environment, findings }
 }
 
-/// What file and environment set, to which a secret may have to be added.
+/// What the file and the environment set. A secret may have to be added.
 #[derive(Debug)]
 pub struct Gathered {
     working_dir: PathBuf,
@@ -136,32 +137,32 @@ pub struct Gathered {
 /// The state of the secret that holds settings.
 #[derive(Debug)]
 enum Secret {
-    /// There is none.
+    /// No secret is named.
     None,
     Named {
         origin: String,
         place: SecretPlace,
     },
     Read(layers::Layer),
-    /// It could not be had, which has been told or will be.
+    /// It could not be read, which has been reported or will be.
     Failed,
-    /// Nobody wants what it says.
+    /// The caller does without it.
     LeftOut,
 }
 
 /// Where the secret is.
 #[derive(Clone, Debug)]
 pub struct SecretPlace {
-    /// Name or ARN.
+    /// Its name or ARN.
     pub id: String,
-    /// The AWS region; when not given, that of the machine.
+    /// The AWS region; if not given, that of the machine.
     pub region: Option<String>,
-    /// Whom to call in place of AWS.
+    /// The address to call in place of AWS.
     pub endpoint_url: Option<String>,
 }
 
 impl Gathered {
-    /// The secret that is to be added, if one is named.
+    /// The secret to be added, if one is named.
     pub fn secret(&self) -> Option<SecretPlace> {
         match &self.secret {
             Secret::Named { place, .. } => Some(place.clone()),
@@ -169,7 +170,7 @@ impl Gathered {
         }
     }
 
-    /// Adds the text of the secret, or why it could not be had.
+    /// Adds the text of the secret, or the reason why it could not be read.
     pub fn add_secret(&mut self, text: Result<SecretString, String>) {
         let Secret::Named { origin, .. } = &self.secret else { return };
         self.secret = match text {
@@ -182,8 +183,8 @@ impl Gathered {
         };
     }
 
-    /// Leaves the secret out. Then the settings are not held against one another, nor what production demands against
-    /// them: what is missing may be in the secret.
+    /// Leaves the secret out. The settings are then checked neither against one another nor against what production
+    /// demands, since what is missing may be in the secret.
     #[must_use]
     pub fn without_secret(mut self) -> Self {
         if let Secret::Named { .. } = self.secret {
@@ -196,7 +197,7 @@ impl Gathered {
     ///
     /// # Errors
     ///
-    /// Everything that is wrong with them, at once; also that a secret is named and was not added.
+    /// Everything that is wrong with the settings, at once; also a secret that is named and was not added.
     pub fn check(self) -> Result<Loaded, ConfigErrors> {
         let Self { working_dir, cores, file, secret, environment, mut findings } = self;
         let (secret, is_whole) = match secret {

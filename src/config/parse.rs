@@ -1,5 +1,5 @@
-//! From a setting's text to its value. Each function takes the text as it was given and answers with the value, or with
-//! what is expected in its place; none quotes the text.
+//! Turns a setting's text into its value. Each function takes the text as given, and returns the value or a message
+//! that says what is expected; none quotes the text.
 
 use std::{
     fmt::Display,
@@ -22,11 +22,11 @@ use crate::{
 
 /// A value that is one of a few words.
 pub(super) trait Word: Copy + 'static {
-    /// Every word with what it stands for.
+    /// Every word, with what it stands for.
     const WORDS: &'static [(&'static str, Self)];
 }
 
-/// One of a few words, written exactly so.
+/// One of a few words, spelled exactly like this.
 pub(super) fn word<T: Word>(text: &str) -> Result<T, String> {
     one_of(T::WORDS.iter().copied(), text)
 }
@@ -53,7 +53,7 @@ where
     }
 }
 
-/// A part of a whole.
+/// A share, from 0 to 1.
 pub(super) fn share(text: &str) -> Result<f64, String> {
     let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
     share.ok_or_else(|| "expected a number from 0 to 1".into())
@@ -72,19 +72,19 @@ pub(super) fn list<T>(item: impl Fn(&str) -> Result<T, String>) -> impl Fn(&str)
     }
 }
 
-/// A text for machines to compare: one word of visible characters.
+/// A text that machines compare: one word of visible characters.
 pub(super) fn name(text: &str) -> Result<String, String> {
     let is_name =
         !text.is_empty() && text.len() <= 255 && text.chars().all(|c| !c.is_whitespace() && !c.is_control());
     if is_name { Ok(text.into()) } else { Err("expected 1 to 255 characters without blanks".into()) }
 }
 
-/// The path of a file. Whether it can be read is found out by who reads it.
+/// The path of a file. Whoever reads the file finds out whether it can be read.
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     Ok(text.into())
 }
 
-/// What to do about a key that is missing or no good.
+/// What to do about a key that is missing or unusable.
 pub(super) const KEY_ADVICE: &str = "make one with `gatepass key generate`";
 
 /// A key, as PASERK or 32 bytes of text.
@@ -92,31 +92,31 @@ pub(super) fn symmetric_key(text: &str) -> Result<SymmetricKey, String> {
     text.parse().map_err(|error: <SymmetricKey as FromStr>::Err| format!("{error}; {KEY_ADVICE}"))
 }
 
-/// The formats of new tokens. Nothing stands for JWT by `JWT_ALGORITHM`.
+/// The formats of new tokens. `None` means JWT with `JWT_ALGORITHM`.
 const FORMATS: [(&str, Option<Format>); 3] = [
     ("v4.local", Some(Format::Shared(SharedFormat::V4Local))),
     ("v4.public", Some(Format::KeyPair(KeyPairFormat::V4Public))),
     ("jwt", None),
 ];
 
-/// The format of new tokens, or nothing for JWT by `JWT_ALGORITHM`.
+/// The format of new tokens; `None` for JWT with `JWT_ALGORITHM`.
 pub(super) fn token_format(text: &str) -> Result<Option<Format>, String> {
     one_of(FORMATS.into_iter(), text)
 }
 
-/// A format that is still accepted: one of the same, or JWT with its algorithm.
+/// A format that is still accepted: one of [`FORMATS`], or JWT with its algorithm.
 pub(super) fn accepted_format(text: &str) -> Result<Option<Format>, String> {
     let jwts = Format::ALL.into_iter().filter(|format| format.name().starts_with("jwt:"));
     one_of(FORMATS.into_iter().chain(jwts.map(|format| (format.name(), Some(format)))), text)
 }
 
-/// The format of JWTs by one algorithm (RFC 7518, RFC 8037).
+/// The format of JWTs with one algorithm (RFC 7518, RFC 8037).
 pub(super) fn jwt_algorithm(text: &str) -> Result<Format, String> {
     let words = Format::ALL.into_iter();
     one_of(words.filter_map(|format| Some((format.name().strip_prefix("jwt:")?, format))), text)
 }
 
-/// What to do about a pepper that is no good.
+/// What to do about a pepper that is unusable.
 pub(super) const PEPPER_ADVICE: &str = "make one with `openssl rand -base64 32`";
 
 /// Peppers, the newest first.
@@ -124,7 +124,7 @@ pub(super) fn peppers(text: &str) -> Result<Peppers, String> {
     text.parse().map_err(|error: <Peppers as FromStr>::Err| format!("{error}; {PEPPER_ADVICE}"))
 }
 
-/// The path of a file of breached passwords, which is opened.
+/// The path of a file of breached passwords; opens the file.
 pub(super) fn breached_file(text: &str) -> Result<Arc<BreachedFile>, String> {
     BreachedFile::open(Path::new(text)).map(Arc::new).map_err(|error| error.to_string())
 }
@@ -134,7 +134,7 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "expected an IP address and a port".into())
 }
 
-/// A network, or a plain address as the network of that one. What is IPv4 within IPv6 is IPv4, as a peer's address is.
+/// A network, or a single address as a network of its own. IPv4-mapped IPv6 becomes IPv4, as in a peer's address.
 pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
     let net: IpNet =
@@ -149,16 +149,16 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
 /// The levels of `tracing`, as `RUST_LOG` spells them.
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace", "0", "1", "2", "3", "4", "5"];
 
-/// Directives for the log filter, as [`telemetry::init`](crate::telemetry::init) reads them. It would take any word that is
-/// no level for a module, and a filter for a module that there is not silences the log: without a level, only `gatepass`
-/// and what has a `::` is one.
+/// Directives for the log filter, as [`telemetry::init`](crate::telemetry::init) reads them. It takes any word that is
+/// not a level for a module, and a filter for a module that does not exist silences the log. Here, therefore, a module
+/// without a level must be `gatepass` or contain `::`.
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
     let is_level = |text: &str| LEVELS.iter().any(|level| text.eq_ignore_ascii_case(level));
     let is_module = |text: &str| {
         !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-:".contains(&b))
     };
     let is_right = |directive: &str| match directive.split_once('[') {
-        // Spans and their fields: a language of their own.
+        // Spans and their fields have a syntax of their own.
         Some((module, _)) => module.is_empty() || is_module(module),
         None => match directive.rsplit_once('=') {
             Some((module, level)) => is_module(module) && is_level(level),
@@ -204,7 +204,7 @@ pub(super) fn login_url(text: &str) -> Result<SecretString, String> {
             "http" => is_loopback(host),
             _ => false,
         };
-        // A second `@` is a sign of the password's that ends it too early.
+        // A second `@` is an unescaped one in the password, which would end there too early.
         (is_private && !user.contains('@') && !text.contains('#')).then_some(())
     };
     match is_right() {
@@ -223,7 +223,7 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
-/// A web origin (RFC 6454) in the form in which browsers send it: in lower case, and without the scheme's own port.
+/// A web origin (RFC 6454) in the form in which browsers send it: in lower case, without the scheme's default port.
 pub(super) fn origin(text: &str) -> Result<String, String> {
     if text.contains('*') {
         return Err(
@@ -249,7 +249,7 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     })
 }
 
-/// The host and the port, when there is nothing else, as a user or a port that is none.
+/// The host and the port; `None` if there is anything else, such as a user or an invalid port.
 fn host_and_port(authority: &Authority) -> Option<(&str, Option<u16>)> {
     let host = authority.host();
     let is_host = match host.strip_prefix('[') {
@@ -277,7 +277,7 @@ mod tests {
             ("2001:db8::/32", "2001:db8::/32"),
             ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
             ("::ffff:192.0.2.7", "192.0.2.7/32"),
-            // More than IPv4.
+            // These contain more than IPv4.
             ("::/0", "::/0"),
             ("::ffff:0:0/95", "::ffff:0:0/95"),
         ] {

@@ -1,4 +1,4 @@
-//! Reads settings one by one by name, and keeps in mind what was wrong with them.
+//! Reads settings one by one, by name, and remembers what was wrong with them.
 
 use super::{
     error::Findings,
@@ -6,7 +6,7 @@ use super::{
     settings::{DefaultValue, Setting, setting},
 };
 
-/// What was given, and what has been found out about it.
+/// The values given, and what was found wrong with them.
 pub(super) struct Reader {
     given: Given,
     findings: Findings,
@@ -18,8 +18,8 @@ impl Reader {
         Self { given, findings, cores }
     }
 
-    /// Reads a setting that has a default. A value that cannot be read is a problem, and the default stands in for it
-    /// so that reading goes on and all problems are found at once.
+    /// Reads a setting that has a default. A value that cannot be read is a problem; the default then takes its place,
+    /// so that reading continues and all problems are found at once.
     pub(super) fn value<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         self.optional(name, &parse).unwrap_or_else(|| {
             let default = setting(name).default.text(self.cores).expect("only for settings with a default");
@@ -41,44 +41,44 @@ impl Reader {
         }
     }
 
-    /// Whether every one of these was read without a problem, so that they may be held against one another.
+    /// Whether all of these were read without a problem, and so may be checked against one another.
     pub(super) fn is_sound(&self, names: &[&str]) -> bool {
         names.iter().all(|name| self.findings.is_sound(name))
     }
 
-    /// Whether somebody set it.
+    /// Whether somebody set the setting, so that its value is not the default.
     pub(super) fn is_given(&self, name: &str) -> bool {
         self.given.get(name).is_some_and(|value| !value.is_default())
     }
 
-    /// A problem with a setting whose value could be read.
+    /// Reports a problem with a setting whose value could be read.
     pub(super) fn problem(&mut self, name: &str, message: impl Into<String>) {
         self.findings.problem(name, self.given.origin(name), message);
     }
 
-    /// Something about a setting that its owner should know.
+    /// Reports something about a setting that its owner should know.
     pub(super) fn warning(&mut self, name: &str, message: &str) {
         self.findings.warning(name, &self.given.origin(name), message);
     }
 
-    /// A setting that is not secret with its value and where that came from, to be named in a message.
+    /// Describes a setting that is not secret for a message: its name, its value and where that came from.
     pub(super) fn describe(&self, name: &str) -> String {
         let text = self.given.get(name).map_or("", |value| &value.text);
         format!("{name} ({text}, {})", self.given.origin(name))
     }
 
-    /// What was given, and what has been found.
+    /// Returns the values given, and the findings.
     pub(super) fn finish(self) -> (Given, Findings) {
         (self.given, self.findings)
     }
 }
 
-/// Puts the value, when it may be shown, before what is expected, and an example after it.
+/// Puts the value, if it may be shown, before what is expected, and an example after it.
 fn explain(setting: &Setting, text: &str, expected: &str) -> String {
     if setting.secret {
         return expected.into();
     }
-    // An address with a user in it may hold a password even where none belongs.
+    // A URL with a user in it may hold a password, even where none belongs.
     let hides_password = text.contains("://") && text.contains('@');
     let shown = if hides_password { String::new() } else { format!("{:?}: ", shorten(text)) };
     let example = match setting.default {
@@ -89,7 +89,7 @@ fn explain(setting: &Setting, text: &str, expected: &str) -> String {
     format!("{shown}{expected}{example}")
 }
 
-/// The beginning of a text that is too long to be quoted.
+/// The text, cut off if it is too long to quote.
 fn shorten(text: &str) -> std::borrow::Cow<'_, str> {
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &text[..end]).into(),

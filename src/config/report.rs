@@ -1,4 +1,4 @@
-//! What `gatepass config` prints: every setting, what is in force, and where that came from.
+//! What `gatepass config` prints: every setting with the value in force, and where that came from.
 
 use std::{fmt, path::Path};
 
@@ -11,18 +11,18 @@ use super::{
 };
 use crate::path::shown;
 
-/// One setting as it is in force. Displayed as a line of `app.env` with its origin behind it.
+/// One setting with the value in force. It is displayed as a line of `app.env` followed by its origin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ReportLine {
     /// The setting's name.
     pub name: &'static str,
-    /// Its value, secrets masked; nothing when it is not set and has no default.
+    /// Its value, with secrets masked; `None` if it is not set and has no default.
     #[serde(rename = "value")]
     pub value_masked: Option<String>,
     /// Where the value came from: `default`, `app.env:7`, `Secrets Manager`, `environment`,
     /// `TOKEN_SYMMETRIC_KEY_FILE=/path`.
     pub origin: String,
-    /// Nobody set it.
+    /// Whether nobody set it.
     pub default: bool,
 }
 
@@ -33,7 +33,7 @@ impl fmt::Display for ReportLine {
     }
 }
 
-/// A line for each setting, in the table's order.
+/// One line per setting, in the table's order.
 pub(super) fn report(given: &Given, working_dir: &Path) -> Vec<ReportLine> {
     SETTINGS
         .iter()
@@ -51,9 +51,9 @@ pub(super) fn report(given: &Given, working_dir: &Path) -> Vec<ReportLine> {
 
 fn masked(setting: &Setting, text: &str, working_dir: &Path) -> String {
     match setting.name {
-        // Which database it is, is what an operator most wants to see.
+        // Which database is used is what an operator most wants to see.
         "DB_SOURCE" | "MIGRATION_DB_SOURCE" | "MASTER_DB_SOURCE" => db_source::masked(text),
-        // The key itself may stand there.
+        // The value may be the key itself.
         "TLS_CERT_FILE" | "TLS_KEY_FILE" if shown(Path::new(text), working_dir).is_none() => MASK.into(),
         _ if setting.secret => MASK.into(),
         _ => text.into(),

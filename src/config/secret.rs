@@ -1,6 +1,6 @@
-//! The syntax of a secret with settings in it: one JSON object of names and texts, `{"DB_SOURCE": "postgres://…"}`.
+//! The syntax of a secret that holds settings: one JSON object of names and texts, `{"DB_SOURCE": "postgres://…"}`.
 //!
-//! What is wrong with it is said without quoting a value: all of them may be secrets.
+//! Error messages do not quote values: any of them may be a secret.
 
 use std::{collections::HashSet, fmt};
 
@@ -24,13 +24,13 @@ pub(super) const ENDPOINT_URL: &str = "AWS_ENDPOINT_URL";
 /// The origin of what the secret sets.
 const ORIGIN: &str = "Secrets Manager";
 
-/// What the secret sets; nothing when it cannot be read at all. A secret setting whose `NAME_FILE` is in the environment
-/// is left to that.
+/// What the secret sets; `None` if it cannot be read at all. A secret setting whose `NAME_FILE` is in the environment
+/// is left to that file.
 pub(super) fn layer(text: &str, environment: &Layer, findings: &mut Findings) -> Option<Layer> {
     let mut layer = Layer::default();
     let entries = match serde_json::from_str::<Entries>(text) {
         Ok(Entries(entries)) => entries,
-        // Its own message may quote.
+        // The error's own message may quote a value.
         Err(error) => {
             let (line, column) = (error.line(), error.column());
             let message = format!(
@@ -65,7 +65,7 @@ pub(super) fn layer(text: &str, environment: &Layer, findings: &mut Findings) ->
     Some(layer)
 }
 
-/// The members of a JSON object as they stand there, doubles and all.
+/// The members of a JSON object in their order, including duplicates.
 struct Entries(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Entries {

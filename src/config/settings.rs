@@ -1,57 +1,57 @@
-//! The table of settings: the one place that says which there are, what each is for and what it is when nobody sets it.
-//! The reader, `app.env.example`, the README's table and `gatepass config` are all made from it.
+//! The table of settings: the one place that says which settings exist, what each is for, and what its default is. The
+//! reader, `app.env.example`, the README's table and `gatepass config` are all made from it.
 
 use std::{borrow::Cow, fmt};
 
-/// The symmetric key that `app.env.example` shows. It is the well-known one of the course material, so production
+/// The symmetric key that `app.env.example` shows. It is the well-known key of the course material, so production
 /// refuses it.
 pub const EXAMPLE_KEY: &str = "12345678901234567890123456789012";
 
 /// One setting.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
-    /// The name, in `app.env` and in the environment alike.
+    /// The name, both in `app.env` and in the environment.
     pub name: &'static str,
     /// The heading under which `app.env.example` and the README show it.
     pub group: &'static str,
     /// What it is for, in one line.
     pub about: &'static str,
-    /// Its value when it is not set.
+    /// Its value if it is not set.
     pub default: DefaultValue,
-    /// A value to show where there is no default to show.
+    /// A value to show if there is no default to show.
     pub example: Option<&'static str>,
-    /// It never prints, and may be read from the file that `NAME_FILE` names.
+    /// Whether the value is secret: it is never printed, and may be read from the file that `NAME_FILE` names.
     pub secret: bool,
 }
 
-/// Stands for a secret's value. Its length tells nothing of the secret's.
+/// Shown in place of a secret. Its length says nothing about the secret's.
 pub(super) const MASK: &str = "********";
 
-/// What a setting is when it is not set.
+/// The value of a setting that is not set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DefaultValue {
     /// Nothing.
     Unset,
-    /// This text, as it would stand in `app.env`.
+    /// This text, as it would be written in `app.env`.
     Text(&'static str),
     /// The number of cores that the process may use.
     Cores,
 }
 
 impl Setting {
-    /// The name under which the path of a file with the value may be given, which only secrets have.
+    /// The name of the setting that holds the path of a file with the value. Only secrets have one.
     pub fn file_name(&self) -> Option<String> {
         self.secret.then(|| format!("{}_FILE", self.name))
     }
 }
 
 impl DefaultValue {
-    /// The value as text, on a machine of so many cores.
+    /// The value as text, on a machine with this many cores.
     pub fn text(self, cores: usize) -> Option<Cow<'static, str>> {
         match self {
             Self::Unset => None,
             Self::Text(text) => Some(text.into()),
-            // As many as the setting itself may be.
+            // Within the range that the setting itself allows.
             Self::Cores => Some(cores.clamp(1, 1024).to_string().into()),
         }
     }
@@ -71,7 +71,7 @@ impl fmt::Display for DefaultValue {
 ///
 /// # Panics
 ///
-/// If there is none: names are written in this room's code, and a test reads each of them.
+/// If there is none: the names are in this room's code, and a test reads each of them.
 pub(super) fn setting(name: &str) -> &'static Setting {
     SETTINGS
         .iter()
@@ -79,15 +79,15 @@ pub(super) fn setting(name: &str) -> &'static Setting {
         .unwrap_or_else(|| panic!("the table of settings has no {name}"))
 }
 
-/// Every name that may stand in `app.env`: the settings, and `NAME_FILE` for the secret ones.
+/// Every name allowed in `app.env`: the settings, and `NAME_FILE` for the secret ones.
 pub(super) fn names() -> impl Iterator<Item = Cow<'static, str>> {
     SETTINGS.iter().flat_map(|setting| {
         std::iter::once(Cow::Borrowed(setting.name)).chain(setting.file_name().map(Cow::Owned))
     })
 }
 
-/// Names that people bring along from elsewhere, most of them from the course project's `app.env`, and what to do
-/// about them. Likeness of spelling alone would find a wrong neighbour for these.
+/// Names that people bring along from elsewhere, most of them from the course project's `app.env`, and what to do about
+/// them. Similar spelling alone would suggest the wrong setting for these.
 const FROM_ELSEWHERE: &[(&str, &str)] = &[
     ("DATABASE_URL", "here it is DB_SOURCE"),
     ("DB_DRIVER", "there is only Postgres; remove it"),
@@ -100,7 +100,7 @@ const FROM_ELSEWHERE: &[(&str, &str)] = &[
     ("SERVER_ADDRESS", "here it is HTTP_SERVER_ADDRESS"),
 ];
 
-/// What to say about a name that is no setting's: the nearest one, if any is near.
+/// What to say about a name that is not a setting's: the most similar one, if any is similar.
 pub(super) fn advice(unknown: &str) -> Option<String> {
     let name = unknown.to_ascii_uppercase().replace(['-', '.'], "_");
     if let Some((_, advice)) = FROM_ELSEWHERE.iter().find(|(elsewhere, _)| *elsewhere == name) {
@@ -108,7 +108,7 @@ pub(super) fn advice(unknown: &str) -> Option<String> {
     }
     let likeness = |known: &str| strsim::normalized_damerau_levenshtein(&name, known);
     let nearest = names().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
-    // Below a half, more of the name would have to change than stay.
+    // Below a half, more of the name would change than stay.
     (likeness(&nearest) >= 0.5).then(|| format!("did you mean {nearest}?"))
 }
 
@@ -126,7 +126,7 @@ const TOKENS: Setting = Setting { group: "Tokens and sessions", ..SERVICE };
 const PASSWORDS: Setting = Setting { group: "Passwords and accounts", ..SERVICE };
 const CLOUD: Setting = Setting { group: "AWS", ..SERVICE };
 
-/// Every setting, in the order in which they are shown.
+/// Every setting, in the order in which settings are shown.
 pub static SETTINGS: &[Setting] = &[
     Setting {
         name: "ENVIRONMENT",

@@ -1,4 +1,4 @@
-//! Loading as a whole: what wins, what is refused, what is said about it, and that no secret is ever said.
+//! Loading as a whole: what wins, what is refused, what the messages say, and that no message ever contains a secret.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -27,13 +27,13 @@ fn load_environment(environment: &[(&str, &str)]) -> Result<Loaded, ConfigErrors
     load_in(TempDir::new().unwrap().path(), environment)
 }
 
-/// With what production needs, and more.
+/// Loads what production needs, and more.
 fn load_production(more: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
     let needed = [("ENVIRONMENT", "production"), ("DB_SOURCE", DB), ("TOKEN_SYMMETRIC_KEY", KEY)];
     load_environment(&[&needed, more].concat())
 }
 
-/// The one problem there is, as it is displayed.
+/// The only problem found, as it is displayed.
 fn problem(loaded: Result<Loaded, ConfigErrors>) -> String {
     let errors = loaded.unwrap_err();
     assert_eq!(errors.0.len(), 1, "{errors:#?}");
@@ -166,7 +166,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
         ("AWS_REGION", "a b"),
         ("AWS_ENDPOINT_URL", "moto"),
     ];
-    // These take any text.
+    // These accept any text.
     let any = ["TLS_CERT_FILE", "TLS_KEY_FILE"];
     assert_eq!(bad.len() + any.len(), SETTINGS.len(), "a new setting needs its line here");
 
@@ -316,7 +316,7 @@ fn secrets_may_be_in_files_of_their_own() {
     assert_eq!(line(&loaded, "TOKEN_SYMMETRIC_KEY").origin, format!("TOKEN_SYMMETRIC_KEY_FILE={path}"));
     assert!(!line(&loaded, "TOKEN_SYMMETRIC_KEY").default);
 
-    // One line feed is the editor's. A second one is part of the key, and one byte too many.
+    // One line feed comes from the editor. A second one is part of the key, and one byte too many.
     fs::write(path, format!("{KEY}\n\n")).unwrap();
     let message = problem(load_in(dir.path(), &[("TOKEN_SYMMETRIC_KEY_FILE", path)]));
     assert!(
@@ -337,7 +337,7 @@ fn a_secret_s_file_that_cannot_be_used() {
         ("large.txt", "cannot read large.txt: the file is larger than 64 KiB"),
         ("latin1.txt", "cannot read latin1.txt: expected text in UTF-8"),
         ("/", "cannot read /: Is a directory"),
-        // The secret itself where its path belongs.
+        // The secret itself in place of its path.
         (DB, "cannot read the file: No such file"),
         (KEY, "cannot read the file: No such file"),
         ("hunter.2/3", "cannot read the file: No such file"),
@@ -356,10 +356,10 @@ fn a_secret_given_twice_is_refused() {
     let message = problem(load_both(&format!("\nDB_SOURCE={DB}"), &[("DB_SOURCE_FILE", "/nonexistent")]));
     let expected = "DB_SOURCE (app.env:2, environment): DB_SOURCE_FILE is given as well; keep one of the two";
     assert_eq!(message, expected);
-    // In production it is not called missing on top of that.
+    // In production it is not also reported as missing.
     let message = problem(load_production(&[("TOKEN_SYMMETRIC_KEY_FILE", "/nonexistent")]));
     assert!(message.starts_with("TOKEN_SYMMETRIC_KEY (environment, environment): "), "{message}");
-    // A file whose secret cannot be read is not called missing either.
+    // Nor is a secret reported as missing if its file cannot be read.
     let environment =
         [("ENVIRONMENT", "production"), ("DB_SOURCE", DB), ("TOKEN_SYMMETRIC_KEY_FILE", "/nonexistent")];
     assert!(problem(load_environment(&environment)).starts_with("TOKEN_SYMMETRIC_KEY_FILE (environment): "));
@@ -433,7 +433,7 @@ fn production_refuses_a_key_that_can_be_guessed_and_development_warns() {
         let warnings = load_environment(&environment[1..]).unwrap().warnings;
         assert_eq!(warnings, [format!("{message} (production refuses this)")]);
     }
-    // Whoever guesses a key that is only accepted makes tokens all the same.
+    // Whoever guesses a key that is only accepted can make tokens all the same.
     let message = problem(load_production(&[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", EXAMPLE_KEY)]));
     assert!(
         message.starts_with("TOKEN_SYMMETRIC_KEYS_ACCEPTED (environment): this is the example's"),
@@ -475,14 +475,14 @@ fn no_token_outlives_its_session() {
     let expected = "REFRESH_TOKEN_DURATION (environment): REFRESH_TOKEN_DURATION (24h, environment) is longer than \
                     SESSION_DURATION (12h, app.env:1)";
     assert_eq!(message, expected);
-    // A default is no wish.
+    // A default is no explicit value.
     assert!(load_environment(&[("SESSION_DURATION", "12h")]).is_ok());
     let message = problem(load_environment(&[("ACCESS_TOKEN_DURATION", "31d")]));
     assert!(
         message.contains("ACCESS_TOKEN_DURATION (31d, environment) is longer than SESSION_DURATION (30d"),
         "{message}"
     );
-    // Nothing is held against a value that could not be read.
+    // Nothing is checked against a value that could not be read.
     assert!(
         problem(load_environment(&[("SESSION_DURATION", "soon"), ("ACCESS_TOKEN_DURATION", "31d")]))
             .contains("soon")
@@ -579,9 +579,9 @@ fn the_example_loads_as_it_is_and_every_line_of_it_once_uncommented() {
             _ => format!("{line}\n"),
         })
         .collect();
-    // The one that names a file which is read, and is on no machine of ours.
+    // Except the one that names a file: loading reads it, and no machine of ours has it.
     let all = all.replace("\nPASSWORD_BREACHED_FILE=", "\n# PASSWORD_BREACHED_FILE=");
-    // And the one that names a secret, which somebody has to read.
+    // And except the one that names a secret, which a caller has to read.
     let all = all.replace("\nSECRETS_MANAGER_SECRET_ID=", "\n# SECRETS_MANAGER_SECRET_ID=");
     let problems = load_both(&all, &[]).err().map(|errors| errors.0).unwrap_or_default();
     assert!(problems.is_empty(), "{problems:#?}");
@@ -600,7 +600,7 @@ fn peppers() {
     let loaded = load_environment(&[("PASSWORD_PEPPER", &*weak)]).unwrap();
     assert!(loaded.warnings.iter().any(|warning| warning.contains("a pepper repeats itself")), "{loaded:?}");
 
-    // Half of a line is no pepper, and no message shows what it is.
+    // Half of a line is no pepper, and no message quotes it.
     for text in [random.to_owned(), format!("1:{}", &random[..20]), format!("2:{random},2:{random}")] {
         let errors = load_environment(&[("PASSWORD_PEPPER", &*text)]).unwrap_err().to_string();
         assert!(errors.contains("PASSWORD_PEPPER (environment)") && !errors.contains("RO1q"), "{errors}");
@@ -655,7 +655,7 @@ fn a_secret_that_nobody_reads_is_not_passed_over() {
     let unread = "SECRETS_MANAGER_SECRET_ID (environment): nobody has read the secret";
     assert_eq!(problem(gather_with_secret(&[]).check()), unread);
     assert_eq!(problem(load_environment(&[("SECRETS_MANAGER_SECRET_ID", "gatepass")])), unread);
-    // What is there counts, and what may be in the secret is not missed.
+    // The settings given count, and none that may be in the secret is reported as missing.
     let production = [("ENVIRONMENT", "production"), ("TOKEN_ISSUER", "me")];
     let loaded = gather_with_secret(&production).without_secret().check().unwrap();
     assert_eq!(loaded.settings.token_issuer, "me");
@@ -667,7 +667,7 @@ fn a_secret_that_nobody_reads_is_not_passed_over() {
     let list = failed(&[("ENVIRONMENT", "production"), ("REGISTRATION", "maybe")]);
     assert_eq!(list.lines().count(), 3, "{list}");
     assert!(list.contains("SECRETS_MANAGER_SECRET_ID (environment): it is gone"), "{list}");
-    // To a place that is none nobody is sent.
+    // No caller is sent to an invalid place.
     for wrong in [("SECRETS_MANAGER_SECRET_ID", "a b"), ("AWS_REGION", "a b"), ("AWS_ENDPOINT_URL", "moto")] {
         let gathered = gather_with_secret(&[wrong]);
         assert!(gathered.secret().is_none());
@@ -697,7 +697,7 @@ fn a_secret_says_what_a_file_would() {
         "{} hunter2",
         "{\"TOKEN_ISSUER\": hunter2}",
     ] {
-        // One problem in production too: nothing is missed that may have been meant to be in it.
+        // In production, too, there is only one problem: nothing that the secret may hold is reported as missing.
         let mut gathered = gather_with_secret(&[("ENVIRONMENT", "production")]);
         gathered.add_secret(Ok(text.into()));
         let message = problem(gathered.check());
@@ -749,7 +749,7 @@ fn tokens_for_a_database_need_its_name_its_user_and_tls() {
         assert!(message.starts_with("MIGRATION_DB_SOURCE (environment): DB_IAM_AUTH is true: "), "{message}");
     }
     assert!(problem(load_environment(&[("DB_IAM_AUTH", "true")])).contains("needs DB_SOURCE"));
-    // Nothing of this counts for a password.
+    // None of this applies to a password.
     assert!(load_environment(&[("DB_SOURCE", DB)]).is_ok());
 }
 

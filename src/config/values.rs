@@ -18,9 +18,9 @@ use crate::{
     token::{Format, SymmetricKey},
 };
 
-/// Every setting, checked. Secrets print nothing, so that `Debug` is safe to use.
+/// Every setting, checked. Secrets print nothing, so `Debug` is safe to use.
 ///
-/// What each is for and its default stand in [`SETTINGS`](super::SETTINGS) under the same name in capitals.
+/// [`SETTINGS`](super::SETTINGS) has the purpose and the default of each, under the same name in capitals.
 #[derive(Clone, Debug)]
 #[expect(
     missing_docs,
@@ -44,7 +44,7 @@ pub struct Settings {
 
     pub http_server_address: SocketAddr,
     pub ops_server_address: SocketAddr,
-    /// As browsers send them.
+    /// In the form in which browsers send them.
     pub allowed_origins: Vec<String>,
     pub trusted_proxies: Vec<IpNet>,
     pub tls_cert_file: Option<PathBuf>,
@@ -52,7 +52,7 @@ pub struct Settings {
 
     pub token_symmetric_key: Option<SymmetricKey>,
     pub token_symmetric_keys_accepted: Vec<SymmetricKey>,
-    /// Nothing stands for JWT by `jwt_algorithm`, here and among the accepted ones.
+    /// `None` means JWT with `jwt_algorithm`, here and in `token_format_accepted`.
     pub token_format: Option<Format>,
     pub token_format_accepted: Vec<Option<Format>>,
     pub jwt_algorithm: Format,
@@ -85,7 +85,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads every setting. Where one is wrong, the reader keeps that in mind and the value here is its default.
+    /// Reads every setting. If one is wrong, the reader remembers the problem and the value here is its default.
     pub(super) fn read(from: &mut Reader) -> Self {
         let environment = from.value("ENVIRONMENT", word);
         Self {
@@ -161,7 +161,7 @@ impl Settings {
         self.token_format.unwrap_or(self.jwt_algorithm)
     }
 
-    /// Further formats that are accepted.
+    /// The further formats that are accepted.
     pub fn formats_accepted(&self) -> Vec<Format> {
         self.token_format_accepted.iter().map(|format| format.unwrap_or(self.jwt_algorithm)).collect()
     }
@@ -181,11 +181,11 @@ macro_rules! words {
 }
 
 words! {
-    /// Where the service runs, and so how strict it is.
+    /// Where the service runs, and therefore how strict it is.
     Environment {
-        /// On somebody's machine: what is unsafe is warned of.
+        /// On a developer's machine: unsafe settings cause a warning.
         Development = "development",
-        /// For real: what is unsafe is refused.
+        /// In production: unsafe settings are refused.
         Production = "production",
     }
 }
@@ -197,7 +197,7 @@ impl Word for LogFormat {
 words! {
     /// How a pooler between the service and Postgres hands out its connections.
     DbPooler {
-        /// For as long as the service holds one, which is as good as no pooler.
+        /// For as long as the service holds the connection, which works like having no pooler.
         Session = "session",
         /// For one transaction.
         Transaction = "transaction",
@@ -209,7 +209,7 @@ words! {
     Registration {
         /// Anyone.
         Open = "open",
-        /// Nobody; administrators make the accounts.
+        /// Nobody; administrators create the accounts.
         Closed = "closed",
     }
 }
