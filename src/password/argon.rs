@@ -1,10 +1,13 @@
-//! Argon2 (RFC 9106): one password, one hash, and the text it is kept as.
+//! Argon2 (RFC 9106): one password, one hash, and the text in which it is stored.
 //!
-//! The computing is [`compute`](super::compute)'s, in [`Memory`] of ours. `benches/` measures it against others and holds
-//! their outputs together. On a machine of two cores, on one or on both at once, as ratios to the argon2 crate's plain use,
-//! which takes fresh memory for each hash: 2.0 to 2.25 for ours, 1.3 to 1.6 for the crate in the same memory, and 1.0 to 1.15
-//! for libsodium, whose arithmetic is fast as well but whose interface takes no memory: it maps its own for each hash and
-//! gives it back, and the system spends what is gained on pages.
+//! [`compute`](super::compute) does the computation, in [`Memory`] of ours. `benches/` compares its speed and its
+//! outputs with those of others. On a machine with two cores, on one or on both at once, the speeds relative to plain
+//! use of the argon2 crate, which takes fresh memory for each hash, are:
+//!
+//! - ours: 2.0 to 2.25;
+//! - the crate in the same memory: 1.3 to 1.6;
+//! - libsodium: 1.0 to 1.15. Its arithmetic is fast as well, but its interface takes no memory from the caller: it maps
+//!   and unmaps its own for each hash, and the system spends the gain on pages.
 
 use std::{fmt, time::Instant};
 
@@ -22,15 +25,15 @@ use super::{
 /// The most memory that one hash may take, ours or a stored one's: 1 GiB.
 const MAX_MEMORY_KIB: u32 = 1 << 20;
 
-/// The most memory times iterations. With the most memory that is four iterations, libsodium's "sensitive" and the
-/// dearest setting in common use: seconds. A stored hash that demands more would hold a thread for longer than
-/// anybody waits.
+/// The most memory times iterations. With the most memory, that is four iterations: libsodium's "sensitive", the most
+/// expensive setting in common use, which takes seconds. A stored hash that demands more would occupy a thread for
+/// longer than anybody waits.
 const MAX_WORK_KIB: u64 = 4 << 20;
 
 /// The least memory times iterations.
 const MIN_WORK_KIB: u64 = 8;
 
-/// The most lanes. They are computed one after the other, so they cost nothing; this is only sanity.
+/// The most lanes. They are computed one after the other, so they cost nothing; this is only a sanity check.
 const MAX_PARALLELISM: u32 = 64;
 
 pub(super) const SALT_BYTES: usize = 16;
@@ -61,12 +64,12 @@ pub enum ParamsError {
 }
 
 impl Params {
-    /// Whether hashes can be made with these.
+    /// Checks whether hashes can be made with these.
     ///
     /// # Errors
     ///
     /// When they are outside what Argon2 is defined for, or beyond what one login may cost. OWASP's minimum is not
-    /// looked at: weak parameters are right in a test.
+    /// checked: weak parameters are right in a test.
     pub fn check(&self) -> Result<(), ParamsError> {
         self.for_argon2().map(|_| ())
     }
@@ -80,13 +83,13 @@ impl Params {
             .map_err(|_| ParamsError::TooLittle)
     }
 
-    /// What a hash's time is made of: memory in KiB times passes.
+    /// What determines a hash's time: memory in KiB times passes.
     pub(super) fn work(&self) -> u64 {
         u64::from(self.memory_kib) * u64::from(self.iterations)
     }
 
-    /// Parameters that cost what these do less what was spent, in KiB times passes, in no more memory; `None` when nothing
-    /// is left.
+    /// Parameters that cost as much as these minus what was spent, in KiB times passes, and take no more memory; `None`
+    /// if nothing is left.
     pub(super) fn less(&self, spent: u64) -> Option<Self> {
         let missing = self.work().checked_sub(spent).filter(|&missing| missing >= MIN_WORK_KIB)?;
         let iterations = missing.div_ceil(u64::from(self.memory_kib));
@@ -99,7 +102,7 @@ impl Params {
     }
 }
 
-/// Why a stored hash could not be used. Tells nothing of its content, so that it may be logged.
+/// Why a stored hash could not be used. It says nothing about the content, so it may be logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// Not a PHC string, or not one that Argon2 could have made.
@@ -114,15 +117,15 @@ pub enum Unreadable {
     /// Made with a pepper that is not among ours.
     #[error("the stored password hash was made with a pepper that PASSWORD_PEPPER does not hold")]
     Pepper,
-    /// A fast hash as another system keeps it. Somebody has put it there by hand: importing would have wrapped it.
+    /// A fast hash as another system stores it. Somebody has put it there by hand: an import would have wrapped it.
     #[error("the stored password hash is a fast one that was not wrapped when it was imported")]
     Unwrapped,
 }
 
-/// How every Argon2 hash begins, ours or not.
+/// The prefix of every Argon2 hash, ours or not.
 pub(super) const PREFIX: &str = "$argon2";
 
-/// An Argon2 hash, taken apart. `Display` is its PHC string.
+/// A parsed Argon2 hash. `Display` is its PHC string.
 #[derive(Clone, Copy)]
 pub(super) struct Stored<'a> {
     algorithm: Algorithm,
@@ -134,7 +137,7 @@ pub(super) struct Stored<'a> {
 }
 
 impl<'a> Stored<'a> {
-    /// A hash as new ones are made, with no output yet.
+    /// A hash like those made now, with no output yet.
     pub(super) fn blank(params: &Params, pepper: Option<&'a Pepper>, salt: [u8; SALT_BYTES]) -> Self {
         Self {
             algorithm: Algorithm::Argon2id,
@@ -152,13 +155,13 @@ impl<'a> Stored<'a> {
         let algorithm = Algorithm::new(name).map_err(|_| Unreadable::Algorithm)?;
         let phc = PasswordHash::new(text).map_err(|_| Unreadable::Format)?;
         let version = match phc.version {
-            // Strings from before versions were written (reference implementation, `decode_string`).
+            // A string from before versions were written (reference implementation, `decode_string`).
             None => Version::V0x10,
             Some(number) => Version::try_from(number).map_err(|_| Unreadable::Algorithm)?,
         };
         let number = |name| phc.params.get_decimal(name).ok_or(Unreadable::Format);
         let params = Params { memory_kib: number("m")?, iterations: number("t")?, parallelism: number("p")? };
-        // In this order, and nothing after them but the name of a pepper: no associated data, which nobody has.
+        // They must be in this order, followed at most by the name of a pepper: nobody has associated data.
         let rest = phc.params.as_str().strip_prefix(&params.to_string()).ok_or(Unreadable::Format)?;
         params.check().map_err(|error| match error {
             ParamsError::TooLittle => Unreadable::Format,
@@ -176,7 +179,7 @@ impl<'a> Stored<'a> {
         Ok(Self { algorithm, version, params, pepper, salt, output })
     }
 
-    /// The output for this input: the one place where Argon2 runs.
+    /// Computes the output for this input. This is the only place where Argon2 runs.
     pub(super) fn compute(&self, input: &[u8], memory: &mut Memory) -> Result<Output, Error> {
         let params = self.params.for_argon2().map_err(|_| Error::MemoryTooMuch)?;
         let blocks = params.block_count();
@@ -200,7 +203,7 @@ impl<'a> Stored<'a> {
         Output::new(output).map_err(|_| Error::OutputTooLong)
     }
 
-    /// Whether a new hash would be made as this one was.
+    /// Whether a new hash would be made in the same way as this one.
     pub(super) fn is_like_new(&self, params: &Params, peppers: &Peppers) -> bool {
         self.algorithm == Algorithm::Argon2id
             && self.version == Version::V0x13

@@ -5,16 +5,16 @@ use std::time::Duration;
 use argon2::{Block, Error};
 use zeroize::Zeroize;
 
-/// The memory in which one thread computes its hashes, one after the other: allocated once, so that a hash neither
-/// asks the system for pages nor waits for them, and on huge pages where the system grants them, which spares the
-/// processor most of its look-ups of addresses.
+/// The memory in which one thread computes its hashes, one after the other. It is allocated once, so that a hash
+/// neither asks the system for pages nor waits for them, and lies on huge pages where the system grants them, which
+/// spares the processor most of its address lookups.
 ///
-/// What a hash leaves in it would let a reader of it try passwords without paying for the memory, so it is wiped: by
-/// the next hash, which writes over all of it in its first pass, or by [`Memory::wipe`] when there is no next one.
-/// (That takes about a thirtieth of a hash's time at the default parameters, and nothing under load.)
+/// What a hash leaves behind would let anybody who reads it try passwords without paying for the memory, so it is
+/// wiped: by the next hash, whose first pass overwrites all of it, or by [`Memory::wipe`] if there is no next one.
+/// (Wiping takes about a thirtieth of a hash's time at the default parameters, and nothing under load.)
 #[derive(Debug)]
 pub(super) struct Memory {
-    /// None of them or all.
+    /// Either none of them or all.
     blocks: Vec<Block>,
     count: usize,
     /// How many of the blocks, from the first, have been written since the last wipe.
@@ -24,15 +24,15 @@ pub(super) struct Memory {
     pub(super) computed: u64,
 }
 
-/// How fast a thread computes Argon2: what a time is worth in work. A moving average, since others want the cores too.
+/// How fast a thread computes Argon2, to convert time into work. A moving average, since others want the cores too.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// For 1 MiB of memory times passes; zero when nothing is known yet.
+    /// The time for 1 MiB of memory times passes; zero if nothing is known yet.
     mebibyte: Duration,
 }
 
 impl Pace {
-    /// Takes note of work in KiB times passes that took so long.
+    /// Records how long some work, in KiB times passes, took.
     pub(super) fn note(&mut self, work_kib: u64, took: Duration) {
         let nanoseconds = took.as_nanos() * 1024 / u128::from(work_kib.max(1));
         let mebibyte = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
@@ -43,7 +43,7 @@ impl Pace {
         };
     }
 
-    /// The work that would have taken so long: nothing, as long as nothing is known.
+    /// The work that would have taken this long: none, as long as nothing is known.
     pub(super) fn work_kib(&self, took: Duration) -> u64 {
         let work = (took.as_nanos() * 1024).checked_div(self.mebibyte.as_nanos()).unwrap_or(0);
         u64::try_from(work).unwrap_or(u64::MAX)
@@ -51,11 +51,11 @@ impl Pace {
 }
 
 impl Memory {
-    /// Memory of so many blocks of 1 KiB, which the system has promised and need not give before [`Memory::fill`].
+    /// Memory of `count` blocks of 1 KiB, which the system has promised, but need not provide before [`Memory::fill`].
     pub(super) fn of_blocks(count: usize) -> Result<Self, Error> {
         let mut blocks = Vec::new();
         blocks.try_reserve_exact(count).map_err(|_| Error::OutOfMemory)?;
-        // Before anything is written, for it is the first write that makes the system choose the page.
+        // Before anything is written, since the first write makes the system choose the page.
         ask_for_huge_pages(&mut blocks);
         Ok(Self {
             blocks,
@@ -67,13 +67,13 @@ impl Memory {
         })
     }
 
-    /// Has the system give all of it, which takes it about as long as half a hash. The first hash does so otherwise.
+    /// Makes the system provide all of it, which takes about half as long as a hash. Otherwise the first hash does so.
     pub(super) fn fill(&mut self) {
         self.blocks.resize(self.count, Block::new());
     }
 
-    /// Lends that many blocks. When there are not as many, as for a stored hash with greater parameters, they are
-    /// allocated for this once, wiped and given back.
+    /// Lends `count` blocks. If there are fewer, as for a stored hash with larger parameters, they are allocated for
+    /// this call alone, then wiped and freed.
     pub(super) fn with<T>(&mut self, count: usize, work: impl FnOnce(&mut [Block]) -> T) -> Result<T, Error> {
         self.fill();
         match self.blocks.get_mut(..count) {
@@ -101,7 +101,7 @@ impl Drop for Memory {
     }
 }
 
-/// Asks the system to put what is not in use yet on huge pages. It need not: on small ones it is a little slower.
+/// Asks the system to put the spare capacity on huge pages. It need not: small pages are only a little slower.
 #[cfg(target_os = "linux")]
 #[expect(
     unsafe_code,
@@ -117,8 +117,8 @@ fn ask_for_huge_pages(blocks: &mut Vec<Block>) {
     if whole_pages == 0 {
         return;
     }
-    // SAFETY: the whole pages from the first page boundary on lie within the spare capacity, which is borrowed for us
-    // alone, and this advice changes only on which pages memory lies, never what is in it.
+    // SAFETY: the whole pages from the first page boundary on lie within the spare capacity, which we have borrowed
+    // exclusively, and this advice changes only on which pages memory lies, never its contents.
     let granted = unsafe {
         rustix::mm::madvise(start.add(skipped).cast(), whole_pages, rustix::mm::Advice::LinuxHugepage)
     };
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(pace.work_kib(ms(5)), 0, "nothing is known");
         pace.note(2048, ms(2));
         assert_eq!(pace.work_kib(ms(5)), 5120);
-        // One that was disturbed counts an eighth.
+        // A disturbed measurement counts for an eighth.
         pace.note(1024, ms(9));
         assert_eq!(pace.work_kib(ms(4)), 2048);
         pace.note(0, Duration::MAX);
@@ -158,7 +158,7 @@ mod tests {
         assert!(is_zero(&memory) && !memory.is_dirty());
         let fill = |blocks: &mut [Block]| blocks.iter_mut().for_each(|block| block.as_mut().fill(7));
         memory.with(64, fill).unwrap();
-        // A smaller one after it does not hide what is left.
+        // A smaller hash after it does not hide what is left.
         memory.with(8, fill).unwrap();
         assert!(!is_zero(&memory) && memory.is_dirty());
         memory.wipe();
@@ -177,7 +177,7 @@ mod tests {
         assert!(matches!(Memory::of_blocks(usize::MAX / 1024), Err(Error::OutOfMemory)));
     }
 
-    /// Of all sizes, on page boundaries or not.
+    /// Memory of all sizes, on page boundaries or not.
     #[test]
     fn huge_pages_change_nothing() {
         for count in [1, 3, 4, 8, 100, 19456] {
@@ -187,7 +187,7 @@ mod tests {
         }
     }
 
-    /// On Linux, of memory that is greater than a huge page some lies on them, unless the machine never gives any.
+    /// On Linux, some of any memory larger than a huge page lies on huge pages, unless the machine never grants any.
     #[cfg(target_os = "linux")]
     #[test]
     fn huge_pages_where_granted() {
@@ -208,7 +208,7 @@ mod tests {
             line.strip_prefix("VmFlags:").filter(|_| is_ours)
         });
         let has_advice = flags.is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "hg"));
-        // A kernel without them has no such file and refuses the advice.
+        // A kernel without huge pages has no such file and refuses the advice.
         assert!(has_advice || policy.is_empty(), "{flags:?}, the policy is {policy}");
     }
 }

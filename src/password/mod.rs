@@ -1,20 +1,20 @@
-//! Passwords: what may be one, how it is kept, and the threads that pay for it.
+//! Passwords: which ones are accepted, how they are stored, and the threads that compute their hashes.
 //!
-//! Pure but for its threads: no clock but the monotonic one that ages the queue, no randomness but the salt that the
-//! caller brings, no database.
+//! Pure except for its threads: no clock except the monotonic one that times the queue, no randomness except the salt
+//! that the caller passes, no database.
 //!
-//! The way of a password:
+//! The path of a password:
 //!
 //! 1. `http` makes a [`Password`] of the text in the request: normalised, wiped when dropped, never printed.
-//! 2. A *new* one is held against the [`rules`], by [`Pool::check`].
-//! 3. [`Pool::hash`] waits for its turn on one of a few threads of their own and gives back a [`HashedPassword`], the
-//!    text that `store` keeps.
-//! 4. At login, [`Pool::verify`] does the same work whether or not there is such a user, and gives a [`Verdict`].
+//! 2. A *new* one is checked against the [`rules`], by [`Pool::check`].
+//! 3. [`Pool::hash`] waits for its turn on one of a few dedicated threads and returns a [`HashedPassword`], the text
+//!    that `store` keeps.
+//! 4. At login, [`Pool::verify`] does the same work whether or not there is such a user, and returns a [`Verdict`].
 //!
-//! Hashes of other systems come in by [`foreign`].
+//! Hashes of other systems come in through [`foreign`].
 //!
-//! Argon2id and the rules run on the [`Pool`]'s threads alone. What is left for an async thread is to make a
-//! [`Password`], which takes a tenth of a millisecond at worst, however long the text is.
+//! Argon2id and the rules run only on the [`Pool`]'s threads. An async thread only makes a [`Password`], which takes a
+//! tenth of a millisecond at worst, however long the text is.
 
 mod argon;
 pub mod breached;
@@ -39,10 +39,10 @@ pub use pool::{Pool, PoolError, PoolSettings, StartError};
 pub use recipe::Verdict;
 pub use rules::{MAX_LENGTH, Refusal, Rules};
 
-/// A password in the clear, as long as it must be: wiped from memory when dropped, redacted by `Debug`.
+/// A password in the clear, for no longer than necessary: wiped from memory when dropped, redacted by `Debug`.
 ///
 /// It is NFKC-normalised (NIST SP 800-63B-4, section 3.1.1.2), because one keyboard sends `é` as one code point and
-/// another as two, and nobody sees the difference. It is never truncated.
+/// another as two, and nobody can see the difference. It is never truncated.
 ///
 /// ```
 /// use gatepass::password::Password;
@@ -54,13 +54,14 @@ pub use rules::{MAX_LENGTH, Refusal, Rules};
 #[derive(Clone)]
 pub struct Password {
     normalized: SecretString,
-    /// What was typed, where that is something else: other systems have hashed it as it came.
+    /// What was typed, if that differs: other systems have hashed it without normalising it.
     typed: Option<SecretString>,
 }
 
 impl Password {
-    /// Takes what somebody typed. What is too long for a password whatever becomes of it is not normalised, which takes
-    /// longest when the text is longest: there is nothing to do with it but to refuse it, by its [length](Self::length).
+    /// Takes what somebody typed. A text that would be too long for a password even after normalisation is not
+    /// normalised, since that takes longest for the longest texts: it can only be refused, by its
+    /// [length](Self::length).
     pub fn new(typed: &str) -> Self {
         if typed.chars().nth(MAX_TYPED).is_some() {
             return Self { normalized: typed.into(), typed: None };
@@ -82,12 +83,12 @@ impl Password {
         self.normalized.expose_secret()
     }
 
-    /// What was typed: for the system that users come from, which may not normalise.
+    /// What was typed, for the system that users come from, which may not normalise.
     pub(crate) fn as_typed(&self) -> &str {
         self.typed().unwrap_or_else(|| self.expose())
     }
 
-    /// What was typed, where that is something else.
+    /// What was typed, if that differs.
     fn typed(&self) -> Option<&str> {
         self.typed.as_ref().map(ExposeSecret::expose_secret)
     }
@@ -99,26 +100,27 @@ impl fmt::Debug for Password {
     }
 }
 
-/// The most memory that verifications may take beside their threads' own, in bytes: all of them together, and so each
-/// hash of another system. 129 MiB: the greatest of OWASP's choices for scrypt has 128 MiB, and some KiB for its blocks.
+/// The most memory, in bytes, that all verifications together may take beyond their threads' own, and therefore the
+/// most for each hash of another system. 129 MiB: the largest of OWASP's choices for scrypt takes 128 MiB, and some KiB
+/// for its blocks.
 const MAX_BORROWED: u64 = 129 << 20;
 
-/// The most characters, before normalisation, of what may be a password after it.
+/// The most characters that a text may have before normalisation if it is to be a password after it.
 ///
-/// Normalisation makes a text shorter where it puts characters together, never more than four into one: the canonical
+/// Normalisation shortens a text where it composes characters, but never more than four into one: the canonical
 /// decomposition of a character has at most four (UAX 15 section 9, table of expansion factors).
 const MAX_TYPED: usize = 4 * MAX_LENGTH;
 
-/// A hashed password as the store keeps it: a PHC string, `$argon2id$v=19$m=…,t=…,p=…$salt$hash`, or what came from
-/// another system and has not been replaced yet ([`foreign`]).
+/// A hashed password as the store keeps it: a PHC string, `$argon2id$v=19$m=…,t=…,p=…$salt$hash`, or a hash that came
+/// from another system and has not been replaced yet ([`foreign`]).
 ///
-/// `Debug` is redacted: who has a hash can guess at the password, so it does not belong in a log.
+/// `Debug` is redacted: whoever has a hash can try to guess the password, so it does not belong in a log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HashedPassword(String);
 
 impl HashedPassword {
-    /// Takes the text from the store, whatever it is: what cannot be read shows when it is verified
-    /// ([`Verdict::Unreadable`]), where somebody can be told.
+    /// Takes any text from the store. One that cannot be read shows when it is verified ([`Verdict::Unreadable`]),
+    /// where it can be reported.
     pub fn from_stored(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -167,12 +169,12 @@ mod tests {
 
     #[test]
     fn no_text_that_may_be_a_password_is_too_long_to_normalise() {
-        // One of the characters that take the most: four into one.
+        // One of the characters with the longest decomposition: four into one.
         let typed = "\u{3b1}\u{313}\u{300}\u{345}";
         let password = Password::new(&typed.repeat(MAX_LENGTH));
         assert_eq!((typed.chars().count(), password.length()), (4, MAX_LENGTH));
         assert!(Password::new(&typed.repeat(MAX_LENGTH + 1)).length() > MAX_LENGTH);
-        // No character takes more.
+        // No character has a longer one.
         for c in '\0'..=char::MAX {
             assert!(c.nfd().count() <= 4, "{c:?}");
         }

@@ -1,22 +1,23 @@
-//! The threads that compute hashes, and the queue before them.
+//! The threads that compute hashes, and the queue in front of them.
 //!
-//! A hash takes tens of milliseconds of one core and megabytes of memory, and anyone may ask for one. So there are a
-//! fixed number of threads for them, each with memory of its own, and a queue of fixed length: whatever the load, the
-//! async threads stay free, memory stays within bounds, and who cannot be served soon is told so at once.
+//! A hash takes tens of milliseconds of one core and megabytes of memory, and anyone may ask for one. So hashes are
+//! computed by a fixed number of threads, each with memory of its own, behind a queue of fixed length. Whatever the
+//! load, the async threads stay free, memory stays within bounds, and a caller who cannot be served soon is told so at
+//! once.
 //!
-//! The bounds are `threads × memory`, and [`MAX_BORROWED`] for all stored hashes together that take memory beside their
-//! thread's: imported ones, and those from before our own parameters were lowered. One that would take more than is left
-//! waits until others have given theirs back.
+//! Memory is bounded by `threads × memory`, plus [`MAX_BORROWED`] for all stored hashes together that take memory
+//! beyond their thread's: imported ones, and those from before our own parameters were lowered. A hash that would take
+//! more than is left waits until others have returned theirs.
 //!
-//! The threads count for less than all others where the system tells threads apart (Linux, `nice` 10), or else they would
+//! Where threads can have priorities of their own (Linux), the hashing threads run at `nice` 10; otherwise they would
 //! take the cores that requests need for microseconds. On two cores, with both hashing and sixty callers storming, the
-//! median bearer check took 1.2 times as long as in peace; at the same priority as the others it took 3 to 4 times as
-//! long. Hashes are as quick either way while nobody else wants the cores. (`tests/storm.rs`; `make bench-password` has
-//! the same without the service.)
+//! median bearer check took 1.2 times as long as without the storm; with hashing threads at the same priority as the
+//! others, it took 3 to 4 times as long. While nobody else wants the cores, hashes take the same time either way.
+//! (`tests/storm.rs`; `make bench-password` measures the same without the service.)
 //!
-//! First come, first served, but for those that wait for memory: others that need none go past them. A job whose caller
-//! has hung up is dropped before it starts, and so is one that has waited for longer than the deadline: work that nobody
-//! waits for any more would make everyone behind it late too.
+//! Jobs are served first come, first served, except that jobs that need no extra memory overtake those that wait for
+//! it. A job whose caller has hung up is dropped before it starts, and so is one that has waited longer than the
+//! deadline: work that nobody waits for any more would delay everyone behind it.
 
 use std::{
     collections::VecDeque,
@@ -42,14 +43,14 @@ use super::{
     rules,
 };
 
-/// How much less than others the hashing threads count, as `nice` has it.
+/// The niceness of the hashing threads.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
 
-/// The longest that a refusal is held back. The dearest imported hashes take about as long.
+/// The longest time for which a refusal is held back. The most expensive imported hashes take about as long.
 const MAX_DELAY: Duration = Duration::from_secs(2);
 
-/// How a [`Pool`] is made.
+/// The settings of a [`Pool`].
 #[derive(Clone, Debug)]
 pub struct PoolSettings {
     /// How many hashes are computed at once (`PASSWORD_HASH_THREADS`).
@@ -78,7 +79,7 @@ pub enum StartError {
         /// What each of them needs.
         memory_kib: u32,
     },
-    /// The system refused a thread.
+    /// The system refused to start a thread.
     #[error("could not start a hashing thread")]
     Thread(#[from] io::Error),
 }
@@ -86,14 +87,14 @@ pub enum StartError {
 /// Why there is no hash or verdict.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
-    /// Too many are waiting, or this one has waited for longer than the deadline. Nothing was computed.
+    /// Too many jobs are waiting, or this one has waited longer than the deadline. Nothing was computed.
     #[error("too many passwords are waiting to be hashed")]
     Overloaded {
-        /// When it may be worth to try again: whole seconds, at least one, by what the queue holds now.
+        /// When it may be worth trying again: in whole seconds, at least one, judged by what the queue holds now.
         retry_after: Duration,
     },
-    /// A fault of ours or of the machine's: the work panicked (the panic hook has said where), a stored hash wants more
-    /// memory than there is, or the file of breached passwords cannot be read any more.
+    /// A failure of ours or of the machine: the work panicked (the panic hook has said where), a stored hash needs more
+    /// memory than there is, or the file of breached passwords can no longer be read.
     #[error("hashing failed: a panic, no memory, or no file of breached passwords")]
     Failed,
 }
@@ -124,11 +125,12 @@ pub enum PoolError {
 #[derive(Clone)]
 pub struct Pool(Arc<Handle>);
 
-/// What the clones share. Its end is the threads' end.
+/// What the clones share. When it is dropped, the threads end.
 struct Handle {
     queue: Arc<Queue>,
     recipe: Arc<Recipe>,
-    /// How long the longest verification has taken that tells by its time whose it is, in microseconds.
+    /// The longest time, in microseconds, taken by a verification that can be told by its time from one for a user who
+    /// does not exist.
     longest: AtomicU64,
 }
 
@@ -144,12 +146,12 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// When the parameters are outside their bounds, or the system has not that many threads or that much memory.
+    /// When the parameters are out of bounds, or the system cannot provide that many threads or that much memory.
     pub fn new(settings: PoolSettings) -> Result<Self, StartError> {
         let PoolSettings { threads, queue, params, peppers, deadline } = settings;
         params.check()?;
         let recipe = Arc::new(Recipe { params, peppers });
-        // Made first: when a later thread cannot be started, dropping it ends the earlier ones.
+        // Made first: if a later thread cannot be started, dropping the pool ends the earlier ones.
         let queue = Arc::new(Queue::new(threads, queue, deadline));
         let pool = Self(Arc::new(Handle { queue, recipe, longest: AtomicU64::new(0) }));
         for number in 0..threads.get() {
@@ -161,7 +163,7 @@ impl Pool {
             let queue = Arc::clone(&pool.0.queue);
             thread::Builder::new().name(format!("gatepass-hash-{number}")).spawn(move || {
                 yield_to_others();
-                // Here, beside the rest of the start and the other threads.
+                // Here, in parallel with the rest of the start and with the other threads.
                 memory.fill();
                 while queue.run_next(&mut memory) {}
             })?;
@@ -174,15 +176,15 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`PoolError::Overloaded`] at once when the queue is full, or when this job's turn comes too late;
-    /// [`PoolError::Failed`] when the machine lets us down.
+    /// [`PoolError::Overloaded`], at once if the queue is full, or when this job's turn comes too late;
+    /// [`PoolError::Failed`] if the work fails.
     pub async fn hash(&self, password: &Password, salt: [u8; 16]) -> Result<HashedPassword, PoolError> {
         let (password, recipe) = (password.clone(), Arc::clone(&self.0.recipe));
         self.run(move |memory| recipe.hash(&password, salt, memory)).await
     }
 
-    /// What to store in place of a fast hash of another system: Argon2id over its digest, with the pool's parameters. The
-    /// salt must be random and used for nothing else.
+    /// Makes what to store in place of a fast hash of another system: Argon2id over its digest, with the pool's
+    /// parameters. The salt must be random and used for nothing else.
     ///
     /// # Errors
     ///
@@ -192,12 +194,15 @@ impl Pool {
         self.run(move |memory| recipe.wrap(&fast, salt, memory)).await
     }
 
-    /// Holds a password against what is stored for the user.
+    /// Checks a password against what is stored for the user.
     ///
-    /// `None` is a user who does not exist: the work is the same, the verdict always [`Verdict::NoMatch`]. The work is
-    /// also the same when nothing can be read from what is stored, and when it is a hash that costs less than new ones,
-    /// to within a tenth. A hash that costs more takes longer; once one has, all that is not a match is answered no sooner
-    /// after it was begun, up to two seconds. That holds up no thread, and who waits cannot tell one from the other.
+    /// `None` stands for a user who does not exist: the work is the same, and the verdict always [`Verdict::NoMatch`].
+    /// The work is also the same if what is stored cannot be read and, to within a tenth, if it is a hash that costs
+    /// less than new ones.
+    ///
+    /// A hash that costs more takes longer. Once one has, every answer except a match is held back until as much time
+    /// has passed since its work began, up to two seconds. That occupies no thread, and the caller cannot tell one case
+    /// from another.
     ///
     /// # Errors
     ///
@@ -210,8 +215,9 @@ impl Pool {
         Ok(self.verify_with(password, stored, None).await?.0)
     }
 
-    /// The same, and where the password is right and what is stored outdated, what to store in its place: hashed with
-    /// this salt, which must be random and used for nothing else, in the same turn of the same thread.
+    /// Like [`Pool::verify`]; if the password is right and what is stored is outdated, also returns what to store in
+    /// its place, hashed with this salt in the same turn of the same thread. The salt must be random and used for
+    /// nothing else.
     ///
     /// # Errors
     ///
@@ -238,7 +244,7 @@ impl Pool {
             let verdict = recipe.verify(&password, stored.as_ref(), memory)?;
             let took = begun.elapsed();
             let is_outdated = matches!(verdict, Verdict::Match { outdated: true });
-            // The verdict stands, whatever becomes of that.
+            // The verdict stands even if this fails.
             let renewed =
                 salt.filter(|_| is_outdated).and_then(|salt| recipe.hash(&password, salt, memory).ok());
             Ok((verdict, renewed, took))
@@ -249,23 +255,23 @@ impl Pool {
             self.0.longest.fetch_max(micros, Ordering::Relaxed);
         }
         if !matches!(verdict, Verdict::Match { .. }) {
-            // From when a thread took it. Several attempts at once for one user still wait for each other's hashes, which
-            // attempts for nobody do not: docs/foreign-hashes.md says so.
+            // Counted from when a thread took the job. Several attempts at once for one user still wait for each
+            // other's hashes, while attempts for a user who does not exist do not: see docs/foreign-hashes.md.
             tokio::time::sleep(self.shortest_refusal().saturating_sub(took)).await;
         }
         Ok((verdict, renewed))
     }
 
-    /// How soon a refusal may be answered.
+    /// The shortest time in which a refusal may be answered.
     fn shortest_refusal(&self) -> Duration {
         Duration::from_micros(self.0.longest.load(Ordering::Relaxed)).min(MAX_DELAY)
     }
 
-    /// [`rules::check`], on a hashing thread: it takes milliseconds, or looks into a file.
+    /// Runs [`rules::check`] on a hashing thread, since it takes milliseconds or reads a file.
     ///
     /// # Errors
     ///
-    /// As for [`Pool::hash`]. Within, the first rule that the password breaks.
+    /// As for [`Pool::hash`]. The inner error is the first rule that the password breaks.
     pub async fn check(
         &self,
         password: &Password,
@@ -285,8 +291,8 @@ impl Pool {
         })
     }
 
-    /// Says now what a job would be told that was begun now: for a caller who would rather not do first what is in vain
-    /// then. No place is kept for them.
+    /// Checks whether a job begun now would find a place, for a caller who would otherwise do other work in vain first.
+    /// This reserves no place.
     ///
     /// # Errors
     ///
@@ -295,7 +301,7 @@ impl Pool {
         self.0.queue.lock_with_room().map(drop)
     }
 
-    /// What goes into its hashes.
+    /// The peppers that go into its hashes.
     pub fn peppers(&self) -> &Peppers {
         &self.0.recipe.peppers
     }
@@ -315,14 +321,15 @@ impl Pool {
         self.0.queue.lock().running
     }
 
-    /// How many jobs there may be, waiting and running together.
+    /// How many jobs may be waiting and running altogether.
     pub fn capacity(&self) -> usize {
         self.0.queue.capacity
     }
 
-    /// Has `watcher` told of each job that was done: how long it waited, and how long it took. Only the first one is.
+    /// Calls `watcher` for each finished job with how long it waited and how long it took. Only the first watcher is
+    /// used.
     pub fn watch(&self, watcher: impl Fn(Duration, Duration) + Send + Sync + 'static) {
-        // A second one is not what anybody wants; nothing depends on it.
+        // Nobody wants a second one, and nothing depends on it.
         let _ = self.0.queue.watcher.set(Box::new(watcher));
     }
 
@@ -333,7 +340,7 @@ impl Pool {
         self.run_with(0, work).await
     }
 
-    /// Has work done that takes so many bytes beside its thread's memory.
+    /// Runs work that takes `borrowed` bytes beyond its thread's memory.
     async fn run_with<T: Send + 'static>(
         &self,
         borrowed: u64,
@@ -355,11 +362,11 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// Lets every other thread go first that has something to do. A hash takes all of a core for as long as it runs; an
-/// async thread wants little, at once.
+/// Lets every other thread that has something to do go first. A hash takes all of a core for as long as it runs; an
+/// async thread needs little, but at once.
 #[cfg(target_os = "linux")]
 fn yield_to_others() {
-    // Linux takes the calling thread for the process, and anybody may lower their own.
+    // On Linux this applies to the calling thread alone, and anybody may lower their own priority.
     if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
         tracing::debug!(%error, "hashing threads keep the priority of the others");
     }
@@ -372,7 +379,7 @@ fn yield_to_others() {}
 trait Job: Send {
     /// Whether the caller has gone.
     fn is_abandoned(&self) -> bool;
-    /// Does the work, and gives back what tells the caller.
+    /// Does the work, and returns the function that answers the caller.
     fn run(self: Box<Self>, memory: &mut Memory) -> Box<dyn FnOnce()>;
     fn refuse(self: Box<Self>, error: PoolError);
 }
@@ -393,7 +400,7 @@ where
 
     fn run(self: Box<Self>, memory: &mut Memory) -> Box<dyn FnOnce()> {
         let Self { work, answer } = *self;
-        // A panic ends the job, not the thread. The memory is plain numbers, good for the next hash whatever they are.
+        // A panic ends the job, not the thread. The memory holds plain numbers, and any will do for the next hash.
         let result = match catch_unwind(AssertUnwindSafe(|| work(memory))) {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => {
@@ -415,23 +422,23 @@ where
 /// The jobs between the callers and the threads.
 struct Queue {
     state: Mutex<State>,
-    /// A job has come, or the pool has gone.
+    /// A job has arrived, or the pool is gone.
     changed: Condvar,
     threads: usize,
-    /// How many jobs there may be, waiting and running together.
+    /// How many jobs may be waiting and running altogether.
     capacity: usize,
     deadline: Duration,
     watcher: OnceLock<Watcher>,
 }
 
-/// Is told how long a job waited, and how long it took.
+/// Called with how long a job waited and how long it took.
 type Watcher = Box<dyn Fn(Duration, Duration) + Send + Sync>;
 
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Waiting>,
     running: usize,
-    /// How many bytes those that are running take beside their threads' memory.
+    /// How many bytes the running jobs take beyond their threads' memory.
     borrowed: u64,
     /// How long a job takes: a moving average.
     typical: Duration,
@@ -440,17 +447,18 @@ struct State {
 
 struct Waiting {
     job: Box<dyn Job>,
-    /// How many bytes it takes beside its thread's memory.
+    /// How many bytes it takes beyond its thread's memory.
     borrowed: u64,
     since: Instant,
-    /// The span of whoever asked, and below it that of the wait.
+    /// The caller's span and, below it, that of the wait.
     caller: Span,
     wait: Span,
 }
 
 impl State {
-    /// Takes the first job for which there is memory. Of those that borrow, nobody goes past another, so that a stream of
-    /// small ones keeps no great one waiting. One alone is always served: what it may take was settled when it was read.
+    /// Takes the first job for which there is memory. Jobs that borrow memory do not overtake one another, so that a
+    /// stream of small ones cannot keep a large one waiting. A single one is always served: how much it may take was
+    /// decided when its hash was read.
     fn take_first(&mut self) -> Option<Waiting> {
         let mut may_borrow = true;
         let at = self.jobs.iter().position(|waiting| {
@@ -475,16 +483,16 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No job runs while it is locked, so a panic has left nothing half done.
+        // No job runs while the state is locked, so a panic has left nothing half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The state with a place for one more.
+    /// Locks the state, with a place for one more job.
     fn lock_with_room(&self) -> Result<MutexGuard<'_, State>, PoolError> {
         let mut state = self.lock();
         let is_full = |state: &State| state.jobs.len() + state.running >= self.capacity;
         if is_full(&state) {
-            // Who has hung up holds no place.
+            // A caller who has hung up holds no place.
             state.jobs.retain(|waiting| !waiting.job.is_abandoned());
         }
         if is_full(&state) { Err(self.overloaded(&state)) } else { Ok(state) }
@@ -499,7 +507,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits for the next job and does it. False when the pool has gone.
+    /// Waits for the next job and does it. Returns false if the pool is gone.
     fn run_next(&self, memory: &mut Memory) -> bool {
         let Some(Waiting { job, borrowed, since, caller, wait }) = self.next(memory) else { return false };
         drop(wait);
@@ -513,14 +521,14 @@ impl Queue {
             state.typical = if state.typical.is_zero() { took } else { (state.typical * 7 + took) / 8 };
         }
         if borrowed > 0 {
-            // This thread may take one that has waited for the memory; there may be room for more.
+            // This thread may take a job that has waited for the memory, and there may be room for more.
             self.changed.notify_all();
         }
         if let Some(watcher) = self.watcher.get() {
             watcher(start - since, took);
         }
         drop(caller);
-        // Only now: who has an answer finds the place free again, and their span is nobody else's to end.
+        // Only now: a caller who has an answer finds the place free again, and nobody else still holds their span.
         answer();
         true
     }
@@ -541,7 +549,7 @@ impl Queue {
                 return Some(waiting);
             }
             if memory.is_dirty() {
-                // Only now: under load the next hash writes over it anyway.
+                // Only when idle: under load the next hash overwrites it anyway.
                 drop(state);
                 memory.wipe();
                 state = self.lock();
@@ -552,7 +560,7 @@ impl Queue {
         None
     }
 
-    /// The refusal with the time after which what is there now will be done, or given up.
+    /// The refusal, with the time after which the current jobs will be done or given up.
     fn overloaded(&self, state: &State) -> PoolError {
         let jobs = state.jobs.len() + state.running;
         let rounds = u32::try_from(jobs / self.threads).unwrap_or(u32::MAX).saturating_add(1);
@@ -700,7 +708,7 @@ mod tests {
             begin(second.as_mut());
             assert!(matches!(pool.run(counted()).await, Err(PoolError::Overloaded { .. })));
         }
-        // Both callers have gone: there is room again, and only what is asked for now will run.
+        // Both callers have gone: there is room again, and only what is requested from now on will run.
         let mut third = pin!(pool.run(counted()));
         begin(third.as_mut());
         assert_eq!(pool.queued(), 1);
@@ -753,11 +761,11 @@ mod tests {
         let (work, second_has_begun, release_second) = blocker();
         let mut second = pin!(pool.run_with(MAX_BORROWED / 2, work));
         begin(second.as_mut());
-        // There would be memory for this one, but not before one that came earlier.
+        // There is memory for this one, but it must not overtake one that came earlier.
         let (work, third_has_begun, release_third) = blocker();
         let mut third = pin!(pool.run_with(1, work));
         begin(third.as_mut());
-        // Who needs none does not wait for it.
+        // A job that needs no memory does not wait for it.
         pool.run(|_| Ok(())).await.unwrap();
         assert_eq!((pool.queued(), pool.running()), (2, 1));
 
@@ -769,7 +777,7 @@ mod tests {
         second.await.unwrap();
         third.await.unwrap();
         assert_eq!(pool.0.queue.lock().borrowed, 0);
-        // As a hash from before our own parameters were lowered may.
+        // A hash from before our own parameters were lowered may take this much.
         pool.run_with(8 * MAX_BORROWED, |_| Ok(())).await.unwrap();
     }
 
@@ -793,7 +801,7 @@ mod tests {
         running.await.unwrap();
     }
 
-    /// The clock of tokio stands but for its own sleeps, which are what is looked at.
+    /// Tokio's clock advances only by its own sleeps, which are what this measures.
     #[tokio::test(start_paused = true)]
     async fn refusals_take_as_long_as_the_longest() {
         let pool = pool(1, 8, LONG);
@@ -838,7 +846,7 @@ mod tests {
     fn retry_after_is_true_to_the_queue() {
         let queue = Queue::new(NonZeroUsize::new(2).unwrap(), 100, Duration::from_secs(5));
         let table = [
-            // milliseconds for each, running, seconds
+            // milliseconds per job, running, seconds
             (0, 0, 1),
             (30, 2, 1),
             (30, 102, 2),
