@@ -1,9 +1,11 @@
-//! A local file of passwords that have been seen in breaches, looked up where it lies.
+//! A local file of passwords that have been seen in breaches, searched in place.
 //!
-//! The file has one SHA-1 of a password a line, in hexadecimal, in ascending order: what the downloader of Have I Been
-//! Pwned writes (`HASH:COUNT`, the count is not looked at), or the first digits of each, which make a smaller file:
-//! `cut -c1-16`. All lines have the same number of digits. Nothing is loaded: with a billion lines a look-up reads some
-//! thirty of them. The password never leaves the process, nor does a part of its hash.
+//! The file has the SHA-1 of one password per line, in hexadecimal, in ascending order. That is what the downloader of
+//! Have I Been Pwned writes (`HASH:COUNT`; the count is ignored). A smaller file may hold only the first digits of
+//! each, as from `cut -c1-16`. All lines have the same number of digits.
+//!
+//! Nothing is loaded: with a billion lines, a lookup reads about thirty of them. The password never leaves the process,
+//! nor does any part of its hash.
 
 use std::{
     cmp::Ordering,
@@ -17,14 +19,14 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
 use super::Password;
 
-/// The fewest digits of a hash. With 12, one good password in a quarter of a million is refused for another that is
-/// among a billion; with 16, none.
+/// The minimum number of digits of a hash. With 12, among a billion lines, one good password in a quarter of a million
+/// is refused in place of another; with 16, none.
 const MIN_DIGITS: usize = 12;
 /// The digits of a SHA-1.
 const MAX_DIGITS: usize = 40;
-/// The longest line, with its end: a SHA-1, a colon, and a count of 64 bits.
+/// The longest line, including its line end: a SHA-1, a colon, and a 64-bit count.
 const MAX_LINE: usize = 64;
-/// How many lines are looked at when the file is opened.
+/// How many lines are checked when the file is opened.
 const SAMPLES: u64 = 256;
 
 /// The opened file.
@@ -45,17 +47,17 @@ pub enum BreachedFileError {
     /// It is empty.
     #[error("the file of breached passwords is empty")]
     Empty,
-    /// Something else than hashes.
+    /// It holds something other than hashes.
     #[error(
         "line at byte {0}: expected {MIN_DIGITS} to {MAX_DIGITS} hexadecimal digits, as many on every line"
     )]
     Line(u64),
-    /// Looking things up needs an order.
+    /// The lookup needs the hashes in order.
     #[error("line at byte {0}: the hashes are not in ascending order (sort the file)")]
     Order(u64),
 }
 
-/// A line of the file: where it begins, where the next one does, and its hash in upper case.
+/// A line of the file: where it begins, where the next one begins, and its hash in upper case.
 struct Line {
     start: u64,
     next: u64,
@@ -63,7 +65,7 @@ struct Line {
 }
 
 impl BreachedFile {
-    /// Opens the file, and looks at lines from all over it.
+    /// Opens the file, and checks lines from all over it.
     ///
     /// # Errors
     ///
@@ -91,16 +93,16 @@ impl BreachedFile {
         Ok(file)
     }
 
-    /// Whether the password is in the file. Reads from it, so it has no place on an async thread.
+    /// Whether the password is in the file. It reads the file, so it does not belong on an async thread.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, or a line that is met is none.
+    /// When the file cannot be read, or a line read is malformed.
     pub fn contains(&self, password: &Password) -> Result<bool, BreachedFileError> {
         let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, password.expose().as_bytes());
         let mut sought: Vec<u8> = digest.as_ref().iter().flat_map(|byte| hexadecimal(*byte)).collect();
         sought.truncate(self.digits);
-        // The line, if there is one, begins within these.
+        // The line, if there is one, begins within these bounds.
         let (mut low, mut high) = (0, self.length);
         while low < high {
             let line = self.line_at(low + (high - low) / 2)?;
@@ -113,7 +115,7 @@ impl BreachedFile {
         Ok(false)
     }
 
-    /// The line that the byte at this position belongs to.
+    /// The line to which the byte at this position belongs.
     fn line_at(&self, position: u64) -> Result<Line, BreachedFileError> {
         let mut bytes = [0; 2 * MAX_LINE];
         let offset = position.saturating_sub(MAX_LINE as u64);
@@ -152,7 +154,7 @@ impl BreachedFile {
     }
 }
 
-/// A byte as two digits in upper case.
+/// A byte as two hexadecimal digits in upper case.
 fn hexadecimal(byte: u8) -> [u8; 2] {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]

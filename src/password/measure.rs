@@ -1,4 +1,4 @@
-//! What a hash costs on this machine, and which parameters make the best of a given time.
+//! Measures what a hash costs on this machine, and recommends the parameters that make the best of a given time.
 
 use std::{
     num::NonZeroUsize,
@@ -7,7 +7,7 @@ use std::{
 
 use super::{Params, Password, Peppers, Pool, PoolError, PoolSettings, StartError};
 
-/// OWASP's choices for Argon2id, as memory in KiB and passes: at least one of them has to be reached.
+/// OWASP's choices for Argon2id, as memory in KiB and passes. At least one of them has to be reached.
 /// <https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html#argon2id>
 pub const OWASP_MINIMUM: &[(u32, u32)] = &[(47_104, 1), (19_456, 2), (12_288, 3), (9_216, 4), (7_168, 5)];
 
@@ -18,7 +18,7 @@ impl Params {
     }
 }
 
-/// How many hashes are computed for one measurement, of which the quickest counts: what is slower was disturbed.
+/// How many hashes are computed for one measurement. The fastest counts, since slower ones were disturbed.
 const TRIES: u8 = 5;
 
 /// The most passes that are recommended; more time is better spent on memory.
@@ -27,7 +27,7 @@ const MAX_ITERATIONS: u128 = 64;
 /// Why nothing could be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum MeasureError {
-    /// The parameters are no good, or there is not that much memory.
+    /// The parameters are unusable, or there is not that much memory.
     #[error(transparent)]
     Start(#[from] StartError),
     /// A hash failed.
@@ -35,7 +35,7 @@ pub enum MeasureError {
     Pool(#[from] PoolError),
 }
 
-/// How long a hash with these parameters takes here, on a thread that has nothing else to do.
+/// Measures how long a hash with these parameters takes here, on a thread that has nothing else to do.
 ///
 /// # Errors
 ///
@@ -58,10 +58,11 @@ pub async fn measure(params: Params) -> Result<Duration, MeasureError> {
     Ok(quickest)
 }
 
-/// The parameters that come nearest to `target` from below, with `memory_kib` at most, when a pass over that much takes
-/// `pass`; never less than OWASP's minimum, though it take longer.
+/// The parameters that come closest to `target` without exceeding it, with `memory_kib` at most, if a pass over that
+/// much memory takes `pass`; never less than OWASP's minimum, even if that takes longer.
 ///
-/// As much memory as may be, for that is what attackers have to pay for, and then as many passes as there is time for.
+/// They use as much memory as allowed, since that is what attackers have to pay for, and then as many passes as there
+/// is time for.
 pub fn recommend(pass: Duration, memory_kib: u32, target: Duration) -> Params {
     let passes = |memory: u32| {
         let work = target.as_nanos() * u128::from(memory_kib) / pass.as_nanos().max(1);
@@ -73,7 +74,7 @@ pub fn recommend(pass: Duration, memory_kib: u32, target: Duration) -> Params {
     choices
         .map(|memory| params((memory, passes(memory))))
         .find(Params::reaches_owasp_minimum)
-        // Too little time for any: the greatest of OWASP's that the memory allows, or the smallest of all.
+        // Too little time for any: the largest of OWASP's choices that the memory allows, or the smallest of all.
         .or_else(|| OWASP_MINIMUM.iter().copied().find(|&(memory, _)| memory <= memory_kib).map(params))
         .or_else(|| OWASP_MINIMUM.last().copied().map(params))
         .expect("there is a last one")
@@ -86,12 +87,12 @@ mod tests {
     #[test]
     fn recommendations() {
         let table = [
-            // milliseconds for a pass over, KiB, target; memory, passes
+            // milliseconds for a pass over these KiB, target; memory, passes
             (10, 19_456, 50, (19_456, 5)),
             (10, 19_456, 20, (19_456, 2)),
             (25, 65_536, 50, (65_536, 2)),
             (25, 65_536, 49, (65_536, 1)),
-            // No time for two passes over so much: less memory.
+            // No time for two passes over this much: less memory.
             (17, 32_768, 30, (19_456, 2)),
             // No time for anything: OWASP's minimum all the same.
             (10, 19_456, 1, (19_456, 2)),

@@ -1,11 +1,13 @@
-//! A secret that goes into every password hash and is not in the database: who has stolen the hashes cannot try a
+//! A secret that goes into every password hash and is not in the database: whoever has stolen the hashes cannot try a
 //! single password without it.
 //!
 //! It is Argon2's own secret input (RFC 9106 section 3.1, `K`), so any library with the pepper computes the same hash,
-//! and it costs nothing. Each pepper has a name, and a hash says which it was made with: `keyid` in the PHC string, the
-//! base64 of the name. So a new one can be put before an old one, and every hash moves over at its owner's next login.
-//! `none` in the first place makes new hashes without one while the others are known: the first step to a first pepper,
-//! which every replica has to know before one uses it, and the last step away from peppers.
+//! and it costs nothing. Each pepper has a name, and a hash says which one it was made with: `keyid` in the PHC string
+//! is the base64 of the name. So a new pepper can be put before an old one, and every hash moves to it at its owner's
+//! next login.
+//!
+//! With `none` in first place, new hashes are made without a pepper while the others stay known. That is the first step
+//! to a first pepper, which every replica has to know before any replica uses it, and the last step away from peppers.
 
 use std::{fmt, str::FromStr};
 
@@ -16,11 +18,11 @@ use base64::{
 };
 use zeroize::Zeroizing;
 
-/// The fewest bytes of a pepper.
+/// The minimum length of a pepper, in bytes.
 const MIN_BYTES: usize = 32;
-/// The most bytes of a pepper: the block of the hash function beneath, and more than anybody can guess.
+/// The maximum length of a pepper, in bytes: a block of the underlying hash function, and more than anybody can guess.
 const MAX_BYTES: usize = 128;
-/// The longest name: with it, `keyid` is what the PHC format allows, 8 bytes.
+/// The longest name, in bytes: the PHC format allows 8 for `keyid`.
 const MAX_NAME: usize = 8;
 
 /// With padding or without.
@@ -41,7 +43,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 #[derive(Clone, Default)]
 pub struct Peppers {
     known: Vec<Pepper>,
-    /// New hashes are made without.
+    /// Whether new hashes are made without a pepper.
     is_none_first: bool,
 }
 
@@ -51,7 +53,7 @@ pub(super) struct Pepper {
     secret: Zeroizing<Vec<u8>>,
 }
 
-/// Why a text is no list of peppers. Says nothing of the secrets.
+/// Why a text is not a list of peppers. It says nothing about the secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PepperError {
     /// One of them is not `name:base64`.
@@ -63,16 +65,16 @@ pub enum PepperError {
     /// What follows the name is not base64.
     #[error("a pepper is base64 after its name and a colon")]
     Base64,
-    /// Too little can be guessed; far too much is a mistake.
+    /// Too short a secret can be guessed; one that is far too long is a mistake.
     #[error("a pepper is {MIN_BYTES} to {MAX_BYTES} bytes, as base64")]
     Length,
-    /// Nobody could say which of the two a hash was made with.
+    /// It would be unclear which of the two a hash was made with.
     #[error("two peppers have the same name")]
     Twice,
 }
 
 impl Peppers {
-    /// The one for new hashes.
+    /// The pepper for new hashes, if there is one.
     pub(super) fn newest(&self) -> Option<&Pepper> {
         self.known.first().filter(|_| !self.is_none_first)
     }
@@ -86,7 +88,7 @@ impl Peppers {
         self.known.len()
     }
 
-    /// The secrets, for those who judge whether they can be guessed.
+    /// The secrets, for a check of whether they can be guessed.
     pub fn secrets(&self) -> impl Iterator<Item = &[u8]> {
         self.known.iter().map(Pepper::secret)
     }
@@ -102,12 +104,12 @@ impl Pepper {
     }
 }
 
-/// The name as `keyid` of a PHC string.
+/// The name as the `keyid` of a PHC string.
 pub(super) fn key_id(name: &str) -> String {
     STANDARD_NO_PAD.encode(name)
 }
 
-/// The name in a PHC string's `keyid`, if it is one.
+/// The name in a PHC string's `keyid`, if that holds one.
 pub(super) fn name_of(key_id: &str) -> Option<String> {
     let name = String::from_utf8(STANDARD_NO_PAD.decode(key_id).ok()?).ok()?;
     is_name(&name).then_some(name)

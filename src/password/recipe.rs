@@ -1,4 +1,4 @@
-//! The way from a password to what is stored, and from there to a verdict, whichever family the hash is of.
+//! From a password to what is stored, and from there to a verdict, for hashes of every family.
 
 use std::time::Instant;
 
@@ -11,25 +11,26 @@ use super::{
     memory::Memory,
 };
 
-/// What came of holding a password against a stored hash.
+/// The result of checking a password against a stored hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Another password, or no such user.
+    /// The password is wrong, or there is no such user.
     NoMatch,
-    /// This is the password.
+    /// The password is right.
     Match {
-        /// The hash is of another algorithm or has other parameters than new ones get: make a new one while the
+        /// Whether the hash has another algorithm or other parameters than new ones get: make a new one while the
         /// password is at hand.
         outdated: bool,
     },
-    /// Nobody can log in with what is stored. To the client it is [`Verdict::NoMatch`]; the operator should hear of it.
+    /// Nobody can log in with what is stored. Clients should see this as [`Verdict::NoMatch`]; the operator should hear
+    /// of it.
     Unreadable(Unreadable),
 }
 
 /// What a verification will take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Demand {
-    /// Bytes of memory beside the thread's own.
+    /// Bytes of memory beyond the thread's own.
     pub(super) borrowed: u64,
     /// Whether it takes as long as for a user who does not exist.
     pub(super) is_usual: bool,
@@ -75,18 +76,20 @@ impl Recipe {
         Ok(new)
     }
 
-    /// Holds a password against what is stored for the user, with the same work when there is no such user (`None`),
-    /// nothing that can be read, a hash from before the parameters were raised, or a cheaper one of another system: who
-    /// waits for the answer learns nothing. Only a hash that costs more than new ones do takes longer.
+    /// Checks a password against what is stored for the user. The work is the same if there is no such user (`None`),
+    /// or if what is stored cannot be read, is a hash from before the parameters were raised, or a cheaper one of
+    /// another system, so the time of the answer reveals nothing. Only a hash that costs more than new ones takes
+    /// longer.
     ///
-    /// The same work is the same time where the parameters are the same. What older ones leave to be made up for is
-    /// counted in memory times passes, which foretells the time to within a tenth (measured from 8 KiB up to the default).
-    /// What hashes of other systems leave is counted by the time that they took.
+    /// The same work takes the same time if the parameters are the same. The work that older hashes leave to be made up
+    /// for is counted in memory times passes, which predicts the time to within a tenth (measured from 8 KiB up to the
+    /// default). The work that hashes of other systems leave is derived from the time that they took.
     ///
     /// A password that normalisation changes is tried both ways, whatever is stored, since other systems have hashed what
-    /// was typed, and an Argon2 hash does not say whose it is. That is twice the work for everybody who types one.
+    /// was typed, and an Argon2 hash does not say whose it is. That is twice the work for everybody who types such a
+    /// password.
     ///
-    /// The empty password is nobody's, also where another system has kept a hash of it.
+    /// The empty password matches nothing, even if another system has stored a hash of it.
     pub(super) fn verify(
         &self,
         password: &Password,
@@ -118,7 +121,7 @@ impl Recipe {
             Some(Ok(Readable::Own(argon2))) => {
                 Demand { borrowed: beside(&argon2), is_usual: argon2.params.work() <= self.params.work() }
             }
-            // The one after the other, not both at once.
+            // The two are computed one after the other, not at once.
             Some(Ok(Readable::Wrapped(wrapped, argon2))) => {
                 Demand { borrowed: wrapped.memory().max(beside(&argon2)), is_usual: false }
             }
@@ -153,7 +156,7 @@ impl Recipe {
         }
     }
 
-    /// The output for this input, and at least the work of a new hash.
+    /// Computes the output for this input, with at least the work of a new hash.
     fn compute_at_least(
         &self,
         stored: &Stored<'_>,
@@ -165,7 +168,7 @@ impl Recipe {
         Ok(output)
     }
 
-    /// Does what is missing to the work of a new hash, when so much is done, in KiB times passes.
+    /// Does the rest of the work of a new hash, if this much of it is done, in KiB times passes.
     fn make_up_for(&self, done: u64, memory: &mut Memory) -> Result<(), Error> {
         let missing = if done == 0 { Some(self.params) } else { self.params.less(done) };
         if let Some(missing) = missing {
@@ -231,7 +234,7 @@ mod tests {
         recipe.hash(&Password::new(password), [7; 16], &mut memory()).unwrap()
     }
 
-    /// The argon2 crate's own and plain use.
+    /// Plain use of the argon2 crate.
     fn plain(algorithm: Algorithm, version: Version, params: &Params, password: &str, salt: &[u8]) -> String {
         let argon2 = Argon2::new(algorithm, version, params.for_argon2().unwrap());
         argon2.hash_password_with_salt(password.as_bytes(), salt).unwrap().to_string()
@@ -245,8 +248,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// Same text as the argon2 crate's own, from fresh memory and from what another hash has left behind; and
-        /// each verifies the other's.
+        /// The text is the same as the argon2 crate's, both from fresh memory and from what another hash has left
+        /// behind; and each verifies the other's.
         #[test]
         fn agrees_with_plain_argon2(
             typed in any::<String>(),
@@ -287,7 +290,7 @@ mod tests {
             prop_assert!(matches!(verdict, Verdict::Unreadable(_)), "{:?}", verdict);
         }
 
-        /// Nearly right, which gets further into the reading: whatever it is, a verdict, within the limits of cost.
+        /// Nearly right text, which gets further into parsing, always results in a verdict within the limits of cost.
         #[test]
         fn nearly_right_text_is_only_a_verdict(
             algorithm in "argon2(i|d|id|x)",
@@ -303,7 +306,7 @@ mod tests {
             let stored = HashedPassword::from_stored(&text);
             let recipe = peppered(&TINY, ONE);
             let parsed = Stored::parse(&text, &recipe.peppers).map(|stored| stored.params);
-            // Those that are within the limits may still take seconds each.
+            // Hashes within the limits may still take seconds each.
             prop_assume!(parsed.is_err() || parsed.is_ok_and(|params| params.work() < 1 << 12));
             let verdict = recipe.verify(&Password::new("secret"), Some(&stored), &mut memory).unwrap();
             prop_assert!(!matches!(verdict, Verdict::Match { .. }), "{}", text);
@@ -333,7 +336,7 @@ mod tests {
                 assert_eq!(verdict, Verdict::NoMatch, "{what}: {typed:?}");
                 memory.computed - before
             };
-            // How much is made up for a kept one depends on its time.
+            // How much is made up for a kept hash depends on its time.
             let (empty, other) = (cost(""), cost("x"));
             assert!(what == "kept" || empty == other, "{what}: {empty}, {other}");
         }
@@ -355,7 +358,7 @@ mod tests {
             ("no version", plain(id, Version::V0x10, &current, "secret", salt).replace("v=16$", ""), true),
             ("salt", plain(id, v19, &current, "secret", &[7; 12]), true),
         ];
-        // One memory for all, as on a thread: each finds what the one before has left.
+        // One memory for all, as on a thread: each hash finds what the one before has left.
         let recipe = recipe(&current);
         let mut memory = recipe.memory().unwrap();
         for (what, stored, outdated) in table {
@@ -406,7 +409,7 @@ mod tests {
             (format!("$argon2id$v=19$m=8,t=1,p=1${salt}${}", "A".repeat(200)), Format),
             (format!("$argon2id$v=19$m=8,t=1,p=1${}${output}", &salt[..8]), Format),
             (format!("$argon2id$v=19$m=8,t=1,p=1$sa*t{salt}${output}"), Format),
-            // The last letter holds bits beyond the last byte.
+            // The last character holds bits beyond the last byte.
             (format!("{}B", &good[..good.len() - 1]), Format),
             (format!("$argon2id$v=19${salt}${output}"), Format),
             (with(""), Format),
@@ -480,7 +483,7 @@ mod tests {
             (Some(older(64, 2)), "wrong", Verdict::NoMatch, work),
             (Some(older(16, 12)), "wrong", Verdict::NoMatch, work),
             (Some(older(160, 1)), "wrong", Verdict::NoMatch, work),
-            // From before they were lowered: nobody else pays for these.
+            // From before they were lowered: others do not pay for these.
             (Some(older(64, 4)), "wrong", Verdict::NoMatch, 256),
         ];
         for (stored, password, expected, work) in table {
@@ -524,9 +527,9 @@ mod tests {
         }
     }
 
-    /// Each hash in fresh memory has a fault for each of its pages, of which there are thousands. So does one here that
-    /// comes after a fork, as of another test that starts a program as another user: it must copy what it writes to.
-    /// Hence as many as it takes until none has come between.
+    /// A hash in fresh memory causes a fault for each of its pages, of which there are thousands. So does a hash here
+    /// after a fork, such as that of another test that starts a program as another user: it has to copy the pages to
+    /// which it writes. Hence it is repeated until no fork has come between.
     #[cfg(target_os = "linux")]
     #[test]
     fn hashes_wait_for_no_pages() {
@@ -597,7 +600,7 @@ mod tests {
         assert_eq!(verdict("caf\u{e9} five", stored.as_str()), Verdict::Match { outdated: false });
     }
 
-    /// An Argon2 hash of another system is of what was typed.
+    /// An Argon2 hash of another system is a hash of what was typed.
     #[test]
     fn a_password_that_normalisation_changes_is_tried_both_ways() {
         let typed = "cafe\u{301} \u{fb01}ve";

@@ -1,15 +1,15 @@
-//! What may become a password (NIST SP 800-63B-4 section 3.1.1, OWASP ASVS 5 chapter 6.2).
+//! Which texts may become passwords (NIST SP 800-63B-4 section 3.1.1, OWASP ASVS 5 chapter 6.2).
 //!
-//! Length, and that nobody guesses it soon: no rules about capitals, digits and signs, which make passwords harder to
-//! remember and no harder to guess. Only *new* passwords are held against these; a login takes whatever was accepted
-//! once.
+//! A password must be long enough and hard to guess. There are no rules about capitals, digits and symbols, which make
+//! passwords harder to remember and no harder to guess. Only *new* passwords are checked; a login takes whatever was
+//! once accepted.
 //!
-//! Two lists of the commonest passwords are in the binary, and every password on either is refused:
+//! Two lists of the most common passwords are in the binary, and every password on either is refused:
 //!
-//! - zxcvbn's 30 000 (its crate, MIT licence), beside its words of English, film and television, and names. Most of what
-//!   people make of one of these is refused with it.
+//! - zxcvbn's 30 000 (from its crate, MIT licence), in addition to its words from English, film and television, and its
+//!   names. Most variations that people make of one of these are refused with it.
 //! - Django 5.2's 20 000, collected by Royce Williams from breaches (BSD licence, in `common/LICENSE`): the 8 354 of at
-//!   least eight characters, since no shorter one is ever accepted. It has what zxcvbn takes for random.
+//!   least eight characters, since no shorter one is ever accepted. It has passwords that zxcvbn takes for random.
 
 use std::sync::Arc;
 
@@ -28,22 +28,22 @@ use super::{
 /// The most characters that a password may have, after normalisation.
 pub const MAX_LENGTH: usize = 256;
 
-/// The guesses that a password must be good for, by zxcvbn's count.
+/// How many guesses a password must withstand, by zxcvbn's estimate.
 ///
-/// zxcvbn counts ten guesses for each character in which it sees no pattern, so this is what the shortest password
-/// that the default length allows is worth when it is well chosen: the highest bar that does not quietly demand more
-/// than the length rule says. It is also where zxcvbn's score 3 begins ("safely unguessable"). Against a login
-/// throttled to ten attempts in 15 minutes it lasts for centuries; against stolen hashes it buys the time to notice.
+/// zxcvbn multiplies the guesses by ten for each character in which it sees no pattern, so this is what a well-chosen
+/// password of the shortest length that is allowed by default is worth: the highest bar that does not quietly demand
+/// more than the length rule says. It is also where zxcvbn's score 3 begins ("safely unguessable"). Against a login
+/// throttled to ten attempts in 15 minutes it lasts for centuries; against stolen hashes it buys time to notice.
 const ENOUGH_GUESSES: u64 = 100_000_000;
 
-/// Django's list: one a line, in lower case, normalised.
+/// Django's list: one password per line, in lower case, normalised.
 const COMMON: &str = include_str!("common/passwords.txt");
 
-/// How many characters zxcvbn sees at most, and how much work it may have with them; see [`affordable_start`].
+/// How many characters zxcvbn sees at most, and how much work they may cause it; see [`affordable_start`].
 const JUDGED_LENGTH: usize = 40;
 const JUDGED_WORK: usize = 6_000;
 
-/// Own data shorter than this is found in too many good passwords by chance.
+/// The user's own data, if shorter than this, is found in too many good passwords by chance.
 const MIN_OWN_LENGTH: usize = 4;
 
 /// What the operator may set.
@@ -55,7 +55,7 @@ pub struct Rules {
     pub breached: Option<Arc<BreachedFile>>,
 }
 
-/// Why a password was refused. `Display` goes on where "the password" begins a sentence.
+/// Why a password was refused. `Display` completes a sentence that begins with "the password".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Fewer characters than [`Rules::min_length`].
@@ -70,7 +70,7 @@ pub enum Refusal {
         /// The most that would do.
         max: usize,
     },
-    /// It is a word or password out of the lists that attackers try first.
+    /// It is a word or password from the lists that attackers try first.
     #[error("is one of the most common passwords; use several unrelated words, or a password manager")]
     Common,
     /// It is made of patterns that attackers try: words, names, dates, repetitions, rows of keys.
@@ -97,21 +97,21 @@ impl Refusal {
         }
     }
 
-    /// What a form can show behind the name of its field.
+    /// What a form can show after the name of its field.
     pub fn message(&self) -> String {
         self.to_string()
     }
 }
 
-/// Whether this may become the password of the user whose `own` data these are: username, e-mail address, full name,
-/// in any order; what is missing is left out or empty.
+/// Whether this may become the password of the user who has this `own` data: username, e-mail address, full name, in
+/// any order; what is missing is left out or empty.
 ///
-/// Takes a millisecond or two at worst, whatever the password is, and reads from the file of breached passwords where
-/// there is one: not for async threads.
+/// It takes a millisecond or two at worst, whatever the password is, and reads the file of breached passwords if there
+/// is one, so it does not belong on an async thread.
 ///
 /// # Errors
 ///
-/// When that file cannot be read. Within, the first reason that applies.
+/// When that file cannot be read. The inner error is the first reason that applies.
 ///
 /// ```
 /// use gatepass::password::{Password, rules::{Refusal, Rules, check}};
@@ -145,7 +145,7 @@ fn check_by_itself(password: &Password, min_length: usize, own: &[&str]) -> Resu
     if length > MAX_LENGTH {
         return Err(Refusal::TooLong { max: MAX_LENGTH });
     }
-    // It is short enough to be gone through, which takes some hundredth of a millisecond.
+    // The list is short enough for a linear search, which takes about a hundredth of a millisecond.
     let lower = Zeroizing::new(password.expose().to_lowercase());
     if COMMON.lines().any(|common| common == *lower) {
         return Err(Refusal::Common);
@@ -154,7 +154,7 @@ fn check_by_itself(password: &Password, min_length: usize, own: &[&str]) -> Resu
     if is_mostly(password.expose(), &own) {
         return Err(Refusal::OwnData);
     }
-    // Longer parts than what is judged cannot be found in it.
+    // Parts longer than what zxcvbn judges cannot be found in it.
     let known: Vec<&str> =
         own.iter().map(String::as_str).filter(|part| part.chars().count() <= JUDGED_LENGTH).collect();
     let estimate = zxcvbn(affordable_start(password.expose()), &known);
@@ -171,8 +171,8 @@ fn check_by_itself(password: &Password, min_length: usize, own: &[&str]) -> Resu
     })
 }
 
-/// What of the user's own data must not make up a password: each whole, the part before the `@`, and each word.
-/// Lower case, longest first.
+/// The parts of the user's own data that must not make up a password: each item as a whole, the part before the `@`,
+/// and each word. In lower case, longest first.
 fn own_parts(own: &[&str]) -> Vec<String> {
     let mut parts = Vec::new();
     for whole in own {
@@ -187,20 +187,20 @@ fn own_parts(own: &[&str]) -> Vec<String> {
     parts
 }
 
-/// Whether at least half of the text is made of these parts (lower case, longest first), without regard to case.
+/// Whether at least half of the text consists of these parts (lower case, longest first), ignoring case.
 fn is_mostly(text: &str, parts: &[String]) -> bool {
     let mut rest = text.to_lowercase();
     let length = rest.chars().count();
     let mut covered = 0;
     for part in parts {
         covered += rest.matches(part.as_str()).count() * part.chars().count();
-        // What is counted is cut out, so that a word within a whole address does not count twice.
+        // Cut out what was counted, so that a word within a whole address does not count twice.
         rest = rest.replace(part.as_str(), "\0");
     }
     covered > 0 && covered * 2 >= length
 }
 
-/// The word out of zxcvbn's lists (or the user's own data) that this part of a password is.
+/// The word from zxcvbn's lists (or the user's own data) that this part of a password is, if any.
 fn dictionary_word(part: &Match) -> Option<&str> {
     match &part.pattern {
         MatchPattern::Dictionary(found) => Some(&found.matched_word),
@@ -210,11 +210,13 @@ fn dictionary_word(part: &Match) -> Option<&str> {
 
 /// The start of the text that zxcvbn can judge in about a millisecond.
 ///
-/// zxcvbn looks every substring up in its lists, and does so again for every way to read the text's signs and digits
-/// as letters (`4` and `@` for `a`, …), of which there are up to a thousand: a hundred characters of such signs, or
-/// of any good password generator, take it a second. The start is enough: who guesses the whole guesses the start, so
-/// a password whose start is good enough is. What is lost is the credit for a strong end after dozens of characters
-/// of pattern. At worst, with a different sign at every place, 9 characters are judged.
+/// zxcvbn looks up every substring in its lists, and does so again for every way of reading the text's symbols and
+/// digits as letters (`4` and `@` for `a`, …), of which there are up to a thousand. A hundred characters of such
+/// symbols, or of any good password generator, take it a second.
+///
+/// The start is enough: whoever guesses the whole also guesses the start, so a password is good enough if its start is.
+/// What is lost is the credit for a strong end after dozens of characters of pattern. At worst, with a different symbol
+/// at every place, 9 characters are judged.
 fn affordable_start(text: &str) -> &str {
     // What zxcvbn reads as a, b, c, e, g, i, l, o, s, t, x, z.
     const READINGS: [&str; 12] = ["4@", "8", "({[<", "3", "69", "1!|", "1|7", "0", "$5", "+7", "%", "2"];
@@ -225,7 +227,7 @@ fn affordable_start(text: &str) -> &str {
                 *seen += usize::from(signs.contains(c));
             }
         }
-        // As it is written, reversed, and in every other reading.
+        // As written, reversed, and in every other reading.
         let readings = 2 + seen.iter().map(|&signs: &usize| signs.max(1)).product::<usize>();
         let length = count + 1;
         if length > JUDGED_LENGTH || readings * length * length > JUDGED_WORK {
@@ -334,7 +336,7 @@ mod tests {
         }
     }
 
-    /// From all over zxcvbn's list of passwords; the last is its last of eight characters.
+    /// Passwords from all over zxcvbn's list; the last one is the list's last of eight characters.
     #[test]
     fn zxcvbns_whole_list_is_refused() {
         let listed = [
@@ -383,7 +385,7 @@ mod tests {
             ("a quiet river at noon", &breached, Err(Refusal::Breached)),
             ("a quiet river at dusk", &breached, Ok(())),
             ("a quiet river at noon", &rules(None), Ok(())),
-            // What needs no file is said first.
+            // What needs no file is reported first.
             ("password", &breached, Err(Refusal::Common)),
         ];
         for (password, rules, expected) in table {
@@ -403,10 +405,10 @@ mod tests {
             ("a\u{301}licea\u{301}lice", true),
             ("pleasance liddell", true),
             ("examplemail", true),
-            // Reversed, or with signs for letters: found by zxcvbn.
+            // Reversed, or with symbols for letters: found by zxcvbn.
             ("llEddil1", true),
             ("ple4$4nce", true),
-            // Their own words may be in it when they are not what it is made of.
+            // A password may contain the user's own words if it is not made of them.
             ("liddell plays the loud trombone", false),
             ("vR7#kQ2v", false),
         ];
@@ -465,8 +467,8 @@ mod tests {
             }
         }
 
-        // What zxcvbn has most to say about: words of one letter, signs for letters, years, rows of keys; and own data
-        // that is a small part of the password, so that it is judged at all.
+        // What zxcvbn has most to say about: words of one letter, symbols for letters, years, rows of keys; and own
+        // data that is only a small part of the password, so that the password is judged at all.
         #[test]
         fn never_panics_on_patterns(parts in prop::collection::vec(prop::sample::select(PARTS), 0..80)) {
             let password = parts.concat();

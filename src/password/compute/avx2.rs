@@ -1,5 +1,5 @@
-//! Argon2 for processors with AVX2: `G` in vectors, and around it what the argon2 crate has but keeps to itself. Sections
-//! and names are those of RFC 9106.
+//! Argon2 for processors with AVX2: `G` in vectors, and around it what the argon2 crate has but does not export.
+//! Sections and names are those of RFC 9106.
 
 use std::{
     arch::x86_64::{
@@ -28,7 +28,7 @@ const SLICES: usize = 4;
 /// Words of a block.
 const WORDS: usize = Block::SIZE / size_of::<u64>();
 
-/// That the processor has AVX2.
+/// Proof that the processor has AVX2.
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(());
 
@@ -52,7 +52,7 @@ impl Avx2 {
             fill_first(&mut blocks[0], &*h0, 0, lane)?;
             fill_first(&mut blocks[1], &*h0, 1, lane)?;
         }
-        // SAFETY: there is no `self` unless the processor has AVX2, which is all that it is compiled for.
+        // SAFETY: there is a `self` only if the processor has AVX2, the only feature that `run` is compiled for.
         unsafe { fill.run(blocks) };
         let mut c = Zeroizing::new(Block::new());
         for lane in blocks.chunks_exact(fill.lane_length) {
@@ -66,7 +66,7 @@ impl Avx2 {
     }
 }
 
-/// `H_0` (section 3.2): all that goes in.
+/// `H_0` (section 3.2): the hash of all inputs.
 fn h0(inputs: &Inputs<'_>, output: &[u8]) -> Result<Zeroizing<[u8; 64]>, Error> {
     let Inputs { algorithm, version, params, secret, password, salt } = inputs;
     let le32 = u32::to_le_bytes;
@@ -139,7 +139,7 @@ struct Fill {
     lane_length: usize,
 }
 
-/// Where lane and slice meet, in one pass.
+/// Where a lane and a slice meet, in one pass.
 #[derive(Clone, Copy)]
 struct Segment {
     pass: usize,
@@ -182,7 +182,7 @@ impl Fill {
         let numbers = [pass, lane, slice, blocks.len(), self.passes, self.algorithm as usize];
         let mut addresses = Addresses::new(numbers.map(|number| number as u64));
         let is_xored = pass > 0 && self.version == Version::V0x13;
-        // The first two blocks of a lane are there.
+        // The first two blocks of a lane have been filled already.
         let first = if pass == 0 && slice == 0 { 2 } else { 0 };
         let begin = lane * self.lane_length + slice * length;
         let before = if slice + first == 0 { begin + self.lane_length } else { begin + first } - 1;
@@ -196,7 +196,7 @@ impl Fill {
             let r = if is_xored { z.xor(State::of(block)) } else { z };
             z.permute_rows();
             z.permute_columns(0);
-            // The first column holds the first word, and with it the next reference, which has to come from afar.
+            // The first column holds the first word, and with it the next reference, whose block may be far away.
             if index + 1 < length {
                 let j =
                     if is_independent { addresses.at(index + 1) } else { z.first_word() ^ r.first_word() };
@@ -211,13 +211,13 @@ impl Fill {
         }
     }
 
-    /// The block that goes into one of a segment with the one before it (section 3.4.2).
+    /// The block that is combined with the previous one into a block of this segment (section 3.4.2).
     fn reference(&self, segment: Segment, index: usize, j: u64) -> usize {
         let Segment { pass, slice, lane } = segment;
         let length = self.lane_length / SLICES;
         let (j1, j2) = (j & 0xffff_ffff, (j >> 32) as usize);
         let chosen = if pass == 0 && slice == 0 { lane } else { j2 % self.lanes };
-        // How many there are to choose from: those of finished segments, and of this one all but the last.
+        // How many blocks there are to choose from: those of finished segments, and of this one all but the last.
         let finished = if pass == 0 { slice * length } else { self.lane_length - length };
         let area = if chosen == lane { finished + index - 1 } else { finished - usize::from(index == 0) };
         let x = (j1 * j1) >> 32;
@@ -234,20 +234,20 @@ struct Addresses {
 }
 
 impl Addresses {
-    /// Those of a segment.
+    /// The addresses of a segment.
     fn new(numbers: [u64; 6]) -> Self {
         let mut input = Block::new();
         input.as_mut()[..6].copy_from_slice(&numbers);
         Self { input, values: Block::new() }
     }
 
-    /// The one for a block of the segment.
+    /// The address for a block of the segment.
     #[target_feature(enable = "avx2")]
     fn at(&mut self, index: usize) -> u64 {
         let counter = (index / WORDS + 1) as u64;
         if self.input.as_ref()[6] != counter {
             self.input.as_mut()[6] = counter;
-            // `G` of zeros and this, twice.
+            // `G` of zeros and the input, twice.
             let mut z = State::of(&self.input);
             for _ in 0..2 {
                 let r = z;
@@ -320,14 +320,14 @@ impl State {
         }
     }
 
-    /// `P` of two columns at once, the vectors in this place of each row: half a row of the matrix for either column.
+    /// `P` of two columns at once, the vectors at this place of each row: half a row of the matrix for each column.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn permute_columns(&mut self, place: usize) {
         let [a0, a1, b0, b1, c0, c1, d0, d1] = array::from_fn(|row| self.0[4 * row + place]);
         let [a0, b0, c0, d0] = mix(a0, b0, c0, d0);
         let [a1, b1, c1, d1] = mix(a1, b1, c1, d1);
-        // From columns to diagonals: the rows turn by one word, by two, by three.
+        // From columns to diagonals: the rows rotate by one word, by two, by three.
         let (b0, b1) = (_mm256_alignr_epi8::<8>(b1, b0), _mm256_alignr_epi8::<8>(b0, b1));
         let (c0, c1) = (c1, c0);
         let (d0, d1) = (_mm256_alignr_epi8::<8>(d0, d1), _mm256_alignr_epi8::<8>(d1, d0));
@@ -342,7 +342,7 @@ impl State {
     }
 }
 
-/// `GB` (section 3.6) of four words of each at once.
+/// `GB` (section 3.6) of four words of each vector at once.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn mix(mut a: __m256i, mut b: __m256i, mut c: __m256i, mut d: __m256i) -> [__m256i; 4] {
@@ -365,7 +365,7 @@ fn add(x: __m256i, y: __m256i) -> __m256i {
     _mm256_add_epi64(_mm256_add_epi64(x, y), _mm256_add_epi64(product, product))
 }
 
-/// Each word turned right by so many bits, which is left by the others of 64.
+/// Rotates each word right by `RIGHT` bits, which is left by the rest of 64.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn turn<const RIGHT: i32, const LEFT: i32>(x: __m256i) -> __m256i {
@@ -378,7 +378,7 @@ fn turn<const RIGHT: i32, const LEFT: i32>(x: __m256i) -> __m256i {
 #[expect(unsafe_code, reason = "the instruction takes a pointer")]
 fn prefetch(block: &Block) {
     for line in block.as_ref().as_chunks::<8>().0 {
-        // SAFETY: it is a hint, and the pointer is one to memory of ours.
+        // SAFETY: this is only a hint, and the pointer is to memory of ours.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
 }

@@ -1,6 +1,7 @@
-//! What Argon2 computes (RFC 9106, section 3), from all that goes into it to the output.
+//! Computes Argon2 (RFC 9106, section 3), from all its inputs to the output.
 //!
-//! By the argon2 crate, or by `avx2` where the processor has that, which takes two thirds of the time. Both give the same.
+//! This uses the argon2 crate or, if the processor has AVX2, `avx2`, which takes two thirds of the time. Both give the
+//! same output.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -23,10 +24,10 @@ pub(super) struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// Computes an output of 4 to 64 bytes, in as many blocks as the parameters say. What they hold before does not
-    /// matter; what they hold afterwards is a secret.
+    /// Computes an output of 4 to 64 bytes, in as many blocks as the parameters say. Their contents before do not
+    /// matter; their contents afterwards are secret.
     pub(super) fn hash_into(&self, output: &mut [u8], blocks: &mut [Block]) -> Result<(), Error> {
-        // The crate is optimised always (`Cargo.toml`), ours with the rest: not in development.
+        // The crate is always optimised (`Cargo.toml`); our code only with the rest, which is not in development.
         #[cfg(target_arch = "x86_64")]
         if !cfg!(debug_assertions)
             && let Some(avx2) = Avx2::detect()
@@ -53,7 +54,7 @@ mod tests {
 
     const BY_CRATE: Hash = |inputs, output, blocks| inputs.hash_into_by_crate(output, blocks);
 
-    /// All that compute here, by name.
+    /// All implementations available here, by name.
     fn ways() -> Vec<(&'static str, Hash)> {
         let mut ways = vec![("crate", BY_CRATE)];
         #[cfg(target_arch = "x86_64")]
@@ -72,7 +73,7 @@ mod tests {
         params.build().unwrap()
     }
 
-    /// Memory in which there has been something else.
+    /// Memory that has held something else.
     fn used(params: &Params) -> Vec<Block> {
         let mut block = Block::new();
         block.as_mut().fill(0x0123_4567_89ab_cdef);
@@ -116,7 +117,7 @@ mod tests {
         }
     }
 
-    /// Segments that are longer than the 128 addresses that are computed at a time, to the block and beyond.
+    /// Segments about as long as the 128 addresses that are computed at a time, or longer.
     #[test]
     fn all_ways_agree_on_long_segments() {
         for (memory_kib, lanes) in [(511, 1), (512, 1), (516, 1), (1030, 2)] {
