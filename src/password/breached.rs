@@ -19,8 +19,8 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
 use super::Password;
 
-/// The minimum number of digits of a hash. With 12, among a billion lines, one good password in a quarter of a million
-/// is refused in place of another; with 16, none.
+/// The minimum number of digits of a hash. With 12, and a billion lines, one good password in a quarter of a million is
+/// refused because of another; with 16, none.
 const MIN_DIGITS: usize = 12;
 /// The digits of a SHA-1.
 const MAX_DIGITS: usize = 40;

@@ -1,8 +1,7 @@
 //! bcrypt: `$2b$12$<22 characters of salt><31 of digest>`, with its variants, and Django's, which hashes the password
-//! before it.
+//! first.
 //!
-//! bcrypt sees 72 bytes of a password and no more, so a longer one is as good as its beginning until the hash is
-//! replaced.
+//! bcrypt sees only 72 bytes of a password, so a longer one is as good as its beginning until the hash is replaced.
 
 use std::fmt;
 
@@ -22,16 +21,16 @@ use super::{
 
 const NAME: &str = "bcrypt";
 
-/// The greatest cost: about a second. Each more is twice as long.
+/// The greatest cost: about a second. Each further step doubles the time.
 const MAX_COST: u32 = 14;
 
-/// The least cost that may be kept.
+/// The least cost with which a hash may be kept as it is.
 const SLOW_COST: u32 = 8;
 
-/// What bcrypt sees of a password.
+/// How many bytes of a password bcrypt sees.
 const SEEN: usize = 72;
 
-/// 16 and 23 bytes leave bits over, which not all writers set to zero.
+/// 16 and 23 bytes leave unused bits in base64, which not all writers set to zero.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &BCRYPT,
     GeneralPurposeConfig::new()
@@ -47,15 +46,15 @@ pub(super) struct Bcrypt {
     salt: [u8; 16],
 }
 
-/// What becomes of the password before bcrypt sees it.
+/// What happens to the password before bcrypt sees it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Key {
-    /// Nothing. `2b`, and with it `2y` and `2a`: they differ in what they do with bytes that UTF-8 does not have, and
-    /// with passwords of more than 255 bytes.
+    /// Nothing: `2b`, and also `2y` and `2a`, which differ from it only in bytes that do not occur in UTF-8, and in
+    /// passwords of more than 255 bytes.
     Plain,
-    /// `2x`: signed bytes, a fault of `crypt_blowfish` before 1.1 (CVE-2011-2483).
+    /// Its bytes are taken as signed: `2x`, a bug in `crypt_blowfish` before 1.1 (CVE-2011-2483).
     Signed,
-    /// Its SHA-256 in hexadecimal: Django's `bcrypt_sha256`.
+    /// It is replaced by its SHA-256 in hexadecimal: Django's `bcrypt_sha256`.
     Sha256,
 }
 
@@ -124,8 +123,8 @@ impl Function for Bcrypt {
     }
 }
 
-/// The key that gives correct bcrypt the words that the faulty one makes of `key`: each of four bytes, one after the
-/// other, but a byte from 0x80 on sets all bits before it.
+/// The key that gives correct bcrypt the words that the faulty one makes of `key`. A word consists of four successive
+/// bytes, but in the faulty one a byte of 0x80 or above sets all bits before it.
 fn signed(key: &[u8]) -> Zeroizing<[u8; SEEN]> {
     let mut bytes = key.iter().copied().cycle();
     let mut words = Zeroizing::new([0; SEEN]);

@@ -19,13 +19,13 @@ const PHPASS: &str = "phpass";
 
 const ALPHABET: &[u8; 64] = b"./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// The number in crypt's base64, lowest digit first.
+/// Reads a number in crypt's base64, lowest digit first.
 pub(super) fn number(text: &str) -> Option<u32> {
     let digit = |c| u32::try_from(ALPHABET.iter().position(|&known| known == c)?).ok();
     text.bytes().rev().try_fold(0_u32, |value, c| value.checked_mul(64)?.checked_add(digit(c)?))
 }
 
-/// The bytes in crypt's base64: four characters are three bytes, lowest first. Bits left over are not looked at.
+/// Reads bytes in crypt's base64: four characters are three bytes, lowest first. Unused bits are ignored.
 pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
     if !text.is_ascii() || text.len() % 4 == 1 {
         return None;
@@ -80,7 +80,7 @@ impl Function for Md5Crypt {
         Length::Exactly(16)
     }
 
-    /// As FreeBSD's `crypt_md5` has it.
+    /// Computes it as FreeBSD's `crypt_md5` does.
     fn compute(&self, password: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let salt = self.salt.as_slice();
         let inner = Md5::new().chain_update(password).chain_update(salt).chain_update(password).finalize();
@@ -93,7 +93,7 @@ impl Function for Md5Crypt {
         }
         let mut length = password.len();
         while length > 0 {
-            // Of the password it is the first byte, if there is one.
+            // The password contributes its first byte, if it has one.
             outer.update(if length & 1 == 1 { &[0][..] } else { &password[..1] });
             length >>= 1;
         }
@@ -111,7 +111,7 @@ impl Function for Md5Crypt {
             next.update(if is_odd { &digest } else { password });
             digest = next.finalize();
         }
-        // In the order in which the text has them.
+        // The order of the bytes in the text.
         const ORDER: [usize; 16] = [12, 6, 0, 13, 7, 1, 14, 8, 2, 15, 9, 3, 5, 10, 4, 11];
         Some(Zeroizing::new(ORDER.iter().map(|&at| digest[at]).collect()))
     }
@@ -132,10 +132,10 @@ pub(super) fn parse_md5(text: &str) -> Result<Hash, Refused> {
     Hash::new(Box::new(Md5Crypt::new(is_apache, salt.into())?), digest)
 }
 
-/// The most rounds of SHA-crypt: a quarter of a second, and one second for the longest passwords. passlib has 656 000.
+/// The most rounds of SHA-crypt: a quarter of a second, and one second for the longest passwords. passlib uses 656 000.
 const MAX_ROUNDS: u32 = 700_000;
 
-/// The fewest rounds that may be kept; those that are not written.
+/// The rounds if the text does not say, and the fewest with which a hash may be kept as it is.
 const DEFAULT_ROUNDS: u32 = 5000;
 
 /// `$5$` and `$6$`: <https://www.akkadia.org/drepper/SHA-crypt.txt>.
@@ -200,8 +200,8 @@ impl Function for ShaCrypt {
     }
 }
 
-/// The bytes in the order in which the text has them: by threes, one from each third of the digest, the thirds in an
-/// order that changes from three to three and comes again; and then the bytes that are left over.
+/// The bytes in the order in which the text has them: in groups of three, one byte from each third of the digest, where
+/// the order of the thirds changes from group to group in a cycle of three; then the bytes that are left over.
 fn as_written(digest: &[u8], orders: [[usize; 3]; 3]) -> Zeroizing<Vec<u8>> {
     let third = digest.len() / 3;
     let threes = (0..third).zip(orders.iter().cycle());
@@ -228,17 +228,18 @@ pub(super) fn parse_sha(text: &str) -> Result<Hash, Refused> {
     Hash::new(Box::new(ShaCrypt::new(is_sha512, rounds, salt.into())?), digest)
 }
 
-/// The most rounds of phpass, as a power of two: half a second, and little more for the longest passwords. Drupal has 15,
-/// WordPress 13.
+/// The most rounds of phpass, as a power of two: half a second, and little more for the longest passwords. Drupal uses
+/// 15, WordPress 13.
 const MAX_LOG_ROUNDS: u8 = 18;
 
-/// The fewest rounds of SHA-512, as a power of two, that may be kept.
+/// The fewest rounds of SHA-512, as a power of two, with which a hash may be kept as it is.
 const SLOW_LOG_ROUNDS: u8 = 14;
 
 /// phpass's portable hash: MD5 (`$P$`, and phpBB's `$H$`) or, in Drupal 7, SHA-512 (`$S$`), over and over.
 pub(super) struct Phpass {
     is_drupal: bool,
-    /// Of what Drupal made of MD5 hashes that it took over (`U$S$`): the password is first hashed to hexadecimal MD5.
+    /// Whether Drupal made it from an MD5 hash that it took over (`U$S$`): the password is first hashed to hexadecimal
+    /// MD5.
     is_of_md5: bool,
     log_rounds: u8,
     salt: Vec<u8>,
@@ -297,7 +298,7 @@ impl Function for Phpass {
         };
         Some(if self.is_drupal {
             let mut digest = self.rounds::<Sha512>(key);
-            // Drupal cuts the text off, within the 33rd byte.
+            // Drupal cuts off the text within the 33rd byte.
             digest.truncate(32);
             digest
         } else {

@@ -1,5 +1,5 @@
-//! MD5, SHA-1 and SHA-2, once over a password and a salt, or as HMAC: LDAP's schemes, and digests that say nothing of
-//! themselves. All fast.
+//! MD5, SHA-1 and SHA-2, computed once over a password and a salt, or as HMAC: LDAP's schemes, and digests that do not
+//! say what they are. All are fast.
 
 use std::fmt;
 
@@ -40,7 +40,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// All, for a list of what may be named.
+    /// All of them, for a list of valid names.
     pub const ALL: [Self; 5] = [Self::Md5, Self::Sha1, Self::Sha256, Self::Sha384, Self::Sha512];
 
     /// `md5`, `sha1`, …
@@ -54,7 +54,7 @@ impl Algorithm {
         }
     }
 
-    /// The algorithm of that name.
+    /// The algorithm with this name.
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
     }
@@ -70,22 +70,23 @@ impl Algorithm {
     }
 }
 
-/// How digests in hexadecimal were made, which they do not say: all but each one's salt.
+/// How hexadecimal digests were made, which they do not say themselves: everything except the salt of each.
 #[derive(Debug)]
 pub struct BareKind {
-    /// Of what they are digests.
+    /// The algorithm of the digests.
     pub algorithm: Algorithm,
-    /// What was hashed: any text with `{password}` in it, and `{salt}` when there is a salt. `{password}` by default.
+    /// What was hashed: any text with `{password}` in it, and with `{salt}` if there is a salt. `{password}` by
+    /// default.
     pub template: Option<String>,
-    /// Whose key, when they are HMACs.
+    /// The key, if they are HMACs.
     pub key: Option<HmacKey>,
 }
 
 /// The key of HMACs. `Debug` shows nothing of it.
 pub enum HmacKey {
-    /// One for all, of 1 to 128 bytes.
+    /// One key for all, of 1 to 128 bytes.
     Shared(Zeroizing<Vec<u8>>),
-    /// Each one's salt.
+    /// The salt of each.
     Salt,
 }
 
@@ -113,7 +114,7 @@ impl BareKind {
         "hmac-sha512",
     ];
 
-    /// The one of that name; an HMAC of it has the salt as its key.
+    /// The kind with this name; for an HMAC, the key is the salt.
     pub fn by_name(name: &str) -> Option<Self> {
         let (name, key) = match name.strip_prefix("hmac-") {
             Some(name) => (name, Some(HmacKey::Salt)),
@@ -122,11 +123,11 @@ impl BareKind {
         Some(Self { algorithm: Algorithm::by_name(name)?, template: None, key })
     }
 
-    /// Sets the key of all.
+    /// Sets one key for all.
     ///
     /// # Errors
     ///
-    /// [`Refused::Key`] when these are no HMACs, or the key is too short or too long.
+    /// [`Refused::Key`] if these are not HMACs, or the key is too short or too long.
     pub fn with_key(mut self, key: Zeroizing<Vec<u8>>) -> Result<Self, Refused> {
         if self.key.is_none() || key.is_empty() || key.len() > MAX_SALT {
             return Err(Refused::Key);
@@ -141,7 +142,7 @@ impl BareKind {
             None => (None, salt),
             Some(HmacKey::Shared(key)) => (Some(&key[..]), salt),
             Some(HmacKey::Salt) if salt.is_empty() => return Err(Refused::Key),
-            // As the key alone, unless the template names it too.
+            // The salt is only the key, unless the template names it too.
             Some(HmacKey::Salt) => (Some(salt), if template.contains(SALT) { salt } else { &[] }),
         };
         let digest = Digest::new(self.algorithm, key, template, salt.to_vec())?;
@@ -149,7 +150,7 @@ impl BareKind {
     }
 }
 
-/// One digest, or one HMAC, of what the template makes of password and salt.
+/// One digest, or one HMAC, of what the template makes of the password and the salt.
 pub(super) struct Digest {
     algorithm: Algorithm,
     key: Option<Zeroizing<Vec<u8>>>,
@@ -203,7 +204,7 @@ impl Digest {
         })
     }
 
-    /// What the template makes, part by part: it is never all in memory.
+    /// Hashes what the template makes, part by part: it is never in memory as a whole.
     fn feed(&self, password: &[u8], mut hash: impl FnMut(&[u8])) {
         for (index, between) in self.template.split(PASSWORD).enumerate() {
             if index > 0 {
@@ -254,7 +255,7 @@ impl Function for Digest {
     }
 }
 
-/// `{SSHA}` and its kind: base64 of the digest and then the salt.
+/// `{SSHA}` and the like: base64 of the digest followed by the salt.
 pub(super) fn parse_ldap(text: &str) -> Result<Hash, Refused> {
     let (scheme, rest) =
         text.strip_prefix('{').and_then(|text| text.split_once('}')).ok_or(Refused::Unknown)?;
@@ -283,7 +284,7 @@ pub(super) fn parse_ldap(text: &str) -> Result<Hash, Refused> {
     Hash::new(Box::new(Digest::new(algorithm, None, template, salt)?), digest)
 }
 
-/// In lower case. It may be a password's: the caller wipes it.
+/// The bytes in hexadecimal, in lower case. They may come from a password: the caller wipes the text.
 pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = String::with_capacity(2 * bytes.len());
@@ -294,7 +295,7 @@ pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     text
 }
 
-/// In either case.
+/// Reads hexadecimal, in either case.
 pub(super) fn of_hexadecimal(text: &str) -> Option<Vec<u8>> {
     let digit = |c: u8| char::from(c).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();

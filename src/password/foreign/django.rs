@@ -1,4 +1,4 @@
-//! Django's `auth_user.password`: the name of a hasher, and what that hasher makes of it
+//! Django's `auth_user.password`: the name of a hasher, followed by that hasher's own format
 //! (<https://docs.djangoproject.com/en/5.2/topics/auth/passwords/>). `argon2$…` is a PHC string after the name.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -43,7 +43,7 @@ fn parse_scrypt(text: &str) -> Result<Hash, Refused> {
     Hash::new(Box::new(Scrypt::new(n, r, p, salt.into())?), base64(digest)?)
 }
 
-/// `salt$hexadecimal`, of the salt and then the password.
+/// `salt$hexadecimal`, the digest of the salt followed by the password.
 fn parse_digest(algorithm: Algorithm, text: &str) -> Result<Hash, Refused> {
     let [salt, digest] = fields(text)?;
     let template = if salt.is_empty() { "{password}" } else { "{salt}{password}" };

@@ -1,5 +1,5 @@
-//! Keycloak's credentials of the type `password`: two texts of JSON, `credentialData` with the algorithm and its cost,
-//! `secretData` with salt and digest.
+//! Keycloak's credentials of the type `password`: two JSON texts, `credentialData` with the algorithm and its cost, and
+//! `secretData` with the salt and the digest.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
@@ -21,7 +21,7 @@ struct CredentialData {
     additional_parameters: Parameters,
 }
 
-/// Argon2's. Keycloak keeps lists of texts.
+/// Argon2's parameters. Keycloak stores each as a list of texts.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Parameters {

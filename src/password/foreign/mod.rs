@@ -1,16 +1,15 @@
-//! Password hashes of other systems: read when they are imported, verified at a login, and replaced there by our own.
+//! Password hashes of other systems: read when they are imported, verified at a login, and then replaced by our own.
 //!
-//! A hash is a [`Function`] of the password, with its salt and its cost, and the digest that came of it. What that
-//! means for how it is kept is decided once, by [`Function::is_slow`]:
+//! A hash consists of a [`Function`] of the password, with its salt and its cost, and the digest that it gave.
+//! [`Function::is_slow`] decides how the hash is stored:
 //!
-//! - slow: kept as it came, or in a PHC string of ours where the other system keeps it in pieces;
-//! - fast: [wrapped](Wrapped). Argon2id is computed over the digest, and only that is kept, with the function and without
-//!   the digest. At a login both are computed, one after the other.
+//! - slow: stored as it came, or in a PHC string of ours if the other system stores it in pieces;
+//! - fast: [wrapped](Wrapped). Argon2id is computed over the digest, and only the result is stored, with the function
+//!   but without the digest. At a login both are computed, one after the other.
 //!
-//! Every function is bounded when it is read, from a file or from the database, so that no hash takes a thread for
-//! longer than two seconds or more memory than [`MAX_BORROWED`], unless our own hashes do; so is what they are computed of
-//! ([`MAX_PASSWORD`]).
-//! `docs/foreign-hashes.md` has all forms and bounds.
+//! Every function is checked against limits when it is read, from a file or from the database, so that no hash occupies
+//! a thread for longer than two seconds or takes more memory than [`MAX_BORROWED`], unless our own hashes do. The
+//! passwords tried are limited too ([`MAX_PASSWORD`]). `docs/foreign-hashes.md` lists all forms and limits.
 
 mod bcrypt;
 mod crypt;
@@ -35,92 +34,97 @@ use super::{
     argon::{PREFIX, Stored},
 };
 
-/// The longest text of a hash, in bytes. The longest that is meant, with a salt and a template of the greatest length,
-/// takes nearly all of it.
+/// The longest text of a hash, in bytes. The longest one intended, with a salt and a template of maximum length, takes
+/// nearly all of it.
 const MAX_TEXT: usize = 640;
 
 /// The shortest digest in hexadecimal: MD5's.
 const MIN_BARE: usize = 32;
 
-/// The longest password that is tried, in bytes: as long as the longest of ASCII that we take. The time of most functions
-/// grows with it, `$6$`'s to five times that of a short one; crypt(3) itself takes 511 bytes, bcrypt sees 72.
+/// The longest password that is tried, in bytes: as long as the longest one in ASCII that we accept. The time of most
+/// functions grows with the password, that of `$6$` to five times the time for a short one. crypt(3) itself takes 511
+/// bytes, and bcrypt sees 72.
 const MAX_PASSWORD: usize = 256;
 
 /// The longest salt, in bytes. Those in use have 8 to 64.
 const MAX_SALT: usize = 128;
 
-/// How our own hashes begin.
+/// The prefix of our own hashes.
 const OURS: &str = "$argon2id$";
 
-/// The most memory that an imported Argon2 hash may take, in KiB: 128 MiB. Less than what our own parameters may be, since
-/// an operator chooses those and anybody may have chosen these. Django has 100 MiB, PHP and argon2-cffi 64, Keycloak 7.
-/// What takes no more than our own parameters, as our own hashes on their way back, is computed in its thread's memory.
+/// The most memory that an imported Argon2 hash may take, in KiB: 128 MiB. That is less than our own parameters may
+/// have, since an operator chooses ours, but anybody may have chosen these. Django uses 100 MiB, PHP and argon2-cffi
+/// 64, Keycloak
+/// 7. A hash that takes no more than our own parameters, such as one of ours on its way back, is computed in its
+///    thread's memory.
 const MAX_IMPORTED_KIB: u32 = 128 << 10;
 
-/// The most memory times passes of an imported Argon2 hash, in KiB: a second. Or as much as our own parameters take.
+/// The most memory times passes of an imported Argon2 hash, in KiB: it takes a second. More is allowed if our own
+/// parameters have more.
 const MAX_IMPORTED_WORK_KIB: u64 = 1 << 20;
 
 const _: () = assert!((MAX_IMPORTED_KIB as u64) << 10 <= MAX_BORROWED);
 
-/// A foreign hash that has been read, and what is to be done with it.
+/// A foreign hash that has been read, and what to do with it.
 #[derive(Debug)]
 pub enum Imported {
-    /// It is slow enough: this is to be stored.
+    /// It is slow enough: store this.
     Keep(HashedPassword),
-    /// It is fast: what [`Pool::wrap`](super::Pool::wrap) makes of it is to be stored.
+    /// It is fast: store what [`Pool::wrap`](super::Pool::wrap) makes of it.
     Wrap(FastHash),
 }
 
-/// Why a hash is not taken. Says nothing of its content.
+/// Why a hash is not accepted. It says nothing about the hash's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// No form that is known.
+    /// Its form is not known.
     #[error("not a password hash of a kind that is known")]
     Unknown,
-    /// A digest in hexadecimal that says nothing of itself: [`Imported::of_kind`] is told what it is.
+    /// A hexadecimal digest that does not say what it is: use [`Imported::of_kind`].
     #[error("hexadecimal that does not say which hash it is; `gatepass import --hash` takes it")]
     Bare,
-    /// One that says that nobody can log in with a password (`!`, `*`, or nothing).
+    /// A text that says that nobody can log in with a password (`!`, `*`, or nothing).
     #[error("no password hash, but the mark of an account without a password")]
     NoPassword,
-    /// A known form, not well-formed.
+    /// Its form is known, but it is malformed.
     #[error("a malformed {0} hash")]
     Malformed(&'static str),
-    /// Parameters beyond what one login may cost.
+    /// Its parameters are beyond what one login may cost.
     #[error("a {0} hash that costs more than one login may")]
     TooCostly(&'static str),
-    /// One of our own, of a service with another pepper.
+    /// One of our own hashes, from a service with another pepper.
     #[error("an Argon2 hash made with a pepper that PASSWORD_PEPPER does not hold")]
     Pepper,
-    /// A template that names no password, or no salt where there is one, or one where there is none; or is too long.
+    /// A template without a password, with a salt where there is none, without a salt where there is one, or too long.
     #[error(
         "one whose template has to have {{password}} in it, and {{salt}} if and only if there is a salt, in at most {} bytes",
         digest::MAX_TEMPLATE
     )]
     Template,
-    /// An HMAC without a key, or a key for what is none.
+    /// An HMAC without a key, or a key for something else.
     #[error(
         "one whose key has to be of 1 to {MAX_SALT} bytes, if it is an HMAC (the salt, when no other is given), and else none"
     )]
     Key,
 }
 
-/// What can be told of a foreign hash and one that is stored, without the password.
+/// How a foreign hash and a stored one compare, as far as that can be known without the password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Likeness {
-    /// The very same.
+    /// They are the same.
     Same,
-    /// The stored one may have been made of it, at a login or by wrapping, or of another password: that it does not show.
+    /// The stored hash may have been made from the foreign one, at a login or by wrapping, or from another password: it
+    /// does not show which.
     Possible,
-    /// Another one.
+    /// They differ.
     Other,
 }
 
-/// A foreign hash that is too cheap to be kept. `Debug` shows nothing of it.
+/// A foreign hash that is too cheap to be stored as it is. `Debug` shows nothing of it.
 pub struct FastHash(Hash);
 
 impl Imported {
-    /// Reads a hash that says what it is: PHC and crypt strings, Django's, LDAP's schemes.
+    /// Reads a hash that says what it is: PHC and crypt strings, Django's forms, LDAP's schemes.
     ///
     /// `peppers` are this service's, for its own hashes on their way back.
     ///
@@ -141,7 +145,7 @@ impl Imported {
         Self::parse_beside(text, peppers, None)
     }
 
-    /// The same at a service whose own hashes have these parameters.
+    /// Like [`parse`](Self::parse), for a service whose own hashes have these parameters.
     fn parse_beside(text: &str, peppers: &Peppers, own: Option<&Params>) -> Result<Self, Refused> {
         if text.is_empty() {
             return Err(Refused::NoPassword);
@@ -171,8 +175,8 @@ impl Imported {
         })
     }
 
-    /// Firebase Authentication's, of a project with these parameters; hash and salt in base64 as `firebase auth:export`
-    /// writes them.
+    /// Reads a hash of Firebase Authentication, from a project with these parameters; hash and salt are in base64 as
+    /// `firebase auth:export` writes them.
     ///
     /// # Errors
     ///
@@ -181,7 +185,7 @@ impl Imported {
         project.hash(hash, salt).map(Self::of)
     }
 
-    /// Keycloak's, from the two JSON texts of a credential of the type `password`.
+    /// Reads a hash of Keycloak, from the two JSON texts of a credential of the type `password`.
     ///
     /// # Errors
     ///
@@ -190,8 +194,8 @@ impl Imported {
         keycloak::read(credential_data, secret_data)
     }
 
-    /// A hash from a file whose hexadecimal is `kind`; `salt` is that one's. Whatever is not hexadecimal says itself what it
-    /// is. Argon2 may cost as much as this service's `own` hashes do.
+    /// Reads a hash from a file whose hexadecimal digests are of this `kind`; `salt` is this digest's. A text that is
+    /// not hexadecimal says itself what it is. Argon2 may cost as much as this service's `own` hashes.
     ///
     /// # Errors
     ///
@@ -211,7 +215,7 @@ impl Imported {
         }
     }
 
-    /// Holds it against what is stored.
+    /// Compares it with what is stored.
     pub fn likeness(&self, stored: &HashedPassword) -> Likeness {
         let stored = stored.as_str();
         match self {
@@ -242,7 +246,7 @@ impl fmt::Debug for FastHash {
 }
 
 impl FastHash {
-    /// What the stored text begins with, and what Argon2id is computed over.
+    /// The beginning of the stored text, and the input of Argon2id.
     pub(super) fn to_wrapped(&self) -> (String, Zeroizing<Vec<u8>>) {
         let text = format!("{WRAPPED}{}", self.0.function);
         let input = argon2_input(&text, &self.0.digest);
@@ -250,7 +254,7 @@ impl FastHash {
     }
 }
 
-/// Whether an Argon2 hash may be imported, where our own have these parameters.
+/// Checks whether an Argon2 hash may be imported, if our own have these parameters.
 fn check_argon2(text: &str, peppers: &Peppers, own: Option<&Params>) -> Result<(), Refused> {
     const NAME: &str = "Argon2";
     let stored = Stored::parse(text, peppers).map_err(|reason| match reason {
@@ -267,7 +271,7 @@ fn check_argon2(text: &str, peppers: &Peppers, own: Option<&Params>) -> Result<(
     Ok(())
 }
 
-/// The text without what two systems put before it: LDAP before a crypt string, and Django before Argon2's PHC string.
+/// The text without the prefix of two systems: LDAP's before a crypt string, and Django's before Argon2's PHC string.
 fn without_name(text: &str) -> &str {
     match text.split_at_checked("{CRYPT}".len()) {
         Some((scheme, crypt)) if scheme.eq_ignore_ascii_case("{CRYPT}") => crypt,
@@ -276,43 +280,43 @@ fn without_name(text: &str) -> &str {
     }
 }
 
-/// What other systems compute of a password: an algorithm with its cost and salt. `Display` is the beginning of a PHC
+/// What other systems compute from a password: an algorithm with its cost and salt. `Display` is the beginning of a PHC
 /// string, `$name$parameters$salt`, which [`function`] reads.
 trait Function: fmt::Display + Send + Sync {
-    /// What it is called when a hash is refused.
+    /// Its name in the message when a hash is refused.
     fn name(&self) -> &'static str;
 
     /// How long its digests are.
     fn length(&self) -> Length;
 
-    /// The digest of a password; `None` when nobody can have that one.
+    /// The digest of a password; `None` if nobody can have that password.
     fn compute(&self, password: &[u8]) -> Option<Zeroizing<Vec<u8>>>;
 
     /// Whether a guess costs so much that the digest may be kept as it is.
     fn is_slow(&self) -> bool;
 
-    /// How many bytes it is computed in, where that is more than a few.
+    /// How many bytes of memory it takes, if that is more than a few.
     fn memory(&self) -> u64 {
         0
     }
 }
 
-/// The digest of a password; `None` when it is too long for one.
+/// The digest of a password; `None` if it is too long for one.
 fn digest_of(function: &dyn Function, password: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     if password.len() > MAX_PASSWORD { None } else { function.compute(password) }
 }
 
-/// The bytes of a digest.
+/// The length of a digest, in bytes.
 #[derive(Clone, Copy)]
 enum Length {
-    /// That many.
+    /// Exactly this many.
     Exactly(usize),
-    /// At least that many. A longer one begins with a shorter one of the same function, so those are kept and the rest
-    /// goes: it would cost us and no attacker.
+    /// At least this many. A longer digest begins with the shorter one of the same function, so only this many bytes
+    /// are kept: the rest would cost us, but no attacker.
     AtLeast(usize),
 }
 
-/// A function and what it gave for the right password. `Display` is a PHC string.
+/// A function, and the digest that it gave for the right password. `Display` is a PHC string.
 pub(super) struct Hash {
     function: Box<dyn Function>,
     digest: Zeroizing<Vec<u8>>,
@@ -359,7 +363,7 @@ impl Hash {
         }
     }
 
-    /// The hash that is stored as this text.
+    /// Reads the hash that is stored as this text.
     pub(super) fn stored(text: &str) -> Result<Self, Unreadable> {
         let hash = Self::parse(text).map_err(|refused| match refused {
             Refused::Unknown if text.starts_with('$') => Unreadable::Algorithm,
@@ -401,7 +405,7 @@ impl From<Refused> for Unreadable {
     }
 }
 
-/// The function of the text that it displays as.
+/// Reads a function from the text that it is displayed as.
 fn function(text: &str) -> Result<Box<dyn Function>, Refused> {
     let phc = Phc::parse(text).ok_or(Refused::Unknown)?;
     Ok(match phc.name {
@@ -418,19 +422,19 @@ fn function(text: &str) -> Result<Box<dyn Function>, Refused> {
 
 const WRAPPED: &str = "$wrapped";
 
-/// What a fast hash is kept as: `$wrapped`, the function, and a PHC string of our Argon2id, whose input is the text up
-/// to there and then the function's digest of the password.
+/// The form in which a fast hash is stored: `$wrapped`, the function, and a PHC string of our Argon2id. The input of
+/// Argon2id is the text before that string, followed by the function's digest of the password.
 ///
-/// Nobody gets from one kind of hash to another with it. The digest, which may be known from where the hash came from,
-/// is no password: what is typed goes through the function first. And since the text is part of the input, the Argon2id
-/// hash is good for no other function, and for no password without one.
+/// No kind of hash can be passed off as another. The digest, which may be known from the system that the hash came
+/// from, does not work as a password: what is typed goes through the function first. And since the text is part of the
+/// input, the Argon2id hash is valid for no other function, and for no password without one.
 pub(super) struct Wrapped<'a> {
     text: &'a str,
     function: Box<dyn Function>,
 }
 
 impl<'a> Wrapped<'a> {
-    /// This and the PHC string that follows; `None` when the text is of another kind.
+    /// Reads this and the PHC string that follows; `None` if the text is of another kind.
     pub(super) fn parse(text: &'a str) -> Option<Result<(Self, &'a str), Unreadable>> {
         let rest = text.strip_prefix(WRAPPED)?;
         let at = rest.rfind(PREFIX).unwrap_or(rest.len());
@@ -442,7 +446,7 @@ impl<'a> Wrapped<'a> {
         })
     }
 
-    /// What Argon2id is computed over for this password.
+    /// The input of Argon2id for this password.
     pub(super) fn input(&self, password: &[u8]) -> Zeroizing<Vec<u8>> {
         let digest = digest_of(&*self.function, password);
         argon2_input(self.text, digest.as_deref().map_or(&[], Vec::as_slice))
@@ -454,7 +458,7 @@ impl<'a> Wrapped<'a> {
     }
 }
 
-/// Allocated once, since it is as good as the digest.
+/// The input of Argon2id. It is allocated only once, since it is as sensitive as the digest.
 fn argon2_input(text: &str, digest: &[u8]) -> Zeroizing<Vec<u8>> {
     Zeroizing::new([text.as_bytes(), digest].concat())
 }

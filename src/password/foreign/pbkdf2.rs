@@ -1,4 +1,4 @@
-//! PBKDF2 (RFC 8018) with HMAC-SHA-1, SHA-256 and SHA-512: PHC strings, passlib's, Django's and Keycloak's.
+//! PBKDF2 (RFC 8018) with HMAC-SHA-1, SHA-256 and SHA-512: PHC strings, and those of passlib, Django and Keycloak.
 
 use std::{fmt, num::NonZeroU32};
 
@@ -12,14 +12,14 @@ use super::{
 
 const NAME: &str = "PBKDF2";
 
-/// The most iterations: about a second. Django 5.2 has a million.
+/// The most iterations: about a second. Django 5.2 uses a million.
 const MAX_ITERATIONS: u32 = 2_000_000;
 
-/// The fewest iterations that may be kept.
+/// The fewest iterations with which a hash may be kept as it is.
 const SLOW_ITERATIONS: u32 = 10_000;
 
-/// What is compared of a digest: the shortest that all three give in one go. Each further block costs the iterations
-/// again, to us and to no attacker.
+/// How many bytes of a digest are compared: as many as all three functions give in one block. Each further block would
+/// cost the iterations again, but only us, not an attacker.
 const LENGTH: usize = 20;
 
 /// PBKDF2 with its iterations and salt.
@@ -38,7 +38,7 @@ pub(super) enum Prf {
 }
 
 impl Prf {
-    /// By the name that PHC strings, passlib and Keycloak have for it.
+    /// The function that has this name in PHC strings, passlib or Keycloak.
     pub(super) fn by_name(name: &str) -> Option<Self> {
         Some(match name {
             "pbkdf2" | "pbkdf2-sha1" => Self::Sha1,

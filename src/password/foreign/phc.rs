@@ -1,5 +1,5 @@
-//! The PHC string format, as far as it is other people's: `$name$key=value,…$salt`, and a digest after it. Read by
-//! nothing but this, since salts here are longer than the format allows.
+//! The PHC string format of foreign hashes: `$name$key=value,…$salt`, followed by a digest. These have a parser of
+//! their own, since their salts may be longer than the format allows.
 //! <https://github.com/P-H-C/phc-string-format/blob/master/phc-sf-spec.md>
 
 use std::str::FromStr;
@@ -38,23 +38,23 @@ impl<'a> Phc<'a> {
         self.parameters.split(',').find_map(|item| item.strip_prefix(key)?.strip_prefix('='))
     }
 
-    /// The value of a parameter that is a number.
+    /// The value of a numeric parameter.
     pub(super) fn number<T: FromStr>(&self, key: &str) -> Option<T> {
         number(self.get(key)?)
     }
 
-    /// The parameters when they are one number without a key, as passlib writes them.
+    /// The parameters if they are a single number without a key, as passlib writes them.
     pub(super) fn bare_number<T: FromStr>(&self) -> Option<T> {
         number(self.parameters)
     }
 }
 
-/// A number in decimal digits, without a sign.
+/// Reads a number of decimal digits, without a sign.
 pub(super) fn number<T: FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// Base64, also with the `.` that passlib writes for `+`.
+/// Reads base64, also with the `.` that passlib writes for `+`.
 pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
     BASE64.decode(text.replace('.', "+")).ok()
 }

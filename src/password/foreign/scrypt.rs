@@ -1,4 +1,4 @@
-//! scrypt (RFC 7914): PHC strings, crypt's `$7$`, Django's, and Firebase's, which encrypts with what comes out.
+//! scrypt (RFC 7914): PHC strings, crypt's `$7$`, Django's form, and Firebase's, which encrypts with the result.
 
 use std::fmt;
 
@@ -16,13 +16,14 @@ use super::{
 const NAME: &str = "scrypt";
 const FIREBASE: &str = "Firebase scrypt";
 
-/// The greatest N·r·p: twice OWASP's, half a second.
+/// The greatest N·r·p: twice OWASP's, which takes half a second.
 const MAX_WORK: u64 = 2 << 20;
 
-/// The least memory of one that may be kept, in bytes, as 128·N·r: with less, many are tried at once.
+/// The least memory, in bytes, as 128·N·r, with which a hash may be kept as it is: with less, attackers can make many
+/// guesses in parallel.
 const SLOW_MEMORY: u64 = 1 << 20;
 
-/// What is compared of a digest. Longer ones are cut off: they begin with it.
+/// How many bytes of a digest are compared. Longer digests begin with the same bytes, and are cut off.
 const LENGTH: usize = 32;
 
 /// The cost of scrypt.
@@ -51,7 +52,8 @@ impl Cost {
         u64::from(self.r) << self.log_n
     }
 
-    /// What it is computed in, in bytes: N blocks to jump about in, p to begin with, and one to work in, of 128·r each.
+    /// The memory that it takes, in bytes: N blocks for random access, p to begin with, and one to work in, of 128·r
+    /// each.
     fn memory(self) -> u64 {
         let blocks = (1 << self.log_n) + u64::from(self.p) + 1;
         blocks.saturating_mul(128 * u64::from(self.r))
@@ -87,7 +89,7 @@ pub(super) struct Scrypt {
 }
 
 impl Scrypt {
-    /// With N, which must be a power of two.
+    /// Takes N itself, which must be a power of two.
     pub(super) fn new(n: u64, r: u32, p: u32, salt: Vec<u8>) -> Result<Self, Refused> {
         let log_n = n.is_power_of_two().then(|| n.ilog2()).and_then(|log_n| u8::try_from(log_n).ok());
         Self::with(Cost::new(NAME, log_n.ok_or(Refused::Malformed(NAME))?, r, p)?, salt)
@@ -148,8 +150,8 @@ pub(super) fn parse_crypt(text: &str) -> Result<Hash, Refused> {
     Hash::new(Box::new(scrypt), digest)
 }
 
-/// What all hashes of one Firebase project share, as the console and `firebase auth:export` show it
-/// (`hash_config`). `Debug` shows nothing.
+/// What all hashes of one Firebase project share, as the console and `firebase auth:export` show it (`hash_config`).
+/// `Debug` shows nothing of it.
 pub struct FirebaseProject {
     signer_key: Zeroizing<Vec<u8>>,
     salt_separator: Vec<u8>,
@@ -164,7 +166,7 @@ impl fmt::Debug for FirebaseProject {
 }
 
 impl FirebaseProject {
-    /// `base64_signer_key`, `base64_salt_separator`, `rounds` and `mem_cost`.
+    /// Takes `base64_signer_key`, `base64_salt_separator`, `rounds` and `mem_cost`.
     ///
     /// # Errors
     ///
@@ -178,8 +180,8 @@ impl FirebaseProject {
         Ok(Self { signer_key, salt_separator: decode(salt_separator)?, rounds, mem_cost })
     }
 
-    /// Without the signer key. Firebase's digest is that key, encrypted in counter mode: its difference from the key is
-    /// the key stream, which is the password's alone, and the key need not lie about.
+    /// Makes a hash without the signer key. Firebase's digest is that key, encrypted in counter mode. Its XOR with the
+    /// key is the key stream, which depends on the password alone, so the key need not be stored.
     pub(super) fn hash(&self, hash: &str, salt: &str) -> Result<Hash, Refused> {
         let mut salt = decode(salt)?;
         salt.extend(&self.salt_separator);
@@ -195,15 +197,15 @@ impl FirebaseProject {
     }
 }
 
-/// In either alphabet: the CLI writes one, the console the other.
+/// Reads base64 in either alphabet: the CLI writes one, the console the other.
 fn decode(text: &str) -> Result<Vec<u8>, Refused> {
     phc::decode(&text.replace('-', "+").replace('_', "/")).ok_or(Refused::Malformed(FIREBASE))
 }
 
-/// The key stream of AES-256 in counter mode from zero, with what scrypt gives as its key.
+/// The key stream of AES-256 in counter mode from zero, with the result of scrypt as its key.
 pub(super) struct Firebase {
     cost: Cost,
-    /// The user's, and then the project's separator.
+    /// The user's salt followed by the project's separator.
     salt: Vec<u8>,
 }
 

@@ -106,7 +106,7 @@ fn what_other_libraries_made() {
     }
 }
 
-/// Fast ones are wrapped, and nothing of their digest is left in the text; slow ones are kept as they came.
+/// Fast hashes are wrapped, and nothing of their digest is left in the text; slow ones are kept as they came.
 #[test]
 fn what_is_kept_and_what_is_wrapped() {
     let fast = [
@@ -151,7 +151,7 @@ fn what_is_kept_and_what_is_wrapped() {
             }
             (Imported::Keep(kept), _) => {
                 assert!(!is_fast, "{what}");
-                // It reads as itself.
+                // It can be read back.
                 assert_eq!(store(read(kept.as_str()).unwrap()), kept, "{what}");
             }
         }
@@ -215,7 +215,7 @@ fn hmacs_are_read_by_their_names_with_one_key_for_all_or_the_salt_as_the_key() {
         assert!(!is_right(import(with_salt, &kind(name), "sälz-18")), "{name}");
         assert_eq!(import(with_salt, &kind(name), "").unwrap_err(), Refused::Key, "{name}");
     }
-    // Of "sälz-17:correct horse", with the key of all.
+    // Of "sälz-17:correct horse", with the shared key.
     let salted = "927be35d62eb6e8f3fa8f5ed66cd38845fc35873af864e7f3f8bc4ba73a029c7";
     let template = Some("{salt}:{password}".to_owned());
     let with_template = BareKind { template, ..shared("hmac-sha256") };
@@ -299,7 +299,7 @@ fn refused() {
         ("{SSHA".into(), Unknown),
         ("{CLEARTEXT}secret".into(), Unknown),
         ("{CRYPT}".into(), Unknown),
-        // DES, of crypt's first days.
+        // DES, crypt's original form.
         ("rl.3StKT.4T8M".into(), Unknown),
         ("{CRYPT}rl.3StKT.4T8M".into(), Unknown),
         ("$y$j9T$saltsalt$abZLF3nn.SfKqkvXA/gnD9JPMo.8oZ4MoaCWQ5kcXV0".into(), Unknown),
@@ -350,7 +350,7 @@ fn refused() {
         ("$argon2id$v=19$m=131072,t=9,p=1$AAECAwQFBgcICQoLDA0ODw$fQXnu2lcRVW87PU7wSxCyjf7dkJaCTH9lUUs2L+PJMw".into(), TooCostly("Argon2")),
         ("$argon2id$v=19$m=64,t=5,p=1,keyid=MQ$AAECAwQFBgcICQoLDA0ODw$fQXnu2lcRVW87PU7wSxCyjf7dkJaCTH9lUUs2L+PJMw".into(), Refused::Pepper),
         ("$argon2id$v=19$m=64,t=5,p=1$AAECAwQFBgcICQoLDA0ODw".into(), Malformed("Argon2")),
-        // What was wrapped comes back as it is, or not at all.
+        // A wrapped hash is accepted as it is, or not at all.
         ("$wrapped$digest$of=md5,template=e3Bhc3N3b3JkfQ$$argon2id$v=19$m=8,t=1,p=1$BwcHBwcHBwcHBwcHBwcHBw$AAAA".into(), Malformed("Argon2")),
         ("$wrapped$digest$of=md5".into(), Malformed("wrapped")),
         (format!("{{SSHA}}{}", "a".repeat(4000)), Unknown),
@@ -386,7 +386,7 @@ fn argon2_may_cost_what_our_own_hashes_do() {
         }
         assert_eq!(read(&text(memory_kib + 1, iterations), memory_kib, iterations), costly);
     }
-    // Cheap ones of our own take nothing away from others'.
+    // Cheap parameters of ours do not lower the limit for other systems' hashes.
     assert_eq!(read(&text(131_072, 8), 8, 1), Ok(()));
 }
 
@@ -397,7 +397,7 @@ fn refused_in_pieces() {
     let table = [
         (bare(&md5[1..], None, ""), Refused::Malformed("digest")),
         (bare(&md5[2..], None, ""), Refused::Malformed("digest")),
-        // Not hexadecimal: whatever it is, it is not what the file's digests are.
+        // Not hexadecimal, so not one of the file's digests, whatever it is.
         (bare("5ebe2294ecd0e0f08eab7690d2a6eexx", None, ""), Refused::Unknown),
         (bare(md5, Some("{salt}"), "x"), Refused::Template),
         (bare(md5, Some("{salt}{password}"), ""), Refused::Template),
@@ -434,7 +434,7 @@ fn refused_in_pieces() {
     assert_eq!(project("!", 8, 14), Err(Refused::Malformed("Firebase scrypt")));
 }
 
-/// `$6$` hashes a password again in each of its rounds, and normalisation may make two long ones of one that was typed.
+/// `$6$` hashes the password again in each of its rounds, and with normalisation one typed password may be two long ones.
 #[test]
 fn a_long_password_costs_no_more_than_one_of_256_bytes() {
     let recipes = [
@@ -447,7 +447,7 @@ fn a_long_password_costs_no_more_than_one_of_256_bytes() {
             ("x".repeat(256), Verdict::Match { outdated: true }),
             ("x".repeat(257), Verdict::NoMatch),
             ("\u{d55c}".repeat(256), Verdict::NoMatch),
-            // 256 characters as well, once normalised.
+            // Also 256 characters, once normalised.
             ("\u{1112}\u{1161}\u{11ab}".repeat(256), Verdict::NoMatch),
         ] {
             let digest = function.compute(password.as_bytes()).unwrap();
@@ -458,7 +458,7 @@ fn a_long_password_costs_no_more_than_one_of_256_bytes() {
     }
 }
 
-/// By the time that it took, at the pace of what the thread has computed before.
+/// The rest is derived from the time it took, at the pace of what the thread has computed before.
 #[test]
 fn what_is_cheaper_than_ours_is_made_up_for() {
     let params = Params { memory_kib: 64, iterations: 4, parallelism: 1 };
@@ -484,7 +484,7 @@ fn what_is_cheaper_than_ours_is_made_up_for() {
     }
 }
 
-/// The signer key is a secret of a whole project.
+/// The signer key is a secret of the whole project.
 #[test]
 fn firebases_signer_key_is_not_kept() {
     for Vector { made, .. } in vectors() {
@@ -496,7 +496,7 @@ fn firebases_signer_key_is_not_kept() {
     }
 }
 
-/// bcrypt knows 72 bytes, and ends at none before.
+/// bcrypt sees 72 bytes, and does not stop at an earlier one.
 #[test]
 fn bcrypt_and_its_ends() {
     let long = "x".repeat(80);
@@ -507,7 +507,7 @@ fn bcrypt_and_its_ends() {
     assert_ne!(of(&long), of(&long[..71]));
     assert_eq!(of("a\0a"), None);
     assert!(of("").is_some());
-    // Of ASCII both make the same.
+    // Both give the same for ASCII.
     assert_eq!(of("secret"), function("signed").compute(b"secret"));
     assert_ne!(of("sécret"), function("signed").compute("sécret".as_bytes()));
     let hashed = function("sha256");
@@ -547,7 +547,7 @@ proptest! {
         prop_assert!(Imported::firebase(&project, &text, &other).is_err());
     }
 
-    /// Nearly right, which gets further into the reading.
+    /// Nearly right text, which gets further into parsing.
     #[test]
     fn any_change_is_read_or_refused(
         which in any::<prop::sample::Index>(),
