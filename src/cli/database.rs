@@ -37,7 +37,7 @@ pub(super) enum As {
     Migrator,
 }
 
-/// The database and, if it is one, the Postgres of our own behind it.
+/// The database, and the Postgres of our own behind it if there is one.
 pub(super) struct Database {
     source: store::Source,
     migration_source: Option<store::Source>,

@@ -45,7 +45,8 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
         let mut out = BufWriter::new(file);
         let count = tokio::select! {
             count = export(&mut conn, args.hashes, &mut out) => count?,
-            // Otherwise the signal's default applies: writing to a pipe that nobody reads, we would not hear of it.
+            // Otherwise the default action applies: we would not notice a signal while a pipe that nobody reads blocks
+            // us.
             why = interrupted(), if is_aside => return Err(why),
         };
         out.into_inner().map_err(IntoInnerError::into_error).and_then(NewFile::finish).map_err(named)?;

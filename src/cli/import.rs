@@ -40,7 +40,7 @@ const TOLD: usize = 10;
 /// What is read from another Postgres by default.
 const COURSE_QUERY: &str = "SELECT * FROM users";
 
-/// What to import, and how. The text of `--help` about the command is the variant's, one level up.
+/// What to import, and how. `--help` describes the command with the text on the variant in `super::Command`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The file to import, `-` for standard input, or postgres://… for the table `users` of another Postgres
@@ -59,7 +59,8 @@ pub(super) struct Args {
     /// Where to write the differences, by id and field [default: FILE.differences]
     #[arg(long, value_name = "FILE", requires = "compare")]
     differences: Option<PathBuf>,
-    /// Where to write refused records, each with its reason [default: FILE.rejects]
+    /// Where to write refused records, each with its reason [default: FILE.rejects; with --dry-run,
+    /// FILE.dry-run.rejects]
     #[arg(long, value_name = "FILE")]
     rejects: Option<PathBuf>,
     /// The algorithm of password hashes in plain hexadecimal; not with --format auth0, firebase or keycloak, which have

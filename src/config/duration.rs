@@ -7,7 +7,7 @@ use crate::store::login_attempts::Rate;
 /// Longest first, which is also the order in which they must appear.
 const UNITS: &[(char, u64)] = &[('d', 24 * 60 * 60), ('h', 60 * 60), ('m', 60), ('s', 1)];
 
-/// Ten years. Anything longer is a mistake, and might overflow when times are added later.
+/// Ten years. Anything longer is a mistake, and would take some later sum of times out of range.
 const LONGEST: u64 = 10 * 365 * 24 * 60 * 60;
 
 /// Reads a duration, or says what is expected.

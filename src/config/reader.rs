@@ -46,7 +46,7 @@ impl Reader {
         names.iter().all(|name| self.findings.is_sound(name))
     }
 
-    /// Whether somebody set the setting, so that its value is not the default.
+    /// Whether somebody set the setting, rather than leaving it at its default.
     pub(super) fn is_given(&self, name: &str) -> bool {
         self.given.get(name).is_some_and(|value| !value.is_default())
     }

@@ -434,7 +434,7 @@ fn refused_in_pieces() {
     assert_eq!(project("!", 8, 14), Err(Refused::Malformed("Firebase scrypt")));
 }
 
-/// `$6$` hashes the password again in each of its rounds, and with normalisation one typed password may be two long ones.
+/// `$6$` hashes the password again in each of its rounds, and normalisation may make two long passwords of one.
 #[test]
 fn a_long_password_costs_no_more_than_one_of_256_bytes() {
     let recipes = [
