@@ -53,10 +53,9 @@ const MAX_SALT: usize = 128;
 const OURS: &str = "$argon2id$";
 
 /// The most memory that an imported Argon2 hash may take, in KiB: 128 MiB. That is less than our own parameters may
-/// have, since an operator chooses ours, but anybody may have chosen these. Django uses 100 MiB, PHP and argon2-cffi
-/// 64, Keycloak
-/// 7. A hash that takes no more than our own parameters, such as one of ours on its way back, is computed in its
-///    thread's memory.
+/// have, since an operator chooses ours, but anybody may have chosen these. Django uses 100 MiB, PHP and argon2-cffi 64
+/// MiB, and Keycloak 7 MiB. A hash that takes no more than our own parameters, such as one of ours on its way back, is
+/// computed in its thread's memory.
 const MAX_IMPORTED_KIB: u32 = 128 << 10;
 
 /// The most memory times passes of an imported Argon2 hash, in KiB: it takes a second. More is allowed if our own
