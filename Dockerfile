@@ -1,23 +1,24 @@
-# The image of the service: the binary, which has the migrations in it, on a base without a shell.
+# The image of the service: the binary, with its migrations compiled in, on a base without a shell.
 #
 #   docker build -t gatepass .
 #   docker run -e DB_SOURCE=… -e TOKEN_SYMMETRIC_KEY=… -p 8080:8080 gatepass
 
-# Both bases are rebuilt under the same tag, with the fixes of Debian. To hold them, write the digest behind the tag,
-# tag@sha256:…, as `docker buildx imagetools inspect IMAGE` prints it; Dependabot raises tag and digest together.
+# Both bases are rebuilt under the same tag, with Debian's fixes. To pin them, append the digest to the tag,
+# tag@sha256:…, as `docker buildx imagetools inspect IMAGE` prints it; Dependabot updates tag and digest together.
 FROM docker.io/library/rust:1.95-bookworm AS build
 WORKDIR /src
 
-# Writes the list of crates into the binary, where `cargo audit bin` and scanners of images look for it.
+# Writes the list of crates into the binary, where `cargo audit bin` and image scanners look for it.
 RUN cargo install --locked cargo-auditable@0.7.7
 
-# The dependencies, in a layer of their own, with nothing of ours but two empty files. Only these two build it anew.
+# The dependencies have a layer of their own, built around two empty source files. Only Cargo.toml, Cargo.lock and
+# FEATURES invalidate it.
 ARG FEATURES=server,aws
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \
   && cargo auditable build --locked --release --bin gatepass --features "$FEATURES"
 
-# Cargo goes by times: the real files are older than the empty ones were.
+# Cargo compares modification times, and the real files are older than the empty ones were.
 COPY . .
 RUN touch src/lib.rs src/main.rs \
   && cargo auditable build --locked --release --bin gatepass --features "$FEATURES"
@@ -25,7 +26,7 @@ RUN touch src/lib.rs src/main.rs \
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /src/target/release/gatepass /usr/local/bin/gatepass
 
-# In figures, so that Kubernetes sees that it is not root.
+# As numbers, so that Kubernetes can see that it is not root.
 USER 65532:65532
 ENV ENVIRONMENT=production
 EXPOSE 8080
@@ -34,7 +35,7 @@ HEALTHCHECK --interval=10s --timeout=6s --start-period=60s CMD ["/usr/local/bin/
 ENTRYPOINT ["/usr/local/bin/gatepass"]
 CMD ["serve"]
 
-# Last, since they differ with every commit.
+# Last, since these differ with every commit.
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="gatepass" \

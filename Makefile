@@ -1,12 +1,12 @@
-# What people do with this project. For GNU make 3.81 (macOS) and later.
+# The tasks of this project. For GNU make 3.81 (macOS) and later.
 
 .DEFAULT_GOAL := help
 
-# More arguments for the command behind `make run`, `make test` and `make instructions`, as in:
+# Additional arguments for the command behind `make run`, `make test` and `make instructions`, as in:
 # make test ARGS='--test gatepass login'
 ARGS ?=
 
-# One cargo at a time, also under `make -j`.
+# Only one cargo at a time, even under `make -j`.
 .NOTPARALLEL:
 
 .PHONY: help
@@ -18,13 +18,13 @@ run: ## Build and start the service, with a Postgres of its own under .gatepass/
 	@scripts/ensure-postgres
 	cargo run --locked -- serve $(ARGS)
 
-# What the image is called, here and where it is pushed to.
+# The name of the image, here and in the registry.
 IMAGE ?= gatepass
 
-# More arguments for building it, for machines whose builds need a mount with their certificates, say.
+# Additional arguments for its build, say on a machine whose builds need a mount with its certificates.
 IMAGE_BUILD_ARGS ?=
 
-# BUILDAH_FORMAT is for podman: its own format of images has no place for a HEALTHCHECK.
+# BUILDAH_FORMAT is for podman: its default image format has no place for a HEALTHCHECK.
 .PHONY: image
 image: ## Build the container image, as IMAGE, with docker or podman
 	engine=$$(scripts/container-engine) && BUILDAH_FORMAT=docker $$engine build $(IMAGE_BUILD_ARGS) -t '$(IMAGE)' \
@@ -44,7 +44,7 @@ test-image: ## Build the image, and see a login in a container that may do nothi
 test-rotate-dev-db: ## Replace a developers' database in an AWS that moto plays
 	scripts/test-rotate-dev-db
 
-# What `make deploy` is to run; empty, the image that runs.
+# The image that `make deploy` deploys; if empty, the running image stays.
 DEPLOY_IMAGE ?=
 
 .PHONY: deploy
@@ -64,8 +64,8 @@ test: ## Run all tests, against a throw-away Postgres
 	export RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$((2 * $$(getconf _NPROCESSORS_ONLN)))} && \
 	scripts/with-postgres cargo test --locked --all-features $(ARGS)
 
-# A Postgres in a container, for development; `make run` and the tests need none, they have their own. Published to this
-# machine alone, with the password that everybody knows.
+# A Postgres in a container, for development; `make run` and the tests do not need it, since they start their own. It is
+# published to this machine alone, with a password that everybody knows.
 POSTGRES = gatepass-postgres
 POSTGRES_IMAGE ?= docker.io/library/postgres:17
 
@@ -83,7 +83,7 @@ createdb: ## Create the database gatepass in that Postgres
 dropdb: ## Drop that database
 	engine=$$(scripts/container-engine) && $$engine exec $(POSTGRES) dropdb --username=root gatepass
 
-# The database of app.env and the environment; where they name none, the one of `make run`.
+# The database of app.env and the environment; if they name none, that of `make run`.
 .PHONY: migrateup
 migrateup: ## Apply the migrations that wait, to the database of app.env
 	cargo run --quiet --locked -- migrate up
@@ -106,8 +106,8 @@ new_migration: ## Write an empty migration, called name=…
 	@test -n '$(name)' || { echo 'make new_migration name=add_something' >&2; exit 2; }
 	cargo run --quiet --locked -- migrate new '$(name)'
 
-# Not committed: the text differs with the version of pg_dump. docs/schema.dbml does not. The settings of app.env and of
-# the environment are for another database.
+# Not committed, since the text depends on the version of pg_dump; docs/schema.dbml does not. The settings in app.env
+# and the environment are for another database, and so are left out.
 .PHONY: schema
 schema: ## Print the schema as SQL, as pg_dump has it after all migrations
 	@cargo build --quiet --locked --bin gatepass
@@ -123,12 +123,12 @@ FUZZ_SECONDS ?= 60
 fuzz: ## Fuzz the verifier of each format, FUZZ_SECONDS each
 	FUZZ_SECONDS='$(FUZZ_SECONDS)' scripts/fuzz
 
-# What is measured (`make bench ONLY=checks`), all if empty; WRITE=1 puts the table into docs/benchmarks.md; SMOKE=1 only
-# sees whether everything works, in seconds.
+# What to measure (`make bench ONLY=checks`), everything if empty. WRITE=1 writes the table to docs/benchmarks.md;
+# SMOKE=1 only checks that everything works, in seconds.
 ONLY ?=
 WRITE ?=
 SMOKE ?=
-# What is only tried is what the instructions are counted in, so that CI builds one of both.
+# A smoke run uses the profile of `make instructions`, so that CI builds only one of the two.
 BENCH_PROFILE = $(if $(SMOKE),counted,release)
 BENCH_CARGO = CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}" cargo run --locked --manifest-path benches/Cargo.toml
 
@@ -155,7 +155,7 @@ drill: ## Replace keys under load and race for sessions, for some minutes: the l
 	  -- --nocapture --test-threads=1 plans:: rotation_drill:: session_model:: session_races:: import:: million every_search_for_users storm:: rolling_update:: \
 	     failover:: remote_revocations:: a_notification_tells a_lost_notification
 
-# How long it goes on, and the seed of its dice, which each run prints.
+# How long the soak test runs, and its random seed, which every run prints.
 SOAK_MINUTES ?= 10
 SOAK_SEED ?=
 
@@ -184,8 +184,8 @@ lint-fmt:
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo fmt --check --manifest-path benches/Cargo.toml
 
-# The second line: a build without AWS. The last two: other services build the verifier without the server, with and
-# without a client.
+# The second line is a build without AWS. The last two are the verifier without the server, as other services build it,
+# without and with the client.
 .PHONY: lint-clippy
 lint-clippy:
 	cargo clippy --locked --all-targets --all-features -- -D warnings
@@ -193,14 +193,14 @@ lint-clippy:
 	cargo clippy --locked --lib --no-default-features --features verify -- -D warnings
 	cargo clippy --locked --lib --no-default-features --features remote -- -D warnings
 
-# Workspaces of their own, which compile for minutes what nothing else has: not in .ci/run.
+# Separate workspaces, which take minutes to compile dependencies of their own; so not in .ci/run.
 .PHONY: lint-extra
 lint-extra: ## Check the code of fuzz/ and benches/
 	export CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}" && \
 	cargo check --locked --manifest-path fuzz/Cargo.toml && \
 	cargo check --locked --manifest-path benches/Cargo.toml --all-features
 
-# The first line: as other services see it, without the server. The pages of the second stay.
+# The first line documents the crate as other services see it, without the server. The second line's pages stay.
 .PHONY: lint-docs
 lint-docs:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --no-default-features --features remote
@@ -214,7 +214,7 @@ lint-migrations:
 lint-kubernetes: ## Build the overlays of eks/ and check what comes out
 	scripts/lint-kubernetes
 
-# Under a minute. promtool says by itself where there is none.
+# Takes less than a minute. scripts/promtool itself reports when there is no promtool.
 .PHONY: lint-monitoring
 lint-monitoring:
 	@promtool=$$(scripts/promtool) && if [ -n "$$promtool" ]; then cd eks/components/monitoring && \
@@ -250,10 +250,10 @@ release-queries: ## Record what this version asks of the database, which the nex
 	RECORD_RELEASE=1 scripts/with-postgres cargo test --locked --all-features --test gatepass \
 	  released::what_the_release_before_asks_this_schema_answers
 
-# What the tests have built already: by itself the binary would have other features of what it depends on.
+# Builds what the tests have built already: alone, the binary would have other features of its dependencies.
 TESTED_BINARY = cargo build --locked --all-features --test gatepass && "$${CARGO_TARGET_DIR:-target}/debug/gatepass"
 
-# A file by the one under target/, if that is another: a newer one makes cargo build again.
+# Replaces a file with the one under target/, if they differ: a newer file would make cargo build again.
 replace = cmp -s target/$(notdir $(1)) $(1) || cp target/$(notdir $(1)) $(1)
 
 .PHONY: openapi
