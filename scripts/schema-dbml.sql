@@ -1,5 +1,5 @@
 -- Prints the schema of the database as DBML (https://dbml.dbdiagram.io/docs): tables with their columns, constraints,
--- indexes and comments, from the catalogue. Run by scripts/db-docs.
+-- indexes and comments, from the system catalogue. Run by scripts/db-docs.
 \pset format unaligned
 \pset tuples_only on
 \pset recordsep '\n'
@@ -22,7 +22,7 @@ columns AS (
             format(
                 '  %s %s [%s]',
                 a.attname,
-                -- DBML reads neither brackets nor blanks in the name of a type without quotes.
+                -- In DBML, a type name with brackets or blanks needs quotes.
                 CASE WHEN format_type(a.atttypid, a.atttypmod) ~ '^[a-z0-9_]+$'
                     THEN format_type(a.atttypid, a.atttypmod)
                     ELSE '"' || format_type(a.atttypid, a.atttypmod) || '"' END,
@@ -96,7 +96,7 @@ SELECT format(
     E'\n  indexes {\n' || indexes.lines || E'\n  }\n',
     format(
         E'\n  Note: \'\'\'\n%s\n  \'\'\'\n',
-        -- Between triple quotes only backslashes need another.
+        -- Between triple quotes only backslashes have to be escaped.
         replace(concat_ws(
             E'\n\n', t.comment,
             CASE WHEN t.relkind = 'p' THEN 'Partitioned by ' || pg_get_partkeydef(t.oid) || '.' END, checks.lines
