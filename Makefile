@@ -37,11 +37,11 @@ docker-run: ## Run the image on port 8080, with DB_SOURCE and TOKEN_SYMMETRIC_KE
 	  --security-opt no-new-privileges -p 127.0.0.1:8080:8080 -e DB_SOURCE -e TOKEN_SYMMETRIC_KEY '$(IMAGE)'
 
 .PHONY: test-image
-test-image: ## Build the image, and see a login in a container that may do nothing else
+test-image: ## Build the image, and test a login in a container that may do nothing else
 	scripts/test-image
 
 .PHONY: test-rotate-dev-db
-test-rotate-dev-db: ## Replace a developers' database in an AWS that moto plays
+test-rotate-dev-db: ## Replace a developers' database in an AWS that moto emulates
 	scripts/test-rotate-dev-db
 
 # The image that `make deploy` deploys; if empty, the running image stays.
@@ -85,7 +85,7 @@ dropdb: ## Drop that database
 
 # The database of app.env and the environment; if they name none, that of `make run`.
 .PHONY: migrateup
-migrateup: ## Apply the migrations that wait, to the database of app.env
+migrateup: ## Apply the pending migrations to the database of app.env
 	cargo run --quiet --locked -- migrate up
 
 .PHONY: migrateup1
@@ -109,7 +109,7 @@ new_migration: ## Write an empty migration, called name=…
 # Not committed, since the text depends on the version of pg_dump; docs/schema.dbml does not. The settings in app.env
 # and the environment are for another database, and so are left out.
 .PHONY: schema
-schema: ## Print the schema as SQL, as pg_dump has it after all migrations
+schema: ## Print the schema as SQL, as pg_dump gives it after all migrations
 	@cargo build --quiet --locked --bin gatepass
 	@scripts/with-postgres sh -c 'env -i PATH="$$PATH" DB_SOURCE="$$DATABASE_URL" \
 	  "$${CARGO_TARGET_DIR:-target}/debug/gatepass" --config /dev/null migrate up >&2 && \
@@ -133,7 +133,7 @@ BENCH_PROFILE = $(if $(SMOKE),counted,release)
 BENCH_CARGO = CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}" cargo run --locked --manifest-path benches/Cargo.toml
 
 .PHONY: bench
-bench: ## Measure what the service does beside what limits it; ONLY=… one section, WRITE=1 into docs/benchmarks.md
+bench: ## Measure the service beside what limits it; ONLY=… one section, WRITE=1 into docs/benchmarks.md
 	cargo build --profile $(BENCH_PROFILE) --locked $(if $(SMOKE),,--all-features) --bin gatepass
 	target=$$(cd "$${CARGO_TARGET_DIR:-target}" && pwd) && \
 	PATH="$$(scripts/ensure-postgres --print-bindir):$$PATH:/usr/sbin" GATEPASS="$$target/$(BENCH_PROFILE)/gatepass" \
@@ -145,7 +145,7 @@ bench-password: ## Measure password hashes, by who computes them, and what they 
 	$(BENCH_CARGO) --release --features others --bin password
 
 .PHONY: instructions
-instructions: ## Count the instructions of a request, with valgrind, and hold them against benches/instructions
+instructions: ## Count the instructions of a request, with valgrind, and compare them with benches/instructions
 	cargo build --profile counted --locked --bin gatepass
 	scripts/with-postgres scripts/count-instructions $(ARGS)
 
@@ -160,7 +160,7 @@ SOAK_MINUTES ?= 10
 SOAK_SEED ?=
 
 .PHONY: soak
-soak: ## Use three replicas for SOAK_MINUTES while they and Postgres are killed, and see that nothing is lost
+soak: ## Use three replicas for SOAK_MINUTES while they and Postgres are killed, and check that nothing is lost
 	export SOAK_MINUTES='$(SOAK_MINUTES)' SOAK_SEED='$(SOAK_SEED)' && \
 	scripts/with-postgres cargo test --locked --all-features --test gatepass soak:: -- --nocapture
 
@@ -211,7 +211,7 @@ lint-migrations:
 	scripts/lint-migrations
 
 .PHONY: lint-kubernetes
-lint-kubernetes: ## Build the overlays of eks/ and check what comes out
+lint-kubernetes: ## Build the overlays of eks/ and check the result
 	scripts/lint-kubernetes
 
 # Takes less than a minute. scripts/promtool itself reports when there is no promtool.
@@ -246,7 +246,7 @@ sqlx: ## Regenerate .sqlx, from the queries and the migrations
 	scripts/sqlx-prepare
 
 .PHONY: release-queries
-release-queries: ## Record what this version asks of the database, which the next one's schema has to bear
+release-queries: ## Record this version's queries, which must still work on the next version's schema
 	RECORD_RELEASE=1 scripts/with-postgres cargo test --locked --all-features --test gatepass \
 	  released::what_the_release_before_asks_this_schema_answers
 
