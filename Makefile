@@ -141,7 +141,7 @@ bench: ## Measure the service beside what limits it; ONLY=… one section, WRITE
 	  $(ONLY) $(if $(WRITE),--write) $(if $(SMOKE),--smoke)
 
 .PHONY: bench-password
-bench-password: ## Measure password hashes, by who computes them, and what they cost others; about a minute
+bench-password: ## Measure password hashes by several implementations, and what they cost other work; about a minute
 	$(BENCH_CARGO) --release --features others --bin password
 
 .PHONY: instructions
