@@ -12,7 +12,7 @@ use crate::{
     store::{
         PgConnection, Source,
         devdata::{
-            load::{self, Loading},
+            load::Loading,
             masks::Key,
             sample::{Part, Snapshot, Wanted},
         },
@@ -61,15 +61,14 @@ pub async fn sample(
 ///
 /// # Errors
 ///
-/// Any [`Error`]. Nothing has changed then, unless it comes after the load, while the roles get their rights and
-/// statistics are gathered.
+/// Any [`Error`]. Nothing has changed then.
 pub async fn load(
     conn: &mut PgConnection,
     directory: &Path,
     mut progress: impl FnMut(&str, u64),
 ) -> Result<Manifest, Error> {
     let manifest = directory::read(directory)?;
-    let mut loading = Loading::begin(&mut *conn).await?;
+    let mut loading = Loading::begin(conn).await?;
     loading.schema(&text(directory, &manifest, SCHEMA)?).await?;
     for part in Part::all() {
         let name = file_of(part);
@@ -84,7 +83,6 @@ pub async fn load(
     }
     loading.schema(&text(directory, &manifest, CONSTRAINTS)?).await?;
     loading.finish().await?;
-    load::settle(conn).await?;
     Ok(manifest)
 }
 

@@ -76,7 +76,8 @@ impl<'c> Loading<'c> {
         }
     }
 
-    /// Sets the sequences, marks the history as waiting for seals, makes sure that every constraint holds, and commits.
+    /// Sets the sequences, marks the history as waiting for seals, gives the roles their rights, if there are any, has
+    /// Postgres gather statistics, makes sure that every constraint holds, and commits.
     ///
     /// # Errors
     ///
@@ -110,17 +111,14 @@ impl<'c> Loading<'c> {
             return Err(Error::NotValidated(name));
         }
         migrations::require_current(&mut self.0).await?;
+        settle(&mut self.0).await?;
         self.0.commit().await?;
         Ok(())
     }
 }
 
 /// Where there are roles, gives them their rights to what was loaded; then has Postgres gather statistics.
-///
-/// # Errors
-///
-/// When the database fails.
-pub async fn settle(conn: &mut PgConnection) -> Result<(), Error> {
+async fn settle(conn: &mut PgConnection) -> Result<(), Error> {
     if roles::become_owner(conn).await? {
         roles::grant(conn).await?;
     }
