@@ -156,7 +156,8 @@ pub async fn finish(conn: &mut PgConnection, source: &Source) -> Result<(), Erro
     Ok(())
 }
 
-/// Forgets at most `limit` imports that have not advanced since `before`, and returns how many.
+/// Forgets at most `limit` imports that have not advanced since `before`, and returns how many. Rows that somebody else
+/// has locked are skipped, so 0 does not mean that none is left.
 ///
 /// # Errors
 ///
@@ -167,8 +168,9 @@ pub async fn delete_forsaken(
     limit: i64,
 ) -> Result<u64, Error> {
     let done = sqlx::query!(
-        "DELETE FROM imports
-         WHERE source_hash IN (SELECT source_hash FROM imports WHERE updated_at < $1 LIMIT $2) AND updated_at < $1",
+        "DELETE FROM imports WHERE source_hash IN (
+             SELECT source_hash FROM imports WHERE updated_at < $1 ORDER BY updated_at LIMIT $2 FOR UPDATE SKIP LOCKED
+         )",
         before,
         limit,
     );
