@@ -148,21 +148,21 @@ fn complete(operation: &mut Operation) {
             common.extend([
                 (
                     "400",
-                    "`invalid_request`: the body is not a form, lacks a parameter, or repeats a parameter.",
+                    "`invalid_request`: the body is not a form, did not arrive whole, lacks a parameter, or repeats one.",
                 ),
                 ("415", "`unsupported_media_type`: the body is not `application/x-www-form-urlencoded`."),
             ]);
         } else {
             common.extend([
                 ("400", "`malformed_json`: the body is not JSON, or did not arrive whole."),
-                ("415", "`unsupported_media_type`: the body is not `application/json`."),
+                ("415", "`unsupported_media_type`: the body is not JSON (`application/json`, or a type that ends in `+json`)."),
                 ("422", "`validation_failed`: `errors` says what is wrong with each field."),
             ]);
         }
     }
     let challenge = if takes(operation, "client") {
         common.extend([
-            ("401", "`invalid_client`: client credentials are missing or wrong."),
+            ("401", "`invalid_client`: the client credentials are wrong, or missing where they are required."),
             ("429", "`too_many_attempts`: too many wrong credentials from this address. Try again after `Retry-After`."),
         ]);
         Some("RFC 7617.")
