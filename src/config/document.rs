@@ -9,9 +9,9 @@ const FIRST: &[(&str, &str)] = &[("ENVIRONMENT", "development"), ("HTTP_SERVER_A
 const HEAD: &str = "\
 # Settings of gatepass. Copy this file to app.env in the working directory, and uncomment what you want to change.
 #
-# The environment wins over this file. An empty value counts as not set. Values may stand in 'single' or \"double\"
-# quotes; $ is an ordinary character. Every secret can also be read from a file: NAME_FILE=/path in place of NAME. Both are
-# refused, also where one stands here and the other in the environment.
+# The environment takes precedence over this file. An empty value counts as not set. Values may be in 'single' or
+# \"double\" quotes; $ is an ordinary character. Every secret can also be read from a file: NAME_FILE=/path in place of
+# NAME. Setting both is an error, even if one is here and the other in the environment.
 #
 # This file is generated: gatepass config --example > app.env.example
 ";

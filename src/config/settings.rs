@@ -136,7 +136,7 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "LOG_FORMAT",
-        about: "`json`, one object a line, or `pretty`, for people; when not set, `pretty` in development alone.",
+        about: "`json` (one object per line) or `pretty` (for people); when not set, `pretty` in development, `json` in production.",
         example: Some("json"),
         ..SERVICE
     },
@@ -148,19 +148,19 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "OTEL_EXPORTER_OTLP_ENDPOINT",
-        about: "Where traces are sent: a collector that takes OTLP over HTTP (docs/metrics.md); nowhere when not set.",
+        about: "Where to send traces: a collector that accepts OTLP over HTTP (docs/metrics.md); when not set, none are sent.",
         example: Some("http://localhost:4318"),
         ..SERVICE
     },
     Setting {
         name: "OTEL_TRACES_SAMPLER_ARG",
-        about: "The share of requests that are traced, 0 to 1, whatever callers say.",
+        about: "The fraction of requests that are traced, 0 to 1, regardless of what callers ask for.",
         default: DefaultValue::Text("1"),
         ..SERVICE
     },
     Setting {
         name: "DB_SOURCE",
-        about: "Postgres URL; required in production, without it development starts a Postgres of its own.",
+        about: "Postgres URL; required in production. Without it, development starts a Postgres of its own.",
         example: Some("postgres://gatepass:PASSWORD@localhost:5432/gatepass"),
         secret: true,
         ..DATABASE
@@ -174,20 +174,20 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "MASTER_DB_SOURCE",
-        about: "Postgres URL of a role that may make roles, for `gatepass db setup` alone; otherwise DB_SOURCE is used.",
+        about: "Postgres URL of a role that may create roles, for `gatepass db setup` only; otherwise DB_SOURCE is used.",
         example: Some("postgres://postgres:PASSWORD@localhost:5432/gatepass"),
         secret: true,
         ..DATABASE
     },
     Setting {
         name: "DB_MAX_CONNECTIONS",
-        about: "Connections for requests at most, 1 to 1000; four more serve what goes on beside them.",
+        about: "Maximum number of connections for requests, 1 to 1000; four more serve background work.",
         default: DefaultValue::Text("4"),
         ..DATABASE
     },
     Setting {
         name: "DB_POOLER",
-        about: "How a pooler in between (pgbouncer) hands out connections: `session` or `transaction`.",
+        about: "How a pooler in front of Postgres (pgbouncer) hands out connections: `session` or `transaction`.",
         default: DefaultValue::Text("session"),
         ..DATABASE
     },
@@ -205,7 +205,7 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "HISTORY_RETENTION",
-        about: "How long the history of changes is kept, in whole months and at least 30d; for ever when not set.",
+        about: "How long the history of changes is kept, in whole months and at least 30d; forever when not set.",
         example: Some("365d"),
         ..DATABASE
     },
@@ -217,19 +217,19 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "OPS_SERVER_ADDRESS",
-        about: "IP address and port for metrics, kept apart from the public one.",
+        about: "IP address and port for metrics, separate from the public one.",
         default: DefaultValue::Text("127.0.0.1:9090"),
         ..HTTP
     },
     Setting {
         name: "ALLOWED_ORIGINS",
-        about: "Web origins that browsers may call from, separated by commas; none when not set, `*` is refused.",
+        about: "Web origins from which browsers may call, separated by commas; none when not set. `*` is refused.",
         example: Some("https://app.example.com,http://localhost:3000"),
         ..HTTP
     },
     Setting {
         name: "TRUSTED_PROXIES",
-        about: "Addresses or networks of proxies whose X-Forwarded-For and traceparent are believed, separated by commas.",
+        about: "Addresses or networks of proxies whose X-Forwarded-For and traceparent are trusted, separated by commas.",
         example: Some("10.0.0.0/8,192.168.1.10"),
         ..HTTP
     },
@@ -254,7 +254,7 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "TOKEN_SYMMETRIC_KEYS_ACCEPTED",
-        about: "Older keys whose tokens are still taken, separated by commas (a key with a comma in it: as PASERK).",
+        about: "Older keys whose tokens are still accepted, separated by commas (a key that contains a comma has to be a PASERK).",
         example: Some("k4.local.cHFyc3R1dnd4eXp7fH1-f4CBgoOEhYaHiImKi4yNjo8"),
         secret: true,
         ..TOKENS
@@ -267,7 +267,7 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "TOKEN_FORMAT_ACCEPTED",
-        about: "Formats that are still taken while moving to another, separated by commas; `jwt:ES256` names an algorithm.",
+        about: "Formats that are still accepted while moving to another, separated by commas; `jwt:ES256` names an algorithm.",
         example: Some("v4.local"),
         ..TOKENS
     },
@@ -291,25 +291,25 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "ACCESS_TOKEN_DURATION",
-        about: "How long an access token is good for.",
+        about: "How long an access token is valid.",
         default: DefaultValue::Text("15m"),
         ..TOKENS
     },
     Setting {
         name: "REFRESH_TOKEN_DURATION",
-        about: "How long a session may lie idle before it can no longer be renewed.",
+        about: "How long a session may be idle before it can no longer be renewed.",
         default: DefaultValue::Text("24h"),
         ..TOKENS
     },
     Setting {
         name: "SESSION_DURATION",
-        about: "When a session ends, however busy it is.",
+        about: "How long a session lasts at most, however active it is.",
         default: DefaultValue::Text("30d"),
         ..TOKENS
     },
     Setting {
         name: "REFRESH_REUSE_INTERVAL",
-        about: "How long the refresh token just replaced may be presented again.",
+        about: "How long a refresh token may be presented again after it has been replaced.",
         default: DefaultValue::Text("10s"),
         ..TOKENS
     },
@@ -321,7 +321,7 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "REVOCATION_MAX_STALENESS",
-        about: "How long a replica serves without hearing of ended sessions, or retired keys, before it refuses bearer tokens.",
+        about: "How long a replica serves without news of ended sessions or retired keys before it refuses bearer tokens.",
         default: DefaultValue::Text("60s"),
         ..TOKENS
     },
@@ -333,7 +333,7 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "REGISTRATION",
-        about: "Who may register: `open`, anyone, or `closed`, nobody.",
+        about: "Who may register: `open` (anyone) or `closed` (nobody).",
         default: DefaultValue::Text("open"),
         ..PASSWORDS
     },
@@ -357,25 +357,25 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "PASSWORD_HASH_THREADS",
-        about: "Hashes worked on at the same time, each with its own memory.",
+        about: "Number of hashes computed at the same time, each with its own memory.",
         default: DefaultValue::Cores,
         ..PASSWORDS
     },
     Setting {
         name: "PASSWORD_HASH_QUEUE",
-        about: "Hashes that may wait their turn; past that, logins are answered with 503 at once.",
+        about: "Number of hashes that may wait for their turn; beyond that, logins get a 503 at once.",
         default: DefaultValue::Text("128"),
         ..PASSWORDS
     },
     Setting {
         name: "PASSWORD_MIN_LENGTH",
-        about: "Characters that a new password has at least, 8 to 64.",
+        about: "Minimum number of characters of a new password, 8 to 64.",
         default: DefaultValue::Text("8"),
         ..PASSWORDS
     },
     Setting {
         name: "PASSWORD_PEPPER",
-        about: "Secrets in every password hash and not in the database: `NAME:BASE64`, newest first (docs/passwords.md).",
+        about: "Secrets that go into every password hash but are not in the database: `NAME:BASE64`, newest first (docs/passwords.md).",
         example: Some("1:cGVwcGVyIG9uZSBpcyB0aGVzZSAzMiBieXRlcyBvZiA"),
         secret: true,
         ..PASSWORDS
@@ -388,26 +388,26 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "LOGIN_ATTEMPTS_PER_ACCOUNT",
-        about: "Failed logins allowed for one account name in a time (docs/throttling.md).",
+        about: "Failed logins allowed for one account name, as a count per time (docs/throttling.md).",
         default: DefaultValue::Text("10/15m"),
         ..PASSWORDS
     },
     Setting {
         name: "LOGIN_ATTEMPTS_PER_IP",
-        about: "Failed logins allowed from one address (IPv6: one /64) in a time.",
+        about: "Failed logins allowed from one address (IPv6: one /64), as a count per time.",
         default: DefaultValue::Text("100/15m"),
         ..PASSWORDS
     },
     Setting {
         name: "LEGACY_LOGIN_URL",
-        about: "HTTPS address of the old system, asked about users who are unknown here (docs/legacy-login.md).",
+        about: "HTTPS URL of the old system, which is asked about users unknown here (docs/legacy-login.md).",
         example: Some("https://old.example.com/login"),
         secret: true,
         ..PASSWORDS
     },
     Setting {
         name: "SECRETS_MANAGER_SECRET_ID",
-        about: "Name or ARN of a secret in AWS Secrets Manager that holds settings, over app.env (docs/aws.md).",
+        about: "Name or ARN of a secret in AWS Secrets Manager with settings, which override app.env (docs/aws.md).",
         example: Some("gatepass/production"),
         ..CLOUD
     },
@@ -419,7 +419,7 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "AWS_ENDPOINT_URL",
-        about: "Address to call in place of AWS, for tests.",
+        about: "URL to call in place of AWS, for tests.",
         example: Some("http://localhost:5000"),
         ..CLOUD
     },
