@@ -237,7 +237,7 @@ async fn everything_that_is_wrong_with_a_secret_is_told_at_once_and_no_value_wit
         &[
             "has 10 problems",
             "DB_SORCE (Secrets Manager): there is no such setting; did you mean DB_SOURCE?",
-            "TOKEN_SYMMETRIC_KEY_FILE (Secrets Manager): a secret names no file; put the text in it as TOKEN_SYMMETRIC_KEY",
+            "TOKEN_SYMMETRIC_KEY_FILE (Secrets Manager): a secret cannot name a file; put the value itself in it as TOKEN_SYMMETRIC_KEY",
             "PASSWORD_PEPPER (Secrets Manager): expected a text in \"quotes\"",
             "DB_MAX_CONNECTIONS (Secrets Manager): expected a text in \"quotes\"",
             "TOKEN_ISSUER (Secrets Manager): it is there twice",
@@ -283,8 +283,8 @@ async fn a_secret_that_cannot_be_had_is_one_clear_line() {
         .await
         .fails(1, &["has a problem:", &format!("{ID}the region is not known; set AWS_REGION")]);
 
-    const TEXT: &str =
-        "SECRETS_MANAGER_SECRET_ID (Secrets Manager): expected a JSON object of names and texts";
+    const TEXT: &str = "SECRETS_MANAGER_SECRET_ID (Secrets Manager): expected the secret to be a JSON object of names \
+                        and texts";
     for name in [name, cut] {
         let ended = config(&at(aws, &name)).await.fails(1, &["has a problem:", TEXT]);
         assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);

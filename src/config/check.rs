@@ -47,8 +47,8 @@ fn database(settings: &Settings, reader: &mut Reader) {
     let is_pooled = settings.db_pooler == DbPooler::Transaction;
     if is_pooled && settings.migrate_on_start && settings.migration_db_source.is_none() {
         // Migrations hold a session-level advisory lock.
-        let message = "DB_POOLER=transaction: migrations need a way past the pooler; set it to the database itself, or \
-                       MIGRATE_ON_START=false";
+        let message = "DB_POOLER=transaction: migrations need a connection that bypasses the pooler; set it to the \
+                       database itself, or MIGRATE_ON_START=false";
         reader.problem("MIGRATION_DB_SOURCE", message);
     }
     if settings.db_source.is_some() || !reader.is_sound(&["DB_SOURCE"]) {
@@ -83,7 +83,7 @@ fn database_tls(settings: &Settings, reader: &mut Reader) {
             }
         }
         if !db_source::is_private(url) && settings.environment == Environment::Production {
-            let message = "the database is on another machine, and whether it is the right one is not checked; add \
+            let message = "the database is on another machine, and its identity is not verified; add \
                            sslmode=verify-full&sslrootcert=FILE (docs/database.md)";
             reader.warning(name, message);
         }
@@ -230,8 +230,8 @@ fn aws(settings: &Settings, reader: &mut Reader) {
         match fitness_for_iam(source.expose_secret()) {
             Fitness::Unfit(why) => reader.problem(name, format!("{IAM} is true: {why}")),
             Fitness::Unverified => {
-                let message = "whoever passes for the database gets a token that is good for 15 minutes; \
-                               sslmode=verify-full with sslrootcert makes sure of it";
+                let message = "whoever impersonates the database gets a token that is valid for 15 minutes; \
+                               sslmode=verify-full with sslrootcert prevents that";
                 reader.warning(name, message);
             }
             Fitness::Fit => {}

@@ -14,7 +14,7 @@ const LONGEST: u64 = 10 * 365 * 24 * 60 * 60;
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let seconds = seconds(text).ok_or("expected a time as numbers with the units s, m, h or d")?;
     match seconds {
-        0 => Err("expected a time longer than nothing".into()),
+        0 => Err("expected a time longer than zero".into()),
         1..=LONGEST => Ok(Duration::from_secs(seconds)),
         _ => Err("expected a time of at most ten years".into()),
     }
@@ -82,7 +82,7 @@ mod tests {
             assert!(message.contains("s, m, h or d"), "{text}: {message}");
         }
         for text in ["0s", "0d0h"] {
-            assert!(duration(text).unwrap_err().contains("longer than nothing"), "{text}");
+            assert!(duration(text).unwrap_err().contains("longer than zero"), "{text}");
         }
         for text in ["3651d", "99999999999999999999999999d", "18446744073709551615d", "3650d1s"] {
             assert!(duration(text).unwrap_err().contains("ten years"), "{text}");

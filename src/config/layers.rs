@@ -184,9 +184,9 @@ pub(super) fn unknown(name: &str, origin: String, findings: &mut Findings) {
     match advice(name) {
         Some(advice) => findings.problem(name, origin, format!("there is no such setting; {advice}")),
         None if looks_like_a_name && name.contains('_') => {
-            findings.problem(name, origin, "there is no such setting, nor one with a name like it");
+            findings.problem(name, origin, "there is no such setting, nor one with a similar name");
         }
-        None => findings.unreadable(origin, "there is no setting of that name, nor one with a name like it"),
+        None => findings.unreadable(origin, "there is no setting of that name, nor one with a similar name"),
     }
 }
 

@@ -205,7 +205,7 @@ impl Gathered {
             Secret::Read(layer) => (layer, true),
             Secret::Failed | Secret::LeftOut => (layers::Layer::default(), false),
             Secret::Named { origin, .. } => {
-                findings.problem(secret::ID, origin, "nobody has read the secret");
+                findings.problem(secret::ID, origin, "the secret has not been read");
                 (layers::Layer::default(), false)
             }
         };

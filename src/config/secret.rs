@@ -34,7 +34,7 @@ pub(super) fn layer(text: &str, environment: &Layer, findings: &mut Findings) ->
         Err(error) => {
             let (line, column) = (error.line(), error.column());
             let message = format!(
-                "expected a JSON object of names and texts in the secret; it is none at line {line}, column {column}"
+                "expected the secret to be a JSON object of names and texts; the error is at line {line}, column {column}"
             );
             findings.problem(ID, ORIGIN, message);
             return None;
@@ -47,7 +47,10 @@ pub(super) fn layer(text: &str, environment: &Layer, findings: &mut Findings) ->
         } else if !SETTINGS.iter().any(|setting| setting.name == name) {
             match SETTINGS.iter().find(|setting| setting.file_name().as_ref() == Some(name)) {
                 Some(setting) => {
-                    let message = format!("a secret names no file; put the text in it as {}", setting.name);
+                    let message = format!(
+                        "a secret cannot name a file; put the value itself in it as {}",
+                        setting.name
+                    );
                     findings.problem(name, ORIGIN, message);
                 }
                 None => unknown(name, ORIGIN.into(), findings),

@@ -204,7 +204,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
       TOKEN_ISSUER (environment): "my issuer": expected 1 to 255 characters without blanks, for example gatepass
       TOKEN_AUDIENCE (environment): "my audience": expected 1 to 255 characters without blanks, for example gatepass
       ACCESS_TOKEN_DURATION (environment): "900": expected a time as numbers with the units s, m, h or d, for example 15m
-      REFRESH_TOKEN_DURATION (environment): "0s": expected a time longer than nothing, for example 24h
+      REFRESH_TOKEN_DURATION (environment): "0s": expected a time longer than zero, for example 24h
       SESSION_DURATION (environment): "1y": expected a time as numbers with the units s, m, h or d, for example 30d
       REFRESH_REUSE_INTERVAL (environment): "500ms": expected a time as numbers with the units s, m, h or d, for example 10s
       KEY_ROTATION_INTERVAL (environment): "30 d": expected a time as numbers with the units s, m, h or d, for example 30d
@@ -260,8 +260,8 @@ REGISTRATION=closed
       LOG_FORMAT (app.env:2): the closing ' is missing
       app.env:4: expected NAME=value
       TOKEN_ISSUER (app.env:5): it is set in line 3 already; keep one of the two
-      GATE_COLOUR (app.env:6): there is no such setting, nor one with a name like it
-      app.env:7: there is no setting of that name, nor one with a name like it
+      GATE_COLOUR (app.env:6): there is no such setting, nor one with a similar name
+      app.env:7: there is no setting of that name, nor one with a similar name
       TOKEN_SYMMETRIC_KEY (app.env:8): in double quotes a backslash begins \n, \t, \\ or \"; use single quotes to keep it
       PASSWORD_PEPPER_FILE_ (app.env:9): there is no such setting; did you mean PASSWORD_PEPPER_FILE?
     "##);
@@ -652,7 +652,7 @@ fn gather_with_secret(environment: &[(&str, &str)]) -> Gathered {
 
 #[test]
 fn a_secret_that_nobody_reads_is_not_passed_over() {
-    let unread = "SECRETS_MANAGER_SECRET_ID (environment): nobody has read the secret";
+    let unread = "SECRETS_MANAGER_SECRET_ID (environment): the secret has not been read";
     assert_eq!(problem(gather_with_secret(&[]).check()), unread);
     assert_eq!(problem(load_environment(&[("SECRETS_MANAGER_SECRET_ID", "gatepass")])), unread);
     // The settings given count, and none that may be in the secret is reported as missing.
