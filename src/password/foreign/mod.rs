@@ -77,13 +77,13 @@ pub enum Imported {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// Its form is not known.
-    #[error("not a password hash of a kind that is known")]
+    #[error("not a password hash of a known kind")]
     Unknown,
     /// A hexadecimal digest that does not say what it is: use [`Imported::of_kind`].
     #[error("hexadecimal that does not say which hash it is; `gatepass import --hash` takes it")]
     Bare,
     /// A text that says that nobody can log in with a password (`!`, `*`, or nothing).
-    #[error("no password hash, but the mark of an account without a password")]
+    #[error("not a password hash, but the marker of an account without a password")]
     NoPassword,
     /// Its form is known, but it is malformed.
     #[error("a malformed {0} hash")]
@@ -96,13 +96,15 @@ pub enum Refused {
     Pepper,
     /// A template without a password, with a salt where there is none, without a salt where there is one, or too long.
     #[error(
-        "one whose template has to have {{password}} in it, and {{salt}} if and only if there is a salt, in at most {} bytes",
+        "a hash with an invalid template: it must contain {{password}}, and {{salt}} if and only if there is a salt, \
+         in at most {} bytes",
         digest::MAX_TEMPLATE
     )]
     Template,
     /// An HMAC without a key, or a key for something else.
     #[error(
-        "one whose key has to be of 1 to {MAX_SALT} bytes, if it is an HMAC (the salt, when no other is given), and else none"
+        "a hash with an invalid key: an HMAC needs one of 1 to {MAX_SALT} bytes (the salt, if no other is given), \
+         any other hash none"
     )]
     Key,
 }
