@@ -207,7 +207,7 @@ async fn a_refused_line_is_told_with_its_reason_and_goes_in_once_it_is_mended() 
         (6, &["email is another user's (email_taken)"]),
         (7, &["(username_taken)"]),
         (8, &["pasword_hash is no field of the format (unknown_field)"]),
-        (9, &["password_hash is not a password hash of a kind that is known (refused)"]),
+        (9, &["password_hash is not a password hash of a known kind (refused)"]),
         (10, &["(admin_not_allowed)"]),
         (11, &["created_at lies in the future (in_the_future)"]),
         (
@@ -458,7 +458,7 @@ async fn killed_at_any_moment_it_goes_on_and_nothing_is_there_twice() {
         let mut process: Process = here.gatepass(&["import", "users.jsonl", "--json"]).start();
         if kills < 2 {
             if done > 0 {
-                process.logged(&format!("going on after the {done} records")).await;
+                process.logged(&format!("continuing after the {done} records")).await;
             }
             until("it has come further", async || {
                 here.count("SELECT coalesce(max(created + rejected), 0) FROM imports").await > done
@@ -647,7 +647,7 @@ async fn a_dry_run_keeps_nobody_waiting() {
     here.app.register("user5").await;
     let ended = process.end().await.expect(1);
     let summary = "1000 read, 998 created, 1 updated, 0 unchanged, 1 rejected\n";
-    assert_eq!(ended.stdout, format!("it would have been: {summary}"));
+    assert_eq!(ended.stdout, format!("dry run, nothing imported: {summary}"));
 }
 
 #[tokio::test]
@@ -1155,7 +1155,9 @@ async fn users_of_a_keycloak_realm_log_in() {
     let ended = here.import(&["realm.json", "--format", "keycloak"]).await.expect(0);
     assert_eq!(ended.stdout, "4 read, 4 created, 0 updated, 0 unchanged, 0 rejected\n");
     assert!(
-        ended.stderr.contains(r#"left out, since no role may be called that here: "App User", "ROLE_USER""#)
+        ended
+            .stderr
+            .contains(r#"left out, since these are not valid role names here: "App User", "ROLE_USER""#)
     );
     let bare = ["realm.json", "--format", "keycloak", "--hash", "md5"];
     here.import(&bare).await.fails(2, &["--hash: the hashes of this format say what they are"]);
@@ -1293,15 +1295,15 @@ async fn what_is_wrong_with_the_file_itself_is_said_and_what_stands_before_it_is
     here.home
         .write("cut.json", r#"{"users": [{"localId": "1", "email": "alice@example.com"}, {"localId": "2", "#);
     here.import(&["cut.json", "--format", "firebase"]).await.fails(1, &["line 1 column"]);
-    here.import(&["cut.json"]).await.fails(2, &["which format is it? --format says"]);
+    here.import(&["cut.json"]).await.fails(2, &["the format is unknown: use --format"]);
     here.import(&["cut.json", "--mapping", "people.sql"]).await.fails(2, &["--mapping is for postgres://"]);
     assert_eq!(here.count("SELECT count(*) FROM users").await, 1);
     // A pipe would be read twice.
     let pipe = here.home.path("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    here.import(&["pipe", "--format", "jsonl"]).await.fails(1, &["pipe is no regular file", "`-`"]);
+    here.import(&["pipe", "--format", "jsonl"]).await.fails(1, &["pipe is not a regular file", "`-`"]);
     let directory = pipe.parent().unwrap().to_str().unwrap();
-    here.import(&[directory, "--format", "jsonl"]).await.fails(1, &["is no regular file"]);
+    here.import(&[directory, "--format", "jsonl"]).await.fails(1, &["is not a regular file"]);
     here.home
         .write("quote.csv", &format!("username,email\nkurt,kurt@example.com\nx,\"{}", "x\n".repeat(1 << 20)));
     here.import(&["quote.csv"]).await.fails(1, &["too long"]);

@@ -108,10 +108,7 @@ impl Args {
             // It is read twice: once for its identity, and once for the users.
             if !fs::metadata(path).map_err(|error| named(path, error))?.is_file() {
                 let path = path.display();
-                return Err(format!(
-                    "{path} is no regular file; what comes through a pipe is imported as `-`"
-                )
-                .into());
+                return Err(format!("{path} is not a regular file; to import from a pipe, use `-`").into());
             }
             return Ok(Origin::File(fs::canonicalize(path).map_err(|error| named(path, error))?));
         }
@@ -133,7 +130,7 @@ impl Args {
             (None, _) => None,
         };
         let known = Format::FILES.into_iter().find(|(known, _)| Some(*known) == name);
-        known.map(|(_, format)| format).ok_or_else(|| WrongUse("which format is it? --format says").into())
+        known.map(|(_, format)| format).ok_or_else(|| WrongUse("the format is unknown: use --format").into())
     }
 
     fn rules(&self, settings: &Settings, format: Format) -> Result<Rules, Failure> {
@@ -286,7 +283,7 @@ fn tell_left_out(roles: &LeftOut) {
     if roles.len() > TOLD {
         told.push(format!("and {} more", roles.len() - TOLD));
     }
-    say(&format!("left out, since no role may be called that here: {}", told.join(", ")));
+    say(&format!("left out, since these are not valid role names here: {}", told.join(", ")));
 }
 
 async fn import(
@@ -299,11 +296,11 @@ async fn import(
     if let Some(source) = wanted.source.as_ref().filter(|_| !wanted.dry_run) {
         let (former, was_other) = importer.former(source).await?;
         if let Some(former) = former {
-            say(&format!("going on after the {} records that are done", former.records()));
+            say(&format!("continuing after the {} records that are done", former.records()));
             before = former;
         } else if was_other {
             say(
-                "the file, or how it is to be read, has changed since an import of it was stopped: from the beginning",
+                "the file or the options have changed since an import of it was stopped: starting from the beginning",
             );
         }
     }
@@ -365,10 +362,8 @@ fn report_comparison(args: &Args, differences: Option<&Path>, found: &Comparison
     }
     match differences {
         _ if found.agrees() => Ok(()),
-        Some(path) => {
-            Err(format!("the two do not agree: {} says in whom and in what", path.display()).into())
-        }
-        None => Err("the two do not agree: with --differences it is kept in whom and in what".into()),
+        Some(path) => Err(format!("the two differ: see {} for the users and fields", path.display()).into()),
+        None => Err("the two differ: use --differences to write down the users and fields".into()),
     }
 }
 
@@ -380,18 +375,19 @@ fn report(args: &Args, wanted: &Wanted, done: &Progress) -> Result<(), Failure> 
             "read": read, "created": created, "updated": updated, "unchanged": unchanged, "rejected": rejected,
         }))?;
     } else {
-        let what = if args.dry_run { "it would have been: " } else { "" };
+        let what = if args.dry_run { "dry run, nothing imported: " } else { "" };
         print(&format!(
             "{what}{read} read, {created} created, {updated} updated, {unchanged} unchanged, {rejected} rejected\n"
         ))?;
     }
     match &wanted.rejects {
         _ if *rejected == 0 => Ok(()),
-        Some(path) => {
-            Err(format!("{rejected} of {read} were refused: mend them in {} and import that", path.display())
-                .into())
-        }
-        None => Err(format!("{rejected} of {read} were refused: with --rejects they are kept").into()),
+        Some(path) => Err(format!(
+            "{rejected} of {read} were refused: correct them in {} and import that file",
+            path.display()
+        )
+        .into()),
+        None => Err(format!("{rejected} of {read} were refused: use --rejects to keep them").into()),
     }
 }
 
@@ -476,7 +472,7 @@ impl Display {
             self.say(&format!("{number}: {reason}"));
         }
         if self.told < TOLD && self.told + refused.len() > TOLD {
-            self.say("more were refused, which are not told here");
+            self.say("more were refused; they are not listed here");
         }
         self.told += refused.len();
         let elapsed = self.started.elapsed();
