@@ -157,9 +157,7 @@ async fn the_certificate() {
 
     let expired = middle.issue(now() - Duration::days(90), now() - Duration::HOUR);
     place.put(&chain(&expired), &expired.key_pem());
-    place
-        .finds(&[], 1, "problem", &["TLS_CERT_FILE=", "has expired", "goes on with the certificate it has"])
-        .await;
+    place.finds(&[], 1, "problem", &["TLS_CERT_FILE=", "has expired", "keeps the certificate it has"]).await;
     place.put(&chain(&good), &expired.key_pem());
     place.finds(&[], 1, "problem", &["TLS_KEY_FILE=", "not the key"]).await;
     fs::remove_file(place.dir.path().join("tls.key")).unwrap();
@@ -273,12 +271,12 @@ async fn somebody_who_keeps_the_service_waiting_for_a_lock() {
         }
         let (code, found) = findings("database", &[("DB_SOURCE", &app)]).await;
         assert_eq!(code, Some(1));
-        let told: Vec<_> = found.iter().filter(|(_, text)| text.contains("wait for a lock")).collect();
+        let told: Vec<_> = found.iter().filter(|(_, text)| text.contains("waiting for a lock")).collect();
         let [(level, text)] = &told[..] else { panic!("{found:#?}") };
         assert_eq!(level, "problem");
         let whose = format!("the session {pid} of ");
         let advice = format!("pg_terminate_backend({pid})");
-        for part in ["1 statement(s) of the service wait", &whose, "(report)", &advice] {
+        for part in ["1 statement(s) of the service have been waiting", &whose, "(report)", &advice] {
             assert!(text.contains(part), "{text}");
         }
         sqlx::raw_sql("COMMIT").execute(&mut holder).await.unwrap();
@@ -294,7 +292,7 @@ async fn notifications_that_do_not_come_through() {
         "CREATE FUNCTION ours.pg_notify(text, text) RETURNS void LANGUAGE sql AS $$ SELECT $$",
     )
     .await;
-    finds("feed", &[("DB_SOURCE", &url)], 0, "warning", &["no notification", "go past the pooler"]).await;
+    finds("feed", &[("DB_SOURCE", &url)], 0, "warning", &["no notification", "bypass the pooler"]).await;
 }
 
 #[tokio::test]
@@ -308,7 +306,7 @@ async fn a_history_that_nobody_seals() {
     // It has just come.
     finds("history", &settings, 0, "ok", &["sealed"]).await;
     execute(&url, "UPDATE history SET changed_at = now() - interval '6 minutes'").await;
-    finds("history", &settings, 0, "warning", &["changes wait", "gatepass history seal"]).await;
+    finds("history", &settings, 0, "warning", &["changes have been waiting", "gatepass history seal"]).await;
     home.gatepass(&["history", "seal"]).env("TOKEN_SYMMETRIC_KEY", KEY).envs(&settings).run().await.expect(0);
     finds("history", &settings, 0, "ok", &["sealed"]).await;
 }
@@ -330,7 +328,7 @@ async fn changes_that_were_deleted_before_their_seal_and_the_others_all_the_same
         gone == "warning" && gone_text.contains("gone") && gone_text.contains("history verify"),
         "{found:?}"
     );
-    assert!(waits == "warning" && waits_text.contains("changes wait"), "{found:?}");
+    assert!(waits == "warning" && waits_text.contains("changes have been waiting"), "{found:?}");
     gatepass(&["history", "seal"]).await;
     let (_, found) = findings("history", &settings).await;
     assert!(
@@ -365,7 +363,7 @@ async fn a_history_that_is_meant_to_have_gaps() {
     };
     switch("DISABLE").await;
     let statements = triggers.map(|(table, trigger)| format!("ALTER TABLE {table} ENABLE TRIGGER {trigger}"));
-    finds("history", &settings, 0, "warning", &["switched off", &statements.join("; ")]).await;
+    finds("history", &settings, 0, "warning", &["are disabled", &statements.join("; ")]).await;
     switch("ENABLE").await;
     finds("history", &settings, 0, "ok", &["sealed"]).await;
 }
@@ -406,7 +404,7 @@ async fn a_database_that_is_away_ahead_or_behind() {
     execute(&url, "DELETE FROM _sqlx_migrations WHERE version = 999999").await;
     let by_hand = [("DB_SOURCE", &*url), ("MIGRATE_ON_START", "false")];
     finds("schema", &by_hand, 1, "problem", &["`gatepass migrate up`"]).await;
-    let waiting = ["migrations are waiting", "not ready until one is started anew"];
+    let waiting = ["migrations are waiting", "not ready until one is restarted"];
     finds("schema", &[("DB_SOURCE", &url)], 0, "note", &waiting).await;
 }
 

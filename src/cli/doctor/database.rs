@@ -91,8 +91,8 @@ async fn on_database(database: &Database, settings: &Settings, policy: &Policy) 
             {
                 finding = Finding::note("schema", "migrations are waiting")
                     .advise(
-                        "`gatepass serve` applies them when it starts, since MIGRATE_ON_START is true; replicas that run \
-                         already are not ready until one is started anew",
+                        "`gatepass serve` applies them when it starts, since MIGRATE_ON_START is true; replicas that are \
+                         running already are not ready until one is restarted",
                     );
             }
             findings.push(finding);
@@ -124,7 +124,7 @@ async fn writes(conn: &mut PgConnection) -> Option<Finding> {
         Ok(Access::ReadOnly) => Some(
             Finding::problem(AREA, "the database takes no writes: default_transaction_read_only is on")
                 .advise(
-                    "is its disk full? some hosts set that then, and take it back when there is room; otherwise RESET it \
+                    "is its disk full? some hosts set that then, and undo it when there is room; otherwise RESET it \
                      where it is set: ALTER SYSTEM, DATABASE or ROLE (`\\drds` in psql)",
                 ),
         ),
@@ -151,7 +151,8 @@ async fn locks(conn: &mut PgConnection) -> Vec<Finding> {
             (None, _) => String::new(),
         };
         let message = format!(
-            "{waiting} statement(s) of the service wait for a lock, for {seconds:.0} s by now: the session {pid}{whose} has it"
+            "{waiting} statement(s) of the service have been waiting for a lock, for up to {seconds:.0} s: the session \
+             {pid}{whose} holds it"
         );
         Finding::problem(AREA, message).advise(format!(
             "end that session: `SELECT pg_terminate_backend({pid})`, as its role or the master user"
@@ -191,7 +192,7 @@ async fn feed(database: &Database) -> Finding {
             let message =
                 "no notification comes through: revocations reach other replicas half a second later";
             Finding::warning(AREA, message)
-                .advise("let DB_SOURCE go past the pooler, or have that hand out connections for a session")
+                .advise("let DB_SOURCE bypass the pooler, or set the pooler to session mode")
         }
         Err(error) => failed(AREA, &error),
     }
@@ -215,14 +216,14 @@ async fn seals(conn: &mut PgConnection, settings: &Settings) -> Vec<Finding> {
         let message = "gatepass.history is lenient: a change that cannot be recorded happens all the same";
         findings.push(
             Finding::warning(AREA, message)
-                .advise(format!("when that is mended, as whoever said so: {statement}")),
+                .advise(format!("once that is fixed, as the role that set it: {statement}")),
         );
     }
     if !switched_off.is_empty() {
-        let message = "triggers that write it are switched off: changes go without a record";
+        let message = "triggers that write it are disabled: changes are not recorded";
         findings.push(
             Finding::warning(AREA, message)
-                .advise(format!("when that is mended, as the owner: {}", switched_off.join("; "))),
+                .advise(format!("once that is fixed, as the owner: {}", switched_off.join("; "))),
         );
     }
     match telemetry::where_logged(&settings.rust_log, account::unlogged_heads) {
@@ -231,17 +232,22 @@ async fn seals(conn: &mut PgConnection, settings: &Settings) -> Vec<Finding> {
         Err(error) => findings.push(failed(AREA, &error)),
     }
     if has_losses {
-        let finding =
-            Finding::warning(AREA, "changes are gone that waited for their seal: somebody deleted them");
+        let finding = Finding::warning(
+            AREA,
+            "changes that were waiting for their seal are gone: somebody deleted them",
+        );
         findings.push(
             finding.advise("`gatepass history verify` names them; docs/history.md says what to do then"),
         );
     }
     if let Some(since) = since.filter(|since| now - *since > SEAL_PATIENCE) {
-        let finding =
-            Finding::warning(AREA, format!("changes wait for their seal, since {}", seconds(since)));
+        let finding = Finding::warning(
+            AREA,
+            format!("changes have been waiting for their seal since {}", seconds(since)),
+        );
         findings.push(finding.advise(
-            "a running service seals each minute: start one, or look into its log; by hand, `gatepass history seal`",
+            "a running service seals every minute: start one, or look into its log; `gatepass history seal` seals \
+             them at once",
         ));
     }
     if findings.is_empty() {
@@ -283,7 +289,7 @@ async fn roles(conn: &mut PgConnection, settings: &Settings) -> Result<Vec<Findi
     } else if !excess.is_empty() {
         format!("may do more than it has to: {}", listed(&excess))
     } else if administers {
-        "may make roles or databases, replicate, or pass by row security".to_owned()
+        "may create roles or databases, replicate, or bypass row-level security".to_owned()
     } else {
         let message = format!("{user} may do what the service has to, and nothing else");
         let mut findings = vec![Finding::ok(AREA, message)];
@@ -305,12 +311,10 @@ async fn roles(conn: &mut PgConnection, settings: &Settings) -> Result<Vec<Findi
         }
         return Ok(findings);
     };
-    Ok(vec![
-        Finding::new(AREA, level, format!("{user} {more}")).advise(format!(
-            "make roles with `gatepass db setup`, and have DB_SOURCE log in as {}",
-            roles::APP
-        )),
-    ])
+    Ok(vec![Finding::new(AREA, level, format!("{user} {more}")).advise(format!(
+        "create the roles with `gatepass db setup`, and have DB_SOURCE log in as {}",
+        roles::APP
+    ))])
 }
 
 /// Lists the first few.
@@ -330,8 +334,8 @@ async fn clock(conn: &mut PgConnection) -> Result<(Duration, Finding), store::Er
     let finding = if skew.apart() > CLOCK_TOLERANCE {
         Finding::warning("clock", skew.to_string())
             .advise(
-                "have NTP set both: replicas that differ by more than REFRESH_REUSE_INTERVAL take a second tab for a thief, \
-                 and from 30 s on refuse each other's tokens",
+                "synchronise both with NTP: replicas that differ by more than REFRESH_REUSE_INTERVAL take a second \
+                 tab for a thief, and from 30 s on refuse each other's tokens",
             )
     } else {
         Finding::ok("clock", "the database agrees to within a second")

@@ -69,13 +69,13 @@ fn heads(policy: &Policy, stored: &Stored, now: OffsetDateTime) -> Vec<Finding> 
         // Only the format of new tokens is rotated.
         if policy.format == format.into() && now > since + policy.schedule.interval + ROTATION_GRACE {
             let message = format!(
-                "{} is old: it signs since {}, longer than KEY_ROTATION_INTERVAL and a day",
+                "{} is old: it has been signing since {}, longer than KEY_ROTATION_INTERVAL plus a day",
                 active.id(),
                 seconds(since)
             );
             findings.push(
                 Finding::warning("keys", message)
-                    .advise("a running service replaces it; without one, `gatepass key rotate`"),
+                    .advise("a running service replaces it; without one, run `gatepass key rotate`"),
             );
         }
     }

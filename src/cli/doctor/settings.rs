@@ -70,7 +70,7 @@ pub(super) async fn passwords(settings: &Settings, args: &Args) -> Vec<Finding> 
     if peppers > 1 {
         let note = format!("PASSWORD_PEPPER holds {peppers}: a rotation is not finished");
         findings.push(Finding::note(AREA, note).advise(
-            "keep the older ones until no stored hash names them: who has such a hash cannot log in without",
+            "keep the older ones until no stored hash names them: users with such a hash cannot log in without them",
         ));
     }
     findings
@@ -113,7 +113,7 @@ pub(super) fn certificate(settings: &Settings) -> Vec<Finding> {
     let certificate = match files.read().and_then(|contents| files.parse(&contents, now)) {
         Ok(certificate) => certificate,
         Err(error) => {
-            let advice = "a service that runs goes on with the certificate it has; none starts with this one";
+            let advice = "a running service keeps the certificate it has; none starts with this one";
             findings.push(failed(AREA, &error).advise(advice));
             return findings;
         }
@@ -127,7 +127,7 @@ pub(super) fn certificate(settings: &Settings) -> Vec<Finding> {
         );
     }
     if !certificate.is_ordered {
-        let message = "the certificates in TLS_CERT_FILE are not in order: some clients take no such chain";
+        let message = "the certificates in TLS_CERT_FILE are not in order: some clients refuse such a chain";
         findings.push(
             Finding::warning(AREA, message)
                 .advise("put the service's own first, then each one that signed the one before"),
@@ -169,10 +169,10 @@ pub(super) fn operators(settings: &Settings) -> Finding {
     let address = settings.ops_server_address;
     let message = format!("metrics at {address}/metrics");
     if address.ip().is_loopback() {
-        Finding::ok("ops", format!("{message}, for this machine alone"))
+        Finding::ok("ops", format!("{message}, for this machine only"))
     } else {
-        Finding::note("ops", format!("{message}, in plain HTTP and for whoever can connect"))
-            .advise("let nobody but Prometheus get there")
+        Finding::note("ops", format!("{message}, in plain HTTP and open to whoever can connect"))
+            .advise("let nobody but Prometheus reach it")
     }
 }
 
