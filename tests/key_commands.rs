@@ -236,7 +236,7 @@ async fn keys_are_rotated_and_retired() {
     let retired = desk.run(&["key", "retire", &active, "--json"]).await;
     assert_eq!(retired.json()["status"], "retiring");
     let again = desk.run(&["key", "retire", &active]).await.expect(0).stdout;
-    assert!(again.contains("its tokens are good until"), "{again}");
+    assert!(again.contains("its tokens are valid until"), "{again}");
     // A leaked one does not.
     let gone = desk.run(&["key", "retire", &active, "--now"]).await.expect(0).stdout;
     assert!(gone.contains("refuses its tokens within a second"), "{gone}");

@@ -332,7 +332,7 @@ async fn wait(policy: &Policy, until: OffsetDateTime, now: OffsetDateTime) -> Re
     // By a correct clock, the key cannot have been published in the future.
     if rest > cached_for + std::time::Duration::from_secs(5) {
         let message = format!(
-            "the next key was published at {}, says the database, which is still to come: set this machine's clock",
+            "the next key was published at {}, in the future by the database's clock: check that clock and the replicas'",
             seconds(published)
         );
         return Err(message.into());
@@ -348,7 +348,7 @@ async fn wait(policy: &Policy, until: OffsetDateTime, now: OffsetDateTime) -> Re
     ));
     tokio::select! {
         () = tokio::time::sleep(rest) => Ok(()),
-        _ = interrupt.recv() => Err("called off: nothing has changed".into()),
+        _ = interrupt.recv() => Err("cancelled: nothing has changed".into()),
     }
 }
 
@@ -419,7 +419,9 @@ async fn retire(policy: &Policy, db: &PgPool, id: &str, at_once: bool, json: boo
         return print_json(key);
     }
     let what = match (key.status, key.verifies_until) {
-        ("retiring", Some(until)) => format!("signs no more; its tokens are good until {}", seconds(until)),
+        ("retiring", Some(until)) => {
+            format!("no longer signs; its tokens are valid until {}", seconds(until))
+        }
         _ => "is gone: every replica refuses its tokens within a second".to_owned(),
     };
     let active = with(&keys, &key.format, "active").map_or("-", |key| &key.kid);
@@ -443,7 +445,7 @@ async fn rewrap(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure>
     } else if done.is_empty() && left.is_empty() {
         print("nothing to do\n")?;
     } else {
-        print(&done.iter().map(|kid| format!("wrapped {kid} anew\n")).collect::<String>())?;
+        print(&done.iter().map(|kid| format!("rewrapped {kid}\n")).collect::<String>())?;
     }
     if left.is_empty() {
         return Ok(());
@@ -452,7 +454,7 @@ async fn rewrap(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure>
         let signing_keys::SigningKey { id, wrapped_by, .. } = row;
         format!("\n{id}, under {}: {error}", wrapped_by.as_deref().unwrap_or("-"))
     };
-    Err(format!("not wrapped anew:{}", left.iter().map(line).collect::<String>()).into())
+    Err(format!("not rewrapped:{}", left.iter().map(line).collect::<String>()).into())
 }
 
 async fn open(policy: &Policy, db: &PgPool) -> Result<Keys, Failure> {

@@ -201,7 +201,7 @@ impl Session {
                 };
                 format!("{ends}; user {} is {user}", plain(&state.username))
             }
-            Self::Missing => "ENDED, or never was: not in the database".to_owned(),
+            Self::Missing => "ENDED, or never existed: not in the database".to_owned(),
             Self::Unasked(why) => format!("not asked for: {why}"),
             Self::Unknown(why) => format!("not known: {why}"),
         }
@@ -230,8 +230,9 @@ async fn refresh_token(settings: &Settings, token: &str, json: bool) -> Result<(
     let now = Clock::system().now();
     let Some(Presented { session_id, generation, .. }) = Presented::parse(token) else {
         let length = token.chars().count();
-        let hint =
-            format!("begins as a refresh token does and is none: {length} characters of 74; was it cut?");
+        let hint = format!(
+            "begins like a refresh token but is not one: {length} characters (a refresh token has 74); was it cut off?"
+        );
         if json {
             print_json(&json!({ "accepted": false, "kind": "unknown", "hint": hint }))?;
         }
@@ -251,8 +252,8 @@ async fn refresh_token(settings: &Settings, token: &str, json: bool) -> Result<(
             _ => String::new(),
         };
         print(&format!(
-            "a refresh token, unverified: it renews a session and opens no door\n\nsession     {session_id}\ngeneration  \
-             {generation}{present}\nstate       {}\n",
+            "a refresh token, unverified: it renews a session, and gives no access by itself\n\nsession     {session_id}\n\
+             generation  {generation}{present}\nstate       {}\n",
             session.describe(now)
         ))?;
     }
@@ -263,31 +264,31 @@ async fn refresh_token(settings: &Settings, token: &str, json: bool) -> Result<(
 fn hint(token: &str) -> Option<&'static str> {
     let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| token.starts_with(prefix));
     if token.is_empty() {
-        Some("there is nothing: was a variable of the shell not set?")
+        Some("there is nothing: was a shell variable not set?")
     } else if token.len() > MAX_TOKEN_BYTES {
-        Some("this is longer than any token: is it a file, or a whole answer?")
+        Some("this is longer than any token: is it a file, or a whole response?")
     } else if begins(&["k4.local.", "k4.secret.", "k4.seal.", "-----BEGIN"]) {
-        Some("this is a KEY and no token: replace it if anybody else may have seen it")
+        Some("this is a KEY, not a token: replace it if anybody else may have seen it")
     } else if begins(&["k4."]) {
-        Some("this is a key, or its name, and no token")
+        Some("this is a key, or the name of one, not a token")
     } else if begins(&["{", "["]) {
         Some("this is JSON: give the value of `access_token` alone")
     } else if begins(&["v1.", "v2.", "v3."]) {
-        Some("this is a PASETO of a version that gatepass does not make: of another service")
+        Some("this is a PASETO of a version that gatepass does not make: it comes from another service")
     } else if token.chars().any(char::is_whitespace) {
-        Some("there are spaces or line ends within: was it copied from a terminal that broke the line?")
+        Some("there are spaces or line breaks in it: was it copied from a terminal that wrapped the line?")
     } else if Uuid::try_parse(token).is_ok() {
-        Some("this is a UUID: the name of a user, a session or a token, and no token")
+        Some("this is a UUID: the id of a user, a session or a token, not a token")
     } else if !token.contains('.') {
-        Some("a token has full stops in it, and this has none: was it cut?")
+        Some("a token has full stops in it, and this has none: was it cut off?")
     } else if header(token).is_some_and(|header| header.get("enc").is_some()) {
-        Some("this is an encrypted JWT (JWE), which gatepass does not make: of another service")
+        Some("this is an encrypted JWT (JWE), which gatepass does not make: it comes from another service")
     } else if header(token)
         .is_some_and(|header| header.keys().any(|name| !["typ", "alg", "kid"].contains(&&**name)))
     {
-        Some("this JWT's header has more in it than gatepass's: of another service")
+        Some("this JWT's header has more in it than gatepass's: it comes from another service")
     } else if header(token).is_some_and(|header| !header.contains_key("kid")) {
-        Some("this JWT names no key, and gatepass's do: of another service")
+        Some("this JWT names no key, and gatepass's do: it comes from another service")
     } else {
         None
     }
