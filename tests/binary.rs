@@ -83,7 +83,7 @@ async fn a_signal_to_stop_lets_a_login_in_flight_finish() {
         .await;
 
         service.signal(signal);
-        service.logged(&format!("{name}: finishing what is in flight")).await;
+        service.logged(&format!("{name}: finishing requests in flight")).await;
         hold.rollback().await.unwrap();
         let answer = login.await.unwrap().unwrap();
         assert_eq!(answer.status(), 200, "{name}");
@@ -141,7 +141,7 @@ async fn a_signal_calls_off_the_wait_for_a_database() {
         let before = Instant::now();
         let ended = service.stop(signal).await.expect(0);
         assert!(before.elapsed().as_secs() < 5, "it took {:?}", before.elapsed());
-        assert!(ended.stderr.contains("start called off"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("start cancelled"), "{}", ended.stderr);
         assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
     }
 }

@@ -67,7 +67,7 @@ async fn who_is_called_off_leaves_nothing_and_who_is_killed_nothing_in_the_way()
     let mut hold = here.app.db.begin().await.unwrap();
     sqlx::raw_sql("LOCK TABLE users").execute(&mut *hold).await.unwrap();
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
-        here.waiting().await.stop(signal).await.fails(code, &["called off"]);
+        here.waiting().await.stop(signal).await.fails(code, &["cancelled"]);
         assert_eq!(here.left(), old);
         // The server does not look who still listens.
         let end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity

@@ -218,7 +218,7 @@ async fn replicas_are_replaced_one_by_one_and_no_request_fails() {
             .restart(i, async |replica| {
                 let before = answered(&replica);
                 replica.signal(Signal::TERM);
-                until("it leaves", async || replica.stderr().contains("finishing what is in flight")).await;
+                until("it leaves", async || replica.stderr().contains("finishing requests in flight")).await;
                 // Asked itself, it says that nobody should be sent there any more, and is there yet.
                 let (status, body) = replica.get("/readyz").await;
                 assert_eq!((status, &body["reasons"]), (503, &json!(["stopping"])));

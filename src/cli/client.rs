@@ -53,7 +53,7 @@ async fn execute(clients: &Clients, command: Command) -> Result<(), Failure> {
                 return print_json(&json!({ "client_id": client.id, "client_secret": secret.expose() }));
             }
             print(&format!("client_id      {}\nclient_secret  {}\n", client.id, secret.expose()))?;
-            say("note: the secret is shown this once; only its hash is kept");
+            say("note: the secret is shown only this once; gatepass stores only its hash");
             Ok(())
         }
         Command::List { json } => {

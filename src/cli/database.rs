@@ -116,8 +116,8 @@ impl Database {
                 let mut conn = self.connection(As::Service).await?;
                 let timeout = pooler::statement_timeout(&mut conn).await.map_err(|error| self.unusable(error))?;
                 Ok((timeout == 0).then_some(
-                    "nothing ends a statement that hangs: behind a pooler in transaction mode it is the role that has \
-                     the limit (ALTER ROLE … SET statement_timeout = '8s', docs/database.md)",
+                    "no statement timeout is set: behind a pooler in transaction mode it has to be set on the role \
+                     (ALTER ROLE … SET statement_timeout = '8s', docs/database.md)",
                 ))
             }
         }
@@ -236,7 +236,8 @@ impl Database {
         }
         if let Schema::Newer(version) = migrations::check(&mut conn).await? {
             tracing::warn!(
-                "the database is at migration {version:06}, of a later release: that is not meant to last"
+                "the database is at migration {version:06}, of a later release: finish the update, or undo it \
+                 with that release"
             );
         }
         Ok(())
@@ -334,7 +335,7 @@ fn hint(error: &sqlx::Error, setting: &str, takes_tokens: bool) -> String {
         ),
         Some(NoConnection::Silence) => format!(
             ": it takes the connection and does not answer: is Postgres stopped, overloaded, or something else on that \
-             port? (Or a firewall drops what is sent to it: check host and port in {setting})"
+             port? (Or a firewall drops the packets: check host and port in {setting})"
         ),
         Some(NoConnection::NoServer) => format!(": check host and port in {setting}, and that Postgres runs there"),
         Some(NoConnection::NoDatabase) => {
@@ -342,7 +343,7 @@ fn hint(error: &sqlx::Error, setting: &str, takes_tokens: bool) -> String {
         }
         Some(NoConnection::NotAuthenticated) if takes_tokens => format!(
             ": it does not let this user in; check user and host in {setting}, that the user has the role rds_iam, and that \
-             the AWS credentials may rds-db:connect"
+             the AWS credentials allow rds-db:connect"
         ),
         Some(NoConnection::NotAuthenticated) => {
             format!(": it does not let this user in; check user and password in {setting}")
@@ -350,9 +351,9 @@ fn hint(error: &sqlx::Error, setting: &str, takes_tokens: bool) -> String {
         Some(NoConnection::NotPrivileged) => {
             format!(": this user may not connect to it; check user and database in {setting}")
         }
-        Some(NoConnection::TooMany) => ": all the connections it allows are in use; look in pg_stat_activity who has \
-            them, and compare max_connections and the CONNECTION LIMIT of database and role with what the replicas need \
-            (docs/database.md)"
+        Some(NoConnection::TooMany) => ": all the connections it allows are in use; see in pg_stat_activity who \
+            holds them, and compare max_connections and the CONNECTION LIMIT of database and role with what the \
+            replicas need (docs/database.md)"
             .to_owned(),
         None => String::new(),
     }
@@ -383,7 +384,7 @@ pub(super) async fn on_pool<T>(
             let (renewal, clock, metrics) = (database.renewal(), Clock::system(), Metrics::new());
             let done = tokio::select! {
                 done = work(&db) => done,
-                () = renewal.keep(&clock, &metrics) => Err("no more tokens".into()),
+                () = renewal.keep(&clock, &metrics) => Err("the token for the database can no longer be renewed".into()),
             };
             close(&db).await;
             done

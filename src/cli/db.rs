@@ -49,8 +49,8 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
     let Command::Setup(args) = command;
     let settings = setup::begin(config_file).await?;
     if settings.db_pooler == DbPooler::Transaction && settings.master_db_source.is_none() {
-        let error = "DB_POOLER=transaction: to make the roles takes a way past the pooler; set MASTER_DB_SOURCE to the \
-                     database itself";
+        let error = "DB_POOLER=transaction: creating the roles needs a connection that bypasses the pooler; set \
+                     MASTER_DB_SOURCE to the database itself";
         return Err(error.into());
     }
     let database = Database::open(&settings).await?;
@@ -88,7 +88,7 @@ async fn set_up(database: &Database, args: &SetupArgs) -> Result<(), Failure> {
     }
     print(&text)?;
     if !passwords.is_empty() {
-        say("note: the passwords are shown this once; Postgres has only what checks them");
+        say("note: the passwords are shown only this once; Postgres stores only what verifies them");
     }
     Ok(())
 }

@@ -52,8 +52,8 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
     let settings = setup::begin(config_file).await?;
     let changes = !matches!(command, Command::Status { .. });
     if changes && settings.db_pooler == DbPooler::Transaction && settings.migration_db_source.is_none() {
-        let error = "DB_POOLER=transaction: migrations need a way past the pooler; set MIGRATION_DB_SOURCE to the \
-                     database itself";
+        let error = "DB_POOLER=transaction: migrations need a connection that bypasses the pooler; set \
+                     MIGRATION_DB_SOURCE to the database itself";
         return Err(error.into());
     }
     let database = Database::open(&settings).await?;
@@ -99,7 +99,7 @@ fn new(directory: &Path, name: &str) -> Result<(), Failure> {
     let numbers =
         files.filter_map(|file| file.ok()?.file_name().to_str()?.split('_').next()?.parse::<u32>().ok());
     let number = numbers.max().unwrap_or(0) + 1;
-    for (direction, text) in [("up", "-- What changes.\n"), ("down", "-- What takes it back.\n")] {
+    for (direction, text) in [("up", "-- What changes.\n"), ("down", "-- What undoes it.\n")] {
         let path = directory.join(format!("{number:06}_{name}.{direction}.sql"));
         fs::write(&path, text)?;
         print(&format!("{}\n", path.display()))?;

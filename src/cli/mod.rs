@@ -48,7 +48,7 @@ struct WrongUse(&'static str);
 
 /// Ended by a signal, after cleaning up.
 #[derive(Debug, thiserror::Error)]
-#[error("called off")]
+#[error("cancelled")]
 struct Interrupted(SignalKind);
 
 /// Token authentication: users and sessions in Postgres, PASETO tokens, one binary.
@@ -57,7 +57,7 @@ struct Interrupted(SignalKind);
     version,
     max_term_width = 100,
     after_help = "\
-Start:    gatepass serve          (in development it brings a Postgres of its own)
+Start:    gatepass serve          (in development it starts a Postgres of its own)
 Settings: gatepass config         (all of them, and where each comes from)
 Trouble:  gatepass doctor         (what is wrong, and what to do about it)"
 )]

@@ -78,7 +78,7 @@ impl fmt::Display for OpenFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let connections = self.connections();
         match self.limit {
-            u64::MAX => write!(f, "{connections} connections at most: the limit of open files is none"),
+            u64::MAX => write!(f, "{connections} connections at most: there is no limit on open files"),
             limit => write!(f, "{connections} connections at most: {limit} files may be open"),
         }
     }

@@ -144,8 +144,8 @@ async fn serve(
     let skew = ClockSkew::measure(&mut conn, &clock).await?;
     if skew.apart() > CLOCK_TOLERANCE {
         tracing::warn!(
-            "of the clocks, {skew}: replicas do not agree how long ago a session was renewed (REFRESH_REUSE_INTERVAL), and \
-             from 30 s on refuse each other's tokens; have NTP set all of them"
+            "the clocks differ: {skew}. Replicas then disagree about how long ago a session was renewed \
+             (REFRESH_REUSE_INTERVAL) and, from 30 s on, refuse each other's tokens; synchronise all clocks with NTP"
         );
     }
     drop(conn);
@@ -201,9 +201,9 @@ async fn serve(
         finished = &mut serving => finished,
         // These tasks never end by themselves. Without them a leaked key would stay good here; a supervisor should
         // restart the service.
-        _ = &mut following => return Err("what runs beside the requests has ended, by a fault".into()),
+        _ = &mut following => return Err("a background task has ended unexpectedly".into()),
         name = signals.next() => {
-            tracing::info!("{name}: finishing what is in flight; once more cuts it off");
+            tracing::info!("{name}: finishing requests in flight; a second signal cuts them off");
             let ending = async {
                 if settings.environment == Environment::Production {
                     app.leave();
@@ -244,7 +244,7 @@ async fn serve(
 }
 
 fn called_off(signal: &str) -> Result<(), Failure> {
-    tracing::info!("{signal}: start called off");
+    tracing::info!("{signal}: start cancelled");
     Ok(())
 }
 
