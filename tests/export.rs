@@ -77,7 +77,7 @@ async fn who_is_called_off_leaves_nothing_and_who_is_killed_nothing_in_the_way()
 
     // One at a time.
     let first = here.waiting().await;
-    here.export().run().await.fails(1, &["out.jsonl.part: somebody else is writing it"]);
+    here.export().run().await.fails(1, &["out.jsonl.part: another process is writing it"]);
     assert_eq!(first.stop(Signal::KILL).await.code, None);
     assert_eq!(here.left(), ("old".to_owned(), vec!["out.jsonl.part".to_owned()]));
     hold.rollback().await.unwrap();

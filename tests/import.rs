@@ -192,7 +192,7 @@ async fn a_refused_line_is_told_with_its_reason_and_goes_in_once_it_is_mended() 
     let ended = here.import(&["users.jsonl"]).await.expect(1);
     assert_eq!(ended.stdout, "14 read, 2 created, 0 updated, 0 unchanged, 12 rejected\n");
     assert!(ended.stderr.contains("users.jsonl.rejects"), "{}", ended.stderr);
-    assert!(ended.stderr.contains("\n4: record is no JSON object"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("\n4: record is not a JSON object"), "{}", ended.stderr);
 
     let path = here.home.path("users.jsonl.rejects");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -203,10 +203,10 @@ async fn a_refused_line_is_told_with_its_reason_and_goes_in_once_it_is_mended() 
     for (i, (number, codes)) in [
         (2, &["(invalid_characters)", "(invalid_email)", "(invalid_role)"][..]),
         (4, &["(unreadable)"]),
-        (5, &["username is another user's (username_taken)"]),
-        (6, &["email is another user's (email_taken)"]),
+        (5, &["username belongs to another user (username_taken)"]),
+        (6, &["email belongs to another user (email_taken)"]),
         (7, &["(username_taken)"]),
-        (8, &["pasword_hash is no field of the format (unknown_field)"]),
+        (8, &["pasword_hash is not a field of the format (unknown_field)"]),
         (9, &["password_hash is not a password hash of a known kind (refused)"]),
         (10, &["(admin_not_allowed)"]),
         (11, &["created_at lies in the future (in_the_future)"]),
@@ -277,7 +277,7 @@ async fn csv_goes_in_and_what_is_refused_comes_back_as_csv() {
     assert_eq!(here.summary(&["bad.csv"]).await, [1, 1, 0, 0, 0]);
 
     here.home.write("odd.csv", "username,mail\nkurt,kurt@example.com\n");
-    here.import(&["odd.csv"]).await.fails(1, &["the column \"mail\" is no field"]);
+    here.import(&["odd.csv"]).await.fails(1, &["the column \"mail\" is not a field"]);
 }
 
 #[tokio::test]
@@ -318,7 +318,7 @@ async fn a_key_that_is_there_twice_costs_that_user_and_is_named() {
     assert!(here.read("auth_users.csv.rejects").contains("raw_user_meta_data.name is given more than once"));
 
     here.home.write("twice.csv", "username,email,username\nines,ines@example.com,kurt\n");
-    here.import(&["twice.csv"]).await.fails(1, &["the column \"username\" is there twice"]);
+    here.import(&["twice.csv"]).await.fails(1, &["the column \"username\" occurs twice"]);
 }
 
 #[tokio::test]
@@ -420,7 +420,7 @@ async fn a_user_of_a_document_who_cannot_be_read_costs_that_user() {
         assert!(refused["_text"].as_str().unwrap().contains(text), "{refused}");
         let reason = refused["_reason"].as_str().unwrap();
         assert!(
-            reason.contains("is no JSON object") && reason.contains(&format!("on line {}", number + 1)),
+            reason.contains("is not a JSON object") && reason.contains(&format!("on line {}", number + 1)),
             "{reason}"
         );
     }
@@ -536,7 +536,7 @@ async fn of_two_who_import_one_file_at_once_one_goes_on() {
     hold.rollback().await.unwrap();
     let (one, other) = (one.end().await, other.end().await);
     let (went_on, failed) = if one.stdout.is_empty() { (other, one) } else { (one, other) };
-    assert!(failed.stderr.contains("somebody else imports the same file"), "{failed:?}");
+    assert!(failed.stderr.contains("another process is importing the same file"), "{failed:?}");
     assert_eq!(went_on.stdout, "25002 read, 25000 created, 0 updated, 0 unchanged, 2 rejected\n");
     assert_eq!(here.count("SELECT count(*) FROM users").await, 25_000);
     // Nor has the other one taken away what was refused.
@@ -584,7 +584,11 @@ async fn who_registers_while_the_file_comes_in_keeps_the_name() {
     other.commit().await.unwrap();
     let ended = process.end().await.expect(1);
     assert_eq!(ended.stdout, "10 read, 9 created, 0 updated, 0 unchanged, 1 rejected\n");
-    assert!(ended.stderr.contains("6: username is another user's (username_taken)"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("6: username belongs to another user (username_taken)"),
+        "{}",
+        ended.stderr
+    );
 }
 
 #[tokio::test]
@@ -1437,7 +1441,7 @@ async fn what_two_systems_disagree_about_is_said_and_nothing_is_changed() {
     let into_itself = ["users.jsonl", "--compare", "--differences", "users.jsonl"];
     here.import(&into_itself).await.fails(1, &["--differences names the file itself"]);
     here.home.write("cut.json", r#"{"users": [{"localId": "#);
-    here.import(&["cut.json", "--format", "firebase", "--compare"]).await.fails(1, &["no such document"]);
+    here.import(&["cut.json", "--format", "firebase", "--compare"]).await.fails(1, &["not a valid document"]);
 }
 
 #[tokio::test]

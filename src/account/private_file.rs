@@ -148,7 +148,7 @@ fn make_aside(path: &Path) -> io::Result<File> {
             made => (made?, true),
         };
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Err(io::Error::other("somebody else is writing it")),
+            Err(TryLockError::WouldBlock) => return Err(io::Error::other("another process is writing it")),
             // Not every file server supports locks.
             Err(TryLockError::Error(error)) if !has_no_locks(&error) => return Err(error),
             Ok(()) | Err(TryLockError::Error(_)) => {}
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(mode(&part), 0o600);
         first.write_all(b"first").unwrap();
         let refused = NewFile::begin(&path).unwrap_err().to_string();
-        assert_eq!(refused, format!("{}: somebody else is writing it", part.display()));
+        assert_eq!(refused, format!("{}: another process is writing it", part.display()));
         first.finish().unwrap();
         assert_eq!((fs::read_to_string(&path).unwrap().as_str(), part.exists()), ("first", false));
         let mut second = NewFile::begin(&path).unwrap();

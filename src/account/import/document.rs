@@ -39,7 +39,7 @@ pub(super) fn read(input: impl BufRead, rules: &Rules, take: &mut Take<'_>) -> R
         let goes_on = match first {
             b'[' => document.list(&mut user)?,
             b'{' => document.object(&mut user)?,
-            _ => return Err(document.broken("a list of users should begin")),
+            _ => return Err(document.broken("expected a list of users")),
         };
         if !goes_on {
             break;
@@ -124,9 +124,9 @@ impl<R: BufRead> Document<R> {
             true
         })?;
         if !is_ended && !is_done {
-            return Err(self.broken("it ends in the middle"));
+            return Err(self.broken("unexpected end of the file"));
         }
-        if self.at == before { Err(self.broken("a value should begin")) } else { Ok(()) }
+        if self.at == before { Err(self.broken("expected a value")) } else { Ok(()) }
     }
 
     /// Reads a list of users.
@@ -146,7 +146,7 @@ impl<R: BufRead> Document<R> {
             match self.peek()? {
                 Some(b',') => self.step()?,
                 Some(b']') => return self.step().map(|()| true),
-                _ => return Err(self.broken("a comma or the end of the list should come")),
+                _ => return Err(self.broken("expected a comma or the end of the list")),
             }
         }
     }
@@ -163,7 +163,7 @@ impl<R: BufRead> Document<R> {
             let is_users =
                 serde_json::from_slice::<String>(&self.text[name..]).is_ok_and(|name| name == "users");
             if self.peek()? != Some(b':') {
-                return Err(self.broken("a colon should come"));
+                return Err(self.broken("expected a colon"));
             }
             self.step()?;
             match self.peek()? {
@@ -173,7 +173,7 @@ impl<R: BufRead> Document<R> {
                         return Ok(false);
                     }
                 }
-                _ if is_users => return Err(self.broken("a list of users should begin")),
+                _ if is_users => return Err(self.broken("expected a list of users")),
                 _ => self.value()?,
             }
             if is_list {
@@ -186,7 +186,7 @@ impl<R: BufRead> Document<R> {
                     next = self.peek()?;
                 }
                 Some(b'}') => {}
-                _ => return Err(self.broken("a comma or the end of the object should come")),
+                _ => return Err(self.broken("expected a comma or the end of the object")),
             }
         }
         self.step()?;
@@ -300,14 +300,14 @@ mod tests {
         let one = user(1);
         let long = "x".repeat(MAX_RECORD);
         let table = [
-            (format!("[\n{one}\n 1]"), "a comma or the end of the list should come at line 3 column 2"),
-            (format!("[{one},]"), "a value should begin at line 1"),
-            (format!("[{one},\n\n {{\"a\": [1, "), "it ends in the middle at line 3 column 12"),
-            (format!("[{one}"), "a comma or the end of the list should come"),
-            (format!("{{\"users\": [{one}], \"users\": 1}}"), "a list of users should begin"),
-            (format!("{{\"users\": [{one}] 1}}"), "a comma or the end of the object should come"),
-            (format!("{{\"users\": [{one}], 1}}"), "a colon should come"),
-            (format!("{one} users"), "a list of users should begin"),
+            (format!("[\n{one}\n 1]"), "expected a comma or the end of the list at line 3 column 2"),
+            (format!("[{one},]"), "expected a value at line 1"),
+            (format!("[{one},\n\n {{\"a\": [1, "), "unexpected end of the file at line 3 column 12"),
+            (format!("[{one}"), "expected a comma or the end of the list"),
+            (format!("{{\"users\": [{one}], \"users\": 1}}"), "expected a list of users"),
+            (format!("{{\"users\": [{one}] 1}}"), "expected a comma or the end of the object"),
+            (format!("{{\"users\": [{one}], 1}}"), "expected a colon"),
+            (format!("{one} users"), "expected a list of users"),
             // A quotation mark is missing.
             (
                 format!("[{one},\n{{\"a\": \"}}, {{\"b\": \"{long}\"}}]\"}}]"),

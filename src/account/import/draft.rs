@@ -82,7 +82,7 @@ impl Draft {
                 note(FieldError::new(
                     "password_hash",
                     "refused",
-                    "is too long, or holds signs that no hash has",
+                    "is too long, or contains characters that no hash has",
                 ));
                 None
             }
@@ -97,7 +97,8 @@ impl Draft {
         if !rules.allow_admin
             && roles.as_ref().is_some_and(|roles| roles.as_slice().iter().any(|role| role == ADMIN_ROLE))
         {
-            let message = format!("hold `{ADMIN_ROLE}`, which an import gives nobody without --allow-admin");
+            let message =
+                format!("contain `{ADMIN_ROLE}`, which an import does not grant without --allow-admin");
             errors.push(FieldError::new("roles", "admin_not_allowed", message));
         }
         let (Some(username), Some(email), []) = (username, email, &errors[..]) else { return Err(errors) };

@@ -50,7 +50,7 @@ pub fn hash_config(text: &str) -> Result<FirebaseProject, String> {
             _ => {}
         }
     }
-    let missing = |name: &str| format!("{name} is missing, or no value of it");
+    let missing = |name: &str| format!("{name} is missing or has no valid value");
     FirebaseProject::new(
         key.ok_or_else(|| missing("base64_signer_key"))?,
         separator.ok_or_else(|| missing("base64_salt_separator"))?,

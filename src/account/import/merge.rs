@@ -89,11 +89,9 @@ pub(super) enum Denied {
 impl Denied {
     pub(super) fn told(self) -> FieldError {
         match self {
-            Self::UsernameTaken => FieldError::new("username", "username_taken", "is another user's"),
-            Self::EmailTaken => FieldError::new("email", "email_taken", "is another user's"),
-            Self::LastAdmin => {
-                FieldError::new("roles", "last_admin", "would leave nobody who administers users")
-            }
+            Self::UsernameTaken => FieldError::new("username", "username_taken", "belongs to another user"),
+            Self::EmailTaken => FieldError::new("email", "email_taken", "belongs to another user"),
+            Self::LastAdmin => FieldError::new("roles", "last_admin", "would leave no enabled administrator"),
         }
     }
 }

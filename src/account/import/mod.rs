@@ -167,21 +167,21 @@ pub enum ImportError {
     #[error(transparent)]
     Read(#[from] ReadError),
     /// The file of refused records failed.
-    #[error("the file of what was refused; to begin anew, name another one with --rejects")]
+    #[error("the file of refused records cannot be written; to start over, give another one with --rejects")]
     Rejects(#[source] io::Error),
     /// The file of differences failed.
-    #[error("the file of the differences")]
+    #[error("the file of differences cannot be written")]
     Differences(#[source] io::Error),
     /// Another process has taken over the same import.
-    #[error("somebody else imports the same file")]
+    #[error("another process is importing the same file")]
     Overtaken,
     /// Concurrent changes to the same names kept getting in the way.
-    #[error("others were changing the same users, again and again")]
+    #[error("concurrent changes to the same users kept getting in the way")]
     Contended,
     /// The database closed the connection in the middle, as it does to an import that stalls while others wait.
     #[error(
-        "the connection to the database has ended in the middle, as it does when an import stands still for 15 s; what was \
-         not told as done is not done: run the same command again, and an import of a file goes on where it stopped"
+        "the connection to the database was closed, as happens when an import stalls for 15 s; only what was reported as \
+         done is done: run the same command again, and an import of a file resumes where it stopped"
     )]
     CutOff(#[source] Error),
     /// A hash could not be wrapped, or the database failed.
@@ -202,7 +202,7 @@ pub enum ReadError {
     #[error("the file cannot be read")]
     Io(#[from] io::Error),
     /// Not a JSON document, or not one with users.
-    #[error("the file is no such document: {problem} at line {line} column {column}")]
+    #[error("the file is not a valid document: {problem} at line {line} column {column}")]
     Document {
         /// What is wrong with it.
         problem: &'static str,
@@ -212,13 +212,13 @@ pub enum ReadError {
         column: u64,
     },
     /// Not CSV.
-    #[error("the file is no CSV: {0}")]
+    #[error("the file is not valid CSV: {0}")]
     Csv(#[from] csv::Error),
     /// A header row that names a column twice.
-    #[error("the column {0:?} is there twice")]
+    #[error("the column {0:?} occurs twice")]
     ColumnTwice(String),
     /// A column that is not a field of the format.
-    #[error("the column {0:?} is no field of the format")]
+    #[error("the column {0:?} is not a field of the format")]
     UnknownColumn(String),
 }
 
@@ -255,7 +255,7 @@ impl Record {
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default();
         let original = Original::Text(String::from_utf8_lossy(text).into_owned());
-        Self::unreadable(number, original, format!("is no JSON object: {message} {at}"))
+        Self::unreadable(number, original, format!("is not a JSON object: {message} {at}"))
     }
 
     /// `None` if the object is not about a user.

@@ -27,7 +27,7 @@ impl<'a> Object<'a> {
         let unknown = |name: &&String| !name.starts_with('_') && !names.contains(&name.as_str());
         let unknown: Vec<_> = self.fields.keys().filter(unknown).cloned().collect();
         for name in unknown {
-            self.refuse(&name, "unknown_field", "is no field of the format");
+            self.refuse(&name, "unknown_field", "is not a field of the format");
         }
     }
 
@@ -54,9 +54,9 @@ impl<'a> Object<'a> {
                     self.errors.extend(repeated.iter().map(|key| is_repeated(&format!("{name}.{key}"))));
                     Some(fields)
                 }
-                Err(_) => self.wrong(name, "is no JSON object"),
+                Err(_) => self.wrong(name, "is not a JSON object"),
             },
-            _ => self.wrong(name, "is no JSON object"),
+            _ => self.wrong(name, "is not a JSON object"),
         }
     }
 
@@ -68,7 +68,7 @@ impl<'a> Object<'a> {
     pub(super) fn text(&mut self, name: &str) -> Option<String> {
         match self.value(name)? {
             Value::String(text) => Some(text.clone()),
-            _ => self.wrong(name, "is no text"),
+            _ => self.wrong(name, "is not a string"),
         }
     }
 
@@ -77,7 +77,7 @@ impl<'a> Object<'a> {
         match self.value(name)? {
             Value::String(text) => Some(text.clone()),
             Value::Number(number) if number.is_i64() || number.is_u64() => Some(number.to_string()),
-            _ => self.wrong(name, "is neither a text nor a whole number"),
+            _ => self.wrong(name, "is neither a string nor an integer"),
         }
     }
 
@@ -99,7 +99,7 @@ impl<'a> Object<'a> {
             Value::String(text) => read_time(text),
             _ => None,
         };
-        read.or_else(|| self.wrong(name, "is no time as in RFC 3339"))
+        read.or_else(|| self.wrong(name, "is not a time in RFC 3339"))
     }
 
     /// A time as MongoDB writes it: `{"$date": …}`.
@@ -108,7 +108,7 @@ impl<'a> Object<'a> {
             Some(Value::String(text)) => read_time(text),
             _ => None,
         };
-        read.or_else(|| self.wrong(name, "is no `$date` with a time as in RFC 3339"))
+        read.or_else(|| self.wrong(name, "is not a `$date` with a time in RFC 3339"))
     }
 
     /// A time in milliseconds since 1970, as a number or a string.
@@ -117,7 +117,9 @@ impl<'a> Object<'a> {
             Value::String(text) => text.parse().ok(),
             value => value.as_i64(),
         };
-        number.and_then(at_millisecond).or_else(|| self.wrong(name, "is no time in milliseconds since 1970"))
+        number
+            .and_then(at_millisecond)
+            .or_else(|| self.wrong(name, "is not a time in milliseconds since 1970"))
     }
 
     /// A list of strings; in CSV, separated by blanks.
@@ -130,7 +132,7 @@ impl<'a> Object<'a> {
             Value::String(text) if self.is_text => Some(text.split_whitespace().map(str::to_owned).collect()),
             _ => None,
         };
-        read.or_else(|| self.wrong(name, "is no list of texts"))
+        read.or_else(|| self.wrong(name, "is not a list of strings"))
     }
 }
 

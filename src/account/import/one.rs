@@ -51,7 +51,7 @@ impl Accounts {
         let rules = Rules::ours(peppers, Some(params), true, now);
         let mut object = Object::new(&record, false);
         if given.is_some_and(|given| !given.is_null() && given != external_id) {
-            object.refuse("external_id", "mismatch", "is another one than in the address");
+            object.refuse("external_id", "mismatch", "differs from the one in the URL");
         }
         let draft = own::draft(&mut object, &rules);
         let mut user = Box::new(draft.check(object, &rules).map_err(Error::Invalid)?);
