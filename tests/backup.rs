@@ -256,7 +256,7 @@ async fn a_dump_of_a_busy_service_restored_into_an_empty_server_is_the_service_a
 
     // Whatever came after the dump has not been. The history tells, by a head from the log.
     let verification = site.gatepass(&["history", "verify", "--head", &head_later]).await.expect(1);
-    assert!(verification.stdout.contains("the chain was cut off"), "{}", verification.stdout);
+    assert!(verification.stdout.contains("the chain was truncated"), "{}", verification.stdout);
     assert_eq!(site.knock(&ended_later).await, "ok", "it is alive again");
     assert_eq!(site.knock(&begun_later).await, "ok", "nobody knows of it, and so nobody can end it");
     assert_eq!(site.renew(&begun_later).await, Err("invalid_refresh_token".to_owned()));

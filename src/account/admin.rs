@@ -38,7 +38,7 @@ impl Search<'_> {
             invalid.push(FieldError::new("query", "invalid_characters", "may hold no control characters"));
         }
         if self.role.is_some_and(|role| !Roles::is_name(role)) {
-            invalid.push(FieldError::new("role", "invalid_role", "is no name of a role"));
+            invalid.push(FieldError::new("role", "invalid_role", "is not a valid role name"));
         }
         if invalid.is_empty() { Ok((query, self.role)) } else { Err(invalid) }
     }
@@ -139,7 +139,7 @@ impl Accounts {
     ) -> Result<Page, Error> {
         let (query, role) = search.checked().map_err(Error::Invalid)?;
         let foreign = || {
-            let message = "is of another search; begin again without it";
+            let message = "belongs to another search; begin again without it";
             Error::Invalid(vec![FieldError::new("cursor", "invalid", message)])
         };
         let mut conn = self.parts.db.acquire().await?;

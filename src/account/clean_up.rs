@@ -101,19 +101,10 @@ impl CleanUp {
             match self.run(clock.now()).await {
                 Ok(cleaned) if cleaned == Cleaned::default() => {}
                 Ok(Cleaned { sessions, revocations, login_attempts, imports }) => {
-                    tracing::info!(
-                        sessions,
-                        revocations,
-                        login_attempts,
-                        imports,
-                        "deleted what has had its time"
-                    );
+                    tracing::info!(sessions, revocations, login_attempts, imports, "deleted expired rows");
                 }
                 Err(error) => {
-                    tracing::warn!(
-                        error = chain::cause(&error),
-                        "what has had its time could not be deleted"
-                    );
+                    tracing::warn!(error = chain::cause(&error), "expired rows could not be deleted");
                 }
             }
         }

@@ -119,7 +119,7 @@ impl History {
         if let Some(retention) = self.retention {
             while let Some(month) = history::drop_month(&mut conn, now - retention, &Cause::service()).await?
             {
-                tracing::info!(month, "a month of the history has had its time");
+                tracing::info!(month, "a month of the history is past its retention and was dropped");
                 given_up.push(month);
             }
         }
@@ -143,7 +143,7 @@ impl History {
             {
                 tracing::warn!(
                     error = chain::cause(&error),
-                    "the history's months could not be looked after"
+                    "the partitions of the history could not be maintained"
                 );
             }
         }

@@ -43,11 +43,11 @@ pub(super) struct Stranger<'a> {
 enum Unfit {
     #[error("is disabled there")]
     Disabled,
-    #[error("is not the one who was asked about")]
+    #[error("is not the user that was asked about")]
     Another,
     #[error("breaks a rule: {0}")]
     Invalid(String),
-    #[error("has a name, an address or an external id that is another user's here")]
+    #[error("has a name, an address or an external id that belongs to another user here")]
     Taken,
 }
 

@@ -156,13 +156,15 @@ pub enum Error {
     #[error("the session has expired")]
     SessionExpired,
     /// Concurrent changes to the same row kept getting in the way.
-    #[error("the session was changed by others, again and again")]
+    #[error("concurrent changes to the same row kept getting in the way")]
     Contended,
     /// There is no such user.
     #[error("there is no such user")]
     NoSuchUser,
     /// The text is one user's username and looks like another user's id.
-    #[error("that is a username, and may be another user's id: say the e-mail address, or the user's own id")]
+    #[error(
+        "that is one user's username and looks like another user's id: give the e-mail address or the user's own id"
+    )]
     AmbiguousUser,
     /// No one would be left to administer users.
     #[error("the user is the last administrator who is not disabled")]

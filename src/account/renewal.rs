@@ -245,7 +245,7 @@ impl Accounts {
                 user_id = %row.user_id,
                 client_ip = caller.ip.map(tracing::field::display),
                 last_client_ip = row.client_ip.map(|ip| tracing::field::display(ip.addr())),
-                "a renewal was asked for once more, late"
+                "a renewal was repeated after the reuse interval"
             );
         }
         let generation = row.refresh_generation.cast_unsigned();

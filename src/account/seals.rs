@@ -81,7 +81,7 @@ pub enum Problem {
         row: i64,
     },
     /// A row is present that was not written in the usual way.
-    #[error("row {row} was inserted by another way")]
+    #[error("row {row} was not inserted in the usual way")]
     Inserted {
         /// Its id.
         row: i64,
@@ -111,7 +111,7 @@ pub enum Problem {
         seal: i64,
     },
     /// No seal has the hash that the caller gave.
-    #[error("no seal has the hash that was given: the chain was cut off or made anew")]
+    #[error("no seal has the hash that was given: the chain was truncated or rebuilt")]
     HeadUnknown,
 }
 

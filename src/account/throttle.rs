@@ -298,7 +298,10 @@ impl Throttle {
 /// failure.
 async fn write_off(work: impl Future<Output = Result<(), store::Error>>) {
     if let Err(error) = store::within(WRITE_OFF_PATIENCE, work).await {
-        tracing::warn!(error = chain::cause(&error), "an attempt that was no failure counts as one");
+        tracing::warn!(
+            error = chain::cause(&error),
+            "an attempt that was not a failure may still count as one"
+        );
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Client {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// A request cannot be sent to that URL.
-    #[error("LEGACY_LOGIN_URL is no address that a password can be sent to")]
+    #[error("LEGACY_LOGIN_URL is not a URL that a password can be sent to")]
     Address,
     /// The HTTP client could not be made, most often because the machine has no root certificates.
     #[error("the HTTP client for the old system could not be made")]
@@ -41,7 +41,7 @@ pub enum Fault {
     #[error(transparent)]
     Client(#[from] ClientError),
     /// No complete answer in time.
-    #[error("no whole answer")]
+    #[error("no complete answer")]
     Transport(#[source] reqwest::Error),
     /// A status that means neither a user nor no user. Redirects are not followed.
     #[error("answered with {0}")]
