@@ -493,7 +493,7 @@ async fn the_process_serves_a_secret_that_kubernetes_replaces() {
     assert_eq!(shown(&client, address).await, first.certificate);
 
     lay_out(place.0.path(), "..2026_02", &second);
-    service.logged("another certificate is served").await;
+    service.logged("a new certificate is served").await;
     assert_eq!(shown(&client, address).await, second.certificate);
     fs::write(place.0.path().join("..2026_02/tls.crt"), "").unwrap();
     service.logged("the former certificate stays").await;

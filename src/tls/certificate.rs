@@ -63,11 +63,11 @@ enum Fault {
     NoCertificate,
     #[error("expected PEM, with a line `-----BEGIN PRIVATE KEY-----`")]
     NoKey,
-    #[error("the key has a passphrase; take that off (`openssl pkey`)")]
+    #[error("the key has a passphrase; remove it (`openssl pkey`)")]
     Encrypted,
     #[error("expected PEM: {0}")]
     Pem(pem::Error),
-    #[error("the {0}. certificate in it is none (X.509)")]
+    #[error("certificate {0} in the file is not a valid X.509 certificate")]
     Malformed(usize),
     #[error("the certificate is not valid before {}", rfc3339(*.0))]
     NotYetValid(OffsetDateTime),

@@ -130,7 +130,7 @@ impl Tls {
         } else if fingerprint == before {
             match contents.and_then(|contents| files.parse(&contents, now)) {
                 Ok(certificate) => {
-                    tracing::info!(not_after = %certificate.not_after, "another certificate is served from now on");
+                    tracing::info!(not_after = %certificate.not_after, "a new certificate is served from now on");
                     served.0.store(Arc::new(certificate));
                     seen.served = fingerprint;
                     seen.refused.clear();
@@ -138,7 +138,7 @@ impl Tls {
                 }
                 // Tried again at each look, since a certificate may become valid later, but logged once.
                 Err(error) if seen.refused != fingerprint => {
-                    tracing::error!(%error, "the former certificate stays: there is another one, which cannot be served");
+                    tracing::error!(%error, "the certificate in the files cannot be served: the former certificate stays in use");
                     seen.refused = fingerprint;
                     metrics.set_certificate_reloaded(false);
                 }
