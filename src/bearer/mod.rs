@@ -208,7 +208,7 @@ impl Refusal {
     /// holder may know it.
     pub fn detail(&self) -> &'static str {
         match self {
-            Self::Missing => "This needs the header `Authorization: Bearer <access token>`.",
+            Self::Missing => "This request needs the header `Authorization: Bearer <access token>`.",
             Self::Token(Rejection::Expired) => "The access token has expired.",
             Self::Token(Rejection::SessionEnded) => "The session has ended; log in again.",
             Self::Token(Rejection::RolesChanged) => {

@@ -246,7 +246,7 @@ mod tests {
             }
         });
         let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-        assert!(log.contains("the token is of another issuer") && !log.contains(token.expose()), "{log}");
+        assert!(log.contains("the token is from another issuer") && !log.contains(token.expose()), "{log}");
         assert!(answer.body().contains("invalid_token") && !answer.body().contains("issuer"));
     }
 }

@@ -58,7 +58,10 @@ impl Rewrapped {
             }
             // The key is of a former format, or of one of a later release. It is not needed here, so it is no reason
             // not to start.
-            tracing::warn!(error = chain::cause(&error), "left as it is");
+            tracing::warn!(
+                error = chain::cause(&error),
+                "private key not rewrapped: its format is not in force"
+            );
         }
         Ok(())
     }
@@ -85,7 +88,7 @@ pub(super) async fn rewrap(
         };
         let wrapped = present.wrap(&pair).map_err(Error::Generate)?;
         if signing_keys::rewrap(conn, &row.id, &root, &wrapped, present.root().as_str(), cause).await? {
-            tracing::info!(key = row.id, from = root, to = %present.root(), "signing key wrapped anew");
+            tracing::info!(key = row.id, from = root, to = %present.root(), "signing key rewrapped");
             rewrapped.done.push(pair.id().clone());
         }
     }

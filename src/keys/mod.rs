@@ -166,7 +166,7 @@ pub enum Error {
     },
     /// The key was made by a later release, which may be running beside this one.
     #[error(
-        "the signing key {id} is for {format}, which this release does not know: a later one has made it"
+        "the signing key {id} is for {format}, which this release does not know: a later release made it"
     )]
     UnknownFormat {
         /// The signing key.
@@ -192,7 +192,7 @@ pub enum Error {
     #[error("there is no signing key {0} that could be retired; `gatepass key list` shows them")]
     NoSuchKey(String),
     /// Others kept changing the ring.
-    #[error("the ring was changed by others, again and again")]
+    #[error("concurrent changes to the ring kept getting in the way")]
     Contended,
     /// The database failed.
     #[error("the signing keys cannot be read or changed")]
@@ -486,7 +486,7 @@ impl Keys {
             if rewrapped.elapsed() >= REWRAP_EVERY {
                 rewrapped = Instant::now();
                 if let Err(error) = within(CHANGE_PATIENCE, self.rewrap()).await {
-                    tracing::warn!(error, "signing keys could not be wrapped anew");
+                    tracing::warn!(error, "signing keys could not be rewrapped");
                 }
             }
         }

@@ -9,7 +9,7 @@ use super::claims::InvalidClaims;
 #[non_exhaustive]
 pub enum IssueError {
     /// There is no key to make one with.
-    #[error("no token could be made: there is no key that opens")]
+    #[error("no token could be made: no signing key can be opened")]
     NoKey,
     /// There is a key, but for too long nothing has confirmed that it is still good.
     #[error("no token could be made: it is not known at the moment which keys are good")]
@@ -34,7 +34,7 @@ pub enum Rejection {
     #[error("the token names a key that is not accepted here")]
     UnknownKey,
     /// Its header names an algorithm other than the one that its key is for.
-    #[error("the token's header is not of its key's algorithm")]
+    #[error("the token's header names an algorithm other than its key's")]
     WrongAlgorithm,
     /// The tag or signature was not made with the key that it names.
     #[error("the token was not made with the key that it names")]
@@ -43,13 +43,13 @@ pub enum Rejection {
     #[error(transparent)]
     Claims(#[from] InvalidClaims),
     /// Authentic, but for another use: its `token_use` is not `access`.
-    #[error("the token is no access token")]
+    #[error("the token is not an access token")]
     WrongUse,
     /// A JWT whose `typ` is not `at+jwt`.
     #[error("the token's type is not at+jwt")]
     WrongType,
     /// From another issuer.
-    #[error("the token is of another issuer")]
+    #[error("the token is from another issuer")]
     WrongIssuer,
     /// For another audience.
     #[error("the token is for another audience")]
@@ -61,7 +61,7 @@ pub enum Rejection {
     #[error("the token has expired")]
     Expired,
     /// Its `sub`, `sid` or `jti` is not a UUID.
-    #[error("the token's subject, session or id is no UUID")]
+    #[error("the token's subject, session or id is not a UUID")]
     InvalidSubject,
     /// Valid in itself, but its session has ended.
     #[error("the token's session has ended")]

@@ -109,7 +109,7 @@ pub enum RemoteError {
 #[non_exhaustive]
 pub enum DocumentError {
     /// No answer, or only part of one, came in time.
-    #[error("no whole answer")]
+    #[error("no complete answer")]
     Transport(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The status was neither 200 nor, for a document that is held already, 304. Redirects are not followed.
     #[error("answered with {0}")]
@@ -124,7 +124,7 @@ pub enum DocumentError {
     #[error(transparent)]
     Unreadable(#[from] InvalidKeySet),
     /// The document is not a list of revocations.
-    #[error("no revocations")]
+    #[error("not a list of revocations")]
     NoRevocations(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
