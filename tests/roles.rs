@@ -700,7 +700,7 @@ async fn who_may_not_make_schemas_is_told_how_to_migrate() {
     admin("CREATE ROLE narrow LOGIN").await;
     let mut postgres = PgConnection::connect(&url).await.unwrap();
     execute(&mut postgres, "GRANT ALL ON SCHEMA public TO narrow").await;
-    let parts = ["narrow may not make schemas", "GRANT CREATE ON DATABASE", "gatepass db setup"];
+    let parts = ["narrow may not create schemas", "GRANT CREATE ON DATABASE", "gatepass db setup"];
     home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &as_role(&url, "narrow")).run().await.fails(1, &parts);
 }
 
@@ -742,7 +742,7 @@ async fn the_roles_rule_nothing_else_and_belong_to_one_database() {
     let done = setup(&url, &url, &["--json"]).await.json();
     assert!(
         changed(&done)
-            .contains(&"gatepass_readonly rules nothing else on the server, and is a member of nothing")
+            .contains(&"gatepass_readonly has no administrative attributes, and is a member of no role")
     );
     let mut postgres = server.connect().await;
     let mighty = "SELECT rolname::text FROM pg_roles WHERE rolname LIKE 'gatepass\\_%'
@@ -824,9 +824,9 @@ async fn who_may_not_set_up_is_told_what_is_missing() {
     let (home, url, other) = (Home::new(), empty_database().await, empty_database().await);
     let app = as_role(&url, APP);
     set_up(&home, &app, &other, &[]).await.fails(1, &["MASTER_DB_SOURCE", "name the same"]);
-    set_up(&home, &app, &app, &[]).await.fails(1, &["gatepass_app may not make roles", "MASTER_DB_SOURCE"]);
+    set_up(&home, &app, &app, &[]).await.fails(1, &["gatepass_app may not create roles", "MASTER_DB_SOURCE"]);
     // DB_SOURCE stands in for it.
-    let parts = ["gatepass_app may not make roles"];
+    let parts = ["gatepass_app may not create roles"];
     home.gatepass(&["db", "setup"]).env("DB_SOURCE", &app).run().await.fails(1, &parts);
     let stranger = as_role(&other, &user_of(&master(&url).await));
     set_up(&home, &other, &stranger, &[]).await.fails(1, &["belongs to postgres"]);

@@ -203,7 +203,7 @@ pub enum Error {
     #[error(transparent)]
     Issue(#[from] IssueError),
     /// The database cannot be reached, has no free connection or takes no writes. The same call may succeed later.
-    #[error("the database cannot do this at the moment")]
+    #[error("the database is unavailable at the moment")]
     Unavailable(#[source] sqlx::Error),
     /// A fault of the service or of the schema.
     #[error("the database refused a statement")]

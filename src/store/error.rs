@@ -14,7 +14,7 @@ pub enum Error {
     #[error("the user is the last administrator who is not disabled")]
     LastAdmin,
     /// The database cannot be reached, has no connection free, or takes no writes. The same call may succeed later.
-    #[error("the database cannot do this at the moment")]
+    #[error("the database is unavailable at the moment")]
     Unavailable(#[source] sqlx::Error),
     /// Somebody else was changing the same rows, and this side had to give way. The same call may succeed at once.
     #[error("others were changing the same rows")]

@@ -46,8 +46,8 @@ pub enum Error {
     },
     /// A migration was applied with a different text from the one in the binary.
     #[error(
-        "migration {0:06} was changed after it was applied to this database: the binary's text is another. \
-         Run the version that applied it; make changes in a new migration"
+        "migration {0:06} was changed after it was applied to this database: its text in the binary is \
+         different. Run the version that applied it, and make changes in a new migration"
     )]
     Changed(i64),
     /// Migrations are pending and may not be applied.
@@ -62,8 +62,8 @@ pub enum Error {
     NotOwner(String),
     /// The role lacks a privilege to see what was applied. That does not mean that nothing was.
     #[error(
-        "{user} may not see which migrations were applied: it lacks {privilege}. `gatepass migrate up` as {owner} gives \
-         the service's role what it needs; to any other, the schema's owner has to `GRANT {privilege} TO {user}`",
+        "{user} may not see which migrations were applied: it lacks {privilege}. `gatepass migrate up` as {owner} \
+         grants it to the service's role; for any other role, the schema's owner must `GRANT {privilege} TO {user}`",
         owner = roles::OWNER
     )]
     MayNotLook {
@@ -74,8 +74,9 @@ pub enum Error {
     },
     /// A migration was refused, and the role lacks the right to create a schema, which one of them needs.
     #[error(
-        "a migration was refused and rolled back: {user} may not make schemas in the database {database}. Have its owner \
-         `GRANT CREATE ON DATABASE {database} TO {user}`, or make the roles with `gatepass db setup` and migrate again"
+        "a migration was refused and rolled back: {user} may not create schemas in the database {database}. Have its \
+         owner `GRANT CREATE ON DATABASE {database} TO {user}`, or create the roles with `gatepass db setup`, and \
+         migrate again"
     )]
     MayNotMakeSchemas {
         /// The role that migrates.
@@ -87,9 +88,9 @@ pub enum Error {
     #[error(
         "another session has been migrating this database for {} s; `SELECT pid, state, phase, query FROM pg_locks \
          JOIN pg_stat_activity AS session USING (pid) LEFT JOIN pg_stat_progress_create_index USING (pid) \
-         WHERE locktype = 'advisory' AND objid = {} AND session.datname = current_database()`, as the schema's owner, \
-         shows it. With a `phase` it builds an index, maybe for somebody who is gone: wait for it, and migrate again. \
-         When nobody is at work there any more: `SELECT pg_terminate_backend(pid)`",
+         WHERE locktype = 'advisory' AND objid = {} AND session.datname = current_database()`, run as the schema's \
+         owner, shows it. If it has a `phase`, it is building an index, perhaps for a process that is gone: wait for \
+         it, and migrate again. If nobody is at work there any more: `SELECT pg_terminate_backend(pid)`",
         LOCK_PATIENCE.as_secs(),
         LOCK_OBJID
     )]
@@ -99,15 +100,15 @@ pub enum Error {
     Failed(#[source] MigrateError),
     /// A migration that runs without a transaction failed.
     #[error(
-        "a migration without a transaction failed, and nothing takes back what it has done: migrate again, which does the \
-         rest or says what has to go first"
+        "a migration without a transaction failed, and what it has done is not rolled back: migrate again, which does \
+         the rest or says what has to be removed first"
     )]
     Unfinished(#[source] MigrateError),
     /// An index was begun and not completed: `IF NOT EXISTS` would take it for the one to be created.
     #[error(
-        "the index {index} is invalid: whoever built it was cut off, and no query goes by it. (Or somebody is building it \
-         right now: wait for them.) Type `DROP INDEX CONCURRENTLY {index}` as the schema's owner (MIGRATION_DB_SOURCE, \
-         where that is set), and migrate again"
+        "the index {index} is invalid: its build was cut off, and no query uses it. (Or it is being built right now: \
+         then wait.) Run `DROP INDEX CONCURRENTLY {index}` as the schema's owner (MIGRATION_DB_SOURCE, where that is \
+         set), and migrate again"
     )]
     InvalidIndex {
         /// Its full name, quoted where necessary.
@@ -432,7 +433,7 @@ async fn politely(
         match in_transaction(migrator, conn, way, version, is_owner).await {
             Ok(()) => return Ok(()),
             Err(error) if is_locked_out(&error) && attempt < LOCK_ATTEMPTS => {
-                tracing::info!(attempt, "a migration waits for others to let go of a table");
+                tracing::info!(attempt, "a migration is waiting for a lock on a table");
                 attempt += 1;
                 tokio::time::sleep(LOCK_REST).await;
             }

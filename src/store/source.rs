@@ -16,7 +16,8 @@ use super::{
 /// A database URL that cannot be parsed. The error does not say which part: it might be a part of the password.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "not a database URL such as postgres://user:password@host:5432/database; write %-codes for signs in the password"
+    "not a database URL such as postgres://user:password@host:5432/database; percent-encode special characters in the \
+     password"
 )]
 pub struct InvalidUrl;
 
@@ -216,16 +217,16 @@ async fn check_isolation(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     match &*found.fetch_one(conn).await? {
         "read committed" => Ok(()),
         other => Err(sqlx::Error::Protocol(format!(
-            "transactions run at {other} here, and would miss what others do at the same time: behind a pooler in \
-             transaction mode it is the role that has to say otherwise (ALTER ROLE … SET default_transaction_isolation \
-             = 'read committed', docs/database.md)"
+            "transactions run at {other} here, and would miss concurrent changes: behind a pooler in transaction mode \
+             the isolation level has to be set on the role (ALTER ROLE … SET default_transaction_isolation = \
+             'read committed', docs/database.md)"
         ))),
     }
 }
 
 /// The error for a connection that leads to a standby.
 pub const STANDBY: &str =
-    "the server is a standby, which takes no writes: it has not been promoted, or the address is old";
+    "the server is a standby, which takes no writes: it has not been promoted, or the address is stale";
 
 /// Whether a connection was not used because it leads to a standby.
 pub(super) fn is_standby(error: &sqlx::Error) -> bool {

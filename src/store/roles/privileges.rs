@@ -23,10 +23,11 @@ pub(in crate::store) async fn repair(conn: &mut PgConnection) -> Result<(), migr
         Ok(_) => {
             grant(&mut *conn).await?;
             be_oneself(conn).await?;
-            tracing::info!("the roles may again do what they have to, and nothing else");
+            tracing::info!("the rights of the roles have been restored");
         }
         Err(migrations::Error::NotOwner(user)) => tracing::warn!(
-            "the roles may do something else than they should, and {user} may not change that: run `gatepass db setup`"
+            "the rights of the roles are not what they should be, and {user} may not change that: run \
+             `gatepass db setup`"
         ),
         Err(error) => return Err(error),
     }

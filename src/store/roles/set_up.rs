@@ -24,13 +24,14 @@ const READONLY_TIMEOUT: &str = "60s";
 pub enum Error {
     /// The role that is logged in may not create roles.
     #[error(
-        "{0} may not make roles: set MASTER_DB_SOURCE to one that may (CREATEROLE), such as RDS's master user"
+        "{0} may not create roles: set MASTER_DB_SOURCE to the URL of a role that may (CREATEROLE), such as RDS's \
+         master user"
     )]
     NotMaster(String),
     /// From Postgres 16 on, changing a role takes ADMIN OPTION on it, which its creator gets. Roles brought along by
     /// `pg_upgrade` count as made by others.
     #[error(
-        "{user} may not change the roles that others have made: have one of these, or a superuser, say \
+        "{user} may not change the roles that others have created: have their creator, or a superuser, run \
          GRANT {} TO {} WITH ADMIN OPTION, and run this again",
         .roles.join(", "),
         quoted(.user)
@@ -43,7 +44,7 @@ pub enum Error {
     },
     /// The database belongs to another role.
     #[error(
-        "{user} may not say who connects to the database, which belongs to {owner}: log in as one of these, \
+        "{user} may not grant access to the database, which belongs to {owner}: log in as {owner}, \
          or have {owner} granted to {user}"
     )]
     NotDatabaseOwner {
@@ -53,7 +54,7 @@ pub enum Error {
         owner: String,
     },
     /// Nobody can log in with IAM here.
-    #[error("there is no role rds_iam, which RDS makes: this is no database of RDS, or leave out --iam")]
+    #[error("there is no role rds_iam, which RDS creates: if this is not an RDS database, leave out --iam")]
     NoIam,
     /// What belongs to a superuser can be given away only by a superuser.
     #[error("a part of the schema belongs to the superuser {0}: run this as a superuser")]
@@ -75,13 +76,13 @@ pub enum Error {
     },
     /// Something in the schema is not ours. If it were taken over, it would act with the rights of [`OWNER`].
     #[error(
-        "the schema holds what no migration of gatepass has made: {}. Drop it, or move it to another schema \
-         (ALTER … SET SCHEMA), and run this again",
+        "the schema holds objects that no migration of gatepass has created: {}. Drop them, or move them to another \
+         schema (ALTER … SET SCHEMA), and run this again",
         listed(.0)
     )]
     Foreign(Vec<String>),
     /// Not everything could be granted or revoked.
-    #[error("the roles may still do something else than they should: {}", listed(.0))]
+    #[error("the rights of the roles are still not what they should be: {}", listed(.0))]
     Deviating(Vec<String>),
     /// Somebody else is migrating.
     #[error(transparent)]
@@ -166,7 +167,7 @@ pub async fn set_up(
                 Err(Error::Database(error))
                     if has_code(&error, &["55P03", "40P01"]) && attempt < LOCK_ATTEMPTS =>
                 {
-                    tracing::info!(attempt, "waiting for others to let go of a table");
+                    tracing::info!(attempt, "waiting for a lock on a table");
                     attempt += 1;
                     tokio::time::sleep(LOCK_REST).await;
                 }
@@ -228,7 +229,7 @@ async fn try_to_set_up(
     if !after.is_empty() {
         return Err(Error::Deviating(after));
     }
-    done.step("every role may do what it has to, and nothing else", !before.is_empty());
+    done.step("every role has the rights that it needs, and no others", !before.is_empty());
     done.members = members(&mut transaction).await?;
     transaction.commit().await?;
     Ok(done)
@@ -316,7 +317,7 @@ async fn make_role(
     let surplus = Surplus::of(&mut *conn, role).await?;
     surplus.take(&mut *conn, role).await?;
     done.step(
-        format!("{role} rules nothing else on the server, and is a member of nothing"),
+        format!("{role} has no administrative attributes, and is a member of no role"),
         !surplus.is_empty(),
     );
     let can_log_in = found.as_ref().is_some_and(|found| found.can_log_in);
@@ -486,7 +487,7 @@ impl SetUp {
         )
         .await?;
         let after = settings_of_readonly(&mut *conn).await?;
-        self.step(format!("{READONLY} reads, for {READONLY_TIMEOUT} at a time"), before != after);
+        self.step(format!("{READONLY} can only read, for {READONLY_TIMEOUT} at a time"), before != after);
         Ok(())
     }
 }
