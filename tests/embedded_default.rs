@@ -166,7 +166,7 @@ async fn two_that_start_at_once_share_the_database_and_the_key() {
 async fn a_signal_during_the_first_start_leaves_nothing_running() {
     let home = Home::new();
     let mut service = home.start(&[]);
-    service.logged("making a Postgres").await;
+    service.logged("creating a Postgres").await;
     service.stop(Signal::TERM).await.expect(0);
     assert_gone(&home);
     // And nothing that the next start trips over.

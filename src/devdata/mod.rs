@@ -64,7 +64,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A sample needs a directory of its own.
-    #[error("{}: there is something in it", .0.display())]
+    #[error("{}: the directory is not empty", .0.display())]
     DirectoryNotEmpty(PathBuf),
     /// A file is not what was written.
     #[error("{}: not what was written: it is damaged or was changed", .0.display())]
@@ -84,10 +84,10 @@ pub enum Error {
         rows: u64,
     },
     /// The condition holds for no user.
-    #[error("there is no such user")]
+    #[error("no user matches")]
     Nobody,
     /// The client programs of Postgres are not installed.
-    #[error("there is no pg_dump here: install the client programs of Postgres")]
+    #[error("pg_dump is not installed: install the Postgres client programs")]
     NoProgram,
     /// `pg_dump` could not be run.
     #[error("pg_dump could not be run")]

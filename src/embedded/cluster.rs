@@ -41,7 +41,7 @@ pub(super) async fn make(place: &Place, programs: &Programs) -> Result<()> {
     if fs::read_dir(&place.data).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(EmbeddedError::NotACluster { path: place.data.clone() });
     }
-    tracing::info!("making a Postgres {} cluster in {}", programs.major, place.data.display());
+    tracing::info!("creating a Postgres {} cluster in {}", programs.major, place.data.display());
     let mut new = place.data.clone().into_os_string();
     new.push(format!("{NEW}{}", std::process::id()));
     let new = PathBuf::from(new);

@@ -16,7 +16,8 @@ pub(super) type Result<T, E = EmbeddedError> = std::result::Result<T, E>;
 pub enum EmbeddedError {
     /// The file system refused an operation.
     #[error(
-        "cannot {doing} {path}: {source}; see that this user may, or set DB_SOURCE to a Postgres of your own"
+        "cannot {doing} {path}: {source}; make sure that this user may do that, or set DB_SOURCE to a Postgres of your \
+         own"
     )]
     Io {
         /// What was tried, as a verb: `create`, `open`, …
@@ -29,7 +30,7 @@ pub enum EmbeddedError {
 
     /// A program that should be there could not be run.
     #[error(
-        "cannot run {program}: {source}; see that it may be executed, or set DB_SOURCE to a Postgres of your own"
+        "cannot run {program}: {source}; make sure that it is executable, or set DB_SOURCE to a Postgres of your own"
     )]
     Run {
         /// The program.
@@ -69,7 +70,7 @@ pub enum EmbeddedError {
 
     /// `initdb` failed, or the creation of the database in the new cluster.
     #[error(
-        "cannot make a Postgres cluster in {path}: {program} failed ({status}): {output}; mend that, or set DB_SOURCE \
+        "cannot create a Postgres cluster in {path}: {program} failed ({status}): {output}; fix that, or set DB_SOURCE \
          to a Postgres of your own"
     )]
     Create {
@@ -84,7 +85,7 @@ pub enum EmbeddedError {
     },
 
     /// The server ended before it answered.
-    #[error("Postgres ended as it started ({status}); the end of its log, {log}, says why:\n{tail}")]
+    #[error("Postgres exited while starting ({status}); the end of its log, {log}, says why:\n{tail}")]
     Exited {
         /// How it ended.
         status: ExitStatus,
@@ -121,7 +122,8 @@ pub enum EmbeddedError {
     /// server.
     #[error(
         "a Postgres (process {pid}) seems to have {data} open, and did not answer within {} seconds: if `ps -fp {pid}` \
-         shows it to be of {data}, stop it with `kill -INT {pid}`; if not, remove {data}/postmaster.pid; then start again",
+         shows that it runs on {data}, stop it with `kill -INT {pid}`; if not, remove {data}/postmaster.pid; then \
+         start again",
         PATIENCE.as_secs()
     )]
     Mute {
@@ -178,8 +180,8 @@ pub enum EmbeddedError {
 
     /// The server did not stop.
     #[error(
-        "Postgres (process {pid}, data in {data}) was told to stop and has not: see postgres.log, and `kill -QUIT \
-         {pid}` if it hangs"
+        "Postgres (process {pid}, data in {data}) was told to stop (SIGINT, SIGQUIT) but is still running: see \
+         postgres.log, and `kill -KILL {pid}` if it hangs"
     )]
     StillRunning {
         /// The server's process id.

@@ -15,10 +15,10 @@ use super::{migrations, run};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Somebody's data is there already.
-    #[error("the database is not empty: there is {0}; make or take an empty one")]
+    #[error("the database is not empty: it contains {0}; use an empty one")]
     NotEmpty(String),
     /// The role that is logged in could change something.
-    #[error("{0} may write: take a role that can only read (docs/devdata.md)")]
+    #[error("{0} can write: use a role that can only read (docs/devdata.md)")]
     MayWrite(String),
     /// Nobody has decided how this is masked.
     #[error("there is no mask for {0}: this version does not know what it is")]
@@ -30,11 +30,11 @@ pub enum Error {
     #[error("no row of devdata.copy says that {0} is a copy: this might be production (docs/devdata.md)")]
     NotMarked(String),
     /// Somebody is using it.
-    #[error("{0} others are connected to the database: a copy that is to be masked is nobody's yet")]
+    #[error("the database has {0} other session(s): a copy must be masked before anybody uses it")]
     InUse(i64),
     /// A prepared transaction, by its identifier; only a command ends it.
     #[error(
-        "the transaction {0} is prepared, and locks for good what it has touched: end it first (ROLLBACK PREPARED)"
+        "the transaction {0} is prepared, and holds its locks until it is ended: end it first (ROLLBACK PREPARED)"
     )]
     Prepared(String),
     /// The schema is not this version's.
@@ -42,7 +42,7 @@ pub enum Error {
     Schema(#[from] migrations::Error),
     /// A well-formed statement failed on the rows.
     #[error(
-        "a statement failed with SQLSTATE {0}; what the database says of it may quote a value, and is left out"
+        "a statement failed with SQLSTATE {0}; the database's message is left out, since it may quote a value"
     )]
     OfRows(String),
     /// The database failed.
