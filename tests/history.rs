@@ -148,7 +148,7 @@ async fn a_user_sees_what_happened_to_their_account_and_to_no_other() {
         ("limit=0", "`limit` needs to be a number from 1 to 200.", &["out_of_range"][..]),
         ("limit=x", "`limit` needs to be a number from 1 to 200.", &["invalid"]),
         ("cursor=0", "`cursor` needs to be the `next_cursor` of a page.", &["invalid"]),
-        ("limit=201&cursor=x", "2 fields are not as they should be.", &["invalid", "out_of_range"]),
+        ("limit=201&cursor=x", "2 fields are not valid.", &["invalid", "out_of_range"]),
     ] {
         let answer = app.get(&format!("/users/me/history?{query}")).bearer(&laptop).send().await;
         let problem = answer.expect_problem(422, "validation_failed");

@@ -24,7 +24,7 @@ impl FromRequestParts<App> for ExternalId {
     async fn from_request_parts(parts: &mut request::Parts, _: &App) -> Result<Self, Problem> {
         let id: Result<Path<String>, PathRejection> = parts.extract().await;
         id.map(|Path(id)| Self(id)).map_err(|_| {
-            Problem::invalid(vec![FieldError::new("external_id", "invalid_characters", "is not in UTF-8")])
+            Problem::invalid(vec![FieldError::new("external_id", "invalid_characters", "is not valid UTF-8")])
         })
     }
 }

@@ -28,7 +28,9 @@ impl<T: DeserializeOwned> FromRequest<App> for Form<T> {
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     if !is_encoded(body) {
-        return Err(Problem::invalid_request("The body is no form: a `%` lacks its two digits."));
+        return Err(Problem::invalid_request(
+            "The body is not a form: a `%` lacks its two hexadecimal digits.",
+        ));
     }
     serde_urlencoded::from_bytes(body).map_err(|error| {
         // It names parameters, and never a value: the routes take only strings, and any value is one.

@@ -117,7 +117,7 @@ fn answer(claims: &Claims, demand: &str) -> Result<Identity, Problem> {
 }
 
 fn unreadable() -> Problem {
-    forbidden("The roles that this needs are not only names of roles.")
+    forbidden("The demand for roles cannot be read: it may contain nothing but names of roles.")
 }
 
 /// Whether there is a parameter whose name was meant to be `role`, judging by its letters. In a query that is entirely

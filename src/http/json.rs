@@ -82,7 +82,7 @@ fn explain(path: String, error: &serde_json::Error) -> Problem {
         };
         FieldError::new(at(path), "wrong_type", format!("needs to be {expected}"))
     } else {
-        FieldError::new(at(path), "invalid", "has a value that does not fit")
+        FieldError::new(at(path), "invalid", "has an invalid value")
     }])
 }
 

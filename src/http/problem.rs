@@ -63,7 +63,7 @@ impl Problem {
     pub fn invalid(errors: Vec<FieldError>) -> Self {
         let detail = match &errors[..] {
             [one] => format!("`{}` {}.", one.field, one.message),
-            many => format!("{} fields are not as they should be.", many.len()),
+            many => format!("{} fields are not valid.", many.len()),
         };
         let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_failed", detail);
         problem.0.errors = errors;
@@ -138,7 +138,7 @@ impl Problem {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "database_unavailable",
-            "The database cannot do this at the moment.",
+            "The database is unavailable at the moment.",
         )
         .retry_after(Duration::from_secs(1))
     }
@@ -148,14 +148,14 @@ impl Problem {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "overloaded",
-            "More services wait for revocations than can be served at the moment.",
+            "Too many services are waiting for revocations at the moment.",
         )
         .retry_after(Duration::from_secs(1))
     }
 
     /// 503, the handler took too long.
     pub fn timeout() -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", "The request took too long and was given up.")
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", "The request took too long and was abandoned.")
             .retry_after(Duration::from_secs(1))
     }
 
@@ -225,12 +225,12 @@ impl From<account::Error> for Problem {
             E::RegistrationClosed => Self::new(
                 StatusCode::FORBIDDEN,
                 "registration_closed",
-                "New users are made by an administrator here.",
+                "Users cannot register themselves here; an administrator creates them.",
             ),
             E::InvalidCredentials => Self::new(
                 StatusCode::UNAUTHORIZED,
                 "invalid_credentials",
-                "The username or the password is not right.",
+                "The username or the password is wrong.",
             ),
             E::SessionRevoked => Refusal::from(Rejection::SessionEnded).into(),
             E::InvalidRefreshToken => Self::new(
@@ -267,13 +267,14 @@ impl From<account::Error> for Problem {
             E::ExportUnderWay => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "export_under_way",
-                "An export of yours, or as many as there may be at once, are under way; let them end.",
+                "You already have an export under way, or the service has as many as it allows at once; wait for one \
+                 to end.",
             )
             .retry_after(Duration::from_secs(1)),
             E::Overloaded { retry_after } => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "overloaded",
-                "More logins than can be served at the moment.",
+                "There are more logins than can be served at the moment.",
             )
             .retry_after(retry_after),
             // The keys have not been read from the database for too long.

@@ -29,7 +29,7 @@ fn parse<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
     let pairs = serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
     serde_path_to_error::deserialize(pairs).map_err(|error| {
         let fault = by_sentence(&error.inner().to_string(), "is not a parameter of this request");
-        let misfit = || FieldError::new(error.path().to_string(), "invalid", "has a value that does not fit");
+        let misfit = || FieldError::new(error.path().to_string(), "invalid", "has an invalid value");
         Problem::invalid(vec![fault.unwrap_or_else(misfit)])
     })
 }

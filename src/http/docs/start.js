@@ -32,7 +32,8 @@ const ui = SwaggerUIBundle({
       ui.preauthorizeApiKey("bearer", body.access_token);
       const end = new Date(body.access_token_expires_at).toLocaleTimeString();
       const who = body.user ? " as " + body.user.username : "";
-      hint.textContent = "Logged in" + who + ": this page sends the access token along. It is good until " + end + ".";
+      hint.textContent =
+        "Logged in" + who + ": this page sends the access token with every request. The token expires at " + end + ".";
     }
     return response;
   },
