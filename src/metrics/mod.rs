@@ -439,7 +439,7 @@ impl Registrar<'_> {
 impl Series {
     fn new(registry: &mut Registry) -> Self {
         let build = Info::new(Version { version: env!("CARGO_PKG_VERSION") });
-        registry.register("build", "The program that runs", build);
+        registry.register("build", "The version of the running program", build);
         let mut registrar = Registrar(registry);
         let bearer_accepted: Family<Cache, Counter> = registrar
             .add("bearer_accepted", "Bearer tokens accepted: remembered (hit), or verified in full (miss)");
@@ -451,39 +451,40 @@ impl Series {
                 "From the header fields of a request to its answer",
                 Family::new_with_constructor(latencies),
             ),
-            requests_in_flight: registrar.add("http_requests_in_flight", "Requests that are being answered"),
+            requests_in_flight: registrar.add("http_requests_in_flight", "Requests being answered"),
             bearer_remembered: bearer_accepted.get_or_create_owned(&Cache { cache: "hit" }),
             bearer_verified: bearer_accepted.get_or_create_owned(&Cache { cache: "miss" }),
             bearer_refused: registrar.add(
                 "bearer_refused",
-                "Requests refused for their bearer token or for want of one, by the code of the answer",
+                "Requests refused because their bearer token was missing or not accepted, by the code of the answer",
             ),
             verified_tokens: registrar.add("verified_tokens", "Verified tokens that are remembered"),
-            logins: registrar.add("logins", "Logins, by what became of them"),
+            logins: registrar.add("logins", "Logins, by outcome"),
             renewals: registrar.add(
                 "renewals",
-                "Renewals, by what became of them; reused: a refresh token that was used before, or is ahead of \
-                 the database, has ended its session",
+                "Renewals, by outcome; reused: the refresh token had been used before, or is ahead of the database, \
+                 and its session was ended",
             ),
             legacy_logins: registrar.add(
                 "legacy_logins",
-                "Logins of users unknown here, with LEGACY_LOGIN_URL, by what became of them",
+                "Logins of users unknown here, with LEGACY_LOGIN_URL, by outcome",
             ),
             legacy_breaker_open: registrar.add(
                 "legacy_breaker_open",
-                "1 while the old system of LEGACY_LOGIN_URL is left alone, since it does not answer",
+                "1 while the old system at LEGACY_LOGIN_URL is not asked, because it does not answer",
             ),
             database_tokens: registrar
-                .add("database_tokens", "IAM tokens for the database, by whether one could be made"),
-            throttled: registrar.add("throttled", "Attempts refused because of those that had failed before"),
+                .add("database_tokens", "IAM tokens for the database, by whether they could be made"),
+            throttled: registrar
+                .add("throttled", "Attempts refused because too many had failed before, by kind"),
             hash_jobs: registrar.add(
                 "password_hash_jobs",
-                "Password hashes wanted at the moment: waiting for a thread (queued), being computed \
-                 (running)",
+                "Password hashes waiting for a thread (queued) or being computed (running)",
             ),
             hash_jobs_max: registrar.add(
                 "password_hash_jobs_max",
-                "Password hashes that may be wanted at once; one more is answered with 503",
+                "Maximum number of password hashes queued or running at once; a request that needs one more is \
+                 answered with 503",
             ),
             hash_wait_seconds: registrar.add_in(
                 Unit::Seconds,
@@ -506,41 +507,41 @@ impl Series {
                 "How long ago revocations were last read; beyond the maximum no bearer token is accepted",
             ),
             revocation_max_silence: registrar
-                .add_seconds("revocation_silence_max", "REVOCATION_MAX_STALENESS"),
+                .add_seconds("revocation_silence_max", "The setting REVOCATION_MAX_STALENESS"),
             revocation_lag: registrar.add_in(
                 Unit::Seconds,
                 "revocation_lag",
-                "From the commit of revocations until they were known here, at most",
+                "Upper bound on the time from the commit of a revocation until this replica knew of it",
                 latencies(),
             ),
             connections: registrar.add(
                 "db_connections",
-                "Connections to the database, by what they are for and whether they are lent out (used)",
+                "Connections to the database, by pool and by whether they are in use (used) or free (idle)",
             ),
             connections_max: registrar
-                .add("db_connections_max", "Connections to the database that there may be"),
+                .add("db_connections_max", "Maximum number of connections to the database, by pool"),
             keys: registrar.add(
                 "token_keys",
-                "Keys that make or check tokens, by the format of the tokens and what the keys do",
+                "Keys that issue or verify tokens, by token format and key status",
             ),
             key_since: registrar.add_seconds(
                 "token_key_since_timestamp",
-                "Since when the oldest key of a ring does what it does, in Unix time",
+                "When the oldest key of this format and status got that status, in Unix time",
             ),
             key_silence: registrar.add_seconds(
                 "token_key_silence",
                 "How long ago the signing keys were last read; beyond REVOCATION_MAX_STALENESS no token of a \
-                 published format is accepted or made; only with such a format",
+                 published format is accepted or issued; present only with such a format",
             ),
-            key_rotation_interval: registrar.add_seconds("key_rotation_interval", "KEY_ROTATION_INTERVAL"),
+            key_rotation_interval: registrar.add_seconds("key_rotation_interval", "The setting KEY_ROTATION_INTERVAL"),
             certificate_expiry: registrar.add_seconds(
                 "tls_certificate_expiry_timestamp",
-                "When the certificate that is served expires; only with TLS_CERT_FILE",
+                "When the certificate in use expires, in Unix time; present only with TLS_CERT_FILE",
             ),
             certificate_reload: registrar.add(
                 "tls_certificate_last_reload_successful",
-                "1 while the certificate that is served is that of TLS_CERT_FILE, 0 when a new one was \
-                 refused",
+                "1 while the certificate in use is the one in TLS_CERT_FILE, 0 after a new one was refused; \
+                 present only with TLS_CERT_FILE",
             ),
         };
         for outcome in LoginOutcome::ALL {

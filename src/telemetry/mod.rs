@@ -38,7 +38,7 @@ pub enum LogFormat {
 
 /// A filter that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("the filter of the log cannot be read")]
+#[error("the log filter cannot be read")]
 pub struct InvalidFilter(#[from] tracing_subscriber::filter::ParseError);
 
 /// Sends events that pass `filter` (the syntax of `RUST_LOG`) to standard error, and spans to `traces`. A second call

@@ -190,7 +190,7 @@ impl ServerSpan {
         if !is_ours {
             span.add_link(caller.span().span_context().clone());
         } else if let Err(error) = span.set_parent(caller) {
-            tracing::debug!(%error, "a request is no part of its caller's trace");
+            tracing::debug!(%error, "a request could not join its caller's trace");
         }
         // All zeros if nobody collects traces.
         let trace_id = Some(span.context().span().span_context().trace_id());
