@@ -141,8 +141,8 @@ fn count(bench: &mut Bench) {
     let mut logins: Vec<_> = logins.iter().map(|request| Same(request)).collect();
     load::run(service.address, bench.turn(), &mut logins);
     let open = connections(&database);
-    assert!(open <= REPLICA_CONNECTIONS, "a replica has {open} connections, more than are reckoned with");
-    let reckoned = ("as are reckoned", &[REPLICA_CONNECTIONS][..]);
+    assert!(open <= REPLICA_CONNECTIONS, "a replica has {open} connections, more than were assumed");
+    let reckoned = ("as assumed", &[REPLICA_CONNECTIONS][..]);
     bench.ratio("connections of a busy replica", &[open], reckoned, Between(0.75, 1.0));
 
     let mut syncs = syncs_after(&database, service);
@@ -163,7 +163,7 @@ fn count(bench: &mut Bench) {
         // This is a count, so even one from a short run means something. The start of the service, and what it writes
         // in the background, add a few.
         assert!((0.9..1.5).contains(&(found / reckoned)), "{what}: {found}");
-        bench.ratio(&what, &[found], ("as are reckoned", &[reckoned]), Between(0.9, 1.3));
+        bench.ratio(&what, &[found], ("as assumed", &[reckoned]), Between(0.9, 1.3));
         syncs = after;
     }
 }

@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     let sections: Vec<_> = SECTIONS.iter().filter(|(name, _)| is_wanted(name)).collect();
     if sections.is_empty() {
         let names: Vec<_> = SECTIONS.iter().map(|(name, _)| *name).collect();
-        eprintln!("bench: there is nothing of that name, but {}", names.join(", "));
+        eprintln!("bench: there is no section of that name; the sections are {}", names.join(", "));
         return ExitCode::from(2);
     }
     let mut bench = Bench::new(is_smoke);
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     let missed = bench.rows.iter().filter(|row| !row.is_reached()).count();
     match (is_smoke, missed) {
         (true, _) => println!("\nEverything works. The figures of so short a run mean nothing."),
-        (false, 0) => println!("\nAll that is to be reached is."),
+        (false, 0) => println!("\nAll goals are reached."),
         (false, missed) => println!("\n{missed} of {} missed.", bench.rows.len()),
     }
     if is_for_page {
