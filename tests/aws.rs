@@ -630,7 +630,7 @@ async fn the_script_writes_the_file_that_the_service_would_not_need() {
         let ended = run(&name, &[]).await.fails(1, &[expected]);
         assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
     }
-    run("gatepass/nothing", &[]).await.fails(1, &["the secret gatepass/nothing cannot be had"]);
+    run("gatepass/nothing", &[]).await.fails(1, &["cannot read the secret gatepass/nothing"]);
     run("", &["a", "b"]).await.fails(2, &["usage: app-env"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), before);
     assert_eq!(fs::read_dir(home.path("")).unwrap().count(), 2);

@@ -244,7 +244,7 @@ fn where_none_runs_a_release_has_to_be_named() {
     ] {
         let output = cluster.run(&["test"]);
         assert_eq!(output.status.code(), Some(2));
-        assert!(String::from_utf8_lossy(&output.stderr).contains("there is no image yet"), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("no release is running yet"), "{output:?}");
         assert_eq!(cluster.calls(), [""; 0]);
         // One that is named is the first, and there is nothing to go back to.
         cluster.set("broken");
