@@ -1,5 +1,5 @@
-//! A user takes along all that is stored of them: every session and every change, however many; no hash and no token; one
-//! export at a time; and what breaks off does not look whole.
+//! A user's export holds everything that is stored about them: every session and every change, however many, but no
+//! hash and no token. A user has one export at a time, and an export that breaks off does not look complete.
 
 use axum::{
     body::Body,
@@ -15,7 +15,7 @@ use crate::{
     process::until,
 };
 
-/// As many sessions as there is no page for, and the changes that come with them.
+/// Inserts more sessions than fit on one page, and the changes that come with them.
 async fn log_in_often(app: &App, user: &Value) {
     let insert = "INSERT INTO sessions (id, user_id, refresh_generation, refresh_salt, user_agent, client_ip, created_at,
                       renewed_at, is_confirmed, last_used_at, refresh_expires_at, expires_at, access_expires_at)
@@ -26,7 +26,7 @@ async fn log_in_often(app: &App, user: &Value) {
     app.sql(insert, &user["id"]).await;
 }
 
-/// An export that nobody reads yet.
+/// Begins an export, whose body nobody reads yet.
 async fn begin(app: &App, login: &Value) -> Response<Body> {
     let token = login["access_token"].as_str().unwrap();
     let request = Request::get("/users/me/export").header("authorization", format!("Bearer {token}"));
@@ -41,7 +41,7 @@ async fn all_that_is_stored_comes_along_and_no_secret() {
     let body = json!({ "username": "alice", "email": "alice@example.com", "full_name": "Alice \"\u{e4}\"" });
     let put = app.request(Method::PUT, "/admin/users/by-external-id/auth0%7C17").bearer(&root).json(&body);
     let alice = put.send().await.expect(201);
-    // With the password of somebody else, whose hash is at hand.
+    // Alice gets Bob's password, whose hash is at hand.
     app.sql(
         "UPDATE users SET password_hash = (SELECT password_hash FROM users WHERE id = $1::uuid) WHERE username = 'alice'",
         &bob["id"],
@@ -143,12 +143,12 @@ async fn a_user_has_one_export_at_a_time_however_slowly_they_read_and_it_holds_n
         sqlx::query_scalar::<_, i64>(held).fetch_one(&app.db).await.unwrap() == 0
     })
     .await;
-    // Read to its end, it is whole, and makes room.
+    // Read to its end, the export is complete, and makes room for another.
     let body = slow.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["sessions"].as_array().unwrap().len(), 901);
     let slow = begin(&app, &login).await;
     assert_eq!(slow.status().as_u16(), 200);
-    // So does one whose reader has gone.
+    // So does an export whose reader has gone away.
     drop(slow);
     until("there is room", async || {
         app.get("/users/me/export").bearer(&login).send().await.status.as_u16() == 200

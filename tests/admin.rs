@@ -1,5 +1,5 @@
-//! Administration of users: lists that stay whole while users come and go, searches that cost the same among a million,
-//! changes that are made all or not at all, and an administrator who is always left, whoever races whom.
+//! Administration of users: lists stay complete while users come and go, a search costs the same among a million users,
+//! a change is made completely or not at all, and an administrator is always left, whoever races whom.
 
 use std::{fs, path::Path, time::Instant};
 
@@ -14,8 +14,8 @@ use crate::{
     process::{is_drill, until},
 };
 
-/// Makes users by hand. Their ids and usernames rise with their numbers; every second is a `member`, every thousandth an
-/// `auditor`, and the addresses of every third begin otherwise than the usernames.
+/// Inserts users by hand. Their ids and usernames ascend with their numbers. Every second one is a `member`, every
+/// thousandth an `auditor`, and the address of every third begins differently from the username.
 async fn make_users(app: &App, numbers: impl Iterator<Item = i32>) {
     let make = "
         INSERT INTO users
@@ -27,7 +27,7 @@ async fn make_users(app: &App, numbers: impl Iterator<Item = i32>) {
             CASE WHEN n % 1000 = 1 THEN '{auditor}' WHEN n % 2 = 0 THEN '{member}' ELSE '{}' END::text[],
             false, false, now(), now(), now()
         FROM unnest($1::int[]) AS n";
-    // A connection without the service's time limit: a million takes a while.
+    // A connection without the service's statement timeout: a million users take a while.
     let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
     sqlx::query(make).bind(numbers.collect::<Vec<_>>()).execute(&mut conn).await.unwrap();
     sqlx::raw_sql("ANALYZE users").execute(&mut conn).await.unwrap();
@@ -51,7 +51,7 @@ fn usernames(page: &Value) -> Vec<&str> {
     page["users"].as_array().unwrap().iter().map(|user| user["username"].as_str().unwrap()).collect()
 }
 
-/// How many administrators there are who are not disabled.
+/// How many administrators are not disabled.
 async fn admins(app: &App) -> i64 {
     let count = "SELECT count(*) FROM users WHERE 'admin' = ANY(roles) AND NOT disabled";
     sqlx::query_scalar(count).fetch_one(&app.db).await.unwrap()
@@ -69,9 +69,9 @@ async fn a_list_shows_users_as_they_are_oldest_first() {
     assert_eq!(answer.header("cache-control"), "no-store");
     let all = json!({"users": [root["user"], alice, bob], "next_cursor": null});
     assert_eq!(answer.expect(200), all);
-    // As many as there are is all of them.
+    // A limit of exactly as many as there are returns them all, and no cursor.
     assert_eq!(list(&app, &root, "?limit=3").await.expect(200), all);
-    // An empty field of a form asks for nothing.
+    // An empty form field searches for nothing.
     assert_eq!(list(&app, &root, "?query=").await.expect(200), all);
     assert_eq!(list(&app, &root, "?query=%20").await.expect(200), all);
     make_users(&app, 1..=300).await;
@@ -88,7 +88,7 @@ async fn whoever_stays_is_on_exactly_one_page_while_others_come_and_go() {
         ("&query=user", |_| true),
         ("&query=USER0", |_| true),
         ("&query=user&role=member", |_| true),
-        // By address alone.
+        // These match the address alone.
         ("&query=mail", |n| n % 3 == 0),
         ("&query=mail&role=member", |n| n % 3 == 0),
     ] {
@@ -107,14 +107,14 @@ async fn whoever_stays_is_on_exactly_one_page_while_others_come_and_go() {
             let Some(next) = page["next_cursor"].as_str() else { break };
             cursor = format!("&cursor={next}");
 
-            // The last of this page, after whom the next one begins, goes; so does one of a later page.
+            // The last user on this page, after whom the next page begins, is deleted; so is one on a later page.
             let last = *seen.last().unwrap();
             let later = last + 90;
             stay.retain(|n| *n != later);
             let leave = "DELETE FROM users WHERE username = any(ARRAY[$1, $2])";
             let names = [last, later].map(|n| format!("user{n:07}"));
             sqlx::query(leave).bind(&names[0]).bind(&names[1]).execute(&app.db).await.unwrap();
-            // One comes before it, one after.
+            // One user is added before the cursor, and one after it.
             make_users(&app, [last - 6, last + 6].into_iter()).await;
         }
         assert!(seen.is_sorted_by(|a, b| a < b), "{search}: {seen:?}");
@@ -142,7 +142,7 @@ async fn a_search_finds_what_begins_so_in_name_or_address_and_takes_every_charac
         app.post("/users").json(&body).send().await.expect(201);
     }
     for (query, expected) in [
-        // By what was found: al-fred, alb@…, alice, alice.b@…, alice_b; each user once.
+        // Ordered by what matched: al-fred, alb@…, alice, alice.b@…, alice_b; each user once.
         ("al", &["al-fred", "Alice", "bob", "alice_b"][..]),
         ("alb", &["alice_b"]),
         ("ALICE", &["Alice", "bob", "alice_b"]),
@@ -174,7 +174,7 @@ async fn a_search_finds_what_begins_so_in_name_or_address_and_takes_every_charac
         let parameters = serde_urlencoded::to_string([("query", query)]).unwrap();
         let page = list(&app, &root, &format!("?{parameters}")).await.expect(200);
         assert_eq!(usernames(&page), expected, "{query:?}");
-        // One by one they are the same.
+        // Pages of one return the same users.
         let mut one_by_one = Vec::new();
         let mut cursor = String::new();
         loop {
@@ -241,7 +241,7 @@ async fn a_parameter_that_is_wrong_is_named() {
             errors.map(|error| (error["field"].as_str().unwrap(), error["code"].as_str().unwrap())).collect();
         assert_eq!(got, faults, "{query}");
     }
-    // Where there is nothing more, nothing more comes.
+    // The page that holds the last match has no cursor.
     let after_last = list(&app, &root, "?limit=1&query=user0000003").await.expect(200);
     assert_eq!(after_last["next_cursor"], Value::Null);
 }
@@ -279,7 +279,7 @@ async fn a_change_is_made_all_at_once_or_not_at_all() {
         (json!({"roles": ["support", "audit", "audit"]}), json!({"roles": ["audit", "support"]})),
         (json!({"full_name": " Alice Liddell "}), json!({"full_name": "Alice Liddell"})),
         (json!({"disabled": true}), json!({"disabled": true})),
-        // Who is locked out is changed all the same.
+        // A disabled user can still be changed.
         (json!({"full_name": null, "roles": []}), json!({"full_name": null, "roles": []})),
         (json!({"email": "Alice@Example.com"}), json!({"email": "Alice@Example.com"})),
         (
@@ -311,19 +311,19 @@ async fn what_an_administrator_changes_is_in_force_at_once() {
     let alice = app.login("alice").await;
     let me = async |login: &Value| app.get("/users/me").bearer(login).send().await;
 
-    // Other roles: the token has had its time, the session goes on.
+    // Other roles: the token is outdated, but the session continues.
     patch(&app, &root, &user, json!({"roles": ["support"]})).await.expect(200);
     me(&alice).await.expect_problem(401, "token_outdated");
     let renew = json!({"refresh_token": alice["refresh_token"]});
     let alice = app.post("/tokens/renew_access").json(&renew).send().await.expect(200);
     assert_eq!(me(&alice).await.expect(200)["roles"], json!(["support"]));
-    // The same ones, or something else, and it has not.
+    // With the same roles, and changes only to other fields, the token stays valid.
     patch(&app, &root, &user, json!({"roles": ["support"], "full_name": "Alice", "disabled": false}))
         .await
         .expect(200);
     me(&alice).await.expect(200);
 
-    // Locked out, and let in again: the session stays where it went.
+    // Disabled, and enabled again: the session stays ended.
     patch(&app, &root, &user, json!({"disabled": true})).await.expect(200);
     me(&alice).await.expect_problem(401, "session_revoked");
     replica.state().feed.hear().await.unwrap();
@@ -333,7 +333,7 @@ async fn what_an_administrator_changes_is_in_force_at_once() {
     patch(&app, &root, &user, json!({"disabled": false})).await.expect(200);
     me(&alice).await.expect_problem(401, "session_revoked");
 
-    // Gone.
+    // Deleted.
     let alice = app.login("alice").await;
     let answer = delete(&app, &root, &user).await;
     assert_eq!(answer.body, "");
@@ -346,7 +346,8 @@ async fn what_an_administrator_changes_is_in_force_at_once() {
     app.register("alice").await;
 }
 
-/// Every request that administrators make, about the user of this id; what is wrong with some is nobody else's to hear.
+/// Every request that administrators make, about the user with this id. Some are invalid, but only an administrator is
+/// told why.
 fn requests(app: &App, id: &Value) -> Vec<crate::app::Story> {
     let user = format!("/admin/users/{}", id.as_str().unwrap());
     vec![
@@ -382,7 +383,7 @@ async fn nobody_else_administers_not_even_who_did_a_moment_ago() {
     for request in requests(&app, &alice["id"]) {
         request.bearer(&former).send().await.expect_problem(401, "token_outdated");
     }
-    // A replica that has not heard yet takes the token, and asks the database.
+    // A replica that has not heard of the change yet accepts the token, and asks the database.
     for request in requests(&replica, &alice["id"]) {
         request.bearer(&former).send().await.expect_problem(403, "forbidden");
     }
@@ -400,7 +401,7 @@ async fn the_last_administrator_stays() {
     let root = app.login_admin("root").await;
     let other = app.login_admin("other").await;
     let alice = app.register("alice").await;
-    // Neither who is locked out nor who is called something like it counts.
+    // Neither a disabled administrator nor a user with a similarly named role counts.
     patch(&app, &root, &other["user"], json!({"disabled": true})).await.expect(200);
     patch(&app, &root, &alice, json!({"roles": ["administrator", "admin2"]})).await.expect(200);
 
@@ -418,7 +419,7 @@ async fn the_last_administrator_stays() {
         delete(&app, &root, &root["user"]).await.expect_problem(409, "last_admin");
         let own = app.post("/users/me/delete").bearer(&root).json(&json!({"password": PASSWORD}));
         own.send().await.expect_problem(409, "last_admin");
-        // By hand, too.
+        // The database refuses it by hand, too.
         for statement in [
             "UPDATE users SET disabled = true",
             "UPDATE users SET roles = '{}' WHERE username = 'root'",
@@ -426,7 +427,7 @@ async fn the_last_administrator_stays() {
             "DELETE FROM users",
             "DELETE FROM users WHERE username = 'root'",
             "WITH gone AS (DELETE FROM users RETURNING 1) SELECT count(*) FROM gone",
-            // In this order it is too late.
+            // In this order the second statement comes too late.
             "DO $$ BEGIN
                 UPDATE users SET disabled = true WHERE username = 'root';
                 UPDATE users SET disabled = false WHERE username = 'other';
@@ -436,12 +437,12 @@ async fn the_last_administrator_stays() {
             let constraint = error.as_database_error().and_then(|error| error.constraint());
             assert_eq!(constraint, Some("users_last_admin"), "{statement}: {error}");
         }
-        // Nothing has happened, not even to the sessions.
+        // Nothing has changed, and no session has ended.
         app.get("/users/me").bearer(&root).send().await.expect(200) == root["user"] && admins(&app).await == 1
     };
     assert!(refused().await);
 
-    // Whatever leaves them what they are is theirs to do.
+    // They may make any change that leaves them an enabled administrator.
     for change in [
         json!({"full_name": "Root"}),
         json!({"disabled": false, "roles": ["admin"]}),
@@ -449,19 +450,19 @@ async fn the_last_administrator_stays() {
     ] {
         patch(&app, &root, &root["user"], change).await.expect(200);
     }
-    // An administrator who is locked out is none, and may go.
+    // A disabled administrator does not count, and may be demoted or deleted.
     patch(&app, &root, &other["user"], json!({"roles": ["support"]})).await.expect(200);
     patch(&app, &root, &other["user"], json!({"roles": ["admin"]})).await.expect(200);
     delete(&app, &root, &other["user"]).await.expect(204);
     assert!(refused().await);
 
-    // With another one it is no matter, and then that one is the last.
+    // Once there is another administrator, the first may go; then the other is the last.
     patch(&app, &root, &alice, json!({"roles": ["admin"]})).await.expect(200);
     let alice = app.login("alice").await;
     patch(&app, &root, &root["user"], json!({"roles": []})).await.expect(200);
     list(&app, &root, "").await.expect_problem(401, "token_outdated");
     patch(&app, &alice, &alice["user"], json!({"disabled": true})).await.expect_problem(409, "last_admin");
-    // Once more by hand: first the new one, then the old.
+    // By hand it works in this order: first the new administrator, then the old.
     let in_order = "DO $$ BEGIN
         UPDATE users SET roles = '{admin}' WHERE username = 'root';
         DELETE FROM users WHERE username = 'alice';
@@ -494,12 +495,12 @@ async fn of_administrators_who_take_each_other_away_at_once_one_is_left() {
         for name in ["a", "b", "c", "d"] {
             logins.push(app.login_admin(&format!("{name}-{round}")).await);
         }
-        // Of all who were there before, none is an administrator any more.
+        // Nobody from an earlier round is an administrator any more.
         let before = "UPDATE users SET roles = '{}' WHERE username NOT LIKE '%-' || $1::text";
         sqlx::query(before).bind(round.to_string()).execute(&app.db).await.unwrap();
         assert_eq!(admins(&app).await, 4);
         for i in 0..4 {
-            // Each takes the next one away, or themselves, in every way there is.
+            // Each removes another one, or themselves, in one of the ways there are.
             let replica = &replicas[i % 2];
             let victim = &logins[(i + round % 3) % 4]["user"];
             let path = format!("/admin/users/{}", victim["id"].as_str().unwrap());
@@ -514,7 +515,7 @@ async fn of_administrators_who_take_each_other_away_at_once_one_is_left() {
         for answer in crowd.join_all().await {
             match answer.status.as_u16() {
                 200 | 204 => {}
-                // Who is none any more when it comes to it.
+                // By then the sender is no administrator any more, or one of the two is gone.
                 401 | 403 | 404 => {}
                 _ => {
                     answer.expect_problem(409, "last_admin");
@@ -527,7 +528,7 @@ async fn of_administrators_who_take_each_other_away_at_once_one_is_left() {
     assert!(refused > 0, "the race was never a close one");
 }
 
-/// Waits until somebody waits for a lock in the app's database.
+/// Waits until a connection to the app's database waits for a lock.
 async fn somebody_waits(app: &App) {
     let waiting = "SELECT count(*) FROM pg_stat_activity
                    WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -548,7 +549,8 @@ async fn who_takes_an_administrator_away_waits_for_whoever_is_about_to_and_nobod
         let mut by_hand = app.db.begin().await.unwrap();
         sqlx::query(demote_other).execute(&mut *by_hand).await.unwrap();
 
-        // Everything else goes on: others' roles, others' ends, the profile of the one administrator who is left.
+        // Everything else proceeds: other users are changed, disabled and deleted, and the administrator who is left
+        // changes their own profile and logs in.
         let meanwhile = async {
             patch(&app, &root, &alice, json!({"roles": ["support"], "disabled": true})).await.expect(200);
             patch(&app, &root, &alice, json!({"roles": [], "disabled": false})).await.expect(200);
@@ -597,7 +599,7 @@ async fn an_older_snapshot_does_not_take_the_last_administrator_for_the_last_but
             let count = "SELECT count(*) FROM users WHERE 'admin' = ANY(roles)";
             assert_eq!(sqlx::query_scalar::<_, i64>(count).fetch_one(&mut *transaction).await.unwrap(), 2);
             delete(&app, &other, &other["user"]).await.expect(204);
-            // It still sees both of them.
+            // Its snapshot still shows both of them.
             let error = sqlx::query(take).execute(&mut *transaction).await.unwrap_err();
             let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
             assert_eq!(code.as_deref(), Some("40001"), "{isolation}: {take}: {error}");
@@ -607,7 +609,7 @@ async fn an_older_snapshot_does_not_take_the_last_administrator_for_the_last_but
     }
 }
 
-/// What a query of the code costs: the plan, and how many pages of the database it looked at.
+/// What one of the code's queries costs: its plan, and how many database pages it read.
 async fn explain(conn: &mut PgConnection, query: &str, values: &str) -> (Value, u64) {
     let sql = format!(
         "SET plan_cache_mode = force_custom_plan; PREPARE query AS {query};
@@ -622,14 +624,14 @@ async fn explain(conn: &mut PgConnection, query: &str, values: &str) -> (Value, 
     (plan, pages)
 }
 
-/// The kinds of nodes of a plan.
+/// The node types of a plan.
 fn nodes(plan: &Value) -> Vec<String> {
     let mut kinds = vec![plan["Node Type"].as_str().unwrap().to_owned()];
     kinds.extend(plan["Plans"].as_array().into_iter().flatten().flat_map(nodes));
     kinds
 }
 
-/// The queries of the code that hold all of `parts`.
+/// The code's queries that contain all of `parts`.
 fn queries(parts: &[&str]) -> Vec<String> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(".sqlx");
     let read =
@@ -646,10 +648,10 @@ async fn every_search_for_users_goes_by_an_index() {
     let is_full = is_drill();
     let count = if is_full { 1_000_000 } else { 30_000 };
     make_users(&app, 1..=count).await;
-    // An index that nobody has read yet has its last changes beside it, in a list.
+    // Until it is vacuumed, the GIN index keeps its latest changes in a pending list, which every scan reads.
     let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
     sqlx::raw_sql("VACUUM ANALYZE users").execute(&mut conn).await.unwrap();
-    // Once for a connection, it reads what it is planned by.
+    // The first call on a connection also reads what planning needs.
     let plan = "SELECT FROM take_login_attempt(now(), '{}', '{}', '{}', NULL, NULL)";
     sqlx::raw_sql(plan).execute(&mut conn).await.unwrap();
     let nil = "'00000000-0000-0000-0000-000000000000'";
@@ -659,7 +661,7 @@ async fn every_search_for_users_goes_by_an_index() {
         // A login.
         (&["LEFT JOIN users", "username_key = lower($7"][..], attempt("User0000007"), 1),
         (&["LEFT JOIN users", "email_key = lower(normalize($7"], attempt("User0000007@Example.com"), 1),
-        // Whoever names a user.
+        // Lookups of one user.
         (&["created_at", "FROM users WHERE id = $1"], nil.to_owned(), 2),
         (&["FROM users", "username_key = lower($1"], "'User0000007'".to_owned(), 1),
         (&["FROM users", "email_key = lower(normalize($1"], "'User0000007@Example.com'".to_owned(), 1),
@@ -701,7 +703,7 @@ async fn every_search_for_users_goes_by_an_index() {
             }
             assert!(nodes.iter().any(|kind| kind.contains("Index")), "{query}\n{values}: {plan:#}");
             assert!(!nodes.iter().any(|kind| kind.contains("Seq Scan")), "{query}\n{values}: {plan:#}");
-            // The whole table has that many and more for each thousand users.
+            // A scan of the whole table reads more than ten pages for every thousand users.
             assert!(pages < 20 + count as u64 / 100, "{query}\n{values}: {pages} pages: {plan:#}");
         }
     }

@@ -1,5 +1,5 @@
-//! The harness, which is the app: the real router over a real, migrated database of its own, under a clock that the test
-//! moves. A test reads as a story of requests:
+//! The test harness. An [`App`] is the real router over a real, migrated database of its own, with a clock that the
+//! test moves. A test reads as a story of requests:
 //!
 //! ```ignore
 //! let app = App::new().await;
@@ -49,7 +49,7 @@ use tower::ServiceExt;
 
 use crate::process::until;
 
-/// The moment at which every test begins.
+/// The time at which every test begins.
 pub const START: OffsetDateTime = datetime!(2026-01-02 03:04:05.678901 UTC);
 
 /// A password that every rule accepts.
@@ -61,9 +61,9 @@ pub const KEY: &str = "k4.local.JKRqVqvl6j0UzdkslLRA1Gd4T1wYqbfVgBJcAZ9vWxM";
 /// The service of one test.
 pub struct App {
     pub clock: Clock,
-    /// For the test itself, which may do everything; the service is `gatepass_app`.
+    /// The test's own connections, with every privilege; the service connects as `gatepass_app`.
     pub db: PgPool,
-    /// Where the database is, for a binary or a connection of the test's own.
+    /// The database's URL, for a binary or for a connection that the test opens itself.
     pub database_url: String,
     pub router: Router,
     app: http::App,
@@ -71,22 +71,22 @@ pub struct App {
 }
 
 impl App {
-    /// With settings that make tests quick and nothing else.
+    /// With the settings that make tests quick, and no others.
     pub async fn new() -> Self {
         Self::with(&[]).await
     }
 
-    /// With more settings, by the names of `app.env`.
+    /// With further settings, named as in `app.env`.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
         Self::with_limits(settings, Limits::default()).await
     }
 
-    /// With other limits, too.
+    /// With further settings and other limits.
     pub async fn with_limits(more: &[(&str, &str)], limits: Limits) -> Self {
         Self::made(database().await, more, limits).await
     }
 
-    /// With a database that somebody else has made.
+    /// Over a database that already exists.
     pub async fn over(database_url: String, more: &[(&str, &str)]) -> Self {
         Self::made(database_url, more, Limits::default()).await
     }
@@ -107,12 +107,12 @@ impl App {
         self.replica_with_key(KEY, more).await
     }
 
-    /// A replica after its key was changed.
+    /// Another replica, whose key has been changed.
     pub async fn replica_with_key(&self, key: &str, more: &[(&str, &str)]) -> Self {
         self.try_replica(key, self.clock.clone(), more).await.unwrap()
     }
 
-    /// A replica with a key and a clock of its own, or why it does not start.
+    /// Another replica with its own key and clock, or the reason that it does not start.
     pub async fn try_replica(
         &self,
         key: &str,
@@ -135,7 +135,7 @@ impl App {
         self.login(username).await
     }
 
-    /// The same database, for a part of the service that the test calls by itself.
+    /// A pool on the same database, for a part of the service that the test calls directly.
     pub fn pool(&self) -> gatepass::store::PgPool {
         Source::new(&self.database_url.clone().into()).unwrap().pool(2)
     }
@@ -145,24 +145,24 @@ impl App {
         self.pools.requests.close().await;
     }
 
-    /// Runs a statement with the id of a user, a session, … as its `$1`.
+    /// Runs a statement with an id (of a user, a session, …) as its `$1`.
     pub async fn sql(&self, statement: &'static str, id: &Value) {
         sqlx::query(statement).bind(id.as_str().unwrap()).execute(&self.db).await.unwrap();
     }
 
-    /// What operators get to see of the counts.
+    /// The metrics, as operators scrape them.
     pub async fn scrape(&self) -> String {
         self.scrape_as("*/*").await
     }
 
-    /// The same for somebody who sends this `Accept`.
+    /// The metrics, for a scraper that sends this `Accept`.
     pub async fn scrape_as(&self, accept: &str) -> String {
         let answer = self.operators(Method::GET, "/metrics").header("accept", accept).send().await;
         assert_eq!(answer.status, StatusCode::OK);
         answer.body
     }
 
-    /// A request to what operators alone can reach.
+    /// A request to a route that only operators can reach.
     pub fn operators(&self, method: Method, path: &str) -> Story {
         Story { router: http::ops_router(self.app.clone()), ..self.request(method, path) }
     }
@@ -182,21 +182,21 @@ impl App {
         self.post("/users").json(&body).send().await.expect(201)
     }
 
-    /// Logs `username` in with [`PASSWORD`]; the whole answer.
+    /// Logs `username` in with [`PASSWORD`], and returns the whole answer.
     pub async fn login(&self, username: &str) -> Value {
         let body = json!({ "username": username, "password": PASSWORD });
         self.post("/users/login").json(&body).send().await.expect(200)
     }
 
-    /// Makes an introspection client; its `client_id` and `client_secret`.
+    /// Creates an introspection client, and returns its `client_id` and `client_secret`.
     pub async fn client(&self, name: &str) -> (String, String) {
         let clients = Clients::new(self.pool());
         let (client, secret) = clients.create(name, self.clock.now(), &mut random::system()).await.unwrap();
         (client.id.to_string(), secret.expose().to_owned())
     }
 
-    /// What a service answers to this login's access token that has nothing of this replica but what it knows in memory:
-    /// its keys and its revocations. 200, or the refusal's status and code.
+    /// What a service answers to this login's access token when all it has of this replica is what the replica holds in
+    /// memory: its keys and its revocations. The answer is 200, or the refusal's status and code.
     pub async fn knock(&self, login: &Value) -> (u16, String) {
         let answer = self.door(login).send().await;
         let problem: Value = serde_json::from_str(&answer.body).unwrap_or_default();
@@ -213,7 +213,7 @@ impl App {
         Story { router, ..self.get("/").bearer(login) }
     }
 
-    /// Reads what was revoked, as the replica does twice a second.
+    /// Reads the feed of revocations, as a replica does twice a second.
     pub async fn hear(&self) {
         self.app.feed.hear().await.unwrap();
     }
@@ -237,7 +237,7 @@ impl App {
     }
 }
 
-/// Settings for a test: development, and password hashes that cost nothing.
+/// Settings for a test: development, with password hashes that cost nothing.
 pub fn settings(more: &[(&str, &str)]) -> Settings {
     let mut environment = vec![
         ("ARGON2_MEMORY_KIB", "8"),
@@ -247,22 +247,22 @@ pub fn settings(more: &[(&str, &str)]) -> Settings {
         // Every request comes from one address.
         ("LOGIN_ATTEMPTS_PER_ACCOUNT", "100000/15m"),
         ("LOGIN_ATTEMPTS_PER_IP", "100000/15m"),
-        // Nothing goes on beside requests in a test but what the test does, and its clock leaps.
+        // In a test nothing reads the feed in the background, and the clock leaps.
         ("REVOCATION_MAX_STALENESS", "365d"),
     ];
     environment.extend_from_slice(more);
-    // No app.env lies there.
+    // There is no app.env there.
     let working_dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     config::load(Sources { working_dir, config_file: None, environment, cores: 2 }).unwrap().settings
 }
 
-/// The connections of a service, with no more rights than it has in production.
+/// The service's pools, with no more privileges than in production.
 fn pools(database_url: &str) -> Pools {
     let db = Source::new(&as_role(database_url, roles::APP).into()).unwrap().pool(8);
     Pools { requests: db.clone(), background: db.clone(), feed: db }
 }
 
-/// The same database, for somebody else.
+/// The URL of the same database for another role.
 pub fn as_role(database_url: &str, role: &str) -> String {
     use sqlx::ConnectOptions;
 
@@ -270,7 +270,7 @@ pub fn as_role(database_url: &str, role: &str) -> String {
     options.username(role).to_url_lossy().to_string()
 }
 
-/// A database of one's own with the whole schema and the roles in it; its URL.
+/// Creates a database for one test, with the whole schema and the roles, and returns its URL.
 pub async fn database() -> String {
     static TEMPLATE: OnceCell<()> = OnceCell::const_new();
     TEMPLATE
@@ -281,14 +281,14 @@ pub async fn database() -> String {
         })
         .await;
     let url = new_database(&format!(r#"TEMPLATE "{}""#, template())).await;
-    // What roles may do with a database, a template does not hand on.
+    // Privileges on a database are not copied from its template.
     let options: PgConnectOptions = url.parse().unwrap();
     admin(&format!(r#"GRANT CREATE ON DATABASE "{}" TO {}"#, options.get_database().unwrap(), roles::OWNER))
         .await;
     url
 }
 
-/// Makes the whole schema, and the roles, in an empty database.
+/// Creates the whole schema and the roles in an empty database.
 pub async fn set_up(database_url: &str) {
     let mut conn = PgConnection::connect(database_url).await.unwrap();
     migrations::up(&mut conn, None).await.unwrap();
@@ -297,7 +297,7 @@ pub async fn set_up(database_url: &str) {
     conn.close().await.unwrap();
 }
 
-/// A database of one's own with nothing in it; its URL.
+/// Creates an empty database for one test, and returns its URL.
 pub async fn empty_database() -> String {
     new_database("").await
 }
@@ -313,7 +313,7 @@ fn template() -> String {
     format!("template_{}", std::process::id())
 }
 
-/// Waits until nobody is connected to a database: of those who have just hung up, the server hears in a moment.
+/// Waits until nobody is connected to a database. The server takes a moment to notice clients that have just hung up.
 pub async fn nobody_is_connected(database_url: &str) {
     let options: PgConnectOptions = database_url.parse().unwrap();
     let mut conn = PgConnection::connect(&server_url()).await.unwrap();
@@ -325,7 +325,7 @@ pub async fn nobody_is_connected(database_url: &str) {
     .await;
 }
 
-/// Runs SQL on the server, in no test's database.
+/// Runs SQL on the server, outside every test's database.
 pub async fn admin(sql: &str) {
     let mut conn = PgConnection::connect(&server_url()).await.unwrap();
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut conn).await.unwrap();
@@ -337,7 +337,7 @@ fn server_url() -> String {
         .expect("tests need a Postgres: run `make test`, or `scripts/with-postgres cargo test`")
 }
 
-/// A client program of Postgres, such as `pg_dump`, about to work on the database at `url`.
+/// A Postgres client program, such as `pg_dump`, with arguments that point it at the database at `url`.
 pub fn postgres_program(name: &str, url: &str) -> Command {
     let ensure = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ensure-postgres");
     let bin = Command::new(ensure).arg("--print-bindir").output().unwrap();
@@ -350,7 +350,7 @@ pub fn postgres_program(name: &str, url: &str) -> Command {
     command
 }
 
-/// The run's server, and in it the database `name`.
+/// The URL of the database `name` on this run's server.
 fn url_of(name: &str) -> String {
     use sqlx::ConnectOptions;
 
@@ -358,7 +358,7 @@ fn url_of(name: &str) -> String {
     options.database(name).to_url_lossy().to_string()
 }
 
-/// A request in the making.
+/// A request being built.
 pub struct Story {
     router: Router,
     request: Request<Body>,
@@ -371,7 +371,7 @@ impl Story {
         self
     }
 
-    /// With the access token of a login's answer.
+    /// With the access token from the answer to a login.
     pub fn bearer(self, login: &Value) -> Self {
         let token = login["access_token"].as_str().unwrap().to_owned();
         self.token(&token)
@@ -418,7 +418,7 @@ impl Story {
     }
 }
 
-/// What came back.
+/// The response to a request.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: StatusCode,
@@ -427,14 +427,15 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The JSON body of an answer with this status; `null` for an empty one.
+    /// Asserts the status, and returns the JSON body; `null` if it is empty.
     #[track_caller]
     pub fn expect(self, status: u16) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", self.body);
         if self.body.is_empty() { Value::Null } else { serde_json::from_str(&self.body).unwrap() }
     }
 
-    /// A problem document with this status and code, checked for everything that all of them have.
+    /// Asserts that the answer is a problem document with this status and code, and with everything that all of them
+    /// have; returns the document.
     #[track_caller]
     pub fn expect_problem(self, status: u16, code: &str) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", self.body);
@@ -450,7 +451,8 @@ impl Answer {
         problem
     }
 
-    /// Where `Location` leads who has asked for `path`, also where a proxy has put the service below a path of its own.
+    /// Where `Location` leads a client that asked for `path`. Asserts that it leads to the same place when a proxy
+    /// serves gatepass below a path prefix.
     #[track_caller]
     pub fn location(&self, path: &str) -> String {
         let leads = |base: &str| {
@@ -462,7 +464,7 @@ impl Answer {
         location
     }
 
-    /// A header field's value; empty when there is none.
+    /// A header field's value; empty if there is none.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map(|value| value.to_str().unwrap()).unwrap_or_default()
     }
