@@ -1,9 +1,10 @@
-//! AWS: settings that come from a secret of Secrets Manager, and a database that takes IAM tokens for passwords.
+//! AWS: settings come from a secret in Secrets Manager, and a database accepts IAM tokens as passwords.
 //!
-//! moto plays Secrets Manager and STS (`tests/aws/play_aws.py`), and `tests/aws/play_rds.py` what RDS does before
-//! Postgres comes: it demands TLS and takes for a password what botocore makes of the same credentials, host, user and
-//! time, no older than 15 minutes. Both are Python; `make test` installs that (`scripts/other-libraries`) and names it in
-//! `GATEPASS_TEST_PYTHON`. Without it these tests fail in CI, and elsewhere say that they have not run.
+//! moto stands in for Secrets Manager and STS (`tests/aws/play_aws.py`). `tests/aws/play_rds.py` stands in for what RDS
+//! does in front of Postgres: it demands TLS, and accepts as a password only what botocore makes from the same
+//! credentials, host, user and time, no older than 15 minutes. Both are Python; `make test` installs what they need
+//! (`scripts/other-libraries`) and names that Python in `GATEPASS_TEST_PYTHON`. Without it these tests fail in CI;
+//! elsewhere they report that they have not run.
 
 use std::{
     env,
@@ -50,7 +51,7 @@ const SECRET_KEY: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
 /// The Python that has moto and botocore.
 static PLAYERS: LazyLock<Option<OsString>> = LazyLock::new(|| named_by("GATEPASS_TEST_PYTHON", "AWS"));
 
-/// A program of `tests/aws` that runs until its standard input is closed, if only by our end.
+/// A program from `tests/aws` that runs until its standard input is closed, at the latest when this process ends.
 struct Helper {
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
@@ -85,7 +86,8 @@ impl Drop for Helper {
     }
 }
 
-/// Where AWS is played, by one moto for all tests; it ends when its standard input does, with this process.
+/// The URL of the stand-in for AWS. One moto serves all tests; it ends with this process, which closes its standard
+/// input.
 fn aws() -> Option<&'static str> {
     static MOTO: LazyLock<Option<(String, Helper)>> = LazyLock::new(|| {
         let mut moto = Helper::start(PLAYERS.as_ref()?, &["play_aws.py"]);
@@ -94,7 +96,7 @@ fn aws() -> Option<&'static str> {
     MOTO.as_ref().map(|(url, _)| url.as_str())
 }
 
-/// Asks the played AWS, which takes everybody's word for who they are.
+/// Asks the stand-in for AWS, which checks no signature.
 async fn ask(url: &str, operation: &str, body: &Value) -> Value {
     let who = format!("Credential={ACCESS_KEY}/20260102/{REGION}/secretsmanager/aws4_request");
     let answer = reqwest::Client::new()
@@ -110,7 +112,7 @@ async fn ask(url: &str, operation: &str, body: &Value) -> Value {
     answer.json().await.unwrap()
 }
 
-/// Keeps a secret with this text; its name.
+/// Stores a secret with this text, and returns its name.
 async fn secret(url: &str, text: &str) -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let name = format!("gatepass/test-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -123,14 +125,14 @@ async fn secret(url: &str, text: &str) -> String {
     name
 }
 
-/// What a machine at AWS has in its environment, and the secret that it takes its settings from.
+/// The environment of a machine at AWS that takes its settings from this secret.
 fn at<'a>(url: &'a str, secret: &'a str) -> [(&'a str, &'a str); 6] {
     [
         ("AWS_ENDPOINT_URL", url),
         ("AWS_REGION", REGION),
         ("AWS_ACCESS_KEY_ID", ACCESS_KEY),
         ("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
-        // Nobody is to wait for an instance's metadata where there is no instance.
+        // Otherwise the SDK waits for instance metadata where there is no instance.
         ("AWS_EC2_METADATA_DISABLED", "true"),
         ("SECRETS_MANAGER_SECRET_ID", secret),
     ]
@@ -141,7 +143,7 @@ async fn config(variables: &[(&str, &str)]) -> Ended {
     Home::new().gatepass(&["config", "--json"]).envs(variables).run().await
 }
 
-/// The setting's value and where that came from.
+/// The setting's value and its origin.
 fn line<'a>(report: &'a Value, name: &str) -> (&'a str, &'a str) {
     let line = report.as_array().unwrap().iter().find(|line| line["name"] == name).unwrap();
     (line["value"].as_str().unwrap(), line["origin"].as_str().unwrap())
@@ -156,7 +158,7 @@ async fn a_service_starts_with_all_its_settings_from_a_secret() {
         "TOKEN_ISSUER": "from-the-secret",
         "HTTP_SERVER_ADDRESS": "127.0.0.1:0",
         "OPS_SERVER_ADDRESS": "127.0.0.1:0",
-        // What is empty is not set, as everywhere.
+        // An empty value counts as not set, as everywhere.
         "TOKEN_AUDIENCE": "",
     });
     for (name, value) in QUICK {
@@ -171,7 +173,7 @@ async fn a_service_starts_with_all_its_settings_from_a_secret() {
         service.post("/users/login", &json!({ "username": "alice", "password": PASSWORD })).await;
     assert_eq!(status, 200, "{login}");
 
-    // The commands beside it have the same settings.
+    // Commands run beside the service get the same settings.
     let users = home.gatepass(&["user", "list", "--json"]).envs(&at(aws, &name)).run().await.json();
     assert!(users.to_string().contains("alice"), "{users}");
     let token = login["access_token"].as_str().unwrap();
@@ -186,7 +188,7 @@ async fn the_environment_lies_over_the_secret_and_the_file_under_it() {
     let text = json!({ "TOKEN_ISSUER": "secret", "TOKEN_AUDIENCE": "secret", "DB_SOURCE": "postgres://secret@db/g" });
     let name = secret(aws, &text.to_string()).await;
     let home = Home::new();
-    // The file may also say where the secret is.
+    // The file may name the secret, too.
     home.write(
         "app.env",
         &format!("TOKEN_ISSUER=file\nREGISTRATION=closed\nSECRETS_MANAGER_SECRET_ID={name}\n"),
@@ -270,7 +272,7 @@ async fn a_secret_that_cannot_be_had_is_one_clear_line() {
             "AWS cannot be reached in eu-central-1; check AWS_REGION, AWS_ENDPOINT_URL and the network",
         ),
     ] {
-        // In production: nothing is said of what may have been in the secret.
+        // Even in production, no setting is called missing that may have been in the secret.
         let ended = config(&[&variables[..], &[("ENVIRONMENT", "production")]].concat()).await;
         ended.fails(1, &["has a problem:", &format!("{ID}{expected}")]);
     }
@@ -289,7 +291,7 @@ async fn a_secret_that_cannot_be_had_is_one_clear_line() {
         let ended = config(&at(aws, &name)).await.fails(1, &["has a problem:", TEXT]);
         assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
     }
-    // The doctor has it among what it finds; who only asks whether the service is alive asks nobody else.
+    // `doctor` reports it among its findings. `health` only asks whether the service is alive, and does not ask AWS.
     let home = Home::new();
     let doctor = home.gatepass(&["doctor"]).envs(&at(aws, "gatepass/nothing")).run().await.expect(1);
     assert!(doctor.stdout.contains("there is no such secret in eu-central-1"), "{}", doctor.stdout);
@@ -325,7 +327,7 @@ async fn nothing_of_a_secret_nor_of_credentials_is_ever_logged() {
     assert!(ended.stderr.contains("DEBUG"), "{}", ended.stderr);
 }
 
-/// IRSA: a service account's token, which STS takes.
+/// IRSA: STS accepts a service account's token.
 #[tokio::test]
 async fn a_web_identity_is_enough_to_read_the_secret() {
     let Some(aws) = aws() else { return };
@@ -342,7 +344,7 @@ async fn a_web_identity_is_enough_to_read_the_secret() {
     assert_eq!(line(&report, "TOKEN_ISSUER"), ("irsa", "Secrets Manager"));
 }
 
-/// EKS Pod Identity: an agent on the node, which hands out credentials for a token.
+/// EKS Pod Identity: an agent on the node hands out credentials in exchange for a token.
 #[tokio::test]
 async fn the_agent_of_pod_identity_is_enough_to_read_the_secret() {
     let Some(aws) = aws() else { return };
@@ -413,10 +415,10 @@ fn a_token_is_to_the_letter_botocore_s() {
     }
 }
 
-/// RDS, as `tests/aws/play_rds.py` plays it in front of the run's Postgres.
+/// RDS, played by `tests/aws/play_rds.py` in front of this run's Postgres.
 struct Rds {
     helper: Helper,
-    /// The database's address there, of a user who may do everything.
+    /// The database's URL there, for a user with every privilege.
     url: String,
     _directory: tempfile::TempDir,
 }
@@ -439,13 +441,13 @@ impl Rds {
         Some(Self { helper, url, _directory: directory })
     }
 
-    /// Sets the clock by which tokens are looked at.
+    /// Sets the clock that tokens are checked against.
     fn set(&mut self, clock: &Clock) {
         writeln!(self.helper.stdin, "{}", clock.now().unix_timestamp()).unwrap();
         assert_eq!(self.helper.line(), "set");
     }
 
-    /// When the good token was made that somebody connected with; nothing if it was not good.
+    /// When the token of the next connection was made; `None` if the token was not good.
     fn connected(&mut self) -> Option<i64> {
         serde_json::from_str::<Value>(&self.helper.line()).unwrap()["made_at"].as_i64()
     }
@@ -469,13 +471,13 @@ async fn a_service_and_its_migrations_log_in_to_rds_with_tokens() {
     let status = home.gatepass(&["migrate", "status"]).envs(&environment).run().await.expect(0);
     assert!(status.stdout.contains("applied"), "{}", status.stdout);
     let ended = service.stop(Signal::TERM).await.expect(0);
-    // The migrations, the requests and the feed, at the least.
+    // At least the migrations, the requests and the feed have connected.
     for _ in 0..3 {
         assert!(rds.connected().is_some());
     }
     assert!(!ended.stderr.contains("X-Amz-Signature=") && !ended.stderr.contains(SECRET_KEY));
 
-    // As somebody else we are not let in, and told whose fault that may be.
+    // With another secret key we are not let in, and are told what may be wrong.
     let other = [&environment[..], &[("AWS_SECRET_ACCESS_KEY", "another")]].concat();
     let refused = home.gatepass(&["migrate", "status"]).envs(&other).run().await;
     refused.fails(1, &["it does not let this user in", "rds_iam"]);
@@ -526,13 +528,13 @@ async fn new_connections_get_a_token_that_is_good_however_late_it_is() {
 
     let mut open = pool.acquire().await.unwrap();
     assert_eq!(made_at(&mut rds), Some(0));
-    // As long as it is good, a token stays.
+    // A token is used again for as long as it is good.
     clock.advance(time::Duration::minutes(9));
     rds.set(&clock);
     end(pool.acquire().await.unwrap()).await;
     assert_eq!(made_at(&mut rds), Some(0));
 
-    // Renewed well before its end.
+    // It is renewed well before it expires.
     clock.advance(time::Duration::minutes(1));
     rds.set(&clock);
     until("the token is renewed", async || {
@@ -541,8 +543,8 @@ async fn new_connections_get_a_token_that_is_good_however_late_it_is() {
     })
     .await;
 
-    // While there are no credentials, new connections are refused as soon as the last token is too old; that which is
-    // open goes on.
+    // While there are no credentials, new connections are refused as soon as the last token is too old; the open one
+    // keeps working.
     fickle.0.store(true, Ordering::SeqCst);
     clock.advance(time::Duration::minutes(16));
     rds.set(&clock);
@@ -552,7 +554,7 @@ async fn new_connections_get_a_token_that_is_good_however_late_it_is() {
 
     until("the failure is counted", async || counted(&metrics, "failed")).await;
 
-    // They come back: so do the tokens, with nobody's help.
+    // When the credentials come back, so do the tokens, without any help.
     fickle.0.store(false, Ordering::SeqCst);
     clock.advance(time::Duration::seconds(10));
     rds.set(&clock);
@@ -581,7 +583,7 @@ async fn a_token_is_renewed_before_its_credentials_expire() {
     let login = Login::new(Aws::with_credentials(REGION, credentials), source);
     assert_eq!(login.access(START).await.unwrap().renew_at - START, time::Duration::minutes(4));
     assert_eq!(LIFE, Duration::from_secs(900));
-    // Such credentials are no better for being late.
+    // Once the credentials have expired, a renewal is due at once.
     assert_eq!(login.access(expires_at).await.unwrap().renew_at, expires_at);
 }
 
@@ -609,13 +611,13 @@ async fn the_script_writes_the_file_that_the_service_would_not_need() {
     assert_eq!(line(&report, "TOKEN_ISSUER").0, "from-the-secret");
     assert_eq!(line(&report, "DB_SOURCE").0, "postgres://g:********@db/g");
 
-    // Whatever is in a text comes back out of the file as it was.
+    // Any text comes back out of the file unchanged.
     let name = secret(aws, &json!({ "OTEL_EXPORTER_OTLP_ENDPOINT": odd }).to_string()).await;
     run(&name, &["odd.env"]).await.expect(0);
     let report = home.gatepass(&["--config", "odd.env", "config"]).run().await;
     report.fails(1, &[&format!("{odd:?}: expected a URL")]);
 
-    // Nothing is written of a secret with anything wrong in it, and no value said.
+    // If anything is wrong with a secret, nothing of it is written, and no value is printed.
     let before = fs::read_to_string(&file).unwrap();
     for (text, expected) in [
         (r#"{"DB_SORCE": "hunter2"}"#, "DB_SORCE: there is no such setting for a secret"),
@@ -636,7 +638,7 @@ async fn the_script_writes_the_file_that_the_service_would_not_need() {
     assert_eq!(fs::read_dir(home.path("")).unwrap().count(), 2);
 }
 
-/// A directory with the aws CLI that the Python has, and the path with it in front; jq is to be on it already.
+/// A directory with that Python's aws CLI, and a `PATH` that begins with the directory; jq must be on `PATH` already.
 fn tools() -> Option<(tempfile::TempDir, String)> {
     let path = env::var("PATH").unwrap();
     let has_jq = env::split_paths(&path).any(|directory| directory.join("jq").exists());

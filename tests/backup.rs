@@ -1,6 +1,7 @@
-//! A dump that is taken while the service serves, restored into an empty server, is the service again: users log in, tokens
-//! go on working, sessions that had ended stay ended, the history verifies and goes on. And what happened after the dump is
-//! undone, which docs/backup.md says what to do about. All of it with the roles of the database, which are as they were.
+//! A dump that is taken while the service is serving, restored into an empty server, is the whole service again: users
+//! log in, tokens keep working, ended sessions stay ended, and the history verifies and continues. What happened after
+//! the dump is undone; docs/backup.md says what to do about that. The database roles have the same privileges as
+//! before.
 
 use std::{fs, path::Path};
 
@@ -16,7 +17,7 @@ use crate::{
 const OWNER: &str = "gatepass_owner";
 const APP: &str = "gatepass_app";
 
-/// A service on one database, and the command line beside it.
+/// A service on one database, and its command line.
 struct Site<'a> {
     home: &'a Home,
     service: Process,
@@ -24,7 +25,7 @@ struct Site<'a> {
     http: reqwest::Client,
 }
 
-/// What does not come from the database: the root key, the pepper.
+/// What the database does not hold: the root key and the pepper.
 fn environment(database_url: &str) -> [(&str, &str); 5] {
     [
         ("DB_SOURCE", database_url),
@@ -59,20 +60,20 @@ impl<'a> Site<'a> {
         assert_eq!(answer.status(), 204);
     }
 
-    /// What becomes of the refresh token: the answer, or the code of the problem.
+    /// Uses the refresh token: the answer, or the problem's code.
     async fn renew(&self, login: &Value) -> Result<Value, String> {
         let body = json!({ "refresh_token": login["refresh_token"] });
         let (status, answer) = self.service.post("/tokens/renew_access", &body).await;
         if status == 200 { Ok(answer) } else { Err(text(&answer["code"]).to_owned()) }
     }
 
-    /// What becomes of the access token: "ok", or the code of the problem.
+    /// Uses the access token: "ok", or the problem's code.
     async fn knock(&self, login: &Value) -> String {
         let (status, answer) = self.service.get_as(text(&login["access_token"]), "/users/me").await;
         if status == 200 { "ok".to_owned() } else { text(&answer["code"]).to_owned() }
     }
 
-    /// Whether the service `client` is told that this access token is good.
+    /// Whether introspection tells `client` that this access token is active.
     async fn introspect(&self, client: &Value, login: &Value) -> bool {
         let request = self.http.post(self.service.url("/tokens/introspect"));
         let request = request.basic_auth(text(&client["client_id"]), Some(text(&client["client_secret"])));
@@ -81,7 +82,7 @@ impl<'a> Site<'a> {
         answer.json::<Value>().await.unwrap()["active"] == json!(true)
     }
 
-    /// Seals the history; the new head.
+    /// Seals the history, and returns the new head.
     async fn seal(&self) -> String {
         text(&self.gatepass(&["history", "seal", "--json"]).await.json()["head"]["hash"]).to_owned()
     }
@@ -96,7 +97,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap()
 }
 
-/// A Postgres of its own that nobody has ever used, and where it is. It goes when it is dropped.
+/// A new Postgres server that nobody has used, and its URL. The server ends when the process is dropped.
 async fn empty_server(home: &Home) -> (Process, String) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-postgres");
     let shell = home.program(&script).arg("sh").arg("-c").arg(r#"echo "$DATABASE_URL"; cat"#);
@@ -106,7 +107,7 @@ async fn empty_server(home: &Home) -> (Process, String) {
     (server, url)
 }
 
-/// Dumps the database of a service that is busy all the while.
+/// Dumps the database while the service is busy.
 async fn dump(site: &Site<'_>, file: &str) {
     let mut pg_dump = postgres_program("pg_dump", &as_role(site.database_url, OWNER));
     pg_dump.args(["--format", "custom", "--file", file]);
@@ -129,7 +130,7 @@ async fn dump(site: &Site<'_>, file: &str) {
     assert!(logins > 0, "nothing went on while the database was dumped");
 }
 
-/// That what the nightly dump of `eks/` is checked with takes a whole dump, and none that was cut off.
+/// Asserts that the command which checks the nightly dump in `eks/` accepts a whole dump, and rejects one cut short.
 async fn check(home: &Home, file: &str) {
     let job = include_str!("../eks/components/postgres/backup.yaml");
     let command = job.lines().map(str::trim).find(|line| line.starts_with("pg_restore")).unwrap();
@@ -145,8 +146,8 @@ async fn check(home: &Home, file: &str) {
     checked(part.to_str().unwrap()).await.fails(1, &["end of file"]);
 }
 
-/// Makes the roles and a database of the owner's in the server at `server_url`, and restores the dump into it; where it is,
-/// for the superuser.
+/// Creates the roles and a database of the owner's on the server at `server_url`, and restores the dump into it.
+/// Returns the superuser's URL for that database.
 async fn restore(file: &str, server_url: &str) -> String {
     let mut conn = PgConnection::connect(server_url).await.unwrap();
     for sql in [
@@ -229,7 +230,7 @@ async fn a_dump_of_a_busy_service_restored_into_an_empty_server_is_the_service_a
     let doctor = site.gatepass(&["doctor"]).await.expect(0).stdout;
     assert!(!doctor.contains("does not belong"), "{doctor}");
 
-    // Everybody goes on as if nothing had been.
+    // Everyone carries on as if nothing had happened.
     let login = site.log_in("alice").await;
     for login in [&login, &used, &successor, &root] {
         assert_eq!(site.knock(login).await, "ok");
@@ -238,7 +239,7 @@ async fn a_dump_of_a_busy_service_restored_into_an_empty_server_is_the_service_a
     assert_eq!(site.service.get_as(text(&root["access_token"]), "/admin/users").await.0, 200);
     assert_eq!(site.knock(&site.renew(&used).await.unwrap()).await, "ok");
     assert_eq!(site.knock(&site.renew(&successor).await.unwrap()).await, "ok");
-    // What had ended stays ended, and what ends is refused.
+    // Ended sessions stay ended, and a session that ends now is refused.
     for login in [&ended, &login] {
         if login["session_id"] != ended["session_id"] {
             site.log_out(login).await;
@@ -247,14 +248,14 @@ async fn a_dump_of_a_busy_service_restored_into_an_empty_server_is_the_service_a
         assert_eq!(site.renew(login).await, Err("session_revoked".to_owned()));
         assert!(!site.introspect(&client, login).await);
     }
-    // A copy of a refresh token is found out as before.
+    // Reuse of a refresh token is detected as before.
     assert_eq!(site.renew(&renewed).await, Err("refresh_token_reused".to_owned()));
-    // The history is what was sealed, and goes on.
+    // The history matches its seal, and continues.
     site.gatepass(&["history", "verify", "--head", &head]).await.expect(0);
     let next_head = site.seal().await;
     site.gatepass(&["history", "verify", "--head", &next_head]).await.expect(0);
 
-    // Whatever came after the dump has not been. The history tells, by a head from the log.
+    // Whatever came after the dump is gone. Verifying the history against a head from the log shows that.
     let verification = site.gatepass(&["history", "verify", "--head", &head_later]).await.expect(1);
     assert!(verification.stdout.contains("the chain was truncated"), "{}", verification.stdout);
     assert_eq!(site.knock(&ended_later).await, "ok", "it is alive again");

@@ -1,5 +1,6 @@
-//! Whatever comes in, what goes out is the right problem and never a 500: by table over every route of the OpenAPI
-//! document, which also has to declare every status seen here. And what passes the code's rules passes the database's.
+//! Whatever comes in, the answer is the right problem and never a 500. Tables of bad input run over every route in the
+//! OpenAPI document, which must also declare every status seen here. Input that passes the code's rules also passes the
+//! database's constraints.
 
 use std::collections::BTreeSet;
 
@@ -69,12 +70,12 @@ impl Operation {
         requirements.into_iter().flatten().any(|requirement| requirement.get(scheme).is_some())
     }
 
-    /// Whether it may be asked without credentials.
+    /// Whether it may be called without credentials.
     fn is_open(&self) -> bool {
         self.declared["security"].as_array().is_none_or(|requirements| requirements.contains(&json!({})))
     }
 
-    /// The address, with `id` for every parameter in it.
+    /// The path, with `id` for every parameter in it.
     fn address(&self, id: &str) -> String {
         let segments =
             self.path.split('/').map(|segment| if segment.starts_with('{') { id } else { segment });
@@ -85,7 +86,7 @@ impl Operation {
         app.request(self.method.clone(), &self.address(NOBODY))
     }
 
-    /// The names of the parameters that it takes behind the `?`.
+    /// The names of its query parameters.
     fn query_parameters(&self) -> Vec<&str> {
         let parameters = self.declared["parameters"].as_array().into_iter().flatten();
         let in_query = parameters.filter(|parameter| parameter["in"] == "query");
@@ -106,14 +107,14 @@ impl Operation {
         required.flatten().map(|name| name.as_str().unwrap())
     }
 
-    /// A form that is good, made of the document's examples, with other parameters behind it.
+    /// A good form, made from the document's examples, with `more` appended.
     fn example_form(&self, more: &str) -> String {
         let parameters =
             self.example().into_iter().map(|(name, value)| (name, value.as_str().unwrap().to_owned()));
         format!("{}{more}", serde_urlencoded::to_string(parameters.collect::<Vec<_>>()).unwrap())
     }
 
-    /// A body that is good, made of the document's examples.
+    /// A good body, made from the document's examples.
     fn example(&self) -> Map<String, Value> {
         let example = |(name, schema): (&String, &Value)| {
             let example = schema.get("example").or_else(|| schema["examples"].get(0));
@@ -134,7 +135,7 @@ impl Operation {
         body
     }
 
-    /// Holds an answer against what is `expected`, statuses with their codes, and against the document.
+    /// Checks an answer against the `expected` statuses and codes, and against the document.
     #[track_caller]
     fn check(&self, what: &str, answer: Answer, expected: &[(u16, &str)]) -> Value {
         let status = answer.status.as_u16();
@@ -151,7 +152,7 @@ impl Operation {
         let status = answer.status.as_str();
         let declared = &self.declared["responses"][status];
         assert!(declared.is_object(), "{} {}: {status} is not documented", self.method, self.path);
-        // An empty answer is of no type.
+        // An empty answer has no content type.
         let kind = answer.header("content-type").split(';').next().filter(|kind| !kind.is_empty());
         let kinds: Vec<_> = declared["content"].as_object().into_iter().flat_map(Map::keys).collect();
         assert!(
@@ -165,7 +166,7 @@ impl Operation {
             self.path
         );
         for (name, header) in declared["headers"].as_object().unwrap() {
-            // The description names the problem that comes without it.
+            // The description names the problem that comes without this header.
             let except = header["description"].as_str().unwrap().split("Not with `").nth(1);
             let except = except.and_then(|rest| rest.split('`').next());
             let is_left_out = except.is_some_and(|code| answer.body.contains(&format!("\"{code}\"")));
@@ -181,7 +182,7 @@ impl Operation {
     }
 }
 
-/// The one fault of a 422: its field and code.
+/// The field and code of the one fault in a 422.
 fn fault(problem: &Value) -> (&str, &str) {
     let [error] = &problem["errors"].as_array().unwrap()[..] else { panic!("{problem}") };
     (error["field"].as_str().unwrap(), error["code"].as_str().unwrap())
@@ -204,7 +205,7 @@ async fn every_bad_body_on_every_route_that_takes_json() {
         };
         let good = Value::Object(operation.example()).to_string();
 
-        // No JSON.
+        // Not JSON.
         for body in ["", " \n", "hello", "{", "}", "nul", "'a'", "{a:1}", "{,}", "\u{feff}{}", "NaN", "\0"] {
             operation.check(body, send(body.into()).await, &malformed);
         }
@@ -220,14 +221,14 @@ async fn every_bad_body_on_every_route_that_takes_json() {
             &malformed,
         );
 
-        // JSON, and no object.
+        // JSON, but not an object.
         let values: Vec<Value> = operation.example().into_iter().map(|(_, value)| value).collect();
         for body in ["null", "true", "0", "\"text\"", "[]", "[{}]", &json!(values).to_string()] {
             let problem = operation.check(body, send(body.into()).await, &invalid);
             assert_eq!(fault(&problem), ("body", "wrong_type"), "{body}");
         }
 
-        // An object, and not the right one.
+        // An object, but the wrong one.
         for name in operation.required() {
             let mut body = operation.example();
             body.remove(name);
@@ -292,7 +293,7 @@ async fn every_bad_body_on_every_route_that_takes_json() {
                 }
                 let answer = send(operation.example_with(name, br#""al\u0000ice@example.com""#)).await;
                 if name.contains("password") && answer.status.is_success() {
-                    // Nothing is demanded of a password but that nobody guesses it.
+                    // A password may hold any character; it must only be hard to guess.
                     operation.assert_declared(&answer);
                 } else {
                     let code = match name.as_str() {
@@ -305,12 +306,12 @@ async fn every_bad_body_on_every_route_that_takes_json() {
             }
         }
 
-        // Deep.
+        // Deeply nested.
         for (what, text) in [("arrays", "["), ("objects", "{\"a\":"), ("both", "[{\"a\":")] {
             operation.check(what, send(text.repeat(10_000).into()).await, &either);
         }
 
-        // Too large, and just not.
+        // One byte too large, and as large as allowed.
         let padded = |length: usize| {
             let mut body = br#"{"unexpected":1"#.to_vec();
             body.resize(length - 1, b' ');
@@ -401,7 +402,7 @@ async fn every_bad_body_on_every_route_that_takes_a_form() {
         for more in ["%", "%4", "%zz", "%%41", "%u0041", "&%", "&x=%g0", "%\u{e4}\u{e4}"] {
             operation.check(more, send(operation.example_form(more).into()).await, &invalid);
         }
-        // What nobody knows is passed over, and what is no UTF-8 is in no token.
+        // Unknown parameters are ignored, and no token contains bytes that are not UTF-8.
         for more in
             ["", "&", "&x=1&x=2", "&client_id=x&client_secret=y", "&=", "&%00=%00", "%ff", "&\u{fffd}"]
         {
@@ -426,7 +427,7 @@ async fn every_bad_body_on_every_route_that_takes_a_form() {
             );
         }
         good(send(padded(large - 1)).await);
-        // As many parameters as there can be.
+        // About as many parameters as fit.
         good(send(operation.example_form(&"&x".repeat(30_000)).into()).await);
 
         let unsupported = [(415, "unsupported_media_type")];
@@ -455,7 +456,7 @@ async fn every_bad_body_on_every_route_that_takes_a_form() {
 #[tokio::test]
 async fn a_body_that_is_declared_too_large_is_refused_on_every_route() {
     let app = App::new().await;
-    // Forward auth is asked about requests to others; tests/forward_auth.rs has theirs.
+    // Forward auth is asked about requests to other services; tests/forward_auth.rs covers them.
     for operation in operations().iter().filter(|operation| !operation.path.starts_with("/auth/verify")) {
         let answer = operation.request(&app).header("content-length", "65537").send().await;
         operation.check("declared", answer, &[(413, "body_too_large")]);
@@ -468,7 +469,7 @@ async fn every_bad_query_on_every_route_that_takes_parameters() {
     let admin = app.login_admin("root").await;
     let client = app.client("orders").await;
     let operations = operations();
-    // What proxies ask is the application's query, too; tests/forward_auth.rs has those.
+    // A proxy may pass on the application's query; tests/forward_auth.rs covers that.
     let with_query = operations.iter().filter(|operation| {
         !operation.query_parameters().is_empty() && !operation.path.starts_with("/auth/verify")
     });
@@ -491,7 +492,7 @@ async fn every_bad_query_on_every_route_that_takes_parameters() {
         cases.push((format!("{upper}=1"), &upper, "unknown_field"));
         for (query, field, code) in &cases {
             let problem = operation.check(query, send(query).await, &[(422, "validation_failed")]);
-            // A value that does not fit may be found before it comes twice.
+            // An invalid value may be reported before the repetition.
             let found = fault(&problem);
             assert!(found == (field, code) || found == (field, "invalid"), "{query}: {problem}");
         }
@@ -513,7 +514,7 @@ async fn every_other_method_is_refused_with_those_that_are_taken() {
     let app = App::new().await;
     let operations = operations();
     let paths: BTreeSet<_> = operations.iter().map(|operation| &operation.path).collect();
-    // Forward auth takes any method; tests/forward_auth.rs has them.
+    // Forward auth takes any method; tests/forward_auth.rs covers them.
     for path in paths.into_iter().filter(|path| !path.starts_with("/auth/verify")) {
         let mut allowed = BTreeSet::new();
         for operation in operations.iter().filter(|operation| operation.path == *path) {
@@ -703,15 +704,15 @@ async fn no_token_that_is_not_ours_opens_a_secured_route() {
             operation.check(&what, answer, &[(401, "invalid_token")]);
             assert!(challenge.starts_with(r#"Bearer error="invalid_token""#), "{what}: {challenge}");
         }
-        // Not in the query, and not in a cookie.
+        // A token in the query or in a cookie does not count.
         let address = format!("{}?access_token={access}", operation.address(NOBODY));
         let request = app.request(operation.method.clone(), &address);
         let answer = request.header("cookie", format!("access_token={access}")).send().await;
         operation.check("query and cookie", answer, &[(401, "missing_token")]);
 
-        // It is the token that is wrong above, not the request.
+        // It is the tokens above that are wrong, not the request.
         for scheme in ["Bearer", "bEARER"] {
-            // One that may log out, or be gone.
+            // A user of its own, whom the operation may log out or delete.
             users += 1;
             let user = app.login_admin(&format!("user{users}")).await;
             let access = user["access_token"].as_str().unwrap();
@@ -739,7 +740,7 @@ async fn no_credentials_that_are_not_a_clients_open_a_route_for_clients() {
     let altered = String::from_utf8(altered).unwrap();
 
     let one = |text: String| vec![text.into_bytes()];
-    // Not of a client at all: who may come without any is let in with these as well.
+    // No client credentials at all: a route that is open without credentials is open with these, too.
     let foreign: Vec<Vec<Vec<u8>>> = vec![
         vec![],
         one(String::new()),
@@ -816,11 +817,11 @@ async fn no_credentials_that_are_not_a_clients_open_a_route_for_clients() {
             problem["request_id"] = Value::Null;
             seen.insert(problem.to_string());
         }
-        // It is the credentials that are wrong above, not the request.
+        // It is the credentials above that are wrong, not the request.
         for good in [ours.clone(), ours.replace("Basic", "bASIC"), ours.replace("Basic", "Basic  ")] {
             assert_eq!(send(&one(good.clone())).await.status.as_u16(), 200, "{good}");
         }
-        // Not in the query or the form, where OAuth has them too.
+        // Credentials in the query or the form, where OAuth allows them too, do not count.
         let address = format!("{}?client_id={id}&client_secret={secret}", operation.address(NOBODY));
         if !operation.is_open() {
             let answer = app.request(operation.method.clone(), &address).send().await;
@@ -838,7 +839,7 @@ async fn an_id_that_is_none_names_nobody() {
     let app = App::new().await;
     let admin = app.login_admin("root").await;
     let operations = operations();
-    // What another system calls its users may be any text; tests/external_id.rs has that.
+    // Another system's ids may be any text; tests/external_id.rs covers them.
     let is_ours = |path: &str| path.contains("{id}") && !path.contains("/by-external-id/");
     let mut with_id = operations.iter().filter(|operation| is_ours(&operation.path)).peekable();
     assert!(with_id.peek().is_some());
@@ -1106,7 +1107,7 @@ fn what_passes_the_rules_never_breaks_a_constraint() {
                     prop_assert!(domain.chars().all(can_be), "{}", email);
                     let last = domain.rsplit('.').next().unwrap_or_default();
                     prop_assert!(last.contains(|c: char| !c.is_numeric()), "{}", email);
-                    // The same credentials open the account, by either name.
+                    // The same password logs in with the username and with the address.
                     for name in [&username, &email] {
                         let credentials = json!({"username": name, "password": password});
                         let login = app.post("/users/login").json(&credentials).send().await;

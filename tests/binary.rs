@@ -1,5 +1,5 @@
 //! The real binary as a supervisor sees it: how it starts, what it refuses to start with, how it stops, and that any
-//! number of it may start at once.
+//! number of replicas may start at once.
 
 use std::{fs, net::TcpListener, time::Instant};
 
@@ -12,10 +12,10 @@ use crate::{
     process::{ANY_PORT, Home, Port, Process, QUICK, Signal, until},
 };
 
-/// A key that nothing can be said against; [`KEY`] is too regular for production.
+/// A key that production accepts; [`KEY`] is too regular for it.
 const PRODUCTION_KEY: &str = "4f1c9e0b7a2d86355be0c83f19d7a64e";
 
-/// What a `SELECT count(*)` gives.
+/// The result of a `SELECT count(*)`.
 async fn count(url: &str, sql: &'static str) -> i64 {
     let mut conn = PgConnection::connect(url).await.unwrap();
     sqlx::query_scalar(sql).fetch_one(&mut conn).await.unwrap()
@@ -44,7 +44,7 @@ async fn development_prints_the_address_and_commands_that_work() {
     let welcome = service.stdout();
     assert!(welcome.contains(&format!("gatepass is ready at http://{}", service.address())), "{welcome}");
     assert!(welcome.contains(&service.url("/docs")), "{welcome}");
-    // What it says to try, tried.
+    // Runs the commands that the welcome suggests.
     let mut token = String::new();
     for (path, status) in [("/users", 201), ("/users/login", 200)] {
         let (_, command) = welcome.split_once(&format!("curl {} ", service.url(path))).unwrap();
@@ -67,7 +67,7 @@ async fn a_signal_to_stop_lets_a_login_in_flight_finish() {
         let home = Home::new();
         let url = database().await;
         let mut service = home.serve(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
-        // Leaves an idle connection behind, which must not hold the service up either.
+        // Leaves an idle connection behind, which must not delay the stop either.
         register(&service, "alice").await;
 
         let mut holder = PgConnection::connect(&url).await.unwrap();
@@ -105,8 +105,8 @@ async fn a_login_that_hashes_when_the_signal_comes_is_answered() {
     register(&service, "alice").await;
     let body = json!({"username": "alice", "password": PASSWORD});
     let login = tokio::spawn(reqwest::Client::new().post(service.url("/users/login")).json(&body).send());
-    // Once the user has been looked up, and the connection is idle again, the password is at work. (On a machine that is
-    // slow to look, it may be done already.)
+    // Once the user has been looked up and the connection is idle again, the password is being hashed. (If this machine
+    // is slow to look, the hash may be done already.)
     until("the user has been looked up", async || {
         let looked_up = "SELECT count(*) FROM pg_stat_activity
              WHERE datname = current_database() AND application_name = 'gatepass' AND state = 'idle'
@@ -131,7 +131,7 @@ async fn a_taken_port_ends_the_start_at_once() {
 
 #[tokio::test]
 async fn a_signal_calls_off_the_wait_for_a_database() {
-    // Whoever comes there is refused.
+    // Connections to this port are refused.
     let reserved = Port::reserve();
     let url = format!("postgres://gatepass:hunter2@{}/gatepass", reserved.address());
     for signal in [Signal::TERM, Signal::INT] {
@@ -154,7 +154,7 @@ async fn a_database_that_refuses_us_ends_the_start_at_once() {
     let no_database = format!("{server}/no_such_database?{query}");
     let no_user = somewhere.replacen("postgres://", "postgres://nobody_here:hunter2@", 1);
     let no_user = match no_user.split_once("@postgres@") {
-        // The user that was there before.
+        // The URL already had a user, which goes.
         Some((ours, rest)) => format!("{ours}@{rest}"),
         None => no_user,
     };
@@ -172,7 +172,7 @@ async fn a_database_that_refuses_us_ends_the_start_at_once() {
     }
 }
 
-/// The URL of a server that says of the password in it what Postgres says of a wrong one. (Our own trusts everybody.)
+/// The URL of a server that refuses the password in it as Postgres refuses a wrong one. (Our own trusts everybody.)
 async fn server_that_knows_another_password() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -249,7 +249,7 @@ async fn production_takes_its_secrets_from_files_and_makes_none() {
     let body = json!({"username": "alice", "password": PASSWORD});
     let (status, login) = service.post("/users/login", &body).await;
     assert_eq!(status, 200, "{login}");
-    // Made with that key: another service with it takes the token.
+    // The token was made with that key: another service that has the key accepts it.
     let other = home.serve(&[("DB_SOURCE_FILE", &db), ("TOKEN_SYMMETRIC_KEY", PRODUCTION_KEY)]).await;
     let token = login["access_token"].as_str().unwrap();
     assert_eq!(other.get_as(token, "/users/me").await.0, 200);
@@ -321,7 +321,7 @@ async fn a_release_starts_on_the_schema_of_the_next_so_that_an_update_can_be_und
     let line = status.lines().last().unwrap();
     assert!(line.contains("999999  from tomorrow") && line.contains("UNKNOWN"), "{status}");
 
-    // A release of long ago is not one that an update comes from.
+    // The schema says which releases it still serves; one that is too old does not start.
     let service = home.serve(&environment).await;
     let contract = "CREATE OR REPLACE FUNCTION oldest_schema_served() RETURNS bigint LANGUAGE sql AS 'SELECT 999998::bigint'";
     execute(&url, contract).await;
@@ -339,7 +339,7 @@ async fn a_release_starts_on_the_schema_of_the_next_so_that_an_update_can_be_und
     let doctor = command(&["doctor"]).await.expect(1).stdout;
     assert!(doctor.contains(refused[0]), "{doctor}");
 
-    // Nobody else's schema is ours to complete.
+    // Another release's schema is not ours to complete.
     execute(&url, "DELETE FROM _sqlx_migrations WHERE version = 1").await;
     is_not_ready("schema: at migration 999999 of another release, and some of this one's are missing").await;
     let refused = ["migration 999999, which this gatepass does not know", "a newer version has migrated"];
@@ -386,7 +386,7 @@ async fn health_asks_the_service_at_its_address() {
     assert_eq!(health(&["--ready"], &address).await.json()["status"], "ready");
     assert_eq!(health(&["--ready", "--address", &address], "127.0.0.1:1").await.json()["status"], "ready");
 
-    // Alive, and not ready: a migration waits.
+    // Alive but not ready: a migration is pending.
     execute(&url, "DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)")
         .await;
     health(&[], &address).await.expect(0);
@@ -397,7 +397,7 @@ async fn health_asks_the_service_at_its_address() {
     health(&["--ready"], &address).await.fails(1, &["does not answer"]);
 }
 
-/// As `nohup` starts it. Only Linux tells without `unsafe`.
+/// As `nohup` starts it. Only on Linux can this be seen without `unsafe`.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_hangup_that_was_ignored_at_the_start_stays_ignored() {

@@ -1,4 +1,4 @@
-//! Certificates for tests (X.509, RFC 5280): an authority of the test's own, and what it issues, valid when the test wants.
+//! Certificates for tests (X.509, RFC 5280): a test has its own authority, which issues certificates for any period.
 
 use std::fmt::Write;
 
@@ -18,7 +18,7 @@ const OCTET_STRING: u8 = 0x04;
 const OID: u8 = 0x06;
 const UTF8_STRING: u8 = 0x0c;
 const GENERALIZED_TIME: u8 = 0x18;
-/// `[0]` and `[3]`, with something in it.
+/// `[0]` and `[3]`, constructed.
 const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
 
@@ -31,7 +31,7 @@ const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
 const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
 
-/// Who issues certificates.
+/// A certificate authority.
 pub struct Authority {
     name: String,
     key: Key,
@@ -51,14 +51,14 @@ struct Key {
 }
 
 impl Authority {
-    /// Which everybody trusts who knows its certificate, for twenty years around `now`.
+    /// A root authority, valid for twenty years around `now`.
     pub fn new(name: &str, now: OffsetDateTime) -> Self {
         let key = Key::new();
         let certificate = certificate(&key, name, name, &key, years_around(now), true);
         Self { name: name.to_owned(), key, certificate }
     }
 
-    /// Another one, trusted by who trusts this one.
+    /// An intermediate authority, trusted by anyone who trusts this one.
     pub fn below(&self, name: &str, now: OffsetDateTime) -> Self {
         let key = Key::new();
         let certificate = certificate(&self.key, &self.name, name, &key, years_around(now), true);

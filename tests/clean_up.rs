@@ -1,4 +1,4 @@
-//! Rows that have had their time are deleted, and no others: in small batches, by one replica at a time.
+//! Rows past their retention are deleted, and no others, in small batches and by one replica at a time.
 
 use serde_json::json;
 use sqlx::PgConnection;
@@ -32,7 +32,7 @@ async fn sessions_go_when_their_last_refresh_token_has_been_dead_for_as_long_as_
         app.post("/tokens/renew_access").json(&json!({"refresh_token": login["refresh_token"]}))
     };
 
-    // 24 hours for the refresh token, and two days.
+    // The refresh token expires after 24 hours, and the session is kept for two days after that.
     app.clock.advance(Duration::hours(59));
     assert_eq!(clean_up(&app).await.0, 0);
     renew(&idle).send().await.expect_problem(401, "session_expired");
@@ -71,7 +71,7 @@ async fn imports_that_nobody_goes_on_with_go_after_thirty_days() {
                   FROM generate_series(0, 1500) AS n";
     sqlx::query(insert).bind(app.clock.now()).execute(&app.db).await.unwrap();
     let cleaned = app.state().clean_up.run(app.clock.now()).await.unwrap();
-    // Of thirty days and no more, it stays.
+    // An import that is exactly thirty days old stays.
     assert_eq!(cleaned.imports, 1470);
     let cleaned = app.state().clean_up.run(app.clock.now()).await.unwrap();
     assert_eq!(cleaned.imports, 0);
@@ -88,7 +88,7 @@ async fn many_rows_go_in_many_batches_and_tell_no_replica_anything() {
                   FROM generate_series(1, 5000) AS n,
                       LATERAL (SELECT timestamptz '2025-12-01 00:00Z' + n * interval '10 minutes' AS t) AS times";
     app.sql(insert, &user["id"]).await;
-    // One every ten minutes, some of them still kept.
+    // There is one every ten minutes, and some are still within their retention.
     let dead: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM sessions WHERE refresh_expires_at < timestamptz '2026-01-02 03:04:05.678901Z' - '7 days'::interval",
     )
@@ -96,7 +96,7 @@ async fn many_rows_go_in_many_batches_and_tell_no_replica_anything() {
     .await
     .unwrap();
     assert!((2000..4000).contains(&dead), "{dead}");
-    // How many rows each statement takes, and so locks.
+    // Counts the rows that each statement deletes, and so locks.
     let count_batches = "CREATE TABLE batches (size bigint NOT NULL);
         CREATE FUNCTION note_batch() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
         BEGIN INSERT INTO batches SELECT count(*) FROM gone; RETURN NULL; END $$;
@@ -119,7 +119,7 @@ async fn one_replica_at_a_time_deletes_and_waits_for_nobody() {
     app.login("alice").await;
     app.clock.advance(Duration::days(9));
 
-    // Another replica in the middle of a batch.
+    // Another replica is in the middle of a batch.
     let mut other = app.db.begin().await.unwrap();
     let conn: &mut PgConnection = &mut other;
     let lock = i64::from_be_bytes(*b"sessions");

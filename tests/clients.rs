@@ -1,5 +1,5 @@
-//! Services with the credentials of a client learn of an access token what it says, and of anything else only that it is
-//! not active; a client that is deleted is nobody at once; and whoever holds a token can end its session.
+//! A service with a client's credentials learns what an access token says, and about anything else only that it is not
+//! active. A deleted client is refused at once. Whoever holds a token can end its session.
 
 use std::collections::BTreeSet;
 
@@ -40,7 +40,7 @@ fn refresh(tokens: &Value) -> &str {
     tokens["refresh_token"].as_str().unwrap()
 }
 
-/// When and why a session has ended.
+/// When and why a session ended.
 async fn end_of(app: &App, tokens: &Value) -> Option<(time::OffsetDateTime, String)> {
     let id: Uuid = tokens["session_id"].as_str().unwrap().parse().unwrap();
     let end: (Option<time::OffsetDateTime>, Option<String>) =
@@ -190,7 +190,7 @@ async fn an_active_token_says_all_that_it_says() {
         );
         said["jti"].as_str().unwrap().parse::<Uuid>().unwrap();
 
-        // However it is asked for, and by whatever hint.
+        // Neither the hint nor unknown parameters make a difference.
         for hint in ["access_token", "refresh_token", "", "nonsense"] {
             let parameters = [("token_type_hint", hint), ("x", "1"), ("token", access(&login)), ("x", "2")];
             let answer = app.post("/tokens/introspect").client(&client).form(&parameters).send().await;
@@ -279,7 +279,8 @@ async fn of_anything_else_it_is_only_said_that_it_is_not_active() {
 async fn a_token_that_was_introspected_has_been_seen() {
     let (app, login, client) = alice_and_a_client().await;
     let renewed = renew(&app, &login).await.expect(200);
-    // A service asks, so its caller has got the answer of the renewal; gatepass's own routes need not see the token.
+    // A service asks about it, so its caller has received the renewal's answer; gatepass's own routes need not see the
+    // token.
     assert_eq!(introspect(&app, &client, access(&renewed)).await.expect(200)["active"], true);
     app.get("/users/me").bearer(&renewed).send().await.expect(200);
     app.state().activity.flush().await.unwrap();
@@ -301,7 +302,7 @@ async fn who_holds_a_token_ends_its_session() {
     revoke(&other, refresh(&login)).await;
     assert_eq!(end_of(&app, &login).await.unwrap().1, "revoked");
 
-    // A token of an earlier generation is as authentic.
+    // A token of an earlier generation is just as authentic.
     let first = app.login("alice").await;
     let second = renew(&app, &first).await.expect(200);
     let third = renew(&app, &second).await.expect(200);
@@ -309,7 +310,7 @@ async fn who_holds_a_token_ends_its_session() {
     assert_eq!(end_of(&app, &first).await.unwrap().1, "revoked");
     renew(&app, &third).await.expect_problem(401, "session_revoked");
 
-    // With the credentials of a client, with the hint of another kind, with a bearer token: as well.
+    // It works as well with a client's credentials, with the hint of another kind, and with a bearer token.
     let login = app.login("alice").await;
     let parameters = [("token", refresh(&login)), ("token_type_hint", "access_token")];
     let request = app.post("/tokens/revoke").client(&client).form(&parameters);
@@ -365,14 +366,14 @@ async fn what_is_no_token_of_a_session_ends_none_and_is_answered_the_same() {
         assert_eq!(end_of(&app, tokens).await, None);
     }
 
-    // Nor does a request whose client is none.
+    // Nor does a request with a client's wrong secret.
     let wrong = (client.0, OTHER_KEY.to_owned());
     let parameters = [("token", refresh(&login))];
     let answer = app.post("/tokens/revoke").client(&wrong).form(&parameters).send().await;
     answer.expect_problem(401, "invalid_client");
     assert_eq!(end_of(&app, &login).await, None);
 
-    // The user's session is gone with the user.
+    // The session is deleted along with its user.
     app.sql("DELETE FROM users WHERE id = $1::uuid", &login["user"]["id"]).await;
     revoke(&app, refresh(&login)).await;
 }

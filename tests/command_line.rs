@@ -1,5 +1,5 @@
-//! The command line: what an administrator types, what comes of it, and what is said when it was wrong. Exit codes are
-//! 0 for done, 1 for failed, 2 for wrong use; results go to standard output, all else to standard error.
+//! The command line: what an administrator types, what it does, and what it says when something is wrong. The exit code
+//! is 0 for success, 1 for failure and 2 for wrong usage; results go to standard output, all else to standard error.
 
 use std::{fs, path::Path};
 
@@ -11,7 +11,7 @@ use crate::{
     process::{Ended, Home, Process, QUICK, Signal, until},
 };
 
-/// A place with a migrated database, for an administrator.
+/// An administrator's working directory, with a migrated database.
 struct Desk {
     home: Home,
     url: String,
@@ -35,7 +35,7 @@ impl Desk {
         self.run_with(args, "").await
     }
 
-    /// Makes a user with [`PASSWORD`] and an address at example.com.
+    /// Creates a user with [`PASSWORD`] and an address at example.com.
     async fn create(&self, username: &str) -> Value {
         let email = format!("{username}@example.com");
         let args = ["user", "create", username, "--email", &email, "--password-stdin", "--json"];
@@ -98,7 +98,7 @@ async fn wrong_use_is_2() {
         (&["user", "set-role", "alice", "admin", "--none"], "--none"),
         (&["config", "--json", "--example"], "--example"),
         (&["health", "--address", "localhost"], "--address"),
-        // A password would stand there for everyone on the machine to see.
+        // Everyone on the machine could see a password there.
         (&[&create[..], &["--password", "x"]].concat(), "--password"),
         (&[&create[..], &["--password-stdin=x"]].concat(), "--password-stdin"),
         // There is no terminal.
@@ -175,7 +175,7 @@ async fn a_user_from_creation_to_deletion() {
         assert!(shown.contains(part), "{shown}");
     }
 
-    // Each of these shows in the running service at once.
+    // Each of these takes effect in the running service at once.
     let service = desk.home.serve(&desk.environment()).await;
     assert_eq!(log_in(&service, "alice", PASSWORD).await, 200);
 
@@ -191,7 +191,7 @@ async fn a_user_from_creation_to_deletion() {
     desk.run(&["user", "enable", alice["id"].as_str().unwrap()]).await.expect(0);
     assert_eq!(log_in(&service, "alice", new).await, 200);
 
-    // Exactly those given.
+    // The user has exactly the roles given.
     desk.run(&["user", "set-role", "alice", "billing:read", "auditor", "auditor"]).await.expect(0);
     let roles = async || desk.run(&["user", "show", "alice", "--json"]).await.json()["roles"].clone();
     assert_eq!(roles().await, json!(["auditor", "billing:read"]));
@@ -228,7 +228,7 @@ async fn what_cannot_be_done_is_told_in_a_line() {
     create("bob", "bob@example.com", &[], "x").await.fails(1, &["password", "at least 8"]);
     create("bob", "bob@example.com", &[], "").await.fails(1, &["password"]);
     create("bob", "bob@example.com", &["--role", "Admin"], PASSWORD).await.fails(1, &["roles[0]"]);
-    // All that is wrong at once.
+    // Everything that is wrong is reported at once.
     let wrong = create("a b", "nowhere", &["--full-name", "a\tb"], "x").await;
     wrong.fails(1, &["username may hold", "email is not", "full_name may hold", "password"]);
 
@@ -248,7 +248,7 @@ async fn what_cannot_be_done_is_told_in_a_line() {
     let unchanged = desk.home.serve(&desk.environment()).await;
     assert_eq!(log_in(&unchanged, "alice", PASSWORD).await, 200);
 
-    // Nothing was made on the way.
+    // None of these created anything.
     assert_eq!(desk.run(&["user", "list", "--json"]).await.json().as_array().unwrap().len(), 1);
 }
 
@@ -256,7 +256,7 @@ async fn what_cannot_be_done_is_told_in_a_line() {
 async fn a_name_that_is_another_users_id_is_taken_for_neither() {
     let desk = Desk::new().await;
     let bob = desk.create("bob").await["id"].as_str().unwrap().to_owned();
-    // Allowed, as any name is; and whoever shows it to an operator is not to have Bob locked out.
+    // Such a name is allowed, as any name is; but showing it to an operator must not get Bob locked out.
     let mallory = desk.create(&bob).await;
     for command in [&["user", "disable", &bob][..], &["user", "show", &bob], &["history", "--user", &bob]] {
         desk.run(command).await.fails(1, &["looks like another user's id", "e-mail address"]);
@@ -265,7 +265,7 @@ async fn a_name_that_is_another_users_id_is_taken_for_neither() {
     assert_eq!(show("bob").await["disabled"], false);
     desk.run(&["user", "disable", mallory["id"].as_str().unwrap()]).await.expect(0);
     assert_eq!(show(mallory["email"].as_str().unwrap()).await["disabled"], true);
-    // Nobody has this one as an id, or has any more.
+    // Nobody has this id, or has it any longer.
     let gone = "01940000-0000-7000-8000-00000000000a";
     desk.run(&["user", "show", gone]).await.fails(1, &["no such user"]);
     desk.run(&["history", "--user", gone]).await.expect(0);
@@ -335,7 +335,7 @@ async fn config_shows_what_is_in_force_and_where_it_came_from() {
     assert_eq!(of("TOKEN_SYMMETRIC_KEY")["value"], "********");
     assert_eq!(of("TOKEN_AUDIENCE")["default"], true);
     assert_eq!(of("PASSWORD_PEPPER")["value"], Value::Null);
-    // It only looks.
+    // The command only reads.
     assert!(!home.path(".gatepass").exists());
 }
 
@@ -368,7 +368,7 @@ async fn every_problem_of_app_env_is_told_at_once_with_its_line() {
         let ended = home.gatepass(command).run().await.fails(1, &expected);
         assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
     }
-    // The same file by name, from another place; and none.
+    // The same file by name, from another directory; then a file that does not exist.
     let elsewhere = Home::new();
     let ended = elsewhere.gatepass(&["--config", &file, "config"]).run().await;
     ended.fails(1, &["5 problems", &format!("REGISTRATION ({file}:2)")]);
@@ -413,7 +413,7 @@ async fn migrate_moves_the_schema_and_says_how() {
     let lines = desk.run(&["migrate", "status"]).await.expect(0).stdout;
     assert!(lines.starts_with("000001  users"), "{lines}");
 
-    // Without a number: the last.
+    // Without a number, the last one is undone.
     let down = desk.run(&["migrate", "down"]).await.expect(0).stdout;
     assert!(down.starts_with(&format!("undone {all:06} ")) && down.lines().count() == 1, "{down}");
     desk.run(&["migrate", "up"]).await.expect(0);
@@ -421,7 +421,7 @@ async fn migrate_moves_the_schema_and_says_how() {
     assert!(states().await.iter().all(|state| state == "pending"));
     assert_eq!(desk.run(&["migrate", "down"]).await.expect(0).stdout, "nothing to do\n");
     desk.run(&["migrate", "up"]).await.expect(0);
-    // As many as a number can be.
+    // The largest number there is.
     desk.run(&["migrate", "down", &usize::MAX.to_string()]).await.expect(0);
     assert!(states().await.iter().all(|state| state == "pending"));
 }
@@ -449,7 +449,7 @@ async fn migrate_new_writes_the_next_pair() {
     }
 }
 
-/// `gatepass ARGS…` at a terminal, if there is a `script` that can make one.
+/// `gatepass ARGS…` at a terminal, if there is a `script` that can provide one.
 async fn at_a_terminal(desk: &Desk, args: &str) -> Option<Process> {
     let version = std::process::Command::new("script").arg("--version").output().ok()?;
     if !String::from_utf8_lossy(&version.stdout).contains("util-linux") {
@@ -461,7 +461,7 @@ async fn at_a_terminal(desk: &Desk, args: &str) -> Option<Process> {
     Some(script.envs(&QUICK).envs(&desk.environment()).start())
 }
 
-/// Waits for a question, and until the terminal shows nothing of what is typed; then types.
+/// Waits for the question, and until the terminal no longer echoes what is typed; then types the answer.
 async fn answer_hidden(process: &mut Process, desk: &Desk, question: &str, answer: &str) {
     until(question, async || process.stdout().contains(question)).await;
     let terminal = fs::read_to_string(desk.home.path("terminal")).unwrap();

@@ -1,5 +1,5 @@
-//! The connections to the database: no more of them than is said, with the limits that are said, encrypted to the right
-//! server or not at all.
+//! Connections to the database: there are no more of them than documented, they have the documented limits, and with
+//! `verify-full` they are encrypted to the right server or not made at all.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ async fn register(service: &Process, username: &str) {
     assert_eq!(service.post("/users", &user).await.0, 201);
 }
 
-/// So many logins at once, each followed by a renewal.
+/// Sends `size` logins at once, each followed by a renewal.
 async fn crowd(service: &Process, size: usize) {
     let mut logins = JoinSet::new();
     for _ in 0..size {
@@ -60,7 +60,7 @@ async fn a_replica_has_no_more_than_is_said_and_twelve_fit() {
         loop {
             let now: i64 = sqlx::query_scalar(count).fetch_one(&mut witness).await.unwrap();
             most = most.max(now);
-            // It has gone.
+            // The service has stopped.
             if most > 2 && now == 0 {
                 return most;
             }
@@ -75,7 +75,7 @@ async fn a_replica_has_no_more_than_is_said_and_twelve_fit() {
     let most = watching.await.unwrap();
     println!("connections: a replica had {most}");
     assert!((5..=OF_A_REPLICA).contains(&most), "{most}");
-    // A Postgres of 100 connections keeps three for superusers.
+    // A Postgres with 100 connections reserves three of them for superusers.
     assert_eq!((100 - 3) / OF_A_REPLICA, 12);
 }
 
@@ -109,8 +109,8 @@ async fn a_connection_has_limits_and_a_name() {
     assert_eq!(show(&named, "application_name").await, "blue");
 }
 
-/// Whoever gives or takes users by the thousand may be slow, and the server does not hear of them meanwhile. But whoever has
-/// some of them locked, and has stopped, is not waited for.
+/// An import or an export of thousands of users may be slow, and an export may leave its connection idle meanwhile. But
+/// an import that holds locks on users and has stalled is not waited for.
 #[tokio::test]
 async fn those_who_import_and_export_may_take_their_time_but_lock_nobody_out_meanwhile() {
     let pool = Source::new(&database().await.into()).unwrap().pool(1);
@@ -129,7 +129,7 @@ async fn those_who_import_and_export_may_take_their_time_but_lock_nobody_out_mea
     assert_eq!(found, ("8s".to_owned(), "15s".to_owned()));
 }
 
-/// They are lent again without a question for a moment, and in that moment they end.
+/// For a moment after its use, a connection is lent again without a check; in that moment these are cut.
 #[tokio::test]
 async fn connections_that_are_cut_fail_no_login_and_no_renewal() {
     let app = App::new().await;
@@ -149,8 +149,8 @@ async fn connections_that_are_cut_fail_no_login_and_no_renewal() {
     }
 }
 
-/// The pool's patience is waited for once, not once more for what may be asked twice: together that is all the time that a
-/// request has.
+/// A statement that may be retried waits for the pool's timeout once in all, not once per attempt: two timeouts are all
+/// the time that a request has.
 #[tokio::test]
 async fn a_server_that_stays_away_is_waited_for_once() {
     /// What docs/database.md promises.
@@ -167,7 +167,8 @@ async fn a_server_that_stays_away_is_waited_for_once() {
     server.kill().await;
     let stories = [("/users/login", credentials), ("/tokens/renew_access", renewal)];
     let mut requests = JoinSet::new();
-    // Two of each: one may be given a connection that was alive a moment ago. No more than there are connections to open.
+    // Two of each, since one may be lent a connection that was alive a moment ago; and no more than there are
+    // connections to open.
     for (path, body) in stories.clone().into_iter().chain(stories) {
         let request = reqwest::Client::new().post(service.url(path)).json(&body).send();
         let began = Instant::now();
@@ -224,7 +225,7 @@ async fn what_was_given_up_is_over_before_its_connection_is_lent_again() {
     assert!(matches!(pool.acquire().await, Err(store::Error::Unavailable(sqlx::Error::PoolClosed))));
 }
 
-/// Else what the next one does would stay in it, be told to have succeeded, and be undone.
+/// Otherwise the connection's next user would work inside that transaction: told of success, and undone later.
 #[tokio::test]
 async fn a_transaction_that_is_given_up_while_it_begins_is_ended() {
     let url = database().await;
@@ -232,7 +233,7 @@ async fn a_transaction_that_is_given_up_while_it_begins_is_ended() {
     let mut conn = pool.acquire().await.unwrap();
     let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *conn).await.unwrap();
     {
-        // Asked once whether it is done: by then the server has hardly heard of it.
+        // Polled once: by then the server has hardly heard of it.
         let begin = pin!(conn.begin());
         drop(begin.poll(&mut Context::from_waker(Waker::noop())));
     }
@@ -260,7 +261,7 @@ async fn a_standby_is_not_used() {
     pool.acquire().await.unwrap();
 }
 
-/// A setting of the server, which those who are connected feel, too.
+/// This is a setting of the server, which also affects connections that are already open.
 #[tokio::test]
 async fn a_database_that_is_read_only_is_read() {
     let server = Server::new("", |_| ()).await;
@@ -281,7 +282,7 @@ async fn a_database_that_is_read_only_is_read() {
         (503, &json!("database_unavailable"), 200),
         "{problem}"
     );
-    // It is there, and nobody says that it is not.
+    // The database is there, and the problem does not say otherwise.
     assert!(!problem["detail"].as_str().unwrap().contains("reach"), "{problem}");
 
     server.run("ALTER SYSTEM RESET default_transaction_read_only").await;
@@ -321,7 +322,7 @@ async fn verify_full_takes_the_right_server_and_no_other() {
     }
     migrate(&url("localhost", &nowhere)).run().await.fails(1, &["DB_SOURCE", "nowhere.pem", "No such file"]);
 
-    // An IPv6 address is a name like others, where the machine has one.
+    // An IPv6 address is verified like any name, where the machine has one.
     match Address::at(Ipv6Addr::LOCALHOST.into(), &server).await {
         Ok(address) => {
             let url = format!("{}?sslmode=verify-full&sslrootcert={ours}", address.url());
@@ -346,7 +347,7 @@ async fn verify_full_takes_the_right_server_and_no_other() {
     .await;
     service.stop(Signal::TERM).await.expect(0);
 
-    // A server, or somebody in its place, that wants to talk in the clear.
+    // A server, or someone in its place, that wants to talk without TLS.
     server.run("ALTER SYSTEM SET ssl = off").await;
     server.run("SELECT pg_reload_conf()").await;
     until("it has no TLS", async || {
