@@ -1,7 +1,7 @@
 //! A dump that is taken while the service is serving, restored into an empty server, is the whole service again: users
 //! log in, tokens keep working, ended sessions stay ended, and the history verifies and continues. What happened after
-//! the dump is undone; docs/backup.md says what to do about that. The database roles have the same privileges as
-//! before.
+//! the dump is undone; docs/backup.md says what to do about that. All of it runs under the database roles, which own
+//! and may do what they did before.
 
 use std::{fs, path::Path};
 

@@ -1,6 +1,7 @@
-//! `make deploy`: a release that does not come up is taken back to the one before, and the deployment fails; without a
-//! release, the one that runs stays. What the migration said is told with it. Against a kubectl that writes down what it is asked, and answers as a cluster would.
-//! Which release runs is not what was asked for last: that one may never have come up.
+//! `make deploy`: if a release does not come up, the deployment rolls back to the one before, prints the migration's
+//! log and fails. If no release is named, the running one stays. The running release is not always the one that was
+//! asked for last, which may never have come up. A stand-in for kubectl records what it is asked, and answers as a
+//! cluster would.
 
 use std::{
     fs,
@@ -12,9 +13,13 @@ use tempfile::TempDir;
 
 use crate::process::make_program;
 
-/// `rollout status` fails until there has been an undo; `get` prints the columns asked for, a line for each object in
-/// `deployment` or `replicasets`, where a column's name is followed by what is in it; `kustomize` prints what the overlay
-/// makes; what is applied is in `applied`. Whatever else is asked has to be about the namespace `elsewhere`.
+/// The stand-in for kubectl. Every call but `kustomize` must be about the namespace `elsewhere`.
+///
+/// - `kustomize` prints what the overlay makes.
+/// - `apply` writes its input to `applied`, and fails if there is a file `refused`.
+/// - `get` prints the columns asked for, one line for each object in `deployment` or `replicasets`, where a column's
+///   name is followed by its value.
+/// - `rollout status` fails if there is a file `broken`, until there has been an undo.
 const KUBECTL: &str = r#"#!/usr/bin/env bash
 here=$(dirname "$0")
 if [ "$1" = kustomize ]; then exec cat "$2/made"; fi
@@ -43,7 +48,7 @@ case "$1 $2" in
 esac
 "#;
 
-/// In the order and with the indentation of kustomize.
+/// What the overlay makes, in the order and with the indentation of kustomize.
 const MADE: &str = "\
 apiVersion: v1
 kind: Namespace
@@ -97,14 +102,14 @@ metadata:
   namespace: nowhere
 ";
 
-/// The image that runs, and one that is to.
+/// The running image, and the one to be deployed.
 const RUNS: &str = "registry.example.com/gatepass:1.4.0";
 const NEW: &str = "registry.example.com/gatepass@sha256:0123abc";
-/// One that does not come up, and that of the overlay as it is.
+/// An image that does not come up, and the overlay's own.
 const BAD: &str = "registry.example.com/gatepass:1.5.0";
 const PLACEHOLDER: &str = "registry.example.com/gatepass:use-make-deploy";
 
-/// The object of a release, with more in it.
+/// The object of a release, with further columns.
 fn release(revision: u32, image: &str, more: &str) -> String {
     format!(
         ".metadata.annotations.deployment\\.kubernetes\\.io/revision {revision} \
@@ -112,7 +117,7 @@ fn release(revision: u32, image: &str, more: &str) -> String {
     )
 }
 
-/// What was asked for last, with how far that is. The controller has seen all that was asked for.
+/// The release that was asked for last, and its progress. The controller has seen everything that was asked for.
 fn deployment(revision: u32, image: &str, progress: &str) -> String {
     let progress = format!(".status.conditions[?(@.type==\"Progressing\")].reason {progress}");
     let more = format!("{progress} .metadata.generation 4 .status.observedGeneration 4");
@@ -121,7 +126,7 @@ fn deployment(revision: u32, image: &str, progress: &str) -> String {
 
 fn replica_set(owner: &str, revision: u32, image: &str, available: u32) -> String {
     let owner = format!(".metadata.ownerReferences[0].name {owner}");
-    // None is not written.
+    // Kubernetes leaves out a zero here.
     let available =
         if available == 0 { String::new() } else { format!(".status.availableReplicas {available}") };
     release(revision, image, &format!("{owner} {available}"))
@@ -171,12 +176,12 @@ impl Cluster {
             .unwrap()
     }
 
-    /// A release.
+    /// Deploys [`NEW`].
     fn deploy(&self, overlay: &str) -> Output {
         self.run(&[overlay, NEW])
     }
 
-    /// The images of what was applied, in order.
+    /// The images in what was applied, in order.
     fn images(&self) -> Vec<String> {
         let applied = fs::read_to_string(self.path("bin/applied")).unwrap_or_default();
         applied.lines().filter_map(|line| line.trim().strip_prefix("image: ")).map(str::to_owned).collect()
@@ -198,7 +203,7 @@ const FORWARD: [&str; 3] = [
     "apply -f -",
     "rollout status deployment/gatepass --timeout=30m",
 ];
-/// What is asked when it does not come up, besides `get`.
+/// What kubectl is asked, besides `get`, when a release does not come up.
 const WHY: [&str; 1] = ["logs --selector=app.kubernetes.io/component=migrate --tail=50 --prefix"];
 const BACK: [&str; 2] =
     ["rollout undo deployment/gatepass --to-revision=7", "rollout status deployment/gatepass --timeout=10m"];
@@ -211,7 +216,7 @@ fn a_release_that_comes_up_stays() {
     assert_eq!(cluster.images(), [NEW, "registry.example.com/other:2", NEW]);
 }
 
-/// Whoever changes a setting goes back to no older release, and a migration of its own does not, either.
+/// A changed setting brings back no older release, neither of the service nor of its migration.
 #[test]
 fn where_no_release_is_named_the_one_that_runs_stays() {
     let cluster = Cluster::new();
@@ -223,7 +228,8 @@ fn where_no_release_is_named_the_one_that_runs_stays() {
     }
 }
 
-/// Before the first release, after somebody has applied the overlay as it is, and while the first does not come up.
+/// Before the first release, after someone has applied the overlay as it is, and while the first release does not come
+/// up.
 #[test]
 fn where_none_runs_a_release_has_to_be_named() {
     for cluster in [
@@ -232,7 +238,7 @@ fn where_none_runs_a_release_has_to_be_named() {
             &deployment(1, PLACEHOLDER, "ReplicaSetUpdated"),
             &[replica_set("gatepass", 1, PLACEHOLDER, 0)],
         ),
-        // With no replicas, nothing is missing.
+        // Scaled to 0, the rollout counts as finished.
         Cluster::with(
             &deployment(1, PLACEHOLDER, "NewReplicaSetAvailable"),
             &[replica_set("gatepass", 1, PLACEHOLDER, 0)],
@@ -246,7 +252,7 @@ fn where_none_runs_a_release_has_to_be_named() {
         assert_eq!(output.status.code(), Some(2));
         assert!(String::from_utf8_lossy(&output.stderr).contains("no release is running yet"), "{output:?}");
         assert_eq!(cluster.calls(), [""; 0]);
-        // One that is named is the first, and there is nothing to go back to.
+        // A release that is named is the first, with nothing to go back to.
         cluster.set("broken");
         let output = cluster.deploy("test");
         assert_eq!(output.status.code(), Some(1));
@@ -255,7 +261,8 @@ fn where_none_runs_a_release_has_to_be_named() {
     }
 }
 
-/// A release that was interrupted, or that somebody has asked for by the overlay as it is, while the one before serves.
+/// Clusters in which a release was interrupted, or the overlay was applied as it is, while the release before it
+/// serves.
 fn unfinished() -> impl Iterator<Item = Cluster> {
     let replica_sets = |image| {
         let other = replica_set("other", 9, NEW, 9);
@@ -268,7 +275,7 @@ fn unfinished() -> impl Iterator<Item = Cluster> {
         (deployment(8, BAD, "ReplicaSetUpdated"), BAD),
         (deployment(8, BAD, "ProgressDeadlineExceeded"), BAD),
         (deployment(8, PLACEHOLDER, "ReplicaSetUpdated"), PLACEHOLDER),
-        // Asked for a moment ago.
+        // Asked for a moment ago: the controller has not seen it yet.
         (lagging, BAD),
         (release(8, BAD, ".metadata.generation 4"), BAD),
     ]
@@ -276,7 +283,7 @@ fn unfinished() -> impl Iterator<Item = Cluster> {
     .map(move |(deployment, image)| Cluster::with(&deployment, &replica_sets(image)))
 }
 
-/// It is no release that could stay: its migration is not to run because somebody changes a setting.
+/// An unfinished release cannot stay: its migration must not run because someone changes a setting.
 #[test]
 fn where_a_release_is_not_finished_nothing_stays_unasked() {
     for cluster in unfinished() {
@@ -299,7 +306,7 @@ fn what_is_gone_back_to_is_what_ran_and_not_what_was_asked_for_last() {
     }
 }
 
-/// For which there are no replicas to look at.
+/// Such a release has no replicas to look at.
 #[test]
 fn a_release_that_was_scaled_to_0_stays() {
     let cluster = Cluster::with(
@@ -313,7 +320,7 @@ fn a_release_that_was_scaled_to_0_stays() {
     assert!(cluster.calls().ends_with(&BACK.map(str::to_owned)), "{:?}", cluster.calls());
 }
 
-/// It is not taken for one in which nothing runs.
+/// It is not mistaken for a cluster in which nothing runs.
 #[test]
 fn a_cluster_that_cannot_be_read_is_not_touched() {
     for file in ["deployment", "replicasets"] {
@@ -349,7 +356,8 @@ fn a_release_that_does_not_come_up_is_taken_back() {
     assert_eq!(cluster.calls(), [&FORWARD[..], &WHY, &BACK].concat());
 }
 
-/// It may have been applied in part, and `rollout undo` alone would then go back to the release before the last.
+/// The overlay may have been applied in part. A `rollout undo` without a revision could then go back one release too
+/// far.
 #[test]
 fn an_overlay_that_the_cluster_refuses_leaves_what_ran() {
     let cluster = Cluster::new();

@@ -1,6 +1,6 @@
-//! Data for developers: that the same seed makes the same rows, which the service takes for its own; that nothing that
-//! people wrote about themselves can be found in a sample, or in a copy that was masked, down to its files; that all that
-//! belongs to somebody comes along, and fits together.
+//! Data for developers. The same seed makes the same rows, which the service accepts as its own. Nothing that people
+//! wrote about themselves can be found in a sample, or in a masked copy, down to its files. Everything that belongs to
+//! a user comes along with them, and fits together.
 
 use std::{env, fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -25,7 +25,7 @@ async fn connect(url: &str) -> PgConnection {
     PgConnection::connect(url).await.unwrap()
 }
 
-/// Lines of text, whatever the query gives.
+/// The query's rows, each as text.
 async fn rows(url: &str, sql: &str) -> Vec<String> {
     let sql = format!("SELECT row::text FROM ({sql}) AS row");
     sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut connect(url).await).await.unwrap()
@@ -49,10 +49,10 @@ async fn the_same_seed_makes_the_same_rows() {
         let made = rows(&first, &all).await;
         assert!(made.len() >= 250, "{table}: {}", made.len());
         assert!(made == rows(&second, &all).await, "{table} differs");
-        // These are numbers in both.
+        // This table holds only row numbers, which are the same for any seed.
         assert!(table == "history_unsealed" || made != rows(&other, &all).await, "{table} is the same");
     }
-    // And only nobody's addresses.
+    // Every address is one that is reserved for documentation.
     let elsewhere = "SELECT count(*) FROM sessions WHERE NOT client_ip <<= ANY (
         '{192.0.2.0/24,198.51.100.0/24,203.0.113.0/24,2001:db8::/32}'::inet[])";
     assert_eq!(number(&first, elsewhere).await, 0);
@@ -127,7 +127,7 @@ async fn everybody_logs_in_at_a_service_with_a_pepper_too_which_their_hash_then_
     run(&["devdata", "seed", "--users", "3"]).await.expect(0);
     log_in("admin").await;
 
-    // In a copy, every hash is replaced by the one, whatever it was made with.
+    // Masking replaces every hash in a copy with that of the one password, whatever the old one was made with.
     let mask = ["devdata", "mask", "--only", "*test_*", "--this-is-a-copy"];
     admin_of(&url, "CREATE SCHEMA devdata; CREATE TABLE devdata.copy (place text)").await;
     let place = run(&mask).await.stderr;
@@ -164,7 +164,7 @@ async fn nothing_is_made_up_in_production_or_beside_real_rows() {
     assert_eq!(number(&empty, "SELECT count(*) FROM users").await, 0);
 }
 
-/// What people have written about themselves, which nobody may find in a sample.
+/// What a person has written about themselves, none of which may be found in a sample.
 struct Person {
     username: &'static str,
     email: &'static str,
@@ -192,14 +192,14 @@ const PEOPLE: [Person; 3] = [
         address: "198.51.100.142",
     },
 ];
-/// A role of the database.
+/// A database role.
 const OPERATOR: &str = "lunkwill_fook";
 const EXTERNAL_ID: &str = "dolphin|so-long";
 const AGENT: &str = "Sirius-Cybernetics/42.0 (Happy Vertical)";
 
-/// A service's database as it is after some time of use: people who registered, logged in twice, changed something, logged
-/// out; an operator who disabled one of them; and one with an account of the database who wrote down who somebody is in
-/// another system, as an import does.
+/// A service's database after some time of use. People registered, logged in three times, changed something and logged
+/// out; an operator disabled one of them; and someone with a database role recorded a user's id in another system, as
+/// an import does.
 async fn lived_in() -> App {
     let app = App::new().await;
     for person in &PEOPLE {
@@ -238,7 +238,7 @@ async fn lived_in() -> App {
     app
 }
 
-/// What a mask deletes, with something in it that must not be found.
+/// Rows that masking deletes, with text in them that must not be found.
 const SECRETS_OF_THE_SERVICE: &str = "
     INSERT INTO clients (id, name, secret_hash, created_at)
         SELECT ('00000000-0000-7000-8000-00000000000' || n)::uuid, 'magrathea-' || n, sha256(n::text::bytea), now()
@@ -256,7 +256,7 @@ const SECRETS_OF_THE_SERVICE: &str = "
         sha256(n::text::bytea), 'k4.lid.' || repeat('x', 43) || n, 60, now(), now() FROM generate_series(1, 3) AS n;
 ";
 
-/// What must not be found: also in other cases and in parts.
+/// What must not be found, in any letter case, whole or in part.
 async fn secrets(url: &str) -> Vec<String> {
     let mut all = vec![
         "beeblebrox".into(),
@@ -273,7 +273,7 @@ async fn secrets(url: &str) -> Vec<String> {
     for person in &PEOPLE {
         all.extend([person.username, person.email, person.full_name, person.address].map(str::to_lowercase));
     }
-    // What the database has besides: hashes and salts.
+    // The database's own secrets: hashes and salts.
     all.extend(rows_of(url, "SELECT password_hash FROM users").await);
     all.extend(rows_of(url, "SELECT encode(refresh_salt, 'hex') FROM sessions").await);
     all.extend(rows_of(url, "SELECT salt::text FROM history_personal").await);
@@ -288,7 +288,7 @@ async fn rows_of(url: &str, sql: &str) -> Vec<String> {
     sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_all(&mut connect(url).await).await.unwrap()
 }
 
-/// What pg_dump says of a database.
+/// A dump of a database.
 fn dumped(url: &str) -> String {
     let output = postgres_program("pg_dump", url).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -302,7 +302,7 @@ fn find(secrets: &[String], text: &str, place: &str) {
     }
 }
 
-/// A role that can only read, as docs/devdata.md has it.
+/// A role that can only read, as in docs/devdata.md.
 async fn sampler(url: &str) -> String {
     static ROLE: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
     ROLE.get_or_init(|| {
@@ -314,7 +314,7 @@ async fn sampler(url: &str) -> String {
     as_role(url, "gatepass_sampler")
 }
 
-/// Of each table that is in a sample, how many rows there are of users for whom the condition holds.
+/// For each table in a sample, how many rows belong to users who meet the condition.
 async fn counts(url: &str, condition: &str) -> Vec<i64> {
     let mut counts = Vec::new();
     for (table, column) in
@@ -328,7 +328,7 @@ async fn counts(url: &str, condition: &str) -> Vec<i64> {
     counts
 }
 
-/// Replaces something in a file of a sample, as if it had been written so.
+/// Replaces something in a sample's file, and its checksum in the manifest, as if it had been written that way.
 fn edit_sample(directory: &Path, name: &str, old: &str, new: &str) {
     let sha256 = |text: &str| {
         let digest = digest::digest(&digest::SHA256, text.as_bytes());
@@ -360,7 +360,7 @@ async fn a_sample_has_all_that_belongs_to_its_users_and_no_clear_value_and_loads
         find(&secrets, &fs::read_to_string(&path).unwrap(), path.to_str().unwrap());
     }
 
-    // As pg_dump 17 writes it, whatever server it is of.
+    // pg_dump 17 writes this, whatever the server's version.
     let line = "SET lock_timeout = 0;\n";
     for name in ["schema.sql", "constraints.sql"] {
         edit_sample(&directory, name, line, &format!("{line}SET transaction_timeout = 0;\n"));
@@ -375,7 +375,7 @@ async fn a_sample_has_all_that_belongs_to_its_users_and_no_clear_value_and_loads
         "SELECT id, user_id, refresh_generation, ended_at, end_reason, expires_at FROM sessions ORDER BY id",
         "SELECT id, table_name, operation, row_id, user_id, changed_at FROM history WHERE user_id IS NOT NULL ORDER BY id",
         "SELECT history_id, user_id FROM history_personal ORDER BY 1",
-        // Without brackets: what is written out and read again has others.
+        // Without parentheses: a constraint that has been dumped and loaded has different ones.
         "SELECT conrelid::regclass::text, conname, translate(pg_get_constraintdef(oid), '()', ''), convalidated
          FROM pg_constraint WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2",
         "SELECT tgrelid::regclass::text, tgname, tgenabled FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1, 2",
@@ -390,7 +390,7 @@ async fn a_sample_has_all_that_belongs_to_its_users_and_no_clear_value_and_loads
     assert_eq!(number(&copy, joined).await, 3);
     find(&secrets, &dumped(&copy), "the loaded database");
 
-    // It is the service's: the schema is current, the history goes on, the password is the one that everybody has.
+    // The service accepts it: the schema is current, the history continues, and everyone has the one password.
     gatepass(&home, &copy, &["history", "seal"]).await.expect(0);
     let verified = gatepass(&home, &copy, &["history", "verify", "--json"]).await.json();
     assert_eq!(verified["rows"], number(&copy, "SELECT count(*) FROM history").await);
@@ -400,7 +400,7 @@ async fn a_sample_has_all_that_belongs_to_its_users_and_no_clear_value_and_loads
     service.stop(Signal::TERM).await.expect(0);
 
     gatepass(&home, &copy, &load).await.fails(1, &["not empty"]);
-    // Nothing is loaded that is not what was written.
+    // A sample that is not as it was written is not loaded.
     let users = directory.join("users.copy");
     fs::write(&users, fs::read_to_string(&users).unwrap().replace("example.com", "example.org")).unwrap();
     let empty = empty_database().await;
@@ -426,7 +426,7 @@ async fn a_sample_is_of_those_who_are_asked_for_and_has_the_same_masks_with_the_
     assert_ne!(some, sample("other", &["--users", "40"]).await);
     let condition = "disabled";
     let disabled = sample("disabled", &["--where", condition]).await;
-    // The newest pg_dump is taken, though it may have come without a server.
+    // The newest pg_dump is used, even one that was installed without a server.
     fs::create_dir(home.path("client")).unwrap();
     let client = "#!/bin/sh\ntest \"$1\" = --version && echo 'pg_dump (PostgreSQL) 99.1' || { echo I am 99 >&2; exit 1; }";
     make_program(&home.path("client/pg_dump"), client.as_bytes());
@@ -434,7 +434,7 @@ async fn a_sample_is_of_those_who_are_asked_for_and_has_the_same_masks_with_the_
     let args = ["devdata", "sample", "--from", &from, "--users", "1", "by-99"];
     home.gatepass(&args).envs(&QUICK).env("PATH", &path).run().await.fails(1, &["pg_dump failed: I am 99"]);
     let copy = empty_database().await;
-    // Whom the database belongs to and nothing else, so that Postgres's own tables are not theirs to analyse.
+    // A role that owns the database and nothing else, and so may not analyse Postgres's own tables.
     let name = text(&copy, "SELECT current_database()::text").await;
     admin(&format!(r#"CREATE ROLE "{name}_owner" LOGIN; ALTER DATABASE "{name}" OWNER TO "{name}_owner""#))
         .await;
@@ -452,7 +452,7 @@ async fn a_sample_is_of_those_who_are_asked_for_and_has_the_same_masks_with_the_
     };
     bad(&from, "true); DELETE FROM users; --", &["syntax error"]).await;
     bad(&from, "username = 'nobody'", &["no user matches"]).await;
-    // What fails over the rows would quote them.
+    // An error about a row would quote the row.
     admin_of(&source, "UPDATE users SET username = 'clearboss' WHERE username = 'admin'").await;
     for (condition, code) in [("username::integer = 1", "22P02"), ("username::regclass IS NOT NULL", "42P01")]
     {
@@ -467,7 +467,7 @@ async fn a_sample_is_of_those_who_are_asked_for_and_has_the_same_masks_with_the_
         bad(&as_role(&source, role), "true", &[role, "can write"]).await;
     }
     bad(&source, "true", &["can write"]).await;
-    // A column of which nobody knows what it is.
+    // A column that gatepass does not know.
     admin_of(&source, "ALTER TABLE users ADD COLUMN shoe_size integer").await;
     bad(&from, "true", &["public.users.shoe_size"]).await;
 }
@@ -493,7 +493,7 @@ async fn a_copy_is_masked_in_place_and_nothing_is_left_in_its_files() {
     let before = counts(&app.database_url, "true").await;
     let home = Home::new();
     gatepass(&home, &app.database_url, &["history", "seal"]).await.expect(0);
-    // A copy, as a restored snapshot is one.
+    // A copy, like a restored snapshot.
     let name = text(&app.database_url, "SELECT current_database()::text").await;
     let others =
         format!("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'");
@@ -524,7 +524,7 @@ async fn a_copy_is_masked_in_place_and_nothing_is_left_in_its_files() {
     let place = gatepass(&home, &copy, &mask).await.stderr;
     let place = place.split("says that ").nth(1).unwrap().split(" is a copy").next().unwrap();
     admin_of(&copy, &format!("INSERT INTO devdata.copy VALUES ('{place}')")).await;
-    // Whoever migrates does not see of a service what it is.
+    // The owner cannot see what another role's connection does, but it counts all the same.
     let copy_of_owner = as_role(&copy, "gatepass_owner");
     admin_of(
         &copy,
@@ -549,16 +549,16 @@ async fn a_copy_is_masked_in_place_and_nothing_is_left_in_its_files() {
     let dump = dumped(&copy);
     assert!(dump.contains("user_"), "{dump}");
     find(&secrets, &dump, "the masked database");
-    // What Postgres remembers of values.
+    // The statistics that Postgres keeps on values.
     let statistics = rows(&copy, "SELECT * FROM pg_stats WHERE schemaname = 'public'").await;
     find(&secrets, &statistics.join("\n"), "the statistics");
-    // Of the tables that are emptied not one value, so that the next one is not forgotten.
+    // No emptied table keeps a single value there. The query looks at every table, so a later one is not forgotten.
     let left = "SELECT tablename, attname FROM pg_stats
             JOIN pg_class ON relname = tablename AND relnamespace = 'public'::regnamespace
         WHERE schemaname = 'public' AND reltuples < 1
             AND (histogram_bounds IS NOT NULL OR most_common_vals IS NOT NULL OR most_common_elems IS NOT NULL)";
     assert_eq!(rows(&copy, left).await, [""; 0]);
-    // And what is in the files, dead rows among it.
+    // The contents of the files, dead rows included.
     admin_of(&copy, "CHECKPOINT").await;
     let files = "SELECT relname || ': ' || encode(pg_read_binary_file(pg_relation_filepath(oid)), 'escape')
         FROM pg_class WHERE relkind IN ('r', 'i', 't') AND relnamespace = 'public'::regnamespace

@@ -1,5 +1,5 @@
-//! `gatepass doctor` finds what is wrong: each fault is made, and told of with what to do about it. What it says of keys
-//! and of the root key is in tests/key_commands.rs.
+//! `gatepass doctor` finds what is wrong: each test causes a fault, which is reported with what to do about it.
+//! Findings about keys and the root key are tested in tests/key_commands.rs.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -27,7 +27,7 @@ async fn doctor_says(home: &Home, args: &[&str], settings: &[(&str, &str)]) -> E
     ended
 }
 
-/// What doctor finds about `area`: the exit code, and each level with its message and its advice.
+/// What `doctor` finds in `area`: the exit code, and each finding's level with its message and advice.
 async fn findings(area: &str, settings: &[(&str, &str)]) -> (Option<i32>, Vec<(String, String)>) {
     let ended = doctor_says(&Home::new(), &["doctor", "--json"], settings).await;
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
@@ -40,7 +40,7 @@ async fn findings(area: &str, settings: &[(&str, &str)]) -> (Option<i32>, Vec<(S
     (ended.code, all.collect())
 }
 
-/// That there is one finding of this level with all of these in it, and what the exit code is.
+/// Asserts the exit code, and that a finding of this level contains all of these parts.
 async fn finds(area: &str, settings: &[(&str, &str)], code: i32, level: &str, parts: &[&str]) {
     let (ended, found) = findings(area, settings).await;
     assert_eq!(ended, Some(code), "{found:#?}");
@@ -78,7 +78,7 @@ async fn a_line_for_each_check_and_the_exit_code_tells_whether_there_is_a_proble
         "feed", "history",
     ];
     assert_eq!(areas, all);
-    // No colours where nobody looks.
+    // No colours where there is no terminal.
     assert!(!ended.stdout.contains('\x1b'), "{}", ended.stdout);
 
     let ended = doctor_says(&home, &["doctor"], &[("DB_SOURCE", "x"), ("LOG_FORMAT", "y")]).await.expect(1);
@@ -89,7 +89,7 @@ async fn a_line_for_each_check_and_the_exit_code_tells_whether_there_is_a_proble
     }
 }
 
-/// Where a certificate and its key are kept, and the settings for them.
+/// A directory for a certificate and its key, and the settings that name them.
 struct Place {
     dir: TempDir,
     settings: Vec<(&'static str, String)>,
@@ -164,7 +164,7 @@ async fn the_certificate() {
     place.finds(&[], 1, "problem", &["TLS_KEY_FILE=", "cannot be read"]).await;
     let half = [("DB_SOURCE", &*url), ("TLS_CERT_FILE", "/x")];
     finds("settings", &half, 1, "problem", &["TLS_KEY_FILE", "set both"]).await;
-    // Without one, production is reminded.
+    // Without a certificate, production gets a reminder.
     let production = [("DB_SOURCE", &*url), ("ENVIRONMENT", "production")];
     finds("tls", &production, 0, "ok", &["plain HTTP", "put a proxy in front"]).await;
 }
@@ -176,7 +176,7 @@ async fn metrics_that_others_can_read() {
     finds("ops", &open, 0, "note", &["whoever can connect", "nobody but Prometheus"]).await;
 }
 
-/// Passes on what comes to an address that is not this machine's own, as far as anybody can tell by it; the URL.
+/// A URL of the database whose address does not look like this machine's own; connections to it are passed on.
 async fn from_afar(url: &str) -> String {
     let options: PgConnectOptions = url.parse().unwrap();
     let socket = options.get_socket().unwrap().join(format!(".s.PGSQL.{}", options.get_port()));
@@ -201,7 +201,7 @@ async fn a_database_that_is_far_away_and_not_encrypted() {
     finds("database", &production, 0, "warning", &parts).await;
 }
 
-/// The database with functions of a test's own in the place of Postgres'.
+/// A database in which the test's own functions replace those of Postgres.
 async fn with_functions(functions: &str) -> String {
     let url = database().await;
     execute(&url, &format!("CREATE SCHEMA ours; {functions}")).await;
@@ -238,22 +238,22 @@ async fn a_service_warns_of_its_clock_when_tokens_are_refused_for_it() {
 
 #[tokio::test]
 async fn somebody_who_keeps_the_service_waiting_for_a_lock() {
-    // As if it had taken a while.
+    // Makes it seem as if the wait had lasted a while.
     let url = with_functions(
         "CREATE FUNCTION ours.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS
          $$ SELECT pg_catalog.clock_timestamp() + interval '7 s' $$;
          GRANT USAGE ON SCHEMA ours TO PUBLIC",
     )
     .await;
-    // Which loses the path.
+    // `as_role` loses the search path.
     let app = format!("{}&options[search_path]=ours,public,pg_catalog", as_role(&url, "gatepass_app"));
     let mut holder = PgConnection::connect(&format!("{url}&application_name=report")).await.unwrap();
     let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut holder).await.unwrap();
-    // Within its transaction the holder would see the same again and again.
+    // Within its transaction, the holder would see the same activity again and again.
     let mut watcher = PgConnection::connect(&url).await.unwrap();
     let change = (url, "ALTER TABLE users ALTER full_name SET DEFAULT 'nobody'");
     let login = (app.clone(), "SELECT FROM users");
-    // It keeps out the service itself; or somebody for whom the service has to wait, as long as they wait.
+    // The holder blocks the service itself, or blocks someone else, whom the service has to wait for.
     for (held, others) in
         [("BEGIN; LOCK TABLE users", vec![login.clone()]), ("BEGIN; SELECT FROM users", vec![change, login])]
     {
@@ -303,7 +303,7 @@ async fn a_history_that_nobody_seals() {
     let create =
         home.gatepass(&["client", "create", "orders"]).env("TOKEN_SYMMETRIC_KEY", KEY).envs(&settings);
     create.run().await.expect(0);
-    // It has just come.
+    // The change has only just been made.
     finds("history", &settings, 0, "ok", &["sealed"]).await;
     execute(&url, "UPDATE history SET changed_at = now() - interval '6 minutes'").await;
     finds("history", &settings, 0, "warning", &["changes have been waiting", "gatepass history seal"]).await;
@@ -342,7 +342,7 @@ async fn a_history_that_is_meant_to_have_gaps() {
     let url = database().await;
     let options: PgConnectOptions = url.parse().unwrap();
     let name = options.get_database().unwrap();
-    // What whoever only serves may know.
+    // The role that only serves may know this.
     let app = as_role(&url, "gatepass_app");
     let settings = [("DB_SOURCE", &*app)];
     let alter = |what: &str| format!(r#"ALTER DATABASE "{name}" {what} gatepass.history"#);
@@ -350,7 +350,7 @@ async fn a_history_that_is_meant_to_have_gaps() {
     let parts = ["gatepass.history is lenient", &*format!("ALTER DATABASE {name} RESET gatepass.history")];
     finds("history", &settings, 0, "warning", &parts).await;
     admin(&alter("RESET")).await;
-    // What a session says for itself does not count.
+    // A setting of the session alone does not count.
     let session = format!("{url}&options[gatepass.history]=lenient");
     finds("history", &[("DB_SOURCE", &session)], 0, "ok", &["sealed"]).await;
 
@@ -368,7 +368,7 @@ async fn a_history_that_is_meant_to_have_gaps() {
     finds("history", &settings, 0, "ok", &["sealed"]).await;
 }
 
-/// The service itself cannot tell, where not even warnings are logged.
+/// The service cannot report this itself where not even warnings are logged.
 #[tokio::test]
 async fn a_log_without_the_heads_of_the_seals() {
     let url = database().await;
@@ -408,7 +408,7 @@ async fn a_database_that_is_away_ahead_or_behind() {
     finds("schema", &[("DB_SOURCE", &url)], 0, "note", &waiting).await;
 }
 
-/// A host of Postgres may do that when the disk is full.
+/// A Postgres provider may do that when the disk is full.
 #[tokio::test]
 async fn a_database_that_takes_no_writes() {
     let url = database().await;
@@ -428,7 +428,7 @@ async fn a_database_that_takes_no_writes() {
     assert_eq!((status, &not_ready["reasons"]), (503, &json!(["database: takes no writes"])));
     assert_eq!(service.post("/users", &alice).await.0, 503);
 
-    // As soon as it takes them again, so does the service.
+    // As soon as the database takes writes again, so does the service.
     alter("RESET default_transaction_read_only").await;
     assert_eq!(service.post("/users", &alice).await.0, 201);
     assert_eq!(service.get("/readyz").await.0, 200);
@@ -462,7 +462,7 @@ async fn migrations_that_the_service_may_not_apply() {
     finds("schema", &with_owner, 0, "note", &["migrations are waiting"]).await;
 }
 
-/// Neither the schema nor what was applied is missing: the service's role may not see it.
+/// Neither the schema nor any migration is missing: the service's role may not see them.
 #[tokio::test]
 async fn rights_that_the_service_has_lost() {
     let url = database().await;

@@ -1,5 +1,6 @@
-//! A Postgres of gatepass's own: `gatepass serve` in an empty directory, without a single setting, is a service with a
-//! database. It stops what it started, and loses nothing when it is killed. As root and as an ordinary user.
+//! The embedded Postgres: `gatepass serve` in an empty directory, without a single setting, is a service with a
+//! database. It stops the server that it started, and loses nothing when it is killed. This holds for root and for an
+//! ordinary user.
 
 use std::{
     fs,
@@ -15,13 +16,13 @@ use crate::{
     process::{Home, Process, QUICK, Signal, allowed, is_root},
 };
 
-/// How long a start takes at most: the first, which makes the database, and every other.
+/// How long a start may take: the first, which creates the database, and every other.
 const FIRST_START: Duration = Duration::from_secs(2);
 const START: Duration = Duration::from_secs(1);
 
 const ALICE: &str = "alice@example.com";
 
-/// Logs alice in; her token.
+/// Logs alice in, and returns her access token.
 async fn log_in(service: &Process) -> String {
     let body = json!({"username": "alice", "password": PASSWORD});
     let (status, login) = service.post("/users/login", &body).await;
@@ -29,7 +30,7 @@ async fn log_in(service: &Process) -> String {
     login["access_token"].as_str().unwrap().to_owned()
 }
 
-/// Registers alice and logs her in; her token.
+/// Registers alice and logs her in, and returns her access token.
 async fn register_and_log_in(service: &Process) -> String {
     let body = json!({"username": "alice", "email": ALICE, "password": PASSWORD});
     let (status, user) = service.post("/users", &body).await;
@@ -43,7 +44,7 @@ fn assert_gone(home: &Home) {
     assert!(left.is_empty(), "{left:#?}");
 }
 
-/// The id of the server that runs on the data.
+/// The process id of the server that runs on the data.
 fn postgres(home: &Home) -> String {
     let file = fs::read_to_string(home.path(".gatepass/postgres/postmaster.pid")).unwrap();
     file.lines().next().unwrap().to_owned()
@@ -67,7 +68,7 @@ async fn story(whose: &str, home: Home) {
     let (status, ready) = service.get("/readyz").await;
     assert_eq!((status, &ready["status"]), (200, &json!("ready")));
 
-    // What it made is for nobody else; as root, the server's user may pass through.
+    // Nobody else may read what it made; if it ran as root, the server's user may pass through the directory.
     let others = if is_root() && whose != "nobody" { 0o067 } else { 0o077 };
     assert_eq!(mode(&home, ".gatepass") & others, 0, "{:o}", mode(&home, ".gatepass"));
     assert_eq!(mode(&home, ".gatepass/token_symmetric_key"), 0o600);
@@ -83,7 +84,7 @@ async fn story(whose: &str, home: Home) {
     let token = register_and_log_in(&service).await;
     assert_eq!(service.get_as(&token, "/users/me").await.1["email"], ALICE);
 
-    // The command line while it runs: a guest, which stops nothing.
+    // The command line, while the service runs, is a guest and stops nothing.
     assert_eq!(usernames(&home).await, ["alice"]);
     let running = postgres(&home);
     // So is a second service.
@@ -101,7 +102,7 @@ async fn story(whose: &str, home: Home) {
     assert!(!ended.stderr.contains(key) && !ended.stdout.contains(key));
     assert_gone(&home);
 
-    // The command line while nothing runs: it starts the server for itself, and stops it.
+    // The command line, while nothing runs, starts the server for itself and stops it.
     assert_eq!(usernames(&home).await, ["alice"]);
     assert_gone(&home);
 
@@ -111,7 +112,7 @@ async fn story(whose: &str, home: Home) {
     assert_eq!(service.get_as(&token, "/users/me").await.1["email"], ALICE, "the old token, the old user");
     log_in(&service).await;
 
-    // Killed, it cannot stop its server. The next start takes that over, and stops it in the end.
+    // A service that is killed cannot stop its server. The next start takes that over, and stops it in the end.
     let running = postgres(&home);
     let ended = service.stop(Signal::KILL).await;
     assert_eq!(ended.code, None);
@@ -134,7 +135,7 @@ async fn as_ourselves() {
 
 #[tokio::test]
 async fn as_an_ordinary_user_when_we_are_root() {
-    // Else that is `as_ourselves`.
+    // Otherwise `as_ourselves` is that test.
     if let Some(home) = Home::of_nobody() {
         story("nobody", home).await;
     }
@@ -169,14 +170,14 @@ async fn a_signal_during_the_first_start_leaves_nothing_running() {
     service.logged("creating a Postgres").await;
     service.stop(Signal::TERM).await.expect(0);
     assert_gone(&home);
-    // And nothing that the next start trips over.
+    // Nothing is left that the next start would trip over.
     let service = home.serve(&[]).await;
     assert_eq!(service.get("/readyz").await.0, 200);
     service.stop(Signal::TERM).await.expect(0);
     assert_gone(&home);
 }
 
-/// Whose Postgres it was that the service found does not matter.
+/// It does not matter which service started the Postgres.
 #[tokio::test]
 async fn a_service_goes_on_when_the_one_ends_that_came_before_it() {
     let home = Home::new();

@@ -1,6 +1,6 @@
-//! `gatepass export --output` writes a file that is whole or not there, wherever a file can be written: what lies beside
-//! meanwhile is one writer's, goes with them, and is taken over from one who was killed. What is exported is in
-//! tests/import.rs.
+//! `gatepass export --output` writes a file that is complete or not there, wherever a file can be written. The partial
+//! file beside it belongs to one writer, is removed with them, and is taken over from a writer that was killed. The
+//! contents of an export are tested in tests/import.rs.
 
 use std::{
     fs,
@@ -37,7 +37,7 @@ impl Here {
         self.with_database(self.home.gatepass(&["export", "--output", "out.jsonl"]))
     }
 
-    /// An export that waits for the database, which `hold` keeps from it, with nothing written yet.
+    /// An export that has written nothing yet, since it waits for the lock that the test holds.
     async fn waiting(&self) -> Process {
         let process = self.export().start();
         let waits = "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
@@ -49,7 +49,7 @@ impl Here {
         process
     }
 
-    /// What is in the file, and what else there is.
+    /// The file's contents, and the names of all other files.
     fn left(&self) -> (String, Vec<String>) {
         let entries = fs::read_dir(self.home.path(".")).unwrap();
         let mut names: Vec<_> =
@@ -69,13 +69,13 @@ async fn who_is_called_off_leaves_nothing_and_who_is_killed_nothing_in_the_way()
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         here.waiting().await.stop(signal).await.fails(code, &["cancelled"]);
         assert_eq!(here.left(), old);
-        // The server does not look who still listens.
+        // The server does not notice that nobody is listening any more.
         let end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
                    WHERE datname = current_database() AND wait_event_type = 'Lock'";
         sqlx::raw_sql(end).execute(&here.app.db).await.unwrap();
     }
 
-    // One at a time.
+    // There is one writer at a time.
     let first = here.waiting().await;
     here.export().run().await.fails(1, &["out.jsonl.part: another process is writing it"]);
     assert_eq!(first.stop(Signal::KILL).await.code, None);
@@ -86,7 +86,7 @@ async fn who_is_called_off_leaves_nothing_and_who_is_killed_nothing_in_the_way()
     assert!(users.contains("alice") && others.is_empty(), "{users} {others:?}");
 }
 
-/// As single files are in containers.
+/// Containers mount single files like this.
 #[tokio::test]
 async fn a_file_that_is_mounted_is_written_to() {
     let here = Here::new().await;
@@ -112,7 +112,7 @@ async fn a_file_that_is_mounted_is_written_to() {
 
 #[tokio::test]
 async fn in_a_directory_that_cannot_be_written_to_a_file_can() {
-    // Root may write anywhere. Nobody else may come to the tests' database.
+    // Root may write anywhere, and another user cannot reach the tests' database.
     let home = Home::of_nobody().unwrap_or_else(Home::new);
     let user = ["user", "create", "alice", "--email", "alice@example.com", "--password-stdin"];
     home.gatepass(&user).stdin(PASSWORD).run().await.expect(0);
@@ -135,10 +135,10 @@ async fn in_a_directory_that_cannot_be_written_to_a_file_can() {
     let differences = fs::read_to_string(&path).unwrap();
     assert!(differences.contains("missing") && !differences.contains("alice@"), "{differences}");
     if are_root("that an export leaves alone what another user owns") {
-        // What may not be made private is not emptied.
+        // A file that cannot be made private is not emptied.
         home.gatepass(&["export", "--output", "closed/theirs.jsonl"]).run().await.fails(1, &["theirs.jsonl"]);
         assert_eq!(fs::read_to_string(&theirs).unwrap(), "old");
-        // Nor what another user's lies beside, who may be at it.
+        // Nor is a file beside another user's partial file, since that user may be writing it.
         let path = home.write("mine.jsonl", "old");
         chown(&path, Some(fs::metadata(home.path(".")).unwrap().uid()), None).unwrap();
         fs::set_permissions(home.write("mine.jsonl.part", ""), Permissions::from_mode(0o600)).unwrap();
@@ -146,6 +146,6 @@ async fn in_a_directory_that_cannot_be_written_to_a_file_can() {
         home.gatepass(&["export", "--output", "mine.jsonl"]).run().await.fails(1, &part);
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
     }
-    // So that it can be removed.
+    // Allows the directory to be removed.
     fs::set_permissions(&closed, Permissions::from_mode(0o755)).unwrap();
 }

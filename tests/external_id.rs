@@ -1,5 +1,6 @@
-//! While two systems run side by side, the old one tells of each user who changes there: `PUT
-//! /admin/users/by-external-id/{id}`. By the rules of the import; also when two tell the same at the same moment.
+//! While two systems run side by side, the old one reports every user who changes there, with `PUT
+//! /admin/users/by-external-id/{id}`. The rules are those of the import, even when two requests report the same user at
+//! the same moment.
 
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -12,10 +13,10 @@ use crate::{
     process::until,
 };
 
-/// Alice's password in the other system, and what that has of it: one of the vectors of tests/foreign_hashes.rs.
+/// Alice's password in the other system, and its hash there: one of the vectors of tests/foreign_hashes.rs.
 const OLD_PASSWORD: &str = "пароль 密碼 🦀 02da6d9d";
 const BCRYPT: &str = "$2y$08$19Gq6c13aVMyQ5QM/c3qFeR7H5V/6UzcigJrXYMaWBNIrvna/8UK.";
-/// `secret` as LDAP has it, which is too fast to be kept.
+/// The password `secret` in an LDAP hash, which is too fast to be kept as it is.
 const SSHA: &str = "{SSHA}VWbG6s3jSVi5IHhYR0Ihgc9ccFY0UVZz";
 
 struct Bridge {
@@ -43,7 +44,7 @@ impl Bridge {
         self.request(id, body).send().await
     }
 
-    /// Alice, with more said of her.
+    /// Reports Alice, with more fields.
     async fn alice(&self, more: Value) -> Answer {
         let mut body = json!({
             "username": "alice", "email": "alice@example.com", "full_name": "Alice", "is_email_verified": true,
@@ -67,7 +68,7 @@ impl Bridge {
     }
 }
 
-/// The errors of a 422, `field code`.
+/// The errors of a 422, each as `field code`.
 fn faults(answer: Answer) -> Vec<String> {
     let problem = answer.expect_problem(422, "validation_failed");
     let text = |error: &Value, name: &str| error[name].as_str().unwrap().to_owned();
@@ -89,7 +90,7 @@ async fn a_user_is_made_then_changed_by_what_is_newer_and_by_nothing_else() {
     assert_eq!(user, made);
     assert_eq!(here.column("external_id", "17").await, "17");
 
-    // The same again, older, without an age.
+    // As old as the last one, older, and without a date.
     for at in [json!("2020-01-01T00:00:00Z"), json!("2019-12-31T23:59:59Z"), Value::Null] {
         let answer = here.alice(json!({ "updated_at": at, "full_name": "Eve", "disabled": true })).await;
         assert_eq!(answer.header("location"), "");
@@ -97,15 +98,16 @@ async fn a_user_is_made_then_changed_by_what_is_newer_and_by_nothing_else() {
         assert_eq!((&same["outcome"], &same["full_name"]), (&json!("unchanged"), &json!("Alice")), "{at}");
         assert_eq!(same["disabled"], false);
     }
-    // Newer, and the same.
+    // Newer, with nothing else changed.
     let same = here.alice(json!({ "updated_at": "2020-06-01T00:00:00Z" })).await.expect(200);
     assert_eq!(same["outcome"], "unchanged");
-    // What was true in between comes too late.
+    // A record dated between the two comes too late.
     let late =
         here.alice(json!({ "updated_at": "2020-03-01T00:00:00Z", "full_name": "Eve" })).await.expect(200);
     assert_eq!((&late["outcome"], &late["full_name"]), (&json!("unchanged"), &json!("Alice")));
     here.log_in(OLD_PASSWORD).await.expect(200);
-    // Newer. The username stays, and what is not said; another address is nobody's until it is shown to be theirs.
+    // Newer. The username stays, and so does everything that the record does not say. A new address is not verified
+    // until it is shown to be theirs.
     let newer = json!({
         "username": "alicia", "email": "alice@new.example", "updated_at": "2021-01-01T00:00:00Z", "full_name": null,
         "is_email_verified": null, "roles": ["admin", "support"], "password_hash": "!",
@@ -125,15 +127,15 @@ async fn a_user_is_made_then_changed_by_what_is_newer_and_by_nothing_else() {
     }
     here.log_in(OLD_PASSWORD).await.expect(200);
 
-    // What an administrator does here is newer than what was before it.
+    // An administrator's change here is newer than any record that is dated before it.
     here.app.patch(&location).bearer(&here.root).json(&json!({ "full_name": "Al" })).send().await.expect(200);
     let older = here.alice(json!({ "updated_at": "2022-01-01T00:00:00Z" })).await.expect(200);
     assert_eq!((&older["outcome"], &older["full_name"]), (&json!("unchanged"), &json!("Al")));
 
-    // The history has the administrator and the requests.
+    // The history names the administrator and the requests.
     let history = format!("/admin/history?table=users&user={}", made["id"].as_str().unwrap());
     let history = here.app.get(&history).bearer(&here.root).send().await.expect(200);
-    // But for the login, which has replaced the hash.
+    // Except for the login, which has replaced the hash.
     let by_people = |change: &&Value| change["actor"] != "service";
     let changes: Vec<_> = history["changes"].as_array().unwrap().iter().filter(by_people).collect();
     assert_eq!(changes.len(), 3, "{history}");
@@ -211,7 +213,7 @@ async fn what_breaks_a_rule_is_told_all_at_once_and_changes_nothing() {
         assert!(told.iter().any(|told| told == fault), "{fault}: {told:?}");
     }
     assert_eq!(told.len(), 8, "{told:?}");
-    // What hexadecimal is of, nobody has said.
+    // Nothing says which algorithm the hexadecimal digest is of.
     let bare = here.alice(json!({ "password_hash": "5f4dcc3b5aa765d61d8327deb882cf99" })).await;
     let problem = bare.expect_problem(422, "validation_failed");
     let message = problem["errors"][0]["message"].as_str().unwrap();
@@ -222,7 +224,7 @@ async fn what_breaks_a_rule_is_told_all_at_once_and_changes_nothing() {
     let users: i64 = sqlx::query_scalar("SELECT count(*) FROM users").fetch_one(&here.app.db).await.unwrap();
     assert_eq!(users, 1);
 
-    // Nobody else learns anything.
+    // Nobody but an administrator learns anything.
     here.app.register("bob").await;
     let bob = here.app.login("bob").await;
     let request = here.app.request(Method::PUT, "/admin/users/by-external-id/%00").bearer(&bob);
@@ -233,7 +235,7 @@ async fn what_breaks_a_rule_is_told_all_at_once_and_changes_nothing() {
 async fn whose_name_it_is_stays_who_they_are() {
     let here = Bridge::new().await;
     here.app.register("alice").await;
-    // Who has registered here by themselves is not taken over.
+    // A user who registered here is not taken over.
     here.alice(json!({})).await.expect_problem(409, "username_taken");
     here.alice(json!({ "username": "alice2", "email": "ALICE@example.com" }))
         .await
@@ -277,7 +279,7 @@ async fn a_change_ends_and_outdates_what_it_does_elsewhere() {
     here.alice(newer).await.expect(200);
     me(&login).await.expect_problem(401, "token_outdated");
 
-    // A login has replaced the hash, so that nobody can tell whether it is another password.
+    // A login has replaced the hash, so there is no telling whether the record's hash is of another password.
     let login = here.log_in(OLD_PASSWORD).await.expect(200);
     assert!(here.column("password_hash", "17").await.as_str().unwrap().starts_with("$argon2id$"));
     let later = json!({ "updated_at": "2026-01-02T03:04:06Z", "password_hash": SSHA });
@@ -315,7 +317,7 @@ async fn a_record_from_a_clock_that_is_ahead_undoes_nothing_when_it_comes_twice(
         assert_eq!(again[field], value, "{field}");
     }
 
-    // A password that is set here counts as much.
+    // The same holds for a password that is set here.
     let ahead = json!({ "updated_at": "2026-01-02T03:09:05Z" });
     here.alice(ahead.clone()).await.expect(200);
     let login = here.log_in(OLD_PASSWORD).await.expect(200);
@@ -328,7 +330,8 @@ async fn a_record_from_a_clock_that_is_ahead_undoes_nothing_when_it_comes_twice(
     here.log_in("another-horse-battery-10").await.expect(200);
 }
 
-/// As in a row that the other system's clock was ahead for: what is set here comes after it.
+/// The other system's clock was ahead when it dated the record; a password that is set here afterwards still counts as
+/// the later one.
 #[tokio::test]
 async fn a_password_that_was_set_here_is_not_undone_by_one_that_a_clock_ahead_has_dated() {
     let here = Bridge::new().await;
@@ -344,7 +347,7 @@ async fn a_password_that_was_set_here_is_not_undone_by_one_that_a_clock_ahead_ha
     request.json(&passwords).send().await.expect(204);
     assert_eq!(here.column("password_changed_at", "17").await, "2026-01-02T03:08:05.000001+00:00");
 
-    // Something else has changed there, and the password is the one of before.
+    // Something else has changed there; the record still has the old password.
     let mut later = ahead;
     later["updated_at"] = "2026-01-02T03:09:05Z".into();
     later["full_name"] = "Al".into();
@@ -370,7 +373,7 @@ async fn who_changes_nothing_outdates_nothing() {
     let before = json!({ "updated_at": "2026-01-02T03:05:05Z", "full_name": "Al", "disabled": true });
     let changed = here.alice(before).await.expect(200);
     assert_eq!((&changed["full_name"], &changed["disabled"]), (&json!("Al"), &json!(true)));
-    // Whoever it was who was disabled before they logged in, by the record: their sessions have not ended before they began.
+    // The record says that the user was disabled before they logged in; even so, no session ends before it began.
     let sessions: Vec<bool> =
         sqlx::query_scalar("SELECT ended_at >= created_at FROM sessions WHERE user_id = $1::uuid")
             .bind(changed["id"].as_str())
@@ -403,7 +406,7 @@ async fn what_users_change_keeps_nobody_from_disabling_them() {
     here.app.get("/users/me").bearer(&login).send().await.expect_problem(401, "session_revoked");
     assert_eq!(here.alice(before.clone()).await.expect(200)["outcome"], "unchanged");
 
-    // What an administrator decides here is another matter.
+    // An administrator's decision here does hold off older records.
     here.app.clock.advance(Duration::minutes(2));
     let enable = json!({ "disabled": false });
     here.app.patch(&path).bearer(&here.root).json(&enable).send().await.expect(200);
@@ -418,7 +421,7 @@ async fn what_users_change_keeps_nobody_from_disabling_them() {
     assert_eq!(here.alice(later).await.expect(200)["disabled"], true);
 }
 
-/// The address that the other system has of them may be somebody else's here by now.
+/// The address that the other system has for a user may belong to someone else here by now.
 #[tokio::test]
 async fn an_address_that_was_taken_keeps_nobody_from_disabling_whose_it_was() {
     let here = Bridge::new().await;
@@ -434,7 +437,7 @@ async fn an_address_that_was_taken_keeps_nobody_from_disabling_whose_it_was() {
     let me = async || here.app.get("/users/me").bearer(&login).send().await;
     let now = async || here.app.get(&path).bearer(&here.root).send().await.expect(200);
 
-    // From before she did: all that is to be taken is, and nobody is told of an address that nobody wants.
+    // From before she moved: everything that still applies is taken, and the address, which does not, is no conflict.
     let before = json!({ "updated_at": "2026-01-02T03:05:05Z", "roles": ["support"], "full_name": "Eve" });
     for outcome in ["updated", "unchanged"] {
         let changed = here.alice(before.clone()).await.expect(200);
@@ -445,7 +448,7 @@ async fn an_address_that_was_taken_keeps_nobody_from_disabling_whose_it_was() {
     let undated = here.alice(json!({ "updated_at": null, "disabled": true })).await.expect(200);
     assert_eq!((&undated["outcome"], &undated["disabled"]), (&json!("unchanged"), &json!(false)));
 
-    // And after that, as often as it comes.
+    // From after that: she is disabled and loses her roles, however often the record comes, though it is refused.
     let after = json!({
         "updated_at": "2026-01-02T03:07:05Z", "roles": [], "disabled": true, "full_name": "Eve", "password_hash": SSHA,
     });
@@ -456,13 +459,13 @@ async fn an_address_that_was_taken_keeps_nobody_from_disabling_whose_it_was() {
         assert_eq!((&alice["full_name"], &alice["email"]), (&json!("Alice"), &json!("a2@example.org")));
     }
     me().await.expect_problem(401, "session_revoked");
-    // Nothing of the refused part is noted as there: with an address of her own it is newer still.
+    // The refused part is not recorded as applied: with an address of her own, the record still counts as newer.
     let mut mended = after;
     mended["email"] = "alice@new.example".into();
     let alice = here.alice(mended).await.expect(200);
     assert_eq!((&alice["outcome"], &alice["full_name"]), (&json!("updated"), &json!("Eve")));
 
-    // Who administers alone is not locked out that way, either.
+    // The only administrator is not disabled that way, either.
     let set =
         "UPDATE users SET external_id = 'root', updated_at = '2020-01-01Z', administered_at = '2020-01-01Z'
                WHERE username = 'root'";
@@ -474,7 +477,7 @@ async fn an_address_that_was_taken_keeps_nobody_from_disabling_whose_it_was() {
     here.app.get("/users/me").bearer(&here.root).send().await.expect(200);
 }
 
-/// By hand, and by a release that knows nothing of it.
+/// Also by hand, and by a release that does not know of the column.
 #[tokio::test]
 async fn whoever_changes_roles_or_disables_the_time_is_noted() {
     let here = Bridge::new().await;
@@ -497,7 +500,7 @@ async fn whoever_changes_roles_or_disables_the_time_is_noted() {
     .unwrap();
     assert!(is_now);
 
-    // Where nothing is noted it was as updated_at, which a clock that is ahead may have put into the future.
+    // Where nothing is noted, updated_at counts, which a clock that is ahead may have put into the future.
     change("UPDATE users SET updated_at = now() + interval '4 minutes' WHERE external_id = '17'").await;
     let found = change("UPDATE users SET administered_at = NULL WHERE external_id = '17'").await;
     assert_eq!(found, Value::Null);
@@ -505,7 +508,7 @@ async fn whoever_changes_roles_or_disables_the_time_is_noted() {
     assert_eq!(found, here.column("updated_at", "17").await);
 }
 
-/// What is the same address here is what is the same when an administrator changes it.
+/// Two addresses are the same here if they are the same when an administrator changes them.
 #[tokio::test]
 async fn an_address_in_other_letters_stays_verified_and_another_one_does_not() {
     let here = Bridge::new().await;
@@ -557,7 +560,7 @@ async fn of_two_who_tell_of_the_same_new_user_at_once_one_makes_them_and_both_su
         .collect();
     assert_eq!(ids[0], ids[1]);
 
-    // And many, each with something else to say: the newest is what stays.
+    // The same with many, each with a different record: the newest one stays.
     for round in 0..5 {
         let mut crowd = JoinSet::new();
         for i in 0..6 {
@@ -593,17 +596,17 @@ async fn fast_hashes_wait_their_turn_with_logins() {
     }
     let (made, turned_away): (Vec<_>, Vec<_>) =
         crowd.join_all().await.into_iter().partition(|answer| answer.status.as_u16() == 201);
-    // One more may wait for the first one's hash, and is turned away, too, if that takes seconds among all the other tests.
+    // One more may wait for the first one's hash; it is turned away, too, if that takes seconds beside all other tests.
     assert!(!made.is_empty() && turned_away.len() >= 2, "{} {}", made.len(), turned_away.len());
     for answer in turned_away {
         assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
         answer.expect_problem(503, "overloaded");
     }
-    // What is slow by itself needs no turn.
+    // A hash that is slow by itself needs no turn.
     here.alice(json!({})).await.expect(201);
 }
 
-/// What a request had asked the database when it was given up is answered to nobody else.
+/// The answer to what an abandoned request had asked the database reaches no other request.
 #[tokio::test]
 async fn who_hangs_up_leaves_the_next_ones_no_answers() {
     let here = Bridge::new().await;
@@ -614,7 +617,7 @@ async fn who_hangs_up_leaves_the_next_ones_no_answers() {
     }
     let mut conn = here.app.db.acquire().await.unwrap();
     for round in 0..3 {
-        // Somebody takes the name at the same moment.
+        // Someone takes the name at the same moment.
         let mut other = conn.begin().await.unwrap();
         sqlx::query(
             "INSERT INTO users (id, username, email, roles, is_email_verified, disabled, password_changed_at,

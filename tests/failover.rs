@@ -1,9 +1,10 @@
-//! The primary is lost, a standby takes its place behind the same address: the service is back by itself, within 15 s, in
-//! both ways in which a server can be lost. Killed, its connections end at once. Vanished with its machine, they hang: no
-//! end, no error, no answer, also of statements that are under way on every connection of the pool.
+//! The primary is lost and a standby takes its place behind the same address. The service recovers by itself within
+//! 15 s, whichever way the server was lost. If it was killed, its connections end at once. If it vanished with its
+//! machine, they hang: no end, no error and no answer, even to statements that are under way on every connection of the
+//! pool.
 //!
-//! The standby is synchronous, so that nothing is lost that was answered: sessions go on, and what was revoked a moment
-//! before stays revoked. With an asynchronous one it is as with every program: the last changes may be gone.
+//! The standby is synchronous, so nothing is lost that was answered: sessions continue, and what was revoked a moment
+//! before stays revoked. With an asynchronous standby the last changes may be gone, as they may for any program.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use crate::{
     process::{Home, Process, Signal, allowed, until},
 };
 
-/// What is promised.
+/// The promised time to recover.
 const BACK_WITHIN: Duration = Duration::from_secs(15);
 
 struct Story {
@@ -26,14 +27,14 @@ struct Story {
     address: Address,
     service: Process,
     _home: Home,
-    /// Sessions of alice: one that goes on, one that was ended a moment before.
+    /// Sessions of alice: one that continues, and one that was ended a moment before.
     kept: Value,
     ended: Value,
 }
 
 impl Story {
     async fn begin() -> Self {
-        // Over TLS it is harder: a connection is not even closed without an answer.
+        // TLS is the harder case: even closing a connection waits for an answer.
         let dir = directory();
         self_signed(dir.path(), "server").await;
         let primary = Server::encrypted(dir.path()).await;
@@ -51,7 +52,7 @@ impl Story {
         Self { primary, standby, address, service, _home: home, kept, ended }
     }
 
-    /// After the failover, which began at `lost`.
+    /// What must hold after the failover, which began at `lost`.
     async fn end(self, lost: Instant) {
         let Self { standby, service, kept, ended, .. } = &self;
         while log_in(service).await.is_none() {
@@ -69,7 +70,7 @@ impl Story {
         let (status, renewed) = service.post("/tokens/renew_access", &renewal).await;
         assert_eq!(status, 200, "{renewed}");
 
-        // The feed goes on with the new server, whose snapshots mean something else.
+        // The feed continues with the new server, whose snapshots mean something else.
         until("the feed is back", async || service.get("/readyz").await.0 == 200).await;
         let feed = lost.elapsed();
         assert!(feed < allowed(BACK_WITHIN), "{feed:?}");
@@ -129,7 +130,7 @@ async fn a_killed_primary_is_replaced() {
 #[tokio::test]
 async fn a_primary_that_vanishes_without_a_word_is_replaced() {
     let story = Story::begin().await;
-    // A statement on every connection that requests have, and more who wait for one.
+    // A statement on every connection for requests, and more requests that wait for one.
     let mut conn = story.primary.connect().await;
     let mut lock = conn.begin().await.unwrap();
     sqlx::query("LOCK TABLE users IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
@@ -155,6 +156,6 @@ async fn a_primary_that_vanishes_without_a_word_is_replaced() {
     story.standby.promote().await;
     story.address.turn_to(&story.standby);
     story.end(lost).await;
-    // Who waited was told to come again.
+    // Requests that waited were told to come again.
     assert!(waiting.join_all().await.iter().all(|status| *status == 503));
 }

@@ -1,10 +1,10 @@
 //! Password hashes of other systems let their owners in: bcrypt, scrypt, PBKDF2, crypt(3), LDAP's, Django's,
-//! Firebase's, Keycloak's, bare digests. A wrong password does not, and the right one leaves one of our own hashes
-//! behind, with which the next login works.
+//! Firebase's, Keycloak's and bare digests. A wrong password does not log in. The right one does, and leaves one of our
+//! own hashes behind, which the next login uses.
 //!
-//! They are made by the libraries of those systems: `foreign_hashes/vectors.json` were, once, and
-//! `foreign_hashes/make.py` makes others of other passwords in every run. For those `make test` installs the libraries
-//! (`scripts/other-libraries`); without them that test fails in CI, and elsewhere says that it has not run.
+//! Those systems' own libraries made the hashes: once for `foreign_hashes/vectors.json`, and in every run for
+//! `foreign_hashes/make.py`, of other passwords. `make test` installs the libraries for the latter
+//! (`scripts/other-libraries`); without them that test fails in CI, and elsewhere reports that it has not run.
 
 use std::{num::NonZeroUsize, process::Command, time::Duration};
 
@@ -32,7 +32,7 @@ fn pool() -> Pool {
     .unwrap()
 }
 
-/// What is to be stored for one of the hashes that the program makes.
+/// What is stored for one of the hashes that the program makes.
 async fn import(pool: &Pool, made: &Value) -> HashedPassword {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let number = |value: &Value| value.as_u64().unwrap();
@@ -93,7 +93,7 @@ async fn every_kind_lets_its_owner_in_once_and_is_replaced() {
         let (what, password) = (&vector["what"], vector["password"].as_str().unwrap());
         let hash = import(&pool, vector).await;
         set_hash(&app, &alice, hash.as_str()).await;
-        // Refusals by one that has verified the dearest would take as long from then on.
+        // A new replica each time: one that has verified an expensive hash makes every later refusal take as long.
         let app = app.replica(&[]).await;
         assert_eq!(log_in(&app, PASSWORD).await, 401, "{what}");
         assert_eq!(stored(&app, &alice).await, hash.as_str(), "{what}");
@@ -107,7 +107,7 @@ async fn every_kind_lets_its_owner_in_once_and_is_replaced() {
     }
 }
 
-/// What is wrapped has the pepper of the moment, and loses it like any other.
+/// A wrapped hash gets the current pepper, and loses it like any other hash.
 #[tokio::test]
 async fn a_wrapped_hash_may_have_a_pepper() {
     let pepper = "1:RO1qnPi9qxt2iBVWLtBI7ODWHOmx5QBmCy0l1C0gp6s=";

@@ -1,6 +1,6 @@
-//! The forge: a format's keys with the private half in hand, so that a test signs what the service never would.
+//! The forge: a format's key with its private half, so that a test can sign what the service never would.
 //!
-//! Signs with `aws-lc-rs` and `pasetors` directly; of gatepass it uses the types of keys alone. `fuzz/` has it, too.
+//! It signs with `aws-lc-rs` and `pasetors` directly, and uses only gatepass's key types. `fuzz/` uses it, too.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ use serde_json::Value;
 /// A format's key, private half and all.
 pub struct Forge {
     pub format: Format,
-    /// What the service checks with.
+    /// What the service verifies with.
     pub verifying: VerifyingKey,
     /// The key's name.
     pub kid: String,
@@ -38,12 +38,12 @@ pub struct Forge {
 
 #[derive(Clone)]
 pub enum Secret {
-    /// PASETO v4.local, or HMAC with these very bytes.
+    /// For PASETO v4.local, or for HMAC with exactly these bytes.
     Octets(Vec<u8>),
     /// PASETO v4.public: seed and public key.
     V4Public(Vec<u8>),
     EdDsa(Arc<Ed25519KeyPair>),
-    /// PKCS #8, since a key of `aws-lc-rs` knows one form of signature.
+    /// PKCS #8, since an `aws-lc-rs` key makes one form of signature only.
     P256(Vec<u8>),
     Rsa(Arc<RsaKeyPair>),
 }
@@ -54,14 +54,14 @@ pub enum Signature {
     Hs256,
     EdDsa,
     Es256,
-    /// ES256 as X.509 has it, not as JOSE has it.
+    /// ES256 in the DER form of X.509, not in that of JOSE.
     Es256Der,
     Rs256,
     Ps256,
 }
 
 impl Forge {
-    /// The forge of a format with a shared secret, derived from `root` as the format wants it.
+    /// The forge of a format with a shared secret, which is derived from `root` as the format requires.
     pub fn shared(format: SharedFormat, root: &SymmetricKey) -> Self {
         let secret = match format {
             SharedFormat::V4Local => root.as_bytes().to_vec(),
@@ -99,7 +99,7 @@ impl Forge {
         self.format.name().starts_with("jwt:")
     }
 
-    /// The value of `alg`; nothing for a PASETO.
+    /// The value of `alg`; empty for a PASETO.
     pub fn alg(&self) -> &'static str {
         self.format.name().strip_prefix("jwt:").unwrap_or_default()
     }
@@ -113,12 +113,12 @@ impl Forge {
         }
     }
 
-    /// These bytes as claims, with the right key and in an honest envelope.
+    /// A token of these bytes as claims, with the right key and in an honest envelope.
     pub fn seal(&self, claims: impl AsRef<[u8]>) -> String {
         self.seal_in(&self.envelope(), claims)
     }
 
-    /// These bytes as claims, with the right key, under this header or footer.
+    /// A token of these bytes as claims, with the right key, under this header or footer.
     pub fn seal_in(&self, envelope: &str, claims: impl AsRef<[u8]>) -> String {
         let Some(signature) = self.own_signature() else {
             return self.paseto(Some(envelope), claims.as_ref(), None);
@@ -156,7 +156,7 @@ impl Forge {
 }
 
 impl Secret {
-    /// Signs with this key. Asks for no signature that its kind of key cannot make.
+    /// Signs with this key. No caller asks for a signature that this kind of key cannot make.
     pub fn sign(&self, signature: Signature, message: &[u8]) -> Vec<u8> {
         let es256 = |form: &'static EcdsaSigningAlgorithm, pkcs8: &[u8]| {
             let key = EcdsaKeyPair::from_pkcs8(form, pkcs8).unwrap();
@@ -204,13 +204,13 @@ pub fn hs256(secret: &[u8], message: &[u8]) -> Vec<u8> {
     hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), message).as_ref().to_vec()
 }
 
-/// The private half of a key pair, opened from the form in which it is stored.
+/// The private half of a key pair, unwrapped from its stored form.
 pub fn private_bytes(pair: &KeyPair) -> Vec<u8> {
     let root = SymmetricKey::from_bytes([1; 32]);
     let wrapped = WrappingKey::new(&root).wrap(pair).unwrap();
     let key = root.derive("signing key wrapping v1");
     let key = RandomizedNonceKey::new(&AES_256_GCM, key.as_bytes()).unwrap();
-    // After a byte for the version.
+    // The nonce follows a version byte.
     let nonce = Nonce::try_assume_unique_for_key(&wrapped[1..13]).unwrap();
     let bound = Aad::from(format!("gatepass signing key\0{}\0{}", pair.format(), pair.id()).into_bytes());
     let mut sealed = wrapped[13..].to_vec();

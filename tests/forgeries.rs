@@ -1,6 +1,6 @@
-//! A table of forgeries at every format, from the outside: real requests through the bearer layer, each with a token that
-//! nobody was given. The honest token passes before and after, and a forger has everything but the private key; where a
-//! table needs authentic tokens of odd content, the test signs them itself ([`crate::forge`]).
+//! Tables of forgeries for every format, from the outside: real requests through the bearer layer, each with a token
+//! that was never issued. The honest token passes before and after. A forger has everything but the private key; where
+//! a table needs authentic tokens with odd content, the test signs them itself ([`crate::forge`]).
 
 use std::sync::{Arc, LazyLock};
 
@@ -86,7 +86,7 @@ impl Door {
         Self { forge, attacker, root, verifier, router, honest }
     }
 
-    /// Knocks with these `Authorization` fields; the status, and the code of a problem.
+    /// Knocks with these `Authorization` fields, and returns the status and a problem's code.
     async fn knock(&self, fields: &[HeaderValue]) -> (u16, String) {
         let mut request = Request::get("/").body(Body::empty()).unwrap();
         for field in fields {
@@ -106,7 +106,8 @@ impl Door {
         self.knock(&[bearer(token).unwrap()]).await.0 == 200
     }
 
-    /// Every token of the table is refused for the right reason, and the honest one passes before and after.
+    /// Asserts that every token in the table is refused for one of the right reasons, and that the honest one passes
+    /// before and after.
     async fn refuses<T: Into<String>>(
         &self,
         table: impl IntoIterator<Item = (T, String)>,
@@ -117,7 +118,7 @@ impl Door {
             let what = format!("{}: {}: {token:.400}", self.forge.format, what.into());
             let rejection = self.verifier.verify(&token, START).err();
             assert!(rejection.is_some_and(|found| why.contains(&found)), "{rejection:?} {what}");
-            // What is no text of a header field never gets as far as a request.
+            // A token that cannot be the value of a header field never gets into a request.
             let Some(field) = bearer(&token) else { continue };
             let code = if rejection == Some(Rejection::Expired) { "token_expired" } else { "invalid_token" };
             assert_eq!(self.knock(&[field]).await, (401, code.to_owned()), "{what}");
@@ -125,12 +126,12 @@ impl Door {
         assert!(self.lets_in(&self.honest).await, "{}: honest, after", self.forge.format);
     }
 
-    /// Why a JWT of another algorithm under our key's name is refused.
+    /// Why a JWT with another algorithm that names our key is refused.
     fn not_of_ours(&self) -> Rejection {
         if self.forge.is_jwt() { Rejection::WrongAlgorithm } else { Rejection::UnknownKey }
     }
 
-    /// The claims of the honest token, as JSON of its format.
+    /// The honest token's claims, as JSON in its format.
     fn claims(&self) -> Value {
         json!({
             "iss": "https://id.example", "sub": Uuid::from_u128(1).to_string(), "aud": "api",
@@ -153,7 +154,7 @@ impl Door {
         claims.to_string()
     }
 
-    /// A table over the public key in all the forms in which people hand it around.
+    /// A table of the public key in all the forms in which people pass it around.
     fn public_key_texts(&self) -> Vec<(&'static str, Vec<u8>)> {
         let mut texts = Vec::new();
         if let VerifyingKey::Public(key) = &self.forge.verifying {
@@ -198,14 +199,14 @@ fn bearer(token: &str) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("Bearer {token}")).ok()
 }
 
-/// A header of a JWT with this `alg` and `kid`.
+/// A JWT header with this `alg` and `kid`.
 fn header(alg: &str, kid: &str) -> String {
     format!(r#"{{"typ":"at+jwt","alg":"{alg}","kid":"{kid}"}}"#)
 }
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-/// What a token that was changed at random can fail at.
+/// Why a token that was changed at random can be refused.
 const TAMPERED: &[Rejection] =
     &[Rejection::Malformed, Rejection::UnknownKey, Rejection::WrongAlgorithm, Rejection::Forged];
 
@@ -222,7 +223,7 @@ async fn no_character_of_a_token_can_be_changed_and_it_can_be_cut_nowhere() {
         let headless = (1..token.len()).step_by(7).map(|i| (format!("from {i} on"), token[i..].to_owned()));
         door.refuses(altered.chain(cut.skip(1)).chain(headless), TAMPERED).await;
 
-        // The last character of a part has bits that no byte needs.
+        // The last character of a part may have bits that encode nothing.
         let ends = token.match_indices('.').map(|(end, _)| end).chain([token.len()]).map(|end| end - 1);
         let mut table = Vec::new();
         for end in ends {
@@ -391,11 +392,11 @@ async fn no_spelling_of_none_is_an_algorithm() {
                 table.push((format!("{header}, signed"), door.forge.seal_in(&header, &claims)));
             }
         }
-        // A PASETO's key is not among those that a JWT may name.
+        // A JWT cannot name a PASETO's key.
         let why = [Rejection::Malformed, door.not_of_ours()];
         door.refuses(table, &why).await;
 
-        // The right algorithm, and no signature.
+        // The right algorithm, and zeros for a signature.
         let empty = [0, 1, 32, 64, 256].map(|length| {
             (format!("{length} zeros"), jwt(&door.forge.envelope(), claims.as_bytes(), |_| vec![0; length]))
         });
@@ -576,7 +577,7 @@ async fn a_key_id_selects_one_of_our_keys_or_nothing() {
 
         let missing = with("0").replace(r#","kid":0"#, "").replace(r#""kid":0"#, "");
         door.refuses([(&*missing, door.forge.seal_in(&missing, &claims))], &[Rejection::Malformed]).await;
-        // 7 KB of it do not leave room for the claims; the limit comes first.
+        // A kid of 7 KB leaves no room for the claims; the length limit is checked first.
         let long = format!(r#""{}""#, "A".repeat(7_000));
         door.refuses([sealed(&long)], &[Rejection::TooLong]).await;
         let short = door.forge.seal_in(&with(&format!(r#""{}""#, "A".repeat(5_400))), "{}");
@@ -634,7 +635,7 @@ async fn a_header_is_exactly_ours() {
         let sealed = table.into_iter().map(|(what, header)| (what, door.forge.seal_in(&header, &claims)));
         door.refuses(sealed, &[Rejection::Malformed]).await;
 
-        // RFC 7797: what is signed is then the claims as they are.
+        // RFC 7797: under this header, the claims are signed unencoded.
         let header = own.replace('}', r#","b64":false,"crit":["b64"]}"#);
         if let Some(signature) = door.forge.own_signature() {
             let message = format!("{}.{claims}", encode(&header));
@@ -676,15 +677,15 @@ async fn only_at_jwt_is_the_type_of_an_access_token() {
     }
 }
 
-/// Faults by the check that finds them, in the order of the checks. From outside only the one of `exp` is told from the
-/// others: `token_expired`.
+/// Faults in the order of the checks that find them. From outside, only an expired token can be told from the others:
+/// `token_expired`.
 #[tokio::test]
 async fn of_two_faults_the_earlier_check_answers() {
     for door in &*DOORS {
         let faults = [
             ("roles", json!("admin"), NO_CLAIMS[0]),
             ("token_use", json!("refresh"), Rejection::WrongUse),
-            // No claim, but the header.
+            // This one is in the header, not in the claims.
             ("typ", json!("JWT"), Rejection::WrongType),
             ("iss", json!("https://evil.example"), Rejection::WrongIssuer),
             ("aud", json!("web"), Rejection::WrongAudience),
@@ -692,7 +693,7 @@ async fn of_two_faults_the_earlier_check_answers() {
             ("exp", door.time(-1), Rejection::Expired),
             ("sub", json!("alice"), Rejection::InvalidSubject),
         ];
-        // A PASETO has no type to be wrong.
+        // A PASETO has no type that could be wrong.
         let faults: Vec<_> =
             faults.into_iter().filter(|(name, ..)| *name != "typ" || door.forge.is_jwt()).collect();
         let seal = |forge: &Forge, faults: &[&(&str, Value, Rejection)]| {
@@ -710,7 +711,7 @@ async fn of_two_faults_the_earlier_check_answers() {
                 let what = format!("{} and {}", earlier.0, later.0);
                 door.refuses([(what, seal(&door.forge, &[earlier, later]))], &[earlier.2]).await;
             }
-            // What comes before the claims: whose they are.
+            // Whose claims they are is checked before the claims.
             let what = format!("another key and {}", earlier.0);
             door.refuses([(what, seal(&door.attacker, &[earlier]))], &[Rejection::Forged]).await;
             let unknown =
@@ -825,7 +826,7 @@ async fn every_claim_is_there_once_and_of_its_type() {
             .iter()
             .map(|&b| if b == b'A' { 0xff } else { b })
             .collect::<Vec<_>>();
-        // pasetors refuses a message that is no UTF-8 together with a wrong tag.
+        // pasetors refuses a message that is not UTF-8 in the same way as a wrong tag.
         let why = [NO_CLAIMS[0], Rejection::Forged];
         door.refuses([("no UTF-8", door.forge.seal(no_text)), ("no UTF-8", door.forge.seal(broken))], &why)
             .await;
@@ -838,7 +839,8 @@ async fn deep_nesting_is_no_way_to_the_end_of_the_stack() {
         let claims = door.claims().to_string();
         let nested =
             |open: &str, close: &str, depth: usize| format!("{}{}", open.repeat(depth), close.repeat(depth));
-        // 10 000 deep is 20 KB: over the limit. As deep as the limit lets it be, within and instead of the claims.
+        // 10 000 levels are 20 KB, over the limit. So as deep as the limit allows, within the claims and in their
+        // place.
         let (mut inside, mut table) = (Vec::new(), Vec::new());
         for (open, close, depth) in
             [("[", "]", 2_000), ("{\"a\":", "}", 0), ("[", "", 4_000), ("[[[[[[[[", "", 500)]
@@ -856,14 +858,14 @@ async fn deep_nesting_is_no_way_to_the_end_of_the_stack() {
             table.into_iter().map(|(what, claims)| (what, door.forge.seal(claims))).collect();
         assert!(sealed.iter().all(|(_, token)| token.len() <= gatepass::token::MAX_TOKEN_BYTES));
         door.refuses(sealed, NO_CLAIMS).await;
-        // In a claim that nobody knows: passed over, and without a stack.
+        // In an unknown claim, it is skipped without using the stack.
         for claims in &inside {
             let token = door.forge.seal(claims);
             assert!(token.len() <= gatepass::token::MAX_TOKEN_BYTES);
             let is_json = serde_json::from_str::<serde::de::IgnoredAny>(claims).is_ok();
             assert_eq!(door.lets_in(&token).await, is_json, "{}: {claims:.100}", door.forge.format);
         }
-        // The header comes before any signature is checked.
+        // The header is read before any signature is checked.
         let header = door.forge.envelope().replace('}', &format!(r#","x":{}}}"#, nested("[", "]", 2_500)));
         let table = [
             ("header", door.attacker.seal_in(&header, "{}")),
@@ -961,7 +963,7 @@ async fn a_paseto_has_our_footer_and_no_implicit_assertion() {
             .map(|text| ("asserted", seal(Some(&own), Some(text))));
         door.refuses(asserted, &[Rejection::Forged]).await;
 
-        // Another footer on an honest token, and an honest footer on a token without.
+        // Another footer on an honest token, and an honest footer on a token without one.
         let (body, _) = door.honest.rsplit_once('.').unwrap();
         let other = encode(format!(r#"{{"kid":"{kid}" }}"#));
         let table = [
@@ -974,7 +976,7 @@ async fn a_paseto_has_our_footer_and_no_implicit_assertion() {
     }
 }
 
-/// `a + b` of numbers that begin with their lowest byte.
+/// `a + b` of little-endian numbers.
 fn add(a: &[u8], b: &[u8]) -> Vec<u8> {
     let mut carry = 0;
     a.iter()
@@ -989,7 +991,7 @@ fn add(a: &[u8], b: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_signature_has_one_form() {
-    // The order of Ed25519's group, lowest byte first.
+    // The order of Ed25519's group, little-endian.
     const L: [u8; 32] = [
         0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0,
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
@@ -1027,7 +1029,7 @@ async fn a_signature_has_one_form() {
             "v4.public" | "jwt:EdDSA" => {
                 let (r, s) = signature.split_at(32);
                 table.push(("S + L", [r, &add(s, &L)].concat()));
-                // Small order: the neutral element, with a key of any kind.
+                // Small order: the neutral element, whatever the key.
                 table.push(("R of order one, S of zero", [&[1][..], &[0; 63]].concat()));
             }
             "jwt:ES256" => {
@@ -1065,7 +1067,7 @@ async fn what_is_no_access_token_at_all_is_refused() {
             ("8 KiB of full stops", ".".repeat(8_192)),
             ("8 KiB of letters", "A".repeat(8_192)),
         ];
-        // pasetors' own order of checks.
+        // Which reason it is depends on the order of pasetors' own checks.
         let why = [Rejection::Malformed, Rejection::UnknownKey, Rejection::Forged];
         door.refuses(table, &why).await;
 
@@ -1118,7 +1120,7 @@ async fn a_request_has_one_bearer_token_and_in_one_place() {
     }
 }
 
-/// The same at the whole service, in the format that it has by itself.
+/// The same for the whole service, in its default format.
 #[tokio::test]
 async fn the_service_lets_nothing_in_but_its_own_access_tokens() {
     let app = App::new().await;
@@ -1177,7 +1179,7 @@ async fn the_service_lets_nothing_in_but_its_own_access_tokens() {
     me().bearer(&alice).send().await.expect(200);
 }
 
-/// The fuzzers' corpus (`fuzz/`), without a fuzzer.
+/// Runs the fuzz targets over their corpus (`fuzz/`), without a fuzzer.
 #[test]
 fn what_the_fuzzers_start_from_holds() {
     let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
