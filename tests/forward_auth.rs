@@ -1,10 +1,10 @@
-//! Forward auth: a proxy that asks `/auth/verify` lets through whom it should and nobody else, whatever the client sends.
-//! First the route by itself, over the router and on a socket; then the real nginx, Traefik and Envoy, with
-//! the configurations that `docs/forward-auth.md` has, in front of an application.
+//! Forward auth: a proxy that asks `/auth/verify` lets the right users through and nobody else, whatever the client sends.
+//! The route is tested by itself first, over the router and on a socket. Then the real nginx, Traefik and Envoy stand in
+//! front of an application, with the configurations from `docs/forward-auth.md`.
 //!
-//! nginx is looked for as tests/nginx.rs says, Traefik and Envoy where `GATEPASS_TEST_TRAEFIK` and `GATEPASS_TEST_ENVOY`
-//! say; `make test` sets those (`scripts/test-proxy`). Without one of them its test fails in CI, and
-//! elsewhere says that it has not run.
+//! nginx is found as tests/nginx.rs describes, Traefik and Envoy through `GATEPASS_TEST_TRAEFIK` and
+//! `GATEPASS_TEST_ENVOY`, which `make test` sets (`scripts/test-proxy`). If one is missing, its test fails in CI;
+//! elsewhere it reports that it has not run.
 
 use std::{
     fs,
@@ -82,7 +82,7 @@ fn assert_passes(answer: &Answer, login: &Value) {
     assert_identity(&answer.headers, login);
 }
 
-/// That all five fields are there, each once, and tell who logged in at [`START`].
+/// Asserts that all five fields are there, once each, and describe this login, made at [`START`].
 #[track_caller]
 fn assert_identity(headers: &HeaderMap, login: &Value) {
     let roles: Vec<_> =
@@ -97,7 +97,7 @@ fn assert_identity(headers: &HeaderMap, login: &Value) {
     ];
     for (name, expected) in IDENTITY.into_iter().zip(expected) {
         let values: Vec<_> = headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
-        // Some proxies leave a field out whose value is empty.
+        // Some proxies leave out a field whose value is empty.
         assert!(values == [expected] || (values.is_empty() && expected.is_empty()), "{name}: {headers:?}");
     }
 }
@@ -113,7 +113,7 @@ async fn any_method_with_a_good_token_passes_and_without_one_does_not() {
     ] {
         let method: Method = method.parse().unwrap();
         for address in addresses {
-            // As a preflight, of a page that may call gatepass itself.
+            // Like a preflight, from a page that may call gatepass itself.
             let request = || {
                 app.request(method.clone(), address)
                     .header("origin", "https://app.example")
@@ -147,7 +147,7 @@ async fn any_method_with_a_good_token_passes_and_without_one_does_not() {
 async fn one_of_the_roles_is_needed() {
     let app = App::new().await;
     let Users { alice, editor, admin } = Users::new(&app).await;
-    // Who passes, of alice, editor and admin.
+    // Whether alice, editor and admin pass.
     for (demand, passing) in [
         ("?role=admin", [false, false, true]),
         ("?role=editor", [false, true, false]),
@@ -158,7 +158,7 @@ async fn one_of_the_roles_is_needed() {
         ("?role=*", [false; 3]),
         ("?role=admin,editor", [false; 3]),
         ("?page=2", [true; 3]),
-        // Operator's and client's in one.
+        // The operator's query and the client's in one.
         ("?role=admin&page=2", [false; 3]),
         ("?role=admin&uri=/x?role=editor", [false; 3]),
         ("?role=admin/x&role=editor", [false; 3]),
@@ -176,7 +176,7 @@ async fn one_of_the_roles_is_needed() {
             app.get(&address).send().await.expect_problem(401, "missing_token");
         }
     }
-    // What was meant to be a role is no reason to let everybody in. Below, it is the client's own.
+    // A parameter that was meant to be `role` must not let everybody in. On a path below, it is the client's own.
     for demand in ["?roles=admin", "?Role=admin", "?role[]=admin", "?role%20=admin", "?page=2&Roles=admin"] {
         for login in [&alice, &editor, &admin] {
             let answer = app.get(&format!("/auth/verify{demand}")).bearer(login).send().await;
@@ -185,7 +185,7 @@ async fn one_of_the_roles_is_needed() {
             assert_passes(&answer, login);
         }
     }
-    // Said by the path, the client's part has no say.
+    // When the path names the roles, the client's part has no say.
     for (address, passing) in [
         ("/auth/verify/role=admin", [false, false, true]),
         ("/auth/verify/role=admin/", [false, false, true]),
@@ -241,27 +241,27 @@ async fn on_a_connection_no_body_holds_the_answer_up() {
     let head = |more: &str| {
         format!("POST /auth/verify HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n{more}\r\n")
     };
-    // Declared and never sent.
+    // A body that is declared and never sent.
     for more in ["Content-Length: 1048576\r\n", "Transfer-Encoding: chunked\r\n"] {
         let mut stream = TcpStream::connect(gatepass.address).await.unwrap();
         stream.write_all(head(more).as_bytes()).await.unwrap();
         let answer = read_head(&mut stream).await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{more}: {answer}");
     }
-    // Who asks whether to send it is not told to.
+    // A client that asks whether to send its body is not told to.
     let mut stream = TcpStream::connect(gatepass.address).await.unwrap();
     let more = "Content-Length: 1048576\r\nExpect: 100-continue\r\n";
     stream.write_all(head(more).as_bytes()).await.unwrap();
     let answer = read_head(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    // After a small one, or none, the next request has the same connection.
+    // After a small body, or none, the next request uses the same connection.
     let mut stream = TcpStream::connect(gatepass.address).await.unwrap();
     for (more, body) in [("Content-Length: 4\r\n", "body"), ("Content-Length: 0\r\n", ""), ("", "")] {
         stream.write_all(format!("{}{body}", head(more)).as_bytes()).await.unwrap();
         let answer = read_head(&mut stream).await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("connection: close"), "{answer}");
     }
-    // A large one that is sent all the same costs the connection, not the answer.
+    // A large body that is sent all the same costs the connection, not the answer.
     let mut stream = TcpStream::connect(gatepass.address).await.unwrap();
     stream.write_all(head("Content-Length: 1048576\r\n").as_bytes()).await.unwrap();
     stream.write_all(&vec![b'x'; 1 << 20]).await.unwrap();
@@ -301,8 +301,8 @@ impl Served {
     }
 }
 
-/// The application behind the proxy, which keeps what arrived and answers with what it got, in short; at `/download`, with
-/// much.
+/// The application behind the proxy. It keeps what arrived, and answers with a digest of the body; at `/download`, with
+/// a large body.
 struct Application {
     address: SocketAddr,
     arrived: Arc<Mutex<Vec<(Method, String, HeaderMap)>>>,
@@ -312,9 +312,9 @@ const MUCH: &[u8] = &[b'x'; 1_000_000];
 
 /// The length and the SHA-256 of a body.
 ///
-/// A large upload has a short answer. Go's server begins an answer of more than 2 KB at once, and takes what is still to
-/// read of the request for itself then. That races with its client, which reads once more to see the end: the answer
-/// breaks off (golang/go#40747). So it does behind Traefik, however late the application answers.
+/// It keeps the answer to a large upload short. Go's server begins to send an answer of more than 2 KB at once, and
+/// then drains the rest of the request itself. That races with Go's client, which reads once more to see the end, and
+/// the answer breaks off (golang/go#40747). This happens behind Traefik, however late the application answers.
 fn in_short(body: &[u8]) -> String {
     format!("{} {:?}", body.len(), digest::digest(&digest::SHA256, body))
 }
@@ -325,7 +325,7 @@ impl Application {
         let arrived = Arrived::default();
         let answer = async |State(arrived): State<Arrived>, request: Request| {
             let (parts, body) = request.into_parts();
-            // All of it before the answer begins: Traefik does not pass both on at once.
+            // The whole body is read before the answer begins: Traefik does not pass on both at once.
             let body = body.collect().await.unwrap().to_bytes();
             let answer: Bytes = if parts.uri == "/download" { MUCH.into() } else { in_short(&body).into() };
             arrived.lock().unwrap().push((parts.method, parts.uri.to_string(), parts.headers));
@@ -339,25 +339,25 @@ impl Application {
         Self { address, arrived }
     }
 
-    /// What has arrived since the last time.
+    /// What has arrived since the last call.
     fn take(&self) -> Vec<(Method, String, HeaderMap)> {
         std::mem::take(&mut *self.arrived.lock().unwrap())
     }
 }
 
-/// Everything that a proxy is to do, asked of one that listens on the socket at `socket` and says `gone` when gatepass
-/// does not answer.
+/// Everything that a proxy must do, asked of one that listens on the Unix socket at `socket` and answers with the
+/// status `gone` when gatepass does not answer.
 async fn story(socket: &Path, app: &App, gatepass: Served, application: &Application, gone: u16) {
     let Users { alice, editor, admin } = Users::new(app).await;
     let client = reqwest::Client::builder().unix_socket(socket).build().unwrap();
-    // What came to see whether the proxy runs.
+    // Forget the requests that checked whether the proxy was up.
     application.take();
     let request = |method: Method, path: &str| client.request(method, format!("http://app.example{path}"));
     let bearer = |request: reqwest::RequestBuilder, login: &Value| {
         request.bearer_auth(login["access_token"].as_str().unwrap())
     };
 
-    // Without a token nothing arrives, and the client is told how to ask.
+    // Without a token nothing reaches the application, and the client is told how to authenticate.
     for path in ["/", "/x?role=admin", "/admin/", "/_gatepass", "/auth/verify"] {
         for method in [Method::GET, Method::POST, Method::DELETE, Method::OPTIONS] {
             let answer = request(method.clone(), path)
@@ -378,7 +378,7 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
     assert!(answer.headers()["www-authenticate"].to_str().unwrap().contains("invalid_token"));
     assert!(application.take().is_empty());
 
-    // With one everything arrives, and says who it is; not who the client says it is.
+    // With a token everything arrives, with who the user is and not with who the client claims to be.
     for login in [&alice, &editor, &admin] {
         for (method, path) in [
             (Method::GET, "/"),
@@ -403,7 +403,7 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
     assert!(answer.bytes().await.unwrap() == MUCH);
     application.take();
 
-    // Roles, and a client who would like to say which.
+    // Roles, and a client that tries to choose them.
     for (login, status) in [(&alice, 403), (&editor, 403), (&admin, 200)] {
         for path in ["/admin/", "/admin/x?role=editor", "/admin/role=*/?role=*", "/admin/?&role=editor"] {
             let answer = bearer(request(Method::POST, path), login).body("body").send().await.unwrap();
@@ -415,7 +415,7 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
         assert_identity(&headers, &admin);
     }
 
-    // However the path is written.
+    // The same, however the path is written.
     for path in ["//admin/", "/admin//x", "/%61dmin/", "/x/../admin/", "/./admin/x", "/x/%2e%2e/admin/"] {
         for (login, passes) in [(&alice, false), (&admin, true)] {
             let status = raw(socket, login, path, "").await;
@@ -424,7 +424,7 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
     }
     application.take();
 
-    // Fields whose names some applications read as ours, or that the client declares to be for the proxy alone.
+    // Fields whose names some applications read as ours, or that the client declares to be hop-by-hop.
     for more in [
         "X_Auth_User: root\r\n",
         "X-Auth_User: root\r\n",
@@ -453,7 +453,7 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
     assert_eq!(headers["upgrade"], "websocket");
     assert_identity(headers, &alice);
 
-    // Where nobody is asked, nobody is anybody.
+    // Where gatepass is not asked, no request carries an identity.
     let mut open = bearer(request(Method::GET, "/public/"), &alice);
     for name in IDENTITY {
         open = open.header(name, "admin");
@@ -462,7 +462,7 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
     let [(_, _, headers)] = &application.take()[..] else { panic!("not one") };
     assert!(IDENTITY.iter().all(|name| !headers.contains_key(*name)), "{headers:?}");
 
-    // Nobody there to ask, or somebody who cannot tell: nobody gets in.
+    // If gatepass is gone, or cannot tell, nobody gets in.
     let address = gatepass.address;
     gatepass.stop().await;
     let closed = async |status: u16| {
@@ -477,7 +477,7 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
     let at_a_loss = Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE);
     tokio::spawn(async { axum::serve(listener, at_a_loss).await });
     closed(503).await;
-    // What nobody is asked about goes on.
+    // Routes for which gatepass is not asked keep working.
     assert_eq!(request(Method::GET, "/public/").send().await.unwrap().status().as_u16(), 200);
 }
 
@@ -494,20 +494,20 @@ async fn raw(socket: &Path, login: &Value, path: &str, more: &str) -> u16 {
         .unwrap_or_else(|| panic!("{head}"))
 }
 
-/// The block of `docs/forward-auth.md` that is in this language and begins with this.
+/// The code block of `docs/forward-auth.md` in this language that begins with this line.
 fn documented(language: &str, beginning: &str) -> String {
     let page = include_str!("../docs/forward-auth.md");
     let (_, rest) = page.split_once(&format!("\n```{language}\n{beginning}\n")).unwrap();
     format!("{beginning}\n{}", rest.split_once("```").unwrap().0)
 }
 
-/// Puts `to` in the place of every `from`, of which there is one at least.
+/// Replaces every `from` with `to`; there must be at least one.
 fn replace(text: &str, from: &str, to: &str) -> String {
     assert!(text.contains(from), "no {from:?} in:\n{text}");
     text.replace(from, to)
 }
 
-/// Starts a proxy and waits until who comes by `socket` reaches the application where nobody is asked.
+/// Starts a proxy, and waits until a request through `socket` reaches the application on a route that is open to all.
 async fn start(command: &mut Command, stdin: Stdio, socket: &Path, log: &Path) -> Running {
     let client = reqwest::Client::builder().unix_socket(socket).build().unwrap();
     let log_file = fs::File::create(log).unwrap();
@@ -528,7 +528,7 @@ async fn start(command: &mut Command, stdin: Stdio, socket: &Path, log: &Path) -
     Running { _child: child, log: log.to_owned() }
 }
 
-/// A proxy, until it is dropped. When a test fails, what it had to say.
+/// A proxy that runs until this is dropped, which prints its log if the test fails.
 struct Running {
     _child: Child,
     log: PathBuf,
@@ -577,8 +577,8 @@ async fn behind_traefik() {
     routes = replace(&routes, "app.example.com", "app.example");
     fs::write(dir.path().join("app.yaml"), routes).unwrap();
 
-    // Traefik listens on no Unix socket. It takes a TCP one as systemd would pass it on: as the file 3 of a process whose
-    // id is in the environment.
+    // Traefik cannot listen on a Unix socket. It accepts a TCP socket as systemd passes one: as file descriptor 3 of
+    // the process whose id is in the environment.
     let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = dir.path().join("socket");
     pass_on(&socket, listener.local_addr().unwrap());
@@ -590,7 +590,7 @@ async fn behind_traefik() {
     story(&socket, &app, gatepass, &application, 500).await;
 }
 
-/// Has whoever comes to the socket at `socket` reach `address`.
+/// Forwards connections to the Unix socket at `socket` to `address`.
 fn pass_on(socket: &Path, address: SocketAddr) {
     let listener = UnixListener::bind(socket).unwrap();
     tokio::spawn(async move {

@@ -1,5 +1,5 @@
-//! What the fuzz targets (`fuzz/`) do with an input, and what has to hold then. The keys and the honest tokens are fixed,
-//! in `fuzzing.json`: made for this alone, and known to everybody.
+//! What the fuzz targets (`fuzz/`) do with an input, and what must hold afterwards. The keys and the honest tokens are
+//! fixed in `fuzzing.json`; they were made for this alone, and are public.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -49,13 +49,13 @@ pub fn bench(format: &str) -> &'static Bench {
     &BENCHES[format]
 }
 
-/// Any text as a token: what passes is one of the tokens that were made, to the byte.
+/// Takes any text for a token: what passes is one of the tokens that were made, byte for byte.
 pub fn token(format: &str, input: &[u8]) {
     let Ok(token) = str::from_utf8(input) else { return };
     let bench = bench(format);
     let Some(claims) = bench.verify(token) else { return };
     if format == "jwt:ES256" {
-        // An ECDSA signature (r, s) has a twin (r, n - s) that anybody can make: it says what the token said.
+        // An ECDSA signature (r, s) has a twin (r, n - s) that anyone can make, so only the claims are compared.
         let mut honest = bench.honest.iter().filter_map(|token| bench.verify(token));
         assert!(honest.any(|honest| honest == claims), "{claims:?}");
     } else {
@@ -63,12 +63,13 @@ pub fn token(format: &str, input: &[u8]) {
     }
 }
 
-/// The first byte selects a format, the rest is signed as claims with its right key: what passes has the right ones.
+/// The first byte selects a format, and the rest is signed as claims with that format's key: what passes has the right
+/// claims.
 pub fn claims(input: &[u8]) {
     let Some((bench, claims)) = select(input) else { return };
     let token = bench.forge.seal(claims);
     if let Some(found) = bench.verify(&token) {
-        // In a member that nobody knows, a number may be too large and a list too deep for a `Value`.
+        // In an unknown member, a number may be too large and a list too deep for a `Value`.
         let Ok(written) = serde_json::from_slice::<Value>(claims) else {
             serde_json::from_slice::<serde::de::IgnoredAny>(claims).expect("what passes is JSON");
             return;
@@ -88,8 +89,8 @@ pub fn claims(input: &[u8]) {
     }
 }
 
-/// The first byte selects a format, the rest is its JWT's header or its PASETO's footer, signed with the right key: what
-/// passes is the honest one, white space and the order of its members aside.
+/// The first byte selects a format, and the rest is the header of a JWT or the footer of a PASETO, signed with the
+/// right key: what passes is the honest one, apart from white space and the order of its members.
 pub fn envelope(input: &[u8]) {
     let Some((bench, envelope)) = select(input) else { return };
     let Ok(envelope) = str::from_utf8(envelope) else { return };
@@ -108,12 +109,12 @@ pub fn envelope(input: &[u8]) {
 fn select(input: &[u8]) -> Option<(&'static Bench, &[u8])> {
     let (first, rest) = input.split_first()?;
     let format = Format::ALL[usize::from(*first) % Format::ALL.len()];
-    // pasetors makes no token that says nothing.
+    // pasetors makes no token of an empty message.
     (!rest.is_empty()).then_some((bench(format.name()), rest))
 }
 
 impl Bench {
-    /// The claims, when it passes; and what holds whether it does or not.
+    /// The claims, if it passes. Asserts what must hold whether it does or not.
     fn verify(&self, token: &str) -> Option<Claims> {
         let verdict = self.verifier.verify(token, NOW);
         let inspection = self.verifier.inspect(token, NOW);
@@ -129,7 +130,7 @@ impl Bench {
             claims.not_before <= NOW + Duration::seconds(30)
                 && claims.issued_at <= NOW + Duration::seconds(30)
         );
-        // By now it is remembered. The end of all times is no `now`.
+        // By now the verifier remembers the token. The last moment of the calendar cannot be `now`.
         if claims.expires_at < datetime!(9999-01-01 00:00 UTC) {
             assert_eq!(self.verifier.verify(token, claims.expires_at), Err(Rejection::Expired));
         }

@@ -1,6 +1,6 @@
-//! What is changed is in the history, whoever changes it and by which way, with who it was; no secret is ever in it, and of
-//! a user who is gone only ids are; where it cannot be written nothing is changed, unless the operator wants it otherwise;
-//! and what is done to it afterwards is found and named.
+//! Every change is in the history with who made it, whoever that was and however they made it. The history never holds
+//! a secret, and keeps only ids of a user who is deleted. Where it cannot be written nothing is changed, unless the
+//! operator wants it otherwise. Whatever is done to it afterwards is found and named.
 
 use gatepass::account::{History, Problem, Verification};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use crate::{
 
 const OTHER_PASSWORD: &str = "another-horse-battery-10";
 
-/// The columns of a change, in one line: table, operation, actor.
+/// Each change in one line: table, operation, actor.
 async fn lines(app: &App) -> Vec<String> {
     let rows = sqlx::query_as::<_, (String, String, Option<String>)>(
         "SELECT table_name, operation, actor FROM history ORDER BY id",
@@ -42,7 +42,7 @@ async fn seal(app: &App) -> u64 {
     app.state().history.seal().await.unwrap().0
 }
 
-/// `gatepass ARGS…` on the database of `app`, by somebody called olga.
+/// `gatepass ARGS…` on the database of `app`, run by a user called olga.
 async fn gatepass(app: &App, args: &[&str], stdin: &str) -> Ended {
     let home = Home::new();
     let invocation = home.gatepass(args).env("DB_SOURCE", &app.database_url).env("USER", "olga");
@@ -120,7 +120,7 @@ async fn a_user_sees_what_happened_to_their_account_and_to_no_other() {
     assert_eq!(seen[5]["after"]["username"], "alice");
     assert_eq!(own(&app, &bob).await.len(), 2);
 
-    // Page by page, the same.
+    // Page by page, the changes are the same.
     let mut pages = Vec::new();
     let mut cursor = Value::Null;
     loop {
@@ -143,7 +143,7 @@ async fn a_user_sees_what_happened_to_their_account_and_to_no_other() {
             .await
             .expect_problem(422, "validation_failed");
     }
-    // The message stands behind the parameter's name.
+    // The message follows the parameter's name.
     for (query, detail, codes) in [
         ("limit=0", "`limit` needs to be a number from 1 to 200.", &["out_of_range"][..]),
         ("limit=x", "`limit` needs to be a number from 1 to 200.", &["invalid"]),
@@ -181,7 +181,7 @@ async fn an_administrator_sees_everything_with_who_did_it() {
     assert_eq!(about_alice[0]["after"]["end_reason"], "revoked");
     assert_eq!(about_alice[1]["actor"], alice["id"]);
     assert!(about_alice.iter().all(|change| change["user_id"] == alice["id"]));
-    // By hand, in login_admin: nobody said who.
+    // This one was made by hand, in `login_admin`, which does not say by whom.
     let by_hand = of("table=users").await.into_iter().find(|change| change["operation"] == "UPDATE").unwrap();
     assert_eq!((&by_hand["actor"], &by_hand["request_id"]), (&Value::Null, &Value::Null));
     assert_eq!(by_hand["after"], json!({ "roles": ["admin"] }));
@@ -209,7 +209,7 @@ async fn an_administrator_sees_everything_with_who_did_it() {
     let bob = app.login("bob").await;
     app.get("/admin/history").bearer(&bob).send().await.expect_problem(403, "forbidden");
 
-    // What the administrator did, the user is told; who the administrator is, they are not.
+    // The user is told what the administrator did, but not who the administrator is.
     let alice = app.login("alice").await;
     let seen = own(&app, &alice).await;
     assert_eq!(seen[1]["by"], "administrator");
@@ -300,7 +300,7 @@ async fn what_is_done_by_hand_is_there_too() {
     assert_eq!(hidden, [json!(["password_hash"]), json!(["secret_hash"])]);
 }
 
-/// Everything that the history and what belongs to it hold, as text.
+/// Everything in the history and the tables that belong to it, as text.
 async fn whole_history(app: &App) -> String {
     let rows = sqlx::query_scalar::<_, String>(
         "SELECT history::text FROM history UNION ALL SELECT history_personal::text FROM history_personal
@@ -322,7 +322,7 @@ async fn no_secret_is_ever_in_it() {
         "gpr_".to_owned(),
         "v4.public.".to_owned(),
     ];
-    // What stands in the columns that hold something secret, at this moment.
+    // Notes what the columns that hold secrets contain at this moment.
     let note = async |secrets: &mut Vec<String>| {
         for sql in [
             "SELECT password_hash FROM users WHERE password_hash IS NOT NULL",
@@ -396,7 +396,7 @@ async fn of_a_user_who_is_gone_only_ids_are_left_and_the_seals_hold() {
     assert_eq!((found.rows, found.unsealed, &*found.problems), (4, 3, &[][..]));
     seal(&app).await;
     assert_eq!(verify(&app).await.problems, []);
-    // Somebody else's may not go that way.
+    // The personal data of a user who is still there may not go that way.
     execute(&app, "DELETE FROM history_personal").await;
     assert!(matches!(verify(&app).await.problems[..], [Problem::PersonalMissing { .. }]));
 }
@@ -414,7 +414,7 @@ async fn what_cannot_be_written_down_does_not_happen_unless_the_operator_wants_i
     app.post("/users/login").json(&attempt).send().await.expect_problem(500, "internal_error");
     assert_eq!(app.get("/users/me").bearer(&login).send().await.expect(200)["full_name"], Value::Null);
 
-    // Not what a session says counts, but what the database's owner says.
+    // A session's own setting does not count, only the one that the database's owner makes.
     let by_hand = "SET gatepass.history = 'lenient'; UPDATE users SET full_name = 'Mallory'";
     sqlx::raw_sql(by_hand).execute(&app.db).await.unwrap_err();
 
@@ -446,14 +446,14 @@ async fn who_locks_the_history_keeps_nobody_from_logging_in_where_the_operator_w
     let mut lock = holder.begin().await.unwrap();
     sqlx::raw_sql("LOCK TABLE history").execute(&mut *lock).await.unwrap();
     let login = app.login("alice").await;
-    // Hundreds of rows by one statement, which has no more time than another.
+    // This changes hundreds of rows in one statement, which has no more time than any other.
     app.request(axum::http::Method::DELETE, "/sessions").bearer(&login).send().await.expect(204);
     lock.rollback().await.unwrap();
     assert_eq!(lines(&app).await.len(), before);
     app.login("alice").await;
     assert_eq!(lines(&app).await.len(), before + 1);
 
-    // What is personal goes with the user, or the user stays.
+    // Personal data goes with the user, or the user stays.
     execute(&app, "ALTER TABLE history_personal RENAME TO history_personal_gone").await;
     let delete = async || {
         let body = json!({ "password": PASSWORD });
@@ -476,7 +476,7 @@ async fn a_role_that_may_only_serve_writes_history_and_cannot_change_it() {
     let sql = |sql: &str| AssertSqlSafe(sql.to_owned());
     sqlx::raw_sql(sql(&format!(r#"SET ROLE "{role}""#))).execute(&mut conn).await.unwrap();
     sqlx::raw_sql("UPDATE users SET full_name = 'Alice'").execute(&mut conn).await.unwrap();
-    // A table of one's own by the same name is not where it goes.
+    // A temporary table of the same name does not divert it.
     sqlx::raw_sql("CREATE TEMP TABLE history_unsealed (id bigint)").execute(&mut conn).await.unwrap();
     sqlx::raw_sql("UPDATE users SET full_name = 'Alice Liddell'").execute(&mut conn).await.unwrap();
     assert_eq!(lines(&app).await.len(), 3);
@@ -500,7 +500,7 @@ async fn a_role_that_may_only_serve_writes_history_and_cannot_change_it() {
     execute(&app, &format!(r#"DROP OWNED BY "{role}"; DROP ROLE "{role}""#)).await;
 }
 
-/// With 20 sealed rows in two seals, and their ids.
+/// An app with 20 rows in two seals, and the rows' ids.
 async fn with_sealed_history() -> (App, Vec<i64>) {
     let app = App::new().await;
     for batch in 0..2 {
@@ -519,7 +519,7 @@ async fn with_sealed_history() -> (App, Vec<i64>) {
 async fn every_kind_of_tampering_is_found_and_named() {
     let (app, ids) = with_sealed_history().await;
     let [a, b] = [ids[3], ids[14]];
-    // Nothing of it is personal.
+    // Nothing in this change is personal.
     execute(&app, "UPDATE users SET roles = '{support}' WHERE username = 'user-0-0'").await;
     assert_eq!(seal(&app).await, 1);
     let c: i64 = sqlx::query_scalar("SELECT max(id) FROM history").fetch_one(&app.db).await.unwrap();
@@ -576,7 +576,7 @@ async fn every_kind_of_tampering_is_found_and_named() {
         ("rows unknown", "UPDATE history_seals SET row_hashes = NULL WHERE number = 2; DELETE FROM history WHERE id > 0".into(), vec![]),
         ("first seal gone", "DELETE FROM history_seals WHERE number = 1".into(), vec![Problem::SealMissing { seal: 1 }]),
     ] {
-        // On a copy, so that each starts from what is right.
+        // What is right is kept as a copy, so that each case starts from it.
         let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
         let undo = "DROP SCHEMA IF EXISTS kept CASCADE; CREATE SCHEMA kept;
             CREATE TABLE kept.history AS SELECT * FROM history; CREATE TABLE kept.personal AS SELECT * FROM history_personal;
@@ -627,7 +627,7 @@ async fn a_chain_that_was_cut_off_is_found_with_a_head_from_the_log() {
     assert_eq!((&found["rows"], &found["problems"]), (&json!(20), &json!([])));
     assert_eq!(found["head"], json!({ "seal": 2, "hash": head.hash() }));
 
-    // All of the last seal, as if it had never been: of itself, nothing shows that.
+    // Deletes the last seal and all its rows, as if they had never been; the database itself does not show that.
     execute(&app, "DELETE FROM history WHERE id <@ (SELECT ids FROM history_seals WHERE number = 2); DELETE FROM history_seals WHERE number = 2").await;
     assert_eq!(verify(&app).await.problems, []);
     app.register("later").await;
@@ -684,14 +684,14 @@ async fn who_keeps_the_heads_out_of_the_log_is_told() {
         home.start(&[&settings[..], more].concat())
     };
     let told = "RUST_LOG keeps the seals of the history out of the log";
-    // Traces take what the log does not, and are no log.
+    // Traces carry what the log leaves out, but do not count as a log.
     for more in [&[][..], &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")]] {
         let mut service = start("warn", more);
         service.logged(told).await;
         let log = service.stop(Signal::TERM).await.expect(0).stderr;
         assert!(log.matches(told).count() == 1 && !log.contains("history sealed"), "{log}");
     }
-    // Those may have sealed what there was.
+    // The services above may have sealed what there was.
     app.register("bob").await;
     let mut service = start("warn,gatepass::account::seals=info", &[]);
     service.logged("history sealed").await;
@@ -732,7 +732,7 @@ async fn what_commits_late_is_sealed_late_and_nothing_is_missed_by_two_who_seal_
 async fn a_sealer_that_dies_leaves_nothing_half_done() {
     let app = App::new().await;
     app.register("alice").await;
-    // It stops at the last step, as it cannot write the seal, and is then cut off.
+    // The sealer stops at its last step, since it cannot write the seal, and is then cut off.
     let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
     let mut lock = conn.begin().await.unwrap();
     sqlx::raw_sql("LOCK TABLE history_seals IN SHARE MODE").execute(&mut *lock).await.unwrap();
@@ -787,7 +787,7 @@ async fn months_are_made_ahead_and_given_up_as_a_whole_when_they_are_sealed() {
     .fetch_all(&app.db)
     .await
     .unwrap();
-    // Not sealed: it stays.
+    // A month that is not sealed stays.
     assert_eq!(history.keep_up(now).await.unwrap(), [""; 0]);
     let partitions = async || -> Vec<String> {
         let names = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'history'::regclass";
@@ -813,10 +813,10 @@ async fn months_are_made_ahead_and_given_up_as_a_whole_when_they_are_sealed() {
     assert_eq!((found.rows, found.given_up, found.unsealed, &*found.problems), (2, 7, 2, &[][..]));
     seal(&app).await;
     assert_eq!(verify(&app).await.problems, []);
-    // The last month is nobody's to give up.
+    // The last month is never given up.
     let all = History::new(app.pool(), app.pool(), Some(std::time::Duration::ZERO));
     assert_eq!(all.keep_up(now + Duration::days(4000)).await.unwrap(), [""; 0]);
-    // Who deletes rows and says nothing is found out all the same.
+    // Rows that are deleted without a record of it are still found to be missing.
     execute(&app, "DELETE FROM history WHERE operation = 'INSERT' AND table_name = 'sessions'").await;
     assert!(matches!(verify(&app).await.problems[..], [Problem::Missing { .. }]));
 }
@@ -824,7 +824,7 @@ async fn months_are_made_ahead_and_given_up_as_a_whole_when_they_are_sealed() {
 #[tokio::test]
 async fn who_comes_while_the_month_is_made_comes_in() {
     let app = App::new().await;
-    // As after a long time in which nobody made months.
+    // As if nobody had made months for a long time.
     execute(
         &app,
         r"DO $$
@@ -889,7 +889,7 @@ async fn reading_goes_by_an_index() {
 async fn a_look_at_what_is_recent_reads_what_is_recent() {
     let url = database().await;
     let mut conn = PgConnection::connect(&url).await.unwrap();
-    // A row each second, and the last of them now.
+    // One row per second, the last of them now.
     let rows = "INSERT INTO history (table_name, operation, user_id, changed_data, changed_at, database_user)
                 SELECT CASE WHEN n % 100 = 0 THEN 'clients' ELSE 'sessions' END, 'INSERT', gen_random_uuid(), '{}',
                     now() - (200000 - n) * interval '1 second', 'x'
@@ -897,7 +897,7 @@ async fn a_look_at_what_is_recent_reads_what_is_recent() {
                 ANALYZE history";
     sqlx::raw_sql(rows).execute(&mut conn).await.unwrap();
     conn.close().await.unwrap();
-    // What it has read is counted by then.
+    // Postgres counts what a connection has read by the time it ends.
     nobody_is_connected(&url).await;
     let app = App::over(url, &[]).await;
     let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
@@ -913,7 +913,7 @@ async fn a_look_at_what_is_recent_reads_what_is_recent() {
         sqlx::query_scalar(AssertSqlSafe(sql)).bind(200_000 - back).fetch_one(&app.db).await.unwrap()
     };
     let since = of_row(29, "changed_at AT TIME ZONE 'UTC'").await;
-    // One that took its number a minute ago, and its time only now.
+    // This row took its number a minute ago, but its time only now.
     execute(&app, "UPDATE history SET changed_at = changed_at + interval '1 minute' WHERE id = 199940").await;
 
     let pages = async |query: &str| -> Vec<usize> {
@@ -927,7 +927,7 @@ async fn a_look_at_what_is_recent_reads_what_is_recent() {
             cursor = format!("&cursor={next}");
         }
     };
-    // root came afterwards: three rows. The second page is read for those who were late, and not a third one.
+    // root came afterwards: three rows. The second page is read to find late rows; a third one is not.
     assert_eq!(pages("").await, [33, 1]);
     assert_eq!(pages("&table=clients").await, [1]);
     assert_eq!(pages(&format!("&user={}", root["user"]["id"].as_str().unwrap())).await, [3]);
@@ -940,7 +940,7 @@ async fn a_look_at_what_is_recent_reads_what_is_recent() {
     })
     .await;
     let read = read(&mut conn).await - before;
-    // Not even one index from one end to the other.
+    // It read less than one whole index.
     let all: i64 = sqlx::query_scalar(
         "SELECT sum(pg_relation_size(indexrelid) / current_setting('block_size')::bigint)::bigint
          FROM pg_stat_user_indexes WHERE indexrelname ~ '^history_(default|\\d.*)_pkey'",

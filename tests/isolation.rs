@@ -1,5 +1,5 @@
-//! What two transactions at once could do to each other, made to happen: those of docs/database.md for which no other file
-//! has a story. And it lists every transaction, and every test that it names is there.
+//! Makes happen what two concurrent transactions could do to each other, for those transactions in docs/database.md
+//! that no other file tests. That page lists every transaction, and every test that it names exists.
 
 use std::{
     collections::BTreeSet,
@@ -32,7 +32,7 @@ async fn connect(app: &App) -> PgConnection {
     PgConnection::connect(&app.database_url).await.unwrap()
 }
 
-/// How many wait for a lock.
+/// How many connections wait for a lock.
 async fn waiting(conn: &mut PgConnection) -> i64 {
     let waiting = "SELECT count(*) FROM pg_stat_activity
                    WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -66,7 +66,7 @@ fn every_transaction_that_the_documentation_lists_has_a_test_that_is_there() {
 
 /// Each function of the store that begins a transaction, in backticks as in docs/database.md: `users::delete`.
 fn transactions() -> BTreeSet<String> {
-    // The means, and what asks who answers: these have no rows to lose.
+    // The pool itself, and the query that finds out which server answers: these have no rows to lose.
     const OTHERS: [&str; 2] = ["pool::", "pooler::compare"];
 
     let store = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
@@ -85,7 +85,7 @@ fn transactions() -> BTreeSet<String> {
                 let rest = line[at..].trim_start_matches(|c: char| c.is_alphanumeric() || c == '_');
                 rest.starts_with('(') && !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_')
             });
-            // A helper's callers begin what it begins.
+            // What a helper begins counts as begun by its callers.
             let is_helper = !is_public && function.starts_with("begin");
             let name = format!("{module}::{function}");
             if is_beginning && !is_helper && module != "mod" && !OTHERS.iter().any(|of| name.starts_with(of))
@@ -134,7 +134,7 @@ async fn whatever_the_isolation_of_others_is_ours_is_read_committed() {
     assert_eq!(ours, "read committed");
     change_the_password_during_a_login(&App::over(url, &[]).await).await;
 
-    // Behind a pooler it cannot be set, and is said.
+    // Behind a pooler it cannot be set, which is reported.
     let source = source.shared();
     let direct = source.connect().await.unwrap_err();
     let pooled = source.pool(1).acquire().await.unwrap_err();
@@ -186,7 +186,8 @@ async fn a_login_that_is_under_way_when_the_user_is_deleted_ends_with_the_other_
     }
 }
 
-/// Has `change` come while a login of the user has its session and nobody sees it yet; that session.
+/// Sends `change` while a login of the user has inserted its session and not committed it yet; returns the session's
+/// id.
 async fn during_a_login(app: &App, user: &Value, change: Story) -> Uuid {
     let pool = app.pool();
     let mut login = pool.acquire().await.unwrap();
@@ -228,7 +229,7 @@ async fn a_record_that_waits_for_its_user_is_compared_with_what_they_are_then() 
         app.request(Method::PUT, "/admin/users/by-external-id/17").bearer(&root).json(&record).send()
     };
     put("Alice", "2020-01-01T00:00:00Z").await.expect(201);
-    // Somebody brings what is newer, and is not done yet.
+    // Someone writes a newer record, and has not committed it yet.
     let mut newer = connect(&app).await;
     let mut newer = newer.begin().await.unwrap();
     sqlx::query(
@@ -262,7 +263,7 @@ async fn no_month_is_given_up_while_somebody_is_at_the_history() {
     assert_eq!(seal().await, 1);
     app.register("alice").await;
 
-    // Another replica is at it: sealing, or giving up a month.
+    // Another replica is at work on the history, sealing it or giving up a month.
     let mut other = connect(&app).await;
     let mut other = other.begin().await.unwrap();
     let lock = sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(i64::from_be_bytes(*b"\0history"));
@@ -281,7 +282,7 @@ async fn a_renewal_waits_for_roles_that_are_being_changed_however_long_and_has_t
     let alice = app.login_admin("alice").await;
     let renew =
         || app.post("/tokens/renew_access").json(&json!({ "refresh_token": alice["refresh_token"] })).send();
-    // Its successor, and then the same once more, good for longer.
+    // The first renewal makes the successor; the second gives the same one once more, good for longer.
     for (from, to, status) in [("admin", "", 403), ("", "admin", 200)] {
         let mut conn = connect(&app).await;
         let mut change = conn.begin().await.unwrap();
@@ -310,7 +311,8 @@ async fn two_who_note_the_same_sessions_in_opposite_orders_do_not_wait_for_each_
         sightings.push(Sighting { session_id, generation: 0, at: START + Duration::seconds(1) });
     }
     sightings.sort_by_key(|sighting| sighting.session_id);
-    // Each has its first session, and waits for the one in the middle. Who gets that wants the other's next.
+    // In opposite orders, each would hold its first session and wait for the middle one; whoever got that would then
+    // wait for the other's first.
     let mut hold = connect(&app).await;
     let mut hold = hold.begin().await.unwrap();
     let lock = sqlx::query("SELECT FROM sessions WHERE id = $1 FOR UPDATE").bind(sightings[1].session_id);
@@ -338,7 +340,7 @@ async fn who_verifies_the_history_sees_it_as_it_was_when_they_began() {
     let mut conn = connect(&app).await;
     let mut inspection = history::inspect(&mut conn).await.unwrap();
     let seals = inspection.seals(0, 10).await.unwrap();
-    // Between two of its questions a month is given up, as it were, and more is sealed.
+    // Between two of its queries a month is given up, so to speak, and more is sealed.
     sqlx::query("DELETE FROM history").execute(&app.db).await.unwrap();
     app.register("bob").await;
     app.state().history.seal().await.unwrap();

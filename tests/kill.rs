@@ -1,8 +1,9 @@
-//! A replica is killed with `kill -9` at the worst of moments. A renewal that it had committed and not answered is asked
-//! for again on another replica, and the session goes on; a session that it had ended stays ended, whoever heard of it.
+//! A replica is killed with `kill -9` at the worst moment. If it had committed a renewal and not answered it, the client
+//! asks another replica again, and the session continues. A session that it had ended stays ended, whoever heard of it.
 //!
-//! The moment is made, not waited for: the test holds the session's row until the replica waits for it, stops the
-//! replica (`SIGSTOP`), lets the row go so that Postgres commits, and kills the replica before it can say so.
+//! The tests do not wait for that moment but bring it about: a test holds the session's row until the replica waits for
+//! it, stops the replica (`SIGSTOP`), releases the row so that Postgres commits, and kills the replica before it can
+//! answer.
 
 use serde_json::{Value, json};
 use sqlx::{PgPool, postgres::PgPoolOptions};
@@ -13,7 +14,7 @@ use crate::{
     process::{Home, Process, Signal, until},
 };
 
-/// A database for replicas, and who looks into it.
+/// A database for replicas, and the test's own connections to it.
 struct Fleet {
     home: Home,
     database_url: String,
@@ -49,7 +50,7 @@ impl Fleet {
             .unwrap()
     }
 
-    /// Whether a statement with this in it waits for a lock.
+    /// Whether a statement that contains this text waits for a lock.
     async fn is_waiting(&self, statement: &str) -> bool {
         sqlx::query_scalar(
             "SELECT EXISTS (SELECT FROM pg_stat_activity
@@ -61,8 +62,8 @@ impl Fleet {
         .unwrap()
     }
 
-    /// Kills `replica` after `request`, which has it run `statement`, is committed, and before it is answered. `is_done`
-    /// says when it is committed.
+    /// Kills `replica` after `request` is committed and before it is answered. The request makes the replica run
+    /// `statement`, and `is_done` tells whether that is committed.
     async fn kill_before_the_answer(
         &self,
         replica: Process,
@@ -122,7 +123,7 @@ async fn a_renewal_that_was_committed_and_not_answered_is_given_again_by_another
     assert_eq!(renewed["session_id"], login["session_id"]);
     assert_eq!(fleet.generation().await, 1, "the same successor, not another");
     assert_eq!(me(&other, &renewed).await.0, 200);
-    // It goes on, also on a replica that was not there.
+    // The session continues, even on a replica that was not there.
     let third = fleet.start().await;
     let (status, next) = renew(&third, &renewed).await;
     assert_eq!(status, 200, "{next}");
@@ -140,7 +141,7 @@ async fn a_logout_that_was_committed_and_not_answered_holds() {
     fleet.kill_before_the_answer(one, request, "SET ended_at", async || fleet.is_ended(&login).await).await;
 
     let revoked = (401, json!("session_revoked"));
-    // The other hears of it, and one that starts has heard before it serves.
+    // The other replica hears of it, and a new one has heard of it before it serves.
     until("the other replica has heard", async || me(&other, &login).await == revoked).await;
     let third = fleet.start().await;
     assert_eq!(me(&third, &login).await, revoked);
@@ -175,7 +176,7 @@ async fn of_many_logouts_that_a_kill_cuts_short_each_has_happened_or_not() {
     }
     assert!(told.len() >= 8);
 
-    // What Postgres had been sent it does to its end, and only then finds that nobody is there.
+    // Postgres finishes what it had been sent, and only then finds that nobody is there.
     until("the killed replica's connections are gone", async || {
         sqlx::query_scalar(
             "SELECT NOT EXISTS (SELECT FROM pg_stat_activity
