@@ -1,6 +1,6 @@
-//! Forward auth: a proxy that asks `/auth/verify` lets the right users through and nobody else, whatever the client sends.
-//! The route is tested by itself first, over the router and on a socket. Then the real nginx, Traefik and Envoy stand in
-//! front of an application, with the configurations from `docs/forward-auth.md`.
+//! Forward auth: a proxy that asks `/auth/verify` lets the right users through and nobody else, whatever the client
+//! sends. The route is tested by itself first, over the router and on a socket. Then the real nginx, Traefik and Envoy
+//! stand in front of an application, with the configurations from `docs/forward-auth.md`.
 //!
 //! nginx is found as tests/nginx.rs describes, Traefik and Envoy through `GATEPASS_TEST_TRAEFIK` and
 //! `GATEPASS_TEST_ENVOY`, which `make test` sets (`scripts/test-proxy`). If one is missing, its test fails in CI;

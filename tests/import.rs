@@ -1,6 +1,6 @@
-//! Users come from another system by the file, all of them, once, with their passwords: whatever the format, whatever is
-//! wrong with some lines, however often the import is killed and run again. What the two systems disagree about can be
-//! seen, and docs/migrate-from.md says what works. And they leave again by the file.
+//! Users come from another system in a file, all of them, once each, with their passwords: whatever the format,
+//! whatever is wrong with some lines, and however often the import is killed and run again. A comparison shows where
+//! the two systems disagree, and the commands in docs/migrate-from.md work. Users also leave again in a file.
 
 use std::{
     fs,
@@ -20,10 +20,10 @@ use crate::{
     process::{Ended, Home, Invocation, Process, QUICK, Signal, is_drill, until},
 };
 
-/// In bcrypt.
+/// A bcrypt hash.
 const BCRYPT: &str = "$2b$08$qZ9e3.J/1Zf8ZpAUCuK3HeQYVxdxTCio0r6MwOVn4oc4G3Z6Pj8C2";
 
-/// A service, and somebody beside it with files to import.
+/// A service, and an operator with files to import.
 struct Move {
     app: App,
     home: Home,
@@ -41,12 +41,12 @@ impl Move {
 
     /// `gatepass import ARGS…`
     async fn import(&self, args: &[&str]) -> Ended {
-        // A million take longer than anything else here may.
+        // A million users take longer than anything else here may.
         let patience = Duration::from_secs(if is_drill() { 1800 } else { 60 });
         self.gatepass(&[&["import"], args].concat()).start().end_within(patience).await
     }
 
-    /// The same with a summary of `read, created, updated, unchanged, rejected`.
+    /// `gatepass import ARGS…`, and its summary: `read, created, updated, unchanged, rejected`.
     async fn summary(&self, args: &[&str]) -> [u64; 5] {
         let ended = self.import(&[args, &["--json"]].concat()).await;
         let summary: Value = serde_json::from_str(&ended.stdout)
@@ -80,7 +80,7 @@ impl Move {
     }
 }
 
-/// A hash of those that other systems' libraries have made, and its password.
+/// One of the hashes that other systems' libraries have made, and its password.
 fn vector(what: &str) -> (Value, String) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/foreign_hashes/vectors.json");
     let vectors: Vec<Value> = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
@@ -93,7 +93,7 @@ fn lines(users: &[Value]) -> String {
     users.iter().map(|user| format!("{user}\n")).collect()
 }
 
-/// So many users, of whom each has a name, an address and a hash.
+/// `count` users, each with a name, an address and a hash.
 fn many(count: usize) -> String {
     let mut text = String::new();
     for i in 0..count {
@@ -142,7 +142,7 @@ async fn users_come_with_all_that_is_known_of_them_and_log_in_with_their_old_pas
     ] {
         assert_eq!(alice[column], value, "{column}");
     }
-    // An id is as old as its user, so that lists by age are.
+    // An id is as old as its user, so that lists by age are in order.
     assert!(alice["id"].as_str().unwrap().starts_with("016a8b"), "{alice}");
     assert!(here.user("bob").await["password_hash"].as_str().unwrap().starts_with("$wrapped$digest$of=sha1"));
 
@@ -150,17 +150,17 @@ async fn users_come_with_all_that_is_known_of_them_and_log_in_with_their_old_pas
     assert_eq!(here.status("alice@example.com", &password).await, 200);
     assert_eq!(here.status("alice", "another").await, 401);
     assert_eq!(here.status("bob", &fast_password).await, 200);
-    // However the accent of an address is composed.
+    // It does not matter how the accent in an address is composed.
     assert_eq!(here.status("b\u{f6}b@example.com", &fast_password).await, 200);
     assert_eq!(here.status("carol", &password).await, 401);
     assert_eq!(here.status("dave", "!").await, 401);
     assert_eq!(here.user("erin").await["password_hash"], Value::Null);
     assert_eq!(here.status("erin", "").await, 401);
-    // The history has them, by whom and with what.
+    // The history has them, with who imported them.
     let actors = "SELECT count(*) FROM history WHERE table_name = 'users' AND operation = 'INSERT' AND actor = 'cli:olga'";
     assert_eq!(here.count(actors).await, 5);
 
-    // Once more, nothing happens: neither to who has an id, nor to who has none.
+    // A second run changes nothing, neither for users with an external id nor for users without one.
     assert_eq!(here.summary(&["users.jsonl"]).await, [5, 0, 0, 5, 0]);
     assert_eq!(here.count("SELECT count(*) FROM imports").await, 0);
 }
@@ -231,7 +231,7 @@ async fn a_refused_line_is_told_with_its_reason_and_goes_in_once_it_is_mended() 
     assert_eq!(refused[0]["full_name"], "Bob");
     assert_eq!(refused[1]["_text"], r#"{"username": "carol", "email": "carol@example.com""#);
 
-    // Mended in place, with our notes still beside it.
+    // The lines are mended in place, with our notes still in them.
     let mended = [
         json!({ "username": "bob", "email": "bob@example.com", "_line": 2, "_reason": "…" }),
         json!({ "username": "carol", "email": "carol@example.com", "_line": 4, "_reason": "…" }),
@@ -296,10 +296,10 @@ async fn a_key_that_is_there_twice_costs_that_user_and_is_named() {
     let refused = here.read("users.jsonl.rejects");
     assert!(refused.contains("roles is given more than once (duplicate_field)"), "{refused}");
     assert!(refused.contains("a is given more than once (duplicate_field)"), "{refused}");
-    // As nobody has mended it, it is refused again.
+    // Nobody has mended these, so they are refused again.
     assert_eq!(here.summary(&["users.jsonl.rejects", "--format", "jsonl"]).await, [2, 0, 0, 0, 2]);
 
-    // The users before and after it in a document are there.
+    // In a document, the users before and after such a user are imported.
     let realm = r#"{"realm": "demo", "realm": "demo", "users": [
         {"id": "1", "username": "dora", "email": "dora@example.com"},
         {"id": "2", "username": "emil", "email": "emil@example.com", "enabled": false, "enabled": true},
@@ -324,7 +324,7 @@ async fn a_key_that_is_there_twice_costs_that_user_and_is_named() {
 #[tokio::test]
 async fn rows_of_csv_have_the_numbers_of_their_lines_whatever_stands_between_them() {
     let here = Move::new().await;
-    // Lines 1 and 2 are empty, 3 is the heading. The last row has no end.
+    // Lines 1 and 2 are empty, and 3 is the header. The last row has no line end.
     let text =
         "\n\nusername,email\n\n\na,five@example.com,x\n\n\"b\n\nb\",\"eight\n@\"\n\n\nc,fifteen@example.com";
     let numbers = async |name: &str| {
@@ -341,7 +341,7 @@ async fn rows_of_csv_have_the_numbers_of_their_lines_whatever_stands_between_the
         here.home.write(name, &text);
         assert_eq!(numbers(name).await, [6, 8, 14], "{name}");
     }
-    // Over what is read ahead, too.
+    // The numbers also hold for more than what is read ahead.
     let mut text = String::from("username,email\r\n");
     let mut expected = Vec::new();
     for i in 0..4000 {
@@ -362,7 +362,7 @@ async fn at_a_terminal_a_bar_says_how_far_it_is_and_goes_when_it_is_done() {
     let here = Move::new().await;
     here.home.write("users.jsonl", &format!("{{}}\n{}", many(12_000)));
     let url = as_role(&here.app.database_url, roles::APP);
-    // `script` gives it a terminal, and no size.
+    // `script` provides a terminal, but no size.
     let command =
         format!("stty cols 100 rows 20; exec {} import users.jsonl", env!("CARGO_BIN_EXE_gatepass"));
     let script = here.home.program(Path::new("script")).arg("-qec").arg(&command).arg("/dev/null");
@@ -481,7 +481,7 @@ async fn killed_at_any_moment_it_goes_on_and_nothing_is_there_twice() {
     assert_eq!(here.count("SELECT count(*) FROM imports").await, 0);
 }
 
-/// Nobody reads what it refuses, so that it hangs with somebody locked, and the database will not wait for it.
+/// Nobody reads the import's rejects, so it hangs while it has a user locked, and the database will not wait for it.
 #[tokio::test]
 async fn an_import_that_the_database_has_ended_says_so_and_goes_on_when_it_is_run_again() {
     let here = Move::new().await;
@@ -495,7 +495,7 @@ async fn an_import_that_the_database_has_ended_says_so_and_goes_on_when_it_is_ru
     let pipe = here.home.path("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let process = here.gatepass(&["import", "users.jsonl", "--rejects", pipe.to_str().unwrap()]).start();
-    // Open, and not read.
+    // The pipe is open, but nobody reads it.
     let reader = tokio::task::spawn_blocking(move || fs::File::open(pipe).unwrap()).await.unwrap();
     let hangs = "SELECT count(pid) FROM pg_stat_activity
                  WHERE datname = current_database() AND state = 'idle in transaction' AND backend_xid IS NOT NULL";
@@ -524,7 +524,7 @@ async fn a_file_that_has_changed_since_it_was_killed_is_told_and_begun_anew() {
 async fn of_two_who_import_one_file_at_once_one_goes_on() {
     let here = Move::new().await;
     here.home.write("users.jsonl", &format!("first\n{}last\n", many(25_000)));
-    // Both have found that nobody has begun, and are about to write the first users.
+    // Both have found that no import has begun, and are about to write the first users.
     let mut hold = PgConnection::connect(&here.app.database_url).await.unwrap();
     let mut hold = hold.begin().await.unwrap();
     sqlx::query("LOCK TABLE users IN SHARE MODE").execute(&mut *hold).await.unwrap();
@@ -539,7 +539,7 @@ async fn of_two_who_import_one_file_at_once_one_goes_on() {
     assert!(failed.stderr.contains("another process is importing the same file"), "{failed:?}");
     assert_eq!(went_on.stdout, "25002 read, 25000 created, 0 updated, 0 unchanged, 2 rejected\n");
     assert_eq!(here.count("SELECT count(*) FROM users").await, 25_000);
-    // Nor has the other one taken away what was refused.
+    // Nor has the failed one removed the rejects.
     let refused = here.read("users.jsonl.rejects");
     let refused: Vec<Value> = refused.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let texts: Vec<_> = refused.iter().map(|refused| (&refused["_line"], &refused["_text"])).collect();
@@ -556,7 +556,7 @@ async fn an_import_goes_on_when_another_file_comes_from_a_place_of_the_same_name
     let mut hold = hold.begin().await.unwrap();
     sqlx::query("LOCK TABLE users IN SHARE MODE").execute(&mut *hold).await.unwrap();
 
-    // As on another machine: what the first one reads stays as it is.
+    // As if on another machine: the file that the first one reads stays as it is.
     fs::remove_file(here.home.path("users.jsonl")).unwrap();
     here.home.write("users.jsonl", "");
     let other = here.import(&["users.jsonl"]).await.expect(0);
@@ -672,10 +672,10 @@ async fn an_address_may_go_from_one_user_to_another() {
         user("alice", "d", at),
         user("bob", "a", at),
         user("dave", "b", at),
-        // Hers is given up only later.
+        // Carol gives up this address only later.
         user("erin", "c", at),
         user("carol", "e", at),
-        // He is the one of before.
+        // The same Bob as above.
         user("bob", "f", "2021-01-02T00:00:00Z"),
     ];
     here.home.write("users.jsonl", &lines(&users));
@@ -685,7 +685,7 @@ async fn an_address_may_go_from_one_user_to_another() {
     }
 }
 
-/// Who has moved away from an address here, which somebody else has taken, is disabled all the same.
+/// A user who has moved away from an address here, which someone else has since taken, is disabled all the same.
 #[tokio::test]
 async fn an_address_that_was_taken_keeps_no_line_from_disabling_whose_it_was() {
     let here = Move::new().await;
@@ -703,7 +703,7 @@ async fn an_address_that_was_taken_keeps_no_line_from_disabling_whose_it_was() {
     here.home.write("users.jsonl", &lines(&users));
     assert_eq!(here.summary(&["users.jsonl"]).await, [3, 3, 0, 0, 0]);
     for name in names {
-        // They have moved there by themselves, and a friend has come.
+        // They have changed their address themselves, and a friend has taken the old one.
         let moved = "UPDATE users SET email = username || '@away.example', updated_at = '2022-01-01Z' WHERE username = $1";
         sqlx::query(moved).bind(name).execute(&here.app.db).await.unwrap();
         let friend = json!({
@@ -716,7 +716,7 @@ async fn an_address_that_was_taken_keeps_no_line_from_disabling_whose_it_was() {
     let users = [
         user("alice", json!({ "disabled": true, "updated_at": before })),
         user("bob", json!({ "disabled": true, "roles": [], "full_name": "Bob", "updated_at": after })),
-        // The one in the middle is not hers.
+        // The address in the second of these three records is no longer hers.
         user(
             "carol",
             json!({ "email": "c@corp.example", "full_name": "C.", "updated_at": "2022-06-01T00:00:00Z" }),
@@ -749,7 +749,7 @@ async fn an_address_that_was_taken_keeps_no_line_from_disabling_whose_it_was() {
         assert_eq!(user["disabled"], true, "{name}");
         assert_eq!((&user["email"], &user["full_name"], &user["roles"]), (&json!(email), &full_name, &roles));
     }
-    // Once more: what was refused is refused, and nothing changes.
+    // In a second run, what was refused is refused again, and nothing changes.
     let before = here.count("SELECT count(*) FROM history").await;
     assert_eq!(here.summary(&["users.jsonl"]).await, [5, 0, 0, 4, 1]);
     assert_eq!(here.count("SELECT count(*) FROM history").await, before);
@@ -776,13 +776,13 @@ async fn of_a_user_who_comes_again_what_is_newer_wins() {
         here.home.write("users.jsonl", &lines(&[user(more)]));
         here.summary(&["users.jsonl"]).await
     };
-    // The command has no clock but the system's.
+    // The command has only the system's clock.
     here.app.clock.advance(OffsetDateTime::now_utc() - START);
     assert_eq!(import(json!({})).await, [1, 1, 0, 0, 0]);
     let login = json!({ "username": "alice", "password": one_password });
     let login = here.app.post("/users/login").json(&login).send().await.expect(200);
 
-    // Older, as old, without an age.
+    // Older, as old, and without a date.
     for at in [json!("2019-12-31T23:59:59Z"), json!("2020-01-01T00:00:00Z"), Value::Null] {
         assert_eq!(import(json!({ "full_name": "Eve", "updated_at": at })).await, [1, 0, 0, 1, 0], "{at}");
     }
@@ -803,7 +803,7 @@ async fn of_a_user_who_comes_again_what_is_newer_wins() {
     here.app.get("/users/me").bearer(&login).send().await.expect_problem(401, "token_outdated");
     assert_eq!(here.status("alice", &one_password).await, 200);
 
-    // Another password ends sessions, and so does a user who is locked out.
+    // A new password ends sessions, and so does disabling the user.
     let live = "SELECT count(*) FROM sessions WHERE ended_at IS NULL";
     assert_eq!(here.count(live).await, 2);
     let newer = json!({ "updated_at": "2020-03-01T00:00:00Z", "password_hash": other["text"] });
@@ -821,7 +821,7 @@ async fn of_a_user_who_comes_again_what_is_newer_wins() {
     let newer = json!({ "updated_at": "2020-05-01T00:00:00Z", "email": "bob@example.com" });
     assert_eq!(import(newer).await, [1, 0, 0, 0, 1]);
 
-    // In one file the same user again and again.
+    // The same user again and again in one file.
     let again: Vec<_> = (1..=5)
         .map(|i| {
             user(
@@ -849,14 +849,14 @@ async fn one_user_on_thousands_of_lines_is_one_change_each_thousand() {
     for i in 1..4000 {
         let (email, more) = (format!("a{}@example.com", i % 2), json!({ "roles": [format!("r{i}")] }));
         let updated_at = match i % 4 {
-            // None, one that is too old, one that is new, and the same again.
+            // No date, one that is too old, one that is new, and the same again.
             0 => Value::Null,
             1 => json!(dated(0)),
             _ => json!(dated(i - i % 4)),
         };
         users.push(user("alice", &email, updated_at, more));
     }
-    // One whose address she had last when it is their turn, and one whose is free.
+    // One user whose address is Alice's when their turn comes, and one whose address is free.
     users.push(user("bob", "a0@example.com", Value::Null, json!({})));
     users.push(user("carol", "a1@example.com", Value::Null, json!({})));
     here.home.write("users.jsonl", &lines(&users));
@@ -864,9 +864,9 @@ async fn one_user_on_thousands_of_lines_is_one_change_each_thousand() {
     let alice = here.user("alice").await;
     let expected = (json!("a0@example.com"), json!(["r3998"]), json!("Alice"));
     assert_eq!((alice["email"].clone(), alice["roles"].clone(), alice["full_name"].clone()), expected);
-    // Alice and Carol made, and Alice changed once by each of four thousands.
+    // Alice and Carol are created, and Alice is changed once by each of four thousands of lines.
     assert_eq!(here.count("SELECT count(*) FROM history WHERE table_name = 'users'").await, 6);
-    // Once more: the address of half of her lines is Carol's by now, and none of them is newer.
+    // In a second run, the address of half of her lines is Carol's by now, and none of them is newer.
     assert_eq!(here.summary(&["users.jsonl"]).await, [4002, 0, 0, 4001, 1]);
 }
 
@@ -918,7 +918,7 @@ async fn administrators_come_only_when_the_operator_says_so_and_the_last_one_sta
     assert!(here.read("users.jsonl.rejects").contains("last_admin"));
     assert_eq!(here.user("root").await["roles"], json!(["admin"]));
 
-    // It costs the lines that demote, and no other of the same user.
+    // Only the lines that demote are refused, and no other line of the same user.
     let at = |month: u8, more: Value| {
         let mut user = user.clone();
         user["updated_at"] = json!(format!("2021-0{month}-01T00:00:00Z"));
@@ -1018,7 +1018,7 @@ async fn who_was_exported_is_imported_elsewhere_as_they_were() {
     }
 }
 
-/// The dearest hashes that the settings allow are beyond what others' may cost.
+/// The most expensive hashes that the settings allow cost more than foreign hashes may.
 #[tokio::test]
 async fn who_leaves_a_service_with_dear_hashes_is_taken_by_one_that_has_them_too() {
     let dear = [("ARGON2_MEMORY_KIB", "196608"), ("ARGON2_ITERATIONS", "6"), ("PASSWORD_HASH_THREADS", "1")];
@@ -1042,7 +1042,7 @@ async fn who_leaves_a_service_with_dear_hashes_is_taken_by_one_that_has_them_too
     let login = json!({ "username": "alice", "password": PASSWORD });
     assert_eq!(service.post("/users/login", &login).await.0, 200);
     service.stop(Signal::TERM).await.expect(0);
-    // It costs more than anybody else's may where our own cost less.
+    // Where our own hashes cost less, this one costs more than a foreign hash may.
     let again = Move::new().await;
     again.home.write("users.jsonl", &fs::read_to_string(there.path("users.jsonl")).unwrap());
     assert_eq!(again.summary(&["users.jsonl"]).await, [1, 0, 0, 0, 1]);
@@ -1071,12 +1071,12 @@ async fn users_of_auth0_log_in() {
     assert_eq!(here.count("SELECT count(*) FROM users WHERE username ~ '^alice-[0-9a-f]{8}$' AND external_id = 'auth0|60425dc43519d90068f82973' AND is_email_verified AND password_changed_at = '2021-03-05T16:32:52.973Z'").await, 1);
     let bob = here.user("bobby").await;
     assert_eq!((&bob["disabled"], &bob["full_name"]), (&json!(true), &Value::Null));
-    // As an array, too.
+    // The same users as an array.
     here.home.write("users.json", &Value::from(users.to_vec()).to_string());
     assert_eq!(here.summary(&["users.json", "--format", "auth0"]).await, [3, 0, 0, 2, 1]);
     assert!(here.read("users.json.rejects").contains("sms|3"));
 
-    // The file with hashes does not say of when it is. What changed there between it and its import is news here.
+    // The file with hashes is undated. What changed there between the file and its import is still newer here.
     let blocked = json!({
         "user_id": "auth0|60425dc43519d90068f82973", "email": "alice@example.com", "blocked": true,
         "created_at": "2021-03-05T16:32:52.973Z", "updated_at": "2021-03-06T00:00:00.000Z",
@@ -1118,7 +1118,7 @@ async fn users_of_firebase_log_in() {
         hash["mem_cost"]
     );
     here.home.write("hash_config", &config);
-    // What was refused goes in again as it was written.
+    // The rejects can be imported as they were written.
     let args = ["users.json.rejects", "--format", "firebase", "--hash-config", "hash_config"];
     assert_eq!(here.summary(&args).await, [2, 1, 0, 0, 1]);
     assert_eq!(here.status("alice@example.com", &password).await, 200);
@@ -1283,7 +1283,7 @@ async fn users_come_straight_from_another_postgres() {
     assert_eq!(here.summary(&args).await, [2, 1, 0, 0, 1]);
     assert_eq!(here.status("alice", &password).await, 200);
     assert!(here.read("bad.jsonl").contains("too_short"));
-    // It is only read.
+    // The other database is only read.
     here.home.write("people.sql", "WITH gone AS (DELETE FROM people RETURNING *) SELECT * FROM gone");
     here.import(&[&url, "--mapping", "people.sql"]).await.fails(1, &[]);
     let left: i64 = sqlx::query_scalar("SELECT count(*) FROM people").fetch_one(&mut conn).await.unwrap();
@@ -1302,7 +1302,7 @@ async fn what_is_wrong_with_the_file_itself_is_said_and_what_stands_before_it_is
     here.import(&["cut.json"]).await.fails(2, &["the format is unknown: use --format"]);
     here.import(&["cut.json", "--mapping", "people.sql"]).await.fails(2, &["--mapping is for postgres://"]);
     assert_eq!(here.count("SELECT count(*) FROM users").await, 1);
-    // A pipe would be read twice.
+    // The import would read a pipe twice.
     let pipe = here.home.path("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     here.import(&["pipe", "--format", "jsonl"]).await.fails(1, &["pipe is not a regular file", "`-`"]);
@@ -1317,7 +1317,7 @@ async fn what_is_wrong_with_the_file_itself_is_said_and_what_stands_before_it_is
     assert_eq!(piped["created"], 1);
 }
 
-/// `gatepass import --compare ARGS…`: the summary, without what is nought in it, and the differences without their ids.
+/// `gatepass import --compare ARGS…`: the summary without its zeros, and the differences without their ids.
 async fn compared(here: &Move, args: &[&str]) -> (Value, Vec<Value>) {
     let ended = here.import(&[args, &["--compare", "--json"]].concat()).await;
     let mut summary: Value =
@@ -1363,7 +1363,7 @@ async fn what_two_systems_disagree_about_is_said_and_nothing_is_changed() {
     let mut users: Vec<Value> = (0..9).map(|i| user(i, json!({}))).collect();
     here.home.write("users.jsonl", &lines(&users));
     assert_eq!(here.summary(&["users.jsonl"]).await, [9, 9, 0, 0, 0]);
-    // Somebody who never was anywhere else is nobody's difference.
+    // A user who was never anywhere else is no difference.
     here.app.register("native").await;
     assert_eq!(compared(&here, &["users.jsonl"]).await, (json!({ "read": 9, "same": 9 }), Vec::new()));
 
@@ -1374,7 +1374,7 @@ async fn what_two_systems_disagree_about_is_said_and_nothing_is_changed() {
     users[4] = user(4, json!({ "email": "nowhere" }));
     users[5] = user(5, json!({ "email": "user6@example.com", "updated_at": newer }));
     users[6] = user(6, json!({ "username": "renamed6", "updated_at": newer }));
-    // It says less, and is newer without being another.
+    // This record says less, and is newer without being different.
     users[7] = json!({
         "external_id": "x-7", "username": "user7", "email": "user7@example.com", "full_name": null, "updated_at": newer,
         "password_hash": "!",
@@ -1413,7 +1413,7 @@ async fn what_two_systems_disagree_about_is_said_and_nothing_is_changed() {
     ]);
     assert_eq!(Value::from(differences.iter().map(told).collect::<Vec<_>>()), expected);
 
-    // For people there are numbers, and nothing of anybody.
+    // People are shown numbers, and nothing about any user.
     let ended = here.import(&["users.jsonl", "--compare"]).await.expect(1);
     assert!(ended.stdout.starts_with(
         "11 read, 2 same, 1 newer, 2 older, 2 undated, 1 missing, 3 refused; 1 gone\nusername differs in 2\n"
@@ -1427,7 +1427,7 @@ async fn what_two_systems_disagree_about_is_said_and_nothing_is_changed() {
     assert_eq!(here.count("SELECT count(*) FROM imports").await, 0);
     assert!(!here.home.path("users.jsonl.rejects").exists());
 
-    // What an import can settle, it settles.
+    // An import settles what it can.
     assert_eq!(here.summary(&["users.jsonl"]).await, [11, 1, 1, 6, 3]);
     let (summary, _) = compared(&here, &["users.jsonl"]).await;
     assert_eq!((&summary["newer"], &summary["missing"]), (&Value::Null, &Value::Null));
@@ -1473,7 +1473,7 @@ async fn a_password_that_was_made_anew_or_changed_here_is_no_difference() {
     here.home.write("users.jsonl", &lines(&same));
     assert_eq!(here.summary(&["users.jsonl"]).await, [5, 5, 0, 0, 0]);
     assert_eq!(compared(&here, &["users.jsonl"]).await, agreed);
-    // Another fast hash with another salt is another password, of which a wrapped one says as much.
+    // A fast hash with another salt counts as another password, which even the wrapped hash shows.
     let (salted, _) = vector("{SMD5}");
     let mut others = same.clone();
     others[3] = user(3, &salted, dated.clone());
@@ -1490,7 +1490,7 @@ async fn a_password_that_was_made_anew_or_changed_here_is_no_difference() {
     here.home.write("users.jsonl", &lines(&same));
     assert_eq!(compared(&here, &["users.jsonl"]).await, agreed);
 
-    // Changed there since: the file says so, or cannot.
+    // The passwords have changed there since; the file says so, or cannot.
     let newer =
         json!({ "updated_at": "2020-02-01T00:00:00Z", "password_changed_at": "2020-02-01T00:00:00Z" });
     let others = [
@@ -1509,7 +1509,7 @@ async fn a_password_that_was_made_anew_or_changed_here_is_no_difference() {
     assert_eq!(compared(&here, &["users.jsonl"]).await.0["newer"], Value::Null);
 }
 
-/// While it reads, others write: it holds no lock that they want, and sees one moment.
+/// Others write while it reads: it holds no lock that they want, and sees one snapshot.
 #[tokio::test]
 async fn a_comparison_is_in_nobodys_way() {
     let here = Move::new().await;
@@ -1534,7 +1534,7 @@ async fn a_comparison_is_in_nobodys_way() {
     assert!(ended.stdout.starts_with("3000 read, 3000 same, 0 newer"), "{}", ended.stdout);
 }
 
-/// Every command of docs/migrate-from.md that imports, on what its system writes.
+/// Runs every import command in docs/migrate-from.md on what its system writes.
 #[tokio::test]
 async fn the_commands_of_the_page_on_moving_work() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/migrate-from.md");
@@ -1607,7 +1607,7 @@ async fn the_commands_of_the_page_on_moving_work() {
         args.push("--compare");
         args.extend(["--differences", "differences.jsonl"]);
         let ended = here.import(&args).await;
-        // The others are gone from there, as it were.
+        // The users of the other commands count as gone from there.
         assert!(ended.stdout.contains(&format!("{read} read, {read} same, 0 newer")), "{command} {ended:?}");
     }
     assert_eq!(imports, 9);
@@ -1636,7 +1636,7 @@ async fn the_commands_of_the_page_on_moving_work() {
     }
 }
 
-/// Ours and a bare `COPY` of the same rows into the same tables, one after the other, in the same run.
+/// Our import and a bare `COPY` of the same rows into the same tables, one after the other in the same run.
 #[tokio::test]
 async fn a_million_users_come_in_at_half_the_rate_of_a_bare_copy_or_more() {
     let here = Move::new().await;

@@ -1,5 +1,5 @@
-//! What an operator does to the keys from the command line, looks into with `token inspect`, and hears from `doctor`: the
-//! real binary over a real Postgres. No key and no token is ever printed, but the one that `key show` is for.
+//! Keys on the command line: the `key` commands, `token inspect`, and what `doctor` says about keys, with the real
+//! binary over a real Postgres. No key and no token is ever printed, except the key that `key show` is for.
 
 use std::{
     fs::{self, DirBuilder},
@@ -24,7 +24,7 @@ const OTHER_KEY: &str = "k4.local.cHFyc3R1dnd4eXp7fH1-f4CBgoOEhYaHiImKi4yNjo8";
 /// Nobody listens there.
 const AWAY: &str = "postgres://gatepass@127.0.0.1:1/gatepass";
 
-/// A place with settings, for an operator.
+/// An operator's working directory, with settings.
 struct Desk {
     home: Home,
     settings: Vec<(&'static str, String)>,
@@ -72,7 +72,7 @@ impl Desk {
         self.run(&["key", "list", "--json"]).await.json().as_array().unwrap().clone()
     }
 
-    /// The keys' statuses, by name.
+    /// The status of the key `kid`; "none" if it is not listed.
     async fn status(&self, kid: &str) -> String {
         let keys = self.keys().await;
         keys.iter().find(|key| key["kid"] == kid).map_or("none", |key| text(&key["status"])).to_owned()
@@ -83,7 +83,7 @@ impl Desk {
         text(&keys.iter().find(|key| key["status"] == status).unwrap()["kid"]).to_owned()
     }
 
-    /// What doctor says, however bad.
+    /// The report of `doctor`, whatever its exit code.
     async fn doctor(&self) -> Value {
         serde_json::from_str(&self.run(&["doctor", "--json"]).await.stdout).unwrap()
     }
@@ -106,7 +106,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
 }
 
-/// Whether doctor found something of this level with this in it.
+/// Asserts that `doctor` found something of this level that contains this text.
 #[track_caller]
 fn finds(doctor: &Value, level: &str, part: &str) {
     let findings = doctor["findings"].as_array().unwrap();
@@ -115,7 +115,7 @@ fn finds(doctor: &Value, level: &str, part: &str) {
     assert!(found, "no {level} with {part:?} in {doctor:#}");
 }
 
-/// A token of `key`, from now on for `seconds`.
+/// A token of `key`, issued `from` seconds from now and valid for `seconds`.
 fn issue(key: impl Into<SigningKey>, from: i64, seconds: i64) -> String {
     #[expect(clippy::disallowed_methods, reason = "the binary goes by the wall clock")]
     let now = OffsetDateTime::now_utc() + Duration::seconds(from);
@@ -178,7 +178,7 @@ async fn shared_keys_need_no_database() {
     for args in [&["key", "rotate"][..], &["key", "retire", text(&keys[0]["kid"])]] {
         desk.run(args).await.fails(1, &["v4.local", "from the configuration"]);
     }
-    // What a service with HS256 is given.
+    // What a service that verifies HS256 is given.
     let jwk = desk.run(&["key", "show", "--jwt-hs256", "--json"]).await;
     assert_eq!(jwk.stderr, "");
     let jwk = jwk.json();
@@ -197,11 +197,11 @@ async fn shared_keys_need_no_database() {
 #[tokio::test]
 async fn keys_are_rotated_and_retired() {
     let desk = Desk::new(&[("TOKEN_FORMAT", "v4.public"), ("KEY_ROTATION_INTERVAL", "4s")]).await;
-    // A look makes none.
+    // Looking at the keys makes none.
     assert!(desk.keys().await.is_empty());
     finds(&desk.doctor().await, "note", "there are none for v4.public yet");
 
-    // All that the first documents hold, everybody knows.
+    // Everybody knows the keys in the first documents, so the first rotation does not wait.
     let first = desk.run(&["key", "rotate", "--json"]).await;
     assert!(!first.stderr.contains("waiting"), "{}", first.stderr);
     let first = first.json();
@@ -217,14 +217,13 @@ async fn keys_are_rotated_and_retired() {
     assert!(active["retired_at"].is_null() && active["note"].is_null());
     OffsetDateTime::parse(text(&active["activated_at"]), &Rfc3339).unwrap();
 
-    // The one after that is new.
+    // The key after those is new, so the second rotation waits.
     let second = desk.run(&["key", "rotate"]).await.expect(0);
     assert!(second.stderr.contains("waiting") && second.stderr.contains("Ctrl-C"), "{}", second.stderr);
     let line = second.stdout.lines().next().unwrap();
     assert!(line.starts_with("signs now") && line.ends_with(text(&first["next"])), "{}", second.stdout);
 
-    // An active key hands over, after a wait, and stays good for what it has signed.
-    // Whoever does not want to wait changes nothing.
+    // An operator who does not want to wait changes nothing.
     let before = desk.keys().await;
     let patient = [&desk.environment()[..], &[("KEY_ROTATION_INTERVAL", "30d")]].concat();
     let mut rotating = desk.home.gatepass(&["key", "rotate"]).envs(&patient).start();
@@ -232,12 +231,13 @@ async fn keys_are_rotated_and_retired() {
     rotating.stop(Signal::INT).await.fails(1, &["nothing has changed"]);
     assert_eq!(desk.keys().await, before);
 
+    // An active key hands over, after a wait, and stays good for what it has signed.
     let active = desk.kid("active").await;
     let retired = desk.run(&["key", "retire", &active, "--json"]).await;
     assert_eq!(retired.json()["status"], "retiring");
     let again = desk.run(&["key", "retire", &active]).await.expect(0).stdout;
     assert!(again.contains("its tokens are valid until"), "{again}");
-    // A leaked one does not.
+    // A leaked key does not stay good.
     let gone = desk.run(&["key", "retire", &active, "--now"]).await.expect(0).stdout;
     assert!(gone.contains("refuses its tokens within a second"), "{gone}");
     assert_eq!(desk.status(&active).await, "gone");
@@ -245,7 +245,7 @@ async fn keys_are_rotated_and_retired() {
     desk.run(&["key", "retire", "-x", "--now"]).await.fails(1, &["no signing key -x"]);
     desk.run(&["key", "retire", "--now", "-x"]).await.fails(1, &["no signing key -x"]);
 
-    // Also one that is next, or active, and without a wait.
+    // The same goes for a next key and an active one, without a wait.
     for status in ["next", "active"] {
         let kid = desk.kid(status).await;
         let ended = desk.run(&["key", "retire", "--now", &kid]).await.expect(0);
@@ -339,7 +339,7 @@ async fn keys_are_wrapped_anew() {
     desk.run(&["doctor"]).await.expect(1);
     let closed: Vec<_> = desk.keys().await.into_iter().filter(|key| !key["wrapped_by"].is_null()).collect();
     let [one, other] = [&closed[0], &closed[1]].map(|key| text(&key["kid"]));
-    // Whether their format is in force or not: somebody may take the former root key for dispensable.
+    // Whether or not their format is in use: someone may think that the former root key is no longer needed.
     for format in ["v4.public", "v4.local"] {
         desk.set(&[("TOKEN_FORMAT", format)]);
         let told = [one, other, &former, "TOKEN_SYMMETRIC_KEYS_ACCEPTED"];
@@ -355,7 +355,7 @@ async fn keys_are_wrapped_anew() {
     desk.set(&[("TOKEN_FORMAT", "v4.public")]);
     assert!(desk.keys().await.iter().any(|key| key["note"].to_string().contains("not in the configuration")));
 
-    // It is found.
+    // The former root key is found again.
     desk.set(&[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", KEY)]);
     let doctor = desk.doctor().await;
     finds(&doctor, "warning", "`gatepass key rewrap` before you remove");
@@ -380,12 +380,12 @@ async fn keys_are_wrapped_anew() {
     assert_eq!(desk.run(&["key", "rewrap"]).await.expect(0).stdout, "nothing to do\n");
     desk.set(&[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", "")]);
     let doctor = desk.doctor().await;
-    // The settings find this key weak.
+    // Only the findings about keys: those about settings call this root key weak.
     let keys: Vec<_> =
         doctor["findings"].as_array().unwrap().iter().filter(|f| f["area"] == "keys").collect();
     assert!(keys.iter().all(|found| ["ok", "note"].contains(&text(&found["level"]))), "{doctor:#}");
 
-    // The one that is lost for good can be replaced.
+    // Keys whose root key is lost for good can be replaced.
     desk.set(&[("TOKEN_SYMMETRIC_KEY", KEY)]);
     let kid = desk.kid("active").await;
     desk.run(&["key", "retire", "--now", &kid]).await.expect(0);
@@ -393,7 +393,7 @@ async fn keys_are_wrapped_anew() {
     desk.run(&["key", "retire", "--now", &kid]).await.expect(0);
     assert_eq!(desk.doctor().await["ok"], true);
 
-    // With shared formats alone what is left of a ring can be wrapped anew, too.
+    // Where only shared formats are in use, what is left of a ring can be rewrapped, too.
     desk.set(&[
         ("TOKEN_FORMAT", "v4.local"),
         ("TOKEN_SYMMETRIC_KEY", OTHER_KEY),
@@ -425,7 +425,7 @@ async fn what_cannot_be_read_is_shown_and_in_nobodys_way() {
     desk.run(&["key", "retire", &active, "--now"]).await.expect(0);
     assert_eq!(desk.status(&active).await, "gone");
 
-    // Broken, as none should be.
+    // A broken row, which should never occur.
     let active = desk.kid("active").await;
     desk.sql("UPDATE signing_keys SET public_key = 'x' WHERE activated_at IS NULL AND retired_at IS NULL")
         .await;
@@ -474,7 +474,7 @@ async fn a_leaked_key_is_refused_while_another_is_broken_and_that_one_can_be_rep
     }
 }
 
-/// Not even what development makes for itself.
+/// Not even the files that development makes for itself.
 #[tokio::test]
 async fn a_look_makes_nothing() {
     let home = Home::new();
@@ -492,7 +492,7 @@ async fn a_look_makes_nothing() {
         let made: Vec<_> = fs::read_dir(home.path(".")).unwrap().collect();
         assert!(made.is_empty(), "{made:?}");
     }
-    // Where nobody may look, it is not known what is there.
+    // What is in a directory that cannot be read is not known.
     if !are_root("what another user is told of a directory that is not theirs") {
         return;
     }
@@ -525,7 +525,7 @@ async fn a_token_is_looked_into() {
     }
     assert!(!ended.stdout.contains("UNVERIFIED") && ended.stderr.contains("refused: the token has expired"));
 
-    // What nobody vouches for is marked.
+    // Claims that nobody vouches for are marked.
     let foreign = issue(Hs256Key::new(&OTHER_KEY.parse().unwrap()), 0, 600);
     let ended = desk.run(&["token", "inspect", &foreign]).await.expect(1);
     for part in ["UNVERIFIED", "key that is not accepted here", "not reached", "\\u{1b}"] {
@@ -566,7 +566,7 @@ async fn a_token_is_looked_into() {
         let shown = desk.run_with(&["token", "inspect", "-"], rubbish).await.expect(1);
         assert!(!shown.stdout.contains(['\u{1b}', '\u{202e}']), "{rubbish:?}: {}", shown.stdout);
     }
-    // Somebody has mistaken the key for a token: it is not repeated.
+    // If someone mistakes the key for a token, it is not repeated.
     let (_, report) = desk.inspect(KEY).await;
     assert!(text(&report["hint"]).contains("KEY"), "{report}");
     assert_eq!(SigningKey::from(root()).format(), Format::Shared(SharedFormat::V4Local));
@@ -576,7 +576,7 @@ async fn a_token_is_looked_into() {
 async fn a_database_that_is_away_is_told_of() {
     let mut desk = Desk::on(AWAY, &[]);
     let (code, report) = desk.inspect(&issue(root(), 0, 600)).await;
-    // Good, but for what the service would not know either.
+    // The token is good, except for what the service would not know either.
     assert_eq!((code, &report["session"]["state"]), (Some(1), &"unknown".into()));
     assert!(text(&report["session"]["why_unknown"]).contains("127.0.0.1:1/gatepass"));
     let doctor = desk.doctor().await;
@@ -628,7 +628,7 @@ async fn doctor_says_what_to_do() {
     finds(&desk.doctor().await, "warning", "is old");
     desk.sql("DELETE FROM signing_keys WHERE activated_at IS NULL").await;
     finds(&desk.doctor().await, "problem", "has no next key");
-    // As a start of the service does.
+    // A start of the service does the same.
     desk.run(&["key", "rewrap"]).await.expect(0);
     assert_eq!(desk.doctor().await["ok"], true);
 }

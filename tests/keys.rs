@@ -1,5 +1,5 @@
-//! Signing keys as a fleet of replicas lives with them: every format works, a ring is made once, keys rotate and retire
-//! and root keys and formats are replaced, and through all of it every replica accepts every token that it should.
+//! Signing keys in a fleet of replicas: every format works, a key ring is made once, keys rotate and retire, and root
+//! keys and formats are replaced. Throughout, every replica accepts every token that it should.
 
 use std::{collections::BTreeSet, ops::Range, sync::Arc, time::Instant};
 
@@ -60,7 +60,7 @@ async fn is_refused(app: &App, login: &Value) {
     app.get("/users/me").bearer(login).send().await.expect_problem(401, "invalid_token");
 }
 
-/// What anybody can read of a login's token: a JWT's header, a PASETO's footer.
+/// What anyone can read in a login's token: a JWT's header, a PASETO's footer.
 fn head(login: &Value) -> Value {
     let token = login["access_token"].as_str().unwrap();
     let part = token.split('.').nth(if token.starts_with("v4.") { 3 } else { 0 }).unwrap();
@@ -83,14 +83,14 @@ async fn published(app: &App) -> BTreeSet<String> {
     ids
 }
 
-/// Every key in the table and what it does by now, oldest first.
+/// Every key in the table and its status by now, oldest first.
 async fn table(app: &App) -> Vec<(String, Option<KeyStatus>)> {
     let now = app.clock.now();
     let keys = keys::list(&app.pool()).await.unwrap().keys;
     keys.iter().map(|(key, _)| (key.id().to_string(), key.status(now))).collect()
 }
 
-/// The one key that does this.
+/// The one key that has this status.
 async fn the(status: KeyStatus, app: &App) -> String {
     let keys = table(app).await;
     let mut ids = keys.iter().filter(|(_, what)| *what == Some(status));
@@ -126,7 +126,7 @@ async fn retire_now(app: &App, id: &str) {
     keys::retire(&policy(KEY, &[]), &app.pool(), id, true, app.clock.now()).await.unwrap();
 }
 
-/// The private key, in the hands of somebody who has the root key and a copy of the table.
+/// The private key, as anyone with the root key and a copy of the table can obtain it.
 async fn steal(app: &App, id: &str) -> Arc<KeyPair> {
     let keys = keys::list(&app.pool()).await.unwrap().keys;
     let (key, _) = keys.iter().find(|(key, _)| key.id().as_str() == id).unwrap();
@@ -136,7 +136,7 @@ async fn steal(app: &App, id: &str) -> Arc<KeyPair> {
     Arc::new(WrappingKey::new(&root).unwrap(key.public.format(), key.id(), &wrapped).unwrap())
 }
 
-/// `login` with a token that somebody made with a key.
+/// `login` with an access token that was forged with this key.
 fn forge(app: &App, pair: &Arc<KeyPair>, login: &Value) -> Value {
     let id = |value: &Value| value.as_str().unwrap().parse::<Uuid>().unwrap();
     let party = Party { issuer: "gatepass".into(), audience: "gatepass".into() };
@@ -179,7 +179,7 @@ async fn every_format_works_from_the_start_to_a_protected_route() {
         assert_eq!(published(&app).await.contains(&kid(&alice)), !is_shared, "{format}");
         assert_eq!(table(&app).await.len(), if is_shared { 0 } else { 2 }, "{format}");
 
-        // A token of another service with the same settings and another root key.
+        // A v4.local token from another service, which has another root key.
         let other =
             App::with(&tokens_of(format)).await.replica_with_key(OTHER_KEY, &tokens_of("v4.local")).await;
         other.register("alice").await;
@@ -240,7 +240,7 @@ async fn keys_rotate_on_schedule_once_whoever_notices_and_no_token_is_refused_fo
             app.clock.advance(Duration::minutes(1));
             rotated = app.clock.now();
             tokio::join!(refresh(&app), refresh(&other));
-            // Who came second hears of it the next time.
+            // The replica that came second hears of it the next time.
             tokio::join!(refresh(&app), refresh(&other));
             assert_eq!(table(&app).await.len(), 2 + round, "one rotation, one new key");
             assert_eq!(the(KeyStatus::Active, &app).await, next);
@@ -257,7 +257,7 @@ async fn keys_rotate_on_schedule_once_whoever_notices_and_no_token_is_refused_fo
                 assert_eq!(kid(&replica.login("alice").await), next);
                 passes(replica, &old).await;
             }
-            // The last of the old key's tokens was made at the rotation, and somebody may have been a minute late.
+            // The old key's last token was made at the rotation, and a replica may have been a minute late.
             app.clock.advance(Duration::minutes(14) - Duration::milliseconds(700));
             for replica in [&app, &other] {
                 refresh(replica).await;
@@ -306,12 +306,12 @@ async fn a_replica_that_has_not_heard_of_a_rotation_accepts_and_makes_tokens_tha
 
 #[tokio::test]
 async fn no_key_signs_before_everybody_can_know_it() {
-    // As long as a document may be cached that a replica gave out before it heard, which takes a second.
+    // The wait is as long as a document may be cached, plus the second that it takes a replica to hear.
     for (interval, wait) in [("30d", 61), ("20s", 6)] {
         let settings = tokens_of_and("v4.public", &[("KEY_ROTATION_INTERVAL", interval)]);
         let app = App::with(&settings).await;
         let other = app.replica(&settings).await;
-        // The first two were published together.
+        // The first two keys were published together.
         app.clock.advance(Duration::seconds(1));
         rotate(&app).await;
         let rotated = app.clock.now();
@@ -338,7 +338,7 @@ async fn no_key_signs_before_everybody_can_know_it() {
     let refused = app.state().keys.rotate(app.clock.now()).await.unwrap_err();
     assert!(matches!(refused, Error::Shared(_)), "{refused}");
 
-    // By a clock that is behind, what replaces a retired key looks older than the ring, and is not.
+    // By a clock that is behind, the key that replaces a retired one looks older than the ring, but is not.
     let app = App::with(&tokens_of("v4.public")).await;
     let behind = Clock::fixed(app.clock.now() - Duration::minutes(5));
     let behind = app.try_replica(KEY, behind, &tokens_of("v4.public")).await.unwrap();
@@ -414,7 +414,7 @@ async fn a_clock_that_is_wrong_keeps_no_key_alive_that_was_retired_at_once() {
         let skewed = app.try_replica(KEY, clock, &settings).await.unwrap();
         app.register("alice").await;
         for retired_by in [&app, &skewed] {
-            // A token for each to accept by its own clock.
+            // One token for each replica, which accepts it by its own clock.
             let logins = [(&app, app.login("alice").await), (&skewed, skewed.login("alice").await)];
             let id = the(KeyStatus::Active, &app).await;
             for (replica, login) in &logins {
@@ -432,7 +432,7 @@ async fn a_clock_that_is_wrong_keeps_no_key_alive_that_was_retired_at_once() {
     }
 }
 
-/// How long it took until both refuse the token, from the moment at which its key was retired.
+/// The time from the retirement of a token's key until both services refuse the token.
 async fn time_to_refusal(
     services: &[Process; 2],
     db: &gatepass::store::PgPool,
@@ -476,13 +476,13 @@ async fn a_leaked_key_is_refused_by_running_services_within_a_second() {
         took.push(time_to_refusal(&services, &app.pool(), &settings).await);
     }
     println!("from the retirement to the refusal by both: {took:.3?}");
-    // Each of them. How often the ring is read `src/keys` holds against the second when it is compiled; with this machine's
-    // load, that says nothing more.
+    // This holds each time. `src/keys` asserts at compile time that the ring is read often enough for one second; on a
+    // machine under load, a measurement says no more.
     let bound = allowed(std::time::Duration::from_secs(1));
     assert!(took.iter().all(|took| *took < bound), "{took:?}");
 }
 
-/// Root keys of one replica: its own, and those that it accepts.
+/// The root keys of one replica: its own, and those that it accepts.
 type Roots = (&'static str, &'static [Setting]);
 
 #[tokio::test]
@@ -529,7 +529,7 @@ async fn the_root_key_is_replaced_in_two_rollouts_and_no_token_is_refused() {
                 refresh(replica).await;
                 logins.push(replica.login("alice").await);
                 if format == "v4.public" {
-                    // Keys made by each go into the ring for all.
+                    // The keys that each replica makes go into the ring for all.
                     app.clock.advance(Duration::seconds(61));
                     rotate(replica).await;
                     logins.push(replica.login("alice").await);
@@ -574,7 +574,7 @@ async fn a_service_whose_root_key_opens_no_key_of_the_ring_does_not_start() {
     // With shared keys there is nothing to open.
     app.replica_with_key(OTHER_KEY, &[]).await;
     start(&[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", KEY)]).await.unwrap();
-    // And now it is the former key that opens nothing.
+    // Now it is the former root key that opens nothing.
     let refused = app.try_replica(KEY, app.clock.clone(), &tokens_of("v4.public")).await.err().unwrap();
     assert!(refused.to_string().contains("TOKEN_SYMMETRIC_KEYS_ACCEPTED"), "{refused}");
 }
@@ -585,7 +585,7 @@ async fn keys_of_a_later_release_keep_nobody_from_starting_or_from_looking_after
     let app = App::with(&settings).await;
     app.register("alice").await;
     let alice = app.login("alice").await;
-    // An update that is being rolled out has come as far as this.
+    // A rolling update has come this far.
     sqlx::raw_sql(
         "ALTER TABLE signing_keys DROP CONSTRAINT signing_keys_format_known;
          INSERT INTO signing_keys
@@ -648,7 +648,8 @@ async fn a_replica_that_missed_a_rollout_still_hears_of_a_leaked_key() {
     is_refused(&app, &alice).await;
     passes(&app, &ahead.login("alice").await).await;
 
-    // Now a key signs that it cannot open. Rather than with one that may be refused, it makes no tokens, and says so.
+    // Now the key that signs is one that `app` cannot open. It makes no tokens, rather than some that may be refused,
+    // and says so.
     app.clock.advance(Duration::minutes(2));
     rotate(&ahead).await;
     app.state().keys.refresh(app.clock.now()).await.unwrap_err();
@@ -674,7 +675,7 @@ async fn is_logged_in(app: &App, login: &Value) -> bool {
     salt.is_some_and(|salt| key.is_authentic(&presented, &salt.try_into().unwrap()))
 }
 
-/// Steps of one length come back to where they began, and all six lengths together have gone every way between formats.
+/// Steps of one length around the formats end where they began; all six lengths together go every way between formats.
 fn ways(lengths: Range<usize>) -> Vec<(&'static str, &'static str)> {
     let steps = lengths.flat_map(|length| (0..7).map(move |i| (i * length % 7, (i + 1) * length % 7)));
     steps.map(|(from, to)| (FORMATS[from], FORMATS[to])).collect()
@@ -686,13 +687,13 @@ async fn every_format_can_follow_every_other_and_nobody_is_logged_out() {
     walk(ways(1..4)).await;
 }
 
-// Two halves, side by side: there are many steps.
+// There are so many steps that two tests take half of them each, side by side.
 #[tokio::test]
 async fn every_format_can_follow_every_other_the_other_way_round_and_nobody_is_logged_out() {
     walk(ways(4..7)).await;
 }
 
-/// Through all of these formats, in three rollouts each.
+/// Goes all of these ways, each in three rollouts.
 async fn walk(ways: Vec<(&'static str, &'static str)>) {
     let (began, count) = (Instant::now(), ways.len());
     let app = App::new().await;
@@ -713,7 +714,7 @@ async fn walk(ways: Vec<(&'static str, &'static str)>) {
                     assert!(is_logged_in(&app, &login).await);
                 }
             }
-            // The last step of the second one is its first step to the next format.
+            // The second replica's last step is its first step to the next format.
             for i in if accepts.is_none() { 0..1 } else { 0..2 } {
                 replicas[i] = app.replica(&settings).await;
                 let (started, other) = (&replicas[i], &replicas[1 - i]);
@@ -770,7 +771,7 @@ async fn the_documents_have_the_public_keys_and_nothing_private() {
                 "ES256" => ("EC", &["alg", "crv", "kid", "kty", "use", "x", "y"][..]),
                 _ => ("RSA", &["alg", "e", "kid", "kty", "n", "use"][..]),
             };
-            // That is: no d, p, q, dp, dq, qi, oth or k.
+            // So there is no d, p, q, dp, dq, qi, oth or k.
             assert_eq!(members, expected);
             assert_eq!([&key["kty"], &key["alg"], &key["use"]], [kind, algorithm, "sig"]);
         }
@@ -897,11 +898,11 @@ async fn a_replica_that_cannot_read_its_keys_for_long_takes_and_makes_none_of_th
         let app = App::with(&accepting(format)).await;
         app.register("alice").await;
         let alice = app.login("alice").await;
-        // The service of another ring.
+        // A service with another ring.
         let other = App::with(&tokens_of(format)).await;
         other.register("alice").await;
         let stranger = other.login("alice").await;
-        // Replicas that make tokens with keys of the configuration, and have the ring besides.
+        // Replicas that make tokens with keys from the configuration, and also have the ring.
         let [local, hs256] =
             [app.replica(&accepting("v4.local")).await, app.replica(&accepting("jwt:HS256")).await];
         let shared = [local.login("alice").await, hs256.login("alice").await];
@@ -924,7 +925,7 @@ async fn a_replica_that_cannot_read_its_keys_for_long_takes_and_makes_none_of_th
         for replica in [&app, &local, &hs256] {
             replica.hear().await;
         }
-        // Nobody has to notice first, and no clock that is set helps.
+        // No replica has to notice first, and setting the clock does not help.
         for hours in [0, -5] {
             app.clock.set(Duration::hours(hours));
             for login in [&alice, &late, &stranger] {
@@ -960,7 +961,7 @@ async fn a_replica_that_cannot_read_its_keys_for_long_takes_and_makes_none_of_th
             .send()
             .await
             .expect_problem(503, "database_unavailable");
-        // It has a key, so there is nothing else wrong.
+        // There is a key that signs, so nothing else is wrong.
         let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
         assert_eq!(not_ready["reasons"], json!(["keys: not read for 61 s"]));
         let text = app.scrape().await;
@@ -980,7 +981,7 @@ async fn a_replica_that_cannot_read_its_keys_for_long_takes_and_makes_none_of_th
         is_refused(&app, &stranger).await;
         app.post("/tokens/renew_access").json(&renew).send().await.expect(200);
     }
-    // Without a ring there is nothing to be read.
+    // Without a ring there is nothing to read.
     let app = App::with(&[("REVOCATION_MAX_STALENESS", "60s")]).await;
     app.register("alice").await;
     app.clock.advance(Duration::seconds(61));
@@ -991,7 +992,7 @@ async fn a_replica_that_cannot_read_its_keys_for_long_takes_and_makes_none_of_th
     assert!(!app.scrape().await.contains("token_key_silence"));
 }
 
-/// Breaks the row of the one key that does this, as none should be; its id.
+/// Breaks the row of the one key that has this status, which should never occur; returns the key's id.
 async fn break_the(status: KeyStatus, app: &App) -> String {
     let id = the(status, app).await;
     app.sql("UPDATE signing_keys SET public_key = 'x' WHERE id = $1", &json!(id)).await;
@@ -1031,7 +1032,7 @@ async fn a_key_that_cannot_be_read_is_good_for_nothing_and_all_others_are_follow
             }
         }
 
-        // Not without a key to follow it that can be read; but a leaked one goes at once.
+        // A key is not retired unless the key that follows can be read; but a leaked key goes at once.
         let leaked = kid(&alice);
         let policy = policy(KEY, &settings);
         if broken == KeyStatus::Next {
@@ -1083,7 +1084,7 @@ async fn without_the_key_that_signs_no_token_is_made_until_it_is_retired() {
     }
 }
 
-/// Spoils the private part of the one key that does this; its id.
+/// Spoils the private part of the one key that has this status; returns the key's id.
 async fn close_the(status: KeyStatus, app: &App) -> String {
     let id = the(status, app).await;
     let spoil = "UPDATE signing_keys SET wrapped_key = set_byte(wrapped_key, 40, 255 - get_byte(wrapped_key, 40)) WHERE id = $1";
@@ -1098,7 +1099,7 @@ async fn a_key_whose_private_part_is_spoilt_is_retired_and_no_token_is_refused()
     app.register("alice").await;
     let alice = app.login("alice").await;
     let id = close_the(KeyStatus::Active, &app).await;
-    // Who runs has opened it before; nobody else can.
+    // The running replica has opened the key before; no other can.
     refresh(&app).await;
     let later = app.login("alice").await;
     assert_eq!(kid(&later), id);
@@ -1126,7 +1127,7 @@ async fn a_next_key_that_does_not_open_keeps_nobody_from_starting_and_is_not_rot
     let started = app.replica(&settings).await;
     passes(&app, &started.login("alice").await).await;
     app.clock.advance(Duration::days(31));
-    // The one has opened it before, the other never could.
+    // The first has opened the key before; the other never could.
     for replica in [&app, &started] {
         let error = replica.state().keys.refresh(app.clock.now()).await.unwrap_err();
         assert!(matches!(&error, Error::Unopenable { id: other, .. } if *other == id), "{error}");
@@ -1175,7 +1176,7 @@ async fn a_leaked_key_is_refused_while_a_rotation_waits() {
 
     let keys = app.state().keys.clone();
     let following = tokio::spawn(async move { keys.follow().await });
-    // When the statement was begun that waits.
+    // When the waiting statement began.
     let waits_since = async || {
         let waiting = "SELECT query_start::text FROM pg_stat_activity
                        WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -1213,7 +1214,7 @@ async fn without_the_database_the_keys_stay_as_they_are() {
     for _ in 0..2 {
         app.state().keys.refresh(app.clock.now()).await.unwrap_err();
         assert_eq!(published(&app).await, documents);
-        // Past the check of the token, on the way to the database.
+        // The first token passes its check, and the request fails on its way to the database.
         let path = "/admin/users/019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e";
         app.get(path).bearer(&root_again).send().await.expect_problem(503, "database_unavailable");
         app.get(path).bearer(&root).send().await.expect_problem(401, "token_expired");

@@ -1,5 +1,6 @@
-//! A replica is killed with `kill -9` at the worst moment. If it had committed a renewal and not answered it, the client
-//! asks another replica again, and the session continues. A session that it had ended stays ended, whoever heard of it.
+//! A replica is killed with `kill -9` at the worst moment. If it had committed a renewal and not answered it, the
+//! client asks another replica again, and the session continues. A session that it had ended stays ended, whoever heard
+//! of it.
 //!
 //! The tests do not wait for that moment but bring it about: a test holds the session's row until the replica waits for
 //! it, stops the replica (`SIGSTOP`), releases the row so that Postgres commits, and kills the replica before it can
