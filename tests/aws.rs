@@ -272,7 +272,7 @@ async fn a_secret_that_cannot_be_had_is_one_clear_line() {
             "AWS cannot be reached in eu-central-1; check AWS_REGION, AWS_ENDPOINT_URL and the network",
         ),
     ] {
-        // Even in production, no setting is called missing that may have been in the secret.
+        // Even in production, no setting that may be in the secret is reported missing.
         let ended = config(&[&variables[..], &[("ENVIRONMENT", "production")]].concat()).await;
         ended.fails(1, &["has a problem:", &format!("{ID}{expected}")]);
     }

@@ -20,6 +20,7 @@ use crate::process::make_program;
 /// - `get` prints the columns asked for, one line for each object in `deployment` or `replicasets`, where a column's
 ///   name is followed by its value.
 /// - `rollout status` fails if there is a file `broken`, until there has been an undo.
+/// - `logs` prints a line of the migration's, and fails if there is a file `refused`.
 const KUBECTL: &str = r#"#!/usr/bin/env bash
 here=$(dirname "$0")
 if [ "$1" = kustomize ]; then exec cat "$2/made"; fi

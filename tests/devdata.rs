@@ -49,7 +49,7 @@ async fn the_same_seed_makes_the_same_rows() {
         let made = rows(&first, &all).await;
         assert!(made.len() >= 250, "{table}: {}", made.len());
         assert!(made == rows(&second, &all).await, "{table} differs");
-        // This table holds only row numbers, which are the same for any seed.
+        // history_unsealed holds only row numbers, which are the same for any seed.
         assert!(table == "history_unsealed" || made != rows(&other, &all).await, "{table} is the same");
     }
     // Every address is one that is reserved for documentation.

@@ -1,6 +1,6 @@
-//! While two systems run side by side, the old one reports every user who changes there, with `PUT
-//! /admin/users/by-external-id/{id}`. The rules are those of the import, even when two requests report the same user at
-//! the same moment.
+//! While two systems run side by side, the old one reports every user who changes there, with
+//! `PUT /admin/users/by-external-id/{id}`. The rules are those of the import, even when two requests report the same
+//! user at the same moment.
 
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -508,7 +508,7 @@ async fn whoever_changes_roles_or_disables_the_time_is_noted() {
     assert_eq!(found, here.column("updated_at", "17").await);
 }
 
-/// Two addresses are the same here if they are the same when an administrator changes them.
+/// Two addresses are the same here exactly when they are the same in an administrator's change.
 #[tokio::test]
 async fn an_address_in_other_letters_stays_verified_and_another_one_does_not() {
     let here = Bridge::new().await;

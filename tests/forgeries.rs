@@ -858,7 +858,7 @@ async fn deep_nesting_is_no_way_to_the_end_of_the_stack() {
             table.into_iter().map(|(what, claims)| (what, door.forge.seal(claims))).collect();
         assert!(sealed.iter().all(|(_, token)| token.len() <= gatepass::token::MAX_TOKEN_BYTES));
         door.refuses(sealed, NO_CLAIMS).await;
-        // In an unknown claim, it is skipped without using the stack.
+        // In an unknown claim, nesting is skipped without using the stack.
         for claims in &inside {
             let token = door.forge.seal(claims);
             assert!(token.len() <= gatepass::token::MAX_TOKEN_BYTES);

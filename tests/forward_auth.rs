@@ -367,7 +367,7 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
                 .await
                 .unwrap();
             if path == "/_gatepass" && answer.status() == 404 {
-                continue; // nginx's own, which nobody but nginx may ask
+                continue; // nginx's own location, which only nginx may request
             }
             assert_eq!(answer.status().as_u16(), 401, "{method} {path}");
             assert_eq!(answer.headers()["www-authenticate"], "Bearer", "{method} {path}");
@@ -378,7 +378,7 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
     assert!(answer.headers()["www-authenticate"].to_str().unwrap().contains("invalid_token"));
     assert!(application.take().is_empty());
 
-    // With a token everything arrives, with who the user is and not with who the client claims to be.
+    // With a token everything arrives, under the user's identity and not under one that the client claims.
     for login in [&alice, &editor, &admin] {
         for (method, path) in [
             (Method::GET, "/"),

@@ -1,6 +1,6 @@
 //! Every change is in the history with who made it, whoever that was and however they made it. The history never holds
-//! a secret, and keeps only ids of a user who is deleted. Where it cannot be written nothing is changed, unless the
-//! operator wants it otherwise. Whatever is done to it afterwards is found and named.
+//! a secret, and of a deleted user it keeps only ids. If it cannot be written nothing is changed, unless the operator
+//! wants it otherwise. Whatever is done to it afterwards is found and named.
 
 use gatepass::account::{History, Problem, Verification};
 use serde_json::{Value, json};

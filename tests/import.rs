@@ -341,7 +341,7 @@ async fn rows_of_csv_have_the_numbers_of_their_lines_whatever_stands_between_the
         here.home.write(name, &text);
         assert_eq!(numbers(name).await, [6, 8, 14], "{name}");
     }
-    // The numbers also hold for more than what is read ahead.
+    // The numbers also hold across what is read ahead.
     let mut text = String::from("username,email\r\n");
     let mut expected = Vec::new();
     for i in 0..4000 {

@@ -1,5 +1,5 @@
-//! Makes happen what two concurrent transactions could do to each other, for those transactions in docs/database.md
-//! that no other file tests. That page lists every transaction, and every test that it names exists.
+//! Provokes what two concurrent transactions could do to each other, for those transactions in docs/database.md that no
+//! other file tests. That page lists every transaction, and every test that it names exists.
 
 use std::{
     collections::BTreeSet,
@@ -340,7 +340,7 @@ async fn who_verifies_the_history_sees_it_as_it_was_when_they_began() {
     let mut conn = connect(&app).await;
     let mut inspection = history::inspect(&mut conn).await.unwrap();
     let seals = inspection.seals(0, 10).await.unwrap();
-    // Between two of its queries a month is given up, so to speak, and more is sealed.
+    // Between two of its queries rows go, as when a month is given up, and more is sealed.
     sqlx::query("DELETE FROM history").execute(&app.db).await.unwrap();
     app.register("bob").await;
     app.state().history.seal().await.unwrap();
