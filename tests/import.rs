@@ -20,7 +20,6 @@ use crate::{
     process::{Ended, Home, Invocation, Process, QUICK, Signal, is_drill, until},
 };
 
-/// A bcrypt hash.
 const BCRYPT: &str = "$2b$08$qZ9e3.J/1Zf8ZpAUCuK3HeQYVxdxTCio0r6MwOVn4oc4G3Z6Pj8C2";
 
 /// A service, and an operator with files to import.

@@ -66,7 +66,7 @@ fn every_transaction_that_the_documentation_lists_has_a_test_that_is_there() {
 
 /// Each function of the store that begins a transaction, in backticks as in docs/database.md: `users::delete`.
 fn transactions() -> BTreeSet<String> {
-    // The pool itself, and the query that finds out which server answers: these have no rows to lose.
+    // The pool itself, and the check for a pooler, which asks which backend answers: these have no rows to lose.
     const OTHERS: [&str; 2] = ["pool::", "pooler::compare"];
 
     let store = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
