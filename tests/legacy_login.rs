@@ -1,6 +1,7 @@
-//! Users come from the old system at their first login, with `LEGACY_LOGIN_URL`: it is asked about those who are unknown
-//! here, and about nobody else; what it answers is held against who was asked about; when it fails, it is left alone, and
-//! nobody is told who is unknown here.
+//! With `LEGACY_LOGIN_URL`, users are taken over from the old system at their first login. The service asks it only
+//! about users who are unknown here or were imported without a password, and takes no answer about anybody else than
+//! the user it asked for. While the old system fails, the service stops asking it, and no answer reveals who is unknown
+//! here.
 
 use std::{
     collections::BTreeSet,
@@ -44,7 +45,7 @@ pub struct Asked {
     body: Value,
 }
 
-/// The old system. It knows whoever has [`PASSWORD`] by a name that somebody has given it a user for.
+/// The old system. It accepts [`PASSWORD`] for every name that a test has given it a user for.
 pub struct OldSystem {
     address: String,
     scheme: &'static str,
@@ -54,9 +55,9 @@ pub struct OldSystem {
 
 #[derive(Default)]
 struct There {
-    /// What it answers with 200, by what is typed in lower case.
+    /// The users that it answers with 200, by what was typed, in lower case.
     users: Vec<(String, Value)>,
-    /// What it answers whatever the password is.
+    /// Its answers that do not depend on the password: name, status and body. It never answers a status of 0.
     replies: Vec<(String, u16, String)>,
     asked: Vec<Asked>,
     takes: Duration,
@@ -68,7 +69,7 @@ impl OldSystem {
         Self::serve(None).await
     }
 
-    /// With a certificate for localhost by this authority.
+    /// With a certificate for localhost from this authority.
     async fn with_tls(authority: &Authority) -> Self {
         let now = Clock::system().now();
         let issued = authority.issue_at(now);
@@ -94,7 +95,7 @@ impl OldSystem {
         format!("{}://{}/login", self.scheme, self.address)
     }
 
-    /// From now on it takes so long to answer.
+    /// From now on it takes this long to answer.
     pub fn takes(&self, time: Duration) {
         self.state.lock().unwrap().takes = time;
     }
@@ -109,17 +110,17 @@ impl OldSystem {
         self.asked().iter().map(|asked| asked.body["username"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Who comes by this name is this user.
+    /// Whoever logs in under this name is this user.
     fn knows_as(&self, typed: &str, user: Value) {
         self.state.lock().unwrap().users.push((typed.to_owned(), user));
     }
 
-    /// A user of whom it tells the least.
+    /// A user of whom it says only what it must: the username and the address.
     fn knows(&self, username: &str) {
         self.knows_as(username, json!({"username": username, "email": format!("{username}@example.com")}));
     }
 
-    /// Who comes by this name gets this answer.
+    /// Whoever logs in under this name gets this answer.
     fn replies(&self, typed: &str, status: u16, body: &str) {
         self.state.lock().unwrap().replies.push((typed.to_owned(), status, body.to_owned()));
     }
@@ -223,10 +224,10 @@ async fn a_user_of_the_old_system_logs_in_and_is_ours_from_then_on() {
     ] {
         assert_eq!(asked.headers[name], expected, "{name}");
     }
-    // Nobody traces.
+    // Tracing is off.
     assert!(!asked.headers.contains_key("traceparent"));
 
-    // The old system is not asked any more: it would refuse.
+    // The old system would refuse now, but it is not asked any more.
     old.state.lock().unwrap().replies.clear();
     log_in(&app, "alice", "caf\u{e9}-horse-battery").await.expect(200);
     log_in(&app, "alice@example.com", typed).await.expect(200);
@@ -257,7 +258,7 @@ async fn whoever_is_refused_is_refused_alike_and_only_strangers_are_asked_about(
     .await;
     let bare = app.register("no-password").await;
     app.sql("UPDATE users SET password_hash = NULL WHERE id = $1::uuid", &bare["id"]).await;
-    // All of them are users there, with this password.
+    // All of these are users there, with this password.
     for name in ["known", "locked-out", "no-password", "in-time", "ab"] {
         old.knows(name);
     }
@@ -279,7 +280,7 @@ async fn whoever_is_refused_is_refused_alike_and_only_strangers_are_asked_about(
     old.replies("missing", 404, "");
 
     let long = "x".repeat(257);
-    // Who, with what, and what becomes of it; `None`: the old system is not asked.
+    // Username, password, and the outcome that is counted; `None` where the old system is not asked.
     let cases = [
         ("known", WRONG, None),
         ("known@example.com", WRONG, None),
@@ -322,7 +323,7 @@ async fn whoever_is_refused_is_refused_alike_and_only_strangers_are_asked_about(
         let expected = cases.iter().filter(|(.., outcome)| *outcome == Some(name)).count() as u64;
         assert_eq!(outcome(&app, name).await, expected, "{name}");
     }
-    // Nothing of that was the old system's not being there.
+    // None of this counts as the old system being down.
     assert!(!is_breaker_open(&app).await);
     log_in(&app, "in-time", PASSWORD).await.expect(200);
 }
@@ -341,7 +342,7 @@ async fn an_old_system_that_fails_is_left_alone_for_a_while_and_then_tried_once(
         ("page", 200, "<p>Welcome!".to_owned()),
         ("huge", 200, user.to_string()),
     ];
-    // What somebody could bring about.
+    // Answers that a client could provoke by what it sends.
     let mistakes = [400, 405, 413, 415, 422, 451].map(|status| (format!("mistake-{status}"), status));
     for (name, status) in &mistakes {
         old.replies(name, *status, "");
@@ -365,7 +366,7 @@ async fn an_old_system_that_fails_is_left_alone_for_a_while_and_then_tried_once(
     let failed = mistakes.len() + faults.len();
     assert_eq!((outcome(&app, "failed").await, old.asked().len()), (failed as u64, failed));
 
-    // Also who is there waits for nothing.
+    // A user whom the old system does know is not looked up there either.
     app.clock.advance(time::Duration::seconds(29));
     log_in(&app, "alice", PASSWORD).await.expect_problem(401, "invalid_credentials");
     assert_eq!((outcome(&app, "not_asked").await, old.asked().len()), (1, failed));
@@ -403,7 +404,7 @@ async fn the_old_system_is_asked_no_oftener_than_it_bears() {
     assert_eq!((outcome(&app, "taken_over").await, outcome(&app, "not_asked").await), (21, 1));
     assert_eq!(old.asked().len(), 21);
 
-    // And by so many at once.
+    // Nor with more requests at once than it bears.
     app.clock.advance(time::Duration::minutes(1));
     old.takes(Duration::from_secs(60));
     for answer in
@@ -448,14 +449,14 @@ async fn who_was_imported_without_a_password_gets_the_one_that_the_old_system_kn
     }
     let user = |name: &str, id: Value| json!({"username": name, "email": format!("{name}@example.net"), "roles": ["boss"], "external_id": id});
     old.knows_as("alice", user("alice", json!("alice")));
-    // Another one with the same name, and one who does not say.
+    // Another user with the same name, and one without an id.
     old.knows_as("bob", user("bob", json!("17")));
     old.knows_as("carol", user("carol", Value::Null));
     app.clock.advance(time::Duration::hours(1));
     let login = log_in(&app, "alice", PASSWORD).await.expect(200);
     assert_eq!(login["user"]["id"], ids[0]);
     assert_eq!(login["user"]["password_changed_at"], "2026-01-02T04:04:05.678901Z");
-    // The rest is an import's business.
+    // The rest is left to the import.
     assert_eq!(
         (&login["user"]["email"], &login["user"]["roles"]),
         (&json!("alice@example.com"), &json!(["support"]))
@@ -476,7 +477,7 @@ async fn who_was_imported_without_a_password_gets_the_one_that_the_old_system_kn
     assert_eq!(count(&app, "SELECT count(*) FROM users WHERE password_hash IS NOT NULL").await, 1);
 }
 
-/// Django takes what no username is here, addresses above all.
+/// Django accepts usernames that are invalid here, e-mail addresses above all.
 #[tokio::test]
 async fn whose_username_there_is_none_here_comes_as_an_import_has_them() {
     let old = OldSystem::start().await;
@@ -494,7 +495,7 @@ async fn whose_username_there_is_none_here_comes_as_an_import_has_them() {
         assert_eq!(log_in(&app, made, PASSWORD).await.expect(200)["user"]["id"], login["user"]["id"]);
     }
 
-    // Whom an import has made without a password keeps the name, made up or not, by whichever they come.
+    // Users who were imported without a password keep their name, made up or not, whichever name they log in with.
     for (name, id) in [("bob-12345678", "20"), ("carol", "21"), ("dave", "22")] {
         let user = app.register(name).await;
         sqlx::query("UPDATE users SET password_hash = NULL, external_id = $2 WHERE id = $1::uuid")
@@ -506,7 +507,7 @@ async fn whose_username_there_is_none_here_comes_as_an_import_has_them() {
     }
     old.knows_as("bob-12345678@example.com", user("20", "bob b", "bob-12345678@example.com"));
     old.knows_as("carol", user("21", "carol c", "carol@example.com"));
-    // Somebody else there, who answers to this name.
+    // In the old system this name belongs to somebody else.
     old.knows_as("dave", user("23", "dave d", "dave@example.com"));
     for (typed, name) in [("bob-12345678@example.com", "bob-12345678"), ("carol", "carol")] {
         assert_eq!(log_in(&app, typed, PASSWORD).await.expect(200)["user"]["username"], name);
@@ -595,7 +596,7 @@ async fn nobody_who_only_passes_for_the_old_system_gets_a_password() {
     assert!(log.contains("the old system could not tell") && log.contains("certificate"), "{log}");
     assert_eq!(impostor.asked().len(), 0);
 
-    // Nor does doctor send one to find out.
+    // Nor does `doctor` send a password to find out.
     for (url, code, level, said) in [
         (&*right, 0, "ok", "the old system is there: 401"),
         (&*wrong, 1, "problem", "certificate"),

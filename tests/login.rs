@@ -59,7 +59,7 @@ async fn log_in_by_username_or_address_in_any_case() {
     }
 }
 
-/// They have it since before the rules for new ones were as strict as they are, or somebody has set it by hand.
+/// Such an address was set by hand, or dates from before the rules for new ones became as strict as they are.
 #[tokio::test]
 async fn log_in_by_an_address_that_would_be_refused_today() {
     let app = App::new().await;
@@ -95,13 +95,13 @@ async fn a_token_ends_when_it_says() {
     answer.expect_problem(401, "token_expired");
 }
 
-/// Or else who has somebody's password could begin so many that nobody can end them in the time of a statement.
+/// Otherwise anyone who has a user's password could begin more sessions than one statement can end before its timeout.
 #[tokio::test]
 async fn of_very_many_sessions_those_not_used_for_longest_end() {
     let app = App::new().await;
     app.register("alice").await;
     let first = app.login("alice").await;
-    // Each used a second later than the one before, and the first one longest ago.
+    // Each was last used a second later than the one before, and the first one longest ago.
     sqlx::query(
         "INSERT INTO sessions
              (id, user_id, refresh_generation, refresh_salt, created_at, renewed_at, is_confirmed, last_used_at,
@@ -120,7 +120,7 @@ async fn of_very_many_sessions_those_not_used_for_longest_end() {
             .await
             .unwrap()
     };
-    // One login of 64 looks.
+    // Only one login in 64, at random, counts the sessions.
     let mut logins = 0;
     let last = loop {
         let login = app.login("alice").await;

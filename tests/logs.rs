@@ -1,5 +1,5 @@
-//! What the real binary logs of a whole story, with everything turned on: each request in one line, and never a secret;
-//! nor in the spans that it sends to a collector meanwhile.
+//! The real binary, with every log level turned on, logs each request of a whole story in one line and never logs a
+//! secret. Nor is there a secret in the spans that it sends to a collector meanwhile.
 
 use std::{collections::BTreeSet, process::Stdio, time::Duration};
 
@@ -29,7 +29,7 @@ const DATABASE_PASSWORD: &str = "database-password-5f3a";
 const OLDER_KEY: &str = "k4.local.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
 const WRONG_PASSWORD: &str = "wrong-sardine-lagoon-4";
 
-/// The binary, serving, and what it has said so far.
+/// The binary, serving, and what it has logged so far.
 struct Service {
     child: Child,
     stderr: mpsc::UnboundedReceiver<String>,
@@ -61,7 +61,7 @@ impl Service {
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (sender, mut stderr) = mpsc::unbounded_channel();
-        // All the time: who writes to a full pipe waits.
+        // Read all the time, since a process that writes to a full pipe blocks.
         tokio::spawn(async move {
             while let Some(line) = lines.next_line().await.unwrap() {
                 if sender.send(line).is_err() {
@@ -86,7 +86,7 @@ impl Service {
         format!("http://{}{path}", self.address)
     }
 
-    /// Stops it and gives back all that it said.
+    /// Stops it and returns everything that it logged.
     async fn stop(mut self) -> Vec<String> {
         let pid = Pid::from_raw(self.child.id().unwrap().try_into().unwrap()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
@@ -99,7 +99,7 @@ impl Service {
     }
 }
 
-/// One step of the story: what is asked, under which id, and what is answered.
+/// One step of the story: the request, its id, and the status of its answer.
 struct Step {
     id: String,
     method: &'static str,
@@ -201,7 +201,7 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
     tell(step("POST", "/users", 409).json(&again)).await;
     tell(step("POST", "/users/login", 401).json(&credentials("alice", WRONG_PASSWORD))).await;
     tell(step("POST", "/users/login", 401).json(&credentials("nobody@secret.example", PASSWORD))).await;
-    // The password where the name belongs: it happens.
+    // The password in the place of the username, as happens.
     tell(step("POST", "/users/login", 401).json(&credentials(PASSWORD, PASSWORD))).await;
     let login =
         tell(step("POST", "/users/login", 200).json(&credentials("alice.liddell@secret.example", PASSWORD)))
@@ -222,10 +222,10 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
     tell(step("GET", "/users/me", 401)).await;
     tell(step("GET", "/users/me", 401).token(&access[..access.len() - 1])).await;
     tell(step("GET", "/users/me", 401).token(refresh)).await;
-    // Where no token belongs.
+    // Tokens where none belongs.
     tell(step("GET", &format!("/users/me?access_token={access}"), 401)).await;
     tell(step("GET", &format!("/nope/{refresh}"), 404)).await;
-    // Bodies that are wrong and hold a secret.
+    // Invalid bodies that hold a secret.
     let mut weak = alice.clone();
     weak["password"] = "alice.liddell1".into();
     tell(step("POST", "/users", 422).json(&weak)).await;
@@ -240,7 +240,7 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
     ] {
         tell(step("POST", "/users/login", status).text(&body)).await;
     }
-    // What is asked about tokens, by a client, by one that is none, and not as it should be.
+    // Introspection and revocation: with a client's credentials, with wrong ones, and in malformed requests.
     let (id, secret) = app.client("orders").await;
     for token in [access, refresh, PASSWORD] {
         tell(step("POST", "/tokens/introspect", 200).client(&id, &secret).form(token)).await;
@@ -264,7 +264,7 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
     tell(step("GET", "/healthz", 200)).await;
     tell(step("DELETE", "/users/me", 405).token(access)).await;
 
-    // And over HTTP/2, which has another library with logs of its own.
+    // And over HTTP/2, whose library has logs of its own.
     let stream = TokioIo::new(TcpStream::connect(&service.address).await.unwrap());
     let (mut client, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
@@ -309,7 +309,7 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
         assert_eq!(event["code"].is_string(), status >= 400, "{event}");
         event["timestamp"].as_str().unwrap();
     }
-    // The theft is told with all that there is to go by.
+    // The theft is logged with everything there is to go by.
     let theft = "a refresh token was used again: session ended";
     let theft = events.iter().find(|event| event["message"] == theft).expect("a warning");
     assert_eq!(theft["level"], "WARN", "{theft}");
@@ -319,14 +319,14 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
     for address in ["client_ip", "last_client_ip"] {
         assert_eq!(theft[address], "127.0.0.1", "{theft}");
     }
-    // What happens within a request carries its id, too.
+    // Events within a request carry its id, too.
     let statements = events.iter().filter(|event| event["target"] == "sqlx::query");
     assert!(statements.filter(|event| event["span"]["request_id"].is_string()).count() > 10);
     let targets: BTreeSet<_> =
         events.iter().map(|event| event["target"].as_str().unwrap_or_default()).collect();
     assert!(targets.iter().any(|target| target.starts_with("h2::")), "everything is turned on: {targets:?}");
 
-    // And nothing of this anywhere.
+    // None of these secrets is anywhere in the log.
     let mut secrets: BTreeSet<String> = [
         PASSWORD,
         WRONG_PASSWORD,
@@ -352,7 +352,7 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
     for token in
         [access, second["access_token"].as_str().unwrap(), refresh, second["refresh_token"].as_str().unwrap()]
     {
-        // Not cut short either.
+        // Not even a part of a token.
         let body = token.strip_prefix("v4.local.").or_else(|| token.strip_prefix("gpr_")).unwrap();
         secrets.insert(body[..16].to_owned());
     }
@@ -366,7 +366,8 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
         }
     }
 
-    // The spans neither, and they have nothing of where the requests came from or went beyond their routes.
+    // Nor is one in the spans, which also say nothing about where requests came from, or where they went beyond their
+    // routes.
     let sent = collector.sent();
     for told in ["/users/login", "INSERT", "hash a password", "story-3"] {
         assert!(sent.contains(told), "{told} in no span");
@@ -381,9 +382,9 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
 async fn what_goes_wrong_here_is_logged_with_its_cause_under_the_requests_id() {
     let app = App::new().await;
     let service = Service::start(&app.database_url, &[]).await;
-    // Who wants to hear of nothing else is told the id, too.
+    // A log that is limited to errors has the id, too.
     let quiet = Service::start(&app.database_url, &[("RUST_LOG", "error,gatepass::cli=info")]).await;
-    // A fault of the schema, as no release makes it.
+    // A fault in the schema, such as no release makes.
     sqlx::raw_sql("ALTER TABLE users RENAME COLUMN roles TO rolls").execute(&app.db).await.unwrap();
     let credentials = json!({"username": "alice", "password": PASSWORD});
     let request = reqwest::Client::new().post(service.url("/users/login")).header("x-request-id", "a-fault");

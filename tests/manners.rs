@@ -169,14 +169,14 @@ async fn only_pages_of_the_allowed_origins_may_call() {
         let allowed = answer.header("access-control-allow-origin");
         assert_eq!(allowed, if ours.contains(&origin) { origin } else { "" }, "{origin:?}: {answer:?}");
         assert_eq!(answer.header("access-control-allow-credentials"), "");
-        // Else a cache would give one origin's answer to another.
+        // Otherwise a cache would give one origin's answer to another.
         assert!(answer.header("vary").to_lowercase().contains("origin"), "{answer:?}");
         for (name, value) in &answer.headers {
             assert!(!name.as_str().starts_with("access-control-") || value != "*", "{answer:?}");
         }
     };
 
-    // One of our origins for this kind of answer, another one for the next.
+    // One origin for each kind of answer, ours and the others in turn.
     let mut origins = ours.iter().chain(&others).cycle();
     for (status, story) in every_kind(&app).await {
         let origin = origins.next().unwrap();
@@ -199,7 +199,7 @@ async fn only_pages_of_the_allowed_origins_may_call() {
 
     let document: Value = serde_json::from_str(&gatepass::http::document()).unwrap();
     for (path, item) in document["paths"].as_object().unwrap() {
-        // A preflight there is somebody else's; tests/forward_auth.rs has it.
+        // A preflight there is meant for the application behind the proxy: see tests/forward_auth.rs.
         if path.starts_with("/auth/verify") {
             continue;
         }
@@ -222,7 +222,7 @@ async fn only_pages_of_the_allowed_origins_may_call() {
         }
     }
 
-    // Nobody, when none is configured.
+    // No page may call when no origin is configured.
     let app = App::new().await;
     let answer = app.get("/healthz").header("origin", "https://app.example").send().await;
     assert_eq!(answer.header("access-control-allow-origin"), "");
@@ -266,7 +266,7 @@ async fn without_its_database_the_service_says_so_and_comes_back_with_it() {
     let carol = json!({"username": "carol", "email": "carol@example.com", "password": PASSWORD});
     let problem = app.get("/readyz").send().await.expect_problem(503, "not_ready");
     assert_eq!(problem["reasons"], json!(["database: not reachable"]));
-    // It is alive, and what needs no database goes on.
+    // The service is alive, and whatever needs no database still works.
     app.get("/healthz").send().await.expect(200);
     app.get("/openapi.json").send().await.expect(200);
     app.get("/users/me").send().await.expect_problem(401, "missing_token");
@@ -301,13 +301,13 @@ async fn ready_means_that_the_schema_is_there_and_nobody_said_stop() {
     migrations::down(&mut conn, 1).await.unwrap();
     let problem = app.get("/readyz").send().await.expect_problem(503, "not_ready");
     assert_eq!(problem["reasons"], json!(["schema: 1 migration(s) pending"]));
-    // Whoever applies it, no replica has to be started anew.
+    // Whoever applies the migration, no replica needs a restart.
     migrations::up(&mut conn, None).await.unwrap();
     app.get("/readyz").send().await.expect(200);
     migrations::down(&mut conn, 1).await.unwrap();
     app.state().stop();
     let answer = app.get("/readyz").send().await;
-    // As the OpenAPI document has it.
+    // As the OpenAPI document says.
     assert_ne!(answer.header("retry-after"), "");
     let problem = answer.expect_problem(503, "not_ready");
     assert_eq!(problem["reasons"], json!(["stopping", "schema: 1 migration(s) pending"]));
@@ -323,7 +323,7 @@ async fn more_logins_than_can_be_served_are_turned_away_at_once() {
         ("ARGON2_ITERATIONS", "8"),
     ])
     .await;
-    // Of a name that nobody can have, so that all ask for a hash before the first has one.
+    // With a name that nobody can have, so that all of them ask for a hash before the first is computed.
     let login = json!({"username": "a b", "password": PASSWORD});
     let mut crowd = JoinSet::new();
     for _ in 0..8 {
@@ -332,7 +332,8 @@ async fn more_logins_than_can_be_served_are_turned_away_at_once() {
     let answers = crowd.join_all().await;
     let (served, turned_away): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|answer| answer.status.as_u16() == 401);
-    // One more may wait for the first one's hash, and is turned away, too, if that takes seconds among all the other tests.
+    // One more may wait for the first one's hash; it is turned away, too, if that takes seconds among all the other
+    // tests.
     assert!(!served.is_empty() && turned_away.len() >= 2, "{} {}", served.len(), turned_away.len());
     for answer in turned_away {
         assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
@@ -357,7 +358,7 @@ async fn a_handler_that_hangs_is_given_up() {
     app.get("/users/me").bearer(&alice).send().await.expect(200);
 }
 
-/// The service on a socket.
+/// The service, listening on a socket.
 struct Served {
     address: SocketAddr,
     phase: watch::Sender<Phase>,
@@ -380,14 +381,14 @@ impl Served {
         stream
     }
 
-    /// Stops, and gives back whether all requests were finished.
+    /// Stops it, and returns whether all requests were finished.
     async fn stop(self) -> bool {
         self.phase.send(Phase::Closing).unwrap();
         timeout(PATIENCE, self.done).await.unwrap().unwrap()
     }
 }
 
-/// Everything that comes until the other side closes.
+/// Everything that arrives until the other side closes the connection.
 async fn rest(mut stream: TcpStream) -> String {
     let mut bytes = Vec::new();
     match timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the connection stays open") {
@@ -396,7 +397,7 @@ async fn rest(mut stream: TcpStream) -> String {
     }
 }
 
-/// What comes until `end` has come.
+/// Reads until `end` has arrived.
 async fn until(stream: &mut TcpStream, end: &str) -> String {
     let mut text = String::new();
     let mut bytes = [0; 1024];
@@ -419,12 +420,12 @@ async fn a_client_that_dribbles_or_idles_loses_its_connection() {
         ("GET /healthz HTTP/1.1\r\nHost: a\r\nX-Slow: ", 0),
         ("GET /heal", 0),
         ("POST", 0),
-        // One answer, and then nothing more is asked.
+        // One answer, and then no further request.
         ("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", 1),
         ("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\nGET /healthz HTTP/1.1\r\n", 1),
-        // Not even a beginning.
+        // Nothing at all.
         ("", 0),
-        // What might become HTTP/2.
+        // The beginning of an HTTP/2 preface.
         ("PRI", 0),
         ("PRI * HTTP/2.0\r\n\r\nS", 0),
     ] {
@@ -448,7 +449,7 @@ async fn a_connection_that_is_idle_makes_room_when_places_are_few() {
     let limits = Limits { header_read: Duration::from_millis(200), connections: 4, ..Limits::default() };
     let served = serve(&app, limits).await;
     let mut idle = Vec::new();
-    // The last are only taken when the first have gone.
+    // The last ones are only accepted once the first have been closed.
     for _ in 0..8 {
         let mut stream = served.send(HEALTH).await;
         until(&mut stream, "{\"status\":\"ok\"}").await;
@@ -552,7 +553,7 @@ async fn http_2_is_spoken_with_prior_knowledge() {
         .body(Body::empty())
         .unwrap();
     assert_eq!(client.send_request(me).await.unwrap().status().as_u16(), 200);
-    // As many fields as over HTTP/1, however little they take on the way.
+    // As many header fields as over HTTP/1, however small HPACK makes them.
     for (fields, status) in [(100, 200), (101, 431), (1500, 431)] {
         let mut request = Request::get("http://localhost/healthz").body(Body::empty()).unwrap();
         for _ in 0..fields {
@@ -560,12 +561,12 @@ async fn http_2_is_spoken_with_prior_knowledge() {
         }
         assert_eq!(client.send_request(request).await.unwrap().status().as_u16(), status, "{fields}");
     }
-    // An idle connection is no reason to wait.
+    // An idle connection does not hold up the end.
     assert!(served.stop().await);
     connection.await.unwrap().unwrap();
 }
 
-/// A login whose head has come, whose handler waits for the body, and the body.
+/// A login whose head has arrived and whose handler waits for the body; and that body.
 async fn begin_login(served: &Served) -> (TcpStream, String) {
     let body = json!({"username": "alice", "password": PASSWORD}).to_string();
     let head = format!(
@@ -574,7 +575,7 @@ async fn begin_login(served: &Served) -> (TcpStream, String) {
         body.len()
     );
     let mut stream = served.send(&head).await;
-    // Which is said when the handler asks for the body.
+    // This is sent when the handler asks for the body.
     assert_eq!(until(&mut stream, "\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n");
     (stream, body)
 }
@@ -592,9 +593,9 @@ async fn told_to_stop_the_service_finishes_what_is_in_flight_and_takes_nothing_n
     let (mut stream, body) = begin_login(&served).await;
     let Served { address, phase, done } = served;
     phase.send(Phase::Closing).unwrap();
-    // Who is not being served is let go at once.
+    // A connection without a request in flight is closed at once.
     assert_eq!(rest(idle).await, "");
-    // Nobody is taken any more.
+    // No new connection is accepted.
     let refused = TcpStream::connect(address).await.unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     assert!(!done.is_finished());
@@ -626,13 +627,13 @@ async fn while_it_leaves_the_service_serves_everybody_and_asks_them_to_go() {
     let mut early = TcpStream::connect(served.address).await.unwrap();
 
     served.phase.send(Phase::Leaving).unwrap();
-    // A connection that is kept, and a new one: an answer, and with it the wish to part.
+    // A kept connection and a new one each get an answer, and with it the request to close.
     kept.write_all(HEALTH.as_bytes()).await.unwrap();
     for stream in [kept, served.send(HEALTH).await] {
         let answer = rest(stream).await;
         assert!(answer.contains("\r\nconnection: close\r\n") && answer.contains("ok"), "{answer}");
     }
-    // GOAWAY, whoever has been here and whoever comes.
+    // HTTP/2 connections get GOAWAY, old and new.
     timeout(PATIENCE, connection).await.unwrap().unwrap().unwrap();
     let http_2 = TokioIo::new(TcpStream::connect(served.address).await.unwrap());
     let (mut client, connection) =
@@ -642,19 +643,19 @@ async fn while_it_leaves_the_service_serves_everybody_and_asks_them_to_go() {
     assert!(response.status().is_success() && !response.headers().contains_key("connection"));
     drop(response);
     timeout(PATIENCE, connection).await.unwrap().unwrap().unwrap();
-    // Idle ones are left alone, as a request may be on its way.
+    // Idle connections are left alone, as a request may be on its way.
     idle.write_all(HEALTH.as_bytes()).await.unwrap();
     assert!(rest(idle).await.contains("connection: close"));
 
     served.phase.send(Phase::Closing).unwrap();
-    // Who has asked before is let go at once; who has connected and not asked yet is waited for, for a moment.
+    // A connection that has carried a request is closed at once; one that has not is given a moment to send its first.
     assert_eq!(rest(silent).await, "");
     early.write_all(HEALTH.as_bytes()).await.unwrap();
     assert!(rest(early).await.contains("connection: close"));
     assert!(timeout(PATIENCE, served.done).await.unwrap().unwrap());
 }
 
-/// Before the listener closes the system takes nobody in, so that nobody is thrown out who was.
+/// The kernel stops completing handshakes before the listener closes, so no completed connection is reset.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn who_connects_at_the_end_is_refused_or_served_and_never_cut_off() {
@@ -728,7 +729,7 @@ async fn the_documentation_page_loads_everything_from_here() {
     addresses.push("openapi.json");
     let mut own = page.body.clone();
     for address in addresses.iter().filter(|address| !address.starts_with('#')) {
-        // Beside the page, which a proxy may have put below a path of its own.
+        // Relative to the page, since a proxy may have put that below a path of its own.
         assert!(!address.starts_with(['/', '.']) && !address.contains(':'), "{address}");
         let request = Request::get(format!("/{address}")).body(Body::empty()).unwrap();
         let response = app.router.clone().oneshot(request).await.unwrap();
@@ -762,7 +763,7 @@ async fn the_description_is_the_one_in_the_repository() {
     let answer = app.get("/openapi.json").send().await;
     assert_eq!(answer.header("content-type"), "application/json");
     assert_eq!(answer.body, committed);
-    // Relative to the document: what is below a path stays below it.
+    // Relative to the document, so that an API below a path stays below it.
     let mut document: Value = serde_json::from_str(committed).unwrap();
     assert_eq!(document["servers"][0]["url"], ".");
 
@@ -833,7 +834,7 @@ async fn an_answer_that_can_have_no_content_has_no_length() {
     connection.await.unwrap().unwrap();
 }
 
-/// Asks for far more than the system's buffers hold, and takes nothing of it.
+/// Asks for far more than the system's buffers hold, and reads none of it.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_client_that_does_not_read_loses_its_connection() {

@@ -1,5 +1,5 @@
-//! The migrations: up and down again lead to the same schema, any number of processes may apply them, and what they make
-//! is documented, named, indexed, and holds the rules by itself.
+//! Migrating up and down again leads to the same schema, any number of processes may migrate at once, and the schema is
+//! documented, named and indexed, and enforces its rules by itself.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -19,7 +19,7 @@ async fn connect(url: &str) -> PgConnection {
     PgConnection::connect(url).await.unwrap()
 }
 
-/// One column of text, of as many rows as there are.
+/// A column of text, from every row.
 async fn rows(conn: &mut PgConnection, sql: &'static str) -> Vec<String> {
     sqlx::query_scalar(sql).fetch_all(conn).await.unwrap()
 }
@@ -29,13 +29,13 @@ fn schema(url: &str) -> String {
     let output = postgres_program("pg_dump", url).arg("--schema-only").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
-    // These hold a random word.
+    // These lines hold a random word.
     let lines =
         text.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
     lines.map(|line| format!("{line}\n")).collect()
 }
 
-/// The files in `migrations` that end so, without that end.
+/// The files in `migrations` whose names end in `end`, without that ending.
 fn files(end: &str) -> BTreeSet<String> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
     let names = fs::read_dir(directory).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
@@ -52,7 +52,7 @@ fn every_migration_has_a_number_and_a_way_back() {
     }
 }
 
-/// The first that could say so is the one that brings the word.
+/// The first migration that could say so is the one that introduces the function.
 #[test]
 fn a_migration_that_takes_something_away_says_which_releases_it_leaves_behind() {
     const WORD: &str = "FUNCTION oldest_schema_served()";
@@ -73,7 +73,8 @@ async fn every_step_up_is_undone_by_one_step_down_and_can_be_taken_again() {
     let all = files(".up.sql").len();
     assert!(migrations::status(&mut conn).await.unwrap().iter().all(|status| status.state == State::Pending));
 
-    // What the schema is with none, one, two, … migrations. With none there is sqlx's own table already, once it was.
+    // The schema after none, one, two, … of the migrations. After none, sqlx's own table is already there, as it has
+    // been made once.
     migrations::up(&mut conn, Some(1)).await.unwrap();
     migrations::down(&mut conn, 1).await.unwrap();
     let mut schemas = vec![schema(&url)];
@@ -96,7 +97,7 @@ async fn every_step_up_is_undone_by_one_step_down_and_can_be_taken_again() {
     }
     assert!(migrations::down(&mut conn, 1).await.unwrap().is_empty());
 
-    // All at once, and for every N exactly N of them back.
+    // All at once, and for every N exactly N of them undone.
     for n in 0..=all {
         migrations::up(&mut conn, None).await.unwrap();
         assert_eq!(schema(&url), schemas[all]);
@@ -174,7 +175,7 @@ async fn every_constraint_was_given_its_name() {
         .map(|name| fs::read_to_string(directory.join(format!("{name}.up.sql"))).unwrap())
         .collect();
     let words: Vec<_> = sql.split_whitespace().collect();
-    // NOT NULL is a constraint with a made-up name from Postgres 18 on; nothing can break it that needs a name.
+    // From Postgres 18 on, NOT NULL is a constraint with a generated name; a violation of it needs no name.
     let constraints = "SELECT conrelid::regclass || ' ' || conname FROM pg_constraint
         WHERE connamespace = 'public'::regnamespace AND conrelid <> 0 AND contype <> 'n'
             AND conrelid <> '_sqlx_migrations'::regclass
@@ -196,14 +197,14 @@ async fn every_foreign_key_has_an_index_and_a_chosen_end() {
             WHERE indrelid = conrelid AND indpred IS NULL
                 AND (indkey::int2[])[0:cardinality(conkey) - 1] @> conkey)";
     assert_eq!(rows(&mut conn, bare).await, [""; 0], "a delete would read the whole table");
-    // 'a' is NO ACTION, which is what one gets without a choice.
+    // 'a' is NO ACTION, the default.
     let unchosen = "SELECT conname::text FROM pg_constraint WHERE contype = 'f' AND confdeltype = 'a'";
     assert_eq!(rows(&mut conn, unchosen).await, [""; 0]);
     let all = "SELECT conname::text FROM pg_constraint WHERE contype = 'f'";
     assert!(!rows(&mut conn, all).await.is_empty());
 }
 
-/// A row that every rule accepts: columns and what SQL puts there.
+/// A row that every rule accepts: the columns, and their values in SQL.
 fn good_row(table: &str) -> Vec<(&'static str, &'static str)> {
     let now = "'2026-01-02 03:04:05Z'";
     match table {
@@ -300,7 +301,7 @@ fn good_row(table: &str) -> Vec<(&'static str, &'static str)> {
     }
 }
 
-/// A good row with other values in some columns, as a statement.
+/// The statement that inserts a good row with other values in some columns.
 fn insert(table: &str, other: &[(&str, &str)]) -> String {
     let row = good_row(table);
     assert!(other.iter().all(|(column, _)| row.iter().any(|(known, _)| known == column)), "{other:?}");
@@ -314,7 +315,7 @@ fn insert(table: &str, other: &[(&str, &str)]) -> String {
     format!("INSERT INTO {table} ({}) VALUES ({})", columns.join(", "), values.join(", "))
 }
 
-/// Runs a statement and takes it back; gives the constraint it broke, or what else was wrong with it.
+/// Runs a statement and rolls it back. The error is the constraint that it violated, or else the message.
 async fn attempt(conn: &mut PgConnection, sql: &str) -> Result<(), String> {
     let mut transaction = conn.begin().await.unwrap();
     let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await;
@@ -325,7 +326,7 @@ async fn attempt(conn: &mut PgConnection, sql: &str) -> Result<(), String> {
     })
 }
 
-/// With a user who has `username` Alice and `email` Élise@Example.com.
+/// A database with a user whose `username` is Alice and whose `email` is Élise@Example.com.
 async fn with_alice() -> PgConnection {
     let mut conn = connect(&database().await).await;
     let alice = insert(
@@ -452,7 +453,7 @@ async fn every_rule_bites_whoever_writes_by_hand() {
         ("sessions", "user_agent", "repeat('x', 513)", "sessions_user_agent_length"),
         ("sessions", "client_ip", "'192.0.2.0/24'", "sessions_client_ip_host"),
         ("sessions", "client_ip", "'2001:db8::/32'", "sessions_client_ip_host"),
-        // 32 bits are all of an IPv4 address, and not all of this one.
+        // A /32 is a single host in IPv4, but not in IPv6.
         ("sessions", "client_ip", "'2001:db8::1/32'", "sessions_client_ip_host"),
         ("sessions", "refresh_expires_at", "'2026-02-01 03:04:06Z'", "sessions_times_ordered"),
         ("sessions", "refresh_expires_at", "'2026-01-02 03:04:05Z'", "sessions_times_ordered"),
@@ -492,7 +493,7 @@ async fn every_rule_bites_whoever_writes_by_hand() {
         ),
         ("signing_keys", "token_seconds", "0", "signing_keys_token_seconds_positive"),
         ("signing_keys", "token_seconds", "-1", "signing_keys_token_seconds_positive"),
-        // Without its private part it cannot sign, and neither half of that part is of use alone.
+        // Without its private part a key cannot sign, and neither column of that part is of use alone.
         ("signing_keys", "wrapped_key", "NULL", "signing_keys_private_until_retired"),
         ("signing_keys", "wrapped_by", "NULL", "signing_keys_private_until_retired"),
         ("signing_keys", "verifies_until", now, "signing_keys_verifies_after_retirement"),
@@ -543,12 +544,12 @@ async fn every_rule_bites_whoever_writes_by_hand() {
     }
     assert!(missed.is_empty(), "{missed:#?}");
 
-    // Text holds no NUL, whatever the rules.
+    // Postgres accepts no NUL in text, whatever the rules.
     for column in ["username", "email", "full_name"] {
         let refused = attempt(&mut conn, &insert("users", &[(column, "'abc' || chr(0)")])).await.unwrap_err();
         assert!(refused.contains("null character"), "{column}: {refused}");
     }
-    // Not only what comes in: also what is changed.
+    // The rules hold for updates, too.
     for (change, constraint) in [
         ("username = 'ab'", "users_username_shape"),
         ("email = 'alice'", "users_email_shape"),
@@ -558,7 +559,7 @@ async fn every_rule_bites_whoever_writes_by_hand() {
         let refused = attempt(&mut conn, &format!("UPDATE users SET {change}")).await;
         assert_eq!(refused, Err(constraint.to_owned()), "{change}");
     }
-    // Nor can anything be left out but what may be.
+    // Only what is optional may be null.
     for (table, optional) in [
         ("users", &["full_name", "password_hash", "external_id"][..]),
         ("sessions", &["user_agent", "client_ip", "ended_at", "end_reason"]),
@@ -584,7 +585,7 @@ async fn a_retired_signing_key_has_an_end_and_nothing_private() {
     let with = |more: &[(&'static str, &'static str)]| [&gone[..], more].concat();
     for (row, expected) in [
         (with(&[("verifies_until", later)]), "ok"),
-        // At once; also before it ever signed.
+        // At once, even if the key never signed.
         (with(&[("verifies_until", now)]), "ok"),
         (with(&[("verifies_until", now), ("activated_at", "NULL")]), "ok"),
         (with(&[]), "signing_keys_verifies_after_retirement"),
@@ -638,8 +639,8 @@ async fn a_client_has_an_id_and_a_name_to_itself() {
     }
 }
 
-/// Somebody reads a table for long, a migration wants to change it, and readers come after that: they do not wait until
-/// the migration has had its turn.
+/// A long transaction reads a table, a migration waits to change it, and readers who come later do not have to wait
+/// until the migration has had its turn.
 #[tokio::test]
 async fn a_migration_that_waits_for_a_table_lets_others_through() {
     let url = database().await;
@@ -653,7 +654,7 @@ async fn a_migration_that_waits_for_a_table_lets_others_through() {
         while rows(&mut other, waiting).await == ["0"] {
             tokio::task::yield_now().await;
         }
-        // Queues behind the migration, and gets through when that gives up for now.
+        // Queues behind the migration, and gets through when the migration gives up for now.
         rows(&mut other, "SELECT count(*)::text FROM sessions").await;
         long.commit().await.unwrap();
     };
@@ -662,7 +663,7 @@ async fn a_migration_that_waits_for_a_table_lets_others_through() {
     assert_eq!(rows(&mut migrating, "SHOW lock_timeout").await, ["0"]);
 }
 
-/// A table, and the index that docs/migrations.md shows how to make.
+/// A table, and the index made from the recipe in docs/migrations.md.
 fn with_an_index() -> Migrator {
     let (_, recipe) = include_str!("../docs/migrations.md").split_once("```sql\n").unwrap();
     let (recipe, _) = recipe.split_once("```").unwrap();
@@ -680,14 +681,14 @@ fn with_an_index() -> Migrator {
     migrator
 }
 
-/// Indexes, and whether queries may go by them.
+/// The indexes, and whether they are valid.
 async fn indexes(conn: &mut PgConnection) -> Vec<String> {
     let indexes =
         "SELECT indexrelid::regclass || ' ' || indisvalid FROM pg_index WHERE indrelid = 'users'::regclass";
     rows(conn, indexes).await
 }
 
-/// Waits until the migration has waited for others for some time, and gives its process at the server.
+/// Waits until the migration has waited `time` for a lock, and returns the pid of its backend.
 async fn waiting_for(conn: &mut PgConnection, time: &str) -> i32 {
     let waiting = format!(
         "SELECT max(pid) FROM pg_stat_activity
@@ -712,7 +713,7 @@ async fn an_index_waits_for_older_transactions_for_as_long_as_they_take() {
     let mut long = reader.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
     sqlx::query("SELECT FROM pg_class").execute(&mut *long).await.unwrap();
     let release = async {
-        // A migration in a transaction would have given up.
+        // By then a migration in a transaction would have given up.
         waiting_for(&mut other, "3 seconds").await;
         sqlx::query("INSERT INTO users VALUES (now())").execute(&mut other).await.unwrap();
         long.commit().await.unwrap();
@@ -766,8 +767,8 @@ async fn an_index_that_was_cut_off_is_not_taken_for_one() {
     assert_eq!(indexes(&mut migrating).await, ["users_created_at_idx true"]);
 }
 
-/// Such as a Job that was given up: Postgres does not look whether somebody is still there. Who migrates meanwhile is told
-/// how to see what is at work, and finds the index when it is made.
+/// Such as a Job that was given up: Postgres does not check whether the client is still there. Whoever migrates
+/// meanwhile is told how to see what is running, and finds the index once it is built.
 #[tokio::test]
 async fn an_index_is_built_on_for_somebody_who_is_gone() {
     let url = empty_database().await;
@@ -783,7 +784,7 @@ async fn an_index_is_built_on_for_somebody_who_is_gone() {
     };
     drop(gone);
 
-    // The clock does not wait between two looks at the lock.
+    // The paused clock skips the waits between attempts at the lock.
     time::pause();
     let refused = migrations::up_with(&migrator, &mut migrating, None).await.unwrap_err();
     time::resume();

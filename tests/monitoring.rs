@@ -1,6 +1,6 @@
-//! What watches the service and what it is watched by agree: a scrape is what Prometheus reads, the dashboard and the alert
-//! rules ask only for metrics and values that there are, each alert has its section in the runbook, and docs/metrics.md
-//! lists what a scrape has.
+//! The service and its monitoring agree: Prometheus can read a scrape, the dashboard and the alert rules ask only for
+//! metrics and label values that exist, each alert has its section in the runbook, and docs/metrics.md lists what a
+//! scrape contains.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use crate::{
     not_tested::named_by,
 };
 
-/// Metrics of others, by who exports them.
+/// Metrics of other programs, by the program that exports them.
 const FOREIGN: &[(&str, &[&str])] = &[
     ("postgres_exporter", &["pg_stat_database_numbackends", "pg_settings_max_connections"]),
     ("kubelet", &["kubelet_volume_stats_used_bytes", "kubelet_volume_stats_capacity_bytes"]),
@@ -27,7 +27,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("kube-state-metrics", &["kube_cronjob_status_last_successful_time", "kube_cronjob_created"]),
 ];
 
-/// Words of PromQL that are no metric.
+/// Words of PromQL that are not metrics.
 const PROMQL: &[&str] = &[
     "absent",
     "and",
@@ -58,7 +58,7 @@ fn rules() -> String {
     file("eks/components/monitoring/rules.yaml")
 }
 
-/// A story in which everything is counted that is counted.
+/// A story in which everything that has a counter happens.
 async fn story() -> App {
     let settings = [
         ("TOKEN_FORMAT", "v4.public"),
@@ -84,13 +84,13 @@ async fn story() -> App {
     app.post("/users/logout").bearer(&login).send().await.expect(204);
     app.get("/users/me").bearer(&login).send().await.expect_problem(401, "session_revoked");
     app.hear().await;
-    // A key that has signed is not what its row says any more.
+    // The row of a key that has signed no longer holds that key.
     let keys = &app.state().keys;
     keys.rotate(app.clock.now()).await.unwrap();
     let spoil = "UPDATE signing_keys SET public_key = 'x' WHERE retired_at IS NOT NULL";
     sqlx::raw_sql(spoil).execute(&app.db).await.unwrap();
     keys.refresh(app.clock.now()).await.unwrap_err();
-    // What there is with DB_IAM_AUTH and with TLS_CERT_FILE: tests/aws.rs, tests/certificate.rs.
+    // The metrics of DB_IAM_AUTH and TLS_CERT_FILE, which tests/aws.rs and tests/certificate.rs test.
     let metrics = &app.state().metrics;
     metrics.database_token(true);
     metrics.set_certificate_expiry(START + Duration::days(90));
@@ -98,7 +98,7 @@ async fn story() -> App {
     app
 }
 
-/// What a scrape says of its metrics, and the samples' names and labels.
+/// What a scrape says about its metrics, and the names and labels of its samples.
 struct Scrape {
     /// Type and meaning, by name.
     metrics: BTreeMap<String, (String, String)>,
@@ -107,7 +107,7 @@ struct Scrape {
 }
 
 impl Scrape {
-    /// Reads the text of Prometheus 0.0.4.
+    /// Parses the Prometheus text format, version 0.0.4.
     fn parse(text: &str) -> Self {
         let mut scrape = Self { metrics: BTreeMap::new(), samples: BTreeMap::new() };
         for line in text.lines() {
@@ -177,7 +177,8 @@ async fn a_scrape_says_how_things_stand() {
         r#"gatepass_throttled_total{attempt="login"} 1"#,
         r#"gatepass_http_requests_total{method="GET",route="-",status="404"} 1"#,
         "gatepass_http_requests_in_flight 0",
-        // The hash of the registration, and those of four logins; the password's rules are looked at there too.
+        // One for the registration's hash, one for the check of its password, which runs on the same threads, and four
+        // for logins.
         "gatepass_password_hash_wait_seconds_count 6",
         "gatepass_password_hash_duration_seconds_count 6",
         r#"gatepass_password_hash_jobs{state="queued"} 0"#,
@@ -198,7 +199,8 @@ async fn a_scrape_says_how_things_stand() {
     }
 }
 
-/// Nobody rotates the keys of a format that no new token has, and the alert for an overdue rotation looks at `active`.
+/// Keys of a format that new tokens do not use are never rotated, and the alert for an overdue rotation looks at
+/// `active`.
 #[tokio::test]
 async fn a_key_of_an_accepted_format_is_not_active() {
     let app = App::with(&[("TOKEN_FORMAT", "v4.local"), ("TOKEN_FORMAT_ACCEPTED", "v4.public")]).await;
@@ -214,11 +216,11 @@ async fn a_key_of_an_accepted_format_is_not_active() {
     assert!(!text.contains(r#"status="active""#), "{text}");
 }
 
-/// What an expression of PromQL asks for.
+/// What a PromQL expression asks for.
 #[derive(Default)]
 struct Asked {
     metrics: BTreeSet<String>,
-    /// Metric, label and value; of a pattern, each alternative.
+    /// Metric, label and value; for a pattern, each of its alternatives.
     values: BTreeSet<(String, String, String)>,
 }
 
@@ -227,7 +229,7 @@ impl Asked {
         let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
         let mut asked = Self::default();
         let mut plain = String::new();
-        // Without labels and ranges.
+        // The expression without its label matchers and ranges.
         let mut rest = expr;
         while let Some(at) = rest.find(['{', '[']) {
             plain += &rest[..at];
@@ -239,7 +241,7 @@ impl Asked {
             }
         }
         plain += rest;
-        // Without what stands behind `by` and the like.
+        // Without the label lists of `by` and the like.
         for keyword in ["by (", "on ("] {
             while let Some(at) = plain.find(keyword) {
                 let end = at + plain[at..].find(')').unwrap();
@@ -247,7 +249,7 @@ impl Asked {
             }
         }
         for word in plain.split(|c| !is_word(c)) {
-            // Of two letters are the units of an offset.
+            // Neither words of up to two characters nor numbers and durations are metrics.
             if word.len() > 2 && !word.starts_with(|c: char| c.is_ascii_digit()) && !PROMQL.contains(&word) {
                 asked.metrics.insert(word.to_owned());
             }
@@ -255,7 +257,7 @@ impl Asked {
         asked
     }
 
-    /// Reads what stands in braces, and returns what comes behind them.
+    /// Parses the label matchers up to the closing brace, and returns what follows it.
     fn labels<'a>(&mut self, metric: &str, mut rest: &'a str) -> &'a str {
         loop {
             rest = rest.trim_start_matches([' ', ',']);
@@ -273,10 +275,10 @@ impl Asked {
     }
 }
 
-/// The labels that Prometheus gives to whatever it scrapes.
+/// The labels that Prometheus adds to everything it scrapes.
 const OF_PROMETHEUS: &[&str] = &["job", "namespace", "instance"];
 
-/// Whether a value is what an alternative of a pattern says, in which only `.` is special.
+/// Whether a value matches an alternative of a pattern, in which only `.` is special.
 fn is_like(pattern: &str, value: &str) -> bool {
     value.len() == pattern.len() && pattern.bytes().zip(value.bytes()).all(|(p, v)| p == b'.' || p == v)
 }
@@ -292,7 +294,7 @@ fn rule_expressions() -> (Vec<String>, BTreeSet<String>) {
             recorded.insert(name.to_owned());
         } else if let Some(rest) = line.strip_prefix("expr: ") {
             let mut expr = rest.trim_start_matches(">-").to_owned();
-            // What is indented deeper goes on.
+            // Lines that are indented deeper continue the expression.
             while let Some(next) = lines.next_if(|next| next.len() - next.trim_start().len() > indent) {
                 expr = format!("{expr} {}", next.trim());
             }
@@ -317,7 +319,7 @@ fn dashboard_expressions(json: &Value) -> Vec<String> {
 async fn the_dashboard_and_the_rules_ask_for_metrics_and_values_that_there_are() {
     let mut scrape = Scrape::of(&story().await).await;
     let by_openapi: Value = serde_json::from_str(&file("docs/openapi.json")).unwrap();
-    // Not every route is asked in the story, nor does each answer as it can.
+    // The story does not ask for every route, nor get every answer that a route can give.
     let requests = scrape.samples.get_mut("gatepass_http_requests_total").unwrap();
     for (route, methods) in by_openapi["paths"].as_object().unwrap() {
         requests.get_mut("route").unwrap().insert(route.clone());
@@ -400,7 +402,6 @@ async fn the_list_of_metrics_is_what_a_scrape_has() {
     let scrape = Scrape::of(&story().await).await;
     let mut table = "| metric | type | labels | what |\n|---|---|---|---|\n".to_owned();
     for (name, (kind, about)) in &scrape.metrics {
-        // Linux alone has them.
         let sample = if kind == "histogram" { format!("{name}_count") } else { name.clone() };
         let labels: Vec<_> = scrape.samples[&sample].keys().map(|label| format!("`{label}`")).collect();
         table += &format!("| `{name}` | {kind} | {} | {about} |\n", labels.join(", "));

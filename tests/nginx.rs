@@ -1,5 +1,5 @@
-//! A real nginx, as a process of the test's own. It is looked for on `PATH` and where Debian has it; without it a test
-//! fails in CI, and elsewhere says that it has not run.
+//! A real nginx, run by the test as its own process. It is looked for on `PATH` and where Debian installs it; without
+//! it a test fails in CI, and elsewhere reports that it has not run.
 
 use std::{env, fs, path::PathBuf, process::Stdio};
 
@@ -8,14 +8,15 @@ use tokio::process::{Child, Command};
 
 use crate::{not_tested::not_tested, process::until};
 
-/// A running nginx, that serves on a Unix socket.
+/// A running nginx, which serves on a Unix socket.
 pub struct Nginx {
     dir: TempDir,
     _process: Child,
 }
 
 impl Nginx {
-    /// With what goes into `http { … }`, given what to `listen` on. Nothing if there is no nginx.
+    /// Starts it with what goes into `http { … }`, which `site` returns, given what to `listen` on. `None` if there is
+    /// no nginx.
     pub async fn start(what_for: &str, site: impl FnOnce(&str) -> String) -> Option<Self> {
         let paths = env::var_os("PATH").unwrap_or_default();
         let places = env::split_paths(&paths).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
@@ -65,7 +66,7 @@ impl Nginx {
         self.dir.path().join("socket")
     }
 
-    /// What it has to complain of.
+    /// Its error log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("error.log")).unwrap_or_default()
     }

@@ -1,5 +1,5 @@
-//! Clients that ask once and then say nothing: however few files the system lets the service have open, others are still
-//! answered, and operators are.
+//! Clients that send one request and then stay silent: however few files the system lets the service open, other
+//! clients are still answered, and so are operators.
 
 use std::{path::Path, time::Duration};
 
@@ -14,11 +14,11 @@ use crate::{
     process::{Home, Invocation, Port, Process, QUICK, Signal},
 };
 
-/// Shorter than anybody is waited for.
+/// Less than the service waits for any client.
 const AT_ONCE: Duration = Duration::from_secs(8);
 const REQUEST: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// `gatepass ARGS…` with these limits of open files.
+/// `gatepass ARGS…` with these limits on open files.
 fn limited(home: &Home, soft: u32, hard: u32, args: &[&str]) -> Invocation {
     let script = format!(r#"ulimit -n {hard} && ulimit -Sn {soft} && exec "$0" "$@""#);
     let shell = home.program(Path::new("sh")).arg("-c").arg(&script).arg(env!("CARGO_BIN_EXE_gatepass"));
@@ -39,7 +39,7 @@ impl Service {
         Self { process: service.start().serving().await, ops }
     }
 
-    /// So many clients that ask at once, of which the first `served` have their answer.
+    /// `size` clients that each send a request at once, of which the first `served` have their answer.
     async fn crowd(&self, size: usize, served: usize) -> Vec<TcpStream> {
         let mut crowd = Vec::new();
         for _ in 0..size {
@@ -93,7 +93,7 @@ async fn idle_clients_that_take_every_place_make_room_before_the_files_are_used_
     let _crowd = service.crowd(300, 128).await;
     #[cfg(target_os = "linux")]
     assert!(service.metric("process_open_fds").await < 200);
-    // After them, as soon as they are waited for no longer.
+    // This client comes after all of them, and is answered as soon as the service stops waiting for them.
     assert_eq!(service.process.get("/healthz").await.0, 200);
     let log = service.process.stop(Signal::TERM).await.expect(0).stderr;
     assert!(!log.contains("no connection could be accepted"), "{log}");

@@ -1,11 +1,13 @@
-//! Other people's libraries agree with us about our tokens, in every format. PyJWT finds its key in our JWK set and
-//! pyseto in our PASERKs; both read every claim and the footer or header as we meant them, and refuse the token when any
-//! one byte of it is another. joserfc (RFC 7638) and pyseto (PASERK) compute the very names that we give our keys. And
-//! what they make, with keys that they made themselves and with our shared secrets, passes our verifier. What
-//! docs/verify.md tells their users to write accepts our tokens, and refuses those that are not quite.
+//! Other people's libraries agree with us about our tokens, in every format:
 //!
-//! They run in one Python for all formats. `make test` installs it (`scripts/other-libraries`) and names it in
-//! `GATEPASS_TEST_PYTHON`. Without that these tests fail in CI, and elsewhere say that they have not run.
+//! - PyJWT finds its key in our JWK set, and pyseto in our PASERKs. Both read every claim and the header or footer as
+//!   we meant them, and refuse the token when any one byte of it is changed.
+//! - joserfc (RFC 7638) and pyseto (PASERK) compute the same names for our keys as we do.
+//! - What they make, with keys that they made themselves and with our shared secrets, passes our verifier.
+//! - The programs in docs/verify.md accept our tokens, and refuse those that are slightly off.
+//!
+//! One Python runs them all. `make test` installs it (`scripts/other-libraries`) and names it in
+//! `GATEPASS_TEST_PYTHON`. Without it these tests fail in CI, and elsewhere report that they have not run.
 
 use std::{
     collections::BTreeMap,
@@ -54,7 +56,7 @@ static EXCHANGE: LazyLock<Option<Exchange>> = LazyLock::new(exchange);
 
 fn exchange() -> Option<Exchange> {
     let python = INSTALLED.as_ref()?;
-    // The libraries go by the machine's clock.
+    // The libraries read the machine's clock.
     let now = Clock::system().now().truncate_to_second();
     let keys: Vec<_> = Format::ALL.into_iter().map(|format| (format, signing_key(format))).collect();
     let tokens: serde_json::Map<_, _> =
@@ -130,7 +132,7 @@ fn issue(key: &SigningKey, now: OffsetDateTime) -> String {
     token.expose().to_owned()
 }
 
-/// The claims that a token made at `now` has, with its times in the way of its format.
+/// The claims of a token made at `now`, with the times as its format writes them.
 fn claims(now: OffsetDateTime, time: fn(OffsetDateTime) -> Value) -> Value {
     json!({
         "iss": "https://id.example",
@@ -169,7 +171,7 @@ fn they_read_every_claim_of_our_tokens() {
 fn they_refuse_our_tokens_when_any_byte_is_another() {
     let Some(Exchange { keys, answer, .. }) = &*EXCHANGE else { return };
     for (format, _) in keys {
-        // Pairs of the part and the byte in it.
+        // Pairs of a part and the byte changed in it.
         assert_eq!(answer["altered"][format.name()], json!([]), "{format}");
     }
 }
@@ -204,13 +206,13 @@ fn our_verifier_accepts_what_they_make() {
     }
 }
 
-/// What stands in the page as `language`, in its order.
+/// The code blocks of the page in `language`, in order.
 fn blocks<'p>(page: &'p str, language: &str) -> Vec<&'p str> {
     let fence = format!("```{language}\n");
     page.split(&fence).skip(1).map(|rest| rest.split_once("```\n").unwrap().0).collect()
 }
 
-/// What each member is.
+/// The kind of value that each member has.
 fn kinds(json: &Value) -> BTreeMap<&str, &'static str> {
     let kind = |value: &Value| match value {
         Value::String(text) if OffsetDateTime::parse(text, &Rfc3339).is_ok() => "time",
@@ -243,7 +245,8 @@ fn the_page_shows_tokens_as_they_are() {
     assert!(names.keys().eq(kinds(&jwt).keys()), "{names:?}");
 }
 
-/// Prints what `verify` of the program before says of each token; `null` when it refuses one as it is said to.
+/// Prints what the program's `verify` returns for each token; `null` when it refuses the token as the page says it
+/// does.
 const OUTCOMES: &str = r"
 import json, sys
 
@@ -307,7 +310,8 @@ async fn the_programs_of_the_page_accept_our_tokens_and_refuse_others() {
         if forge.is_jwt() {
             tokens.push(forge.seal_in(&forge.envelope().replace("at+jwt", "JWT"), good.to_string()));
         }
-        // What another key of this format signs under the name of ours, and good tokens of other published formats.
+        // A token that another key of this format signed under the name of ours, and good tokens of the other published
+        // formats.
         let Format::KeyPair(format) = forge.format else { unreachable!("they are pairs") };
         let stranger = KeyPair::generate(format).unwrap();
         let stranger = Forge::pair(stranger.public_key().clone(), &forge::private_bytes(&stranger));

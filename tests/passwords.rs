@@ -1,5 +1,6 @@
-//! Passwords and what is kept of them: peppers come, move over and go; hashes that nobody can read are a wrong password
-//! and a line in the log; breached passwords are refused in a way that a form can show; and `doctor` measures.
+//! Passwords and what is stored of them: peppers are introduced, replaced and dropped; a hash that nobody can read
+//! counts as a wrong password and is logged; breached passwords are refused in a way that a form can show; and `doctor`
+//! measures hashes.
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -39,7 +40,7 @@ async fn a_pepper_comes_moves_over_and_goes() {
     let alice = plain.register("alice").await;
     assert!(!stored(&plain, &alice).await.contains("keyid"));
 
-    // Whoever logs in gets the pepper, and nobody else.
+    // A successful login adds the pepper; a failed one does not.
     let one = plain.replica(&[("PASSWORD_PEPPER", ONE)]).await;
     let before = stored(&one, &alice).await;
     assert!(!may_log_in(&one, "wrong-horse-battery-9").await);
@@ -49,20 +50,21 @@ async fn a_pepper_comes_moves_over_and_goes() {
     let bob = one.register("bob").await;
     assert!(stored(&one, &bob).await.contains(",keyid=MQ$"));
 
-    // The next pepper, before the former one.
+    // The next pepper is listed before the former one.
     let both = plain.replica(&[("PASSWORD_PEPPER", &format!("{TWO},{ONE}"))]).await;
     assert!(may_log_in(&both, PASSWORD).await);
     assert!(stored(&both, &alice).await.contains(",keyid=Mg$"));
     assert!(stored(&both, &bob).await.contains(",keyid=MQ$"), "has not logged in");
 
-    // Without the former one only those can log in who have moved over. A hash that cannot be read stays as it is.
+    // Without the former one, only users whose hash has moved over can log in. A hash that cannot be read stays as it
+    // is.
     let two = plain.replica(&[("PASSWORD_PEPPER", TWO)]).await;
     assert!(may_log_in(&two, PASSWORD).await);
     let left_behind = json!({"username": "bob", "password": PASSWORD});
     let answer = two.post("/users/login").json(&left_behind).send().await;
     assert_eq!(answer.expect(401)["code"], "invalid_credentials");
     assert!(stored(&two, &bob).await.contains(",keyid=MQ$"));
-    // Without any, nobody who has moved.
+    // Without any pepper, nobody whose hash has moved over.
     assert!(!may_log_in(&plain, PASSWORD).await);
     both.login("bob").await;
 }
@@ -113,7 +115,7 @@ async fn what_nobody_can_read_is_a_wrong_password_and_a_line_in_the_log() {
 #[tokio::test]
 async fn breached_passwords_are_refused_so_that_a_form_can_show_it() {
     let home = Home::new();
-    // `printf '%s' 'a quiet river at noon' | sha1sum`, shortened, and two around it.
+    // `printf '%s' 'a quiet river at noon' | sha1sum`, shortened, with one hash before it and one after.
     let file =
         home.write("breached", &format!("{}\n{}\n{}\n", "0".repeat(16), "C6AA921350C3E0C2", "F".repeat(16)));
     let app = App::with(&[("PASSWORD_BREACHED_FILE", &file)]).await;
@@ -132,7 +134,7 @@ async fn breached_passwords_are_refused_so_that_a_form_can_show_it() {
     );
     with("a quiet river at dusk").await.expect(201);
 
-    // A file that is none stops the start, by name.
+    // A file of another kind stops the start, and the error names the setting.
     let wrong = home.write("passwords", "123456\npassword\n");
     for (path, why) in [(&*wrong, "hexadecimal digits"), ("/nonexistent", "cannot be read")] {
         let run = home.gatepass(&["config"]).env("PASSWORD_BREACHED_FILE", path).run();
@@ -162,7 +164,7 @@ async fn doctor_measures_hashes_and_recommends() {
         let findings = findings["findings"].as_array().unwrap().clone();
         findings.into_iter().filter(|finding| finding["area"] == "password").collect::<Vec<_>>()
     };
-    // No machine does it in a millisecond, so what is recommended is OWASP's minimum.
+    // No machine hashes in a millisecond, so OWASP's minimum is recommended.
     let wish = ["doctor", "--json", "--hash-time", "1", "--hash-memory", "8"];
     let findings = doctor(&wish, &[]).await;
     let finding = findings[0].to_string();

@@ -1,9 +1,10 @@
-//! No request reads a whole table: the plan of every query of the service goes by an index, in a database with as many
-//! users, sessions and rows of the history as a large one and with their statistics, and so does what functions and
-//! triggers do for a request.
+//! No request reads a whole table. Every query of the service has a plan that uses an index, in a database with as many
+//! users, sessions and rows of the history as a large one, and with their statistics; and what functions and triggers
+//! do for a request uses indexes, too.
 //!
-//! The queries are those of `.sqlx`, so that none can be forgotten. `make test` asks with fifty thousand users, where the
-//! planner has long decided as for more; `make drill` with a million, and prints what it estimates.
+//! The queries are those of `.sqlx`, so none can be forgotten. `make test` plans them for fifty thousand users, for
+//! which the planner already decides as it does for more; `make drill` plans them for a million, and prints the
+//! estimates.
 
 use std::{fs, path::Path};
 
@@ -19,12 +20,12 @@ use crate::{
 
 /// Tables that stay small, however many users there are.
 const SMALL: [&str; 4] = ["_sqlx_migrations", "clients", "imports", "signing_keys"];
-/// Tables of more rows than this must not be read from one end to the other.
+/// Tables with more rows than this must not be read from one end to the other.
 const MANY: i64 = 1_000;
 
-/// Queries that may read whole tables, by words that they alone have. No request asks them: `gatepass history verify` holds
-/// all of the history against all of its seals, `gatepass import --compare` all imported users against a file, `gatepass devdata`
-/// makes or masks every row, and `gatepass db setup` looks at the whole server.
+/// Queries that may read whole tables, found by words that only they contain. No request runs them: `gatepass history
+/// verify` compares all of the history with all of its seals, `gatepass import --compare` all imported users with a
+/// file, `gatepass devdata` makes or masks every row, and `gatepass db setup` looks at the whole server.
 const WHOLE: [&str; 11] = [
     "FROM history_seals WHERE number > $1",
     "WHERE NOT id <@ (SELECT coalesce(range_agg(range)",
@@ -38,11 +39,11 @@ const WHOLE: [&str; 11] = [
     "FROM pg_shdepend AS dependency",
     "WHERE id > $1 AND external_id IS NOT NULL ORDER BY id",
 ];
-/// What a plan may cost by the planner's count, in which a page read in order is 1. A page of the history comes to a
-/// thousand, of a large one: a hundred rows, what is personal of each looked up by its id.
+/// What a plan may cost in the planner's units, in which reading a page in sequence costs 1. A page of the history,
+/// from a large one, costs about a thousand: a hundred rows, with the personal part of each looked up by its id.
 const COST: f64 = 1_200.0;
 
-/// As many users as `$1`, five sessions each, and what those leave behind. The triggers stay silent.
+/// Makes `$1` users, five sessions for each, and what those leave behind. The triggers stay silent.
 const LOAD: [&str; 8] = [
     "INSERT INTO users
          (id, username, email, roles, is_email_verified, disabled, password_changed_at, created_at, updated_at)
@@ -96,7 +97,7 @@ fn queries() -> Vec<Query> {
         .collect()
 }
 
-/// A value of a type, as there are many; of one that is a snapshot, a snapshot.
+/// An ordinary value of a type; for text that is a snapshot, a snapshot.
 fn value(name: &str, query: &str) -> String {
     if let Some(name) = name.strip_suffix("Array") {
         let type_name = name.to_lowercase();
@@ -118,8 +119,8 @@ fn value(name: &str, query: &str) -> String {
     .to_owned()
 }
 
-/// The plans of a query: for a connection's first question, and the one that Postgres has settled on when it has been asked
-/// the same for a while, which is for any values if that seems no dearer.
+/// The plans of a query: the one for its first execution on a connection, and the one that Postgres has settled on
+/// after several, which is the generic plan if that seems no more expensive.
 async fn plans(conn: &mut PgConnection, query: &Query) -> [Value; 2] {
     let values: Vec<_> = query.parameters.iter().map(|name| value(name, &query.text)).collect();
     let arguments = if values.is_empty() { String::new() } else { format!("({})", values.join(", ")) };
@@ -132,33 +133,33 @@ async fn plans(conn: &mut PgConnection, query: &Query) -> [Value; 2] {
     [0, ASKED - 1].map(|number| rows[number].get::<Value, _>(0)[0]["Plan"].take())
 }
 
-/// Postgres looks at the values five times before it thinks about a plan for any.
+/// Postgres plans five times for the actual values before it considers a generic plan.
 const ASKED: usize = 8;
 
-/// What in a plan reads one of the tables `large` from one end to the other.
+/// The nodes of a plan that read one of the `large` tables from one end to the other.
 fn whole_tables(node: &Value, large: &[String], is_limited: bool) -> Vec<String> {
     let kind = node["Node Type"].as_str().unwrap();
     let is_limited = is_limited || kind == "Limit";
     let table = node["Relation Name"].as_str().filter(|name| large.iter().any(|large| large == name));
     let is_whole = match kind {
         "Seq Scan" => true,
-        // In the order of an index, and nothing says where it begins or ends.
+        // In the order of an index, without a bound at either end.
         "Index Scan" | "Index Only Scan" => node.get("Index Cond").is_none() && !is_limited,
         _ => false,
     };
     let mut found: Vec<_> =
         table.filter(|_| is_whole).map(|table| format!("{kind} on {table}")).into_iter().collect();
     for child in node["Plans"].as_array().into_iter().flatten() {
-        // What is sorted or hashed before is read to its end.
+        // The input of a sort or a hash is read to its end.
         let is_limited = is_limited && !["Sort", "Hash", "Aggregate"].contains(&kind);
         found.extend(whole_tables(child, large, is_limited));
     }
     found
 }
 
-/// A database of that many users, and the names of its large tables.
+/// Fills the database with that many users, and returns the names of its large tables.
 async fn load(app: &App, users: i64) -> Vec<String> {
-    // A connection without the service's time limit: a million takes a while.
+    // A connection without the service's statement timeout: a million users take a while.
     let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
     sqlx::raw_sql("SET session_replication_role = replica").execute(&mut conn).await.unwrap();
     for statement in LOAD {
@@ -181,7 +182,7 @@ async fn load(app: &App, users: i64) -> Vec<String> {
     sqlx::query_scalar(large).bind(MANY).fetch_all(&mut conn).await.unwrap()
 }
 
-/// How many rows scans of whole tables have read, and scans of indexes.
+/// How many rows sequential scans have read, by table, and how many index scans have.
 async fn read(app: &App) -> (Vec<(String, i64)>, i64) {
     let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
     let tables = "SELECT relname::text, seq_tup_read FROM pg_stat_user_tables ORDER BY relname";
@@ -220,7 +221,7 @@ async fn no_request_reads_a_whole_table() {
 
     assert!(faults.is_empty(), "{}", faults.join("\n\n"));
 
-    // Functions and triggers show no plan. So here is what a day's requests have read.
+    // Functions and triggers show no plan, so count the rows that a day's requests read.
     let before = read(&app).await;
     requests(&app).await;
     app.lose_database().await;
@@ -242,7 +243,7 @@ async fn no_request_reads_a_whole_table() {
     }
 }
 
-/// One request of every kind that changes something, by users among all the others.
+/// One request of every kind that changes something, for a few users among all the others.
 async fn requests(app: &App) {
     let root = app.login_admin("root").await;
     let client = app.client("orders").await;
