@@ -1,10 +1,11 @@
 //! The service behind pgbouncer: Debian 12's, which is 1.18, and one that keeps prepared statements (1.21 or later).
 //!
-//! In session mode both do, without a word in pgbouncer's configuration. In transaction mode the newer one does; with the
-//! older one, or a mode that is not the one that `DB_POOLER` says, the service does not start, and says why.
+//! In session mode both work, with nothing special in pgbouncer's configuration. In transaction mode the newer one
+//! works; with the older one, or in a mode other than the one that `DB_POOLER` names, the service does not start, and
+//! says why.
 //!
 //! `GATEPASS_TEST_PGBOUNCER` and `GATEPASS_TEST_PGBOUNCER_PREPARED` name the programs; `make test` sets them
-//! (`scripts/test-pgbouncer`). Without one of them its tests fail in CI, and elsewhere say that they have not run.
+//! (`scripts/test-pgbouncer`). Without one of them its tests fail in CI, and elsewhere report that they have not run.
 
 use std::{
     fs,
@@ -30,7 +31,7 @@ use crate::{
 const DEBIAN: &str = "GATEPASS_TEST_PGBOUNCER";
 const PREPARED: &str = "GATEPASS_TEST_PGBOUNCER_PREPARED";
 
-/// A pgbouncer before the database of one test.
+/// A pgbouncer in front of the database of one test.
 struct Pgbouncer {
     port: Port,
     database: String,
@@ -40,14 +41,14 @@ struct Pgbouncer {
 }
 
 impl Pgbouncer {
-    /// The one that `variable` names, with these settings. Nothing, where it is not to be had.
+    /// Starts the one that `variable` names, with these settings. `None` if it is not available.
     async fn start(variable: &str, settings: &str) -> Option<Self> {
         let program = named_by(variable, "the service behind pgbouncer")?;
         let direct = database().await;
         let server: PgConnectOptions = direct.parse().unwrap();
         let database = server.get_database().unwrap().to_owned();
         let (dir, port) = (directory(), Port::reserve());
-        // The build may lie where that user does not come.
+        // The user it runs as may have no access to the build directory.
         let copy = dir.path().join("pgbouncer");
         make_program(&copy, &fs::read(program).unwrap());
         if let Some((user, group)) = other_user() {
@@ -85,7 +86,7 @@ impl Pgbouncer {
         ]
     }
 
-    /// A whole story behind it, of two replicas.
+    /// Runs a whole story through it, with two replicas.
     async fn serves(&self, mode: &str) {
         let (home, url) = (Home::new(), self.url());
         let one = home.serve(&self.environment(&url, mode)).await;
@@ -93,7 +94,7 @@ impl Pgbouncer {
         let alice = json!({ "username": "alice", "email": "alice@example.com", "password": PASSWORD });
         assert_eq!(one.post("/users", &alice).await.0, 201);
 
-        // Many at once, of whom each gets a connection of another now and then.
+        // Many at once, so that each is now and then given a server connection that another has used.
         let mut sessions = JoinSet::new();
         for replica in [one.address(), other.address()] {
             for _ in 0..12 {
@@ -115,7 +116,7 @@ impl Pgbouncer {
         }
     }
 
-    /// That the service does not start, and says this.
+    /// Checks that the service does not start, and says this.
     async fn is_refused(&self, mode: &str, parts: &[&str]) {
         let (home, url) = (Home::new(), self.url());
         let ended = home.start(&self.environment(&url, mode)).end().await.expect(1);
@@ -132,7 +133,7 @@ impl Pgbouncer {
     }
 }
 
-/// A login, a renewal and a look, on the replica at `address`; the tokens.
+/// Logs in, renews and lists the sessions, on the replica at `address`; returns the tokens.
 async fn session(address: String) -> Value {
     let http = reqwest::Client::new();
     let login = json!({ "username": "alice", "password": PASSWORD });
@@ -159,7 +160,7 @@ async fn in_session_mode_all_is_as_without_a_pooler() {
     for program in [DEBIAN, PREPARED] {
         let Some(pgbouncer) = Pgbouncer::start(program, "pool_mode = session").await else { continue };
         assert_eq!(pooler::sharing(&pgbouncer.source()).await.unwrap(), Sharing::Session);
-        // What is set on a connection is set behind it.
+        // What is set on a connection applies at the server behind the pooler.
         let pool = pgbouncer.source().pool(1);
         for (setting, value) in [("statement_timeout", "8s"), ("idle_in_transaction_session_timeout", "15s")]
         {
@@ -220,7 +221,7 @@ async fn migrations_go_past_a_pooler_in_transaction_mode() {
     let by_hand = [("MIGRATE_ON_START", "false")];
     let up = home.gatepass(&["migrate", "up"]).envs(&environment).envs(&by_hand).run().await;
     up.fails(1, &["MIGRATION_DB_SOURCE", "pooler"]);
-    // To look is no harm.
+    // Looking does no harm.
     home.gatepass(&["migrate", "status"]).envs(&environment).envs(&by_hand).run().await.expect(0);
 }
 

@@ -1,5 +1,5 @@
-//! Postgres servers of a test's own, on loopback: to be encrypted, copied, killed. And an address before them that can be
-//! turned from one to another, as a cloud turns it in a failover.
+//! Postgres servers that belong to a single test, on loopback, so that it can encrypt, copy and kill them; and an
+//! address in front of them that can be moved from one to another, as a cloud moves it in a failover.
 
 use std::{
     fs,
@@ -35,7 +35,7 @@ static BIN: LazyLock<PathBuf> = LazyLock::new(|| {
     String::from_utf8(output.stdout).unwrap().trim().into()
 });
 
-/// Postgres and pgbouncer refuse to run as root. Who they run as then: user and group.
+/// Postgres and pgbouncer refuse to run as root. If we are root, this is the user and group that they run as instead.
 pub fn other_user() -> Option<(u32, u32)> {
     if !is_root() {
         return None;
@@ -49,7 +49,7 @@ pub fn other_user() -> Option<(u32, u32)> {
     Some(find("postgres").or_else(|| find("nobody")).unwrap())
 }
 
-/// A directory that belongs to that user.
+/// A directory owned by that user.
 pub fn directory() -> TempDir {
     let dir = TempDir::with_prefix("gatepass-pg-").unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
@@ -59,7 +59,7 @@ pub fn directory() -> TempDir {
     dir
 }
 
-/// Writes a file that only that user reads.
+/// Writes a file that only that user can read.
 pub fn write(path: &Path, text: &str) {
     fs::write(path, text).unwrap();
     fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
@@ -68,7 +68,7 @@ pub fn write(path: &Path, text: &str) {
     }
 }
 
-/// A program, as that user and with nothing of our environment.
+/// A program that runs as that user, with nothing of our environment but `PATH`.
 pub fn command(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new(program.as_ref());
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("LC_ALL", "C").current_dir("/");
@@ -85,14 +85,14 @@ pub async fn openssl(dir: &Path, args: &str) {
     assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A certificate `{name}.crt` that is its own authority, with its key `{name}.key`.
+/// Makes a self-signed certificate `{name}.crt`, with its key `{name}.key`.
 pub async fn self_signed(dir: &Path, name: &str) {
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
     openssl(dir, &format!("req -x509 {key} -keyout {name}.key -out {name}.crt -days 2 -subj /CN={name}"))
         .await;
 }
 
-/// A server. It ends with this.
+/// A running server. It ends when this is dropped.
 pub struct Server {
     dir: TempDir,
     pub port: u16,
@@ -101,7 +101,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A new one with these further settings; `prepare` may put files into its data directory.
+    /// Starts a new one with these additional settings; `prepare` may put files into its data directory.
     pub async fn new(settings: &str, prepare: impl FnOnce(&Path)) -> Self {
         let dir = directory();
         let data = dir.path().join("data");
@@ -145,7 +145,8 @@ impl Server {
         until("the server is up", async || PgConnection::connect(&self.socket_url()).await.is_ok()).await;
     }
 
-    /// Stops it, by `SIGINT` in order or by `SIGQUIT` at once, and starts it again; `pause` is for what goes on meanwhile.
+    /// Stops it, with `SIGINT` for a fast shutdown or `SIGQUIT` for an immediate one, and starts it again after
+    /// `pause`.
     pub async fn restart(&mut self, signal: Signal, pause: Duration) {
         let pid = Pid::from_raw(self.child.id().unwrap().try_into().unwrap()).unwrap();
         kill_process(pid, signal).unwrap();
@@ -167,7 +168,7 @@ impl Server {
         .await
     }
 
-    /// A standby that follows this one, and has everything that is committed here before it is answered.
+    /// A synchronous standby of this server: a commit here is answered only once the standby has it.
     pub async fn standby(&self) -> Self {
         let dir = directory();
         let port = self.port.to_string();
@@ -191,12 +192,12 @@ impl Server {
         standby
     }
 
-    /// Makes a primary of a standby.
+    /// Promotes this standby to a primary.
     pub async fn promote(&self) {
         self.run("SELECT pg_promote()").await;
     }
 
-    /// `kill -9`, and everything that belongs to it goes too.
+    /// Kills it with `SIGKILL`; all of its processes end.
     pub async fn kill(&mut self) {
         self.child.kill().await.unwrap();
     }
@@ -213,7 +214,7 @@ impl Server {
         format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=prefer", self.port)
     }
 
-    /// By its Unix socket, which nobody else can get while it is down.
+    /// The URL of its Unix socket, which nobody else can take while it is down.
     pub fn socket_url(&self) -> String {
         let dir = self.dir.path().to_str().unwrap().replace('/', "%2F");
         format!("postgres://postgres@localhost:{}/postgres?host={dir}", self.port)
@@ -239,7 +240,8 @@ pub struct Address {
 #[derive(Clone, Copy, Debug)]
 struct Behind {
     port: u16,
-    /// How often everything that went through was left hanging: neither end hears of the other again, nor of its end.
+    /// How often the connections through it were left hanging: neither end hears from the other again, not even that it
+    /// has closed.
     cuts: u32,
 }
 
@@ -248,7 +250,7 @@ impl Address {
         Self::at(Ipv4Addr::LOCALHOST.into(), server).await.unwrap()
     }
 
-    /// At this address of the machine, if it has that.
+    /// On this address of the machine, if the machine has it.
     pub async fn at(ip: IpAddr, server: &Server) -> io::Result<Self> {
         let listener = TcpListener::bind((ip, 0)).await?;
         let address = listener.local_addr()?;
@@ -263,12 +265,12 @@ impl Address {
         Ok(Self { address, behind, task })
     }
 
-    /// What comes from now on goes to `server`.
+    /// From now on new connections go to `server`.
     pub fn turn_to(&self, server: &Server) {
         self.behind.send_modify(|behind| behind.port = server.port);
     }
 
-    /// What goes through is left hanging, as if the other machine had lost its power.
+    /// Leaves all connections hanging, as if the other machine had lost its power.
     pub fn cut(&self) {
         self.behind.send_modify(|behind| behind.cuts += 1);
     }

@@ -33,8 +33,8 @@ use tokio::{
 /// How long anything here may take before it counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What makes password hashes cost nothing, which only development takes, and lets stories fail to log in as often as they
-/// like.
+/// Settings with which password hashes cost nothing, which only development accepts, and stories may fail to log in as
+/// often as they like.
 pub const QUICK: [(&str, &str); 6] = [
     ("LOGIN_ATTEMPTS_PER_ACCOUNT", "100000/15m"),
     ("LOGIN_ATTEMPTS_PER_IP", "100000/15m"),
@@ -53,8 +53,8 @@ pub fn is_drill() -> bool {
     env::var_os("GATEPASS_DRILL").is_some_and(|form| form == "full")
 }
 
-/// How long that may take which is promised within `promised`: four times as long, as all the other tests go on beside it,
-/// unless this is the drill.
+/// How long something that is promised within `promised` may take: four times as long, because all the other tests run
+/// at the same time, unless this is the drill.
 pub fn allowed(promised: Duration) -> Duration {
     if is_drill() { promised } else { 4 * promised }
 }
@@ -68,13 +68,13 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// A port of 127.0.0.1 for a program that we start, kept from everybody else: bound, and not listening.
+/// A port of 127.0.0.1, reserved for a program that we start: bound, but not listening.
 pub struct Port(TcpSocket);
 
 impl Port {
     pub fn reserve() -> Self {
         let socket = TcpSocket::new_v4().unwrap();
-        // The program may bind it too then, as all servers ask to.
+        // The program can then bind it, too, since every server asks for the same.
         socket.set_reuseaddr(true).unwrap();
         socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         Self(socket)
@@ -85,9 +85,9 @@ impl Port {
     }
 }
 
-/// Makes a program, of its bytes or a script's text, that can be run at once. Another process writes it: what we have open
-/// to write is also open in whatever other tests start meanwhile, until that runs, and no such file can be run ("Text file
-/// busy").
+/// Writes a program, from its bytes or a script's text, that can be run at once. Another process writes it: a file that
+/// we have open for writing is also open in every child that other tests fork meanwhile, until it calls exec, and such
+/// a file cannot be run ("Text file busy").
 pub fn make_program(path: &Path, contents: &[u8]) {
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", r#"cat > "$0" && chmod 755 "$0""#]).arg(path).stdin(Stdio::piped());
@@ -96,24 +96,24 @@ pub fn make_program(path: &Path, contents: &[u8]) {
     assert!(shell.wait().unwrap().success());
 }
 
-/// A working directory to run the binary in. A Postgres that is left in it when it is dropped is ended.
+/// A working directory to run the binary in. When it is dropped, a Postgres that was left in it is ended.
 pub struct Home {
-    /// Around the working directory: output, and the binary if it had to be copied.
+    /// The directory around it, for output, and for the binary if that had to be copied.
     around: TempDir,
     dir: PathBuf,
     binary: PathBuf,
-    /// As whom the binary runs, if not as ourselves.
+    /// The user and group that the binary runs as, if not ours.
     user: Option<(u32, u32)>,
     runs: AtomicU32,
 }
 
 impl Home {
-    /// Ours, and open to others.
+    /// Owned by us, and open to others.
     pub fn new() -> Self {
         Self::below(0o755)
     }
 
-    /// Ours, below a directory that is closed to others.
+    /// Owned by us, below a directory that is closed to others.
     pub fn closed() -> Self {
         Self::below(0o700)
     }
@@ -127,7 +127,8 @@ impl Home {
         Self { around, dir, binary, user: None, runs: AtomicU32::new(0) }
     }
 
-    /// The user `nobody`'s, who then runs the binary. Only root can have that; we are an ordinary user ourselves, else.
+    /// Owned by the user `nobody`, who then runs the binary. Only root can make one; otherwise we are an ordinary user
+    /// ourselves.
     pub fn of_nobody() -> Option<Self> {
         if !is_root() {
             return None;
@@ -137,7 +138,7 @@ impl Home {
         let nobody: Vec<_> = nobody.expect("a user nobody").split(':').collect();
         let user = (nobody[2].parse().unwrap(), nobody[3].parse().unwrap());
         let mut home = Self::new();
-        // The build may lie where nobody else comes.
+        // The build may be in a directory that is closed to others.
         let binary = home.around.path().join("gatepass");
         if fs::hard_link(&home.binary, &binary).is_err() {
             make_program(&binary, &fs::read(&home.binary).unwrap());
@@ -152,13 +153,13 @@ impl Home {
         self.dir.join(name)
     }
 
-    /// Writes a file; gives its path.
+    /// Writes a file; returns its path.
     pub fn write(&self, name: &str, text: &str) -> String {
         fs::write(self.path(name), text).unwrap();
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    /// `gatepass ARGS…`, with nothing of our environment but where programs are.
+    /// `gatepass ARGS…`, with nothing of our environment but `PATH` and `TMPDIR`.
     pub fn gatepass(&self, args: &[&str]) -> Invocation {
         let mut invocation = self.program(&self.binary);
         invocation.command.args(args);
@@ -182,7 +183,7 @@ impl Home {
         Invocation { command, stdin: String::new(), stdout: output("stdout"), stderr: output("stderr") }
     }
 
-    /// `sh -c SCRIPT`, in which `gatepass` is in `$0`.
+    /// `sh -c SCRIPT`, with the path of `gatepass` in `$0`.
     pub fn shell(&self, script: &str) -> Invocation {
         let mut invocation = self.program(Path::new("sh"));
         invocation.command.args(["-c", script]).arg(&self.binary);
@@ -194,7 +195,7 @@ impl Home {
         self.start(environment).serving().await
     }
 
-    /// As [`serve`](Self::serve), only just started.
+    /// As [`serve`](Self::serve), without waiting until it serves.
     pub fn start(&self, environment: &[(&str, &str)]) -> Process {
         self.gatepass(&["serve"]).envs(&ANY_PORT).envs(&QUICK).envs(environment).start()
     }
@@ -226,7 +227,7 @@ impl Drop for Home {
         {
             let _ = kill_process(pid, Signal::QUIT);
         }
-        // Root's data may be elsewhere.
+        // Root's data may be somewhere else.
         if link.is_symlink() {
             let _ = fs::remove_dir_all(data.parent().unwrap());
         }
@@ -279,7 +280,7 @@ impl Invocation {
     pub async fn run(self) -> Ended {
         let stdin = self.stdin.clone();
         let mut process = self.start();
-        // A program that does not read, and has ended, is no failure of the one who writes.
+        // A program may end without reading its input; then the write fails, which is fine.
         let _ = process.child.stdin.take().unwrap().write_all(stdin.as_bytes()).await;
         process.end().await
     }
@@ -334,7 +335,7 @@ impl Process {
 
     fn find_address(&self) -> Option<String> {
         let log = self.stderr();
-        // Whole lines alone.
+        // Whole lines only.
         let (log, _) = log.rsplit_once('\n')?;
         let line = log.lines().find(|line| line.contains("serving"))?;
         let (_, rest) = line.split_once("address")?;
@@ -365,7 +366,7 @@ impl Process {
         self.pid
     }
 
-    /// How many bytes of memory it has: `VmRSS`.
+    /// Its resident memory in bytes: `VmRSS`.
     #[cfg(target_os = "linux")]
     pub fn resident_bytes(&self) -> usize {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_pid())).unwrap();
@@ -373,7 +374,7 @@ impl Process {
         line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
     }
 
-    /// Whether a `SIGSTOP` has reached every thread. Only Linux tells; elsewhere it is taken for granted.
+    /// Whether a `SIGSTOP` has reached every thread. Only Linux can tell; elsewhere this is taken for granted.
     pub fn is_stopped(&self) -> bool {
         let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid.as_raw_pid())) else { return true };
         threads.flatten().all(|thread| {
@@ -386,18 +387,18 @@ impl Process {
         kill_process(self.pid, signal).unwrap();
     }
 
-    /// Sends a signal and waits for the end.
+    /// Sends a signal and waits for the process to end.
     pub async fn stop(self, signal: Signal) -> Ended {
         self.signal(signal);
         self.end().await
     }
 
-    /// Waits for the end.
+    /// Waits for the process to end.
     pub async fn end(self) -> Ended {
         self.end_within(PATIENCE).await
     }
 
-    /// As [`end`](Self::end), of what takes long.
+    /// As [`end`](Self::end), for a program that takes long.
     pub async fn end_within(mut self, patience: Duration) -> Ended {
         drop(self.child.stdin.take());
         let Ok(status) = timeout(patience, self.child.wait()).await else {
@@ -407,10 +408,10 @@ impl Process {
     }
 }
 
-/// What is left of a program.
+/// What a program leaves when it ends.
 #[derive(Debug)]
 pub struct Ended {
-    /// Nothing if a signal ended it.
+    /// `None` if a signal ended it.
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
@@ -423,8 +424,8 @@ impl Ended {
         self
     }
 
-    /// That it failed with exit code `code` and said all of `parts` on standard error, nothing on standard output, and
-    /// did not panic.
+    /// Checks that it failed with exit code `code`, said all of `parts` on standard error and nothing on standard
+    /// output, and did not panic.
     #[track_caller]
     pub fn fails(self, code: i32, parts: &[&str]) -> Self {
         let ended = self.expect(code);
@@ -436,7 +437,7 @@ impl Ended {
         ended
     }
 
-    /// Standard output as JSON, of a program that succeeded.
+    /// The standard output, as JSON, of a program that succeeded.
     #[track_caller]
     pub fn json(self) -> Value {
         let ended = self.expect(0);

@@ -1,6 +1,6 @@
-//! Services that verify by themselves are told what is revoked: everything at first, then what is new as soon as it is,
-//! by whichever replica they ask. Nothing is skipped that commits late or between two pages; a cursor that means nothing
-//! any more gives everything again; and those who wait hold up nobody.
+//! Services that verify tokens by themselves learn what is revoked, from whichever replica they ask: everything at
+//! first, then each revocation as it happens. Nothing that commits late or between two pages is skipped; a cursor that
+//! no longer means anything gets everything again; and clients that wait hold up nobody.
 
 use std::{
     sync::Arc,
@@ -25,19 +25,19 @@ use crate::{
 
 type Client = (String, String);
 
-/// Longer than anything takes that does not wait.
+/// Longer than anything that does not wait takes.
 const SOON: StdDuration = StdDuration::from_secs(15);
 
 async fn ask(app: &App, client: &Client, query: &str) -> Answer {
     app.get(&format!("/revocations{query}")).client(client).send().await
 }
 
-/// What was revoked since `feed`, an answer, without waiting.
+/// What was revoked since the answer `feed`, without waiting.
 async fn since(app: &App, client: &Client, feed: &Value) -> Value {
     ask(app, client, &format!("?wait=0&since={}", text(&feed["next"]))).await.expect(200)
 }
 
-/// The answer after `feed` that has nothing new: what is committed while one is made, the next has once more.
+/// The first answer after `feed` with nothing new. What commits while an answer is made is in the next one once more.
 async fn end(app: &App, client: &Client, mut feed: Value) -> Value {
     loop {
         feed = since(app, client, &feed).await;
@@ -47,7 +47,7 @@ async fn end(app: &App, client: &Client, mut feed: Value) -> Value {
     }
 }
 
-/// What was revoked since `feed`, once there is something.
+/// What was revoked since the answer `feed`, once there is something.
 fn wait(app: &Arc<App>, client: &Client, feed: &Value) -> JoinHandle<Answer> {
     wait_as(app, client, feed, "")
 }
@@ -59,7 +59,7 @@ fn wait_as(app: &Arc<App>, client: &Client, feed: &Value, more: &str) -> JoinHan
     tokio::spawn(async move { ask(&app, &client, &query).await })
 }
 
-/// Until that many wait for news.
+/// Waits until that many requests wait for news.
 async fn waiting(app: &App, count: usize) {
     until("they wait", async || app.state().feed.readers() == count).await;
 }
@@ -96,7 +96,7 @@ async fn at_first_everything_that_concerns_living_tokens_comes_at_once() {
 
     let old = app.login("alice").await;
     log_out(&app, &old).await;
-    // An hour beyond the last token, for whoever has a wrong clock.
+    // Revocations are kept for an hour beyond the last token, for services whose clock is wrong.
     app.clock.advance(Duration::minutes(74));
     let (gone, changed) = (app.login("alice").await, app.login("alice").await);
     log_out(&app, &gone).await;
@@ -127,7 +127,7 @@ async fn then_what_is_new_comes_when_it_happens() {
     let (app, client) = alice_and_a_client().await;
     let other = Arc::new(app.replica(&[]).await);
     let mut feed = ask(&app, &client, "").await.expect(200);
-    // Each time from another replica, as a load balancer has it.
+    // Each time from another replica, as behind a load balancer.
     for (here, there) in [(&app, &other), (&other, &app), (&app, &other)] {
         feed = end(here, &client, feed).await;
         let login = app.login("alice").await;
@@ -146,7 +146,7 @@ async fn then_what_is_new_comes_when_it_happens() {
         }
         println!("from the logout to the answers: {:?}", began.elapsed());
     }
-    // Who comes late gets it at once.
+    // A client that comes late gets everything at once.
     let late = ask(&other, &client, "").await.expect(200);
     assert_eq!(sessions(&late).len(), 3);
 }
@@ -160,7 +160,7 @@ async fn who_waits_in_vain_gets_an_answer_in_time() {
         let answer = wait_as(&app, &client, &feed, more);
         let answer = tokio::spawn(async move { (answer.await.unwrap(), began.elapsed()) });
         waiting(&app, 1).await;
-        // No further: the end is read from the database, for which such seconds are only milliseconds.
+        // And no further: at the end the database is read, which takes many such seconds in a few milliseconds.
         while began.elapsed() < expected {
             pause();
             advance(StdDuration::from_secs(1)).await;
@@ -185,7 +185,7 @@ async fn who_stops_keeps_nobody_waiting() {
     app.state().stop();
     let answer = timeout(SOON, answer).await.unwrap().unwrap().expect(200);
     assert_eq!(answer["revocations"], json!([]));
-    // Nor anybody who comes then.
+    // Nor does a request that comes afterwards wait.
     timeout(SOON, wait(&app, &client, &answer)).await.unwrap().unwrap().expect(200);
 }
 
@@ -201,7 +201,7 @@ async fn a_process_that_is_told_to_stop_answers_who_waits_and_ends() {
     };
     let feed: Value = ask("").await.unwrap().json().await.unwrap();
     let waiting = tokio::spawn(ask(&format!("?since={}", text(&feed["next"]))));
-    // It is served after this one, which has been on its way for no longer.
+    // Once this request has been answered, the earlier one has arrived, too.
     ask("?wait=0").await.unwrap();
     let began = Instant::now();
     service.signal(Signal::TERM);
@@ -257,7 +257,7 @@ async fn very_many_come_in_pages_and_none_is_lost_between_them() {
         let mut pages = vec![begin];
         while pages.last().unwrap()["more"] == true {
             let last = pages.last().unwrap();
-            // Without waiting, although it may.
+            // This does not wait, although it may.
             let next = ask(&other, &client, &format!("?since={}", text(&last["next"]))).await.expect(200);
             pages.push(next);
         }
@@ -268,7 +268,7 @@ async fn very_many_come_in_pages_and_none_is_lost_between_them() {
         assert_eq!(all.len(), 12_000);
     }
 
-    // Of an earlier transaction than all of them, committed after the first page, that is past.
+    // From an earlier transaction than all of them, committed after the first page, which is past it.
     let first = ask(&app, &client, "").await.expect(200);
     slow.commit().await.unwrap();
     log_out(&app, &late).await;
@@ -295,7 +295,7 @@ fn altered(feed: &Value, alter: impl FnOnce(String) -> String) -> Value {
 async fn a_cursor_of_a_server_that_is_no_more_gives_everything_again() {
     let (app, client) = alice_and_a_client().await;
     let feed = ask(&app, &client, "").await.expect(200);
-    // Of a release that knew of no crashes.
+    // From a release that did not notice crashes.
     let older = altered(&feed, |json| {
         let (before, _) = json.split_once(",\"statistics_began_at\"").unwrap();
         format!("{before}}}}}")
@@ -305,7 +305,7 @@ async fn a_cursor_of_a_server_that_is_no_more_gives_everything_again() {
         format!("{before}\"server_started_at\":1{}", &started_at[1..].replacen(['2', '3', '4'], "5", 1))
     });
     assert_ne!(former["next"], feed["next"]);
-    // Where there is nothing, that is said without waiting for something.
+    // When there is nothing, the answer says so without waiting.
     let nothing = timeout(SOON, wait(&app, &client, &former)).await.unwrap().unwrap().expect(200);
     assert_eq!((&nothing["revocations"], &nothing["reset"]), (&json!([]), &json!(true)));
 
@@ -318,7 +318,7 @@ async fn a_cursor_of_a_server_that_is_no_more_gives_everything_again() {
     }
 }
 
-/// A process of Postgres dies, and the server recovers: it gives numbers of transactions again that no disk has heard of.
+/// A Postgres backend dies and the server recovers: it gives out transaction numbers again that never reached its disk.
 #[tokio::test]
 async fn what_is_revoked_after_a_crash_is_no_less_heard_of_for_its_old_number() {
     const BURN: &str =
@@ -341,7 +341,7 @@ async fn what_is_revoked_after_a_crash_is_no_less_heard_of_for_its_old_number() 
         until("all are thrown out", async || witness.ping().await.is_err()).await;
         until("the server has recovered", async || PgConnection::connect(&server.url()).await.is_ok()).await;
         let next: i64 = sqlx::query_scalar(NEXT).fetch_one(&mut server.connect().await).await.unwrap();
-        // Unless it wrote to its disk in between, which it does every ten seconds.
+        // Unless the server wrote to its disk in between, which it does every ten seconds.
         if next + 100 < before {
             break feed;
         }
@@ -393,7 +393,7 @@ async fn what_is_wrong_with_the_question_is_said() {
     for query in ["?wait=0", "?wait=30", ""] {
         ask(&app, &client, query).await.expect(200);
     }
-    // Credentials come first.
+    // Credentials are checked first.
     app.get("/revocations?since=x").send().await.expect_problem(401, "invalid_client");
     let nobody = (client.0.clone(), format!("{}x", client.1));
     ask(&app, &nobody, "").await.expect_problem(401, "invalid_client");
@@ -401,7 +401,7 @@ async fn what_is_wrong_with_the_question_is_said() {
     ask(&app, &client, "").await.expect_problem(401, "invalid_client");
 }
 
-/// Of a restored database, the rows have transactions that its new server has yet to come to.
+/// The rows of a restored database have transaction numbers that its new server has not reached yet.
 #[tokio::test]
 async fn what_another_server_wrote_comes_at_first_and_is_no_news_afterwards() {
     let (before, client) = alice_and_a_client().await;
@@ -411,7 +411,7 @@ async fn what_another_server_wrote_comes_at_first_and_is_no_news_afterwards() {
         SELECT (pg_current_xact_id()::text::bigint + 1000000)::text::xid8, id, access_expires_at
         FROM sessions WHERE id = $1::uuid";
     before.sql(restored, &gone["session_id"]).await;
-    // It starts on the restored database.
+    // A replica starts on the restored database.
     let app = before.replica(&[]).await;
     app.get("/users/me").bearer(&gone).send().await.expect_problem(401, "session_revoked");
     let mut feed = ask(&app, &client, "").await.expect(200);
@@ -423,7 +423,7 @@ async fn what_another_server_wrote_comes_at_first_and_is_no_news_afterwards() {
         feed = since(&app, &client, &feed).await;
         assert_eq!(feed["revocations"], json!([]));
     }
-    // What is new comes all the same.
+    // New revocations come all the same.
     let login = app.login("alice").await;
     log_out(&app, &login).await;
     assert_eq!(sessions(&since(&app, &client, &feed).await), [text(&login["session_id"])]);
@@ -433,7 +433,7 @@ async fn what_another_server_wrote_comes_at_first_and_is_no_news_afterwards() {
 async fn a_thousand_wait_and_hold_up_nobody() {
     let (app, client) = alice_and_a_client().await;
     let (gone, feed) = (app.login("alice").await, ask(&app, &client, "").await.expect(200));
-    // Not all at once, or the last would wait for longer than they may for a connection to show their secret.
+    // Not all at once, or the last would wait too long for the database connection that checks their secret.
     let mut answers = Vec::new();
     while answers.len() < 1_000 {
         answers.extend((0..100).map(|_| wait_as(&app, &client, &feed, "&wait=30")));
@@ -443,7 +443,7 @@ async fn a_thousand_wait_and_hold_up_nobody() {
     let turned_away = ask(&app, &client, "?wait=0").await;
     assert_eq!(turned_away.header("retry-after"), "1");
     turned_away.expect_problem(503, "overloaded");
-    // The pool of eight connections is there for the others.
+    // The eight connections of the pool are free for other requests.
     let credentials = json!({ "username": "alice", "password": PASSWORD });
     for _ in 0..8 {
         let login = app.post("/users/login").json(&credentials).send();

@@ -1,5 +1,5 @@
-//! README.md tells the truth: its session runs as it is written and is answered as it shows, its example is the one that
-//! compiles, and its table of settings is the code's.
+//! README.md is true: its session runs as written and gets the answers shown, its examples are the ones that compile,
+//! and its table of settings is the code's.
 
 use std::{env, fs, path::Path, process::Stdio};
 
@@ -17,7 +17,7 @@ fn readme() -> String {
     fs::read_to_string(PATH).unwrap()
 }
 
-/// What stands between two markers.
+/// The text between two markers.
 fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
     let (_, rest) = text.split_once(from).unwrap_or_else(|| panic!("no {from:?}"));
     rest.split_once(to).unwrap_or_else(|| panic!("no {to:?} after {from:?}")).0
@@ -60,7 +60,7 @@ fn the_examples_are_those_that_compile() {
             .map(|line| line.strip_prefix(' ').unwrap_or_default())
             .filter(|line| *line != "#" && !line.starts_with("# "))
             .collect();
-        // What is left of the line with the last fence.
+        // Without what is left of the line with the closing fence.
         let visible = visible.split_last().unwrap().1;
         assert_eq!(shown.lines().collect::<Vec<_>>(), visible, "README.md's example is not that of {path}");
     }
@@ -71,7 +71,7 @@ async fn the_session_runs_as_it_is_written() {
     const NEXT: &str = "--- next ---";
 
     let readme = readme();
-    // In the order in which they stand there, the later ones go on from the earlier.
+    // In the order of the page, since the later ones continue the earlier ones.
     let sessions = readme.split("<!-- session -->\n```console\n").skip(1);
     let sessions = sessions.map(|rest| rest.split_once("```\n<!-- /session -->").unwrap().0);
     let steps: Vec<_> = sessions.flat_map(steps).collect();
@@ -82,7 +82,7 @@ async fn the_session_runs_as_it_is_written() {
     let (_service, address) = serve(directory.path(), &database_url).await;
     let binaries = Path::new(env!("CARGO_BIN_EXE_gatepass")).parent().unwrap();
     let path = format!("{}:{}", binaries.display(), env::var("PATH").unwrap());
-    // One shell for all, as for a reader, so that variables and files stay.
+    // One shell for all of them, as for a reader, so that variables and files persist.
     let mut script = String::new();
     for step in &steps {
         script += &format!("{}\necho; echo '{NEXT}'\n", step.command.replace("localhost:8080", &address));
@@ -118,7 +118,7 @@ async fn the_session_runs_as_it_is_written() {
     }
 }
 
-/// Starts the service on a free port; where it listens.
+/// Starts the service on a free port; returns its address, too.
 async fn serve(directory: &Path, database_url: &str) -> (Child, String) {
     let mut service = Command::new(env!("CARGO_BIN_EXE_gatepass"))
         .arg("serve")
@@ -148,7 +148,7 @@ struct Step {
     shows: Option<Answer>,
 }
 
-/// A command begins with `$ ` and goes on after a `\` at the end of a line; its answer goes on to the next command.
+/// A command begins with `$ ` and continues after a `\` at the end of a line; its answer extends to the next command.
 fn steps(session: &str) -> Vec<Step> {
     let step = |text: &str| {
         let mut end = 0;

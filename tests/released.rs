@@ -1,9 +1,12 @@
-//! While a release migrates, replicas of the one before go on. So what that one asks has to work on the schema of this one:
-//! each of its queries takes and gives the same types and can be planned, by the role that serves if it may ask it, no row
-//! that it writes lacks a column that is demanded now, and no column is null in which it never saw null.
+//! While a release migrates, replicas of the release before it keep serving. So the queries of that release have to
+//! work on the schema of this one:
 //!
-//! `released.json` is what the last release asked; `make release-queries` writes it when there is a new one. Until the
-//! first is out, it is that one in the making.
+//! - Each takes and returns the same types, and can be planned, as the service's role where that role may run it.
+//! - No row that one writes lacks a column that is now required.
+//! - No column is null in which that release never saw null.
+//!
+//! `released.json` holds the queries of the last release; `make release-queries` writes it when there is a new one.
+//! Until the first is out, it describes the release in the making.
 
 use std::{collections::BTreeMap, env, fs, path::Path};
 
@@ -15,7 +18,7 @@ use sqlx::{
 
 use crate::app::database;
 
-/// What a release wants of the schema.
+/// What a release needs from the schema.
 #[derive(Debug, Serialize, Deserialize)]
 struct Release {
     version: String,
@@ -28,7 +31,7 @@ struct Release {
 struct Query {
     #[serde(flatten)]
     types: Types,
-    /// Whether the role that serves may ask it. Some are for commands, as the owner or the master user.
+    /// Whether the service's role may run it. Some queries belong to commands that run as the owner or the master user.
     as_app: bool,
 }
 
@@ -40,17 +43,17 @@ struct Types {
     columns: Vec<(String, String)>,
 }
 
-/// What a column demands.
+/// What a column requires.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, sqlx::FromRow)]
 struct Demands {
-    /// Nobody reads null.
+    /// Nobody reads null from it.
     not_null: bool,
-    /// Whoever inserts a row names it.
+    /// Every insert has to name it.
     given: bool,
 }
 
 async fn types(conn: &mut PgConnection, query: &str) -> Result<Types, sqlx::Error> {
-    // What was prepared before the schema changed says how it was then.
+    // A statement that was prepared before the schema changed still describes the schema of then.
     conn.clear_cached_statements().await?;
     let statement = conn.prepare(AssertSqlSafe(query).into_sql_str()).await?;
     let Some(Either::Left(parameters)) = statement.parameters() else { panic!("Postgres knows its types") };
@@ -60,13 +63,13 @@ async fn types(conn: &mut PgConnection, query: &str) -> Result<Types, sqlx::Erro
     Ok(Types { parameters, columns })
 }
 
-/// Plans a query, as the role that serves or as who we are: whether a role may do what a query does, and whether a key holds
-/// what `ON CONFLICT` names, Postgres looks up no earlier.
+/// Plans a query, as the service's role or as ourselves. Only here does Postgres check whether the role may do what the
+/// query does, and whether a key matches what `ON CONFLICT` names.
 async fn plan(conn: &mut PgConnection, query: &str, types: &Types, as_app: bool) -> Result<(), sqlx::Error> {
     let role = if as_app { "gatepass_app" } else { "NONE" };
     let parameters = vec!["NULL"; types.parameters.len()].join(", ");
     let parameters = if parameters.is_empty() { parameters } else { format!("({parameters})") };
-    // The plan for whatever the parameters are: with those of now it would be known that null finds nothing.
+    // The generic plan: a plan for these parameters could rely on null finding nothing.
     let sql = format!(
         "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL ROLE {role};
          PREPARE released AS {query}; EXPLAIN EXECUTE released{parameters}"
@@ -74,7 +77,8 @@ async fn plan(conn: &mut PgConnection, query: &str, types: &Types, as_app: bool)
     let mut transaction = conn.begin().await?;
     let planned = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await;
     transaction.rollback().await?;
-    // No rollback takes it back. sqlx's own go too, of which `types` has the connection ask none again.
+    // A rollback does not undo PREPARE. This deallocates sqlx's statements, too, but `types` makes the connection
+    // forget them.
     sqlx::raw_sql("DEALLOCATE ALL").execute(conn).await?;
     planned.map(drop)
 }
@@ -159,16 +163,16 @@ async fn what_the_release_before_asks_this_schema_answers() {
 async fn a_migration_that_the_release_before_does_not_bear_is_found() {
     let mut conn = PgConnection::connect(&database().await).await.unwrap();
     let release = last_release(&mut conn).await;
-    // Views hold on to the columns that they show. Who changes one makes them anew.
+    // Views depend on the columns that they show. A migration that changes such a column makes the views anew.
     sqlx::raw_sql("DROP SCHEMA IF EXISTS masked CASCADE").execute(&mut conn).await.unwrap();
     for (migration, is_found) in [
-        // What expands.
+        // Migrations that expand the schema.
         ("ALTER TABLE users ADD COLUMN phone text", false),
         ("ALTER TABLE users ADD COLUMN logins bigint NOT NULL DEFAULT 0", false),
         ("ALTER TABLE users ALTER COLUMN full_name SET DEFAULT 'nobody'", false),
         ("CREATE TABLE devices (id uuid PRIMARY KEY, name text NOT NULL)", false),
         ("CREATE INDEX users_created_at_idx ON users (created_at)", false),
-        // What takes away or changes.
+        // Migrations that remove or change something.
         ("ALTER TABLE users DROP COLUMN full_name", true),
         ("ALTER TABLE users RENAME COLUMN full_name TO name", true),
         ("ALTER TABLE clients RENAME TO services", true),
@@ -179,7 +183,7 @@ async fn a_migration_that_the_release_before_does_not_bear_is_found() {
         ("ALTER TABLE revocations ALTER COLUMN xid DROP DEFAULT", true),
         ("ALTER FUNCTION prepare_history() RENAME TO make_history", true),
         ("DROP FUNCTION caused_by(text, text)", true),
-        // What is there as before, and is no longer allowed or no longer found.
+        // What is still there, but no longer allowed or no longer found.
         ("REVOKE UPDATE (client_ip) ON sessions FROM gatepass_app", true),
         ("REVOKE EXECUTE ON FUNCTION caused_by(text, text) FROM gatepass_app", true),
         (
@@ -191,7 +195,7 @@ async fn a_migration_that_the_release_before_does_not_bear_is_found() {
         let mut transaction = conn.begin().await.unwrap();
         sqlx::raw_sql(migration).execute(&mut *transaction).await.unwrap();
         let found = failures(&mut transaction, &release).await;
-        // Of more than one, the others may only say that the transaction is over.
+        // If there are several, the later ones may only say that the transaction is aborted.
         assert_eq!(!found.is_empty(), is_found, "{migration}: {:?}", found.first());
         transaction.rollback().await.unwrap();
     }
