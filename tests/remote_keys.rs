@@ -1,4 +1,4 @@
-//! A service that follows the keys of a running gatepass: it takes tokens of new keys at once and none of retired ones,
+//! A service that follows the keys of a running gatepass accepts tokens of new keys at once and none of retired ones,
 //! asks no more often than it may, whatever tokens it is sent, and keeps its keys through every failure of gatepass.
 
 use std::{
@@ -52,7 +52,7 @@ const FORMATS: [KeyPairFormat; 3] = [
 /// Longer than any test: nothing is fetched on schedule.
 const LONG: &str = "public, max-age=3600";
 
-/// What a gatepass answers at its two addresses; without this, it publishes its keys.
+/// What a gatepass answers, at both its addresses, in place of its keys.
 #[derive(Clone)]
 struct Wrong {
     status: StatusCode,
@@ -68,9 +68,9 @@ struct Published {
     keys: Mutex<Vec<Arc<KeyPair>>>,
     cache_control: Mutex<&'static str>,
     wrong: Mutex<Option<Wrong>>,
-    /// While it is true, nobody gets an answer.
+    /// While this is true, nobody gets an answer.
     is_hanging: watch::Sender<bool>,
-    /// How often the first document was asked for.
+    /// How often the first document has been requested.
     fetches: watch::Sender<usize>,
     not_modified: AtomicUsize,
 }
@@ -226,7 +226,7 @@ fn any_key() -> Arc<KeyPair> {
     key(KeyPairFormat::V4Public)
 }
 
-/// Another one each time.
+/// A different token each time.
 fn token<K: Clone + Into<SigningKey>>(key: &K) -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let subject = Subject {
@@ -240,7 +240,8 @@ fn token<K: Clone + Into<SigningKey>>(key: &K) -> String {
     Issuer::new(key.clone(), party()).issue(subject, token_id, lifetime).unwrap().expose().to_owned()
 }
 
-/// Moves tokio's clock. It stands still for no longer than that: standing, it would jump over every wait for the network.
+/// Advances tokio's clock, which is paused for no longer than that: while paused, it would jump ahead at every wait for
+/// the network.
 async fn later(seconds: u64) {
     time::pause();
     time::advance(Duration::from_secs(seconds)).await;
@@ -268,7 +269,7 @@ async fn tokens_of_published_keys_pass_without_another_fetch() {
             assert!(service.accepts(key).await, "{key:?}");
         }
     }
-    // Nor do tokens that are refused for another reason than their key.
+    // Nor do tokens that are refused for a reason other than their key.
     let forged = token(&keys[0]).replacen("v4.public.", "v4.public.AAAA", 1);
     assert_eq!(service.ask(&forged).await, StatusCode::UNAUTHORIZED);
     assert_eq!(service.ask("abc").await, StatusCode::UNAUTHORIZED);
@@ -317,7 +318,7 @@ async fn a_new_key_costs_one_fetch_for_all_requests_that_need_it() {
     }
 }
 
-/// Answers those alone who have asked whether it is ready; that holds for one call, and not for a clone.
+/// Panics unless it was polled for readiness before each call; a clone has to be polled anew.
 #[derive(Default)]
 struct Strict {
     is_ready: bool,
@@ -382,12 +383,12 @@ async fn a_flood_of_made_up_keys_is_one_fetch_in_ten_seconds() {
         flood().await;
         assert_eq!(gatepass.fetches(), fetches);
     }
-    // Refused at once, whatever gatepass does.
+    // These are refused at once, whatever gatepass does.
     gatepass.hang(true);
     flood().await;
     assert!(service.accepts(&old).await);
 
-    // The same rate when fetches fail.
+    // The rate is the same when fetches fail.
     gatepass.hang(false);
     gatepass.wrong(wrong(StatusCode::SERVICE_UNAVAILABLE, "later"));
     later(5).await;
@@ -422,7 +423,7 @@ async fn while_gatepass_hangs_only_so_many_wait_and_not_for_long() {
 
     later(3).await;
     assert_eq!(requests.join_all().await, [StatusCode::UNAUTHORIZED; 1_000]);
-    // The fetch goes on without them, and the next one waits for the same.
+    // The fetch continues without them, and the next request waits for it.
     gatepass.publish(&[&new]);
     gatepass.hang(false);
     assert!(service.accepts(&new).await);
@@ -442,7 +443,7 @@ async fn while_gatepass_is_down_its_keys_stay_and_afterwards_new_ones_come_by_th
         assert!(service.accepts(&old).await);
     }
     gatepass.run().await;
-    // No longer than the longest pause between two attempts.
+    // The longest pause between two attempts.
     later(60).await;
     gatepass.fetched(2).await;
     until(async || service.accepts(&new).await).await;
@@ -485,7 +486,7 @@ async fn a_service_moves_with_gatepass_from_one_format_to_another() {
 async fn a_service_with_a_key_of_its_own_takes_that_and_whatever_is_published() {
     let shared = SymmetricKey::from_bytes([7; 32]);
     let [old, new, _] = FORMATS.map(key);
-    // It may start before there is any other.
+    // It may start before any key is published.
     let gatepass = Gatepass::start(&[]).await;
     let keys = RemoteKeys::connect_with(&gatepass.url(), party(), [shared.clone()]).await.unwrap();
     let service = Service::new(keys);
@@ -493,14 +494,14 @@ async fn a_service_with_a_key_of_its_own_takes_that_and_whatever_is_published() 
     for published in [&[&old][..], &[&old, &new], &[&new]] {
         gatepass.publish(published);
         later(10).await;
-        // A key that it does not have makes it fetch.
+        // A token of an unknown key makes it fetch.
         assert!(!service.accepts(&SymmetricKey::from_bytes([8; 32])).await);
         assert!(service.accepts(*published.last().unwrap()).await);
         assert!(service.accepts(&shared).await);
     }
     assert!(!service.accepts(&old).await);
 
-    // When gatepass is back at a shared key, those that it published are no longer good.
+    // When gatepass goes back to a shared key, the keys that it published are no longer good.
     gatepass.publish(&[]);
     later(10).await;
     assert!(!service.accepts(&old).await);
@@ -508,7 +509,7 @@ async fn a_service_with_a_key_of_its_own_takes_that_and_whatever_is_published() 
     assert!(service.accepts(&shared).await);
 }
 
-/// All that a gatepass should not answer.
+/// Everything that a gatepass should not answer.
 fn wrongs() -> Vec<Wrong> {
     let keys = paserks([(any_key().public_key(), KeyStatus::Active)]);
     vec![
@@ -533,7 +534,7 @@ async fn a_wrong_answer_wipes_no_keys() {
         let name = format!("{} {:.40}", wrong.status, wrong.body);
         gatepass.wrong(wrong);
         later(10).await;
-        // It waits for the fetch, which may be one of the attempts after the last failure.
+        // This waits for the fetch, which may be one of the retries after the last failure.
         assert!(!service.accepts(&new).await, "{name}");
         assert!(service.accepts(&old).await, "{name}");
         assert!(gatepass.fetches() >= fetches, "{name}");
@@ -558,7 +559,7 @@ async fn what_has_not_changed_is_not_sent_again() {
         assert!(service.accepts(&old).await);
         assert_eq!((gatepass.fetches(), not_modified()), (fetches, 2 * (fetches - 1)));
     }
-    // Its keys are PASERKs: the other document is the same as ever.
+    // The keys are PASERKs, so the other document is unchanged.
     gatepass.publish(&[&old, &new]);
     later(10).await;
     assert!(service.accepts(&new).await);
@@ -574,14 +575,15 @@ async fn keys_are_fetched_again_when_their_max_age_is_over_and_not_before() {
     let service = gatepass.service().await;
     for fetches in 1..4 {
         later(290).await;
-        // A fetch that had been begun would have arrived with or before this.
+        // Had a fetch begun, it would have arrived before this request or with it.
         let ours = reqwest::Client::builder().no_proxy().build().unwrap();
         ours.get(format!("{}/.well-known/paserk.json", gatepass.url())).send().await.unwrap();
         assert!(service.accepts(&old).await);
         assert_eq!(gatepass.fetches(), fetches);
         later(10).await;
         gatepass.fetched(fetches + 1).await;
-        // The fetch is over when the one that an unknown key would like is refused, or has joined it.
+        // When a token of an unknown key is refused, the fetch is over: the one that this token asks for is not allowed
+        // yet, or is the same.
         assert!(!service.accepts(&any_key()).await);
         assert_eq!(gatepass.fetches(), fetches + 1);
     }
@@ -606,7 +608,7 @@ async fn without_keys_there_is_no_start() {
     gatepass.stop().await;
     let error = gatepass.connect().await.unwrap_err();
     assert!(matches!(error, RemoteError::Document { reason: DocumentError::Transport(_), .. }), "{error}");
-    // Nobody between here and there may change the keys.
+    // Plain HTTP is refused: on the way, somebody could change the keys.
     let error = RemoteKeys::connect("http://auth.example.com", party()).await.unwrap_err();
     assert!(matches!(error, RemoteError::Address), "{error}");
 }

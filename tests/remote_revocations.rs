@@ -1,6 +1,6 @@
-//! A service that follows what a running gatepass revokes refuses it within a second, whatever its keys are; knows
-//! everything before it accepts anybody; refuses everybody when gatepass is gone for too long, and comes back by itself
-//! with all that was revoked in the meantime.
+//! A service that follows the revocations of a running gatepass refuses what is revoked within a second, whatever its
+//! keys are. It knows everything before it accepts anybody. When gatepass is gone for too long, it refuses everybody,
+//! and later recovers by itself, with everything that was revoked in the meantime.
 
 use std::{
     sync::{
@@ -47,7 +47,7 @@ struct Gatepass {
 impl Gatepass {
     async fn start(settings: &[(&str, &str)]) -> Self {
         let app = App::with(settings).await;
-        // Services have the real time.
+        // Services use the real time.
         app.clock.set(Clock::system().now() - START);
         app.register("alice").await;
         let (id, secret) = app.client("orders").await;
@@ -65,7 +65,7 @@ impl Gatepass {
         self.running = Some((phase, tokio::spawn(serving)));
     }
 
-    /// From now on there is nobody; who waits is cut off.
+    /// From now on nobody is there; requests that wait are cut off.
     async fn vanish(&mut self) {
         let (phase, serving) = self.running.take().unwrap();
         phase.send(Phase::Closing).unwrap();
@@ -81,7 +81,7 @@ impl Gatepass {
         follow_revocations(&self.base(), *id, &**secret, max_staleness).await.unwrap()
     }
 
-    /// What a service's layer takes that was given the key.
+    /// The verifier of a service that was given the shared key.
     fn verifier(&self) -> Verifier {
         Verifier::new([KEY.parse::<SymmetricKey>().unwrap()], party())
     }
@@ -141,7 +141,7 @@ async fn who_logs_out_is_refused_within_a_second() {
         } else {
             Service::new(RemoteKeys::connect(&gatepass.base(), party()).await.unwrap(), &revocations)
         };
-        // What was revoked before is known from the beginning.
+        // Earlier revocations are known from the beginning.
         assert_eq!(service.ask(&before).await, refused("session_revoked"));
 
         let kept = app.login("alice").await;
@@ -190,7 +190,7 @@ async fn while_gatepass_is_gone_nobody_is_accepted_for_long_and_afterwards_nothi
     gatepass.vanish().await;
     gatepass.log_out(&gone).await;
 
-    // What is held stays good for so long, and no longer.
+    // What the service knows stays good for its maximum staleness, and no longer.
     assert_eq!(service.ask(&kept).await, accepted());
     let claims = gatepass.claims(&kept);
     let elapsed = || Clock::system().elapsed();
@@ -290,7 +290,7 @@ async fn without_a_whole_load_there_is_no_start() {
         assert_eq!(*url, format!("{}/revocations", gatepass.base()));
         assert!(!format!("{error:?}").contains(secret));
     }
-    // A secret goes nowhere unencrypted.
+    // A secret is never sent unencrypted.
     let error = follow("http://auth.example.com", MINUTE).await.unwrap_err();
     assert!(matches!(error, RemoteError::Address), "{error}");
 
@@ -302,7 +302,7 @@ async fn without_a_whole_load_there_is_no_start() {
         (StatusCode::OK, "{}".into()),
         (StatusCode::OK, json!({ "revocations": [], "next": "x" }).to_string()),
         (StatusCode::OK, json!({ "revocations": [session("soon")], "next": "x", "more": false }).to_string()),
-        // Of a kind that this version does not know.
+        // A revocation of a kind that this version does not know.
         (
             StatusCode::OK,
             json!({ "revocations": [{ "key_id": "x" }], "next": "x", "more": false }).to_string(),
@@ -341,13 +341,13 @@ async fn a_wrong_answer_forgets_nothing_and_asks_the_same_again() {
     ] {
         somebody.answers(status, body);
         somebody.asked_again().await;
-        // In a hurry now.
+        // It does not wait now.
         until("it is asked for the same", async || last() == "wait=0&since=first").await;
         assert_eq!(revocations.count().sessions, 1);
     }
     somebody.answers(StatusCode::OK, nothing("second"));
     until("it goes on", async || last() == "wait=15&since=second").await;
-    // A gatepass that knows nothing of this cursor is asked for everything.
+    // When gatepass does not accept the cursor, it is asked for everything.
     somebody.answers(StatusCode::UNPROCESSABLE_ENTITY, "");
     until("it begins anew", async || last() == "wait=0").await;
     assert_eq!(revocations.count().sessions, 1);
@@ -364,7 +364,7 @@ async fn roles_that_are_counted_anew_count_when_all_have_been_told() {
     let known = page(&[user(alice, &[], 41), user(bob, &["admin"], 42)], "known", false, true);
     let (somebody, base) = Somebody::start((StatusCode::OK, known.to_string())).await;
     let revocations = follow(&base, MINUTE).await.unwrap();
-    // Of tokens of alice and bob that say admin.
+    // For tokens of alice and bob that carry the role admin.
     let checks = || {
         [alice, bob].map(|user_id| {
             let claims = Claims {
@@ -397,7 +397,7 @@ async fn roles_that_are_counted_anew_count_when_all_have_been_told() {
     somebody.answers(StatusCode::OK, page(&[user(alice, &[], 2)], "second", false, false));
     until("all is told", async || last() == "wait=15&since=second").await;
     assert_eq!(checks(), [Err(Rejection::RolesChanged), Err(Rejection::RolesChanged)]);
-    // From now on these numbers count.
+    // From now on the new numbers count.
     somebody.answers(StatusCode::OK, page(&[user(bob, &["admin"], 3)], "third", false, false));
     until("there is more", async || last() == "wait=15&since=third").await;
     assert_eq!(checks(), before);
@@ -420,7 +420,7 @@ async fn following_ends_with_the_last_service_that_needs_it() {
     drop(revocations);
     somebody.asked_again().await;
     drop(service);
-    // One may be on its way; after a pause in which several would have come there is none.
+    // One request may be on its way; after a pause in which several more would have come, there is none.
     tokio::time::sleep(Duration::from_millis(400)).await;
     let asked = somebody.asked();
     tokio::time::sleep(SECOND).await;

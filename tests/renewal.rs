@@ -1,5 +1,5 @@
-//! A session is renewed by whoever holds its present refresh token; an answer that got lost costs nobody their session;
-//! a token that somebody copied ends it; and a session that is over says why.
+//! Whoever holds a session's current refresh token can renew it. A lost answer costs nobody their session, a copied
+//! token ends it, and a session that is over says why.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ async fn me(app: &App, tokens: &Value) -> u16 {
     app.get("/users/me").bearer(tokens).send().await.status.as_u16()
 }
 
-/// Uses what the last renewal gave, on a replica that then writes what it has seen.
+/// Uses the tokens of the last renewal, on a replica that then writes down what it has seen.
 async fn confirm(app: &App, tokens: &Value) {
     assert_eq!(me(app, tokens).await, 200);
     app.state().activity.flush().await.unwrap();
@@ -85,12 +85,12 @@ async fn a_lost_answer_is_given_again_within_seconds_and_the_morning_after() {
     let again = renew(&app, &login).await.expect(200);
     assert_eq!(again["refresh_token"], lost["refresh_token"]);
 
-    // Nothing of the answer has been used: the phone slept.
+    // No token of the answer has been used: the phone slept.
     app.clock.advance(Duration::hours(9));
     let morning = renew(&app, &login).await.expect(200);
     assert_eq!(morning["refresh_token"], lost["refresh_token"]);
     assert_eq!(me(&app, &morning).await, 200);
-    // It is not renewed by that: the next renewal is.
+    // To get the answer again renews nothing; the next renewal does.
     assert_eq!(morning["refresh_token_expires_at"], lost["refresh_token_expires_at"]);
     renew(&app, &morning).await.expect(200);
 }
@@ -112,7 +112,7 @@ async fn a_copied_token_ends_the_session_for_both() {
     confirm(&app, &renewed).await;
     app.clock.advance(Duration::seconds(10));
     renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
-    // The owner hears the same, and nothing is left to renew.
+    // The owner gets the same refusal, and nothing is left to renew.
     renew(&app, &renewed).await.expect_problem(401, "refresh_token_reused");
     renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
 }
@@ -144,7 +144,7 @@ async fn a_clock_that_was_an_hour_ahead_spoils_nothing_once_it_is_right() {
     let ahead = renew(&app, &login).await.expect(200);
     confirm(&app, &ahead).await;
     app.clock.set(Duration::hours(-1));
-    // What was used in the future counts as used, and so does what is used from now on.
+    // A use in the future counts as a use, and so does every use from now on.
     let renewed = renew(&app, &ahead).await.expect(200);
     confirm(&app, &renewed).await;
     app.clock.advance(Duration::minutes(5));
@@ -184,7 +184,7 @@ async fn a_token_of_two_renewals_ago_is_a_copy_however_recent() {
     renew(&app, &third).await.expect_problem(401, "refresh_token_reused");
 }
 
-/// Whoever keeps the database from us for a while does not make a copied token good again.
+/// Keeping the service from its database for a while does not make a copied token good again.
 #[tokio::test]
 async fn what_was_seen_while_the_database_was_away_is_written_when_it_is_back() {
     let (app, login) = alice().await;
@@ -198,7 +198,7 @@ async fn what_was_seen_while_the_database_was_away_is_written_when_it_is_back() 
     renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
 }
 
-/// A service that stops cuts off what it is writing, and writes for the last time.
+/// A service that stops cuts off the write under way, and then writes one last time.
 #[tokio::test]
 async fn what_was_being_written_when_that_was_cut_off_is_written_the_next_time() {
     let (app, login) = alice().await;
@@ -319,7 +319,7 @@ async fn another_root_key_ends_no_session_while_the_former_is_accepted() {
     let still = app.replica_with_key(KEY, &[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", OTHER_KEY)]).await;
     let one = renew(&moved, &login).await.expect(200);
     let two = renew(&still, &one).await.expect(200);
-    // The same successor by another key is another text, and just as good.
+    // The same successor, derived with another key, is another text, and just as good.
     let again = renew(&moved, &one).await.expect(200);
     assert_ne!(again["refresh_token"], two["refresh_token"]);
     let three = renew(&moved, &two).await.expect(200);

@@ -1,8 +1,10 @@
-//! However a session ends, its access tokens are refused at once where it was ended, and elsewhere with the next reading
-//! of the feed; so are tokens whose roles their user has no longer. Nothing that commits late is skipped; a lost
-//! notification or connection costs no more than a second; who cannot hear any more refuses everybody, and comes back by
-//! itself; whatever clocks are set to, what is revoked stays revoked. None of it reads the database for a request, and a
-//! million ended sessions have their place in memory.
+//! However a session ends, its access tokens are refused: at once by the replica that ended it, and elsewhere with the
+//! next reading of the feed. So are tokens with roles that their user no longer has.
+//!
+//! - Nothing that commits late is skipped, and a lost notification or connection costs no more than a second.
+//! - A replica that can no longer read the feed refuses everybody, and recovers by itself.
+//! - Whatever clocks are set to, what is revoked stays revoked.
+//! - No request reads the database for any of this, and a million ended sessions fit in memory.
 
 use std::time::Instant;
 
@@ -29,7 +31,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap()
 }
 
-/// The other side of the database, like somebody with psql.
+/// Runs a statement past the service, like somebody with psql.
 async fn by_hand(app: &App, statement: &'static str, id: &Value) {
     let mut psql = PgConnection::connect(&app.database_url).await.unwrap();
     sqlx::query(statement).bind(text(id)).execute(&mut psql).await.unwrap();
@@ -42,7 +44,7 @@ async fn gatepass(app: &App, args: &[&str]) {
     invocation.envs(&crate::process::QUICK).stdin(OTHER_PASSWORD).run().await.expect(0);
 }
 
-/// What happens to alice's session `doomed`, while she has another one, `asking`.
+/// How alice's session `doomed` ends, while she has another one, `asking`.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     Logout,
@@ -68,7 +70,7 @@ enum Way {
 
 use Way::*;
 
-/// Those that go through the replica, which then refuses at once.
+/// Those that go through a replica, which then refuses the session's tokens at once.
 const HERE: [Way; 11] = [
     Logout,
     OneById,
@@ -82,7 +84,7 @@ const HERE: [Way; 11] = [
     RevokedByAccessToken,
     RevokedByRefreshToken,
 ];
-/// Those of which every replica has to hear.
+/// Those that every replica has to learn from the feed.
 const ELSEWHERE: [Way; 8] = [
     CommandRevokes,
     CommandDisables,
@@ -150,7 +152,7 @@ impl Way {
         assert!(answer.status.is_success(), "{self:?}: {}", answer.body);
     }
 
-    /// Whether the other session goes on.
+    /// Whether the other session stays alive.
     fn spares_the_other(self) -> bool {
         matches!(
             self,
@@ -176,7 +178,7 @@ fn accepted() -> (u16, String) {
     (200, String::new())
 }
 
-/// A replica whose clock shows the real time, which what is done by hand goes by.
+/// A replica whose clock shows the real time, which statements run by hand use.
 async fn present() -> App {
     let app = App::new().await;
     app.clock.set(OffsetDateTime::now_utc() - START);
@@ -200,7 +202,7 @@ async fn ends(way: Way, is_here: bool) {
         app.hear().await;
     }
     assert_eq!(app.knock(&doomed).await, refused("session_revoked"), "{way:?}");
-    // It is the feed that tells the other one, and nothing else.
+    // The other replica learns of it from the feed, and from nothing else.
     assert_eq!(other.knock(&doomed).await, accepted(), "{way:?}");
     other.hear().await;
 
@@ -303,7 +305,7 @@ async fn users_see_where_they_are_logged_in() {
     let phone_shown = shown(&phone, begun, begun, ends, "Phone/7".into(), "198.51.100.7", false);
     assert_eq!(answer.expect(200), json!({ "sessions": [desk_shown(true), phone_shown] }));
 
-    // A renewal tells where the session is now.
+    // A renewal records where the session is now.
     let body = json!({ "refresh_token": phone["refresh_token"] });
     let renewal = app.post("/tokens/renew_access").json(&body).header("user-agent", "Phone/8");
     let phone = renewal.peer("2001:db8::7").send().await.expect(200);
@@ -312,7 +314,7 @@ async fn users_see_where_they_are_logged_in() {
     let list = app.get("/sessions").bearer(&phone).send().await.expect(200);
     assert_eq!(list, json!({ "sessions": [phone_shown, desk_shown(false)] }));
 
-    // What has expired is gone.
+    // Expired sessions are gone.
     app.clock.advance(Duration::hours(24));
     let today = app.login("alice").await;
     let list = app.get("/sessions").bearer(&today).send().await.expect(200);
@@ -348,7 +350,7 @@ async fn a_token_with_roles_that_its_user_has_no_longer_is_outdated_until_it_is_
             assert_eq!(replica.knock(&renewed).await, accepted());
             assert_eq!(replica.knock(&alice).await, refused("token_outdated"));
         }
-        // A new login has the roles of now.
+        // A new login has the current roles.
         assert_eq!(app.knock(&app.login("alice").await).await, accepted());
     }
 }
@@ -365,7 +367,7 @@ async fn roles_that_are_set_and_set_back_leave_the_token_good() {
     let auditor = renew(&app, &alice).await.expect(200);
     assert_eq!(app.knock(&auditor).await, accepted());
 
-    // Back, as one reading sees it, and between two readings.
+    // Set back, as one reading sees it; then changed and set back between two readings.
     set("UPDATE users SET roles = '{}' WHERE id = $1::uuid").await;
     app.hear().await;
     for _ in 0..2 {
@@ -376,7 +378,7 @@ async fn roles_that_are_set_and_set_back_leave_the_token_good() {
         set("UPDATE users SET roles = '{}' WHERE id = $1::uuid").await;
         app.hear().await;
     }
-    // The same roles once more are no change.
+    // Setting the same roles again is no change.
     set("UPDATE users SET roles = '{}', full_name = 'Alice' WHERE id = $1::uuid").await;
     app.hear().await;
     assert_eq!(app.knock(&alice).await, accepted());
@@ -403,7 +405,7 @@ async fn what_a_slow_transaction_commits_late_is_not_skipped() {
     let mut slow = PgConnection::connect(&app.database_url).await.unwrap();
     let mut slow = slow.begin().await.unwrap();
     sqlx::query(END).bind(text(&first["session_id"])).execute(&mut *slow).await.unwrap();
-    // Later, with a higher number, and committed before.
+    // Begun later, with a higher transaction number, and committed earlier.
     by_hand(&app, END, &second["session_id"]).await;
     for _ in 0..3 {
         app.hear().await;
@@ -411,7 +413,7 @@ async fn what_a_slow_transaction_commits_late_is_not_skipped() {
         assert_eq!(app.knock(&second).await, refused("session_revoked"));
     }
     slow.commit().await.unwrap();
-    // More behind it, so that it is not simply the last.
+    // Another one after it, so that the late one is not also the last.
     by_hand(&app, END, &third["session_id"]).await;
     app.hear().await;
     for login in [&first, &second, &third] {
@@ -419,12 +421,13 @@ async fn what_a_slow_transaction_commits_late_is_not_skipped() {
     }
 }
 
-/// A restart or a failover: everything is read from the beginning, and until it has been, what was known holds.
+/// After a restart or a failover everything is read from the beginning; until that is done, what was known before
+/// holds.
 #[tokio::test]
 async fn while_another_server_is_read_nobody_has_former_roles_back() {
     const SET: &str = "UPDATE users SET roles = '{admin}' WHERE id = $1::uuid";
     const UNSET: &str = "UPDATE users SET roles = '{}' WHERE id = $1::uuid";
-    // More than one statement reads; behind them one that nobody can read, and all of it before what is heard later.
+    // More than one statement reads, then a row that nobody can read, and all of it ahead of what is heard later.
     const FLOOD: &str = "INSERT INTO revocations (xid, session_id, expires_at)
                          SELECT '3', gen_random_uuid(), now() + interval '15 minutes' FROM generate_series(1, 10000)";
     const UNREADABLE: &str = "INSERT INTO revocations (xid, user_id, roles, expires_at)
@@ -444,7 +447,7 @@ async fn while_another_server_is_read_nobody_has_former_roles_back() {
     let outdated = refused("token_outdated");
     assert_eq!((app.knock(&alice).await, app.knock(&bob).await), (outdated.clone(), accepted()));
 
-    // The new server has lost bob's change, which was heard, and gives lower numbers to the one after it.
+    // The new server has lost bob's change, which the replica had heard, and gives lower numbers to the next one.
     sqlx::query(FLOOD).execute(&app.db).await.unwrap();
     app.sql(UNREADABLE, &alice["user"]["id"]).await;
     app.sql("DELETE FROM revocations WHERE user_id = $1::uuid", &bob["user"]["id"]).await;
@@ -452,7 +455,7 @@ async fn while_another_server_is_read_nobody_has_former_roles_back() {
     app.sql(UNSET, &bob["user"]["id"]).await;
     server.restart(rustix::process::Signal::INT, std::time::Duration::ZERO).await;
 
-    // A reading that ends in the middle.
+    // A reading that fails in the middle.
     let feed = &app.state().feed;
     until("it is read as far as that goes", async || {
         let error = feed.hear().await.unwrap_err().to_string();
@@ -462,7 +465,7 @@ async fn while_another_server_is_read_nobody_has_former_roles_back() {
     .await;
     assert_eq!(app.knock(&alice).await, outdated);
 
-    // One that is held up.
+    // A reading that is held up.
     let mut psql = server.connect().await;
     sqlx::query("DELETE FROM revocations WHERE roles = '{NULL}'").execute(&mut psql).await.unwrap();
     let mut lock = psql.begin().await.unwrap();
@@ -535,7 +538,7 @@ impl Following {
         .await;
     }
 
-    /// Ends a session by hand; how long it took from the commit until it was refused.
+    /// Ends a session by hand; returns the time from the commit until it is refused.
     async fn measure(&self) -> std::time::Duration {
         let login = self.app.login("alice").await;
         assert_eq!(self.app.knock(&login).await, accepted());
@@ -545,7 +548,7 @@ impl Following {
         began.elapsed()
     }
 
-    /// Ends the connections of this database that this is true for.
+    /// Ends the connections to this database for which `which` is true.
     async fn cut(&self, which: &'static str) {
         let mut psql = PgConnection::connect(&self.app.database_url).await.unwrap();
         let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -567,7 +570,7 @@ async fn a_notification_tells_at_once() {
     took.sort();
     println!("from commit to refusal, notified: median {:?}, at most {:?}", took[4], took[8]);
     assert!(took[8] < allowed(SECOND), "{took:?}");
-    // Polling alone would take half of its half second on the average.
+    // Polling alone, every half second, would take a quarter of a second on average.
     assert!(took[4] < std::time::Duration::from_millis(150), "{took:?}");
 }
 
@@ -582,7 +585,7 @@ async fn a_lost_notification_or_connection_costs_no_more_than_a_second() {
         following.listens().await;
         assert!(following.measure().await < allowed(SECOND));
     }
-    // All that it had, the one that reads among them.
+    // All of its connections, including the one that reads the feed.
     for _ in 0..3 {
         let login = following.app.login("alice").await;
         following.cut("true").await;
@@ -603,7 +606,7 @@ async fn a_bearer_request_reads_nothing_from_the_database() {
     let (alice, gone) = (app.login("alice").await, app.login("alice").await);
     app.post("/users/logout").bearer(&gone).send().await.expect(204);
 
-    // Whoever read a table would wait for this.
+    // Anything that reads one of these tables waits for this lock.
     let mut psql = PgConnection::connect(&app.database_url).await.unwrap();
     let mut lock = psql.begin().await.unwrap();
     let tables = "LOCK TABLE users, sessions, revocations, clients, signing_keys IN ACCESS EXCLUSIVE MODE";
@@ -618,7 +621,7 @@ async fn a_bearer_request_reads_nothing_from_the_database() {
     tokio::time::timeout(std::time::Duration::from_secs(10), knocks).await.expect("nobody waits");
     lock.rollback().await.unwrap();
 
-    // And whoever wanted a connection would get an error.
+    // And anything that wants a connection gets an error.
     app.lose_database().await;
     assert_eq!(app.knock(&alice).await, accepted());
     assert_eq!(app.knock(&gone).await, refused("session_revoked"));
@@ -652,7 +655,7 @@ async fn who_has_not_heard_for_too_long_refuses_everybody_until_it_hears_again()
     }
     let stale = app.door(&alice).send().await;
     assert_eq!((stale.status.as_u16(), stale.header("retry-after")), (503, "1"));
-    // What is known to be over is over, and what is no token is none.
+    // A session that is known to have ended stays refused, and so does an invalid token.
     app.get("/users/me").bearer(&gone).send().await.expect_problem(401, "session_revoked");
     app.get("/users/me").token("x").send().await.expect_problem(401, "invalid_token");
     let problem = app.get("/readyz").send().await.expect_problem(503, "not_ready");
@@ -680,7 +683,7 @@ async fn a_clock_that_is_set_makes_nobody_stale_and_frees_nobody() {
         assert_eq!(feed.staleness(), None);
         let (alice, gone) = (app.login("alice").await, app.login("alice").await);
         app.post("/users/logout").bearer(&gone).send().await.expect(204);
-        // There and back, with all that a replica does at the time.
+        // There and back, with everything that a replica does meanwhile.
         for by in [by, -by] {
             app.clock.set(by);
             app.hear().await;
@@ -691,7 +694,7 @@ async fn a_clock_that_is_set_makes_nobody_stale_and_frees_nobody() {
         assert_eq!(app.knock(&gone).await, refused("session_revoked"), "{by}");
     }
 
-    // Set, and nothing but time goes by: that is what counts.
+    // The clock is set, and then only time passes: the time that has passed is what counts.
     app.clock.set(-hour);
     app.clock.advance(Duration::seconds(61));
     assert!(feed.staleness().is_some());
@@ -708,7 +711,7 @@ async fn what_was_forgotten_while_the_clock_was_ahead_is_known_again() {
     app.hear().await;
     revocations.forget_expired(app.clock.now());
     assert_eq!(revocations.count().sessions, 0);
-    // And one that began while it was ahead, and starts with it ahead.
+    // And a replica that starts while the clock is ahead.
     let other = app.try_replica(app::KEY, app.clock.clone(), &[]).await.unwrap();
     assert_eq!(other.state().feed.revocations().count().sessions, 0);
     app.clock.set(-Duration::hours(1));
@@ -756,14 +759,15 @@ async fn without_its_database_a_process_refuses_everybody_after_a_while_and_then
     service.stop(Signal::TERM).await.expect(0);
 }
 
-/// At most so many bytes for each ended session, and so many besides, whatever their number.
+/// The most memory that ended sessions may take: so many bytes for each, and so many in addition, whatever their
+/// number.
 const BYTES_EACH: usize = 48;
 const BYTES_BESIDES: usize = 64 * 1024;
 
 #[test]
 fn what_is_revoked_is_known_until_the_last_token_has_expired() {
     let revocations = Revocations::new(SECOND);
-    // Tokens end with a second.
+    // Tokens expire on a whole second.
     let end = START.truncate_to_second() + Duration::minutes(15);
     revocations.end_session(Uuid::from_u128(1), end);
     revocations.change_roles(Uuid::from_u128(2), vec![], 1, end);
@@ -813,7 +817,7 @@ async fn a_process_has_room_for_a_million_ended_sessions() {
     let (_, gone) = service.post("/users/login", &credentials).await;
     let before = service.resident_bytes();
 
-    // In one transaction with the one that is looked at.
+    // In one transaction with the session that is checked.
     let mut flood = psql.begin().await.unwrap();
     let rows = "INSERT INTO revocations (session_id, expires_at)
                 SELECT gen_random_uuid(), now() + interval '15 minutes' FROM generate_series(1, $1)";
@@ -828,14 +832,14 @@ async fn a_process_has_room_for_a_million_ended_sessions() {
     })
     .await;
     let heard_in = began.elapsed();
-    // Requests go on.
+    // Requests are still served.
     assert_eq!(service.get_as(text(&kept["access_token"]), "/users/me").await.0, 200);
     let after = service.resident_bytes();
     let more = after.saturating_sub(before);
     println!("{sessions} ended sessions: heard in {heard_in:?}, {} KiB more", more / 1024);
     assert!(more <= 64 << 20, "{} MiB", more >> 20);
 
-    // One that starts loads them before it serves.
+    // A process that starts loads them before it serves.
     let began = Instant::now();
     let second = home.serve(&[("DB_SOURCE", &*database_url)]).await;
     println!("a start with them: {:?}, {} KiB in all", began.elapsed(), second.resident_bytes() / 1024);
