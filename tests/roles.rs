@@ -1,7 +1,11 @@
-//! The roles of the database: what each may do with each table, tried; that `gatepass db setup` makes them as a master user
-//! who is no superuser, on a new database and on one that a single role has made; that the service gets by with what its
-//! role may do; that who only looks learns nothing secret and nobody's name; that the service's role has no way to the past
-//! of the history; that nothing which somebody has planted in the schema, or granted to others, outlives the setup.
+//! The roles of the database:
+//!
+//! - Each may do with each table what was decided, which is found by trying.
+//! - `gatepass db setup` makes them as a master user who is not a superuser, on a new database and on one that a single
+//!   role has made.
+//! - The service gets by with what its role may do, and its role cannot change the past of the history.
+//! - The role that only looks sees no secret and nobody's name.
+//! - Nothing that somebody has planted in the schema, or granted to others, outlives the setup.
 //!
 //! In every other test, too, the service of [`App`] is `gatepass_app`.
 
@@ -21,11 +25,11 @@ const OWNER: &str = "gatepass_owner";
 const APP: &str = "gatepass_app";
 const READONLY: &str = "gatepass_readonly";
 
-/// Roles belong to the whole server: one test at a time sets up.
+/// Roles belong to the whole server, so only one test at a time sets them up.
 async fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::const_new(());
     let guard = ALONE.lock().await;
-    // That sets up as well.
+    // This sets them up, too.
     database().await;
     guard
 }
@@ -34,13 +38,13 @@ async fn connect(url: &str, role: &str) -> PgConnection {
     PgConnection::connect(&as_role(url, role)).await.unwrap()
 }
 
-/// What Postgres says to a statement: nothing, or the code of the error.
+/// Runs a statement; the error is the SQLSTATE.
 async fn outcome(conn: &mut PgConnection, sql: &str) -> Result<(), String> {
     let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(conn).await;
     done.map(drop).map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned())
 }
 
-/// The same, and of what it did nothing stays.
+/// The same, rolled back.
 async fn attempt(conn: &mut PgConnection, sql: &str) -> Result<(), String> {
     let mut transaction = conn.begin().await.unwrap();
     let done = outcome(&mut transaction, sql).await;
@@ -48,7 +52,7 @@ async fn attempt(conn: &mut PgConnection, sql: &str) -> Result<(), String> {
     done
 }
 
-/// Whether a role may do that: a rule about values is one that it got to.
+/// Whether a role may do that. A violated constraint counts as yes, since the statement got as far as that.
 async fn may(conn: &mut PgConnection, sql: &str) -> bool {
     attempt(conn, sql).await.map_or_else(|code| code.starts_with("23"), |()| true)
 }
@@ -57,7 +61,7 @@ async fn rows(conn: &mut PgConnection, sql: &str) -> Vec<String> {
     sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(conn).await.unwrap()
 }
 
-/// Every table and view, also partitions and sqlx's own, with its columns.
+/// Every table and view with its columns, including partitions and sqlx's own table.
 async fn relations(url: &str) -> BTreeMap<String, Vec<String>> {
     let mut conn = PgConnection::connect(url).await.unwrap();
     let columns: Vec<(String, String)> = sqlx::query_as(
@@ -77,7 +81,7 @@ async fn relations(url: &str) -> BTreeMap<String, Vec<String>> {
     all
 }
 
-/// What the role of `conn` may do with a relation, by trying: `SELECT INSERT UPDATE(a, b) DELETE`, or nothing.
+/// What the role of `conn` may do with a relation, found by trying: `SELECT INSERT UPDATE(a, b) DELETE`, or nothing.
 async fn rights(conn: &mut PgConnection, relation: &str, columns: &[String]) -> String {
     let mut found = Vec::new();
     for verb in ["SELECT", "INSERT", "UPDATE"] {
@@ -121,7 +125,7 @@ async fn rights(conn: &mut PgConnection, relation: &str, columns: &[String]) -> 
     found.join(" ")
 }
 
-/// Partitions of the history are left out of these when nobody may do anything with them.
+/// These lists leave out partitions of the history, since nobody may do anything with them.
 #[tokio::test]
 async fn a_role_may_do_with_each_table_what_was_decided_and_nothing_else() {
     let url = database().await;
@@ -190,7 +194,7 @@ async fn a_role_may_do_with_each_table_what_was_decided_and_nothing_else() {
     }
 }
 
-/// So that a table that comes with a migration is not forgotten: somebody has to decide about it.
+/// For each table that a migration adds, somebody has to decide who may do what with it.
 #[tokio::test]
 async fn every_table_has_a_decision_and_every_decision_a_table() {
     use gatepass::store::roles::{FUNCTIONS, INNER_FUNCTIONS, Privileges, TABLES};
@@ -258,7 +262,7 @@ async fn nobody_but_the_owner_changes_the_schema() {
         ] {
             assert_eq!(may(&mut conn, sql).await, allowed, "{role}: {sql}");
         }
-        // Nor does that role rule the server. Some of these every transaction refuses.
+        // Nor does that role have power over the server. Some of these statements fail in any transaction.
         for sql in [
             "CREATE ROLE mine",
             "CREATE DATABASE mine",
@@ -315,13 +319,13 @@ async fn the_service_cannot_change_what_the_history_says() {
     ] {
         assert!(attempt(&mut conn, sql).await.is_err(), "{sql}");
     }
-    // A month that is not over yet, nobody gives up.
+    // Nobody drops a month that is not over yet.
     let dropped: Option<String> =
         sqlx::query_scalar("SELECT drop_history('infinity')").fetch_one(&mut conn).await.unwrap();
     assert_eq!(dropped, None);
     assert_eq!(rows(&mut postgres, history).await, before);
 
-    // What a session says for itself does not make the history look away.
+    // A session cannot relax the history by a setting of its own.
     sqlx::raw_sql("SET gatepass.history = 'lenient'").execute(&mut conn).await.unwrap();
     sqlx::raw_sql(
         "CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END';
@@ -379,12 +383,13 @@ async fn who_only_looks_sees_no_secret_and_nobodys_name() {
     for known in ["w***", "m***", "192.0.2.0/24", "orders"] {
         assert!(seen.contains(known), "{known} is not in\n{seen}");
     }
-    // Nor by a condition that tells what it is asked about: a barrier keeps it from rows that are not masked yet.
+    // Nor by a condition that reveals what it is asked about: a security barrier keeps it from rows that are not masked
+    // yet.
     let plan = rows(&mut conn, "EXPLAIN SELECT FROM masked.users WHERE username LIKE 'w%'").await;
     assert!(plan[0].contains("Subquery Scan"), "{plan:?}");
 }
 
-/// A master user as RDS has one: it makes roles and owns the database, and is no superuser.
+/// A master user like that of RDS: it can make roles and owns the database, and is not a superuser.
 async fn master(url: &str) -> String {
     let master = master_who_made_no_roles(url).await;
     for ours in [OWNER, APP, READONLY] {
@@ -403,7 +408,7 @@ async fn master_who_made_no_roles(url: &str) -> String {
     as_role(url, &role)
 }
 
-/// From Postgres 16 on whoever makes roles rules only those that it made, and here others have made them.
+/// From Postgres 16 on, a role that can make roles administers only those that it made, and others made these.
 async fn as_if_made_by(master: &str, role: &str) {
     admin(&format!(
         "DO $$ BEGIN IF current_setting('server_version_num')::int >= 160000 THEN
@@ -417,13 +422,13 @@ fn user_of(url: &str) -> String {
     url.parse::<PgConnectOptions>().unwrap().get_username().to_owned()
 }
 
-/// Every test's database has the same roles.
+/// All test databases have the same roles.
 async fn set_up(home: &Home, url: &str, master: &str, args: &[&str]) -> Ended {
     let command = home.gatepass(&[&["db", "setup", "--share-roles"], args].concat());
     command.env("DB_SOURCE", url).env("MASTER_DB_SOURCE", master).run().await
 }
 
-/// What `db setup --json` has changed.
+/// The steps of `db setup --json` that changed something.
 fn changed(done: &Value) -> Vec<&str> {
     let steps = done["steps"].as_array().unwrap().iter();
     steps.filter(|step| step["changed"] == true).map(|step| step["what"].as_str().unwrap()).collect()
@@ -442,13 +447,13 @@ async fn a_master_user_sets_up_the_owner_migrates_and_the_service_serves() {
         "{done}"
     );
     assert!(all.iter().any(|step| step.contains("gatepass_owner owns the schema")), "{done}");
-    // Once more, nothing is left to do.
+    // The second time, nothing is left to do.
     let again = set_up(&home, &app, &master, &["--json"]).await.json();
     assert_eq!((changed(&again), &again["passwords"]), (vec![], &json!({})));
     drop(guard);
 
     let with_owner = [("DB_SOURCE", app.as_str()), ("MIGRATION_DB_SOURCE", owner.as_str())];
-    // The service alone cannot migrate, and says who can.
+    // The service's role alone cannot migrate, and the error says who can.
     let parts = ["gatepass_app may not change the schema", "MIGRATION_DB_SOURCE"];
     home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &app).run().await.fails(1, &parts);
     let refused = home.start(&[("DB_SOURCE", &app)]).end().await;
@@ -487,14 +492,14 @@ async fn a_master_user_sets_up_the_owner_migrates_and_the_service_serves() {
     let who = "SELECT DISTINCT database_user FROM history";
     assert_eq!(rows(&mut postgres, who).await, [APP]);
 
-    // Whoever is a member of the owner migrates as the owner.
+    // A member of the owner migrates as the owner.
     let with_master = [("DB_SOURCE", app.as_str()), ("MIGRATION_DB_SOURCE", master.as_str())];
     home.gatepass(&["migrate", "down", "100"]).envs(&with_master).run().await.expect(0);
     home.gatepass(&["migrate", "up"]).envs(&with_master).run().await.expect(0);
     let owners = "SELECT DISTINCT pg_get_userbyid(relowner)::text FROM pg_class
         WHERE relnamespace IN ('public'::regnamespace, 'masked'::regnamespace)";
     assert_eq!(rows(&mut postgres, owners).await, [OWNER]);
-    // What is current anyway, the service may look at by itself.
+    // When the schema is current, the service can find that out by itself.
     let service = home.serve(&[("DB_SOURCE", &app)]).await;
     service.stop(Signal::TERM).await.expect(0);
 
@@ -504,7 +509,7 @@ async fn a_master_user_sets_up_the_owner_migrates_and_the_service_serves() {
             "{sql}: it would stand before the tables"
         );
     }
-    // Others stay outside.
+    // Others cannot connect.
     admin("DO $$ BEGIN CREATE ROLE stranger LOGIN; EXCEPTION WHEN duplicate_object THEN END $$").await;
     assert!(PgConnection::connect(&as_role(&url, "stranger")).await.is_err());
 }
@@ -541,7 +546,7 @@ async fn a_database_that_one_role_made_gets_the_same_and_its_service_goes_on() {
     let login = json!({ "username": "alice", "password": PASSWORD });
     assert_eq!(service.post("/users/login", &login).await.0, 200);
     service.stop(Signal::TERM).await.expect(0);
-    // To the letter what a new database has, which may be so old that it has other months.
+    // To the letter the rights of a new database, which may be old enough to have other months.
     let rights = r"SELECT DISTINCT regexp_replace(relname, '\d{4}_\d{2}$', 'month') || ' ' || coalesce(relacl::text, '')
             || ' ' || coalesce(string_agg(attacl::text, ' ' ORDER BY attnum), '')
         FROM pg_class LEFT JOIN pg_attribute ON attrelid = pg_class.oid AND attacl IS NOT NULL
@@ -551,7 +556,7 @@ async fn a_database_that_one_role_made_gets_the_same_and_its_service_goes_on() {
     assert_eq!(rows(&mut postgres, rights).await, rows(&mut new, rights).await);
 }
 
-/// An empty database in which `role`, new to this test, may make what it likes in the schema.
+/// An empty database, in whose schema `role`, new to this test, may make what it likes.
 async fn database_of(role: &str) -> (String, PgConnection) {
     let url = empty_database().await;
     admin(&format!("CREATE ROLE {role} LOGIN")).await;
@@ -581,7 +586,7 @@ async fn what_somebody_has_planted_is_refused_and_what_others_were_granted_is_ta
     }
     let app = as_role(&url, APP);
 
-    // Of our own name, before the migrations come to make it.
+    // A function with one of our names, before the migrations have made ours.
     let prepare = "CREATE FUNCTION public.prepare_history() RETURNS integer LANGUAGE sql SECURITY DEFINER
         AS 'SELECT 1'; GRANT EXECUTE ON FUNCTION public.prepare_history() TO mallory";
     execute(&mut mallory, prepare).await;
@@ -616,7 +621,7 @@ async fn what_somebody_has_planted_is_refused_and_what_others_were_granted_is_ta
     execute(&mut mallory, trigger).await;
     set_up(&home, &app, &master, &[]).await.fails(1, &["trigger peep on public.users of mallory"]);
     execute(&mut migrator, "DROP TRIGGER peep ON users").await;
-    // A table of the migrator's that no migration has made could be anything, too.
+    // A table of the migrator's that no migration has made could be anything, and is refused, too.
     execute(&mut migrator, "CREATE TABLE notes (id int)").await;
     set_up(&home, &app, &master, &[]).await.fails(1, &["table public.notes of migrator"]);
     execute(&mut migrator, "DROP TABLE notes").await;
@@ -625,7 +630,7 @@ async fn what_somebody_has_planted_is_refused_and_what_others_were_granted_is_ta
         GRANT EXECUTE ON FUNCTION drop_history(timestamptz) TO mallory; GRANT ALL ON SEQUENCE history_id_seq TO mallory";
     execute(&mut migrator, grants).await;
     let done = set_up(&home, &app, &master, &["--json"]).await.json();
-    // Of other tests, too: the roles are the same.
+    // Members come from other tests, too, since the roles are the same.
     let members: Vec<_> =
         done["members"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     assert!(members.contains(&"migrator") && !members.contains(&"mallory"), "{members:?}");
@@ -659,7 +664,7 @@ async fn a_migration_and_the_rights_that_it_needs_come_together_and_lost_ones_co
         ORDER BY relname, relnamespace";
     let before = rows(&mut postgres, granted).await;
 
-    // As it was when a process died between the two.
+    // As if a process had died between a migration and its rights.
     let lose = "REVOKE ALL ON users, history_seals FROM gatepass_app; REVOKE ALL ON masked.users FROM gatepass_readonly;
         GRANT SELECT ON users TO pg_monitor";
     execute(&mut postgres, lose).await;
@@ -667,7 +672,7 @@ async fn a_migration_and_the_rights_that_it_needs_come_together_and_lost_ones_co
     assert_eq!(done.stdout, "nothing to do\n");
     assert_eq!(rows(&mut postgres, granted).await, before);
     execute(&mut postgres, lose).await;
-    // The service's own role cannot, and says so.
+    // The service's own role cannot restore them, and says so.
     home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &app).run().await.expect(0);
     let service = home.serve(&with_owner).await;
     let user = json!({ "username": "alice", "email": "alice@example.com", "password": PASSWORD });
@@ -675,7 +680,7 @@ async fn a_migration_and_the_rights_that_it_needs_come_together_and_lost_ones_co
     service.stop(Signal::TERM).await.expect(0);
     assert_eq!(rows(&mut postgres, granted).await, before);
 
-    // A migration whose rights cannot be granted has not been.
+    // A migration whose rights cannot be granted is not applied.
     home.gatepass(&["migrate", "down", "2"]).envs(&with_owner).run().await.expect(0);
     let status =
         async || home.gatepass(&["migrate", "status"]).envs(&with_owner).run().await.expect(0).stdout;
@@ -718,7 +723,7 @@ async fn rights_that_a_later_release_has_decided_are_not_taken_back() {
     set_up(&home, &as_role(&url, APP), &url, &[]).await.fails(1, &["999999", "newer version"]);
 }
 
-/// On a server of their own: what is said of a role, is said for all databases.
+/// On a server of its own, since a role's attributes hold for all databases.
 #[tokio::test]
 async fn the_roles_rule_nothing_else_and_belong_to_one_database() {
     let (home, server) = (Home::new(), Server::new("", |_| {}).await);
@@ -735,7 +740,7 @@ async fn the_roles_rule_nothing_else_and_belong_to_one_database() {
         let command = home.gatepass(&[&["db", "setup"], args].concat());
         command.env("DB_SOURCE", &as_role(url, APP)).env("MASTER_DB_SOURCE", master).run().await
     };
-    // What a superuser gave, only one takes.
+    // What a superuser granted, only a superuser can take away.
     let parts = ["gatepass_app is CREATEROLE, CREATEDB, REPLICATION, BYPASSRLS", "only a superuser"];
     setup(&url, &as_role(&url, "master"), &[]).await.fails(1, &parts);
     home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &url).run().await.expect(0);
@@ -768,7 +773,7 @@ async fn the_roles_rule_nothing_else_and_belong_to_one_database() {
     setup(&other, &other, &["--share-roles"]).await.expect(0);
     assert_eq!(rows(&mut postgres, kept).await, passwords);
 
-    // Whoever served before is named until somebody takes it out.
+    // A role that served before is named until somebody removes it from the owner's members.
     let doctor = async || {
         let doctor = home.gatepass(&["doctor"]).env("DB_SOURCE", &as_role(&url, APP));
         doctor.envs(&[("ENVIRONMENT", "production"), ("TOKEN_SYMMETRIC_KEY", KEY)]).run().await.stdout
@@ -797,7 +802,7 @@ async fn passwords_are_made_once_and_only_what_checks_them_is_kept() {
     let first = rows(&mut postgres, kept).await;
     assert!(first.iter().all(|kept| kept.starts_with("SCRAM-SHA-256$4096:")), "{first:?}");
     assert!(passwords.iter().all(|password| password.len() == 32 && !first.concat().contains(password)));
-    // Without being asked to, it leaves them alone.
+    // It leaves the passwords alone unless it is asked to change them.
     let text = set_up(&home, &app, &url, &[]).await.expect(0);
     assert!(!text.stdout.contains("password") && !text.stdout.contains("done"), "{}", text.stdout);
     set_up(&home, &app, &url, &["--no-passwords"]).await.expect(0);
@@ -806,7 +811,7 @@ async fn passwords_are_made_once_and_only_what_checks_them_is_kept() {
     assert!(text.stdout.contains("password  gatepass_app  "), "{}", text.stdout);
     assert_ne!(rows(&mut postgres, kept).await, first);
 
-    // On RDS nobody needs one.
+    // With IAM, on RDS, nobody needs a password.
     set_up(&home, &app, &url, &["--iam"]).await.fails(1, &["rds_iam"]);
     admin("CREATE ROLE rds_iam").await;
     let done = set_up(&home, &app, &url, &["--iam", "--json"]).await.json();
@@ -825,7 +830,7 @@ async fn who_may_not_set_up_is_told_what_is_missing() {
     let app = as_role(&url, APP);
     set_up(&home, &app, &other, &[]).await.fails(1, &["MASTER_DB_SOURCE", "name the same"]);
     set_up(&home, &app, &app, &[]).await.fails(1, &["gatepass_app may not create roles", "MASTER_DB_SOURCE"]);
-    // DB_SOURCE stands in for it.
+    // DB_SOURCE is used when MASTER_DB_SOURCE is not set.
     let parts = ["gatepass_app may not create roles"];
     home.gatepass(&["db", "setup"]).env("DB_SOURCE", &app).run().await.fails(1, &parts);
     let stranger = as_role(&other, &user_of(&master(&url).await));
@@ -848,7 +853,7 @@ async fn who_may_not_set_up_is_told_what_is_missing() {
     }
     set_up(&home, &app, &url, &["--iam", "--new-passwords"]).await.fails(2, &["--iam"]);
     home.gatepass(&["db"]).run().await.fails(2, &["setup"]);
-    // The lock on migrations would be somebody else's soon.
+    // Behind such a pooler, the migration lock would soon belong to somebody else.
     let pooled = home.gatepass(&["db", "setup"]).env("DB_SOURCE", &url).env("DB_POOLER", "transaction");
     let pooled = pooled.env("MIGRATE_ON_START", "false");
     pooled.run().await.fails(1, &["DB_POOLER=transaction", "MASTER_DB_SOURCE"]);

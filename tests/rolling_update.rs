@@ -1,8 +1,8 @@
-//! Replicas behind nginx are replaced one after the other under load, and no request fails, whatever its method; when one
-//! is killed, the requests fail that it was answering, and no others; what may have been carried out and must not be twice
-//! is not sent again. The configuration of nginx is that of docs/rolling-updates.md.
+//! Replicas behind nginx are replaced one after the other under load, and no request fails, whatever its method. When
+//! one is killed, only the requests that it was answering fail. A request that may have been carried out, and must not
+//! be carried out twice, is not sent again. The configuration of nginx is the one in docs/rolling-updates.md.
 //!
-//! `make drill` goes round more often.
+//! `make drill` runs more rounds.
 
 use std::{
     net::SocketAddr,
@@ -31,7 +31,7 @@ const CLIENTS: usize = 6;
 struct Fleet {
     home: Home,
     settings: Vec<(&'static str, String)>,
-    /// Kept while a replica is away.
+    /// Kept reserved while a replica is away.
     ports: Vec<Port>,
     replicas: Vec<Process>,
     nginx: Nginx,
@@ -67,9 +67,10 @@ impl Fleet {
         replica
     }
 
-    /// Puts another one in the place of a replica that has gone.
+    /// Ends a replica with `end`, and starts another in its place.
     async fn restart(&mut self, i: usize, end: impl AsyncFnOnce(Process)) {
-        // Each has a share of the load: nginx has noticed that the last one is back, and has two to turn to.
+        // Wait until each has a share of the load: nginx has noticed that the last one is back, and has two others to
+        // turn to.
         until("all are asked", async || self.replicas.iter().all(|replica| answered(replica) >= 20)).await;
         let gone = self.replicas.remove(i);
         end(gone).await;
@@ -77,7 +78,7 @@ impl Fleet {
         self.replicas.insert(i, replica);
     }
 
-    /// Looks into the database.
+    /// Queries the database.
     async fn rows(&self, query: &'static str) -> Vec<sqlx::postgres::PgRow> {
         let (_, url) = self.settings.iter().find(|(name, _)| *name == "DB_SOURCE").unwrap();
         let mut conn = PgConnection::connect(url).await.unwrap();
@@ -85,13 +86,13 @@ impl Fleet {
     }
 }
 
-/// How many requests it has answered, but for ours that ask whether it is ready.
+/// How many requests it has answered, without our own that ask whether it is ready.
 fn answered(replica: &Process) -> usize {
     let log = replica.stderr();
     log.lines().filter(|line| line.contains("answered") && !line.contains("readyz")).count()
 }
 
-/// With the configuration of the page, before the replicas at these addresses.
+/// With the configuration of the page, in front of the replicas at these addresses.
 async fn start_nginx(what_for: &str, replicas: impl Iterator<Item = SocketAddr>) -> Option<Nginx> {
     Nginx::start(what_for, |listen| {
         let mut site = documented().replace("listen 80;", listen);
@@ -110,7 +111,7 @@ fn documented() -> String {
     rest.split_once("```").unwrap().0.to_owned()
 }
 
-/// Who uses the service, as everybody sees them who has to do with it.
+/// The users of the service. Clones share their counts.
 #[derive(Clone)]
 struct Clients {
     http: reqwest::Client,
@@ -125,7 +126,7 @@ impl Clients {
         Self { http: http.unwrap(), failures: Arc::default(), requests: Arc::default(), done: Arc::default() }
     }
 
-    /// The body, if the answer has this status; anything else counts as failed.
+    /// The body, if the answer has this status; anything else counts as a failure.
     async fn ask(&self, request: reqwest::RequestBuilder, status: u16) -> Option<Value> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let (http, request) = request.build_split();
@@ -187,7 +188,7 @@ fn rounds() -> usize {
 async fn replicas_are_replaced_one_by_one_and_no_request_fails() {
     let production = [
         ("ENVIRONMENT", "production"),
-        // OWASP's smallest.
+        // OWASP's smallest parameters.
         ("ARGON2_MEMORY_KIB", "7168"),
         ("ARGON2_ITERATIONS", "5"),
     ];
@@ -219,7 +220,7 @@ async fn replicas_are_replaced_one_by_one_and_no_request_fails() {
                 let before = answered(&replica);
                 replica.signal(Signal::TERM);
                 until("it leaves", async || replica.stderr().contains("finishing requests in flight")).await;
-                // Asked itself, it says that nobody should be sent there any more, and is there yet.
+                // Asked directly, it says that it should be sent no more requests, but it still serves.
                 let (status, body) = replica.get("/readyz").await;
                 assert_eq!((status, &body["reasons"]), (503, &json!(["stopping"])));
                 sleep(Duration::from_secs(1)).await;
@@ -266,7 +267,7 @@ async fn of_a_replica_that_is_killed_only_the_requests_in_flight_fail() {
                         tokens = next;
                         renewals += 1;
                     }
-                    // Again, with the same token: as a client does whose answer got lost.
+                    // Renew again with the same token, as a client does whose answer was lost.
                     None => failed += 1,
                 }
                 sleep(Duration::from_millis(2)).await;
@@ -290,13 +291,13 @@ async fn of_a_replica_that_is_killed_only_the_requests_in_flight_fail() {
     let clients_ends = load.join_all().await;
     let (requests, failures) = (clients.requests.load(Ordering::Relaxed), clients.failures());
     println!("kill behind nginx: {requests} requests, {} failures over {kills} kills", failures.len());
-    // Nobody has more than one request in flight.
+    // No client has more than one request in flight.
     for (_, _, failed) in &clients_ends {
         assert!(*failed <= kills, "{failures:#?}\n{}", fleet.nginx.log());
     }
     assert!(failures.iter().all(|failure| failure.contains(": 502 ")), "{failures:#?}");
 
-    // Nor is a session lost, ended or doubled: each is where its client is.
+    // Nor is a session lost, ended or doubled: each is in the generation that its client knows.
     let rows = fleet.rows("SELECT id::text, refresh_generation, ended_at IS NULL FROM sessions").await;
     assert_eq!(rows.len(), CLIENTS);
     for (session, renewals, _) in clients_ends {
@@ -305,7 +306,7 @@ async fn of_a_replica_that_is_killed_only_the_requests_in_flight_fail() {
     }
 }
 
-/// Replicas that die over every request: nobody knows whether they have carried it out.
+/// Replicas that die on every request, so nobody knows whether they have carried it out.
 #[tokio::test]
 async fn nginx_sends_again_what_may_be_done_twice_and_nothing_else() {
     let asked = Arc::new(AtomicUsize::new(0));
@@ -330,7 +331,7 @@ async fn nginx_sends_again_what_may_be_done_twice_and_nothing_else() {
         ("PATCH", "/users/me", 1),
         ("POST", "/users/login", 1),
     ] {
-        // A new one each time, that takes none of them for dead yet.
+        // A new nginx each time, which takes no replica for dead yet.
         let Some(nginx) = start_nginx("requests without an answer", addresses.iter().copied()).await else {
             return;
         };

@@ -1,6 +1,6 @@
-//! The rotation drill: two replicas under a steady load of logins and checks, while keys rotate on schedule and the root
-//! key is replaced in two rollouts. No request is refused, not on either replica, and not by a service that knows
-//! nothing but the published documents.
+//! The rotation drill: two replicas under a steady load of logins and checks, while keys rotate on schedule and the
+//! root key is replaced in two rollouts. No request is refused, either by a replica or by a service that knows only the
+//! published documents.
 //!
 //! `make test` runs a short form of it, `make drill` ten rotations.
 
@@ -35,9 +35,9 @@ const NEW_KEY: &str = "b3b4a1b2c3d4e5f60718293a4b5c6d7e";
 
 /// Longer than a key signs.
 const TOKEN_LIFE: &str = "30s";
-/// When a token is checked a second time: within its life, and when its key may well sign no more.
+/// How long until a token is checked a second time: still within its life, when its key may no longer sign.
 const LATER: Duration = Duration::from_secs(4);
-/// How many log in all the time.
+/// How many clients log in all the time.
 const CLIENTS: usize = 3;
 const PAUSE: Duration = Duration::from_millis(60);
 
@@ -47,7 +47,7 @@ struct Form {
     rotations: usize,
 }
 
-/// What a service of somebody else's knows: the documents, as long as they may be cached.
+/// What somebody else's service knows: the published documents, for as long as they may be cached.
 struct Outsider {
     verifier: Verifier,
     good_until: Mutex<Option<Instant>>,
@@ -78,11 +78,11 @@ impl Outsider {
     }
 }
 
-/// The replicas, as a load balancer sees them: none while it restarts.
+/// The replicas, as a load balancer sees them: `None` while one restarts.
 struct Fleet {
     home: [Home; 2],
     environment: Vec<(&'static str, String)>,
-    /// Held by every request for as long as it takes, so that a replica is only stopped when it has nothing to do.
+    /// Every request holds the lock of its replica, so a replica is only stopped when it has nothing to do.
     replicas: [RwLock<Option<Process>>; 2],
     http: reqwest::Client,
     next: AtomicU64,
@@ -133,7 +133,7 @@ impl Fleet {
         }
     }
 
-    /// On both, as far as they are there, and by the documents.
+    /// On both replicas, if they are there, and against the documents.
     async fn check(&self, token: &str, outsider: &Outsider, when: &str) {
         for (i, replica) in self.replicas.iter().enumerate() {
             let replica = replica.read().await;
@@ -166,7 +166,7 @@ async fn client(fleet: Arc<Fleet>, outsider: Arc<Outsider>) {
     later.join_all().await;
 }
 
-/// How many keys have been taken out of signing.
+/// How many keys have stopped signing.
 async fn rotations(db: &PgPool) -> usize {
     let keys = keys::list(db).await.unwrap().keys;
     keys.iter().filter(|(key, _)| key.retired_at.is_some()).count()
@@ -174,7 +174,7 @@ async fn rotations(db: &PgPool) -> usize {
 
 async fn drill(form: Form) {
     let began = Instant::now();
-    // Its database, and alice.
+    // This makes the database, and alice.
     let app = App::new().await;
     app.register("alice").await;
     let db = Source::new(&app.database_url.clone().into()).unwrap().pool(2);
@@ -217,7 +217,7 @@ async fn drill(form: Form) {
         }
         let left = form.rotations.saturating_sub(rotations(&db).await);
         for _ in 0..=left {
-            // Each has a minute.
+            // Each rotation has a minute.
             let so_far = rotations(&db).await;
             if so_far >= form.rotations {
                 break;
@@ -250,7 +250,7 @@ async fn drill(form: Form) {
     );
     let rotations = rotations(&db).await;
     assert!(rotations >= form.rotations, "{rotations}");
-    // Each key signed for its time, and was published before it did.
+    // Each key signed for its time, and was published before it began to.
     let mut signed: Vec<_> = ring.iter().filter_map(|(key, _)| Some((key.activated_at?, key))).collect();
     signed.sort_by_key(|(since, _)| *since);
     for pair in signed.windows(2) {

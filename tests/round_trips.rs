@@ -1,5 +1,5 @@
-//! How often a request waits for Postgres: each of these is a round trip, which on a network takes longer than most
-//! statements. Counted on the way, between service and server, so that nothing is forgotten: what the pool asks, what begins
+//! How often a request waits for Postgres: each round trip, on a network, takes longer than most statements. They are
+//! counted on the wire, between the service and the server, so nothing is forgotten: what the pool asks, what begins
 //! and ends a transaction, what is prepared.
 
 use std::{
@@ -25,7 +25,7 @@ use crate::{
     process::{Home, QUICK},
 };
 
-/// Where the service finds its database, and how often it has been asked there.
+/// The URL at which the service finds its database, and the number of round trips there.
 struct Wire {
     url: String,
     asked: Arc<AtomicUsize>,
@@ -57,13 +57,13 @@ impl Wire {
     }
 }
 
-/// Passes everything on, and counts what Postgres answers with ReadyForQuery: Sync and Query.
+/// Forwards everything, and counts the messages that Postgres answers with ReadyForQuery: Sync and Query.
 async fn relay(client: TcpStream, socket: PathBuf, asked: Arc<AtomicUsize>) {
     let server = UnixStream::connect(socket).await.unwrap();
     let (mut from_server, mut to_server) = server.into_split();
     let (mut from_client, mut to_client) = client.into_split();
     tokio::spawn(async move { copy(&mut from_server, &mut to_client).await });
-    // The first message has no kind.
+    // The startup message has no type.
     let mut kind = 0;
     loop {
         let Ok(length) = from_client.read_u32().await else { return };
@@ -82,8 +82,8 @@ async fn relay(client: TcpStream, socket: PathBuf, asked: Arc<AtomicUsize>) {
 }
 
 impl Wire {
-    /// How often a request asks, once its statements are prepared. The fewest of some, for on a busy machine so much time
-    /// may pass between two that a connection has to show that it is alive.
+    /// The number of round trips of a request, once its statements are prepared. It is the minimum of several, because
+    /// on a busy machine so much time may pass between two requests that a connection has to prove that it is alive.
     async fn fewest(&self, status: u16, mut request: impl FnMut(Value) -> Story) -> usize {
         let (mut fewest, mut answer) = (usize::MAX, Value::Null);
         for _ in 0..6 {
@@ -106,7 +106,7 @@ async fn a_request_asks_the_database_as_often_as_it_has_to_and_no_more() {
     let login = |username: &str, password: &str| {
         app.post("/users/login").json(&json!({ "username": username, "password": password }))
     };
-    // To take the throttle's places and read the user; to begin the session and forgive.
+    // One takes the throttle's places and reads the user; the other begins the session and forgives.
     for username in ["alice", "ALICE@example.com"] {
         assert_eq!(wire.fewest(200, |_| login(username, PASSWORD)).await, 2, "{username}");
     }
@@ -114,7 +114,8 @@ async fn a_request_asks_the_database_as_often_as_it_has_to_and_no_more() {
         assert_eq!(wire.fewest(401, |_| login(username, "wrong-horse-battery-9")).await, 1, "{username}");
     }
 
-    // To read what the token is checked against; to move the session on. In one, whoever has a session's id could do that.
+    // One reads what the token is checked against; the other renews the session. In a single one, anybody with the
+    // session's id could renew it.
     let renewal = |last: Value| {
         let tokens = if last.is_null() { &alice } else { &last };
         app.post("/tokens/renew_access").json(&json!({ "refresh_token": tokens["refresh_token"] }))
@@ -125,12 +126,13 @@ async fn a_request_asks_the_database_as_often_as_it_has_to_and_no_more() {
     let expected = [
         ("/healthz", 0),
         ("/auth/verify", 0),
-        // Whether it takes writes, whether there is a schema, and which.
+        // Whether the database accepts writes, whether there is a schema, and which one.
         ("/readyz", 3),
         ("/users/me", 1),
         ("/sessions", 1),
         ("/users/me/history", 1),
-        // Whether they are an administrator now; and planned for what is looked for, which takes a transaction.
+        // Whether they are an administrator now; then a query that is planned for its parameters, which takes a
+        // transaction.
         ("/admin/users", 4),
         ("/admin/users?query=ali", 5),
     ];
@@ -152,7 +154,7 @@ async fn a_login_that_the_hashes_have_no_room_for_asks_nothing() {
     let app = App::over(wire.url.clone(), &slow).await;
     let login =
         || app.post("/users/login").json(&json!({ "username": "nobody", "password": PASSWORD })).send();
-    // One is served and one waits.
+    // One login is being hashed, and one waits.
     let mut crowd = JoinSet::new();
     for _ in 0..8 {
         crowd.spawn(login());
@@ -178,7 +180,7 @@ async fn a_reading_of_the_ring_asks_the_database_once() {
         let following = app.state().keys.follow();
         timeout(Duration::from_millis(400), following).await.unwrap_err();
         let asked = wire.asked() - before;
-        // None: the server has not answered yet.
+        // With none, the server has not answered yet.
         if asked > 0 {
             fewest = fewest.min(asked);
         }
@@ -186,12 +188,13 @@ async fn a_reading_of_the_ring_asks_the_database_once() {
     assert_eq!(fewest, 1);
 }
 
-/// Each of these has what it changes locked until the import has come to the end of the thousand.
+/// Each further round trip would prolong the locks on the rows that the import changes, held until the end of the
+/// thousand.
 #[tokio::test]
 async fn an_import_asks_for_a_thousand_users_whom_it_changes_as_often_as_for_ten() {
     let wire = Wire::new().await;
     let home = Home::new();
-    // Every second one gets another password.
+    // Every second user gets another password.
     let user = |i: usize, year: usize| {
         let of = if i.is_multiple_of(2) { 2020 } else { year };
         json!({

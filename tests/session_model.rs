@@ -1,8 +1,8 @@
 //! Whatever happens to a user's sessions, on whichever of two replicas and in whatever order, every renewal and every
-//! request gets the answer that a small model of sessions foretells.
+//! request gets the answer that a small model of sessions predicts.
 //!
-//! The model knows no SQL and no feed, only the rules. Of a story that goes otherwise the shortest form is printed, step by
-//! step. `make test` runs the same stories each time, `make drill` new ones and many more.
+//! The model knows no SQL and no feed, only the rules. When a story goes otherwise, its shortest form is printed, step
+//! by step. `make test` runs the same stories each time, `make drill` new ones and many more.
 
 use std::{
     collections::BTreeSet,
@@ -34,15 +34,15 @@ const SETTINGS: [(&str, &str); 4] = [
     ("REFRESH_TOKEN_DURATION", "1h"),
     ("SESSION_DURATION", "3h"),
 ];
-/// In seconds: just before, at and after what the settings name.
+/// In seconds: just before, at and after the durations in the settings.
 const LEAPS: [i64; 9] = [1, 8, 9, 10, 300, 899, 900, 3600, 10_800];
 const ROLES: [&str; 2] = ["{}", "{editor}"];
 const PASSWORDS: [&str; 2] = [PASSWORD, "another-horse-battery-10"];
 
-/// One of those that there are at that time, counted from the youngest.
+/// One of those that exist at that time, counted from the newest.
 type Pick = u8;
 
-/// An access token, by its session and in it.
+/// An access token: its session, and its place among that session's tokens.
 #[derive(Clone, Copy, Debug)]
 struct Bearer(Pick, Pick);
 
@@ -50,7 +50,7 @@ struct Bearer(Pick, Pick);
 #[derive(Clone, Copy, Debug)]
 enum Act {
     LogIn,
-    /// With the refresh token of so many renewals ago.
+    /// With the refresh token from that many renewals ago.
     Renew(Pick, Pick),
     Use(Bearer),
     /// The replica writes down what it has seen.
@@ -60,7 +60,7 @@ enum Act {
     EndOthers(Bearer),
     EndAll(Bearer),
     ChangePassword(Bearer),
-    /// With the refresh token of so many renewals ago (RFC 7009).
+    /// With the refresh token from that many renewals ago (RFC 7009).
     Revoke(Pick, Pick),
     Disable,
     Enable,
@@ -99,15 +99,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 #[derive(Debug)]
 struct Session {
     id: String,
-    /// By generation; the last is the present one.
+    /// By generation; the last is the current one.
     refresh_tokens: Vec<String>,
     access_tokens: Vec<AccessToken>,
     renewed_at: OffsetDateTime,
-    /// Whether a replica has written down that it saw a token of the present generation.
+    /// Whether a replica has written down that it saw a token of the current generation.
     is_confirmed: bool,
     idle_end: OffsetDateTime,
     end: OffsetDateTime,
-    /// What a renewal hears, once somebody has ended it.
+    /// The code that a renewal gets, once somebody has ended the session.
     ended: Option<&'static str>,
 }
 
@@ -126,11 +126,11 @@ struct Model {
     is_disabled: bool,
     roles: usize,
     password: usize,
-    /// By replica: sessions, and the generation of a token of theirs that it has seen.
+    /// For each replica, the session and generation of every token that it has seen and not yet written down.
     seen: [BTreeSet<(usize, usize)>; 2],
 }
 
-/// What a renewal comes to.
+/// The outcome of a renewal.
 #[derive(Debug, PartialEq, Eq)]
 enum Renewal {
     Next,
@@ -177,12 +177,12 @@ impl Model {
         (session, count - 1 - usize::from(token) % count)
     }
 
-    /// How many renewals ago the refresh token was made that is meant: no longer than there are any.
+    /// How many renewals ago the refresh token that is meant was made; no more than there were.
     fn age(&self, session: usize, pick: Pick) -> usize {
         usize::from(pick).min(self.sessions[session].refresh_tokens.len() - 1)
     }
 
-    /// Why a request with an access token is refused. One that is not, `replica` has seen.
+    /// Why a request with an access token is refused. If it is not, `replica` has seen the token.
     fn admit(
         &mut self,
         replica: usize,
@@ -225,7 +225,7 @@ struct Story<'a> {
     told: String,
 }
 
-/// What was foretold and what happened, as far as they differ.
+/// The error says what was predicted and what happened instead.
 type Outcome = Result<(), String>;
 
 impl Story<'_> {
@@ -317,7 +317,7 @@ impl Story<'_> {
                 app.clock.advance(Duration::seconds(seconds));
             }
         }
-        // The replica that did it knows; what was done by hand, neither.
+        // The replica that did it knows already. What was done by hand is news to both.
         let is_by_hand = matches!(act, Act::Disable | Act::Enable | Act::SetRoles(_));
         for (i, replica) in self.replicas.iter().enumerate() {
             if i != on || is_by_hand {
@@ -327,7 +327,7 @@ impl Story<'_> {
         Ok(())
     }
 
-    /// What becomes of a request with an access token, and the token.
+    /// What should become of a request with an access token, and the token.
     fn with(&mut self, on: usize, does: &str, bearer: Bearer) -> (Result<(), &'static str>, String) {
         let (session, token) = self.model.bearer(bearer);
         let AccessToken { text, generation, .. } = &self.model.sessions[session].access_tokens[token];
@@ -397,7 +397,7 @@ impl Story<'_> {
         self.take(session, &tokens)
     }
 
-    /// Takes an access token that was given, and looks at the times of the answer.
+    /// Records the access token of an answer, and checks the answer's times.
     fn take(&mut self, session: usize, tokens: &Value) -> Outcome {
         let now = self.now();
         let (roles, known) = (self.model.roles, &mut self.model.sessions[session]);
@@ -449,7 +449,7 @@ impl Story<'_> {
         Ok(())
     }
 
-    /// Whether it came as foretold: with `status`, or refused with this code. The body of a success.
+    /// Checks that the answer is as predicted: `status`, or a refusal with this code. Returns the body of a success.
     fn check(
         &mut self,
         told: Result<(), &'static str>,
@@ -489,14 +489,14 @@ async fn play(replicas: &[App; 2], number: u32, steps: &[Step]) -> Outcome {
         }
         outcome = story.step(*step).await;
     }
-    // What is left of it is none of the next one's.
+    // Nothing of this story is left for the next one to write.
     for replica in replicas {
         replica.state().activity.flush().await.unwrap();
     }
     outcome.map_err(|error| format!("{}\n  but {error}", story.told))
 }
 
-/// Two replicas, and what runs them.
+/// Two replicas, and the runtime that they run on.
 fn service() -> (Runtime, [App; 2]) {
     let runtime = Runtime::new().unwrap();
     let replicas = runtime.block_on(async {
@@ -514,11 +514,11 @@ fn stories_that_once_went_otherwise_go_as_the_model_foretells() {
     let newest = Bearer(0, 0);
     let former = Bearer(0, 1);
     let stories: [&[Act]; 3] = [
-        // The roles change while nobody is logged in: who logs in next has tokens that are good.
+        // The roles change while nobody is logged in; the next login gets tokens that are good.
         &[SetRoles(1), Revoke(0, 0), SetRoles(0), LogIn, Use(newest)],
-        // What is seen of a former generation does not hide what was seen of the present one.
+        // A sighting of a former generation does not hide one of the current generation.
         &[Renew(0, 0), Use(newest), Use(former), Flush, Wait(10), Renew(0, 1)],
-        // A token that is first seen while it is outdated confirms when it is taken.
+        // A token that is first seen while it is outdated confirms its generation once it is accepted.
         &[Renew(0, 0), SetRoles(1), Use(newest), SetRoles(0), Use(newest), Flush, Wait(10), Renew(0, 1)],
     ];
     let (runtime, replicas) = service();

@@ -1,11 +1,12 @@
-//! Sixty-four who do something with one session at the same moment, on two replicas: renewals of one token, mixed with
-//! lost answers asked for again, replays of older tokens, logouts, a user who is disabled. Whoever comes first, no session
-//! is lost and none comes back.
+//! Sixty-four callers do something with one session at the same moment, on two replicas: renewals of one token, mixed
+//! with requests for a lost answer, replays of older tokens, logouts, and a user who is disabled. Whoever comes first,
+//! no session is lost and none comes back.
 //!
-//! The clients keep a record of what they were answered; in the database a trigger keeps one of every change. In the end
-//! both have to agree with what is there ([`INVARIANTS`]). `make test` runs thirty rounds, `make drill` a thousand.
+//! The clients keep a record of their answers; in the database a trigger keeps one of every change. In the end both
+//! have to agree with what is there ([`INVARIANTS`]). `make test` runs thirty rounds, `make drill` a thousand.
 //!
-//! Then two at a time, in an order that the test makes ([`MEETINGS`]). And a deadlock, made by hand: whoever was to end sessions and had to give way ends them.
+//! Then calls meet two at a time, in an order that the test forces ([`MEETINGS`]). And in a deadlock, made by hand, a
+//! caller who was to end sessions and had to give way ends them all the same.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -22,7 +23,7 @@ use crate::{
 
 const CALLERS: usize = 64;
 
-/// What each must find nothing of. `held` is the clients' record.
+/// Queries that must find nothing. `held` is the clients' record.
 const INVARIANTS: [(&str, &str); 9] = [
     (
         "a session was changed after its end",
@@ -81,7 +82,7 @@ const INVARIANTS: [(&str, &str); 9] = [
 /// What one of the callers does.
 #[derive(Clone, Copy, Debug)]
 enum Call {
-    /// With the refresh token of so many generations ago.
+    /// With the refresh token from that many generations ago.
     Renew(usize),
     Use,
     Flush,
@@ -91,7 +92,7 @@ enum Call {
     Disable,
 }
 
-/// All ask for a lost answer again, but for some who log out.
+/// All ask again for a lost answer, except for some who log out.
 const LOST_ANSWER_AND_LOGOUT: [Call; CALLERS] = {
     let mut calls = [Call::Renew(1); CALLERS];
     calls[0] = Call::LogOut;
@@ -99,7 +100,7 @@ const LOST_ANSWER_AND_LOGOUT: [Call; CALLERS] = {
     calls
 };
 
-/// Who calls in a round: all but these renew with the present token.
+/// What is special about each round; all other callers renew with the current token.
 const ROUNDS: [&[Call]; 12] = {
     use Call::{Disable, EndOthers, Flush, LogOut, Renew, Use};
     [
@@ -121,11 +122,11 @@ const ROUNDS: [&[Call]; 12] = {
 /// A session as its client knows it.
 struct Held {
     id: String,
-    /// By generation; the last is the present one.
+    /// By generation; the last is the current one.
     refresh_tokens: Vec<String>,
     access_token: Value,
     access_expires_at: OffsetDateTime,
-    /// What a renewal hears since it is over.
+    /// The code that a renewal gets since the session is over.
     code: Option<String>,
 }
 
@@ -165,7 +166,7 @@ async fn renew(app: &App, refresh_token: &str) -> Answer {
     app.post("/tokens/renew_access").json(&json!({ "refresh_token": refresh_token })).send().await
 }
 
-/// What one caller was answered.
+/// Makes one caller's request, and returns its answer, if there is one.
 async fn call(
     app: Arc<App>,
     call: Call,
@@ -194,7 +195,7 @@ struct Race {
     user_id: Value,
     past: Vec<Held>,
     present: Held,
-    /// Requests that were answered.
+    /// How many requests were answered.
     answered: usize,
 }
 
@@ -224,14 +225,14 @@ impl Race {
     /// All call at once.
     async fn round(&mut self, number: usize, others: &[Call]) {
         let asks_again = others.iter().any(|call| matches!(call, Call::Renew(1)));
-        // A replay needs something to be replayed; who asks again, an answer just lost.
+        // A replay needs an older token; asking again needs an answer that was just lost.
         let needed = if asks_again { 1 } else { 2 };
         for _ in self.present.generation()..needed {
             self.race(number, &[]).await;
         }
         if asks_again {
             self.race(number, &[]).await;
-            // Within the reuse interval, and for an access token that is good for longer.
+            // Still within the reuse interval, and enough for the next access token to expire later.
             self.replicas[0].clock.advance(Duration::seconds(5));
         }
         self.race(number, others).await;
@@ -250,7 +251,7 @@ impl Race {
         };
         let mut calls = JoinSet::new();
         for i in 0..CALLERS {
-            // In another order each time: as many different numbers, for an odd step.
+            // In another order each time: an odd step reaches every place once.
             let place = (i * (2 * number + 1) + number) % CALLERS;
             let what = others.get(place).copied().unwrap_or(Call::Renew(0));
             let token = match what {
@@ -286,13 +287,13 @@ impl Race {
                 }
                 (Call::Use, 200) => {}
                 (Call::LogOut | Call::EndOthers, 204) => ended = true,
-                // Somebody was faster in ending it.
+                // Somebody else ended it first.
                 (Call::Use | Call::LogOut, 401) => assert_eq!(code(&answer), "session_revoked", "{told}"),
                 _ => panic!("{told}"),
             }
         }
         if let Some(login) = other_session {
-            // Who ends the others goes on, until here.
+            // The session that ended the others stays alive until here.
             self.replicas[1].post("/users/logout").bearer(&login).send().await.expect(204);
             let mut held = Held::new(&login);
             held.code = Some("session_revoked".to_owned());
@@ -301,16 +302,16 @@ impl Race {
         assert!(codes.len() <= 1, "round {number}: it ended in {codes:?}");
         self.present.code = codes.pop_first();
         if ended && self.present.code.is_none() {
-            // All renewals came before.
+            // All renewals came before the end.
             self.present.code = Some("session_revoked".to_owned());
         }
         self.expect_end(number, others, ended);
     }
 
-    /// That it has ended if somebody ended it, and for no other reason.
+    /// Checks that the session has ended if somebody ended it, and for no other reason.
     fn expect_end(&self, number: usize, others: &[Call], was_told: bool) {
         let is_replayed = others.iter().any(|call| matches!(call, Call::Renew(2)));
-        // Who asks again and is overtaken by a renewal shows a token of two renewals ago.
+        // A caller who asks again, and is overtaken by a renewal, presents a token from two renewals ago.
         let may_be_replayed = others.iter().any(|call| matches!(call, Call::Renew(1)));
         match self.present.code.as_deref() {
             None => assert!(!is_replayed && !was_told, "round {number}: the session goes on"),
@@ -344,7 +345,7 @@ impl Race {
         }
     }
 
-    /// Gives the clients' record to the database, which compares.
+    /// Loads the clients' record into the database, which compares.
     async fn check(mut self) {
         // No session is lost.
         if self.present.code.is_none() {
@@ -387,12 +388,13 @@ async fn whoever_comes_first_no_session_is_lost_and_none_comes_back() {
     race.check().await;
 }
 
-/// Two that meet at a session's row, the first before the second: both have read it when the first may change it.
+/// Two calls that meet at a session's row, the first before the second: both have read the row before the first may
+/// change it.
 struct Meeting {
     calls: [Call; 2],
     /// Status, and the code of a problem.
     answers: [&'static str; 2],
-    /// Of the row afterwards.
+    /// In the row afterwards.
     generation: i32,
     end_reason: Option<&'static str>,
 }
@@ -406,7 +408,7 @@ const fn meeting(
     Meeting { calls, answers, generation, end_reason }
 }
 
-/// In generation 2, which is confirmed, and the reuse interval over.
+/// The session is in generation 2, which is confirmed, and the reuse interval is over.
 const MEETINGS: [Meeting; 13] = {
     use Call::{Disable, EndOthers, Flush, LogOut, Renew};
     const REVOKED: &str = "401 session_revoked";
@@ -423,13 +425,13 @@ const MEETINGS: [Meeting; 13] = {
         meeting([Renew(0), Renew(1)], ["200", REUSED], 3, Some("refresh_token_reused")),
         meeting([Renew(1), LogOut], [REUSED, "204"], 2, Some("refresh_token_reused")),
         meeting([LogOut, Renew(1)], ["204", REVOKED], 2, Some("logout")),
-        // What is seen of a generation confirms that one, and not the one after it.
+        // A sighting of a generation confirms that one, not the one after it.
         meeting([Flush, Renew(0)], ["", "200"], 3, None),
         meeting([Renew(0), Flush], ["200", ""], 3, None),
     ]
 };
 
-/// How many wait for a lock.
+/// How many connections wait for a lock.
 async fn waiting(app: &App) -> i64 {
     sqlx::query_scalar(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
@@ -519,8 +521,9 @@ async fn of_two_that_meet_at_a_session_the_second_finds_what_the_first_has_left(
     }
 }
 
-/// Whoever ends sessions locks them in the order of their ids. A statement by hand that does otherwise makes a deadlock;
-/// the service is the one to give way, as the other never looks for one, and then does its work all the same.
+/// The service locks the sessions that it ends in the order of their ids. A statement by hand that does otherwise
+/// causes a deadlock. The service is the one to give way, since the other never looks for deadlocks, and then does its
+/// work all the same.
 async fn deadlock(name: &str, act: impl AsyncFnOnce(&App, &Value)) {
     let app = App::new().await;
     app.register("alice").await;
@@ -539,7 +542,7 @@ async fn deadlock(name: &str, act: impl AsyncFnOnce(&App, &Value)) {
     sqlx::query(update).bind(&ids[1]).execute(&mut by_hand).await.unwrap();
     let in_between = async {
         until("the service waits", async || waiting(&app).await > 0).await;
-        // This comes back only when the service has let go, which it has not for being done: the other row is ours.
+        // This returns only when the service has let go, and not because the service was done: the other row is ours.
         sqlx::query(update).bind(&ids[0]).execute(&mut by_hand).await.unwrap();
         sqlx::raw_sql("COMMIT").execute(&mut by_hand).await.unwrap();
     };

@@ -1,11 +1,13 @@
-//! Mixed traffic over three replicas, for as long as one likes, while replicas and Postgres are killed, stopped and
-//! restarted, keys rotate, users are imported and sessions cleaned up. Each client keeps a [`record`] of what it did and was
-//! told; no answer contradicts it, and no error comes that was not caused by what was done ([`fleet`]). In the end the
-//! database agrees with the records ([`invariants`]): no session is lost and none has come back. Memory stays flat, where
-//! a run is long enough to tell: the short form is not.
+//! Mixed traffic over three replicas, for as long as you like, while replicas and Postgres are killed, stopped and
+//! restarted, keys rotate, users are imported and sessions are cleaned up.
 //!
-//! `make test` runs a short form, `make soak` ten minutes (`SOAK_MINUTES`). Each run prints its seed; with `SOAK_SEED` the
-//! clients throw the same dice again, and do the same as far as they get the same answers.
+//! - Each client keeps a [`record`] of what it did and was told. No answer contradicts it, and every error was caused
+//!   by what was done to the service ([`fleet`]).
+//! - In the end the database agrees with the records ([`invariants`]): no session is lost and none has come back.
+//! - Memory stays flat, in a run that is long enough to tell; the short form is not.
+//!
+//! `make test` runs a short form, `make soak` ten minutes (`SOAK_MINUTES`). Each run prints its seed; with `SOAK_SEED`
+//! the clients throw the same dice again, and do the same for as long as they get the same answers.
 
 mod chaos;
 mod clients;
@@ -51,17 +53,18 @@ const SHORT: Form = Form {
     clients: 6,
     pause: (200, 700),
     faults: &[Fault::Kill, Fault::CrashPostgres, Fault::Stop, Fault::CutConnections],
-    // One is promised; but all the other tests go on beside it.
+    // One second is promised, but all the other tests run at the same time.
     lag: time::Duration::seconds(4),
 };
 
-/// A replica's memory is judged when it has run for so many seconds, without the first of them.
+/// A replica's memory is judged if it ran for this many seconds, and without the first `WARM_UP` of them.
 const JUDGED_FROM: usize = 150;
 const WARM_UP: usize = 45;
-/// By how much the last third of them may be above the first: a heap is never quite still, by a fifth of that.
+/// How much more memory the last third may take than the first. A heap is never quite still, but varies by a fifth of
+/// that.
 const GROWTH: usize = 1 << 20;
 
-/// What the replicas are told, and what that means.
+/// The durations that the replicas are set to, and how soon they hear of a revocation.
 const RULES: Rules = Rules {
     reuse_interval: time::Duration::seconds(4),
     refresh_token: time::Duration::seconds(40),
@@ -109,7 +112,7 @@ async fn make_admin(fleet: &Fleet) {
     sqlx::query("UPDATE users SET roles = '{admin}'").execute(&fleet.db).await.unwrap();
 }
 
-/// From the environment; an empty one is none.
+/// From the environment; an empty one counts as unset.
 fn setting(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -142,7 +145,7 @@ async fn soak(form: Form) {
         async move { operate(&fleet, form.pause, seed).await }
     });
     let failed = |fault: String| -> ! { panic!("SOAK_SEED={seed}, {}\n{fault}", report(&fleet, began)) };
-    // Who finds a fault ends it all.
+    // Whoever finds a fault ends the soak.
     tokio::select! {
         () = rage(&fleet, form, seed) => {}
         Some(ended) = stories.join_next() => failed(ended.unwrap().err().unwrap()),
@@ -154,7 +157,7 @@ async fn soak(form: Form) {
     let imported = operator.await.unwrap().unwrap_or_else(|fault| failed(fault));
     println!("soak: {}", report(&fleet, began));
 
-    // Nothing is done to it any more, and everything is heard.
+    // From here on nothing is done to the fleet, and everything is heard.
     sleep(Duration::from_secs(2)).await;
     let ends: JoinSet<_> = stories.into_iter().map(Story::finish).collect();
     let stories: Result<Vec<_>, _> = ends.join_all().await.into_iter().collect();
@@ -171,7 +174,7 @@ async fn soak(form: Form) {
     let checked = invariants::check(&fleet.db, &users, &strangers, RULES.retention).await;
     checked.unwrap_or_else(|broken| failed(broken));
     let judged = fleet.former.lock().unwrap().iter().filter(|replica| judge_memory(replica)).count();
-    // The short form never goes on for long enough.
+    // The short form never runs for long enough.
     if judged == 0 && !form.lasts.is_zero() {
         let why = format!("no replica was there for {JUDGED_FROM} s: let SOAK_MINUTES be 5 or more");
         not_tested("that the memory of replicas stays flat", &why);
@@ -204,7 +207,7 @@ fn report(fleet: &Fleet, began: Instant) -> String {
     )
 }
 
-/// Whether the replica was there for long enough to judge it.
+/// Whether the replica ran for long enough to be judged.
 fn judge_memory(replica: &Replica) -> bool {
     let memory = replica.memory.lock().unwrap();
     let Some((first, last)) = thirds(&memory) else { return false };
@@ -219,7 +222,8 @@ fn judge_memory(replica: &Replica) -> bool {
     true
 }
 
-/// The medians of the first and the last third after the warm-up; nothing of who was not there for long enough.
+/// The medians of the first and the last third after the warm-up; `None` for a replica that did not run for long
+/// enough.
 fn thirds(memory: &[usize]) -> Option<(usize, usize)> {
     if memory.len() < JUDGED_FROM {
         return None;
@@ -240,7 +244,7 @@ fn grows(first: usize, last: usize) -> bool {
 
 #[test]
 fn a_leak_of_a_kilobyte_a_request_is_found_in_five_minutes_and_unrest_is_none() {
-    // A replica is asked some twenty times a second. The first is left alone for three quarters of a soak.
+    // A replica gets some twenty requests a second. The first one is left alone for three quarters of a soak.
     let leaks = |bytes: usize| {
         let memory: Vec<_> =
             (0..225).map(|second| (45 << 20) + second * 20 * bytes + ((second % 7) << 16)).collect();

@@ -1,5 +1,5 @@
-//! A login storm, many times what the password pool can do, on a real process: whoever is not served is told so at once
-//! and when to come again, nobody waits for long, memory stays where it was, and bearer checks hardly notice.
+//! A login storm, many times what the password pool can do, on a real process. Whoever is not served is told so at
+//! once, and when to come again; nobody waits for long, memory stays where it was, and bearer checks hardly notice.
 
 use std::{
     sync::{
@@ -28,12 +28,12 @@ const SETTINGS: &[(&str, &str)] = &[
     ("ARGON2_ITERATIONS", "2"),
     ("PASSWORD_HASH_THREADS", "2"),
     ("PASSWORD_HASH_QUEUE", "4"),
-    // It is the pool that is tested.
+    // This tests the pool, not the throttle.
     ("LOGIN_ATTEMPTS_PER_ACCOUNT", "1000000/15m"),
     ("LOGIN_ATTEMPTS_PER_IP", "1000000/15m"),
 ];
 
-/// What one attempt came to.
+/// The outcome of one attempt.
 struct Attempt {
     status: StatusCode,
     retry_after: Option<u64>,
@@ -59,7 +59,7 @@ async fn a_storm_of_logins_is_refused_in_order_and_hurts_nobody_else() {
     let callers: Vec<_> = (0..CALLERS)
         .map(|number| tokio::spawn(insist(service.url("/users/login"), number, Arc::clone(&is_over))))
         .collect();
-    // Whoever took it out of the load balancer now would leave the storm to the others.
+    // To take it out of the load balancer now would leave the storm to the others.
     let healthy = async {
         while !is_over.load(Ordering::Relaxed) {
             for path in ["/healthz", "/readyz"] {
@@ -90,28 +90,29 @@ async fn a_storm_of_logins_is_refused_in_order_and_hurts_nobody_else() {
     }
     let longest = attempts.iter().map(|attempt| attempt.took).max().unwrap();
     if let (Some(before), Some(after)) = (memory, peak_memory(&service)) {
-        // Connections and requests of sixty callers; a hash in memory of its own would be 19 MiB each.
+        // Room for the connections and requests of sixty callers; if each hash had memory of its own, that would be 19
+        // MiB each.
         assert!(after < before + 40 * 1024, "{before} KiB before, {after} KiB after");
     }
     let ratio = storm.as_secs_f64() / idle.as_secs_f64();
     println!(
         "{served} served, {refused} refused, longest {longest:?}; bearer checks {idle:?}, then {storm:?}: {ratio:.1}"
     );
-    // Among all the other tests the cores are never idle: what "idle" was says little, and threads that hash, which count for
-    // less than all others, may wait for seconds.
+    // With all the other tests running, the cores are never idle. Then the time called "idle" says little, and the
+    // hashing threads, which have the lowest priority, may wait for seconds.
     if is_drill() {
-        // Six hashes at most are before it, each of which takes a hundredth of this.
+        // At most six hashes come before it, and each takes a hundredth of this.
         assert!(longest < Duration::from_secs(10), "{longest:?}");
         assert!(ratio < 5.0, "bearer checks take {storm:?} in a storm, {idle:?} without");
     }
 }
 
-/// Tries to log in again and again, as somebody does who does not heed `Retry-After`.
+/// Tries to log in again and again, like somebody who ignores `Retry-After`.
 async fn insist(url: String, number: usize, is_over: Arc<AtomicBool>) -> Vec<Attempt> {
     let client = reqwest::Client::new();
     let mut attempts = Vec::new();
     while !is_over.load(Ordering::Relaxed) {
-        // One in three names a user there is.
+        // One caller in three names a user who exists.
         let username = if number.is_multiple_of(3) { "alice" } else { "nobody" };
         let body = json!({"username": username, "password": "wrong-horse-battery-9"});
         let start = Instant::now();
@@ -124,7 +125,7 @@ async fn insist(url: String, number: usize, is_over: Arc<AtomicBool>) -> Vec<Att
                 .map(|value| value.to_str().unwrap().parse().unwrap()),
             took: start.elapsed(),
         });
-        // Not so fast that it is the callers who take the cores.
+        // Slow enough that the callers do not take up the cores themselves.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     attempts
@@ -143,7 +144,7 @@ async fn checks(service: &Process, token: &str) -> Duration {
     times[CHECKS / 2]
 }
 
-/// The most memory that the process has had, in KiB; only Linux tells.
+/// The peak memory of the process, in KiB; only Linux can tell.
 fn peak_memory(service: &Process) -> Option<u64> {
     let path = format!("/proc/{}/status", service.pid().as_raw_nonzero());
     let status = std::fs::read_to_string(path).ok()?;

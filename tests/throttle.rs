@@ -1,6 +1,6 @@
-//! The throttle: whoever fails too often waits, exactly as long as they are told, whichever replica they ask and whether
-//! or not there is the user that they try; the owner gets in from a device that has logged in before; and what is kept of
-//! it is little and tells no names.
+//! The throttle: anyone who fails too often waits exactly as long as they are told, whichever replica they ask, and
+//! whether or not the user exists. The owner gets in from a device that has logged in before. What the throttle stores
+//! is little, and reveals no names.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::{
 
 const WRONG: &str = "wrong-horse-battery-9";
 
-/// Where the harness sends its requests from.
+/// The address that the harness sends its requests from.
 const HERE: &str = "192.0.2.1";
 
 async fn log_in_from(app: &App, ip: &str, username: &str, password: &str) -> Answer {
@@ -39,7 +39,7 @@ fn expect_wait(answer: Answer, seconds: u32) {
     answer.expect_problem(429, "too_many_attempts");
 }
 
-/// Fails until refused; how often that was possible.
+/// Fails until refused; returns how many attempts got through.
 async fn failures_until_refused(app: &App, ip: &str, username: &str) -> usize {
     let mut failures = 0;
     loop {
@@ -52,7 +52,7 @@ async fn failures_until_refused(app: &App, ip: &str, username: &str) -> usize {
     }
 }
 
-/// With the rates that apply unless somebody sets others.
+/// With the default rates.
 async fn app() -> App {
     App::with(&DEFAULTS).await
 }
@@ -66,7 +66,7 @@ async fn who_waits_as_long_as_they_are_told_gets_in_and_not_a_second_sooner() {
     app.register("alice").await;
     let second = Duration::seconds(1);
     assert_eq!(failures_until_refused(&app, HERE, "alice").await, 10);
-    // What is refused makes nobody wait longer, and the right password is no exception.
+    // A refused attempt makes nobody wait longer, and the right password is refused like any other.
     for _ in 0..3 {
         expect_wait(log_in(&app, "alice", WRONG).await, 90);
         expect_wait(log_in(&app, "alice", PASSWORD).await, 90);
@@ -82,13 +82,13 @@ async fn who_waits_as_long_as_they_are_told_gets_in_and_not_a_second_sooner() {
     expect_wait(log_in(&app, "alice", PASSWORD).await, 90);
     app.clock.advance(second * 90);
     log_in(&app, "alice", PASSWORD).await.expect(200);
-    // All of them again, after a time without any.
+    // After a time without attempts, all places are free again.
     assert_eq!(failures_until_refused(&app, "192.0.2.2", "alice").await, 10);
     app.clock.advance(Duration::minutes(15) - second);
     assert_eq!(failures_until_refused(&app, "192.0.2.2", "alice").await, 9);
     app.clock.advance(Duration::minutes(15) * 4);
     assert_eq!(failures_until_refused(&app, "192.0.2.2", "alice").await, 10);
-    // The address: 100 less those 30 and 3 that have had their time.
+    // An address has 100 places.
     app.clock.advance(Duration::minutes(15));
     for n in 0..100 {
         let answer = log_in_from(&app, "192.0.2.3", &format!("user{n}"), WRONG).await;
@@ -110,7 +110,7 @@ async fn a_name_that_nobody_has_is_refused_like_any_other() {
     let carol = app.register("carol").await;
     app.sql("UPDATE users SET password_hash = NULL WHERE id = $1::uuid", &carol["id"]).await;
     let long = "x".repeat(1000);
-    // Each as often as there are places, in any case, from addresses all over the world.
+    // Each is tried more often than there are places, in any letter case, from many addresses.
     let names: [&[&str]; 9] = [
         &["alice", "ALICE", "Alice"],
         &["alice@example.com", "Alice@EXAMPLE.com"],
@@ -140,11 +140,11 @@ async fn a_name_that_nobody_has_is_refused_like_any_other() {
     for answer in &all[0][..10] {
         answer.clone().expect_problem(401, "invalid_credentials");
     }
-    // Nine seconds have gone by since the first, and each refusal is a second later.
+    // Nine seconds have passed since the first attempt, and each refusal comes a second later than the one before.
     for (answer, wait) in all[0][10..].iter().zip([80, 79, 78]) {
         expect_wait(answer.clone(), wait);
     }
-    // Whoever writes their address another way.
+    // Two spellings of one address share their places.
     let body = json!({ "username": "jose", "email": "jos\u{e9}@example.com", "password": PASSWORD });
     app.post("/users").json(&body).send().await.expect(201);
     let spellings = ["jos\u{e9}@example.com", "Jose\u{301}@example.com"];
@@ -156,13 +156,13 @@ async fn a_name_that_nobody_has_is_refused_like_any_other() {
         let answer = log_in_from(&app, "203.0.113.2", name, WRONG).await;
         answer.expect_problem(429, "too_many_attempts");
     }
-    // Those that nobody can have are names, too.
+    // Names that nobody can have are limited like others.
     for name in names[8] {
         assert_eq!(failures_until_refused(&app, "203.0.113.1", name).await, 10);
     }
 }
 
-/// One count for both names would tell that they are one user's.
+/// A single count for both names would reveal that they belong to one user.
 #[tokio::test]
 async fn to_be_refused_by_one_name_says_nothing_of_another() {
     let app = app().await;
@@ -183,7 +183,7 @@ async fn of_many_attempts_at_once_as_many_get_through_as_there_are_places() {
         let app = App::with(&rates).await;
         let replicas = [app.replica(&rates).await, app.replica(&rates).await];
         app.register("alice").await;
-        // From the start, when there is nothing to count on yet; then for the last place, again and again.
+        // First when there is no row to lock yet; then for the one free place, again and again.
         for expected in [admitted, 1, 1] {
             let mut crowd = JoinSet::new();
             for i in 0..64 {
@@ -198,7 +198,7 @@ async fn of_many_attempts_at_once_as_many_get_through_as_there_are_places() {
                 }
             }
             assert_eq!(through, expected, "{per_account} {per_ip}");
-            // Exactly until one more is let in.
+            // The wait ends exactly when one more is let in.
             let wait = log_in(&replicas[0], "alice", WRONG).await;
             let seconds: i64 = wait.header("retry-after").parse().unwrap();
             wait.expect_problem(429, "too_many_attempts");
@@ -209,7 +209,7 @@ async fn of_many_attempts_at_once_as_many_get_through_as_there_are_places() {
     }
 }
 
-/// Each makes the device known, and some find it known already: they must not be in each other's way.
+/// Each login makes the device known, and some find it known already; they must not get in each other's way.
 #[tokio::test]
 async fn many_first_logins_at_once_all_succeed() {
     let rates = [("LOGIN_ATTEMPTS_PER_ACCOUNT", "1000/1m"), ("LOGIN_ATTEMPTS_PER_IP", "1000/1m")];
@@ -228,8 +228,8 @@ async fn many_first_logins_at_once_all_succeed() {
     }
 }
 
-/// However many log in at once, for the first time or not, fail or succeed: nobody waits in a circle, which Postgres would
-/// find out after a second, and end by having one of them begin again.
+/// However many log in at once, for the first time or not, whether they fail or succeed, there is no deadlock. Postgres
+/// would find one after a second, and make one of them begin again.
 #[tokio::test]
 async fn who_takes_and_who_is_forgiven_lock_in_one_order() {
     let app = App::new().await;
@@ -247,7 +247,7 @@ async fn who_takes_and_who_is_forgiven_lock_in_one_order() {
         crowd.spawn(async move {
             for round in 0..30 {
                 together.wait().await;
-                // A user has two names, and a device by each. Their keys, and the address's, are in another order each time.
+                // A user has two names, and a device for each. Their keys and the address's sort differently each time.
                 let key = |what: u128| {
                     what.wrapping_mul(2 * round + 1).wrapping_mul(u128::MAX / 5 * 2 + 7).to_be_bytes()
                 };
@@ -282,17 +282,17 @@ async fn a_success_forgives_the_account_and_not_the_address() {
     for name in ["alice", "alice", "alice@example.com", "alice@example.com"] {
         log_in(&app, name, WRONG).await.expect_problem(401, "invalid_credentials");
     }
-    // However often: what succeeds takes no place. Of either name, whichever it was.
+    // A success takes no place, however many there are. It frees those of both names, whichever was used.
     for _ in 0..20 {
         log_in(&app, "alice", PASSWORD).await.expect(200);
     }
     assert_eq!(failures_until_refused(&app, "192.0.2.2", "alice").await, 3);
     assert_eq!(failures_until_refused(&app, "192.0.2.3", "ALICE@example.com").await, 3);
-    // From here the owner has logged in: what they do now hands no new places to others.
+    // The owner has logged in from here before, so what they do now frees no places for others.
     log_in(&app, "alice", PASSWORD).await.expect(200);
     assert_eq!(failures_until_refused(&app, "192.0.2.2", "alice").await, 0);
     assert_eq!(failures_until_refused(&app, "192.0.2.3", "alice@example.com").await, 0);
-    // Four of five places are taken here.
+    // Four of the five places of this address are taken.
     assert_eq!(failures_until_refused(&app, HERE, "nobody").await, 1);
     let wait = log_in(&app, "alice", PASSWORD).await;
     expect_wait(wait, 180);
@@ -309,7 +309,8 @@ async fn a_device_that_has_logged_in_before_gets_in_while_others_hammer() {
             failures_until_refused(&app, &format!("198.51.100.{attacker}"), "alice").await;
             failures_until_refused(&app, &format!("198.51.100.{attacker}"), "alice@example.com").await;
         }
-        // From elsewhere the owner is refused; at home, by any name, from any address of that network, they may even err.
+        // From elsewhere the owner is refused. At home, by either name, from any address of that network, they may even
+        // err.
         log_in_from(&app, "203.0.113.5", "alice", PASSWORD).await.expect_problem(429, "too_many_attempts");
         log_in_from(&app, "2001:db8:1:3::7", "alice", PASSWORD)
             .await
@@ -320,7 +321,7 @@ async fn a_device_that_has_logged_in_before_gets_in_while_others_hammer() {
         let alice = log_in_from(&app, "2001:db8:1:2:ffff::9", "alice", PASSWORD).await.expect(200);
         failures_until_refused(&app, "198.51.100.9", "alice").await;
         log_in_from(&app, home, "alice@example.com", PASSWORD).await.expect(200);
-        // And whoever has a session has no need to log in.
+        // And whoever has a session does not need to log in.
         let body = json!({ "refresh_token": alice["refresh_token"] });
         app.post("/tokens/renew_access").peer("203.0.113.5").json(&body).send().await.expect(200);
         app.clock.advance(KNOWN_FOR - Duration::seconds(1 + round));
@@ -330,7 +331,7 @@ async fn a_device_that_has_logged_in_before_gets_in_while_others_hammer() {
     assert_eq!(failures_until_refused(&app, home, "alice").await, 10);
     app.clock.advance(Duration::seconds(90));
     log_in_from(&app, home, "alice", PASSWORD).await.expect(200);
-    // Other users' devices are none of this one.
+    // A device that is known for one user is not known for another.
     app.register("bob").await;
     failures_until_refused(&app, "198.51.100.1", "bob").await;
     log_in_from(&app, home, "bob", PASSWORD).await.expect_problem(429, "too_many_attempts");
@@ -388,7 +389,7 @@ async fn an_address_is_one_customers_and_not_what_a_client_says() {
     }
     assert_eq!(try_from("192.0.2.7", None, 9).await, 429);
     assert_eq!(try_from("192.0.2.8", None, 9).await, 401);
-    // Who makes addresses up is who they are.
+    // A client that makes up addresses is known by its own.
     for n in 0..4 {
         assert_eq!(try_from("198.51.100.1", Some(&format!("203.0.113.{n}")), n).await, 401);
     }
@@ -397,7 +398,7 @@ async fn an_address_is_one_customers_and_not_what_a_client_says() {
         assert_eq!(try_from("10.0.0.1", Some(&format!("203.0.113.{n}, 198.51.100.2")), n).await, 401);
     }
     assert_eq!(try_from("10.0.0.2", Some("198.51.100.2"), 9).await, 429);
-    // The next one behind the same proxy is somebody else.
+    // The next client behind the same proxy is somebody else.
     assert_eq!(try_from("10.0.0.2", Some("198.51.100.3"), 9).await, 401);
 }
 
@@ -423,8 +424,8 @@ async fn a_password_once_more_counts_as_a_login() {
     expect_wait(delete(thief, PASSWORD).await, 90);
     expect_wait(log_in_from(&app, thief, "alice", PASSWORD).await, 90);
     expect_wait(log_in_from(&app, "198.51.100.2", "ALICE", PASSWORD).await, 90);
-    // The owner, where they logged in. A new password that is refused is no failure, and the right one forgives what
-    // happened there.
+    // The owner, from where they logged in. A new password that is refused is not a failure, and the right current one
+    // forgives what happened there.
     let home = "203.0.113.5";
     for _ in 0..3 {
         for _ in 0..9 {
@@ -446,7 +447,7 @@ async fn a_new_address_brings_no_new_guesses() {
     let rename = async |email: &str| {
         app.patch("/users/me").bearer(&alice).json(&json!({ "email": email })).send().await.expect(200)
     };
-    // A thief of the access token, whom no address limits. The first guesses are those that every name has.
+    // A thief of the access token, whom no address limits. The first guesses are the ones that every name has.
     let guesses = async |email: &str, from: u8| {
         failures_until_refused(&app, &format!("198.51.100.{from}"), email).await
     };
@@ -456,14 +457,14 @@ async fn a_new_address_brings_no_new_guesses() {
         rename(&email).await;
         assert_eq!(guesses(&email, n).await, 0, "{email}");
     }
-    // Nor are they to be had by waiting between the two: each change is one of them, and no change makes more of them.
+    // Waiting between two changes brings no guesses either: each change takes a place, and no change adds any.
     app.clock.advance(Duration::minutes(15));
     rename("alice@example.com").await;
     assert_eq!(guesses("alice@example.com", 1).await, 9);
     rename("ALICE@example.com").await;
     app.clock.advance(Duration::seconds(90));
     assert_eq!(guesses("alice@example.com", 1).await, 1);
-    // The owner, by the name that stays.
+    // The owner gets in by the name that stays.
     log_in_from(&app, "203.0.113.6", "alice", PASSWORD).await.expect(200);
 }
 
@@ -476,7 +477,7 @@ async fn who_asks_for_many_names_that_are_taken_waits() {
         let body = json!({ "username": username, "email": email, "password": PASSWORD });
         app.post("/users").peer(ip).json(&body).send()
     };
-    // As many as they like, as long as they are new; and what breaks a rule is neither.
+    // There is no limit on new names, and what breaks a rule does not count.
     for n in 0..10 {
         let name = format!("user{n}");
         register(&app, HERE, &name, &format!("{name}@example.com")).await.expect(201);
@@ -494,7 +495,7 @@ async fn who_asks_for_many_names_that_are_taken_waits() {
         expect_wait(register(app, HERE, "user3", "new@example.com").await, 225);
         expect_wait(register(app, HERE, "new", "new@example.com").await, 225);
     }
-    // Nobody else does, and nothing else either.
+    // Nobody else has to wait, and nothing else is refused.
     register(&app, "192.0.2.2", "user3", "new@example.com").await.expect_problem(409, "username_taken");
     log_in(&app, "user3", PASSWORD).await.expect(200);
     app.clock.advance(Duration::seconds(224));
@@ -511,7 +512,7 @@ async fn who_asks_for_many_addresses_that_are_taken_waits() {
     }
     let alice = app.login("alice").await;
     let change = |body: Value| app.patch("/users/me").bearer(&alice).json(&body).send();
-    // What is nobody's counts as little as what is no address.
+    // An address that nobody has counts as little as an invalid one.
     for n in 0..10 {
         change(json!({ "email": format!("alice{n}@example.com") })).await.expect(200);
         change(json!({ "email": "alice" })).await.expect_problem(422, "validation_failed");
@@ -543,7 +544,7 @@ async fn who_renews_with_what_is_no_refresh_token_waits_and_nobody_else() {
     for app in [&app, &replica] {
         expect_wait(renew(app, &json!("nonsense")).await, 225);
         expect_wait(renew(app, &json!(forged)).await, 225);
-        // At the same address.
+        // A good token from the same address.
         alice = renew(app, &alice["refresh_token"]).await.expect(200);
     }
     app.clock.advance(Duration::seconds(225));
@@ -566,7 +567,7 @@ async fn a_clock_that_is_ahead_locks_nobody_out() {
     for name in ["alice", "carol"] {
         log_in(&app, name, PASSWORD).await.expect(200);
     }
-    // What was counted by that clock is not known here; what is counted from now on is.
+    // What was counted by that clock is ignored here; what is counted from now on is not.
     assert_eq!(failures_until_refused(&app, HERE, "bob").await, 10);
     expect_wait(log_in(&app, "bob", PASSWORD).await, 90);
     // Nor does a clock that is right again forget anything.
@@ -595,9 +596,9 @@ async fn who_guesses_at_a_clients_secret_waits_and_the_client_does_not() {
             expect_wait(ask(app, "/tokens/introspect", client).await, 225);
             expect_wait(ask(app, "/tokens/revoke", client).await, 225);
         }
-        // At the same address, under the same id.
+        // The client itself, from the same address, with the same id.
         ask(app, "/tokens/introspect", &orders).await.expect(200);
-        // That is no guess.
+        // A request without credentials is not a guess.
         let answer = app.post("/tokens/introspect").form(&[("token", "nonsense")]).send().await;
         answer.expect_problem(401, "invalid_client");
     }
@@ -617,7 +618,7 @@ async fn a_login_that_was_never_tried_is_no_failure() {
     assert_eq!(failures_until_refused(&app, "198.51.100.1", "alice").await, 40);
     let mut crowd = JoinSet::new();
     for n in 0..32 {
-        // Half of them from a device that is known, half with a name that nobody tried.
+        // Half of them from a known device, half with a name that nobody has tried.
         let username = if n % 2 == 0 { "alice" } else { "alice@example.com" };
         let body = json!({ "username": username, "password": PASSWORD });
         let peer = if n % 2 == 0 { HERE } else { "192.0.2.2" };
@@ -630,7 +631,7 @@ async fn a_login_that_was_never_tried_is_no_failure() {
     assert_eq!(failures_until_refused(&app, "192.0.2.3", "alice@example.com").await, 40);
 }
 
-/// What is given back comes from where it was taken.
+/// A place that is given back goes to where it was taken from.
 #[tokio::test]
 async fn a_place_that_a_known_device_gives_back_is_none_for_others() {
     let rates = [("LOGIN_ATTEMPTS_PER_ACCOUNT", "3/15m")];
@@ -660,7 +661,7 @@ async fn the_table_tells_no_names_and_gets_rid_of_what_has_had_its_time() {
             .fetch_all(&app.db)
             .await
             .unwrap();
-    // One address that registers and two that log in, three names, and of the login two devices.
+    // One address that registered and two that logged in, three names, and two devices for the login.
     assert_eq!(rows.len(), 8);
     let user: String =
         sqlx::query_scalar("SELECT replace(id::text, '-', '') FROM users").fetch_one(&app.db).await.unwrap();
@@ -676,7 +677,7 @@ async fn the_table_tells_no_names_and_gets_rid_of_what_has_had_its_time() {
         assert!(!rows.iter().any(|row| row.contains(clear)), "{clear}: {rows:#?}");
     }
 
-    // Ten thousand names that somebody makes up, each once.
+    // Ten thousand made-up names, each tried once.
     let mut conn = app.db.acquire().await.unwrap();
     for n in 0..10_000_u128 {
         let spacing = std::time::Duration::from_secs(90);
@@ -716,7 +717,7 @@ async fn pages(conn: &mut PgConnection, key: i64) -> i64 {
 async fn what_an_attempt_costs_does_not_grow_with_the_table() {
     let app = App::new().await;
     let mut conn = app.db.acquire().await.unwrap();
-    // Planned while there is next to nothing in it, and the planner knows that.
+    // These plans are made while the table is nearly empty, and the planner knows that.
     for key in 0..10 {
         pages(&mut conn, key).await;
     }

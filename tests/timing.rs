@@ -1,15 +1,15 @@
-//! Nobody tells by the clock whether there is a user, and why a login failed: the times of answers, statistically.
+//! The time that an answer takes tells nobody whether a user exists, or why a login failed: a statistical test.
 //!
-//! The cases take turns in a random order, so that whatever else the machine does troubles all of them alike, and are
-//! compared by rank (Mann and Whitney): how often does an answer of one case take longer than one of another? One in two
-//! times when they take the same, nearly always when one of them leaves a hash out or does one more.
+//! The cases take turns in a random order, so whatever else the machine does affects all of them alike, and are
+//! compared by rank (Mann–Whitney): how often does an answer of one case take longer than one of another? One time in
+//! two if they take the same, nearly always if one of them skips a hash or computes one more.
 //!
-//! What this can show: a step that some cases leave out and that takes more than a few percent of the whole. What it
-//! cannot: that there is no difference of microseconds. There may be: a row that is found is read, and one that is not
-//! is not. Against a hash of tens of milliseconds and a network that takes thousands of samples to see, and a throttle
-//! lets nobody take so many.
+//! What this can show: a step that some cases skip, and that takes more than a few percent of the whole. What it cannot
+//! show: that there is no difference of microseconds. There may be one, since a row that is found is read, and one that
+//! is not found is not. Behind a hash of tens of milliseconds and a network, it takes thousands of samples to see that,
+//! and the throttle lets nobody take so many.
 //!
-//! A few samples in `make test`; with `GATEPASS_DRILL=full` so many that the bounds are close.
+//! `make test` takes a few samples; with `GATEPASS_DRILL=full` there are so many that the bounds are close.
 
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,9 @@ use crate::{
 
 const WRONG: &str = "wrong-horse-battery-9";
 
-/// How many samples of each case, and how far from one in two a comparison may be. For so many equal samples, its standard
-/// deviation is `sqrt((2n + 1) / (12 n²))`: 0.075 for 30 and 0.018 for 500. The bounds are more than five of it away.
+/// How many samples to take of each case, and how far from one half a comparison may be. For n samples each of equal
+/// cases its standard deviation is `sqrt((2n + 1) / (12 n²))`: 0.075 for 30 and 0.018 for 500. The bounds are more than
+/// five standard deviations away.
 fn effort() -> (usize, f64) {
     if is_drill() { (500, 0.15) } else { (30, 0.4) }
 }
@@ -52,7 +53,7 @@ fn median(times: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
-/// The seconds that each case took, time and again, in turns.
+/// The seconds that each case took, in every round. The cases take turns.
 async fn measure(cases: usize, samples: usize, mut answer: impl AsyncFnMut(usize, usize)) -> Vec<Vec<f64>> {
     let mut times = vec![Vec::with_capacity(samples); cases];
     // The first round warms up and does not count.
@@ -88,7 +89,7 @@ async fn log_in(app: &App, username: &str, password: &str) -> Answer {
     app.post("/users/login").json(&json!({ "username": username, "password": password })).send().await
 }
 
-/// What a hash costs in earnest, on one thread.
+/// A hash at its real cost, on one thread.
 const HASH: [(&str, &str); 3] =
     [("ARGON2_MEMORY_KIB", "19456"), ("ARGON2_ITERATIONS", "2"), ("PASSWORD_HASH_THREADS", "1")];
 
@@ -122,7 +123,7 @@ async fn a_failed_login_takes_as_long_whyever_it_failed() {
     assert_alike(&cases.map(|(name, ..)| name), &times.await, bound);
 }
 
-/// Ours takes microseconds here, so that nothing but waiting makes them alike.
+/// Our own hash takes microseconds here, so that only waiting makes the cases alike.
 #[tokio::test]
 async fn a_failed_login_takes_as_long_with_a_dear_hash_of_another_system() {
     let app = App::new().await;
@@ -146,7 +147,7 @@ async fn a_failed_login_takes_as_long_with_a_dear_hash_of_another_system() {
     assert_alike(&cases.map(|(name, ..)| name), &times.await, bound);
 }
 
-/// Nothing but waiting makes these alike. All at once, since all of them wait.
+/// Only waiting makes these alike. They run all at once, since all of them wait.
 #[tokio::test]
 async fn a_failed_login_takes_as_long_whether_or_not_the_old_system_was_asked() {
     let old = OldSystem::start().await;
@@ -207,7 +208,7 @@ async fn a_refused_login_takes_as_long_whoever_it_is() {
     assert_alike(&cases.map(|(name, ..)| name), &times.await, bound);
 }
 
-/// The instrument itself: that one of these is answered without a hash shows at once.
+/// The instrument itself: one of these is answered without a hash, which shows at once.
 #[tokio::test]
 async fn a_hash_that_is_left_out_would_show() {
     let app = App::with(&[&HASH[..], &[("LOGIN_ATTEMPTS_PER_ACCOUNT", "1/365d")]].concat()).await;
@@ -222,7 +223,7 @@ async fn a_hash_that_is_left_out_would_show() {
     assert!(how_often_larger(&times[0], &times[1]) > 0.95, "{times:?}");
 }
 
-/// That a name is taken is told by the answer; which of both it was, and whose, by nothing else.
+/// The answer tells that a name is taken. Nothing else tells which of the two it was, or whose.
 #[tokio::test]
 async fn a_registration_takes_as_long_whatever_is_taken() {
     let app = App::with(&HASH).await;

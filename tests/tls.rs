@@ -1,5 +1,5 @@
-//! TLS in the service: which versions and protocols it speaks and which not, what it does with clients that say something
-//! else or nothing, and how a new certificate comes into force, or does not, while it serves.
+//! TLS in the service: which versions and protocols it speaks and which it does not, what it does with clients that say
+//! something else or nothing, and when it takes up a new certificate while it serves, and when not.
 
 use std::{
     fs, io,
@@ -83,7 +83,7 @@ impl Place {
     }
 }
 
-/// The service on a socket, with TLS.
+/// The service with TLS, listening on a socket.
 struct Served {
     address: SocketAddr,
     _phase: watch::Sender<Phase>,
@@ -97,7 +97,7 @@ async fn serve(app: &App, tls: &Tls, limits: Limits) -> Served {
     Served { address, _phase: phase }
 }
 
-/// A client that trusts one authority, of these versions and protocols.
+/// A client with these versions and protocols that trusts one authority.
 fn client(
     authority: &Authority,
     versions: &[&'static SupportedProtocolVersion],
@@ -119,7 +119,7 @@ async fn connect(client: &TlsConnector, address: SocketAddr) -> io::Result<TlsSt
     client.connect("localhost".try_into().unwrap(), stream).await
 }
 
-/// Asks on a connection of its own, by the protocol that both have agreed on.
+/// Sends a request on a new connection, over the protocol that was negotiated.
 async fn get(client: &TlsConnector, address: SocketAddr, path: &str) -> io::Result<Response<Incoming>> {
     let stream = connect(client, address).await?;
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -140,7 +140,7 @@ async fn get(client: &TlsConnector, address: SocketAddr, path: &str) -> io::Resu
     answer.map_err(io::Error::other)
 }
 
-/// What the server shows who connects.
+/// The certificate that the server presents.
 async fn shown(client: &TlsConnector, address: SocketAddr) -> Vec<u8> {
     let stream = connect(client, address).await.unwrap();
     stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
@@ -175,19 +175,19 @@ async fn both_versions_and_both_protocols_are_spoken() {
             assert!(String::from_utf8_lossy(&body).contains("missing_token"));
         }
     }
-    // Protocols that are not spoken here, and a client that trusts somebody else.
+    // A protocol that is not spoken here, and a client that trusts another authority.
     let refused = connect(&client(&authority, &[&TLS13], &["h3"]), served.address).await.unwrap_err();
     assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
     let stranger = client(&Authority::new("somebody else", now()), &[&TLS13], &[]);
     connect(&stranger, served.address).await.unwrap_err();
     get(&client(&authority, &[&TLS13], &[]), served.address, "/healthz").await.unwrap();
 
-    // Without TLS nobody is told to come with it.
+    // Without TLS there is no HSTS.
     let answer = app.get("/healthz").send().await;
     assert_eq!(answer.header("strict-transport-security"), "");
 }
 
-/// What comes until the other side closes, and how long that took.
+/// What arrives until the other side closes, and how long that took.
 async fn rest(mut stream: TcpStream) -> (Vec<u8>, Duration) {
     let began = Instant::now();
     let mut bytes = Vec::new();
@@ -198,7 +198,7 @@ async fn rest(mut stream: TcpStream) -> (Vec<u8>, Duration) {
     (bytes, began.elapsed())
 }
 
-/// A ClientHello that knows nothing later than this version: 3.1 is TLS 1.0, 3.2 is TLS 1.1, 3.0 is SSL 3.
+/// A ClientHello that offers nothing later than this version: 3.1 is TLS 1.0, 3.2 is TLS 1.1, 3.0 is SSL 3.
 fn hello(minor: u8) -> Vec<u8> {
     let mut body = vec![3, minor];
     body.extend([7; 32]); // random
@@ -231,7 +231,7 @@ async fn what_is_older_or_no_tls_is_refused_at_once() {
         stream.write_all(&said).await.unwrap();
         let (answer, took) = rest(stream).await;
         assert!(took < Duration::from_secs(2), "{took:?}");
-        // An alert and nothing else; protocol_version (70) to those who only know an older one.
+        // An alert at most; protocol_version (70) for clients that know only an older version.
         assert!(answer.is_empty() || (answer[0] == 0x15 && answer.len() == 7), "{answer:?}");
         assert!(!old || answer.last() == Some(&70), "{answer:?}");
     }
@@ -247,7 +247,7 @@ async fn a_client_that_is_silent_in_the_handshake_or_after_it_is_cut_off() {
     let limits = Limits { header_read: Duration::from_millis(300), connections: 4, ..Limits::default() };
     let served = serve(&app, &tls, limits).await;
     let mut silent = JoinSet::new();
-    // More of them than there are places, so that the last are only taken when the first are gone.
+    // More of them than there are places, so that the last are only accepted once the first are gone.
     for said in [&[][..], &[0x16], &hello(2)[..20], &hello(2)[..5], &[], &[0x16, 3], &[]] {
         let mut stream = TcpStream::connect(served.address).await.unwrap();
         stream.write_all(said).await.unwrap();
@@ -257,7 +257,7 @@ async fn a_client_that_is_silent_in_the_handshake_or_after_it_is_cut_off() {
     let answer = timeout(PATIENCE, get(&client, served.address, "/healthz")).await.unwrap().unwrap();
     assert_eq!(answer.status().as_u16(), 200);
     silent.join_all().await;
-    // Shaken hands, and then nothing.
+    // A complete handshake, and then nothing.
     let mut stream = connect(&client, served.address).await.unwrap();
     let mut byte = [0];
     let read = timeout(PATIENCE, stream.read(&mut byte)).await.expect("the connection stays open");
@@ -297,7 +297,7 @@ async fn a_new_pair_is_served_when_it_is_good_and_the_former_stays_when_it_is_no
     assert_eq!(metric(&metrics, EXPIRY), Some(of_first.unix_timestamp()));
     assert_eq!(metric(&metrics, RELOAD), Some(1));
 
-    // Half of it is written when it is looked at.
+    // Half of the pair is written when the files are looked at.
     let second = days(-1, 60);
     place.put(&second.certificate_pem(), &first.key_pem());
     tls.look(START, &metrics);
@@ -331,7 +331,7 @@ async fn a_new_pair_is_served_when_it_is_good_and_the_former_stays_when_it_is_no
         assert_eq!(metric(&metrics, RELOAD), Some(0), "{bad_certificate}{bad_key}");
         assert_eq!(metric(&metrics, EXPIRY), Some(of_second.unix_timestamp()));
     }
-    // The last one was early, and is good the next day.
+    // The last one was not valid yet, and is good the next day.
     let tomorrow = START + time::Duration::days(1);
     assert_eq!(
         look(&tls, tomorrow, &metrics).unix_timestamp(),
@@ -340,7 +340,7 @@ async fn a_new_pair_is_served_when_it_is_good_and_the_former_stays_when_it_is_no
     assert_eq!(metric(&metrics, RELOAD), Some(1));
     let of_early = tls.certificate().not_after;
 
-    // Gone, and back: also the same fault is a fault again.
+    // Gone and back, twice: the same fault is reported again.
     for _ in 0..2 {
         fs::remove_file(place.path("tls.key")).unwrap();
         assert_eq!(look(&tls, tomorrow, &metrics), of_early);
@@ -429,7 +429,7 @@ async fn certificates_are_replaced_under_load_and_no_request_fails() {
             }
         });
     }
-    // One that stays, over all of them.
+    // A connection that outlives all of the replacements.
     let plain = client(&authority, &[&TLS13], &[]);
     let stream = TokioIo::new(connect(&plain, address).await.unwrap());
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
@@ -439,7 +439,7 @@ async fn certificates_are_replaced_under_load_and_no_request_fails() {
         let next = authority.issue_at(now());
         place.put(&next.certificate_pem(), &next.key_pem());
         look(&tls, now(), &metrics);
-        // A new client, as one that was here before may resume its session with what it knows.
+        // A new client, since one that was here before may resume its session with the former certificate.
         assert_eq!(shown(&client(&authority, &[&TLS13], &[]), address).await, next.certificate);
         let before = answered.load(Ordering::Relaxed);
         until("some more requests", async || answered.load(Ordering::Relaxed) >= before + 8).await;
@@ -463,7 +463,7 @@ async fn start(home: &Home, url: &str, place: &Place, more: &[(&str, &str)]) -> 
     home.serve(&[&ours[..], more].concat()).await
 }
 
-/// As Kubernetes lays a secret out: the names are links into `..data`, which is a link that is replaced.
+/// Lays out a secret as Kubernetes does: the names are symlinks into `..data`, a symlink that is replaced.
 fn lay_out(directory: &Path, version: &str, issued: &Issued) {
     fs::create_dir(directory.join(version)).unwrap();
     fs::write(directory.join(version).join("tls.crt"), issued.certificate_pem()).unwrap();
@@ -486,7 +486,7 @@ async fn the_process_serves_a_secret_that_kubernetes_replaces() {
     lay_out(place.0.path(), "..2026_01", &first);
     let mut service = start(&home, &url, &place, &[]).await;
     assert!(service.stdout().contains("at https://"), "{}", service.stdout());
-    // As everybody may read a secret's files there unless one says otherwise.
+    // Kubernetes lets everybody read a secret's files unless told otherwise.
     service.logged("every user of this machine may read the key").await;
     let address: SocketAddr = service.address().parse().unwrap();
     let client = client(&authority, &[&TLS13], &["h2"]);
@@ -500,7 +500,7 @@ async fn the_process_serves_a_secret_that_kubernetes_replaces() {
     service.logged("TLS_CERT_FILE=").await;
     assert_eq!(shown(&client, address).await, second.certificate);
 
-    // From the same machine, by an address that is in no certificate.
+    // From the same machine, at an address that is in no certificate.
     let [certificate, key] = place.settings();
     let health = |args: &[&str]| {
         home.gatepass(&[&["health"], args].concat())

@@ -1,5 +1,5 @@
 //! What holds for every token of every format, whatever it says: it verifies with the claims that it was made with, and
-//! no longer when any byte of it is another.
+//! no longer does when any byte of it is changed.
 
 use std::sync::{Arc, LazyLock};
 
@@ -10,7 +10,7 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-/// One key for each format: an RSA key takes its time.
+/// One key for each format, made once, since an RSA key takes its time.
 static KEYS: LazyLock<Vec<SigningKey>> = LazyLock::new(|| {
     let root = SymmetricKey::from_bytes([1; 32]);
     let key = |format| match format {
@@ -43,7 +43,7 @@ fn content() -> impl Strategy<Value = Content> {
     let subject = (uuid(), uuid(), text(64), vec(text(24), 0..6))
         .prop_map(|(user_id, session_id, username, roles)| Subject { user_id, session_id, username, roles });
     let party = (text(64), text(64)).prop_map(|(issuer, audience)| Party { issuer, audience });
-    // From 1970 to 2100, for a second up to ten years.
+    // Issued between 1970 and 2100, for one second to ten years.
     let lifetime =
         (0..4_102_444_800_i64, 0..1_000_000_000_u32, 1..315_360_000_i64).prop_map(|(at, nanos, seconds)| {
             let now = OffsetDateTime::from_unix_timestamp(at).unwrap() + Duration::nanoseconds(nanos.into());
@@ -76,7 +76,7 @@ proptest! {
         let Content { party, subject, token_id, lifetime } = &content;
         for key in &*KEYS {
             let (token, verifier) = (content.issue(key), content.verifier(key));
-            // The second time from what the verifier remembers.
+            // The second time from the verifier's cache.
             for _ in 0..2 {
                 let claims = verifier.verify(&token, lifetime.now).unwrap();
                 prop_assert_eq!((&claims.issuer, &claims.audience), (&party.issuer, &party.audience));
@@ -97,7 +97,8 @@ proptest! {
         }
     }
 
-    /// An ECDSA signature (r, s) has a twin (r, n - s) that anybody can make. It says the same and differs in many bytes.
+    /// An ECDSA signature (r, s) has a twin (r, n - s) that anybody can compute: it signs the same, and differs in many
+    /// bytes.
     #[test]
     fn no_byte_of_it_can_be_another(
         content in content(),
@@ -109,7 +110,7 @@ proptest! {
                 let at = at.index(token.len());
                 let (before, after) = (&token[..at], &token[at + 1..]);
                 let here = char::from(token.as_bytes()[at]);
-                // The lowest bit, or any character in its place.
+                // Flip the lowest bit, or put any character in its place.
                 let other = if *is_flip { char::from(token.as_bytes()[at] ^ 1) } else { *other };
                 if other != here {
                     let altered = format!("{before}{other}{after}");

@@ -1,5 +1,5 @@
-//! What the real binary sends to a collector: a span for each request, in the trace of a proxy that called, with the steps
-//! of a login below it. A caller decides nothing about what is recorded, a stranger not even about the trace, and a
+//! What the real binary sends to a collector: a span for each request, in the trace of the proxy that called, with the
+//! steps of a login below it. A caller cannot decide what is recorded, a stranger cannot even choose the trace, and a
 //! collector that does not answer holds nobody up.
 
 use std::{
@@ -45,14 +45,14 @@ impl Collector {
         Self { endpoint, requests }
     }
 
-    /// Every span, by its name.
+    /// Every span that it was sent.
     pub fn spans(&self) -> Vec<Span> {
         let requests = self.requests.lock().unwrap();
         let resources = requests.iter().flat_map(|request| &request.resource_spans);
         resources.flat_map(|resource| &resource.scope_spans).flat_map(|scope| scope.spans.clone()).collect()
     }
 
-    /// All that it was sent, as text to search.
+    /// Everything that it was sent, as text to search.
     pub fn sent(&self) -> String {
         format!("{:?}", self.requests.lock().unwrap())
     }
@@ -109,7 +109,7 @@ async fn a_login_is_a_tree_of_its_steps_in_the_trace_of_our_proxy() {
     ];
     let service = serve(&home, &database().await, &settings).await;
     register(&service).await;
-    // A caller that does not want to be recorded: that is not for the caller to say.
+    // The caller asks not to be recorded, which is not for the caller to decide.
     assert_eq!(log_in(&service, &format!("00-{TRACE}-{CALLER}-00"), PASSWORD).await, 200);
     let log = service.stop(Signal::TERM).await.expect(0).stderr;
 
@@ -132,7 +132,7 @@ async fn a_login_is_a_tree_of_its_steps_in_the_trace_of_our_proxy() {
 
     for step in ["throttle", "wait for a hashing thread", "hash a password", "SELECT", "WITH"] {
         let of_step = of_login.iter().filter(|span| span.name == step);
-        // The throttle's is below it.
+        // The throttle's SELECT is below the throttle's span.
         let steps: Vec<_> = of_step.filter(|span| span.parent_span_id == server.span_id).collect();
         assert!(!steps.is_empty() || step == "SELECT", "{step}: {of_login:#?}");
         for span in steps {
@@ -140,7 +140,7 @@ async fn a_login_is_a_tree_of_its_steps_in_the_trace_of_our_proxy() {
             assert!(span.end_time_unix_nano <= server.end_time_unix_nano + 1_000_000, "{span:?}");
         }
     }
-    // Of statements there is the text, with placeholders.
+    // A statement has its text, with placeholders.
     let statements: Vec<_> = of_login.iter().filter(|span| span.kind() == SpanKind::Client).collect();
     assert!(statements.len() == 2, "{statements:#?}");
     for statement in &statements {
@@ -154,11 +154,11 @@ async fn a_login_is_a_tree_of_its_steps_in_the_trace_of_our_proxy() {
     let below_throttle = statements.iter().filter(|span| span.parent_span_id == one("throttle").span_id);
     assert_eq!(below_throttle.count(), 1);
 
-    // Nobody's trace: one of its own.
+    // A request without a trace gets one of its own.
     let register = spans.iter().find(|span| span.name == "POST /users").unwrap();
     assert_eq!(register.parent_span_id, [0; 0]);
     assert_ne!(hex(&register.trace_id), TRACE);
-    // What runs beside requests is in no trace.
+    // Background work is in no trace.
     for span in &spans {
         assert!(!span.parent_span_id.is_empty() || span.kind() == SpanKind::Server, "{span:?}");
     }
@@ -169,7 +169,7 @@ async fn a_login_is_a_tree_of_its_steps_in_the_trace_of_our_proxy() {
     assert_eq!(told["service.version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(told["deployment.environment.name"], "test");
 
-    // The log and the trace find one another.
+    // The log and the trace refer to each other.
     let events = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let of_login: Vec<_> = events
         .filter(|event| [&event["request_id"], &event["span"]["request_id"]].contains(&&"a-login".into()))
@@ -209,7 +209,7 @@ async fn a_strangers_request_is_a_trace_of_its_own() {
     assert_eq!(register.links, []);
 }
 
-/// Of these two, the one is always recorded by whoever decides by the trace's id, and the other never.
+/// A sampler that goes by the trace's id always records one of these two, and never the other.
 #[tokio::test]
 async fn chance_decides_what_is_recorded_whatever_the_trace_is_called() {
     const REQUESTS: usize = 60;
@@ -234,7 +234,7 @@ async fn chance_decides_what_is_recorded_whatever_the_trace_is_called() {
         let of_trace: Vec<&Span> = spans.iter().filter(|span| hex(&span.trace_id) == id).collect();
         let (servers, below): (Vec<&Span>, Vec<&Span>) =
             of_trace.iter().partition(|span| span.kind() == SpanKind::Server);
-        // All or none are 2⁻⁶⁰ likely.
+        // All of them has a probability of 2⁻⁶⁰, and so does none.
         assert!((1..REQUESTS).contains(&servers.len()), "{id}: {}", servers.len());
         // A request is recorded as a whole or not at all.
         assert!(!below.is_empty());
@@ -277,13 +277,13 @@ async fn nothing_is_recorded_of_a_share_of_none_whatever_the_caller_says() {
     assert_eq!(log_in(&service, &format!("00-{TRACE}-{CALLER}-01"), PASSWORD).await, 200);
     let log = service.stop(Signal::TERM).await.expect(0).stderr;
     assert_eq!(collector.spans(), []);
-    // The log still tells which trace of the caller's it was.
+    // The log still names the caller's trace.
     assert!(log.contains(&format!(r#""trace_id":"{TRACE}""#)));
 }
 
 #[tokio::test]
 async fn a_collector_that_does_not_answer_holds_nobody_up() {
-    // Takes connections, and says nothing.
+    // Accepts connections, and says nothing.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", silent.local_addr().unwrap());
     let home = Home::new();
@@ -294,12 +294,12 @@ async fn a_collector_that_does_not_answer_holds_nobody_up() {
     ];
     let service = serve(&home, &database().await, &settings).await;
     register(&service).await;
-    // Many times as many spans as the queue holds.
+    // Many times more spans than the queue holds.
     for _ in 0..40 {
         assert_eq!(service.get("/healthz").await.0, 200);
     }
     assert_eq!(log_in(&service, "", PASSWORD).await, 200);
-    // The exporter by itself waits for ten seconds.
+    // By itself, the exporter would wait for ten seconds.
     let began = Instant::now();
     service.stop(Signal::TERM).await.expect(0);
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());

@@ -1,4 +1,4 @@
-//! Users: their own profile, who may register, what a login tells and what it leaves behind, and what administrators
+//! Users: their own profile, who may register, what a login reveals and what it leaves behind, and what administrators
 //! see.
 
 use gatepass::store::{
@@ -58,7 +58,7 @@ async fn a_user_changes_what_they_name_and_nothing_else() {
     expected["email"] = json!("alice@example.com");
     assert_eq!(patch_me(&app, &alice, both).await.expect(200), expected);
 
-    // An address cannot be taken away, and what is not the profile cannot be changed here.
+    // An address cannot be removed, and what is not part of the profile cannot be changed here.
     let problem =
         patch_me(&app, &alice, json!({"email": null})).await.expect_problem(422, "validation_failed");
     assert_eq!(problem["errors"][0]["code"], "wrong_type");
@@ -68,7 +68,7 @@ async fn a_user_changes_what_they_name_and_nothing_else() {
         assert_eq!(problem["errors"][0]["code"], "unknown_field", "{field}");
     }
     assert_eq!(me(&app, &alice).await, expected);
-    // The new address logs in, the old ones do not.
+    // The new address can log in, the old ones cannot.
     log_in(&app, "Alice@Example.com", PASSWORD).await.expect(200);
     log_in(&app, "liddell@example.org", PASSWORD).await.expect_problem(401, "invalid_credentials");
 }
@@ -102,7 +102,7 @@ async fn an_address_is_the_same_however_its_accents_are_composed() {
         ("composed", "jos\u{e9}@example.com", "JOSE\u{301}@example.com"),
         ("decomposed", "zoe\u{308}@exa\u{308}mple.com", "zo\u{eb}@EX\u{c4}mple.com"),
         ("indic", "हिन्दी@example.com", "हिन्दी@Example.com"),
-        // Marks in another order.
+        // Combining marks in another order.
         ("stacked", "q\u{323}\u{307}@example.com", "q\u{307}\u{323}@example.com"),
     ] {
         let register = async |username: &str, email: &str| {
@@ -136,7 +136,7 @@ async fn nobody_takes_the_name_or_address_of_another() {
     for email in ["alice@example.com", "Alice@EXAMPLE.com"] {
         let change = json!({"full_name": "Mallory", "email": email});
         patch_me(&app, &bob, change).await.expect_problem(409, "email_taken");
-        // Nothing of it was done.
+        // None of it was done.
         assert_eq!(me(&app, &bob).await, bob["user"]);
     }
 }
@@ -169,7 +169,7 @@ async fn a_live_token_of_a_user_who_is_locked_out_or_gone_is_refused() {
 async fn of_many_who_register_one_name_or_address_at_once_one_succeeds() {
     let app = App::new().await;
     let replicas = [app.replica(&[]).await, app.replica(&[]).await];
-    // Every mixture of capitals there is in five letters.
+    // Sixteen mixtures of upper and lower case.
     let cases = |name: &str, i: usize| -> String {
         let case = |(at, c): (usize, char)| if i >> at & 1 == 1 { c.to_ascii_uppercase() } else { c };
         name.chars().enumerate().map(case).collect()
@@ -202,7 +202,7 @@ async fn nobody_registers_where_registration_is_closed() {
     let app = App::with(&[("REGISTRATION", "closed")]).await;
     let body = json!({"username": "alice", "email": "alice@example.com", "password": PASSWORD});
     app.post("/users").json(&body).send().await.expect_problem(403, "registration_closed");
-    // Even of a name that another has or nobody can have: it tells nothing.
+    // The answer is the same for a name that is taken or that nobody can have, so it reveals nothing.
     let body = json!({"username": "", "email": "", "password": ""});
     app.post("/users").json(&body).send().await.expect_problem(403, "registration_closed");
     let open = app.replica(&[]).await;
@@ -340,11 +340,11 @@ async fn a_login_leaves_a_session_by_which_its_owner_can_recognise_it() {
         let begun = now.truncate_to_second();
         assert_eq!(session.times, [now, now, begun + Duration::hours(24), begun + Duration::days(30)]);
     }
-    // A failed one leaves none.
+    // A failed login leaves none.
     log_in(&app, "alice", "wrong-horse-battery-9").await.expect_problem(401, "invalid_credentials");
     let count: i64 = sqlx::query_scalar("SELECT count(*) FROM sessions").fetch_one(&app.db).await.unwrap();
     assert_eq!(count, 8);
-    // What is no UTF-8 is no reason to refuse anybody.
+    // A user agent that is not UTF-8 is no reason to refuse a login.
     let body = json!({"username": "alice", "password": PASSWORD});
     let request = app.post("/users/login").header("user-agent", &b"caf\xe9"[..]).json(&body);
     let login = request.send().await.expect(200);
@@ -377,7 +377,7 @@ async fn a_token_of_the_older_key_goes_on_working_while_that_is_accepted() {
     assert_eq!(me(&moved, &older).await, older["user"]);
     let newer = moved.login("alice").await;
     me(&moved, &newer).await;
-    // Who has not heard of the new key yet takes no token of it.
+    // A replica that does not know the new key yet accepts no token of it.
     app.get("/users/me").bearer(&newer).send().await.expect_problem(401, "invalid_token");
 
     let done = app.replica_with_key(OTHER_KEY, &[]).await;
@@ -500,7 +500,7 @@ async fn administrators_look_at_users_and_nobody_else_does() {
     let upper = path.replace("/admin/users/", "").to_uppercase();
     app.get(&format!("/admin/users/{upper}")).bearer(&root).send().await.expect(200);
 
-    // Nobody else, not even to learn who exists, and not at oneself.
+    // Nobody else may, neither to learn who exists, nor to look at themselves.
     let login = app.login("bob").await;
     let own = format!("/admin/users/{}", bob["id"].as_str().unwrap());
     for path in [&*path, &own, "/admin/users/019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e", "/admin/users/abc"] {
@@ -509,7 +509,7 @@ async fn administrators_look_at_users_and_nobody_else_does() {
         answer.expect_problem(403, "forbidden");
     }
 
-    // The roles are those of this moment, not those of the login.
+    // The current roles count, not those at the login.
     app.sql("UPDATE users SET roles = '{admin}' WHERE id = $1::uuid", &bob["id"]).await;
     app.get(&path).bearer(&login).send().await.expect(200);
     app.sql("UPDATE users SET roles = '{}' WHERE id = $1::uuid", &root["user"]["id"]).await;

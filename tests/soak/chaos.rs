@@ -1,6 +1,6 @@
 //! What is done to the fleet while clients use it: its replicas are killed and stopped, its Postgres is restarted, its
-//! connections are cut. And what an operator does all the time: users are imported, keys replaced, the history is sealed
-//! and held against its seals. Sessions are cleaned up by each replica that starts.
+//! connections are cut. Meanwhile an operator imports users, rotates keys, seals the history and verifies it against
+//! its seals. Each replica that starts cleans up sessions.
 
 use std::{fs, sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -18,17 +18,17 @@ use crate::process::Signal;
 pub enum Fault {
     /// A replica, by `kill -9`.
     Kill,
-    /// A replica, in order.
+    /// A replica, by an orderly stop.
     Stop,
-    /// Postgres, in order: who is connected is sent away.
+    /// Postgres, by a fast shutdown: clients are disconnected.
     RestartPostgres,
-    /// Postgres, at once: it recovers from its log.
+    /// Postgres, by an immediate shutdown: it recovers from its WAL.
     CrashPostgres,
-    /// Each second connection of the service.
+    /// About half of the service's connections, at random.
     CutConnections,
     /// A replica and Postgres together.
     KillBoth,
-    /// A replica stands still, for longer than it may go without hearing what was revoked.
+    /// A replica stands still for longer than it may go without hearing of revocations.
     Freeze,
 }
 
@@ -47,18 +47,18 @@ pub const FAULTS: &[Fault] = &[
 pub struct Form {
     pub lasts: Duration,
     pub clients: usize,
-    /// Between two faults, in milliseconds: at least and at most.
+    /// Between two faults, in milliseconds: at least, and at most.
     pub pause: (usize, usize),
     pub faults: &'static [Fault],
-    /// How long a revocation may take to the other replicas.
+    /// How long a revocation may take to reach the other replicas.
     pub lag: time::Duration,
 }
 
 /// Longer than `REVOCATION_MAX_STALENESS`.
 const FREEZE: Duration = Duration::from_secs(4);
 
-/// First each fault once, then any of them. The first replica is left alone after the first quarter, so that its memory can
-/// be judged.
+/// Causes each fault once, then any of them. The first replica is left alone after the first quarter, so that its
+/// memory can be judged.
 pub async fn rage(fleet: &Fleet, form: Form, seed: u64) {
     let mut dice = Dice::new(seed, 999);
     let began = Instant::now();
@@ -111,10 +111,10 @@ pub async fn rage(fleet: &Fleet, form: Form, seed: u64) {
     }
 }
 
-/// Users whom an import brings at a time.
+/// How many users one import brings.
 const BATCH: usize = 5;
 
-/// The operator, until the soak is over; gives back which users were imported.
+/// Acts as the operator until the soak is over; returns which users were imported.
 pub async fn operate(fleet: &Fleet, pause: (usize, usize), seed: u64) -> Outcome<Vec<String>> {
     let mut dice = Dice::new(seed, 998);
     let hash: String =
@@ -129,14 +129,14 @@ pub async fn operate(fleet: &Fleet, pause: (usize, usize), seed: u64) -> Outcome
                 let names: Vec<_> = (0..BATCH).map(|n| format!("import{turn}-{n}")).collect();
                 let lines: String = names.iter().map(|name| user(name, &hash)).collect();
                 let file = fleet.home.write(&format!("import{turn}.jsonl"), &lines);
-                // Again, until all are there.
+                // Repeated until all of them are there.
                 while run(fleet, &["import", &file, "--json"]).await?.is_none() {}
                 fs::remove_file(file).unwrap();
                 fleet.imported.lock().unwrap().extend(names.clone());
                 imported.extend(names);
             }
             1 => {
-                // It may have to wait for its turn.
+                // It may have to wait its turn.
                 tokio::select! {
                     done = run(fleet, &["key", "rotate"]) => { done?; }
                     () = is_over(fleet) => {}
@@ -170,7 +170,7 @@ fn user(name: &str, hash: &str) -> String {
     format!("{user}\n")
 }
 
-/// What is there after the seals fits them; `None` when the database was away.
+/// Checks the history against its seals; `None` when the database was away.
 pub async fn verify_history(fleet: &Fleet) -> Outcome<Option<Value>> {
     let found = run(fleet, &["history", "verify", "--json"]).await?;
     match &found {
@@ -179,7 +179,7 @@ pub async fn verify_history(fleet: &Fleet) -> Outcome<Option<Value>> {
     }
 }
 
-/// `gatepass ARGS…`; nothing when it failed because the database was away.
+/// `gatepass ARGS…`; `None` when it failed because the database was away.
 pub async fn run(fleet: &Fleet, args: &[&str]) -> Outcome<Option<Value>> {
     let sent = fleet.clock.now();
     let ended = fleet.home.gatepass(args).envs(&fleet.environment()).run().await;

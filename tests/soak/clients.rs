@@ -1,5 +1,5 @@
-//! Clients. Each has a user at a time, does one thing after the other to them and their sessions, on any replica, and holds
-//! each answer against its [record](super::record).
+//! The clients. Each has one user at a time, does one thing after the other with them and their sessions, on any
+//! replica, and checks each answer against its [record](super::record).
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -20,17 +20,17 @@ use super::{
 };
 use crate::app::PASSWORD;
 
-/// How many sessions of a user go on at once.
+/// How many sessions of a user are alive at once.
 const SESSIONS: usize = 5;
-/// Until a request whose answer was lost has come off, if it ever does.
+/// After this a request whose answer was lost has taken effect, if it ever does.
 const REST: Duration = Duration::from_secs(3);
 const ROLES: [&[&str]; 3] = [&[], &["editor"], &["editor", "viewer"]];
 pub const ADMIN: &str = "root";
 
-/// What a user's client has done, and why that is wrong.
+/// The error is what a user's client has done, and why the answer is wrong.
 pub type Outcome<T = ()> = Result<T, String>;
 
-/// Chance, the same again with the same seed.
+/// Randomness that repeats with the same seed.
 pub struct Dice(ChaCha20Rng);
 
 impl Dice {
@@ -55,21 +55,21 @@ pub struct User {
     passwords: Vec<String>,
     pub roles: Roles,
     pub sessions: Vec<Session>,
-    /// How many sessions may be there that nobody knows of.
+    /// How many sessions may exist that nobody knows of.
     pub lost_logins: i32,
     pub is_there: bool,
     id: String,
 }
 
-/// What a client does. Of each as many turns as the number says.
+/// What a client does; [`ACTS`] says how often.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     LogIn,
     Check,
     Renew,
-    /// And goes away before the answer comes.
+    /// And leaves before the answer comes.
     RenewAndLeave,
-    /// With the refresh token before.
+    /// With the previous refresh token.
     RenewAgain,
     /// With an older one, as a thief would.
     Replay,
@@ -80,7 +80,7 @@ enum Act {
     EndOne,
     EndOthers,
     EndAll,
-    /// Of a session that is over.
+    /// Tries a session that is over.
     Resurrect,
     ChangePassword,
     ChangeRoles,
@@ -120,11 +120,11 @@ pub struct Story {
     former: Vec<User>,
     /// An administrator's access token, and when it ends.
     admin: Option<(String, OffsetDateTime)>,
-    /// What was done with one session, by its number, or with all of the user.
+    /// What was done: with one session, by its number, or with the user as a whole.
     told: Vec<(Option<usize>, String)>,
-    /// The session that it is about at the moment.
+    /// The session that is in use at the moment.
     present: Option<usize>,
-    /// Which replica is asked, if not any.
+    /// The replica to ask, if not just any.
     place: Option<usize>,
 }
 
@@ -144,8 +144,8 @@ impl Story {
         }
     }
 
-    /// Goes on until the soak is over, and gives back who there is and who there was; of an answer that was not foretold, the
-    /// story that led there.
+    /// Acts until the soak is over, and returns the story with its users. If an answer was not predicted, the error is
+    /// what led there.
     pub async fn play(mut self) -> Outcome<Self> {
         let played = async {
             while !self.fleet.is_over.load(Relaxed) {
@@ -164,7 +164,7 @@ impl Story {
         }
     }
 
-    /// What was done with the user, and of their sessions with the one that went wrong.
+    /// What was done with the user, and with the one of their sessions that went wrong.
     fn story(&self, fault: &str) -> String {
         let lines: Vec<_> = self.told.iter().filter(|(of, _)| of.is_none() || *of == self.present).collect();
         let lines: Vec<_> =
@@ -209,7 +209,7 @@ impl Story {
         Ok(answer)
     }
 
-    /// Until there is an answer; the span is that of all attempts.
+    /// Asks until there is an answer; the span covers all attempts.
     async fn insist(
         &mut self,
         what: &str,
@@ -220,7 +220,7 @@ impl Story {
             return Ok((first, false));
         }
         loop {
-            // No late one may undo what is done next.
+            // No late request may undo what is done next.
             sleep(REST).await;
             let answer = self.ask(what, None, &request).await?;
             if answer.said != Said::Lost {
@@ -229,7 +229,7 @@ impl Story {
         }
     }
 
-    /// A new user: by registration, or one who came by an import.
+    /// A new user, registered now or imported before.
     async fn meet(&mut self) -> Outcome {
         self.present = None;
         let user = std::mem::take(&mut self.user);
@@ -297,7 +297,7 @@ impl Story {
             Act::RenewAndLeave => {
                 let patience = self.dice.millis(1, 20);
                 self.renew(session, 0, Some(patience)).await?;
-                // The service may yet read what it was sent; the answer to that is asked for and not gone beyond.
+                // The service may still process the abandoned request: ask for its answer, and go no further.
                 sleep(Duration::from_millis(500)).await;
                 self.renew(session, 0, None).await?;
                 sleep(Duration::from_millis(1500)).await;
@@ -393,8 +393,8 @@ impl Story {
         verdict.map_err(|fault| format!("session {i}: {fault}"))
     }
 
-    /// Asks something with an access token of a session, and takes down what that says of the token. It is refused for its
-    /// token or with one of the codes `foretold`, or not at all.
+    /// Makes a request with an access token of a session, and records what the answer says about the token. The request
+    /// may be refused because of its token or with one of the codes `foretold`, or succeed.
     async fn bear(
         &mut self,
         i: usize,
@@ -412,7 +412,7 @@ impl Story {
             self.ask(&what, patience, |http, url| request(http, url).bearer_auth(&token.text)).await?;
         let said = match &answer.said {
             Said::Refused(code) if is_about_token(code) => Said::Refused(code.clone()),
-            // Which has nothing to do with the token.
+            // This has nothing to do with the token.
             Said::Refused(code) if foretold.contains(&&**code) => Said::Done(()),
             Said::Refused(code) => return Err(format!("{what} is refused: {code}")),
             Said::Done(_) => Said::Done(()),
@@ -444,7 +444,7 @@ impl Story {
         Ok(())
     }
 
-    /// The sessions that are shown are those that go on.
+    /// The list shows exactly the sessions that are alive.
     async fn list(&mut self, i: usize) -> Outcome {
         let (said, span) =
             self.bear(i, "list", None, &[], |http, url| http.get(format!("{url}/sessions"))).await?;
@@ -468,7 +468,7 @@ impl Story {
 
     async fn end(&mut self, i: usize, method: &str, path: &str, patience: Option<Duration>) -> Outcome {
         let method: reqwest::Method = method.parse().unwrap();
-        // One of the user's that is over.
+        // For a session of the user's that is over.
         let foretold: &[&str] = if path.starts_with("/sessions/") { &["not_found"] } else { &[] };
         let (said, span) = self
             .bear(i, &format!("{method} {path}"), patience, foretold, |http, url| {
@@ -571,7 +571,7 @@ impl Story {
         Ok(())
     }
 
-    /// What an administrator does to the user, until it is done.
+    /// Makes an administrator's change to the user, and insists until it is done.
     async fn administer(&mut self, change: Value) -> Outcome<Span> {
         let mut whole: Option<Span> = None;
         loop {
@@ -632,8 +632,8 @@ impl Story {
         Ok(())
     }
 
-    /// After the soak, when all is well: each session of each user once more. A token that would still be good without what
-    /// has happened to its session is shown to every replica.
+    /// After the soak, when everything is up: checks each session of each user once more. A token that would still be
+    /// good, had nothing happened to its session, is presented to every replica.
     pub async fn finish(mut self) -> Outcome<Self> {
         let mut users = std::mem::take(&mut self.former);
         users.push(std::mem::take(&mut self.user));
@@ -668,7 +668,7 @@ impl Story {
     }
 }
 
-/// Whether what bears a token is refused because of it.
+/// Whether a code means that a request is refused because of its token.
 fn is_about_token(code: &str) -> bool {
     ["missing_token", "invalid_token", "token_expired", "session_revoked", "token_outdated"].contains(&code)
 }
@@ -695,7 +695,7 @@ fn tokens(body: &Value) -> Tokens {
     }
 }
 
-/// A seed that nobody has chosen.
+/// A random seed.
 pub fn any_seed() -> u64 {
     u64::from(u32::from_be_bytes(random::bytes(&mut random::system())))
 }

@@ -1,7 +1,7 @@
-//! Three replicas over one Postgres, what has been done to them, and who is to blame for an error.
+//! Three replicas over one Postgres, what has been done to them, and what may explain an error.
 //!
-//! An answer may be missing where its replica was being killed or stopped, and a 503 may come while the database is away.
-//! Every other error fails the soak, and is told with its request.
+//! An answer may be missing where its replica was being killed or stopped, and a 503 may come while the database is
+//! away. Every other error fails the soak, and is reported with its request.
 
 use std::{
     collections::BTreeMap,
@@ -28,24 +28,24 @@ use crate::{
 
 pub const REPLICAS: usize = 3;
 
-/// Longer than the service takes to give a request up.
+/// Longer than the service takes to give up on a request.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// One process. Another one takes its place.
+/// One process. When it ends, another takes its place.
 pub struct Replica {
     process: tokio::sync::Mutex<Option<Process>>,
     pub place: usize,
     url: String,
     pid: i32,
-    /// From just before it is told or made to end.
+    /// Set just before it is told or forced to end.
     is_ending: AtomicBool,
-    /// Bytes, once a second.
+    /// In bytes, once a second.
     pub memory: Mutex<Vec<usize>>,
 }
 
 /// What a replica may answer while the database is away.
 pub const AWAY: &[&str] = &["database_unavailable", "revocations_stale", "timeout"];
-/// What it may answer after it has stood still.
+/// What it may answer after it has been frozen.
 pub const ASLEEP: &[&str] = &["revocations_stale"];
 
 /// A time in which something keeps replicas from the database. They may answer 503 with one of `codes`.
@@ -60,20 +60,20 @@ pub struct Fleet {
     pub home: Home,
     pub settings: Vec<(&'static str, String)>,
     pub server: tokio::sync::Mutex<Server>,
-    /// The test's own, by TCP and with every right.
+    /// The test's own connections, with every privilege.
     pub db: PgPool,
     pub rules: Rules,
     pub clock: Clock,
     began: OffsetDateTime,
     replicas: [Mutex<Option<Arc<Replica>>>; REPLICAS],
-    /// Those that have ended, for their memory.
+    /// Replicas that have ended, kept for their memory figures.
     pub former: Mutex<Vec<Arc<Replica>>>,
     outages: Mutex<Vec<Outage>>,
-    /// What has been done, and which errors came of it.
+    /// What has been done, and which errors that caused.
     counts: Mutex<BTreeMap<String, u64>>,
     pub requests: AtomicU64,
     pub is_over: AtomicBool,
-    /// Users who came by an import, and whom no client has taken yet.
+    /// Imported users whom no client has taken yet.
     pub imported: Mutex<Vec<String>>,
 }
 
@@ -82,7 +82,7 @@ pub struct Fleet {
 pub struct Answer {
     pub said: Said<Value>,
     pub span: Span,
-    /// There was no connection, so nobody has heard the request.
+    /// There was no connection, so nobody has seen the request.
     pub is_unheard: bool,
     /// What came and from where, for the story.
     pub told: String,
@@ -132,8 +132,8 @@ impl Fleet {
         *self.replicas[place].lock().unwrap() = Some(replica.into());
     }
 
-    /// Ends a replica, and starts another after `pause`. One that is killed has requests in flight: it has not answered any
-    /// for a moment.
+    /// Ends a replica, and starts another after `pause`. One that is killed has requests in flight, since it has
+    /// answered none for a moment.
     pub async fn replace(&self, place: usize, signal: Signal, pause: impl Future<Output = ()>) {
         if signal == Signal::KILL {
             self.signal(place, Signal::STOP).await;
@@ -151,7 +151,7 @@ impl Fleet {
         self.start(place).await;
     }
 
-    /// Stops a replica for `pause`, in the midst of whatever it is doing.
+    /// Freezes a replica for `pause`, in the middle of whatever it is doing.
     pub async fn freeze(&self, place: usize, pause: Duration) {
         self.signal(place, Signal::STOP).await;
         sleep(pause).await;
@@ -163,7 +163,7 @@ impl Fleet {
         replica.process.lock().await.as_ref().unwrap().signal(signal);
     }
 
-    /// Ends all.
+    /// Ends all replicas.
     pub async fn stop(&self) {
         for place in 0..REPLICAS {
             let replica = self.replicas[place].lock().unwrap().take().unwrap();
@@ -177,13 +177,13 @@ impl Fleet {
         self.replicas[place].lock().unwrap().clone()
     }
 
-    /// Those that are there.
+    /// The replicas that are running.
     pub fn replicas(&self) -> Vec<Arc<Replica>> {
         (0..REPLICAS).filter_map(|place| self.replica(place)).collect()
     }
 
-    /// `work` takes the database away, or connections to it, or a replica's time. Until all say that they are ready again,
-    /// errors are nobody's fault.
+    /// Does `work`, which takes away the database, connections to it, or a replica's time. Until all replicas say that
+    /// they are ready again, errors with one of `codes` are excused.
     pub async fn outage(&self, codes: &'static [&'static str], work: impl Future<Output = ()>) {
         self.outages.lock().unwrap().push(Outage { codes, began: self.clock.now(), ended: None });
         work.await;
@@ -199,7 +199,7 @@ impl Fleet {
         self.outages.lock().unwrap().last_mut().unwrap().ended = Some(self.clock.now());
     }
 
-    /// Whether a 503 with this code has a cause.
+    /// Whether an outage explains a 503 with this code.
     pub fn is_excused(&self, code: &str, span: Span) -> bool {
         let outages = self.outages.lock().unwrap();
         outages
@@ -223,7 +223,7 @@ impl Fleet {
         self.counts.lock().unwrap().clone()
     }
 
-    /// Asks a replica; `Err` is an error that nothing explains.
+    /// Sends a request to a replica; `Err` is an error that nothing explains.
     pub async fn ask(
         &self,
         replica: &Replica,
@@ -284,7 +284,7 @@ impl Fleet {
         Ok(Answer { said, span, is_unheard, told: format!("{told} (replica {place})") })
     }
 
-    /// Notes how much memory each replica has.
+    /// Records how much memory each replica has.
     pub fn weigh(&self) {
         for replica in self.replicas() {
             if let Some(bytes) = resident_bytes(replica.pid) {
@@ -294,7 +294,7 @@ impl Fleet {
     }
 }
 
-/// `VmRSS`; only Linux tells.
+/// `VmRSS`, in bytes; only Linux can tell.
 fn resident_bytes(pid: i32) -> Option<usize> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -1,6 +1,6 @@
-//! What has to be in the database in the end: what the clients' records say, and nothing that contradicts itself.
+//! What has to be in the database at the end: what the clients' records say, and nothing that contradicts itself.
 //!
-//! A trigger keeps a journal of every change of a session from the beginning on.
+//! From the beginning on, a trigger keeps a journal of every change to a session.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
@@ -25,7 +25,7 @@ CREATE TABLE held (
 );
 ";
 
-/// What each must find nothing of. `$1` is how long sessions are kept, in seconds.
+/// Queries that must find nothing. `$1` is how long sessions are kept, in seconds.
 const INVARIANTS: [(&str, &str); 16] = [
     (
         "a session was changed after its end",
@@ -124,7 +124,7 @@ pub async fn keep_journal(conn: &mut PgConnection) {
     sqlx::raw_sql(JOURNAL).execute(conn).await.unwrap();
 }
 
-/// Holds the database against the record; `strangers` are users whom no client has taken.
+/// Checks the database against the record; `strangers` are users whom no client has taken.
 pub async fn check(
     db: &PgPool,
     users: &[&User],
@@ -173,7 +173,7 @@ pub async fn check(
     transaction.commit().await.unwrap();
     let mut broken = Vec::new();
     for (what, query) in INVARIANTS {
-        // Only one of them asks for it.
+        // Only one of the queries uses it.
         let query = query.replace("$1", &retention.whole_seconds().to_string());
         let found: Vec<String> =
             sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(&mut *conn).await.unwrap();

@@ -1,8 +1,9 @@
 //! What a client may expect: a record of what it did, when, and what it was told. It knows no HTTP, no SQL and no clock.
 //!
-//! A request happens at some moment between [`Span::sent`] and [`Span::answered`]; where that makes a difference, either
-//! answer is right. A request whose answer is lost ([`Said::Lost`]) may have happened or not, and what it would have done
-//! stays in doubt until an answer settles it. Any answer that the record has no reason for is a fault of the service.
+//! A request takes effect at some moment between [`Span::sent`] and [`Span::answered`]; where that makes a difference,
+//! either answer is right. A request whose answer is lost ([`Said::Lost`]) may have taken effect or not, and what it
+//! would have done stays in doubt until an answer settles it. Any answer that the record cannot explain is a fault of
+//! the service.
 //!
 //! ```text
 //!            logout, …                    renewal refused
@@ -14,10 +15,10 @@ use std::collections::BTreeSet;
 
 use time::{Duration, OffsetDateTime};
 
-/// How long after its answer was lost a request may still come off: Postgres does to its end what it was sent.
+/// How long after its answer was lost a request may still take effect: Postgres completes what it was sent.
 pub const SETTLED_AFTER: Duration = Duration::seconds(12);
 
-/// What the service was told to do.
+/// The service's settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     pub reuse_interval: Duration,
@@ -25,7 +26,7 @@ pub struct Rules {
     pub session: Duration,
     pub access_token: Duration,
     pub retention: Duration,
-    /// How long a revocation may take to the other replicas.
+    /// How long a revocation may take to reach the other replicas.
     pub lag: Duration,
 }
 
@@ -49,7 +50,7 @@ pub enum Said<T = ()> {
     Done(T),
     /// With this code.
     Refused(String),
-    /// Nothing, or that the service could not say.
+    /// No answer, or one that leaves open what happened.
     Lost,
 }
 
@@ -70,7 +71,7 @@ pub struct Access {
     pub roles: String,
 }
 
-/// The roles of a user, comma between comma.
+/// The roles of a user, separated by commas.
 #[derive(Clone, Debug, Default)]
 pub struct Roles {
     pub now: String,
@@ -78,16 +79,17 @@ pub struct Roles {
     pub changed: Option<Span>,
 }
 
-/// How a session stands.
+/// The state of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     Live,
-    /// Something that would have ended it was lost; it may be until then. What a renewal would hear.
+    /// The answer to something that would have ended it was lost; it may still end until then, and a renewal get these
+    /// codes.
     Doubtful {
         until: OffsetDateTime,
         codes: BTreeSet<&'static str>,
     },
-    /// It has ended. What a renewal hears, one of these.
+    /// It has ended. A renewal gets one of these codes.
     Over {
         at: Span,
         codes: BTreeSet<&'static str>,
@@ -98,24 +100,24 @@ pub enum Fate {
 #[derive(Clone, Debug)]
 pub struct Session {
     pub id: String,
-    /// By generation; the last is the present one, unless an answer was lost.
+    /// By generation; the last is the current one, unless an answer was lost.
     pub refresh_tokens: Vec<String>,
     /// A renewal with the last of them whose answer was lost.
     pub lost: Option<Span>,
     /// The last renewal that was answered.
     renewed: Span,
-    /// Whether an access token of the present generation has been used.
+    /// Whether an access token of the current generation has been used.
     is_used: bool,
-    /// Until when it may lie idle: at least, at most.
+    /// Until when it may be idle: at least, and at most.
     pub idle_end: (OffsetDateTime, OffsetDateTime),
     /// When it ends in any case, at the latest.
     end: OffsetDateTime,
-    /// The last few, the youngest last.
+    /// The last few, the newest last.
     pub access_tokens: Vec<Access>,
     pub fate: Fate,
 }
 
-/// What the record makes of an answer: why it is a fault.
+/// What the record makes of an answer; the error says why it is a fault.
 pub type Verdict = Result<(), String>;
 
 pub const REVOKED: &str = "session_revoked";
@@ -151,12 +153,13 @@ impl Session {
         });
     }
 
-    /// Whether nothing has ended it, and it has not lain idle for too long until `at`.
+    /// Whether nothing has ended it, and it has not been idle for too long at `at`.
     pub fn is_live(&self, at: OffsetDateTime) -> bool {
         self.fate == Fate::Live && at < self.idle_end.0
     }
 
-    /// What may be answered to a renewal with the token of so many generations ago. The empty word: another token.
+    /// The answers that a renewal with the token from `age` generations ago may get. The empty string stands for
+    /// success.
     pub fn renewal(&self, age: usize, span: Span, rules: &Rules) -> BTreeSet<&'static str> {
         let mut may = BTreeSet::new();
         let is_live = match &self.fate {
@@ -189,7 +192,7 @@ impl Session {
         may
     }
 
-    /// Takes the answer to a renewal with the token of so many generations ago.
+    /// Records the answer to a renewal with the token from `age` generations ago.
     pub fn renewed(
         &mut self,
         age: usize,
@@ -211,7 +214,7 @@ impl Session {
                 let Some(code) = may.get(&*code) else { return Err(foretold(&may, &code)) };
                 match *code {
                     EXPIRED => self.idle_end.1 = self.idle_end.1.min(span.answered),
-                    // Cleaned up; unless the account may have been deleted.
+                    // The row was cleaned up, unless the account may have been deleted.
                     UNKNOWN if !self.has_doubt(UNKNOWN) => {}
                     code => self.over(&[code].into(), span),
                 }
@@ -252,8 +255,8 @@ impl Session {
         Ok(())
     }
 
-    /// What may be answered to a request with an access token; the empty word: what was asked for. `quiet_since`: when
-    /// the last thing was over that keeps replicas from hearing of each other; `None` while it is not.
+    /// The answers that a request with an access token may get. The empty string stands for success. `quiet_since` is
+    /// when the last thing ended that keeps replicas from hearing of each other, or `None` while it lasts.
     pub fn check(
         &self,
         access: &Access,
@@ -295,7 +298,7 @@ impl Session {
         may
     }
 
-    /// Takes the answer to a request with the access token of so many before the youngest.
+    /// Records the answer to a request with an access token, counted by `age` from the newest.
     pub fn checked(
         &mut self,
         age: usize,
@@ -308,7 +311,7 @@ impl Session {
         let access = &self.access_tokens[self.access_tokens.len() - 1 - age];
         let may = self.check(access, roles, span, quiet_since, rules);
         match said {
-            // It may have been seen.
+            // The service may have seen it.
             Said::Lost => self.is_used = true,
             Said::Done(()) if may.contains("") => self.is_used = true,
             Said::Done(()) => return Err(foretold(&may, "a request that is served")),
@@ -324,9 +327,9 @@ impl Session {
         Ok(())
     }
 
-    /// Takes the answer to what ends it if it goes on; a renewal hears [`REVOKED`] then.
+    /// Records the answer to what ends the session if it is alive; after that a renewal gets [`REVOKED`].
     pub fn ended(&mut self, said: &Said, span: Span, rules: &Rules) {
-        // Neither a refresh token nor an access token of it is good any more: there is nothing to end.
+        // None of its refresh and access tokens is good any more: there is nothing to end.
         if span.sent >= self.idle_end.1 + rules.access_token {
             return;
         }
@@ -344,7 +347,7 @@ impl Session {
         }
     }
 
-    /// Its user was disabled: no session goes on, not even one that has expired.
+    /// Its user was disabled, which ends every session, even one that has expired.
     pub fn locked_out(&mut self, span: Span) {
         let mut codes = BTreeSet::from([REVOKED]);
         if let Fate::Doubtful { codes: others, .. } = &self.fate {
@@ -372,7 +375,7 @@ impl Session {
         matches!(&self.fate, Fate::Doubtful { codes, .. } if codes.contains(code))
     }
 
-    /// What is over stays so.
+    /// What is over stays over.
     fn over(&mut self, codes: &BTreeSet<&'static str>, at: Span) {
         if !matches!(self.fate, Fate::Over { .. }) {
             self.fate = Fate::Over { at, codes: codes.clone() };
@@ -391,7 +394,7 @@ impl Session {
         }
     }
 
-    /// How often it has been renewed: at least, at most.
+    /// How often it has been renewed: at least, and at most.
     pub fn generations(&self) -> (i32, i32) {
         let known = i32::try_from(self.refresh_tokens.len()).unwrap() - 1;
         (known, known + i32::from(self.lost.is_some()))
@@ -419,7 +422,7 @@ mod tests {
         lag: Duration::seconds(1),
     };
 
-    /// From and to so many seconds after the login.
+    /// Sent and answered this many seconds after the login.
     fn span(sent: i64, answered: i64) -> Span {
         Span { sent: START + Duration::seconds(sent), answered: START + Duration::seconds(answered) }
     }
@@ -535,7 +538,7 @@ mod tests {
         let roles = Roles::default();
         let renew = |mut session: Session, age, said| session.renewed(age, said, &roles, span(3, 3), &RULES);
         let renewed = || session().after_renewal(0, Said::Done(tokens(1, 1)), span(1, 2));
-        // Lost, revived, forked, gone back.
+        // Lost, revived, forked, or gone back.
         renew(session(), 0, Said::Refused(REVOKED.to_owned())).unwrap_err();
         renew(session().after_end(&Said::Done(()), span(1, 2)), 0, Said::Done(tokens(1, 3))).unwrap_err();
         renew(renewed(), 1, Said::Done(tokens(2, 3))).unwrap_err();
