@@ -1,5 +1,5 @@
-//! What a machine lacks for a test, said where it is seen, and at the end of `.ci/run`. The library's tests have this file,
-//! too.
+//! Reports what a machine lacks for a test, where that is seen, and at the end of `.ci/run`. The library's tests
+//! include this file, too.
 
 use std::{
     env,
@@ -8,7 +8,7 @@ use std::{
     io::{self, Write},
 };
 
-/// The program that a variable of `make test` names, or nothing; then that `what` has not been tested has been said.
+/// The program that a variable of `make test` names. If it names none, this reports that `what` has not been tested.
 pub fn named_by(variable: &str, what: &str) -> Option<OsString> {
     let program = env::var_os(variable).filter(|path| !path.is_empty());
     if program.is_none() {
@@ -17,13 +17,13 @@ pub fn named_by(variable: &str, what: &str) -> Option<OsString> {
     program
 }
 
-/// Says that something has not been tested, for want of a program. In CI that is a failure.
+/// Reports that something has not been tested because a program is missing. In CI that is a failure.
 pub fn not_tested(what: &str, why: &str) {
     assert!(env::var_os("CI").is_none(), "{what}: {why}");
     cannot_be_tested(what, why);
 }
 
-/// Whether we are root. If not, that `what` has not been tested has been said.
+/// Whether we are root. If not, this reports that `what` has not been tested.
 pub fn are_root(what: &str) -> bool {
     let are = rustix::process::geteuid().is_root();
     if !are {
@@ -32,9 +32,9 @@ pub fn are_root(what: &str) -> bool {
     are
 }
 
-/// Says that something has not been tested which this machine does not let us test, in CI, too.
+/// Reports that something has not been tested because this machine does not allow it. That is no failure, even in CI.
 pub fn cannot_be_tested(what: &str, why: &str) {
-    // Not by a macro: those are captured while a test passes.
+    // Not with a macro, whose output is captured while a test passes.
     let _ = writeln!(io::stderr(), "\nNOT tested: {what}. {why}.");
     if let Some(list) = env::var_os("NOT_CHECKED").filter(|path| !path.is_empty()) {
         let mut list = OpenOptions::new().append(true).open(list).unwrap();

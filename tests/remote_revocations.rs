@@ -65,7 +65,7 @@ impl Gatepass {
         self.running = Some((phase, tokio::spawn(serving)));
     }
 
-    /// From now on nobody is there; requests that wait are cut off.
+    /// From now on nothing listens there; requests that wait are cut off.
     async fn vanish(&mut self) {
         let (phase, serving) = self.running.take().unwrap();
         phase.send(Phase::Closing).unwrap();

@@ -1,5 +1,5 @@
-//! Whoever holds a session's current refresh token can renew it. A lost answer costs nobody their session, a copied
-//! token ends it, and a session that is over says why.
+//! Whoever holds a session's current refresh token can renew it. A lost answer costs nobody their session, the use of a
+//! copied token ends it, and a session that is over says why.
 
 use std::sync::Arc;
 
@@ -90,7 +90,7 @@ async fn a_lost_answer_is_given_again_within_seconds_and_the_morning_after() {
     let morning = renew(&app, &login).await.expect(200);
     assert_eq!(morning["refresh_token"], lost["refresh_token"]);
     assert_eq!(me(&app, &morning).await, 200);
-    // To get the answer again renews nothing; the next renewal does.
+    // Getting the answer again renews nothing; the next renewal does.
     assert_eq!(morning["refresh_token_expires_at"], lost["refresh_token_expires_at"]);
     renew(&app, &morning).await.expect(200);
 }

@@ -655,7 +655,7 @@ async fn who_has_not_heard_for_too_long_refuses_everybody_until_it_hears_again()
     }
     let stale = app.door(&alice).send().await;
     assert_eq!((stale.status.as_u16(), stale.header("retry-after")), (503, "1"));
-    // A session that is known to have ended stays refused, and so does an invalid token.
+    // An ended session is still refused as ended, and an invalid token as invalid.
     app.get("/users/me").bearer(&gone).send().await.expect_problem(401, "session_revoked");
     app.get("/users/me").token("x").send().await.expect_problem(401, "invalid_token");
     let problem = app.get("/readyz").send().await.expect_problem(503, "not_ready");

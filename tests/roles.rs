@@ -1,6 +1,6 @@
 //! The roles of the database:
 //!
-//! - Each may do with each table what was decided, which is found by trying.
+//! - Each may do with each table exactly what was decided, which is found by trying.
 //! - `gatepass db setup` makes them as a master user who is not a superuser, on a new database and on one that a single
 //!   role has made.
 //! - The service gets by with what its role may do, and its role cannot change the past of the history.
@@ -125,7 +125,7 @@ async fn rights(conn: &mut PgConnection, relation: &str, columns: &[String]) -> 
     found.join(" ")
 }
 
-/// These lists leave out partitions of the history, since nobody may do anything with them.
+/// These lists leave out what a role may do nothing with, such as partitions of the history.
 #[tokio::test]
 async fn a_role_may_do_with_each_table_what_was_decided_and_nothing_else() {
     let url = database().await;

@@ -1,4 +1,4 @@
-"""AWS as moto plays it, on a port of its own until standard input ends. Prints its address."""
+"""AWS, played by moto on a port of its own until standard input ends. Prints its address."""
 
 import logging
 import sys

@@ -1,10 +1,10 @@
-"""What RDS does before Postgres comes: TLS, and a token of IAM for a password.
+"""What RDS does in front of Postgres: TLS, and an IAM token as the password.
 
-Listens on a port of its own until standard input ends, and prints `PORT`. A line on standard input is the time, in
-seconds since 1970, by which tokens are looked at from then on; before the first, the machine's clock counts. For each
-connection it prints when the token was made, or nothing if it was not good. With a good one, the connection goes on to
-the Postgres on the Unix socket; good is what is to the letter what botocore makes of the same credentials, host, port,
-user and time, and not older than 15 minutes.
+Listens on a port of its own until standard input ends, and prints `PORT`. A line on standard input sets the time, in
+seconds since 1970, by which tokens are checked from then on; before the first line, the machine's clock counts. For each
+connection this prints when the token was made, or null if the token was not good. With a good token the connection is
+relayed to the Postgres on the Unix socket. A token is good if it is to the letter what botocore makes of the same
+credentials, host, port, user and time, and is not older than 15 minutes.
 
     play_rds.py token                     answers the questions on standard input: botocore's tokens
     play_rds.py serve SOCKET CERTIFICATE  writes the certificate for `localhost` there
@@ -45,7 +45,7 @@ def client(region, access_key, secret_key, session_token):
 def token(at, host, port, user, region=REGION, access_key=None, secret_key=None, session_token=None):
     signer = client(region, access_key, secret_key, session_token)
     moment = datetime.datetime.fromtimestamp(at, datetime.timezone.utc).replace(tzinfo=None)
-    # The clock is the module's, which others read meanwhile.
+    # This replaces the clock of the whole module, which other threads read meanwhile.
     with lock, mock.patch.object(botocore.auth, "get_current_datetime", lambda *_, **__: moment):
         return signer.generate_db_auth_token(host, port, user)
 
@@ -101,7 +101,7 @@ class Front:
 
     def talk(self, connection):
         if exactly(connection, 8) != struct.pack("!II", 8, 80877103):  # SSLRequest
-            connection.close()  # Without TLS nobody gets further, as with rds.force_ssl.
+            connection.close()  # Without TLS nobody gets any further, as with rds.force_ssl.
             return
         connection.sendall(b"S")
         connection = self.context.wrap_socket(connection, server_side=True)
@@ -124,7 +124,7 @@ class Front:
         relay(connection, server)
 
     def made_at(self, password, user):
-        """When a good token was made; nothing for any other."""
+        """When a good token was made; `None` for any other."""
         date = parse_qs(password.partition("?")[2]).get("X-Amz-Date", [""])[0]
         try:
             moment = datetime.datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.timezone.utc)
@@ -147,13 +147,13 @@ def exactly(connection, count):
 
 
 def message(connection):
-    """With its length."""
+    """A message, with its length in front."""
     length = exactly(connection, 4)
     return length + exactly(connection, struct.unpack("!I", length)[0] - 4)
 
 
 def relay(connection, server):
-    """Until one of them closes. In one thread: a TLS connection is not for two."""
+    """Relays until one side closes, in one thread, since two must not share a TLS connection."""
     while True:
         ready = [connection] if connection.pending() else select.select([connection, server], [], [])[0]
         for source in ready:

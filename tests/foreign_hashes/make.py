@@ -1,8 +1,8 @@
 """Makes password hashes with the libraries of the systems that they come from.
 
-Prints JSON: a list of hashes, each with the password and either `text`, what gatepass reads as it is, or the pieces of a
-`firebase`, a `keycloak` or a `bare` one. tests/foreign_hashes.rs runs this; tests/foreign_hashes/vectors.json is what it
-printed once, and some of what Python cannot make.
+Prints JSON: a list of hashes, each with its password and either `text`, which gatepass reads as it is, or the pieces of
+a `firebase`, a `keycloak` or a `bare` hash. tests/foreign_hashes.rs runs this. tests/foreign_hashes/vectors.json holds
+what it printed once, and some hashes that Python cannot make.
 """
 
 import base64
@@ -26,7 +26,7 @@ django.conf.settings.configure(
 )
 
 
-# Less than by default, for the time of the test.
+# Below the defaults, to keep the test short.
 hashers.get_hasher("pbkdf2_sha1").iterations = 20_000
 hashers.get_hasher("pbkdf2_sha256").iterations = 100_000
 hashers.get_hasher("argon2").memory_cost = 4096
@@ -39,7 +39,7 @@ def b64(content):
 
 
 def password():
-    """Something that no two systems may agree on by chance: all lengths, and letters that normalisation changes."""
+    """A password on which no two systems agree by chance: short or long, or with letters that normalisation changes."""
     return secrets.choice(
         [
             secrets.token_urlsafe(9),
@@ -52,7 +52,7 @@ def password():
 
 def bcrypt_text(rounds, prefix):
     def make(word):
-        # All of its readers cut the password off; this library leaves it to its caller.
+        # All readers of such hashes cut the password off here; this library leaves that to its caller.
         return bcrypt.hashpw(word.encode()[:72], bcrypt.gensalt(rounds, prefix=prefix)).decode()
 
     return make

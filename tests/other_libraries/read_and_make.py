@@ -1,6 +1,6 @@
-"""Reads gatepass's tokens, and makes tokens like them, with libraries that are none of gatepass's.
+"""Reads gatepass's tokens, and makes tokens like them, with libraries that are not part of gatepass.
 
-tests/other_libraries.rs runs this once, with everything in one JSON on stdin, and compares the JSON on stdout.
+tests/other_libraries.rs runs this once, with everything as one JSON object on stdin, and checks the JSON on stdout.
 """
 
 import base64
@@ -18,7 +18,7 @@ TIMES = ["iat", "nbf", "exp"]
 
 
 class Jwks(jwt.PyJWKClient):
-    """The client that services use, with a document in place of an address."""
+    """The client that services use, given a document instead of an address."""
 
     def __init__(self, document):
         super().__init__("https://id.example/jwks", cache_keys=True)
@@ -57,15 +57,15 @@ class Reader:
         return {"header": read.footer, "claims": read.payload}
 
     def altered(self, name, token):
-        """Where a byte can be another one without being noticed.
+        """Where a byte can be changed without being noticed.
 
-        Bytes and not characters: both libraries take more than one spelling of the same base64.
+        This changes bytes and not characters, as both libraries accept more than one spelling of the same base64.
         """
         unnoticed = []
         parts = token.split(".")
         for i, part in enumerate(parts):
             if not name.startswith("jwt:") and i < 2:
-                continue  # `v4` and `local`, which are no base64
+                continue  # `v4` and `local`, which are not base64
             content = decode(part)
             for at in range(len(content)):
                 changed = bytearray(content)
@@ -88,7 +88,7 @@ class Reader:
 
 
 def make(case):
-    """For each format a token with a key made here, and the public half of that; shared secrets are gatepass's."""
+    """A token for each format, with a key made here and its public half, or with gatepass's shared secret."""
     claims = dict(case["claims"])
     for name in TIMES:
         claims[name] = datetime.fromtimestamp(claims[name], timezone.utc)
@@ -103,7 +103,7 @@ def make(case):
     shared = jwt.PyJWK.from_json(case["hs256"])
     made["jwt:HS256"] = {"token": encode_jwt("HS256", shared.key, shared.key_id, claims)}
 
-    # The times as Python writes them, with +00:00 for gatepass's Z.
+    # Times as Python writes them, with +00:00 where gatepass writes Z.
     claims |= {name: claims[name].isoformat() for name in TIMES}
     local = pyseto.Key.from_paserk(case["local"])
     made["v4.local"] = {"token": encode_paseto(local, local.to_paserk_id(), claims)}
