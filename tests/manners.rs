@@ -1,5 +1,5 @@
-//! How the service behaves towards everything around it: browsers, load balancers, slow clients, a database that is gone,
-//! more load than it can bear, and the order to stop.
+//! How the service behaves towards everything around it: browsers, load balancers, slow clients, a database that is
+//! gone, more load than it can bear, and the order to stop.
 
 use std::{
     io,

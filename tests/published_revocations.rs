@@ -160,7 +160,7 @@ async fn who_waits_in_vain_gets_an_answer_in_time() {
         let answer = wait_as(&app, &client, &feed, more);
         let answer = tokio::spawn(async move { (answer.await.unwrap(), began.elapsed()) });
         waiting(&app, 1).await;
-        // And no further: at the end the database is read, which takes many such seconds in a few milliseconds.
+        // And no further: the last answer is read from the database, for which such seconds are only milliseconds.
         while began.elapsed() < expected {
             pause();
             advance(StdDuration::from_secs(1)).await;

@@ -57,7 +57,7 @@ const SHORT: Form = Form {
     lag: time::Duration::seconds(4),
 };
 
-/// A replica's memory is judged if it ran for this many seconds, and without the first `WARM_UP` of them.
+/// A replica's memory is judged if it ran for this many seconds, of which the first `WARM_UP` do not count.
 const JUDGED_FROM: usize = 150;
 const WARM_UP: usize = 45;
 /// How much more memory the last third may take than the first. A heap is never quite still, but varies by a fifth of

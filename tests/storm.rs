@@ -59,7 +59,7 @@ async fn a_storm_of_logins_is_refused_in_order_and_hurts_nobody_else() {
     let callers: Vec<_> = (0..CALLERS)
         .map(|number| tokio::spawn(insist(service.url("/users/login"), number, Arc::clone(&is_over))))
         .collect();
-    // To take it out of the load balancer now would leave the storm to the others.
+    // Taking it out of the load balancer now would leave the storm to the others.
     let healthy = async {
         while !is_over.load(Ordering::Relaxed) {
             for path in ["/healthz", "/readyz"] {
@@ -99,7 +99,7 @@ async fn a_storm_of_logins_is_refused_in_order_and_hurts_nobody_else() {
         "{served} served, {refused} refused, longest {longest:?}; bearer checks {idle:?}, then {storm:?}: {ratio:.1}"
     );
     // With all the other tests running, the cores are never idle. Then the time called "idle" says little, and the
-    // hashing threads, which have the lowest priority, may wait for seconds.
+    // hashing threads, whose priority is lower than that of all others, may wait for seconds.
     if is_drill() {
         // At most six hashes come before it, and each takes a hundredth of this.
         assert!(longest < Duration::from_secs(10), "{longest:?}");

@@ -1,4 +1,4 @@
-//! The time that an answer takes tells nobody whether a user exists, or why a login failed: a statistical test.
+//! A statistical test that the time of an answer tells nobody whether a user exists, or why a login failed.
 //!
 //! The cases take turns in a random order, so whatever else the machine does affects all of them alike, and are
 //! compared by rank (Mann–Whitney): how often does an answer of one case take longer than one of another? One time in

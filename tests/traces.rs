@@ -234,7 +234,7 @@ async fn chance_decides_what_is_recorded_whatever_the_trace_is_called() {
         let of_trace: Vec<&Span> = spans.iter().filter(|span| hex(&span.trace_id) == id).collect();
         let (servers, below): (Vec<&Span>, Vec<&Span>) =
             of_trace.iter().partition(|span| span.kind() == SpanKind::Server);
-        // All of them has a probability of 2⁻⁶⁰, and so does none.
+        // The probability of all, or of none, is 2⁻⁶⁰.
         assert!((1..REQUESTS).contains(&servers.len()), "{id}: {}", servers.len());
         // A request is recorded as a whole or not at all.
         assert!(!below.is_empty());

@@ -1,4 +1,4 @@
-//! What a client may expect: a record of what it did, when, and what it was told. It knows no HTTP, no SQL and no clock.
+//! What a client may expect: a record of what it did, when, and what it was told. It knows no HTTP, no SQL, no clock.
 //!
 //! A request takes effect at some moment between [`Span::sent`] and [`Span::answered`]; where that makes a difference,
 //! either answer is right. A request whose answer is lost ([`Said::Lost`]) may have taken effect or not, and what it
@@ -83,8 +83,8 @@ pub struct Roles {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     Live,
-    /// The answer to something that would have ended it was lost; it may still end until then, and a renewal get these
-    /// codes.
+    /// The answer to something that would have ended it was lost. It may still end until then; if it has, a renewal
+    /// gets one of these codes.
     Doubtful {
         until: OffsetDateTime,
         codes: BTreeSet<&'static str>,
