@@ -515,7 +515,7 @@ async fn a_file_that_has_changed_since_it_was_killed_is_told_and_begun_anew() {
     process.stop(Signal::KILL).await;
     here.home.write("users.jsonl", &many(100));
     let ended = here.import(&["users.jsonl"]).await.expect(0);
-    assert!(ended.stderr.contains("has changed since"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("have changed since"), "{}", ended.stderr);
     assert_eq!(ended.stdout, "100 read, 0 created, 0 updated, 100 unchanged, 0 rejected\n");
 }
 
@@ -559,7 +559,7 @@ async fn an_import_goes_on_when_another_file_comes_from_a_place_of_the_same_name
     fs::remove_file(here.home.path("users.jsonl")).unwrap();
     here.home.write("users.jsonl", "");
     let other = here.import(&["users.jsonl"]).await.expect(0);
-    assert!(other.stderr.contains("has changed since"), "{}", other.stderr);
+    assert!(other.stderr.contains("have changed since"), "{}", other.stderr);
     assert_eq!(here.count("SELECT count(*) FROM imports").await, 0);
 
     hold.rollback().await.unwrap();
@@ -966,7 +966,7 @@ async fn hmacs_have_a_key_from_a_file_or_each_their_salt() {
     let of = |name| ["--hash", "hmac-sha256", name];
     let with_key = |name, key| [&of(name)[..], &["--hash-key-file", key]].concat();
     assert_eq!(here.summary(&of("shared.jsonl")).await, [1, 0, 0, 0, 1]);
-    assert!(here.read("shared.jsonl.rejects").contains("the salt, when no other is given"));
+    assert!(here.read("shared.jsonl.rejects").contains("the salt, if no other is given"));
     assert_eq!(here.summary(&with_key("shared.jsonl", "key")).await, [1, 1, 0, 0, 0]);
     assert_eq!(here.summary(&of("salted.jsonl")).await, [1, 1, 0, 0, 0]);
     for name in ["alice", "bob"] {

@@ -387,7 +387,7 @@ async fn an_old_system_that_fails_is_left_alone_for_a_while_and_then_tried_once(
 }
 
 #[tokio::test]
-async fn the_old_system_is_asked_no_oftener_than_it_bears() {
+async fn the_old_system_is_asked_no_more_often_than_it_can_bear() {
     let old = OldSystem::start().await;
     let limits = Limits { legacy_login: Duration::from_millis(1500), ..Limits::default() };
     let app = App::with_limits(&[("LEGACY_LOGIN_URL", &old.url())], limits).await;
@@ -438,7 +438,7 @@ async fn first_logins_at_once_make_one_user() {
 }
 
 #[tokio::test]
-async fn who_was_imported_without_a_password_gets_the_one_that_the_old_system_knows() {
+async fn a_user_imported_without_a_password_gets_the_one_that_the_old_system_knows() {
     let old = OldSystem::start().await;
     let app = app(&old).await;
     let mut ids = Vec::new();
@@ -479,7 +479,7 @@ async fn who_was_imported_without_a_password_gets_the_one_that_the_old_system_kn
 
 /// Django accepts usernames that are invalid here, e-mail addresses above all.
 #[tokio::test]
-async fn whose_username_there_is_none_here_comes_as_an_import_has_them() {
+async fn a_username_that_is_invalid_here_is_replaced_as_an_import_replaces_it() {
     let old = OldSystem::start().await;
     let app = app(&old).await;
     let user =

@@ -48,7 +48,7 @@ fn every_migration_has_a_number_and_a_way_back() {
     assert_eq!(up, down);
     assert_eq!(files("").len(), up.len() + down.len(), "nothing else is there");
     for (index, name) in up.iter().enumerate() {
-        assert!(name.starts_with(&format!("{:06}_", index + 1)), "{name}: numbers have gaps");
+        assert!(name.starts_with(&format!("{:06}_", index + 1)), "{name}: the numbers have a gap");
     }
 }
 

@@ -320,7 +320,7 @@ async fn a_cursor_of_a_server_that_is_no_more_gives_everything_again() {
 
 /// A Postgres backend dies and the server recovers: it gives out transaction numbers again that never reached its disk.
 #[tokio::test]
-async fn what_is_revoked_after_a_crash_is_no_less_heard_of_for_its_old_number() {
+async fn what_is_revoked_after_a_crash_is_heard_of_despite_its_reused_number() {
     const BURN: &str =
         "DO $$ BEGIN FOR i IN 1..1000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$";
     const NEXT: &str = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint";

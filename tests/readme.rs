@@ -62,7 +62,11 @@ fn the_examples_are_those_that_compile() {
             .collect();
         // Without what is left of the line with the closing fence.
         let visible = visible.split_last().unwrap().1;
-        assert_eq!(shown.lines().collect::<Vec<_>>(), visible, "README.md's example is not that of {path}");
+        assert_eq!(
+            shown.lines().collect::<Vec<_>>(),
+            visible,
+            "README.md's example differs from the one in {path}"
+        );
     }
 }
 

@@ -209,7 +209,7 @@ async fn every_table_has_a_decision_and_every_decision_a_table() {
     let tables = tables.await;
     let mut decided: Vec<_> = TABLES.iter().map(|table| table.name).collect();
     decided.sort_unstable();
-    assert_eq!(tables, decided, "src/store/roles/mod.rs says of each table who may do what");
+    assert_eq!(tables, decided, "src/store/roles/mod.rs must say for each table who may do what");
     let functions = rows(
         &mut conn,
         "SELECT replace(replace(oid::regprocedure::text, 'timestamp with time zone', 'timestamptz'), ',', ', ')
@@ -506,7 +506,7 @@ async fn a_master_user_sets_up_the_owner_migrates_and_the_service_serves() {
     for sql in ["CREATE TEMP TABLE users (id int)", "CREATE SCHEMA gatepass_app"] {
         assert!(
             attempt(&mut connect(&url, APP).await, sql).await.is_err(),
-            "{sql}: it would stand before the tables"
+            "{sql}: it would come before the tables in the search path"
         );
     }
     // Others cannot connect.
@@ -673,7 +673,8 @@ async fn a_migration_and_the_rights_that_it_needs_come_together_and_lost_ones_co
     assert_eq!(rows(&mut postgres, granted).await, before);
     execute(&mut postgres, lose).await;
     // The service's own role cannot restore them, and says so.
-    home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &app).run().await.expect(0);
+    let done = home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &app).run().await.expect(0);
+    assert!(done.stderr.contains("gatepass_app may not change that"), "{}", done.stderr);
     let service = home.serve(&with_owner).await;
     let user = json!({ "username": "alice", "email": "alice@example.com", "password": PASSWORD });
     assert_eq!(service.post("/users", &user).await.0, 201);

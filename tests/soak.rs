@@ -89,11 +89,11 @@ async fn fleet(seed: u64, rules: Rules) -> Fleet {
         ("TOKEN_SYMMETRIC_KEY", KEY.to_owned()),
         ("TOKEN_FORMAT", format.to_owned()),
         ("KEY_ROTATION_INTERVAL", "10s".to_owned()),
-        ("REFRESH_REUSE_INTERVAL", seconds(RULES.reuse_interval)),
-        ("REFRESH_TOKEN_DURATION", seconds(RULES.refresh_token)),
-        ("SESSION_DURATION", seconds(RULES.session)),
-        ("ACCESS_TOKEN_DURATION", seconds(RULES.access_token)),
-        ("SESSION_RETENTION", seconds(RULES.retention)),
+        ("REFRESH_REUSE_INTERVAL", seconds(rules.reuse_interval)),
+        ("REFRESH_TOKEN_DURATION", seconds(rules.refresh_token)),
+        ("SESSION_DURATION", seconds(rules.session)),
+        ("ACCESS_TOKEN_DURATION", seconds(rules.access_token)),
+        ("SESSION_RETENTION", seconds(rules.retention)),
         ("REVOCATION_MAX_STALENESS", "3s".to_owned()),
     ];
     drop(conn);

@@ -102,7 +102,7 @@ async fn users(app: &App) {
 }
 
 #[tokio::test]
-async fn a_failed_login_takes_as_long_whyever_it_failed() {
+async fn a_failed_login_takes_as_long_whatever_the_reason() {
     let app = App::with(&HASH).await;
     users(&app).await;
     let long = "x".repeat(1000);

@@ -368,7 +368,7 @@ fn what_is_wrong_with_the_files_is_said_by_the_settings_name() {
         (&key, &key, "TLS_CERT_FILE", "BEGIN CERTIFICATE"),
         (&certificate, &certificate, "TLS_KEY_FILE", "BEGIN PRIVATE KEY"),
         (&certificate[..99], &key, "TLS_CERT_FILE", "expected PEM"),
-        (&broken, &key, "TLS_CERT_FILE", "the 2. certificate"),
+        (&broken, &key, "TLS_CERT_FILE", "certificate 2 "),
         (&certificate, &pem("ENCRYPTED PRIVATE KEY", b"..."), "TLS_KEY_FILE", "passphrase"),
         (&certificate, &pem("PRIVATE KEY", b"..."), "TLS_KEY_FILE", "expected an RSA"),
         (

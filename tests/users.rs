@@ -414,7 +414,7 @@ async fn a_hash_of_older_parameters_is_replaced_at_the_next_login() {
 
     let replica = app.replica(&[("ARGON2_ITERATIONS", "2")]).await;
     log_in(&replica, "alice", "wrong-horse-battery-9").await.expect_problem(401, "invalid_credentials");
-    assert_eq!(hash().await, first, "who does not know the password changes nothing");
+    assert_eq!(hash().await, first, "a login with a wrong password must not change the hash");
     app.clock.advance(Duration::minutes(1));
     let login = replica.login("alice").await;
     assert_eq!(login["user"], user, "to the user it is the same password");

@@ -701,7 +701,7 @@ fn a_secret_says_what_a_file_would() {
         let mut gathered = gather_with_secret(&[("ENVIRONMENT", "production")]);
         gathered.add_secret(Ok(text.into()));
         let message = problem(gathered.check());
-        assert!(message.contains("expected a JSON object"), "{text}: {message}");
+        assert!(message.contains("expected the secret to be a JSON object"), "{text}: {message}");
         assert!(!message.contains("hunter2"), "{message}");
     }
     for value in ["1", "true", "null", "[\"hunter2\"]", "{\"DB_SOURCE\": \"hunter2\"}"] {
