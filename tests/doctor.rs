@@ -479,7 +479,7 @@ async fn rights_that_the_service_has_lost() {
         let (status, not_ready) = running.get("/readyz").await;
         assert_eq!(
             (status, &not_ready["reasons"][0]),
-            (503, &json!("schema: what was applied cannot be seen"))
+            (503, &json!("schema: the applied migrations cannot be read"))
         );
         running.logged(&lacks).await;
         finds("schema", &alone, 1, "problem", &[&lacks, "`gatepass migrate up` as gatepass_owner"]).await;

@@ -655,7 +655,7 @@ async fn a_replica_that_missed_a_rollout_still_hears_of_a_leaked_key() {
     let body = json!({ "username": "alice", "password": PASSWORD });
     app.post("/users/login").json(&body).send().await.expect_problem(500, "internal_error");
     let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
-    assert_eq!(not_ready["reasons"], json!(["keys: the one that signs does not open"]));
+    assert_eq!(not_ready["reasons"], json!(["keys: the signing key cannot be opened"]));
     passes(&app, &ahead.login("alice").await).await;
 }
 

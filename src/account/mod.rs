@@ -261,10 +261,10 @@ pub enum Unready {
     #[error("schema: at migration {0:06} of another release, and some of this one's are missing")]
     Foreign(i64),
     /// The service's role has lost a privilege.
-    #[error("schema: what was applied cannot be seen")]
+    #[error("schema: the applied migrations cannot be read")]
     Hidden(#[source] migrations::Error),
     /// Tokens cannot be made.
-    #[error("keys: the one that signs does not open")]
+    #[error("keys: the signing key cannot be opened")]
     NoKey,
 }
 
