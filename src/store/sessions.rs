@@ -46,8 +46,8 @@ pub struct Owner {
 }
 
 /// Begins a session, in generation 0, for a user as they are at that moment, and forgives their failed attempts.
-/// `None`, with no session begun and nothing forgiven, when the user has been disabled or deleted, or has changed their
-/// password since it was checked.
+/// `None`, with no session begun and nothing forgiven, when the user has been disabled or deleted, or when their
+/// password, whoever changed it, is no longer the one that was checked.
 ///
 /// The race with such a change is settled here, in one statement: `FOR SHARE` waits for a transaction that is changing
 /// the user and looks again at what it left, and one that comes later finds the session. Whoever ends a user's sessions

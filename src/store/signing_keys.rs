@@ -222,7 +222,7 @@ pub async fn replace_next(
     Ok(done.rows_affected() == 1)
 }
 
-/// Stops a retired key from verifying. `false` when it is not retired, or no longer verifies.
+/// Stops a retired key from verifying, whatever time it is. `false` when it is not retired, or was stopped already.
 ///
 /// # Errors
 ///

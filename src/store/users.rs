@@ -30,7 +30,7 @@ pub struct User {
     pub roles: Vec<String>,
     /// Whether the user has shown that the address is theirs.
     pub is_email_verified: bool,
-    /// Whether the user is disabled: they cannot log in, and their live tokens are refused.
+    /// Whether the user is disabled: they cannot log in, and whatever sessions they had were ended.
     pub disabled: bool,
     /// When the current password was set.
     pub password_changed_at: OffsetDateTime,
