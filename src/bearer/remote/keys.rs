@@ -69,8 +69,8 @@ const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 /// A task fetches the documents again when their `max-age` is over (5 s to 1 h; 60 s when they have none), until the
 /// last clone of this is dropped. When a fetch fails, the keys that are held stay in use for as long as necessary, and
 /// the task tries again after 5 s, later after up to 60 s; each failure is logged as a warning. A fetch counts only if
-/// it gets both documents in full, with at least one key in them, unless this service was [given](Self::connect_with) a
-/// key.
+/// it gets both documents in full. They must also have at least one key in them, unless this service was
+/// [given](Self::connect_with) a key.
 ///
 /// A request whose token has an unknown key waits for a fetch, 3 s at most, and the token is checked again. All such
 /// requests wait for the same fetch, and no fetch for them begins within 10 s of the start of the last, whatever that
@@ -176,8 +176,8 @@ impl RemoteKeys {
     }
 
     /// The claims of `token`, checked as in [`Verifier::verify`] with the keys that are held at the moment. Use it for
-    /// tokens that do not come as a request through the layer. It makes no request: only the layer checks for
-    /// revocations and fetches new keys.
+    /// tokens that do not come as a request through the layer. It makes no request and waits for none: only
+    /// the layer checks for revocations, and has the keys fetched early for a token that names an unknown one.
     ///
     /// # Errors
     ///
