@@ -86,7 +86,7 @@ fn is_conflict(error: &sqlx::Error) -> bool {
 /// How many times a conflict is retried.
 const MAX_CONFLICTS: usize = 4;
 
-/// Runs `work` again, a few times, when others were changing the same rows.
+/// Runs `work`, and again, a few times, when others were changing the same rows.
 ///
 /// # Errors
 ///

@@ -178,7 +178,8 @@ pub enum ImportError {
     /// Concurrent changes to the same names kept getting in the way.
     #[error("concurrent changes to the same users kept getting in the way")]
     Contended,
-    /// The database closed the connection in the middle, as it does to an import that stalls while others wait.
+    /// The database closed the connection in the middle, as it does to an import that stalls in a transaction, in which
+    /// it could keep others waiting.
     #[error(
         "the connection to the database was closed, as happens when an import stalls for 15 s; only what was reported as \
          done is done: run the same command again, and an import of a file resumes where it stopped"

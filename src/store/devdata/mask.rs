@@ -37,9 +37,9 @@ const UNCHANGED: [(&str, &str); 4] = [
 /// Masks every row and rewrites the tables, so that nothing of their former contents is left in their files, in one
 /// transaction. Returns how many users there are.
 ///
-/// `VACUUM FULL` would not do: it takes along what somebody may still see, such as an autovacuum that had begun before,
-/// a connection that is being opened anywhere on the server, or the slot of a replica that no longer exists. A table
-/// whose column gets another type is copied as this transaction sees it, whoever else is there.
+/// `VACUUM FULL` would not do: it takes along the old rows that somebody may still see. That may be an autovacuum that
+/// had begun before, a connection that is being opened anywhere on the server, or the slot of a replica that no longer
+/// exists. A table whose column gets another type is copied as this transaction sees it, whoever else is there.
 ///
 /// The history's seals are deleted, since they cover what was there before. So are keys, clients, revocations and the
 /// records of failed logins: they are secrets of the service that this is a copy of.
