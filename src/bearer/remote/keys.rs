@@ -176,8 +176,8 @@ impl RemoteKeys {
     }
 
     /// The claims of `token`, checked as in [`Verifier::verify`] with the keys that are held at the moment. Use it for
-    /// tokens that do not come as a request through the layer. It makes no request and waits for none: only
-    /// the layer checks for revocations, and has the keys fetched early for a token that names an unknown one.
+    /// tokens that do not come as a request through the layer. It makes no request and waits for none: only the layer
+    /// checks for revocations, and has the keys fetched early for a token that names an unknown one.
     ///
     /// # Errors
     ///
