@@ -55,8 +55,9 @@
 //! # What is kept
 //!
 //! For each name, address and device, the table has sixteen bytes of an HMAC whose key is not in the database, so it is
-//! not a list of who logs in from where. A new root key resets all counts. The table is an ordinary logged one: a crash
-//! or a failover must neither hand out new guesses nor forget the devices.
+//! not a list of who logs in from where. A new root key resets all counts. The table is an ordinary logged one, so
+//! that a crash or a failover neither resets the counts nor forgets the devices. A crash loses the attempts of the last
+//! half second, which do not wait for the disk.
 
 use std::{
     net::{IpAddr, Ipv6Addr},

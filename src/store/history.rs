@@ -505,8 +505,8 @@ pub async fn prepare(conn: &mut PgConnection) -> Result<i32, Error> {
     Ok(made.fetch_one(conn).await?)
 }
 
-/// Drops the oldest month that ended before `before`, if it is sealed, and returns the name of its partition. `None`
-/// when there is none, or when somebody else holds the lock. The last 30 days always stay.
+/// Drops the oldest month if it ended before `before` and is sealed, and returns the name of its partition. `None` when
+/// it is not so, or when somebody else holds the lock. The last 30 days always stay.
 ///
 /// # Errors
 ///
