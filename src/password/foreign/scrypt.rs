@@ -181,7 +181,7 @@ impl FirebaseProject {
     }
 
     /// Makes a hash without the signer key. Firebase's digest is that key, encrypted in counter mode. Its XOR with the
-    /// key is the key stream, which depends on the password alone, so the key need not be stored.
+    /// key is the key stream, which comes from the password and its salt alone, so the key need not be stored.
     pub(super) fn hash(&self, hash: &str, salt: &str) -> Result<Hash, Refused> {
         let mut salt = decode(salt)?;
         salt.extend(&self.salt_separator);
