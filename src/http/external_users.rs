@@ -92,7 +92,7 @@ pub(super) struct PutUser {
         (status = 201, description = "The user is new.", body = PutUser, headers(
             ("Location" = String, description = "Where administrators find the user, relative to this address."),
         )),
-        (status = 403, description = "`forbidden`: the caller is no administrator."),
+        (status = 403, description = "`forbidden`: the caller is not an administrator."),
         (status = 409, description = "`username_taken` or `email_taken`: it belongs to a user other than the one this id names; for an existing user, `roles` and `disabled` have been applied all the same if the record is newer; or `last_admin`: no other enabled user is an administrator, so this one can be neither disabled nor demoted."),
     ),
 )]
