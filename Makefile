@@ -248,7 +248,7 @@ sqlx: ## Regenerate .sqlx, from the queries and the migrations
 .PHONY: release-queries
 release-queries: ## Record this version's queries, which must still work on the next version's schema
 	RECORD_RELEASE=1 scripts/with-postgres cargo test --locked --all-features --test gatepass \
-	  released::what_the_release_before_asks_this_schema_answers
+	  released::this_schema_answers_every_query_of_the_previous_release
 
 # Builds what the tests have built already: alone, the binary would have other features of its dependencies.
 TESTED_BINARY = cargo build --locked --all-features --test gatepass && "$${CARGO_TARGET_DIR:-target}/debug/gatepass"

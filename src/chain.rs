@@ -36,7 +36,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_behind_an_error_is_told() {
+    fn the_whole_chain_of_causes_of_an_error_is_shown() {
         let fault = |text, source: Option<Fault>| Fault { text, source: source.map(Box::new) };
         let root = fault("no route", None);
         assert_eq!(chain(&root), "no route");

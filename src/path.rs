@@ -20,7 +20,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_be_a_secret_is_not_told() {
+    fn a_path_that_may_be_a_secret_is_not_shown() {
         let directory = tempfile::tempdir().unwrap();
         let shown = |path| shown(Path::new(path), directory.path());
         fs::create_dir(directory.path().join("sub")).unwrap();

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_ids_are_one() {
+    fn ids_are_unique() {
         let now = OffsetDateTime::UNIX_EPOCH;
         let draw = move || (0..1000).map(|_| uuid_v7_from_stock(now)).collect::<Vec<_>>();
         let mut ids = [thread::spawn(draw).join().unwrap(), draw()].concat();
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tokens_id_tells_the_generation_that_it_was_made_for() {
+    fn a_token_id_contains_its_generation() {
         for generation in [0, 1, 255, 256, 4095, 4096, 4097, u32::MAX] {
             let id = token_id(OffsetDateTime::UNIX_EPOCH, generation, &mut system());
             assert_eq!(id.get_version_num(), 7);

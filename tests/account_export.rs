@@ -34,7 +34,7 @@ async fn begin(app: &App, login: &Value) -> Response<Body> {
 }
 
 #[tokio::test]
-async fn all_that_is_stored_comes_along_and_no_secret() {
+async fn an_export_holds_all_stored_data_but_no_secret() {
     let app = App::new().await;
     let root = app.login_admin("root").await;
     let bob = app.register("bob").await;
@@ -100,7 +100,7 @@ async fn all_that_is_stored_comes_along_and_no_secret() {
 }
 
 #[tokio::test]
-async fn of_very_many_none_is_missing_and_none_is_there_twice() {
+async fn a_large_export_misses_nothing_and_repeats_nothing() {
     let app = App::new().await;
     let alice = app.register("alice").await;
     log_in_often(&app, &alice).await;
@@ -123,7 +123,7 @@ async fn of_very_many_none_is_missing_and_none_is_there_twice() {
 }
 
 #[tokio::test]
-async fn a_user_has_one_export_at_a_time_however_slowly_they_read_and_it_holds_no_connection() {
+async fn a_user_has_one_export_at_a_time_and_a_slow_one_keeps_no_transaction_open() {
     let app = App::new().await;
     let alice = app.register("alice").await;
     log_in_often(&app, &alice).await;
@@ -157,7 +157,7 @@ async fn a_user_has_one_export_at_a_time_however_slowly_they_read_and_it_holds_n
 }
 
 #[tokio::test]
-async fn what_breaks_off_does_not_look_whole() {
+async fn an_export_that_breaks_off_does_not_look_complete() {
     let app = App::new().await;
     let alice = app.register("alice").await;
     log_in_often(&app, &alice).await;

@@ -80,7 +80,7 @@ async fn a_list_shows_users_as_they_are_oldest_first() {
 }
 
 #[tokio::test]
-async fn whoever_stays_is_on_exactly_one_page_while_others_come_and_go() {
+async fn every_remaining_user_is_listed_once_while_others_come_and_go() {
     let number = |name: &str| -> i32 { name.trim_start_matches("user").parse().unwrap() };
     for (search, finds) in [
         ("", (|_| true) as fn(i32) -> bool),
@@ -125,7 +125,7 @@ async fn whoever_stays_is_on_exactly_one_page_while_others_come_and_go() {
 }
 
 #[tokio::test]
-async fn a_search_finds_what_begins_so_in_name_or_address_and_takes_every_character_as_it_stands() {
+async fn a_search_matches_literal_prefixes_of_usernames_and_addresses() {
     let app = App::new().await;
     let root = app.login_admin("root").await;
     for (username, email) in [
@@ -194,7 +194,7 @@ async fn a_search_finds_what_begins_so_in_name_or_address_and_takes_every_charac
 }
 
 #[tokio::test]
-async fn a_parameter_that_is_wrong_is_named() {
+async fn an_invalid_list_parameter_is_named() {
     let app = App::new().await;
     let root = app.login_admin("root").await;
     make_users(&app, 1..=3).await;
@@ -303,7 +303,7 @@ async fn a_change_is_made_all_at_once_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn what_an_administrator_changes_is_in_force_at_once() {
+async fn an_administrators_change_takes_effect_at_once() {
     let app = App::new().await;
     let replica = app.replica(&[]).await;
     let root = app.login_admin("root").await;
@@ -364,7 +364,7 @@ fn requests(app: &App, id: &Value) -> Vec<crate::app::Story> {
 }
 
 #[tokio::test]
-async fn nobody_else_administers_not_even_who_did_a_moment_ago() {
+async fn only_current_administrators_may_administer_users() {
     let app = App::new().await;
     let replica = app.replica(&[]).await;
     let root = app.login_admin("root").await;
@@ -472,7 +472,7 @@ async fn the_last_administrator_stays() {
 }
 
 #[tokio::test]
-async fn where_there_never_was_an_administrator_there_need_be_none() {
+async fn a_service_that_never_had_an_administrator_needs_none() {
     let app = App::new().await;
     let alice = app.register("alice").await;
     app.register("bob").await;
@@ -485,7 +485,7 @@ async fn where_there_never_was_an_administrator_there_need_be_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_administrators_who_take_each_other_away_at_once_one_is_left() {
+async fn administrators_who_remove_each_other_at_once_leave_at_least_one() {
     let app = App::new().await;
     let replicas = [app.replica(&[]).await, app.replica(&[]).await];
     let mut refused = 0;
@@ -539,7 +539,7 @@ async fn somebody_waits(app: &App) {
 }
 
 #[tokio::test]
-async fn who_takes_an_administrator_away_waits_for_whoever_is_about_to_and_nobody_else_does() {
+async fn removing_an_administrator_waits_only_for_another_such_removal() {
     let app = App::new().await;
     let root = app.login_admin("root").await;
     app.login_admin("other").await;
@@ -581,7 +581,7 @@ async fn who_takes_an_administrator_away_waits_for_whoever_is_about_to_and_nobod
 }
 
 #[tokio::test]
-async fn an_older_snapshot_does_not_take_the_last_administrator_for_the_last_but_one() {
+async fn the_last_administrator_cannot_be_removed_from_an_older_snapshot() {
     for isolation in ["REPEATABLE READ", "SERIALIZABLE"] {
         for take in [
             "UPDATE users SET roles = '{}' WHERE username = 'root'",
@@ -643,7 +643,7 @@ fn queries(parts: &[&str]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_search_for_users_goes_by_an_index() {
+async fn every_search_for_users_uses_an_index() {
     let app = App::new().await;
     let is_full = is_drill();
     let count = if is_full { 1_000_000 } else { 30_000 };

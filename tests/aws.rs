@@ -183,7 +183,7 @@ async fn a_service_starts_with_all_its_settings_from_a_secret() {
 }
 
 #[tokio::test]
-async fn the_environment_lies_over_the_secret_and_the_file_under_it() {
+async fn the_environment_overrides_the_secret_which_overrides_app_env() {
     let Some(aws) = aws() else { return };
     let text = json!({ "TOKEN_ISSUER": "secret", "TOKEN_AUDIENCE": "secret", "DB_SOURCE": "postgres://secret@db/g" });
     let name = secret(aws, &text.to_string()).await;
@@ -204,7 +204,7 @@ async fn the_environment_lies_over_the_secret_and_the_file_under_it() {
 }
 
 #[tokio::test]
-async fn the_whole_arn_names_the_secret_too_and_the_current_version_counts() {
+async fn a_secret_is_found_by_name_or_arn_in_its_current_version() {
     let Some(aws) = aws() else { return };
     let name = secret(aws, r#"{"TOKEN_ISSUER": "first"}"#).await;
     let update = json!({ "SecretId": name, "SecretString": r#"{"TOKEN_ISSUER": "second"}"#,
@@ -218,7 +218,7 @@ async fn the_whole_arn_names_the_secret_too_and_the_current_version_counts() {
 }
 
 #[tokio::test]
-async fn everything_that_is_wrong_with_a_secret_is_told_at_once_and_no_value_with_it() {
+async fn all_faults_of_a_secret_are_reported_at_once_without_its_values() {
     let Some(aws) = aws() else { return };
     let text = r#"{
         "DB_SORCE": "hunter2",
@@ -253,7 +253,7 @@ async fn everything_that_is_wrong_with_a_secret_is_told_at_once_and_no_value_wit
 }
 
 #[tokio::test]
-async fn a_secret_that_cannot_be_had_is_one_clear_line() {
+async fn an_unusable_secret_is_reported_in_one_clear_line() {
     let Some(aws) = aws() else { return };
     let name = secret(aws, r#"["hunter2"]"#).await;
     let cut = secret(aws, "{\"DB_SOURCE\":\n \"hunter2").await;
@@ -311,7 +311,7 @@ async fn production_takes_no_secret_over_plain_http() {
 }
 
 #[tokio::test]
-async fn nothing_of_a_secret_nor_of_credentials_is_ever_logged() {
+async fn neither_secrets_nor_credentials_are_ever_logged() {
     let Some(aws) = aws() else { return };
     let db = database().await;
     let text = json!({ "DB_SOURCE": format!("{db}&password=hunter2"), "TOKEN_SYMMETRIC_KEY": KEY, "RUST_LOG": "trace" });
@@ -346,7 +346,7 @@ async fn a_web_identity_is_enough_to_read_the_secret() {
 
 /// EKS Pod Identity: an agent on the node hands out credentials in exchange for a token.
 #[tokio::test]
-async fn the_agent_of_pod_identity_is_enough_to_read_the_secret() {
+async fn the_pod_identity_agent_is_enough_to_read_the_secret() {
     let Some(aws) = aws() else { return };
     let name = secret(aws, r#"{"TOKEN_ISSUER": "pod-identity"}"#).await;
     let agent = Router::new().route(
@@ -373,7 +373,7 @@ async fn the_agent_of_pod_identity_is_enough_to_read_the_secret() {
 }
 
 #[test]
-fn a_token_is_to_the_letter_botocore_s() {
+fn a_token_is_identical_to_the_one_that_botocore_makes() {
     let Some(python) = &*PLAYERS else { return };
     let now = START.unix_timestamp();
     let mut questions = Vec::new();
@@ -505,7 +505,7 @@ impl ProvideCredentials for Fickle {
 }
 
 #[tokio::test]
-async fn new_connections_get_a_token_that_is_good_however_late_it_is() {
+async fn new_connections_use_a_renewed_token_and_never_an_expired_one() {
     let Some(mut rds) = Rds::start().await else { return };
     let clock = Clock::fixed(START);
     rds.set(&clock);
@@ -588,7 +588,7 @@ async fn a_token_is_renewed_before_its_credentials_expire() {
 }
 
 #[tokio::test]
-async fn the_script_writes_the_file_that_the_service_would_not_need() {
+async fn the_script_writes_app_env_from_the_secret() {
     let Some(aws) = aws() else { return };
     let Some((_tools, path)) = tools() else { return };
     let home = Home::new();

@@ -168,7 +168,7 @@ async fn restore(file: &str, server_url: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_dump_of_a_busy_service_restored_into_an_empty_server_is_the_service_again() {
+async fn a_busy_service_is_restored_from_a_dump_to_an_empty_server() {
     let home = Home::new();
     let (database_url, file) = (as_role(&database().await, APP), home.path("gatepass.dump"));
     let file = file.to_str().unwrap();

@@ -189,7 +189,7 @@ fn fault(problem: &Value) -> (&str, &str) {
 }
 
 #[tokio::test]
-async fn every_bad_body_on_every_route_that_takes_json() {
+async fn every_bad_body_is_refused_on_every_route_that_takes_json() {
     let malformed = [(400, "malformed_json")];
     let invalid = [(422, "validation_failed")];
     let either = [malformed[0], invalid[0]];
@@ -360,7 +360,7 @@ async fn every_bad_body_on_every_route_that_takes_json() {
 }
 
 #[tokio::test]
-async fn every_bad_body_on_every_route_that_takes_a_form() {
+async fn every_bad_body_is_refused_on_every_route_that_takes_a_form() {
     let invalid = [(400, "invalid_request")];
     let app = App::new().await;
     let client = app.client("orders").await;
@@ -464,7 +464,7 @@ async fn a_body_that_is_declared_too_large_is_refused_on_every_route() {
 }
 
 #[tokio::test]
-async fn every_bad_query_on_every_route_that_takes_parameters() {
+async fn every_bad_query_is_refused_on_every_route_that_takes_parameters() {
     let app = App::new().await;
     let admin = app.login_admin("root").await;
     let client = app.client("orders").await;
@@ -510,7 +510,7 @@ async fn every_bad_query_on_every_route_that_takes_parameters() {
 }
 
 #[tokio::test]
-async fn every_other_method_is_refused_with_those_that_are_taken() {
+async fn every_other_method_is_refused_with_a_list_of_those_allowed() {
     let app = App::new().await;
     let operations = operations();
     let paths: BTreeSet<_> = operations.iter().map(|operation| &operation.path).collect();
@@ -544,7 +544,7 @@ async fn every_other_method_is_refused_with_those_that_are_taken() {
 }
 
 #[tokio::test]
-async fn head_says_what_get_says() {
+async fn a_head_request_is_answered_like_get_without_a_body() {
     let app = App::new().await;
     let admin = app.login_admin("root").await;
     let client = app.client("orders").await;
@@ -565,7 +565,7 @@ async fn head_says_what_get_says() {
 }
 
 #[tokio::test]
-async fn what_is_no_route_is_not_found() {
+async fn an_unknown_route_is_not_found() {
     let app = App::new().await;
     let admin = app.login_admin("root").await;
     let long = format!("/{}", "a".repeat(10 * 1024));
@@ -728,7 +728,7 @@ async fn no_token_that_is_not_ours_opens_a_secured_route() {
 }
 
 #[tokio::test]
-async fn no_credentials_that_are_not_a_clients_open_a_route_for_clients() {
+async fn only_a_clients_credentials_open_a_route_for_clients() {
     let app = App::new().await;
     let alice = app.login_admin("alice").await;
     let (id, secret) = app.client("orders").await;
@@ -835,7 +835,7 @@ async fn no_credentials_that_are_not_a_clients_open_a_route_for_clients() {
 }
 
 #[tokio::test]
-async fn an_id_that_is_none_names_nobody() {
+async fn an_unknown_or_malformed_id_names_nobody() {
     let app = App::new().await;
     let admin = app.login_admin("root").await;
     let operations = operations();
@@ -1005,7 +1005,7 @@ async fn every_field_that_breaks_a_rule_is_named_with_the_rule() {
 }
 
 #[tokio::test]
-async fn what_is_just_within_the_rules_is_taken_and_comes_back() {
+async fn values_just_within_the_rules_are_accepted_and_returned() {
     let app = App::new().await;
     let address = format!("{}@{}.{}.{}.com", "a".repeat(64), "b".repeat(63), "c".repeat(63), "d".repeat(57));
     assert_eq!(address.len(), 254);
@@ -1054,7 +1054,7 @@ async fn what_is_just_within_the_rules_is_taken_and_comes_back() {
 }
 
 #[tokio::test]
-async fn blanks_around_a_full_name_are_cut_and_nothing_left_is_no_name() {
+async fn a_full_name_is_trimmed_and_a_blank_one_counts_as_none() {
     let app = App::new().await;
     for (i, (name, kept)) in
         [("  Ada Lovelace ", json!("Ada Lovelace")), ("", Value::Null), (" \u{a0}\u{3000}", Value::Null)]

@@ -96,7 +96,7 @@ async fn a_signal_to_stop_lets_a_login_in_flight_finish() {
 }
 
 #[tokio::test]
-async fn a_login_that_hashes_when_the_signal_comes_is_answered() {
+async fn a_login_whose_password_is_being_hashed_at_the_signal_is_answered() {
     let home = Home::new();
     let url = database().await;
     let costly = [("ARGON2_MEMORY_KIB", "19456"), ("ARGON2_ITERATIONS", "4"), ("PASSWORD_HASH_THREADS", "1")];
@@ -193,7 +193,7 @@ async fn server_that_knows_another_password() -> String {
 }
 
 #[tokio::test]
-async fn production_refuses_to_start_with_anything_unsafe_and_says_all_of_it() {
+async fn production_refuses_to_start_with_unsafe_settings_and_lists_them_all() {
     let weak = "hunter2-hunter2-hunter2-hunter2-";
     let url = database().await;
     for (environment, expected) in [
@@ -233,7 +233,7 @@ async fn production_refuses_to_start_with_anything_unsafe_and_says_all_of_it() {
 }
 
 #[tokio::test]
-async fn production_takes_its_secrets_from_files_and_makes_none() {
+async fn production_reads_its_secrets_from_files_and_generates_none() {
     let home = Home::new();
     let db = home.write("db", &format!("{}\n", empty_database().await));
     let key = home.write("key", &format!("{PRODUCTION_KEY}\n"));
@@ -359,7 +359,7 @@ async fn a_migration_changed_after_it_was_applied_is_refused() {
 }
 
 #[tokio::test]
-async fn without_leave_to_migrate_it_tells_who_should() {
+async fn a_service_that_may_not_migrate_says_which_command_does() {
     let url = empty_database().await;
     let home = Home::new();
     let environment = [("DB_SOURCE", &*url), ("TOKEN_SYMMETRIC_KEY", KEY), ("MIGRATE_ON_START", "false")];

@@ -20,7 +20,7 @@ async fn clean_up(app: &App) -> (u64, u64) {
 }
 
 #[tokio::test]
-async fn sessions_go_when_their_last_refresh_token_has_been_dead_for_as_long_as_they_are_kept() {
+async fn a_session_is_deleted_its_retention_time_after_its_refresh_token_expires() {
     let app = App::with(&[("SESSION_RETENTION", "2d")]).await;
     app.register("alice").await;
     let idle = app.login("alice").await;
@@ -48,7 +48,7 @@ async fn sessions_go_when_their_last_refresh_token_has_been_dead_for_as_long_as_
 }
 
 #[tokio::test]
-async fn revocations_go_a_day_after_the_tokens_that_they_are_about() {
+async fn revocations_are_deleted_a_day_after_their_tokens_expire() {
     let app = App::new().await;
     app.register("alice").await;
     let login = app.login("alice").await;
@@ -61,7 +61,7 @@ async fn revocations_go_a_day_after_the_tokens_that_they_are_about() {
 }
 
 #[tokio::test]
-async fn imports_that_nobody_goes_on_with_go_after_thirty_days() {
+async fn abandoned_imports_are_deleted_after_thirty_days() {
     let app = App::new().await;
     let insert =
         "INSERT INTO imports (source_hash, source_name, created, updated, unchanged, rejected, rejects_bytes,
@@ -78,7 +78,7 @@ async fn imports_that_nobody_goes_on_with_go_after_thirty_days() {
 }
 
 #[tokio::test]
-async fn many_rows_go_in_many_batches_and_tell_no_replica_anything() {
+async fn many_rows_are_deleted_in_batches_without_notifying_any_replica() {
     let app = App::new().await;
     let user = app.register("alice").await;
     let insert = "INSERT INTO sessions (id, user_id, refresh_generation, refresh_salt, created_at, renewed_at,
@@ -113,7 +113,7 @@ async fn many_rows_go_in_many_batches_and_tell_no_replica_anything() {
 }
 
 #[tokio::test]
-async fn one_replica_at_a_time_deletes_and_waits_for_nobody() {
+async fn only_one_replica_deletes_at_a_time_and_none_waits() {
     let app = App::new().await;
     app.register("alice").await;
     app.login("alice").await;

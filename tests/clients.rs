@@ -120,7 +120,7 @@ async fn a_client_from_creation_to_deletion() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_at_the_desk_is_said() {
+async fn the_client_commands_report_what_is_wrong() {
     let app = App::new().await;
     app.client("orders").await;
     gatepass(&app, &["client", "create", "orders"]).await.fails(1, &["the client's name is taken"]);
@@ -143,7 +143,7 @@ async fn what_is_wrong_at_the_desk_is_said() {
 }
 
 #[tokio::test]
-async fn of_a_secret_the_database_has_the_hash_and_nothing_else() {
+async fn the_database_has_only_the_hash_of_a_client_secret() {
     let app = App::new().await;
     let (_, secret) = app.client("orders").await;
     let (row, hash): (String, Vec<u8>) =
@@ -153,7 +153,7 @@ async fn of_a_secret_the_database_has_the_hash_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn an_active_token_says_all_that_it_says() {
+async fn introspection_of_an_active_token_returns_all_its_claims() {
     for settings in [
         &[][..],
         &[("TOKEN_FORMAT", "v4.public"), ("TOKEN_ISSUER", "https://auth.example.com")],
@@ -206,7 +206,7 @@ async fn a_user_without_roles_has_an_empty_scope() {
 }
 
 #[tokio::test]
-async fn of_anything_else_it_is_only_said_that_it_is_not_active() {
+async fn introspection_of_anything_else_says_only_that_it_is_not_active() {
     let (app, login, client) = alice_and_a_client().await;
     let issue = |key: &str, issuer: &str, audience: &str, begins: Duration| {
         let key: SymmetricKey = key.parse().unwrap();
@@ -276,7 +276,7 @@ async fn of_anything_else_it_is_only_said_that_it_is_not_active() {
 }
 
 #[tokio::test]
-async fn a_token_that_was_introspected_has_been_seen() {
+async fn a_token_that_was_introspected_counts_as_received() {
     let (app, login, client) = alice_and_a_client().await;
     let renewed = renew(&app, &login).await.expect(200);
     // A service asks about it, so its caller has received the renewal's answer; gatepass's own routes need not see the
@@ -289,7 +289,7 @@ async fn a_token_that_was_introspected_has_been_seen() {
 }
 
 #[tokio::test]
-async fn who_holds_a_token_ends_its_session() {
+async fn whoever_holds_a_token_can_end_its_session() {
     let (app, login, client) = alice_and_a_client().await;
     let other = app.replica(&[]).await;
     let kept = app.login("alice").await;
@@ -344,7 +344,7 @@ async fn a_session_ends_once_and_keeps_its_reason() {
 }
 
 #[tokio::test]
-async fn what_is_no_token_of_a_session_ends_none_and_is_answered_the_same() {
+async fn revoking_an_invalid_token_ends_no_session_and_is_answered_the_same() {
     let (app, login, client) = alice_and_a_client().await;
     let stranger = app.replica_with_key(OTHER_KEY, &[]).await;
     let foreign = stranger.login("alice").await;
@@ -390,7 +390,7 @@ async fn an_access_token_that_has_expired_still_ends_its_session() {
 }
 
 #[tokio::test]
-async fn many_who_revoke_and_renew_at_once_leave_an_ended_session() {
+async fn simultaneous_revocations_and_renewals_leave_the_session_ended() {
     let (app, login, _) = alice_and_a_client().await;
     let app = std::sync::Arc::new(app);
     let requests = (0..32).map(|i| {

@@ -215,7 +215,7 @@ async fn a_user_is_made_even_when_registration_is_closed() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_is_told_in_a_line() {
+async fn a_failed_command_says_why_in_one_line() {
     let desk = Desk::new().await;
     desk.create("alice").await;
     let create = async |username: &str, email: &str, more: &[&str], password: &str| {
@@ -253,7 +253,7 @@ async fn what_cannot_be_done_is_told_in_a_line() {
 }
 
 #[tokio::test]
-async fn a_name_that_is_another_users_id_is_taken_for_neither() {
+async fn a_username_that_is_another_users_id_selects_neither_user() {
     let desk = Desk::new().await;
     let bob = desk.create("bob").await["id"].as_str().unwrap().to_owned();
     // Such a name is allowed, as any name is; but showing it to an operator must not get Bob locked out.
@@ -272,7 +272,7 @@ async fn a_name_that_is_another_users_id_is_taken_for_neither() {
 }
 
 #[tokio::test]
-async fn the_last_administrator_is_told_to_be_followed_by_another_first() {
+async fn removing_the_last_administrator_is_refused_with_advice() {
     let desk = Desk::new().await;
     desk.create("root").await;
     desk.create("alice").await;
@@ -352,7 +352,7 @@ async fn the_example_is_the_file_in_the_repository_and_can_be_used_as_it_is() {
 }
 
 #[tokio::test]
-async fn every_problem_of_app_env_is_told_at_once_with_its_line() {
+async fn every_problem_in_app_env_is_reported_at_once_with_its_line() {
     let home = Home::new();
     let app_env = "TOKEN_ISUER=x\nREGISTRATION=maybe\nTOKEN_SYMMETRIC_KEY=hunter2\nwhat is this\nACCESS_TOKEN_DURATION=15\n";
     let file = home.write("app.env", app_env);
@@ -390,7 +390,7 @@ async fn openapi_prints_the_document_in_the_repository() {
 }
 
 #[tokio::test]
-async fn migrate_moves_the_schema_and_says_how() {
+async fn migrate_changes_the_schema_and_reports_each_step() {
     let desk = Desk { home: Home::new(), url: empty_database().await };
     let status = async || desk.run(&["migrate", "status", "--json"]).await.json().as_array().unwrap().clone();
     let states = async || status().await.iter().map(|line| line["state"].clone()).collect::<Vec<_>>();
@@ -534,7 +534,7 @@ async fn key_generate_prints_a_key_that_production_takes() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_command_does_its_work_also_where_nobody_listens() {
+async fn a_command_does_its_work_even_if_stderr_cannot_be_written() {
     let desk = Desk::new().await;
     let run = async |command: &str| {
         let shell = desk.home.shell(&format!("exec \"$0\" {command} 2>/dev/full"));

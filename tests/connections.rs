@@ -50,7 +50,7 @@ async fn crowd(service: &Process, size: usize) {
 }
 
 #[tokio::test]
-async fn a_replica_has_no_more_than_is_said_and_twelve_fit() {
+async fn a_replica_opens_no_more_connections_than_documented_and_twelve_fit() {
     let url = database().await;
     let mut witness = PgConnection::connect(&url).await.unwrap();
     let watching = tokio::spawn(async move {
@@ -80,7 +80,7 @@ async fn a_replica_has_no_more_than_is_said_and_twelve_fit() {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_a_second_connection_with_the_first_in_hand() {
+async fn no_request_holds_one_connection_while_waiting_for_another() {
     let (home, url) = (Home::new(), database().await);
     let environment =
         [("DB_SOURCE", url.as_str()), ("DB_MAX_CONNECTIONS", "1"), ("TOKEN_SYMMETRIC_KEY", KEY)];
@@ -112,7 +112,7 @@ async fn a_connection_has_limits_and_a_name() {
 /// An import or an export of thousands of users may be slow, and an export may leave its connection idle meanwhile. But
 /// an import that holds locks on users and has stalled is not waited for.
 #[tokio::test]
-async fn those_who_import_and_export_may_take_their_time_but_lock_nobody_out_meanwhile() {
+async fn imports_and_exports_may_be_slow_but_a_stalled_import_is_cut_off() {
     let pool = Source::new(&database().await.into()).unwrap().pool(1);
     let mut conn = pool.acquire().await.unwrap();
     let limits =
@@ -131,7 +131,7 @@ async fn those_who_import_and_export_may_take_their_time_but_lock_nobody_out_mea
 
 /// For a moment after its use, a connection is lent again without a check; in that moment these are cut.
 #[tokio::test]
-async fn connections_that_are_cut_fail_no_login_and_no_renewal() {
+async fn no_login_or_renewal_fails_because_its_connection_was_cut() {
     let app = App::new().await;
     app.register("alice").await;
     let cut = async || {
@@ -152,7 +152,7 @@ async fn connections_that_are_cut_fail_no_login_and_no_renewal() {
 /// A statement that may be retried waits for the pool's timeout once in all, not once per attempt: two timeouts are all
 /// the time that a request has.
 #[tokio::test]
-async fn a_server_that_stays_away_is_waited_for_once() {
+async fn a_request_waits_for_an_absent_server_only_once() {
     /// What docs/database.md promises.
     const PATIENCE: Duration = Duration::from_secs(5);
     let mut server = Server::new("", |_| ()).await;
@@ -187,7 +187,7 @@ async fn a_server_that_stays_away_is_waited_for_once() {
 }
 
 #[tokio::test]
-async fn what_was_given_up_is_over_before_its_connection_is_lent_again() {
+async fn abandoned_work_is_over_before_its_connection_is_reused() {
     let url = database().await;
     let pool = Source::new(&url.clone().into()).unwrap().pool(1);
     let mut conn = pool.acquire().await.unwrap();
@@ -227,7 +227,7 @@ async fn what_was_given_up_is_over_before_its_connection_is_lent_again() {
 
 /// Otherwise the connection's next user would work inside that transaction: told of success, and undone later.
 #[tokio::test]
-async fn a_transaction_that_is_given_up_while_it_begins_is_ended() {
+async fn a_transaction_abandoned_while_it_begins_is_ended() {
     let url = database().await;
     let pool = Source::new(&url.clone().into()).unwrap().pool(1);
     let mut conn = pool.acquire().await.unwrap();
@@ -263,7 +263,7 @@ async fn a_standby_is_not_used() {
 
 /// This is a setting of the server, which also affects connections that are already open.
 #[tokio::test]
-async fn a_database_that_is_read_only_is_read() {
+async fn a_read_only_database_still_serves_reads() {
     let server = Server::new("", |_| ()).await;
     let home = Home::new();
     let service = home.serve(&[("DB_SOURCE", &server.url()), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;

@@ -219,7 +219,7 @@ fn a_release_that_comes_up_stays() {
 
 /// A changed setting brings back no older release, neither of the service nor of its migration.
 #[test]
-fn where_no_release_is_named_the_one_that_runs_stays() {
+fn the_running_release_stays_if_none_is_named() {
     let cluster = Cluster::new();
     for arguments in [&["test"][..], &["test", ""]] {
         let output = cluster.run(arguments);
@@ -232,7 +232,7 @@ fn where_no_release_is_named_the_one_that_runs_stays() {
 /// Before the first release, after someone has applied the overlay as it is, and while the first release does not come
 /// up.
 #[test]
-fn where_none_runs_a_release_has_to_be_named() {
+fn a_release_must_be_named_if_none_is_running() {
     for cluster in [
         Cluster::empty(),
         Cluster::with(
@@ -286,7 +286,7 @@ fn unfinished() -> impl Iterator<Item = Cluster> {
 
 /// An unfinished release cannot stay: its migration must not run because someone changes a setting.
 #[test]
-fn where_a_release_is_not_finished_nothing_stays_unasked() {
+fn an_unfinished_release_is_not_kept_without_being_named() {
     for cluster in unfinished() {
         let output = cluster.run(&["test"]);
         assert_eq!(output.status.code(), Some(2));
@@ -299,7 +299,7 @@ fn where_a_release_is_not_finished_nothing_stays_unasked() {
 }
 
 #[test]
-fn what_is_gone_back_to_is_what_ran_and_not_what_was_asked_for_last() {
+fn a_rollback_returns_to_the_release_that_ran_not_the_last_requested() {
     for cluster in unfinished() {
         cluster.set("broken");
         assert_eq!(cluster.deploy("test").status.code(), Some(1));
@@ -360,7 +360,7 @@ fn a_release_that_does_not_come_up_is_taken_back() {
 /// The overlay may have been applied in part. A `rollout undo` without a revision could then go back one release too
 /// far.
 #[test]
-fn an_overlay_that_the_cluster_refuses_leaves_what_ran() {
+fn a_refused_overlay_restores_the_release_that_ran() {
     let cluster = Cluster::new();
     cluster.set("refused");
     assert_eq!(cluster.deploy("test").status.code(), Some(1));
@@ -387,7 +387,7 @@ fn an_overlay_without_the_deployment_touches_nothing() {
 }
 
 #[test]
-fn a_wrong_use_touches_nothing() {
+fn wrong_arguments_touch_nothing() {
     let cluster = Cluster::new();
     for arguments in [&["nowhere", NEW][..], &["", NEW], &[], &["test", NEW, "more"]] {
         assert_eq!(cluster.run(arguments).status.code(), Some(2));

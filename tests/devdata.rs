@@ -106,7 +106,7 @@ async fn seeded_users_log_in_and_their_history_is_what_triggers_would_have_writt
 }
 
 #[tokio::test]
-async fn everybody_logs_in_at_a_service_with_a_pepper_too_which_their_hash_then_has() {
+async fn seeded_and_masked_users_log_in_to_a_service_with_a_pepper() {
     let home = Home::new();
     let url = database().await;
     let pepper = [("PASSWORD_PEPPER", "1:cGVwcGVyIHR3byBpcyB0aGVzZSAzMiBieXRlcyBvZiA=")];
@@ -147,7 +147,7 @@ async fn text(url: &str, sql: &str) -> String {
 }
 
 #[tokio::test]
-async fn nothing_is_made_up_in_production_or_beside_real_rows() {
+async fn no_data_is_seeded_in_production_or_beside_real_rows() {
     let home = Home::new();
     let url = database().await;
     let args = ["user", "create", "alice", "--email", "alice@example.org", "--password-stdin"];
@@ -343,7 +343,7 @@ fn edit_sample(directory: &Path, name: &str, old: &str, new: &str) {
 }
 
 #[tokio::test]
-async fn a_sample_has_all_that_belongs_to_its_users_and_no_clear_value_and_loads() {
+async fn a_sample_is_complete_holds_no_unmasked_value_and_can_be_loaded() {
     let app = lived_in().await;
     let home = Home::new();
     let directory = home.path("sample");
@@ -409,7 +409,7 @@ async fn a_sample_has_all_that_belongs_to_its_users_and_no_clear_value_and_loads
 }
 
 #[tokio::test]
-async fn a_sample_is_of_those_who_are_asked_for_and_has_the_same_masks_with_the_same_key() {
+async fn a_sample_has_the_requested_users_and_the_same_key_masks_them_alike() {
     let home = Home::new();
     let source = database().await;
     gatepass(&home, &source, &SEED).await.expect(0);

@@ -59,7 +59,7 @@ fn now() -> OffsetDateTime {
 }
 
 #[tokio::test]
-async fn a_line_for_each_check_and_the_exit_code_tells_whether_there_is_a_problem() {
+async fn each_check_has_a_line_and_the_exit_code_tells_of_problems() {
     let url = as_role(&database().await, "gatepass_app");
     let settings = [("DB_SOURCE", &*url)];
     let home = Home::new();
@@ -193,7 +193,7 @@ async fn from_afar(url: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_database_that_is_far_away_and_not_encrypted() {
+async fn an_unencrypted_remote_database_is_reported() {
     let far = from_afar(&database().await).await;
     let parts = ["not encrypted, and leaves this machine", "sslmode=verify-full"];
     finds("database", &[("DB_SOURCE", &far)], 0, "note", &parts).await;
@@ -222,7 +222,7 @@ async fn clocks_that_differ() {
 }
 
 #[tokio::test]
-async fn a_service_warns_of_its_clock_when_tokens_are_refused_for_it() {
+async fn a_service_warns_when_its_clock_is_far_ahead_of_the_databases() {
     for (seconds, warns) in [(-60, true), (5, false)] {
         let url = with_functions(&format!(
             "CREATE FUNCTION ours.now() RETURNS timestamptz LANGUAGE sql AS
@@ -237,7 +237,7 @@ async fn a_service_warns_of_its_clock_when_tokens_are_refused_for_it() {
 }
 
 #[tokio::test]
-async fn somebody_who_keeps_the_service_waiting_for_a_lock() {
+async fn whoever_keeps_the_service_waiting_for_a_lock_is_reported() {
     // Makes it seem as if the wait had lasted a while.
     let url = with_functions(
         "CREATE FUNCTION ours.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS
@@ -312,7 +312,7 @@ async fn a_history_that_nobody_seals() {
 }
 
 #[tokio::test]
-async fn changes_that_were_deleted_before_their_seal_and_the_others_all_the_same() {
+async fn changes_deleted_before_sealing_are_reported_beside_those_still_waiting() {
     let url = database().await;
     let settings = [("DB_SOURCE", &*url)];
     let home = Home::new();
@@ -338,7 +338,7 @@ async fn changes_that_were_deleted_before_their_seal_and_the_others_all_the_same
 }
 
 #[tokio::test]
-async fn a_history_that_is_meant_to_have_gaps() {
+async fn a_history_that_is_allowed_to_have_gaps_is_reported() {
     let url = database().await;
     let options: PgConnectOptions = url.parse().unwrap();
     let name = options.get_database().unwrap();
@@ -385,7 +385,7 @@ async fn a_log_without_the_heads_of_the_seals() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_ahead_or_behind() {
+async fn a_database_that_is_unreachable_or_of_another_version_is_reported() {
     finds("database", &[("DB_SOURCE", "postgres://x@127.0.0.1:1/x")], 1, "problem", &["check host and port"])
         .await;
     let url = database().await;
@@ -494,7 +494,7 @@ async fn rights_that_the_service_has_lost() {
 }
 
 #[tokio::test]
-async fn who_only_looks_makes_no_key() {
+async fn read_only_commands_create_no_key() {
     let (home, url) = (Home::new(), database().await);
     let doctor = home.gatepass(&["doctor"]).env("DB_SOURCE", &url).run().await.expect(0);
     let note = "TOKEN_SYMMETRIC_KEY is not set: `gatepass serve` makes a key";

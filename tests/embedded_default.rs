@@ -129,20 +129,20 @@ async fn story(whose: &str, home: Home) {
 }
 
 #[tokio::test]
-async fn as_ourselves() {
+async fn it_works_as_the_current_user() {
     story(if is_root() { "root" } else { "a user" }, Home::new()).await;
 }
 
 #[tokio::test]
-async fn as_an_ordinary_user_when_we_are_root() {
-    // Otherwise `as_ourselves` is that test.
+async fn it_works_as_an_ordinary_user_if_the_tests_run_as_root() {
+    // Otherwise `it_works_as_the_current_user` is that test.
     if let Some(home) = Home::of_nobody() {
         story("nobody", home).await;
     }
 }
 
 #[tokio::test]
-async fn as_root_in_a_directory_that_only_root_may_enter() {
+async fn it_works_as_root_in_a_directory_that_only_root_may_enter() {
     if are_root("the embedded default as root") {
         let home = Home::closed();
         story("root, in a closed directory", home).await;
@@ -150,7 +150,7 @@ async fn as_root_in_a_directory_that_only_root_may_enter() {
 }
 
 #[tokio::test]
-async fn two_that_start_at_once_share_the_database_and_the_key() {
+async fn two_services_that_start_at_once_share_the_database_and_the_key() {
     let home = Home::new();
     let (one, two) = (home.start(&[]), home.start(&[]));
     let (one, two) = (one.serving().await, two.serving().await);
@@ -180,7 +180,7 @@ async fn a_signal_during_the_first_start_leaves_nothing_running() {
 
 /// It does not matter which service started the Postgres.
 #[tokio::test]
-async fn a_service_goes_on_when_the_one_ends_that_came_before_it() {
+async fn a_service_keeps_running_when_an_earlier_one_ends() {
     let home = Home::new();
     let first = home.serve(&[]).await;
     let second = home.serve(&[]).await;
@@ -195,7 +195,7 @@ async fn a_service_goes_on_when_the_one_ends_that_came_before_it() {
 }
 
 #[tokio::test]
-async fn the_command_line_alone_has_the_database_too() {
+async fn the_command_line_can_use_the_database_without_a_service() {
     let home = Home::new();
     assert_eq!(usernames(&home).await, [""; 0]);
     let create = ["user", "create", "alice", "--email", ALICE, "--password-stdin"];
@@ -207,7 +207,7 @@ async fn the_command_line_alone_has_the_database_too() {
 }
 
 #[tokio::test]
-async fn a_second_one_on_the_same_port_takes_nothing_from_the_first() {
+async fn a_second_service_on_the_same_port_does_not_disturb_the_first() {
     let home = Home::new();
     let service = home.serve(&[]).await;
     let second = home.start(&[("HTTP_SERVER_ADDRESS", &service.address())]).end().await;

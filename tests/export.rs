@@ -60,7 +60,7 @@ impl Here {
 }
 
 #[tokio::test]
-async fn who_is_called_off_leaves_nothing_and_who_is_killed_nothing_in_the_way() {
+async fn a_cancelled_export_leaves_nothing_and_a_killed_one_blocks_nothing() {
     let here = Here::new().await;
     here.home.write("out.jsonl", "old");
     let old = ("old".to_owned(), Vec::new());
@@ -111,7 +111,7 @@ async fn a_file_that_is_mounted_is_written_to() {
 }
 
 #[tokio::test]
-async fn in_a_directory_that_cannot_be_written_to_a_file_can() {
+async fn a_writable_file_in_a_read_only_directory_is_written() {
     // Root may write anywhere, and another user cannot reach the tests' database.
     let home = Home::of_nobody().unwrap_or_else(Home::new);
     let user = ["user", "create", "alice", "--email", "alice@example.com", "--password-stdin"];

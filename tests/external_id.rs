@@ -77,7 +77,7 @@ fn faults(answer: Answer) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_user_is_made_then_changed_by_what_is_newer_and_by_nothing_else() {
+async fn a_user_is_created_and_then_changed_only_by_newer_records() {
     let here = Bridge::new().await;
     let made = here.alice(json!({ "external_id": "17" })).await;
     let location = made.location("/admin/users/by-external-id/17");
@@ -147,7 +147,7 @@ async fn a_user_is_made_then_changed_by_what_is_newer_and_by_nothing_else() {
 }
 
 #[tokio::test]
-async fn an_id_is_any_text_and_is_read_from_the_address() {
+async fn an_external_id_may_be_any_text_and_is_read_from_the_url() {
     let here = Bridge::new().await;
     let body = |i: usize| json!({ "username": format!("user{i}"), "email": format!("user{i}@example.com") });
     let long = "ü".repeat(256);
@@ -193,7 +193,7 @@ async fn an_id_is_any_text_and_is_read_from_the_address() {
 }
 
 #[tokio::test]
-async fn what_breaks_a_rule_is_told_all_at_once_and_changes_nothing() {
+async fn all_invalid_fields_are_reported_at_once_and_nothing_changes() {
     let here = Bridge::new().await;
     let bad = json!({
         "username": "b b", "email": "nowhere", "full_name": "a\u{7}", "roles": ["Boss"], "created_at": "yesterday",
@@ -232,7 +232,7 @@ async fn what_breaks_a_rule_is_told_all_at_once_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn whose_name_it_is_stays_who_they_are() {
+async fn a_record_cannot_take_over_a_user_or_remove_the_last_administrator() {
     let here = Bridge::new().await;
     here.app.register("alice").await;
     // A user who registered here is not taken over.
@@ -270,7 +270,7 @@ async fn whose_name_it_is_stays_who_they_are() {
 }
 
 #[tokio::test]
-async fn a_change_ends_and_outdates_what_it_does_elsewhere() {
+async fn a_record_ends_sessions_and_outdates_tokens_as_other_changes_do() {
     let here = Bridge::new().await;
     here.alice(json!({})).await.expect(201);
     let me = async |login: &Value| here.app.get("/users/me").bearer(login).send().await;
@@ -299,7 +299,7 @@ async fn a_change_ends_and_outdates_what_it_does_elsewhere() {
 }
 
 #[tokio::test]
-async fn a_record_from_a_clock_that_is_ahead_undoes_nothing_when_it_comes_twice() {
+async fn a_repeated_record_from_a_fast_clock_undoes_nothing() {
     let here = Bridge::new().await;
     here.alice(json!({})).await.expect(201);
     let ahead = json!({ "updated_at": "2026-01-02T03:08:05Z", "full_name": "Al", "disabled": true });
@@ -333,7 +333,7 @@ async fn a_record_from_a_clock_that_is_ahead_undoes_nothing_when_it_comes_twice(
 /// The other system's clock was ahead when it dated the record; a password that is set here afterwards still counts as
 /// the later one.
 #[tokio::test]
-async fn a_password_that_was_set_here_is_not_undone_by_one_that_a_clock_ahead_has_dated() {
+async fn a_record_dated_by_a_fast_clock_does_not_undo_a_password_set_here() {
     let here = Bridge::new().await;
     here.alice(json!({ "password_hash": SSHA })).await.expect(201);
     let ahead = json!({
@@ -358,7 +358,7 @@ async fn a_password_that_was_set_here_is_not_undone_by_one_that_a_clock_ahead_ha
 }
 
 #[tokio::test]
-async fn who_changes_nothing_outdates_nothing() {
+async fn a_change_without_effect_outdates_no_record() {
     let here = Bridge::new().await;
     let path = here.alice(json!({})).await.location("/admin/users/by-external-id/17");
     let login = here.log_in(OLD_PASSWORD).await.expect(200);
@@ -384,7 +384,7 @@ async fn who_changes_nothing_outdates_nothing() {
 }
 
 #[tokio::test]
-async fn what_users_change_keeps_nobody_from_disabling_them() {
+async fn users_cannot_avoid_being_disabled_by_changing_their_profile() {
     let here = Bridge::new().await;
     let path = here.alice(json!({})).await.location("/admin/users/by-external-id/17");
     let login = here.log_in(OLD_PASSWORD).await.expect(200);
@@ -423,7 +423,7 @@ async fn what_users_change_keeps_nobody_from_disabling_them() {
 
 /// The address that the other system has for a user may belong to someone else here by now.
 #[tokio::test]
-async fn an_address_that_was_taken_keeps_nobody_from_disabling_whose_it_was() {
+async fn a_taken_address_does_not_prevent_disabling_its_former_owner() {
     let here = Bridge::new().await;
     let path =
         here.alice(json!({ "roles": ["support", "boss"] })).await.location("/admin/users/by-external-id/17");
@@ -479,7 +479,7 @@ async fn an_address_that_was_taken_keeps_nobody_from_disabling_whose_it_was() {
 
 /// Also by hand, and by a release that does not know of the column.
 #[tokio::test]
-async fn whoever_changes_roles_or_disables_the_time_is_noted() {
+async fn every_change_of_roles_or_disabling_is_dated_whoever_makes_it() {
     let here = Bridge::new().await;
     here.alice(json!({ "updated_at": "2020-01-01T00:00:00Z" })).await.expect(201);
     let change = async |sql: &'static str| {
@@ -510,7 +510,7 @@ async fn whoever_changes_roles_or_disables_the_time_is_noted() {
 
 /// Two addresses are the same here exactly when they are the same in an administrator's change.
 #[tokio::test]
-async fn an_address_in_other_letters_stays_verified_and_another_one_does_not() {
+async fn an_address_stays_verified_only_if_nothing_but_its_case_changes() {
     let here = Bridge::new().await;
     let made = here.alice(json!({ "email": "Zoë@example.com" })).await.expect(201);
     let path = format!("/admin/users/{}", made["id"].as_str().unwrap());
@@ -531,7 +531,7 @@ async fn an_address_in_other_letters_stays_verified_and_another_one_does_not() {
 }
 
 #[tokio::test]
-async fn of_two_who_tell_of_the_same_new_user_at_once_one_makes_them_and_both_succeed() {
+async fn simultaneous_records_of_a_new_user_create_one_and_both_succeed() {
     let here = Bridge::new().await;
     // Both have found nobody, and are about to write.
     let mut hold = here.app.db.acquire().await.unwrap();
@@ -608,7 +608,7 @@ async fn fast_hashes_wait_their_turn_with_logins() {
 
 /// The answer to what an abandoned request had asked the database reaches no other request.
 #[tokio::test]
-async fn who_hangs_up_leaves_the_next_ones_no_answers() {
+async fn an_abandoned_request_leaves_no_answer_for_the_next_ones() {
     let here = Bridge::new().await;
     let mut users = vec![("root", here.root.clone())];
     for name in ["bob", "carol"] {

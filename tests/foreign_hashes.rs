@@ -85,7 +85,7 @@ async fn log_in(app: &App, password: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn every_kind_lets_its_owner_in_once_and_is_replaced() {
+async fn every_foreign_hash_admits_its_owner_once_and_is_then_replaced() {
     let (app, pool) = (App::new().await, pool());
     let alice = app.register("alice").await;
     let vectors: Vec<Value> = serde_json::from_str(include_str!("foreign_hashes/vectors.json")).unwrap();
@@ -131,7 +131,7 @@ async fn a_wrapped_hash_may_have_a_pepper() {
 }
 
 #[tokio::test]
-async fn those_that_other_systems_make_now() {
+async fn hashes_that_other_systems_make_now_are_verified() {
     let Some(python) = named_by("GATEPASS_TEST_PYTHON", "that we verify hashes made now") else { return };
     let output = Command::new(&python).arg(PROGRAM).output().unwrap();
     let (status, complaint) = (output.status, String::from_utf8_lossy(&output.stderr));

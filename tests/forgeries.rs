@@ -211,7 +211,7 @@ const TAMPERED: &[Rejection] =
     &[Rejection::Malformed, Rejection::UnknownKey, Rejection::WrongAlgorithm, Rejection::Forged];
 
 #[tokio::test]
-async fn no_character_of_a_token_can_be_changed_and_it_can_be_cut_nowhere() {
+async fn a_token_that_is_altered_or_cut_anywhere_is_refused() {
     for door in &*DOORS {
         let token = &door.honest;
         let altered = (0..token.len()).map(|i| {
@@ -286,7 +286,7 @@ async fn a_token_has_one_spelling() {
 }
 
 #[tokio::test]
-async fn a_key_of_the_same_format_under_the_name_of_ours_makes_nothing() {
+async fn another_key_under_our_key_id_makes_no_valid_token() {
     for door in &*DOORS {
         let claims = door.claims().to_string();
         assert!(door.lets_in(&door.forge.seal(&claims)).await, "{}", door.forge.format);
@@ -321,7 +321,7 @@ async fn a_token_of_one_format_opens_no_door_of_another() {
 }
 
 #[tokio::test]
-async fn the_bytes_of_one_formats_key_are_no_key_of_another() {
+async fn the_bytes_of_a_key_for_one_format_do_not_work_for_another() {
     for door in &*DOORS {
         let claims = door.claims().to_string();
         let root = door.root.as_bytes();
@@ -680,7 +680,7 @@ async fn only_at_jwt_is_the_type_of_an_access_token() {
 /// Faults in the order of the checks that find them. From outside, only an expired token can be told from the others:
 /// `token_expired`.
 #[tokio::test]
-async fn of_two_faults_the_earlier_check_answers() {
+async fn a_token_with_two_faults_is_refused_by_the_earlier_check() {
     for door in &*DOORS {
         let faults = [
             ("roles", json!("admin"), NO_CLAIMS[0]),
@@ -725,7 +725,7 @@ async fn of_two_faults_the_earlier_check_answers() {
 const NO_CLAIMS: &[Rejection] = &[Rejection::Claims(gatepass::token::InvalidClaims)];
 
 #[tokio::test]
-async fn every_claim_is_there_once_and_of_its_type() {
+async fn every_claim_must_occur_once_with_the_right_type() {
     for door in &*DOORS {
         let claims = door.claims();
         let text = claims.to_string();
@@ -834,7 +834,7 @@ async fn every_claim_is_there_once_and_of_its_type() {
 }
 
 #[tokio::test]
-async fn deep_nesting_is_no_way_to_the_end_of_the_stack() {
+async fn deep_nesting_does_not_overflow_the_stack() {
     for door in &*DOORS {
         let claims = door.claims().to_string();
         let nested =
@@ -884,7 +884,7 @@ async fn deep_nesting_is_no_way_to_the_end_of_the_stack() {
 }
 
 #[tokio::test]
-async fn a_claim_has_to_be_the_right_one() {
+async fn every_claim_must_have_an_acceptable_value() {
     for door in &*DOORS {
         let is_jwt = door.forge.is_jwt();
         let last = if is_jwt { json!(253_402_300_799_i64) } else { json!("9999-12-31T23:59:59Z") };
@@ -1045,7 +1045,7 @@ async fn a_signature_has_one_form() {
 }
 
 #[tokio::test]
-async fn what_is_no_access_token_at_all_is_refused() {
+async fn anything_but_an_access_token_is_refused() {
     for door in &*DOORS {
         let refresh = format!("gpr_{}", encode([7; 52]));
         let table = [
@@ -1181,7 +1181,7 @@ async fn the_service_lets_nothing_in_but_its_own_access_tokens() {
 
 /// Runs the fuzz targets over their corpus (`fuzz/`), without a fuzzer.
 #[test]
-fn what_the_fuzzers_start_from_holds() {
+fn the_fuzz_targets_hold_on_their_corpus() {
     let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let replay = |target: &str, run: &dyn Fn(&[u8])| {
         let files: Vec<_> = std::fs::read_dir(corpus.join(target)).unwrap().collect();

@@ -103,7 +103,7 @@ fn assert_identity(headers: &HeaderMap, login: &Value) {
 }
 
 #[tokio::test]
-async fn any_method_with_a_good_token_passes_and_without_one_does_not() {
+async fn a_request_of_any_method_passes_only_with_a_good_token() {
     let app = App::with(&[("ALLOWED_ORIGINS", "https://app.example")]).await;
     let users = Users::new(&app).await;
     let addresses = ["/auth/verify", "/auth/verify/", "/auth/verify/a", "/auth/verify//a/../b%2F%00?x=%ff&y"];
@@ -205,7 +205,7 @@ async fn one_of_the_roles_is_needed() {
 }
 
 #[tokio::test]
-async fn what_the_client_claims_to_be_is_not_repeated() {
+async fn identity_headers_sent_by_the_client_are_not_returned() {
     let app = App::new().await;
     let Users { alice, .. } = Users::new(&app).await;
     let mut request = app.get("/auth/verify").bearer(&alice);
@@ -218,7 +218,7 @@ async fn what_the_client_claims_to_be_is_not_repeated() {
 }
 
 #[tokio::test]
-async fn no_body_is_asked_for_whatever_its_size() {
+async fn the_request_body_is_never_read_whatever_its_size() {
     let app = App::new().await;
     let Users { alice, .. } = Users::new(&app).await;
     let unreadable =
@@ -233,7 +233,7 @@ async fn no_body_is_asked_for_whatever_its_size() {
 }
 
 #[tokio::test]
-async fn on_a_connection_no_body_holds_the_answer_up() {
+async fn an_unsent_body_does_not_delay_the_answer() {
     let app = App::new().await;
     let Users { alice, .. } = Users::new(&app).await;
     let gatepass = Served::new(&app).await;

@@ -217,7 +217,7 @@ async fn an_administrator_sees_everything_with_who_did_it() {
 }
 
 #[tokio::test]
-async fn the_command_line_and_the_service_are_named() {
+async fn changes_name_the_command_line_or_the_service_as_their_author() {
     let app = App::with(&[("TOKEN_FORMAT", "v4.public")]).await;
     assert_eq!(lines(&app).await, ["signing_keys INSERT service"; 2]);
     gatepass(&app, &["user", "create", "alice", "--email", "a@example.com", "--password-stdin"], PASSWORD)
@@ -256,7 +256,7 @@ async fn the_command_line_and_the_service_are_named() {
 }
 
 #[tokio::test]
-async fn what_is_done_by_hand_is_there_too() {
+async fn changes_made_by_hand_are_recorded_too() {
     let app = App::new().await;
     let alice = app.register("alice").await;
     app.client("orders").await;
@@ -310,7 +310,7 @@ async fn whole_history(app: &App) -> String {
 }
 
 #[tokio::test]
-async fn no_secret_is_ever_in_it() {
+async fn no_secret_is_ever_in_the_history() {
     let app = App::with(&[("TOKEN_FORMAT", "v4.public")]).await;
     app.login_admin("root").await;
     app.register("alice").await;
@@ -363,7 +363,7 @@ async fn no_secret_is_ever_in_it() {
 }
 
 #[tokio::test]
-async fn of_a_user_who_is_gone_only_ids_are_left_and_the_seals_hold() {
+async fn only_ids_of_a_deleted_user_remain_and_the_seals_hold() {
     let app = App::new().await;
     let alice = app.register("alice").await;
     app.register("bob").await;
@@ -402,7 +402,7 @@ async fn of_a_user_who_is_gone_only_ids_are_left_and_the_seals_hold() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_written_down_does_not_happen_unless_the_operator_wants_it_so() {
+async fn a_change_that_cannot_be_recorded_fails_unless_history_is_lenient() {
     let app = App::new().await;
     app.register("alice").await;
     let login = app.login("alice").await;
@@ -430,7 +430,7 @@ async fn what_cannot_be_written_down_does_not_happen_unless_the_operator_wants_i
 }
 
 #[tokio::test]
-async fn who_locks_the_history_keeps_nobody_from_logging_in_where_the_operator_wants_it_so() {
+async fn a_locked_history_prevents_no_login_where_it_is_lenient() {
     let app = App::new().await;
     let user = app.register("alice").await;
     let sessions = "INSERT INTO sessions (id, user_id, refresh_generation, refresh_salt, created_at, renewed_at,
@@ -598,7 +598,7 @@ async fn every_kind_of_tampering_is_found_and_named() {
 }
 
 #[tokio::test]
-async fn what_is_put_beside_a_row_does_not_change_what_it_says() {
+async fn forged_personal_data_does_not_change_what_a_row_says() {
     let app = App::new().await;
     let root = app.login_admin("root").await;
     execute(
@@ -640,7 +640,7 @@ async fn a_chain_that_was_cut_off_is_found_with_a_head_from_the_log() {
 }
 
 #[tokio::test]
-async fn a_row_that_was_deleted_before_its_seal_stays_missing_and_holds_up_no_other() {
+async fn a_row_deleted_before_sealing_stays_missing_and_delays_no_other() {
     let app = App::new().await;
     app.register("alice").await;
     app.register("bob").await;
@@ -675,7 +675,7 @@ async fn the_service_seals_by_itself_and_logs_the_head() {
 }
 
 #[tokio::test]
-async fn who_keeps_the_heads_out_of_the_log_is_told() {
+async fn the_service_warns_if_the_log_filter_hides_the_seals() {
     let app = App::new().await;
     app.register("alice").await;
     let home = Home::new();
@@ -699,7 +699,7 @@ async fn who_keeps_the_heads_out_of_the_log_is_told() {
 }
 
 #[tokio::test]
-async fn what_commits_late_is_sealed_late_and_nothing_is_missed_by_two_who_seal_at_once() {
+async fn rows_committed_late_are_sealed_and_simultaneous_sealers_miss_none() {
     let app = App::new().await;
     let alice = app.register("alice").await;
     let mut late = PgConnection::connect(&app.database_url).await.unwrap();
@@ -758,7 +758,7 @@ async fn a_sealer_that_dies_leaves_nothing_half_done() {
 }
 
 #[tokio::test]
-async fn months_are_made_ahead_and_given_up_as_a_whole_when_they_are_sealed() {
+async fn months_are_created_ahead_and_dropped_whole_once_they_are_sealed() {
     let app = App::new().await;
     let history = History::new(app.pool(), app.pool(), Some(std::time::Duration::from_hours(24 * 365)));
     app.register("alice").await;
@@ -822,7 +822,7 @@ async fn months_are_made_ahead_and_given_up_as_a_whole_when_they_are_sealed() {
 }
 
 #[tokio::test]
-async fn who_comes_while_the_month_is_made_comes_in() {
+async fn changes_made_while_a_month_is_created_are_recorded() {
     let app = App::new().await;
     // As if nobody had made months for a long time.
     execute(
@@ -858,7 +858,7 @@ async fn who_comes_while_the_month_is_made_comes_in() {
 }
 
 #[tokio::test]
-async fn reading_goes_by_an_index() {
+async fn reading_the_history_uses_an_index() {
     let app = App::new().await;
     execute(
         &app,
@@ -886,7 +886,7 @@ async fn reading_goes_by_an_index() {
 }
 
 #[tokio::test]
-async fn a_look_at_what_is_recent_reads_what_is_recent() {
+async fn reading_recent_history_reads_only_recent_rows() {
     let url = database().await;
     let mut conn = PgConnection::connect(&url).await.unwrap();
     // One row per second, the last of them now.

@@ -107,7 +107,7 @@ fn many(count: usize) -> String {
 }
 
 #[tokio::test]
-async fn users_come_with_all_that_is_known_of_them_and_log_in_with_their_old_password() {
+async fn users_are_imported_with_all_their_data_and_old_passwords() {
     let here = Move::new().await;
     let (bcrypt, password) = vector("bcrypt 2b");
     let (fast, fast_password) = vector("{SSHA}");
@@ -165,7 +165,7 @@ async fn users_come_with_all_that_is_known_of_them_and_log_in_with_their_old_pas
 }
 
 #[tokio::test]
-async fn a_refused_line_is_told_with_its_reason_and_goes_in_once_it_is_mended() {
+async fn a_rejected_line_is_reported_with_its_reason_and_imported_once_fixed() {
     let here = Move::new().await;
     here.app.register("taken").await;
     let long = format!("{}@example.com", "x".repeat(300));
@@ -241,7 +241,7 @@ async fn a_refused_line_is_told_with_its_reason_and_goes_in_once_it_is_mended() 
 }
 
 #[tokio::test]
-async fn csv_goes_in_and_what_is_refused_comes_back_as_csv() {
+async fn csv_is_imported_and_rejected_rows_are_written_as_csv() {
     let here = Move::new().await;
     let (bcrypt, password) = vector("bcrypt 2b");
     let hash = bcrypt["text"].as_str().unwrap();
@@ -280,7 +280,7 @@ async fn csv_goes_in_and_what_is_refused_comes_back_as_csv() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_there_twice_costs_that_user_and_is_named() {
+async fn a_user_with_a_duplicate_key_is_rejected_and_the_key_is_named() {
     let here = Move::new().await;
     let text = concat!(
         r#"{"username": "alice", "email": "alice@example.com", "roles": ["support"], "roles": []}"#,
@@ -321,7 +321,7 @@ async fn a_key_that_is_there_twice_costs_that_user_and_is_named() {
 }
 
 #[tokio::test]
-async fn rows_of_csv_have_the_numbers_of_their_lines_whatever_stands_between_them() {
+async fn csv_rows_are_numbered_by_line_whatever_stands_between_them() {
     let here = Move::new().await;
     // Lines 1 and 2 are empty, and 3 is the header. The last row has no line end.
     let text =
@@ -357,7 +357,7 @@ async fn rows_of_csv_have_the_numbers_of_their_lines_whatever_stands_between_the
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn at_a_terminal_a_bar_says_how_far_it_is_and_goes_when_it_is_done() {
+async fn at_a_terminal_a_progress_bar_is_shown_until_the_import_is_done() {
     let here = Move::new().await;
     here.home.write("users.jsonl", &format!("{{}}\n{}", many(12_000)));
     let url = as_role(&here.app.database_url, roles::APP);
@@ -378,7 +378,7 @@ async fn at_a_terminal_a_bar_says_how_far_it_is_and_goes_when_it_is_done() {
 }
 
 #[tokio::test]
-async fn who_has_a_hash_of_nothing_does_not_get_in_by_typing_nothing() {
+async fn a_user_with_a_hash_of_an_empty_password_cannot_log_in_with_it() {
     let here = Move::new().await;
     let user = json!({ "username": "alice", "email": "alice@example.com", "password_hash": "{SHA}2jmj7l5rSw0yVb/vlWAYkK/YBwk=" });
     here.home.write("users.jsonl", &lines(&[user]));
@@ -398,7 +398,7 @@ async fn a_line_that_is_too_long_costs_that_line() {
 }
 
 #[tokio::test]
-async fn a_user_of_a_document_who_cannot_be_read_costs_that_user() {
+async fn an_unreadable_user_in_a_document_is_rejected_alone() {
     let here = Move::new().await;
     let user = |id: u32, name: &[u8]| {
         let (before, after) =
@@ -442,7 +442,7 @@ async fn one_bad_line_in_many_costs_that_line() {
 }
 
 #[tokio::test]
-async fn killed_at_any_moment_it_goes_on_and_nothing_is_there_twice() {
+async fn an_import_killed_at_any_moment_resumes_and_duplicates_nothing() {
     let here = Move::new().await;
     let mut text = String::new();
     for (i, line) in many(45_000).lines().enumerate() {
@@ -482,7 +482,7 @@ async fn killed_at_any_moment_it_goes_on_and_nothing_is_there_twice() {
 
 /// Nobody reads the import's rejects, so it hangs while it has a user locked, and the database will not wait for it.
 #[tokio::test]
-async fn an_import_that_the_database_has_ended_says_so_and_goes_on_when_it_is_run_again() {
+async fn an_import_cut_off_by_the_database_says_so_and_resumes_when_run_again() {
     let here = Move::new().await;
     let alice = |at: &str| json!({ "external_id": "x", "username": "alice", "email": "a@example.com", "full_name": at, "updated_at": at });
     here.home.write("alice.jsonl", &lines(&[alice("2020-01-01T00:00:00Z")]));
@@ -507,7 +507,7 @@ async fn an_import_that_the_database_has_ended_says_so_and_goes_on_when_it_is_ru
 }
 
 #[tokio::test]
-async fn a_file_that_has_changed_since_it_was_killed_is_told_and_begun_anew() {
+async fn a_file_changed_since_the_kill_is_reported_and_imported_from_the_start() {
     let here = Move::new().await;
     here.home.write("users.jsonl", &many(25_000));
     let process = here.gatepass(&["import", "users.jsonl"]).start();
@@ -520,7 +520,7 @@ async fn a_file_that_has_changed_since_it_was_killed_is_told_and_begun_anew() {
 }
 
 #[tokio::test]
-async fn of_two_who_import_one_file_at_once_one_goes_on() {
+async fn only_one_of_two_processes_importing_the_same_file_continues() {
     let here = Move::new().await;
     here.home.write("users.jsonl", &format!("first\n{}last\n", many(25_000)));
     // Both have found that no import has begun, and are about to write the first users.
@@ -546,7 +546,7 @@ async fn of_two_who_import_one_file_at_once_one_goes_on() {
 }
 
 #[tokio::test]
-async fn an_import_goes_on_when_another_file_comes_from_a_place_of_the_same_name() {
+async fn an_import_continues_when_another_file_of_the_same_name_is_imported() {
     let here = Move::new().await;
     here.home.write("users.jsonl", &many(45_000));
     let one = here.gatepass(&["import", "users.jsonl"]).start();
@@ -569,7 +569,7 @@ async fn an_import_goes_on_when_another_file_comes_from_a_place_of_the_same_name
 }
 
 #[tokio::test]
-async fn who_registers_while_the_file_comes_in_keeps_the_name() {
+async fn a_user_who_takes_a_name_during_an_import_keeps_it() {
     let here = Move::new().await;
     here.app.register("alice").await;
     here.home.write("users.jsonl", &many(10));
@@ -609,7 +609,7 @@ async fn a_dry_run_says_what_would_happen_and_does_nothing() {
 }
 
 #[tokio::test]
-async fn a_dry_run_finds_who_is_twice_in_the_file_however_far_apart() {
+async fn a_dry_run_finds_duplicate_users_however_far_apart() {
     let here = Move::new().await;
     let user = |external_id: &str, username: &str, email: &str, updated_at: &str| json!({ "external_id": external_id, "username": username, "email": email, "updated_at": updated_at });
     let again = [
@@ -686,7 +686,7 @@ async fn an_address_may_go_from_one_user_to_another() {
 
 /// A user who has moved away from an address here, which someone else has since taken, is disabled all the same.
 #[tokio::test]
-async fn an_address_that_was_taken_keeps_no_line_from_disabling_whose_it_was() {
+async fn a_taken_address_does_not_prevent_a_line_from_disabling_its_former_owner() {
     let here = Move::new().await;
     here.app.clock.advance(OffsetDateTime::now_utc() - START);
     let user = |name: &str, more: Value| {
@@ -758,7 +758,7 @@ async fn an_address_that_was_taken_keeps_no_line_from_disabling_whose_it_was() {
 }
 
 #[tokio::test]
-async fn of_a_user_who_comes_again_what_is_newer_wins() {
+async fn when_a_user_is_imported_again_the_newer_record_wins() {
     let here = Move::new().await;
     let (one, one_password) = vector("bcrypt 2b");
     let (other, other_password) = vector("bcrypt 2y");
@@ -834,7 +834,7 @@ async fn of_a_user_who_comes_again_what_is_newer_wins() {
 }
 
 #[tokio::test]
-async fn one_user_on_thousands_of_lines_is_one_change_each_thousand() {
+async fn a_user_on_thousands_of_lines_is_changed_once_per_thousand_lines() {
     let here = Move::new().await;
     let dated = |i: usize| format!("2020-01-01T{:02}:{:02}:00Z", i / 240, i / 4 % 60);
     let user = |external_id: &str, email: &str, updated_at: Value, more: Value| {
@@ -870,7 +870,7 @@ async fn one_user_on_thousands_of_lines_is_one_change_each_thousand() {
 }
 
 #[tokio::test]
-async fn a_hash_that_was_made_anew_here_stays_until_the_password_is_changed_there() {
+async fn a_hash_replaced_here_stays_until_the_password_changes_there() {
     let here = Move::new().await;
     let (one, one_password) = vector("bcrypt 2b");
     let (other, other_password) = vector("bcrypt 2y");
@@ -902,7 +902,7 @@ async fn a_hash_that_was_made_anew_here_stays_until_the_password_is_changed_ther
 }
 
 #[tokio::test]
-async fn administrators_come_only_when_the_operator_says_so_and_the_last_one_stays() {
+async fn administrators_are_imported_only_on_request_and_the_last_one_stays() {
     let here = Move::new().await;
     let user = json!({ "external_id": "1", "username": "root", "email": "root@example.com", "roles": ["admin"], "updated_at": "2020-01-01T00:00:00Z" });
     here.home.write("users.jsonl", &lines(std::slice::from_ref(&user)));
@@ -953,7 +953,7 @@ async fn bare_digests_are_read_as_the_operator_says_and_wrapped() {
 }
 
 #[tokio::test]
-async fn hmacs_have_a_key_from_a_file_or_each_their_salt() {
+async fn hmacs_are_keyed_from_a_file_or_by_their_own_salt() {
     let here = Move::new().await;
     // Made with Python's `hmac`, of "correct horse": with the key "a-key-of-all", and with the salt "sälz-17".
     let shared = "a1bd22970f2b5ae8657ffb901afd8ef3b0ae8e5a65bdbb83258a68639a4bfaf4";
@@ -982,7 +982,7 @@ async fn hmacs_have_a_key_from_a_file_or_each_their_salt() {
 }
 
 #[tokio::test]
-async fn who_was_exported_is_imported_elsewhere_as_they_were() {
+async fn exported_users_are_imported_elsewhere_unchanged() {
     let here = Move::new().await;
     let there = Move::new().await;
     here.app.register("alice").await;
@@ -1019,7 +1019,7 @@ async fn who_was_exported_is_imported_elsewhere_as_they_were() {
 
 /// The most expensive hashes that the settings allow cost more than foreign hashes may.
 #[tokio::test]
-async fn who_leaves_a_service_with_dear_hashes_is_taken_by_one_that_has_them_too() {
+async fn expensive_hashes_move_to_a_service_whose_own_are_as_expensive() {
     let dear = [("ARGON2_MEMORY_KIB", "196608"), ("ARGON2_ITERATIONS", "6"), ("PASSWORD_HASH_THREADS", "1")];
     let (here, there) = (Move::new().await, Home::new());
     let run = |home: &Home, url: &str, args: &[&str]| {
@@ -1290,7 +1290,7 @@ async fn users_come_straight_from_another_postgres() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_file_itself_is_said_and_what_stands_before_it_is_good() {
+async fn a_faulty_file_is_reported_and_the_users_before_the_fault_are_kept() {
     let here = Move::new().await;
     here.import(&["nowhere.jsonl"]).await.fails(1, &["nowhere.jsonl"]);
     here.home.write("users.txt", "");
@@ -1346,7 +1346,7 @@ async fn compared(here: &Move, args: &[&str]) -> (Value, Vec<Value>) {
 }
 
 #[tokio::test]
-async fn what_two_systems_disagree_about_is_said_and_nothing_is_changed() {
+async fn a_comparison_reports_differences_and_changes_nothing() {
     let here = Move::new().await;
     let (one, _) = vector("bcrypt 2b");
     let (other, _) = vector("bcrypt 2y");
@@ -1444,7 +1444,7 @@ async fn what_two_systems_disagree_about_is_said_and_nothing_is_changed() {
 }
 
 #[tokio::test]
-async fn a_password_that_was_made_anew_or_changed_here_is_no_difference() {
+async fn a_password_rehashed_or_changed_here_is_no_difference() {
     let here = Move::new().await;
     let (bcrypt, password) = vector("bcrypt 2b");
     let (fast, fast_password) = vector("{SSHA}");
@@ -1510,7 +1510,7 @@ async fn a_password_that_was_made_anew_or_changed_here_is_no_difference() {
 
 /// Others write while it reads: it holds no lock that they want, and sees one snapshot.
 #[tokio::test]
-async fn a_comparison_is_in_nobodys_way() {
+async fn a_comparison_blocks_nobody() {
     let here = Move::new().await;
     here.home.write("users.jsonl", &many(3000));
     assert_eq!(here.summary(&["users.jsonl"]).await, [3000, 3000, 0, 0, 0]);
@@ -1535,7 +1535,7 @@ async fn a_comparison_is_in_nobodys_way() {
 
 /// Runs every import command in docs/migrate-from.md on what its system writes.
 #[tokio::test]
-async fn the_commands_of_the_page_on_moving_work() {
+async fn the_import_commands_in_the_migration_guide_work() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/migrate-from.md");
     let page = fs::read_to_string(page).unwrap();
     let here = Move::new().await;
@@ -1637,7 +1637,7 @@ async fn the_commands_of_the_page_on_moving_work() {
 
 /// Our import and a bare `COPY` of the same rows into the same tables, one after the other in the same run.
 #[tokio::test]
-async fn a_million_users_come_in_at_half_the_rate_of_a_bare_copy_or_more() {
+async fn a_million_users_are_imported_at_least_half_as_fast_as_by_a_bare_copy() {
     let here = Move::new().await;
     let count = if is_drill() { 1_000_000 } else { 20_000 };
     here.home.write("users.jsonl", &many(count));

@@ -44,7 +44,7 @@ fn id(value: &Value) -> Uuid {
 }
 
 #[test]
-fn every_transaction_that_the_documentation_lists_has_a_test_that_is_there() {
+fn every_transaction_is_documented_with_a_test_that_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(root.join("docs/database.md")).unwrap();
     let isolation = page.split("\n## ").find(|section| section.starts_with("Isolation\n")).unwrap();
@@ -114,12 +114,12 @@ fn sources(dir: &Path) -> Vec<(PathBuf, String)> {
 }
 
 #[tokio::test]
-async fn a_login_that_is_under_way_when_the_password_changes_ends_with_the_other_sessions() {
+async fn a_login_begun_before_a_password_change_ends_with_the_other_sessions() {
     change_the_password_during_a_login(&App::new().await).await;
 }
 
 #[tokio::test]
-async fn whatever_the_isolation_of_others_is_ours_is_read_committed() {
+async fn our_transactions_are_read_committed_whatever_the_default() {
     let url = database().await;
     let options: PgConnectOptions = url.parse().unwrap();
     let name = options.get_database().unwrap();
@@ -158,7 +158,7 @@ async fn change_the_password_during_a_login(app: &App) {
 }
 
 #[tokio::test]
-async fn a_login_that_is_under_way_when_the_user_is_deleted_ends_with_the_other_sessions() {
+async fn a_login_begun_before_a_deletion_ends_with_the_other_sessions() {
     let app = App::new().await;
     let root = app.login_admin("root").await;
     for by_themselves in [false, true] {
@@ -219,7 +219,7 @@ async fn during_a_login(app: &App, user: &Value, change: Story) -> Uuid {
 }
 
 #[tokio::test]
-async fn a_record_that_waits_for_its_user_is_compared_with_what_they_are_then() {
+async fn a_waiting_record_is_compared_with_the_latest_state_of_its_user() {
     let app = App::new().await;
     let root = app.login_admin("root").await;
     let put = |full_name: &str, updated_at: &str| {
@@ -249,7 +249,7 @@ async fn a_record_that_waits_for_its_user_is_compared_with_what_they_are_then() 
 }
 
 #[tokio::test]
-async fn no_month_is_given_up_while_somebody_is_at_the_history() {
+async fn no_month_is_dropped_while_someone_works_on_the_history() {
     let app = App::new().await;
     let old = "WITH old AS (
                    INSERT INTO history (table_name, operation, changed_data, changed_at, database_user)
@@ -276,7 +276,7 @@ async fn no_month_is_given_up_while_somebody_is_at_the_history() {
 }
 
 #[tokio::test]
-async fn a_renewal_waits_for_roles_that_are_being_changed_however_long_and_has_those_of_then() {
+async fn a_renewal_waits_for_a_pending_change_of_roles_and_has_the_new_ones() {
     let app = App::new().await;
     app.login_admin("bob").await;
     let alice = app.login_admin("alice").await;
@@ -302,7 +302,7 @@ async fn a_renewal_waits_for_roles_that_are_being_changed_however_long_and_has_t
 }
 
 #[tokio::test]
-async fn two_who_note_the_same_sessions_in_opposite_orders_do_not_wait_for_each_other() {
+async fn noting_the_same_sessions_in_opposite_orders_causes_no_deadlock() {
     let app = App::new().await;
     app.register("alice").await;
     let mut sightings = Vec::new();
@@ -333,7 +333,7 @@ async fn two_who_note_the_same_sessions_in_opposite_orders_do_not_wait_for_each_
 }
 
 #[tokio::test]
-async fn who_verifies_the_history_sees_it_as_it_was_when_they_began() {
+async fn verifying_the_history_sees_it_as_it_was_at_the_beginning() {
     let app = App::new().await;
     app.register("alice").await;
     app.state().history.seal().await.unwrap();

@@ -260,7 +260,7 @@ async fn keys_are_rotated_and_retired() {
 }
 
 #[tokio::test]
-async fn the_running_service_hears_of_it() {
+async fn a_running_service_follows_the_key_commands() {
     let desk = Desk::new(&[("TOKEN_FORMAT", "jwt"), ("JWT_ALGORITHM", "ES256")]).await;
     let service = desk.home.serve(&desk.environment()).await;
     let alice = json!({"username": "alice", "email": "alice@example.com", "password": PASSWORD});
@@ -323,7 +323,7 @@ async fn the_running_service_hears_of_it() {
 }
 
 #[tokio::test]
-async fn keys_are_wrapped_anew() {
+async fn keys_are_rewrapped_with_the_new_root_key() {
     let url = database().await;
     let settings = [("TOKEN_FORMAT", "v4.public")];
     let mut desk = Desk::on(&url, &settings);
@@ -404,7 +404,7 @@ async fn keys_are_wrapped_anew() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_shown_and_in_nobodys_way() {
+async fn an_unreadable_key_is_shown_and_hinders_no_command() {
     let desk = Desk::new(&[("TOKEN_FORMAT", "v4.public")]).await;
     desk.run(&["key", "rotate"]).await.expect(0);
     desk.sql(
@@ -436,7 +436,7 @@ async fn what_cannot_be_read_is_shown_and_in_nobodys_way() {
 }
 
 #[tokio::test]
-async fn a_leaked_key_is_refused_while_another_is_broken_and_that_one_can_be_replaced() {
+async fn a_broken_key_can_be_replaced_and_keeps_no_leaked_key_alive() {
     let desk = Desk::new(&[("TOKEN_FORMAT", "v4.public")]).await;
     let mut service = desk.home.serve(&desk.environment()).await;
     let alice = json!({"username": "alice", "email": "alice@example.com", "password": PASSWORD});
@@ -476,7 +476,7 @@ async fn a_leaked_key_is_refused_while_another_is_broken_and_that_one_can_be_rep
 
 /// Not even the files that development makes for itself.
 #[tokio::test]
-async fn a_look_makes_nothing() {
+async fn read_only_commands_create_nothing() {
     let home = Home::new();
     for settings in [&[][..], &[("TOKEN_FORMAT", "v4.public"), ("TOKEN_FORMAT_ACCEPTED", "jwt:HS256")]] {
         let look = async |args: &[&str]| home.gatepass(args).envs(settings).run().await;
@@ -506,7 +506,7 @@ async fn a_look_makes_nothing() {
 }
 
 #[tokio::test]
-async fn a_token_is_looked_into() {
+async fn token_inspect_reports_what_a_token_holds() {
     let desk = Desk::without_database(&[("TOKEN_FORMAT_ACCEPTED", "jwt:HS256")]);
     let good = issue(root(), 0, 600);
     let ended = desk.run(&["token", "inspect", &good]).await.expect(0);
@@ -573,7 +573,7 @@ async fn a_token_is_looked_into() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_is_told_of() {
+async fn an_unreachable_database_is_reported() {
     let mut desk = Desk::on(AWAY, &[]);
     let (code, report) = desk.inspect(&issue(root(), 0, 600)).await;
     // The token is good, except for what the service would not know either.

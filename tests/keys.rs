@@ -187,7 +187,7 @@ async fn every_format_works_from_the_start_to_a_protected_route() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_many_replicas_that_start_at_once_one_makes_the_ring() {
+async fn only_one_of_many_replicas_that_start_at_once_creates_the_key_ring() {
     for format in ["v4.public", "jwt:RS256"] {
         // With shared keys the ring stays as it is: empty.
         let app = Arc::new(App::new().await);
@@ -218,7 +218,7 @@ async fn of_many_replicas_that_start_at_once_one_makes_the_ring() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn keys_rotate_on_schedule_once_whoever_notices_and_no_token_is_refused_for_it() {
+async fn keys_rotate_once_on_schedule_and_no_token_is_refused() {
     for format in ["v4.public", "jwt:ES256"] {
         let settings = tokens_of_and(format, &[("KEY_ROTATION_INTERVAL", "1h")]);
         let app = App::with(&settings).await;
@@ -279,7 +279,7 @@ async fn keys_rotate_on_schedule_once_whoever_notices_and_no_token_is_refused_fo
 }
 
 #[tokio::test]
-async fn a_replica_that_has_not_heard_of_a_rotation_accepts_and_makes_tokens_that_all_accept() {
+async fn a_replica_unaware_of_a_rotation_accepts_and_makes_valid_tokens() {
     for format in ["v4.public", "jwt:PS256"] {
         let app = App::with(&tokens_of(format)).await;
         let late = app.replica(&tokens_of(format)).await;
@@ -405,7 +405,7 @@ async fn tokens_of_a_key_that_is_retired_at_once_are_refused_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_wrong_keeps_no_key_alive_that_was_retired_at_once() {
+async fn a_wrong_clock_keeps_no_key_alive_that_was_retired_at_once() {
     for minutes in [-10, -2, 2, 10] {
         let settings = tokens_of("v4.public");
         let app = App::with(&settings).await;
@@ -555,7 +555,7 @@ async fn the_root_key_is_replaced_in_two_rollouts_and_no_token_is_refused() {
 }
 
 #[tokio::test]
-async fn a_service_whose_root_key_opens_no_key_of_the_ring_does_not_start() {
+async fn a_service_does_not_start_if_its_root_key_opens_no_stored_key() {
     let app = App::with(&tokens_of("v4.public")).await;
     let before = table(&app).await;
     let start = async |accepted: &[Setting]| {
@@ -579,7 +579,7 @@ async fn a_service_whose_root_key_opens_no_key_of_the_ring_does_not_start() {
 }
 
 #[tokio::test]
-async fn keys_of_a_later_release_keep_nobody_from_starting_or_from_looking_after_the_others() {
+async fn keys_of_a_later_release_prevent_neither_starting_nor_key_management() {
     let settings = tokens_of("v4.public");
     let app = App::with(&settings).await;
     app.register("alice").await;
@@ -688,7 +688,7 @@ async fn every_format_can_follow_every_other_and_nobody_is_logged_out() {
 
 // There are so many steps that two tests take half of them each, side by side.
 #[tokio::test]
-async fn every_format_can_follow_every_other_the_other_way_round_and_nobody_is_logged_out() {
+async fn the_other_half_of_the_format_changes_log_nobody_out_either() {
     walk(ways(4..7)).await;
 }
 
@@ -872,7 +872,7 @@ async fn the_metadata_says_where_everything_is() {
 }
 
 #[tokio::test]
-async fn in_production_the_metadata_names_no_address_that_nobody_has_given() {
+async fn production_has_no_metadata_unless_its_address_is_configured() {
     let production = [
         ("ENVIRONMENT", "production"),
         ("DB_SOURCE", "postgres://localhost/gatepass"),
@@ -888,7 +888,7 @@ async fn in_production_the_metadata_names_no_address_that_nobody_has_given() {
 }
 
 #[tokio::test]
-async fn a_replica_that_cannot_read_its_keys_for_long_takes_and_makes_none_of_their_tokens() {
+async fn a_replica_long_cut_off_from_its_keys_neither_trusts_nor_uses_them() {
     for format in ["v4.public", "jwt:ES256"] {
         let accepting = |format| {
             let accepted = [("TOKEN_FORMAT_ACCEPTED", "v4.local,v4.public,jwt:ES256,jwt:HS256")];
@@ -999,7 +999,7 @@ async fn break_the(status: KeyStatus, app: &App) -> String {
 }
 
 #[tokio::test]
-async fn a_key_that_cannot_be_read_is_good_for_nothing_and_all_others_are_followed() {
+async fn an_unreadable_key_is_ignored_and_all_other_keys_still_work() {
     for broken in [KeyStatus::Retiring, KeyStatus::Next] {
         let settings = tokens_of_and("v4.public", &[("TOKEN_FORMAT_ACCEPTED", "jwt:EdDSA")]);
         let app = App::with(&tokens_of("v4.public")).await;
@@ -1060,7 +1060,7 @@ async fn a_key_that_cannot_be_read_is_good_for_nothing_and_all_others_are_follow
 }
 
 #[tokio::test]
-async fn without_the_key_that_signs_no_token_is_made_until_it_is_retired() {
+async fn no_token_is_made_until_an_unreadable_signing_key_is_retired() {
     let settings = tokens_of("v4.public");
     let app = App::with(&settings).await;
     app.register("alice").await;
@@ -1092,7 +1092,7 @@ async fn close_the(status: KeyStatus, app: &App) -> String {
 }
 
 #[tokio::test]
-async fn a_key_whose_private_part_is_spoilt_is_retired_and_no_token_is_refused() {
+async fn a_key_with_a_damaged_private_part_is_retired_and_no_token_is_refused() {
     let settings = tokens_of("v4.public");
     let app = App::with(&settings).await;
     app.register("alice").await;
@@ -1118,7 +1118,7 @@ async fn a_key_whose_private_part_is_spoilt_is_retired_and_no_token_is_refused()
 }
 
 #[tokio::test]
-async fn a_next_key_that_does_not_open_keeps_nobody_from_starting_and_is_not_rotated_to() {
+async fn a_next_key_that_cannot_be_opened_prevents_no_start_and_never_signs() {
     let settings = tokens_of("v4.public");
     let app = App::with(&settings).await;
     app.register("alice").await;
@@ -1141,7 +1141,7 @@ async fn a_next_key_that_does_not_open_keeps_nobody_from_starting_and_is_not_rot
 }
 
 #[tokio::test]
-async fn who_keeps_the_other_connections_keeps_no_leaked_key_alive() {
+async fn a_leaked_key_is_refused_even_if_all_other_connections_are_in_use() {
     let settings = tokens_of("v4.public");
     let app = App::with(&settings).await;
     app.register("alice").await;

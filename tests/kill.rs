@@ -108,7 +108,7 @@ async fn me(replica: &Process, tokens: &Value) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn a_renewal_that_was_committed_and_not_answered_is_given_again_by_another_replica() {
+async fn a_committed_unanswered_renewal_is_given_again_by_another_replica() {
     let (fleet, one) = Fleet::new().await;
     let other = fleet.start().await;
     let login = log_in(&one).await;
@@ -153,7 +153,7 @@ async fn a_logout_that_was_committed_and_not_answered_holds() {
 }
 
 #[tokio::test]
-async fn of_many_logouts_that_a_kill_cuts_short_each_has_happened_or_not() {
+async fn logouts_cut_short_by_a_kill_each_happened_completely_or_not_at_all() {
     let (fleet, one) = Fleet::new().await;
     let mut logins = Vec::new();
     for _ in 0..48 {

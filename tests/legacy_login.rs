@@ -175,7 +175,7 @@ async fn count(app: &App, sql: &'static str) -> i64 {
 }
 
 #[tokio::test]
-async fn a_user_of_the_old_system_logs_in_and_is_ours_from_then_on() {
+async fn a_user_of_the_old_system_is_taken_over_at_the_first_login() {
     let old = OldSystem::start().await;
     let typed = "cafe\u{301}-horse-battery";
     old.replies(
@@ -246,7 +246,7 @@ async fn a_user_of_the_old_system_logs_in_and_is_ours_from_then_on() {
 }
 
 #[tokio::test]
-async fn whoever_is_refused_is_refused_alike_and_only_strangers_are_asked_about() {
+async fn all_refusals_are_alike_and_only_unknown_users_are_asked_about() {
     let old = OldSystem::start().await;
     let app = app(&old).await;
     app.register("known").await;
@@ -418,7 +418,7 @@ async fn the_old_system_is_asked_no_more_often_than_it_can_bear() {
 }
 
 #[tokio::test]
-async fn first_logins_at_once_make_one_user() {
+async fn simultaneous_first_logins_create_one_user() {
     let old = OldSystem::start().await;
     old.knows("alice");
     old.takes(Duration::from_millis(50));
@@ -438,7 +438,7 @@ async fn first_logins_at_once_make_one_user() {
 }
 
 #[tokio::test]
-async fn a_user_imported_without_a_password_gets_the_one_that_the_old_system_knows() {
+async fn a_user_imported_without_a_password_gets_that_of_the_old_system() {
     let old = OldSystem::start().await;
     let app = app(&old).await;
     let mut ids = Vec::new();
@@ -479,7 +479,7 @@ async fn a_user_imported_without_a_password_gets_the_one_that_the_old_system_kno
 
 /// Django accepts usernames that are invalid here, e-mail addresses above all.
 #[tokio::test]
-async fn a_username_that_is_invalid_here_is_replaced_as_an_import_replaces_it() {
+async fn an_invalid_username_is_replaced_in_the_same_way_as_in_an_import() {
     let old = OldSystem::start().await;
     let app = app(&old).await;
     let user =
@@ -527,7 +527,7 @@ async fn the_throttle_comes_first() {
 }
 
 #[tokio::test]
-async fn over_tls_in_the_trace_of_the_login_and_with_no_secret_in_the_log() {
+async fn the_request_uses_tls_joins_the_trace_and_leaks_no_secret_to_the_log() {
     const SECRET: &str = "legacy-secret-7f31";
     let authority = Authority::new("ours", Clock::system().now());
     let old = OldSystem::with_tls(&authority).await;
@@ -578,7 +578,7 @@ async fn over_tls_in_the_trace_of_the_login_and_with_no_secret_in_the_log() {
 }
 
 #[tokio::test]
-async fn nobody_who_only_passes_for_the_old_system_gets_a_password() {
+async fn an_impostor_of_the_old_system_receives_no_password() {
     let [ours, theirs] = ["ours", "theirs"].map(|name| Authority::new(name, Clock::system().now()));
     let (old, impostor) = (OldSystem::with_tls(&ours).await, OldSystem::with_tls(&theirs).await);
     impostor.knows("alice");

@@ -97,7 +97,7 @@ async fn a_token_ends_when_it_says() {
 
 /// Otherwise anyone who has a user's password could begin more sessions than one statement can end before its timeout.
 #[tokio::test]
-async fn of_very_many_sessions_those_not_used_for_longest_end() {
+async fn too_many_sessions_end_the_least_recently_used_ones() {
     let app = App::new().await;
     app.register("alice").await;
     let first = app.login("alice").await;

@@ -161,7 +161,7 @@ impl Step {
 }
 
 #[tokio::test]
-async fn a_whole_story_is_logged_and_not_one_secret() {
+async fn everything_is_logged_except_secrets() {
     let app = App::new().await;
     let collector = Collector::start().await;
     let settings = [("RUST_LOG", "trace"), ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint)];
@@ -379,7 +379,7 @@ async fn a_whole_story_is_logged_and_not_one_secret() {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_here_is_logged_with_its_cause_under_the_requests_id() {
+async fn internal_errors_are_logged_with_their_cause_and_request_id() {
     let app = App::new().await;
     let service = Service::start(&app.database_url, &[]).await;
     // A log that is limited to errors has the id, too.
@@ -414,7 +414,7 @@ async fn what_goes_wrong_here_is_logged_with_its_cause_under_the_requests_id() {
 }
 
 #[tokio::test]
-async fn why_a_start_fails_is_a_line_of_the_log_like_any_other() {
+async fn a_failed_start_is_logged_like_anything_else() {
     let nowhere = database().await.replace("/test_", "/nowhere_");
     let start = async |format| {
         let settings = [("DB_SOURCE", &*nowhere), ("TOKEN_SYMMETRIC_KEY", KEY), ("LOG_FORMAT", format)];

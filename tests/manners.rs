@@ -243,7 +243,7 @@ fn database_name(app: &App) -> String {
 }
 
 #[tokio::test]
-async fn connections_that_the_database_cut_off_are_not_noticed_by_anybody() {
+async fn clients_do_not_notice_when_the_database_drops_connections() {
     let app = App::new().await;
     app.register("alice").await;
     for _ in 0..3 {
@@ -253,7 +253,7 @@ async fn connections_that_the_database_cut_off_are_not_noticed_by_anybody() {
 }
 
 #[tokio::test]
-async fn without_its_database_the_service_says_so_and_comes_back_with_it() {
+async fn the_service_reports_a_lost_database_and_recovers_with_it() {
     let app = App::new().await;
     let root = app.login_admin("root").await;
     let client = app.client("orders").await;
@@ -294,7 +294,7 @@ async fn without_its_database_the_service_says_so_and_comes_back_with_it() {
 }
 
 #[tokio::test]
-async fn ready_means_that_the_schema_is_there_and_nobody_said_stop() {
+async fn readiness_needs_a_current_schema_and_no_stop_signal() {
     let app = App::new().await;
     assert_eq!(app.get("/readyz").send().await.expect(200), json!({"status": "ready"}));
     let mut conn = app.db.acquire().await.unwrap();
@@ -459,7 +459,7 @@ async fn a_connection_that_is_idle_makes_room_when_places_are_few() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_is_not_waited_for() {
+async fn a_body_that_does_not_arrive_times_out() {
     let limits = Limits { body_read: Duration::from_millis(200), ..Limits::default() };
     let app = App::with_limits(&[], limits).await;
     let served = serve(&app, limits).await;
@@ -492,7 +492,7 @@ async fn a_body_that_is_declared_too_large_is_refused_before_it_is_sent() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_answered_and_closed() {
+async fn invalid_http_is_answered_with_an_error_and_closed() {
     let app = App::new().await;
     let served = serve(&app, Limits::default()).await;
     let many = (0..101).map(|i| format!("X-{i}: a\r\n")).collect::<String>();
@@ -581,7 +581,7 @@ async fn begin_login(served: &Served) -> (TcpStream, String) {
 }
 
 #[tokio::test]
-async fn told_to_stop_the_service_finishes_what_is_in_flight_and_takes_nothing_new() {
+async fn a_stopping_service_finishes_requests_in_flight_and_accepts_no_more() {
     let app = App::new().await;
     app.register("alice").await;
     let served = serve(&app, Limits::default()).await;
@@ -610,7 +610,7 @@ async fn told_to_stop_the_service_finishes_what_is_in_flight_and_takes_nothing_n
 const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
 
 #[tokio::test]
-async fn while_it_leaves_the_service_serves_everybody_and_asks_them_to_go() {
+async fn a_leaving_service_still_serves_clients_and_asks_them_to_disconnect() {
     let app = App::new().await;
     let served = serve(&app, Limits::default()).await;
     let mut kept = served.send(HEALTH).await;
@@ -658,7 +658,7 @@ async fn while_it_leaves_the_service_serves_everybody_and_asks_them_to_go() {
 /// The kernel stops completing handshakes before the listener closes, so no completed connection is reset.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn who_connects_at_the_end_is_refused_or_served_and_never_cut_off() {
+async fn late_connections_are_refused_or_served_but_never_cut_off() {
     let app = App::new().await;
     let served = serve(&app, Limits::default()).await;
     served.phase.send(Phase::Leaving).unwrap();
@@ -691,7 +691,7 @@ async fn who_connects_at_the_end_is_refused_or_served_and_never_cut_off() {
 }
 
 #[tokio::test]
-async fn a_request_that_hangs_holds_up_the_end_no_longer_than_it_may() {
+async fn a_hanging_request_delays_shutdown_only_up_to_the_limit() {
     let app = App::new().await;
     let limits = Limits { drain: Duration::from_millis(200), ..Limits::default() };
     let served = serve(&app, limits).await;
@@ -756,7 +756,7 @@ async fn the_documentation_page_loads_everything_from_here() {
 }
 
 #[tokio::test]
-async fn the_description_is_the_one_in_the_repository() {
+async fn the_openapi_document_is_the_one_in_the_repository() {
     let committed = include_str!("../docs/openapi.json");
     assert_eq!(gatepass::http::document(), committed, "run: cargo run -- openapi > docs/openapi.json");
     let app = App::new().await;
@@ -777,7 +777,7 @@ async fn the_description_is_the_one_in_the_repository() {
 }
 
 #[tokio::test]
-async fn operators_get_problems_and_the_requests_id_too() {
+async fn the_operations_server_also_sends_problems_and_request_ids() {
     let app = App::new().await;
     let get = |path| app.operators(Method::GET, path).header("x-request-id", "a");
     assert_eq!(get("/metrics").send().await.header("x-request-id"), "a");
@@ -790,7 +790,7 @@ async fn operators_get_problems_and_the_requests_id_too() {
 
 /// RFC 9110, section 8.6.
 #[tokio::test]
-async fn an_answer_that_can_have_no_content_has_no_length() {
+async fn responses_without_content_have_no_content_length() {
     let app = App::new().await;
     app.register("alice").await;
     let served = serve(&app, Limits::default()).await;

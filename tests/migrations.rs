@@ -54,7 +54,7 @@ fn every_migration_has_a_number_and_a_way_back() {
 
 /// The first migration that could say so is the one that introduces the function.
 #[test]
-fn a_migration_that_takes_something_away_says_which_releases_it_leaves_behind() {
+fn a_destructive_migration_declares_the_oldest_supported_schema() {
     const WORD: &str = "FUNCTION oldest_schema_served()";
 
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
@@ -67,7 +67,7 @@ fn a_migration_that_takes_something_away_says_which_releases_it_leaves_behind() 
 }
 
 #[tokio::test]
-async fn every_step_up_is_undone_by_one_step_down_and_can_be_taken_again() {
+async fn every_migration_can_be_undone_and_applied_again() {
     let url = empty_database().await;
     let mut conn = connect(&url).await;
     let all = files(".up.sql").len();
@@ -116,7 +116,7 @@ async fn every_step_up_is_undone_by_one_step_down_and_can_be_taken_again() {
 }
 
 #[tokio::test]
-async fn to_undo_as_many_as_a_number_can_be_undoes_all() {
+async fn the_largest_possible_step_count_migrates_all_the_way() {
     let mut conn = connect(&database().await).await;
     let all = files(".up.sql").len();
     assert_eq!(migrations::down(&mut conn, usize::MAX).await.unwrap().len(), all);
@@ -189,7 +189,7 @@ async fn every_constraint_was_given_its_name() {
 }
 
 #[tokio::test]
-async fn every_foreign_key_has_an_index_and_a_chosen_end() {
+async fn every_foreign_key_has_an_index_and_an_explicit_delete_rule() {
     let mut conn = connect(&database().await).await;
     let bare = "SELECT conname::text FROM pg_constraint
         WHERE contype = 'f' AND NOT EXISTS (
@@ -343,7 +343,7 @@ async fn with_alice() -> PgConnection {
 }
 
 #[tokio::test]
-async fn the_tables_take_what_is_right() {
+async fn the_tables_accept_valid_values() {
     let mut conn = with_alice().await;
     for (table, column, value) in [
         ("users", "username", "'abc'"),
@@ -396,7 +396,7 @@ async fn the_tables_take_what_is_right() {
 }
 
 #[tokio::test]
-async fn every_rule_bites_whoever_writes_by_hand() {
+async fn every_constraint_applies_to_manual_writes() {
     let mut conn = with_alice().await;
     let v4 = "'6f1c7c1e-7a5c-4f3e-9d0a-3f2a1b4c5d6e'";
     let now = "'2026-01-02 03:04:05Z'";
@@ -606,7 +606,7 @@ async fn a_retired_signing_key_has_an_end_and_nothing_private() {
 }
 
 #[tokio::test]
-async fn of_each_format_one_signing_key_signs_and_one_is_next() {
+async fn each_format_has_at_most_one_active_and_one_next_signing_key() {
     let mut conn = connect(&database().await).await;
     let next = [("id", "repeat('n', 43)"), ("activated_at", "NULL")];
     for row in [insert("signing_keys", &[]), insert("signing_keys", &next)] {
@@ -624,7 +624,7 @@ async fn of_each_format_one_signing_key_signs_and_one_is_next() {
 }
 
 #[tokio::test]
-async fn a_client_has_an_id_and_a_name_to_itself() {
+async fn client_ids_and_names_are_unique() {
     let mut conn = connect(&database().await).await;
     sqlx::raw_sql(AssertSqlSafe(insert("clients", &[]))).execute(&mut conn).await.unwrap();
     let other_id = ("id", "'01940000-0000-7000-8000-000000000023'");
@@ -734,7 +734,7 @@ async fn an_index_waits_for_older_transactions_for_as_long_as_they_take() {
 }
 
 #[tokio::test]
-async fn an_index_that_was_cut_off_is_not_taken_for_one() {
+async fn an_index_whose_build_was_cancelled_does_not_count_as_built() {
     let url = empty_database().await;
     let (mut reader, mut other, mut migrating) =
         (connect(&url).await, connect(&url).await, connect(&url).await);
@@ -770,7 +770,7 @@ async fn an_index_that_was_cut_off_is_not_taken_for_one() {
 /// Such as a Job that was given up: Postgres does not check whether the client is still there. Whoever migrates
 /// meanwhile is told how to see what is running, and finds the index once it is built.
 #[tokio::test]
-async fn an_index_is_built_on_for_somebody_who_is_gone() {
+async fn an_index_build_continues_after_its_client_has_gone() {
     let url = empty_database().await;
     let (mut reader, mut other, mut migrating, mut gone) =
         (connect(&url).await, connect(&url).await, connect(&url).await, connect(&url).await);
@@ -804,7 +804,7 @@ async fn an_index_is_built_on_for_somebody_who_is_gone() {
 }
 
 #[tokio::test]
-async fn a_user_takes_the_sessions_along() {
+async fn deleting_a_user_deletes_the_sessions() {
     let mut conn = with_alice().await;
     sqlx::raw_sql(AssertSqlSafe(insert("sessions", &[]))).execute(&mut conn).await.unwrap();
     sqlx::raw_sql("DELETE FROM users").execute(&mut conn).await.unwrap();

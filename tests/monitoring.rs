@@ -153,7 +153,7 @@ async fn promtool_finds_nothing_wrong_with_a_scrape() {
 }
 
 #[tokio::test]
-async fn whoever_asks_for_openmetrics_gets_it() {
+async fn openmetrics_is_served_on_request() {
     let app = story().await;
     let text = app.scrape_as("application/openmetrics-text; version=1.0.0; charset=utf-8").await;
     assert!(text.ends_with("# EOF\n"), "{text}");
@@ -316,7 +316,7 @@ fn dashboard_expressions(json: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_dashboard_and_the_rules_ask_for_metrics_and_values_that_there_are() {
+async fn the_dashboard_and_the_rules_use_only_existing_metrics_and_values() {
     let mut scrape = Scrape::of(&story().await).await;
     let by_openapi: Value = serde_json::from_str(&file("docs/openapi.json")).unwrap();
     // The story does not ask for every route, nor get every answer that a route can give.
@@ -394,7 +394,7 @@ fn each_alert_has_its_section_in_the_runbook() {
 }
 
 #[tokio::test]
-async fn the_list_of_metrics_is_what_a_scrape_has() {
+async fn the_documented_metrics_match_a_scrape() {
     const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
     const FROM: &str = "<!-- metrics -->\n";
     const TO: &str = "<!-- /metrics -->";

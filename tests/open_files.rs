@@ -65,7 +65,7 @@ impl Service {
 }
 
 #[tokio::test]
-async fn the_limit_is_raised_and_a_postgres_of_our_own_keeps_it() {
+async fn the_file_limit_is_raised_but_embedded_postgres_keeps_the_old_one() {
     let home = Home::new();
     let service = Service::start(&home, 128, 1024, &[]).await;
     let _crowd = service.crowd(200, 200).await;
@@ -87,7 +87,7 @@ async fn the_limit_is_raised_and_a_postgres_of_our_own_keeps_it() {
 }
 
 #[tokio::test]
-async fn idle_clients_that_take_every_place_make_room_before_the_files_are_used_up() {
+async fn idle_clients_make_room_before_file_descriptors_run_out() {
     let (home, url) = (Home::new(), database().await);
     let service = Service::start(&home, 256, 256, &[("DB_SOURCE", &url)]).await;
     let _crowd = service.crowd(300, 128).await;

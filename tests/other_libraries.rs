@@ -150,7 +150,7 @@ fn claims(now: OffsetDateTime, time: fn(OffsetDateTime) -> Value) -> Value {
 }
 
 #[test]
-fn they_read_every_claim_of_our_tokens() {
+fn other_libraries_read_every_claim_of_our_tokens() {
     let Some(Exchange { now, keys, answer }) = &*EXCHANGE else { return };
     for (format, key) in keys {
         let (name, id) = (format.name(), key.id());
@@ -168,7 +168,7 @@ fn they_read_every_claim_of_our_tokens() {
 }
 
 #[test]
-fn they_refuse_our_tokens_when_any_byte_is_another() {
+fn other_libraries_refuse_our_tokens_after_any_change() {
     let Some(Exchange { keys, answer, .. }) = &*EXCHANGE else { return };
     for (format, _) in keys {
         // Pairs of a part and the byte changed in it.
@@ -177,7 +177,7 @@ fn they_refuse_our_tokens_when_any_byte_is_another() {
 }
 
 #[test]
-fn they_give_our_keys_the_names_that_we_give_them() {
+fn other_libraries_compute_the_same_ids_for_our_keys() {
     let Some(Exchange { keys, answer, .. }) = &*EXCHANGE else { return };
     for (format, key) in keys {
         assert_eq!(answer["names"][format.name()], key.id().as_str(), "{format}");
@@ -185,7 +185,7 @@ fn they_give_our_keys_the_names_that_we_give_them() {
 }
 
 #[test]
-fn our_verifier_accepts_what_they_make() {
+fn our_verifier_accepts_tokens_made_by_other_libraries() {
     let Some(Exchange { now, answer, .. }) = &*EXCHANGE else { return };
     for format in Format::ALL {
         let made = &answer["made"][format.name()];
@@ -225,7 +225,7 @@ fn kinds(json: &Value) -> BTreeMap<&str, &'static str> {
 }
 
 #[test]
-fn the_page_shows_tokens_as_they_are() {
+fn the_documentation_shows_tokens_as_they_are() {
     let page = fs::read_to_string(PAGE).unwrap();
     let examples: Vec<Value> =
         blocks(&page, "json").into_iter().map(|json| serde_json::from_str(json).unwrap()).collect();
@@ -260,7 +260,7 @@ print(json.dumps([outcome(token) for token in json.loads(sys.argv[1])]))
 ";
 
 #[tokio::test]
-async fn the_programs_of_the_page_accept_our_tokens_and_refuse_others() {
+async fn the_documented_programs_accept_our_tokens_and_refuse_others() {
     let (Some(python), Some(Exchange { now, keys, .. })) = (&*INSTALLED, &*EXCHANGE) else { return };
     let (jwks, paserks) = documents(keys);
     let service = Router::new()

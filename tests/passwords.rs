@@ -35,7 +35,7 @@ async fn may_log_in(app: &App, password: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_pepper_comes_moves_over_and_goes() {
+async fn a_pepper_can_be_added_replaced_and_removed() {
     let plain = App::new().await;
     let alice = plain.register("alice").await;
     assert!(!stored(&plain, &alice).await.contains("keyid"));
@@ -70,7 +70,7 @@ async fn a_pepper_comes_moves_over_and_goes() {
 }
 
 #[tokio::test]
-async fn what_nobody_can_read_is_a_wrong_password_and_a_line_in_the_log() {
+async fn an_unreadable_hash_is_a_wrong_password_and_a_log_line() {
     let app = App::new().await;
     let alice = app.register("alice").await;
     let good = stored(&app, &alice).await;

@@ -156,7 +156,7 @@ async fn me(replica: &Process, tokens: &Value) -> u16 {
 }
 
 #[tokio::test]
-async fn in_session_mode_all_is_as_without_a_pooler() {
+async fn session_pooling_works_as_without_a_pooler() {
     for program in [DEBIAN, PREPARED] {
         let Some(pgbouncer) = Pgbouncer::start(program, "pool_mode = session").await else { continue };
         assert_eq!(pooler::sharing(&pgbouncer.source()).await.unwrap(), Sharing::Session);
@@ -177,7 +177,7 @@ async fn in_session_mode_all_is_as_without_a_pooler() {
 }
 
 #[tokio::test]
-async fn in_transaction_mode_a_pooler_that_keeps_prepared_statements_does() {
+async fn transaction_pooling_works_if_prepared_statements_are_kept() {
     let settings = "pool_mode = transaction\nmax_prepared_statements = 200\ndefault_pool_size = 3";
     let Some(pgbouncer) = Pgbouncer::start(PREPARED, settings).await else { return };
     assert_eq!(pooler::sharing(&pgbouncer.source()).await.unwrap(), Sharing::Transaction);
@@ -186,7 +186,7 @@ async fn in_transaction_mode_a_pooler_that_keeps_prepared_statements_does() {
 }
 
 #[tokio::test]
-async fn with_a_single_connection_it_does_too() {
+async fn transaction_pooling_works_with_a_single_connection() {
     let settings = "pool_mode = transaction\nmax_prepared_statements = 200\ndefault_pool_size = 1";
     let Some(pgbouncer) = Pgbouncer::start(PREPARED, settings).await else { return };
     assert_eq!(pooler::sharing(&pgbouncer.source()).await.unwrap(), Sharing::Transaction);
@@ -194,7 +194,7 @@ async fn with_a_single_connection_it_does_too() {
 }
 
 #[tokio::test]
-async fn in_transaction_mode_a_pooler_that_does_not_is_refused() {
+async fn transaction_pooling_without_prepared_statements_is_refused() {
     let transaction = "pool_mode = transaction";
     let off = "pool_mode = transaction\nmax_prepared_statements = 0";
     for (program, settings) in [(DEBIAN, transaction), (PREPARED, off)] {
@@ -206,14 +206,14 @@ async fn in_transaction_mode_a_pooler_that_does_not_is_refused() {
 }
 
 #[tokio::test]
-async fn a_mode_that_is_not_the_poolers_is_refused() {
+async fn a_mode_other_than_that_of_the_pooler_is_refused() {
     let settings = "pool_mode = transaction\nmax_prepared_statements = 200";
     let Some(pgbouncer) = Pgbouncer::start(PREPARED, settings).await else { return };
     pgbouncer.is_refused("session", &["DB_POOLER=transaction"]).await;
 }
 
 #[tokio::test]
-async fn migrations_go_past_a_pooler_in_transaction_mode() {
+async fn migrations_must_bypass_a_pooler_in_transaction_mode() {
     let (home, url) = (Home::new(), database().await);
     let environment =
         [("DB_SOURCE", url.as_str()), ("DB_POOLER", "transaction"), ("TOKEN_SYMMETRIC_KEY", KEY)];
@@ -226,7 +226,7 @@ async fn migrations_go_past_a_pooler_in_transaction_mode() {
 }
 
 #[tokio::test]
-async fn transaction_mode_without_a_pooler_is_told_of() {
+async fn transaction_mode_without_a_pooler_is_reported() {
     let (home, url) = (Home::new(), database().await);
     let environment = [
         ("DB_SOURCE", url.as_str()),

@@ -87,7 +87,7 @@ async fn alice_and_a_client() -> (Arc<App>, Client) {
 const END: &str = "UPDATE sessions SET ended_at = created_at, end_reason = 'revoked' WHERE id = $1::uuid AND ended_at IS NULL";
 
 #[tokio::test]
-async fn at_first_everything_that_concerns_living_tokens_comes_at_once() {
+async fn the_first_answer_has_every_revocation_that_affects_live_tokens() {
     let (app, client) = alice_and_a_client().await;
     let nothing = ask(&app, &client, "").await;
     assert_eq!(nothing.header("cache-control"), "no-store");
@@ -123,7 +123,7 @@ async fn at_first_everything_that_concerns_living_tokens_comes_at_once() {
 }
 
 #[tokio::test]
-async fn then_what_is_new_comes_when_it_happens() {
+async fn new_revocations_arrive_as_soon_as_they_happen() {
     let (app, client) = alice_and_a_client().await;
     let other = Arc::new(app.replica(&[]).await);
     let mut feed = ask(&app, &client, "").await.expect(200);
@@ -152,7 +152,7 @@ async fn then_what_is_new_comes_when_it_happens() {
 }
 
 #[tokio::test]
-async fn who_waits_in_vain_gets_an_answer_in_time() {
+async fn waiting_without_news_ends_in_time_with_an_empty_answer() {
     let (app, client) = alice_and_a_client().await;
     for (more, expected) in [("", 25), ("&wait=30", 30)] {
         let feed = ask(&app, &client, "").await.expect(200);
@@ -177,7 +177,7 @@ async fn who_waits_in_vain_gets_an_answer_in_time() {
 }
 
 #[tokio::test]
-async fn who_stops_keeps_nobody_waiting() {
+async fn a_stopping_service_answers_waiting_clients_at_once() {
     let (app, client) = alice_and_a_client().await;
     let feed = ask(&app, &client, "").await.expect(200);
     let answer = wait(&app, &client, &feed);
@@ -190,7 +190,7 @@ async fn who_stops_keeps_nobody_waiting() {
 }
 
 #[tokio::test]
-async fn a_process_that_is_told_to_stop_answers_who_waits_and_ends() {
+async fn a_process_told_to_stop_answers_waiting_clients_and_exits() {
     let app = App::new().await;
     let (id, secret) = app.client("orders").await;
     let home = Home::new();
@@ -213,7 +213,7 @@ async fn a_process_that_is_told_to_stop_answers_who_waits_and_ends() {
 }
 
 #[tokio::test]
-async fn nothing_is_skipped_that_commits_late() {
+async fn revocations_that_commit_late_are_not_skipped() {
     let (app, client) = alice_and_a_client().await;
     let other = app.replica(&[]).await;
     let (first, second) = (app.login("alice").await, app.login("alice").await);
@@ -238,7 +238,7 @@ async fn nothing_is_skipped_that_commits_late() {
 }
 
 #[tokio::test]
-async fn very_many_come_in_pages_and_none_is_lost_between_them() {
+async fn many_revocations_come_in_pages_and_none_is_lost() {
     const FLOOD: &str = "INSERT INTO revocations (session_id, expires_at)
                          SELECT gen_random_uuid(), created_at + interval '1 hour'
                          FROM sessions, generate_series(1, 6000) LIMIT 6000";
@@ -292,7 +292,7 @@ fn altered(feed: &Value, alter: impl FnOnce(String) -> String) -> Value {
 }
 
 #[tokio::test]
-async fn a_cursor_of_a_server_that_is_no_more_gives_everything_again() {
+async fn a_cursor_from_a_former_server_restarts_from_the_beginning() {
     let (app, client) = alice_and_a_client().await;
     let feed = ask(&app, &client, "").await.expect(200);
     // From a release that did not notice crashes.
@@ -320,7 +320,7 @@ async fn a_cursor_of_a_server_that_is_no_more_gives_everything_again() {
 
 /// A Postgres backend dies and the server recovers: it gives out transaction numbers again that never reached its disk.
 #[tokio::test]
-async fn what_is_revoked_after_a_crash_is_heard_of_despite_its_reused_number() {
+async fn revocations_after_a_crash_arrive_despite_reused_transaction_ids() {
     const BURN: &str =
         "DO $$ BEGIN FOR i IN 1..1000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$";
     const NEXT: &str = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
@@ -354,7 +354,7 @@ async fn what_is_revoked_after_a_crash_is_heard_of_despite_its_reused_number() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_question_is_said() {
+async fn an_invalid_query_is_refused_with_the_reason() {
     let (app, client) = alice_and_a_client().await;
     let next = ask(&app, &client, "").await.expect(200)["next"].clone();
     let next = text(&next);
@@ -403,7 +403,7 @@ async fn what_is_wrong_with_the_question_is_said() {
 
 /// The rows of a restored database have transaction numbers that its new server has not reached yet.
 #[tokio::test]
-async fn what_another_server_wrote_comes_at_first_and_is_no_news_afterwards() {
+async fn revocations_restored_from_another_server_are_reported_only_once() {
     let (before, client) = alice_and_a_client().await;
     let gone = before.login("alice").await;
     let restored = "
@@ -461,7 +461,7 @@ async fn a_thousand_wait_and_hold_up_nobody() {
 }
 
 #[tokio::test]
-async fn without_the_database_nobody_is_told_that_there_is_nothing() {
+async fn without_the_database_clients_get_an_error_and_not_an_empty_answer() {
     let (app, client) = alice_and_a_client().await;
     let feed = ask(&app, &client, "").await.expect(200);
     let answer = wait(&app, &client, &feed);

@@ -24,7 +24,7 @@ fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
 }
 
 #[test]
-fn the_table_of_settings_is_the_codes() {
+fn the_settings_table_in_the_readme_is_up_to_date() {
     const FROM: &str = "<!-- settings -->\n";
     const TO: &str = "<!-- /settings -->";
 
@@ -41,7 +41,7 @@ fn the_table_of_settings_is_the_codes() {
 }
 
 #[test]
-fn the_examples_are_those_that_compile() {
+fn the_examples_in_the_readme_are_the_compiled_ones() {
     let readme = readme();
     let shown: Vec<&str> =
         readme.split("```rust\n").skip(1).map(|rest| rest.split_once("```\n").unwrap().0).collect();

@@ -143,7 +143,7 @@ async fn last_release(conn: &mut PgConnection) -> Release {
 }
 
 #[tokio::test]
-async fn what_the_release_before_asks_this_schema_answers() {
+async fn this_schema_answers_every_query_of_the_previous_release() {
     let mut conn = PgConnection::connect(&database().await).await.unwrap();
     let release = last_release(&mut conn).await;
     let failures = failures(&mut conn, &release).await;
@@ -160,7 +160,7 @@ async fn what_the_release_before_asks_this_schema_answers() {
 }
 
 #[tokio::test]
-async fn a_migration_that_the_release_before_does_not_bear_is_found() {
+async fn a_migration_that_breaks_the_previous_release_is_detected() {
     let mut conn = PgConnection::connect(&database().await).await.unwrap();
     let release = last_release(&mut conn).await;
     // Views depend on the columns that they show. A migration that changes such a column makes the views anew.

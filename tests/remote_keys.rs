@@ -365,7 +365,7 @@ async fn a_request_that_waited_for_keys_calls_a_service_that_is_ready() {
 }
 
 #[tokio::test]
-async fn a_flood_of_made_up_keys_is_one_fetch_in_ten_seconds() {
+async fn a_flood_of_unknown_keys_causes_one_fetch_per_ten_seconds() {
     let old = any_key();
     let gatepass = Gatepass::start(&[&old]).await;
     let service = gatepass.service().await;
@@ -400,7 +400,7 @@ async fn a_flood_of_made_up_keys_is_one_fetch_in_ten_seconds() {
 }
 
 #[tokio::test]
-async fn while_gatepass_hangs_only_so_many_wait_and_not_for_long() {
+async fn while_gatepass_hangs_a_limited_number_of_requests_wait_briefly() {
     let (old, new) = (any_key(), any_key());
     let gatepass = Gatepass::start(&[&old]).await;
     let service = gatepass.service().await;
@@ -431,7 +431,7 @@ async fn while_gatepass_hangs_only_so_many_wait_and_not_for_long() {
 }
 
 #[tokio::test]
-async fn while_gatepass_is_down_its_keys_stay_and_afterwards_new_ones_come_by_themselves() {
+async fn keys_survive_an_outage_of_gatepass_and_are_refreshed_afterwards() {
     let (old, new) = (any_key(), any_key());
     let mut gatepass = Gatepass::start(&[&old]).await;
     let service = gatepass.service().await;
@@ -483,7 +483,7 @@ async fn a_service_moves_with_gatepass_from_one_format_to_another() {
 }
 
 #[tokio::test]
-async fn a_service_with_a_key_of_its_own_takes_that_and_whatever_is_published() {
+async fn a_service_accepts_its_own_key_besides_published_ones() {
     let shared = SymmetricKey::from_bytes([7; 32]);
     let [old, new, _] = FORMATS.map(key);
     // It may start before any key is published.
@@ -526,7 +526,7 @@ fn wrongs() -> Vec<Wrong> {
 }
 
 #[tokio::test]
-async fn a_wrong_answer_wipes_no_keys() {
+async fn an_invalid_answer_does_not_discard_known_keys() {
     let (old, new) = (any_key(), any_key());
     let gatepass = Gatepass::start(&[&old]).await;
     let service = gatepass.service().await;
@@ -590,7 +590,7 @@ async fn keys_are_fetched_again_when_their_max_age_is_over_and_not_before() {
 }
 
 #[tokio::test]
-async fn without_keys_there_is_no_start() {
+async fn connecting_fails_without_keys() {
     let mut gatepass = Gatepass::start(&[&any_key()]).await;
     for wrong in wrongs() {
         let name = format!("{} {:.40}", wrong.status, wrong.body);

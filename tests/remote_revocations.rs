@@ -129,7 +129,7 @@ fn refused(code: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn who_logs_out_is_refused_within_a_second() {
+async fn a_logged_out_session_is_refused_within_a_second() {
     for settings in [&[][..], &[("TOKEN_FORMAT", "v4.public")], &[("TOKEN_FORMAT", "jwt")]] {
         let gatepass = Gatepass::start(settings).await;
         let app = &gatepass.app;
@@ -169,7 +169,7 @@ async fn who_logs_out_is_refused_within_a_second() {
 }
 
 #[tokio::test]
-async fn a_load_of_several_pages_is_whole() {
+async fn revocations_on_several_pages_are_loaded_completely() {
     let gatepass = Gatepass::start(&[]).await;
     let flood = "INSERT INTO revocations (session_id, expires_at)
                  SELECT gen_random_uuid(), now() + interval '15 minutes' FROM generate_series(1, 12000)";
@@ -182,7 +182,7 @@ async fn a_load_of_several_pages_is_whole() {
 }
 
 #[tokio::test]
-async fn while_gatepass_is_gone_nobody_is_accepted_for_long_and_afterwards_nothing_is_missing() {
+async fn an_outage_of_gatepass_stops_acceptance_but_loses_no_revocation() {
     let mut gatepass = Gatepass::start(&[]).await;
     let revocations = gatepass.follow(MINUTE).await;
     let service = Service::new(gatepass.verifier(), &revocations);
@@ -278,7 +278,7 @@ async fn follow(base: &str, max_staleness: Duration) -> Result<Arc<Revocations>,
 }
 
 #[tokio::test]
-async fn without_a_whole_load_there_is_no_start() {
+async fn following_fails_unless_the_first_load_is_complete() {
     let gatepass = Gatepass::start(&[]).await;
     let (id, secret) = &gatepass.client;
     for (id, secret) in [(*id, "gps_wrong"), (Uuid::from_u128(7), secret)] {
@@ -328,7 +328,7 @@ async fn without_a_whole_load_there_is_no_start() {
 }
 
 #[tokio::test]
-async fn a_wrong_answer_forgets_nothing_and_asks_the_same_again() {
+async fn after_an_invalid_answer_nothing_is_forgotten_and_the_request_repeated() {
     let ended = json!({ "session_id": Uuid::from_u128(1), "expires_at": "2999-01-01T00:00:00Z" });
     let first = json!({ "revocations": [ended], "next": "first", "more": false });
     let (somebody, base) = Somebody::start((StatusCode::OK, first.to_string())).await;
@@ -354,7 +354,7 @@ async fn a_wrong_answer_forgets_nothing_and_asks_the_same_again() {
 }
 
 #[tokio::test]
-async fn roles_that_are_counted_anew_count_when_all_have_been_told() {
+async fn reset_roles_take_effect_once_the_last_page_is_read() {
     let (alice, bob) = (Uuid::from_u128(1), Uuid::from_u128(2));
     let user = |id: Uuid, roles: &[&str], change: i64| {
         let expires_at = "2999-01-01T00:00:00Z";

@@ -70,7 +70,7 @@ async fn a_renewal_gives_new_tokens_of_the_same_session() {
 }
 
 #[tokio::test]
-async fn roles_and_name_of_a_renewed_token_are_those_of_now() {
+async fn a_renewed_token_carries_the_current_roles() {
     let (app, login) = alice().await;
     app.sql("UPDATE users SET roles = '{admin}' WHERE id = $1::uuid", &login["user"]["id"]).await;
     let renewed = renew(&app, &login).await.expect(200);
@@ -79,7 +79,7 @@ async fn roles_and_name_of_a_renewed_token_are_those_of_now() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_given_again_within_seconds_and_the_morning_after() {
+async fn a_lost_answer_is_repeated_within_seconds_and_hours_later() {
     let (app, login) = alice().await;
     let lost = renew(&app, &login).await.expect(200);
     let again = renew(&app, &login).await.expect(200);
@@ -118,7 +118,7 @@ async fn a_copied_token_ends_the_session_for_both() {
 }
 
 #[tokio::test]
-async fn use_of_the_former_access_token_confirms_nothing() {
+async fn using_the_former_access_token_does_not_confirm_the_renewal() {
     let (app, login) = alice().await;
     let lost = renew(&app, &login).await.expect(200);
     confirm(&app, &login).await;
@@ -128,7 +128,7 @@ async fn use_of_the_former_access_token_confirms_nothing() {
 }
 
 #[tokio::test]
-async fn a_use_on_another_replica_confirms_as_well() {
+async fn using_a_token_on_another_replica_confirms_the_renewal() {
     let (app, login) = alice().await;
     let other = app.replica(&[]).await;
     let renewed = renew(&app, &login).await.expect(200);
@@ -138,7 +138,7 @@ async fn a_use_on_another_replica_confirms_as_well() {
 }
 
 #[tokio::test]
-async fn a_clock_that_was_an_hour_ahead_spoils_nothing_once_it_is_right() {
+async fn a_clock_that_was_an_hour_ahead_does_no_lasting_harm() {
     let (app, login) = alice().await;
     app.clock.set(Duration::hours(1));
     let ahead = renew(&app, &login).await.expect(200);
@@ -176,7 +176,7 @@ async fn use_is_written_once_for_each_token() {
 }
 
 #[tokio::test]
-async fn a_token_of_two_renewals_ago_is_a_copy_however_recent() {
+async fn a_token_from_two_renewals_ago_counts_as_reused_at_any_time() {
     let (app, login) = alice().await;
     let second = renew(&app, &login).await.expect(200);
     let third = renew(&app, &second).await.expect(200);
@@ -186,7 +186,7 @@ async fn a_token_of_two_renewals_ago_is_a_copy_however_recent() {
 
 /// Keeping the service from its database for a while does not make a copied token good again.
 #[tokio::test]
-async fn what_was_seen_while_the_database_was_away_is_written_when_it_is_back() {
+async fn use_seen_while_the_database_was_away_is_recorded_later() {
     let (app, login) = alice().await;
     let renewed = renew(&app, &login).await.expect(200);
     assert_eq!(me(&app, &renewed).await, 200);
@@ -200,7 +200,7 @@ async fn what_was_seen_while_the_database_was_away_is_written_when_it_is_back() 
 
 /// A service that stops cuts off the write under way, and then writes one last time.
 #[tokio::test]
-async fn what_was_being_written_when_that_was_cut_off_is_written_the_next_time() {
+async fn an_interrupted_write_of_use_is_repeated_the_next_time() {
     let (app, login) = alice().await;
     let renewed = renew(&app, &login).await.expect(200);
     assert_eq!(me(&app, &renewed).await, 200);
@@ -287,7 +287,7 @@ async fn a_session_ends_however_busy_it_is() {
 }
 
 #[tokio::test]
-async fn what_is_no_refresh_token_of_a_session_is_refused_and_changes_nothing() {
+async fn an_invalid_refresh_token_is_refused_and_changes_nothing() {
     let (app, login) = alice().await;
     let good = login["refresh_token"].as_str().unwrap();
     let other = app.replica_with_key(OTHER_KEY, &[]).await;
@@ -313,7 +313,7 @@ async fn what_is_no_refresh_token_of_a_session_is_refused_and_changes_nothing() 
 }
 
 #[tokio::test]
-async fn another_root_key_ends_no_session_while_the_former_is_accepted() {
+async fn changing_the_root_key_ends_no_session_while_the_old_is_accepted() {
     let (app, login) = alice().await;
     let moved = app.replica_with_key(OTHER_KEY, &[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", KEY)]).await;
     let still = app.replica_with_key(KEY, &[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", OTHER_KEY)]).await;
@@ -328,7 +328,7 @@ async fn another_root_key_ends_no_session_while_the_former_is_accepted() {
 }
 
 #[tokio::test]
-async fn many_who_renew_at_once_on_two_replicas_hold_the_same_token_and_all_go_on() {
+async fn concurrent_renewals_on_two_replicas_get_the_same_refresh_token() {
     let (app, mut tokens) = alice().await;
     let replicas = [Arc::new(app.replica(&[]).await), Arc::new(app.replica(&[]).await)];
     for _ in 0..20 {

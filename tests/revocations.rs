@@ -224,14 +224,14 @@ async fn ends(way: Way, is_here: bool) {
 }
 
 #[tokio::test]
-async fn a_session_that_ends_here_is_refused_here_at_once_and_elsewhere_when_that_is_heard() {
+async fn a_session_ended_here_is_refused_at_once_and_elsewhere_once_learned() {
     for way in HERE {
         ends(way, true).await;
     }
 }
 
 #[tokio::test]
-async fn a_session_that_somebody_ends_past_the_service_is_refused_when_that_is_heard() {
+async fn a_session_ended_outside_the_service_is_refused_once_that_is_learned() {
     for way in ELSEWHERE {
         ends(way, false).await;
     }
@@ -322,7 +322,7 @@ async fn users_see_where_they_are_logged_in() {
 }
 
 #[tokio::test]
-async fn a_token_with_roles_that_its_user_has_no_longer_is_outdated_until_it_is_renewed() {
+async fn a_token_with_former_roles_is_outdated_until_it_is_renewed() {
     const SET: &str = "UPDATE users SET roles = '{support}' WHERE id = $1::uuid";
     for by_command in [false, true] {
         let app = present().await;
@@ -356,7 +356,7 @@ async fn a_token_with_roles_that_its_user_has_no_longer_is_outdated_until_it_is_
 }
 
 #[tokio::test]
-async fn roles_that_are_set_and_set_back_leave_the_token_good() {
+async fn restoring_former_roles_keeps_the_token_valid() {
     let app = present().await;
     app.register("alice").await;
     let alice = app.login("alice").await;
@@ -397,7 +397,7 @@ async fn sessions_that_are_truncated_by_hand_are_over() {
 const END: &str = "UPDATE sessions SET ended_at = now(), end_reason = 'revoked' WHERE id = $1::uuid";
 
 #[tokio::test]
-async fn what_a_slow_transaction_commits_late_is_not_skipped() {
+async fn a_revocation_in_a_slow_transaction_is_not_skipped() {
     let app = present().await;
     app.register("alice").await;
     let (first, second, third) =
@@ -424,7 +424,7 @@ async fn what_a_slow_transaction_commits_late_is_not_skipped() {
 /// After a restart or a failover everything is read from the beginning; until that is done, what was known before
 /// holds.
 #[tokio::test]
-async fn while_another_server_is_read_nobody_has_former_roles_back() {
+async fn former_roles_stay_revoked_while_another_server_is_being_read() {
     const SET: &str = "UPDATE users SET roles = '{admin}' WHERE id = $1::uuid";
     const UNSET: &str = "UPDATE users SET roles = '{}' WHERE id = $1::uuid";
     // More than one statement reads, then a row that nobody can read, and all of it ahead of what is heard later.
@@ -630,7 +630,7 @@ async fn a_bearer_request_reads_nothing_from_the_database() {
 }
 
 #[tokio::test]
-async fn who_has_not_heard_for_too_long_refuses_everybody_until_it_hears_again() {
+async fn a_replica_with_stale_revocations_refuses_everyone_until_updated() {
     let app = App::with(&[("REVOCATION_MAX_STALENESS", "60s")]).await;
     let client = app.client("orders").await;
     app.register("alice").await;
@@ -671,7 +671,7 @@ async fn who_has_not_heard_for_too_long_refuses_everybody_until_it_hears_again()
 }
 
 #[tokio::test]
-async fn a_clock_that_is_set_makes_nobody_stale_and_frees_nobody() {
+async fn setting_the_clock_causes_no_staleness_and_undoes_no_revocation() {
     let app = App::with(&[("REVOCATION_MAX_STALENESS", "60s")]).await;
     app.register("alice").await;
     let hour = Duration::hours(1);
@@ -701,7 +701,7 @@ async fn a_clock_that_is_set_makes_nobody_stale_and_frees_nobody() {
 }
 
 #[tokio::test]
-async fn what_was_forgotten_while_the_clock_was_ahead_is_known_again() {
+async fn revocations_forgotten_by_a_fast_clock_are_read_again() {
     let app = App::new().await;
     app.register("alice").await;
     let gone = app.login("alice").await;
@@ -722,7 +722,7 @@ async fn what_was_forgotten_while_the_clock_was_ahead_is_known_again() {
 }
 
 #[tokio::test]
-async fn without_its_database_a_process_refuses_everybody_after_a_while_and_then_comes_back() {
+async fn a_process_without_its_database_refuses_everyone_until_it_is_back() {
     let database_url = app::database().await;
     let home = Home::new();
     let service = home.serve(&[("DB_SOURCE", &*database_url), ("REVOCATION_MAX_STALENESS", "2s")]).await;
@@ -765,7 +765,7 @@ const BYTES_EACH: usize = 48;
 const BYTES_BESIDES: usize = 64 * 1024;
 
 #[test]
-fn what_is_revoked_is_known_until_the_last_token_has_expired() {
+fn revocations_are_kept_until_the_last_token_has_expired() {
     let revocations = Revocations::new(SECOND);
     // Tokens expire on a whole second.
     let end = START.truncate_to_second() + Duration::minutes(15);

@@ -127,7 +127,7 @@ async fn rights(conn: &mut PgConnection, relation: &str, columns: &[String]) -> 
 
 /// These lists leave out what a role may do nothing with, such as partitions of the history.
 #[tokio::test]
-async fn a_role_may_do_with_each_table_what_was_decided_and_nothing_else() {
+async fn each_role_has_exactly_the_decided_rights_on_each_table() {
     let url = database().await;
     let relations = relations(&url).await;
     assert!(relations.keys().any(|name| name.starts_with("public.history_2")), "{relations:?}");
@@ -196,7 +196,7 @@ async fn a_role_may_do_with_each_table_what_was_decided_and_nothing_else() {
 
 /// For each table that a migration adds, somebody has to decide who may do what with it.
 #[tokio::test]
-async fn every_table_has_a_decision_and_every_decision_a_table() {
+async fn every_table_has_decided_rights_and_no_decision_lacks_its_table() {
     use gatepass::store::roles::{FUNCTIONS, INNER_FUNCTIONS, Privileges, TABLES};
 
     let url = database().await;
@@ -341,7 +341,7 @@ async fn the_service_cannot_change_what_the_history_says() {
 }
 
 #[tokio::test]
-async fn who_only_looks_sees_no_secret_and_nobodys_name() {
+async fn the_read_only_role_sees_no_secrets_and_no_names() {
     let app = App::with(&[("TOKEN_FORMAT", "v4.public"), ("TOKEN_ISSUER", "https://id.example.com")]).await;
     let body = json!({
         "username": "Wilhelmina", "email": "mina@harker.example", "password": PASSWORD, "full_name": "Mina Murray",
@@ -515,7 +515,7 @@ async fn a_master_user_sets_up_the_owner_migrates_and_the_service_serves() {
 }
 
 #[tokio::test]
-async fn a_database_that_one_role_made_gets_the_same_and_its_service_goes_on() {
+async fn a_single_role_database_can_be_split_without_stopping_its_service() {
     let guard = alone().await;
     let (home, url) = (Home::new(), empty_database().await);
     let master = master(&url).await;
@@ -572,7 +572,7 @@ async fn execute(conn: &mut PgConnection, sql: &str) {
 }
 
 #[tokio::test]
-async fn what_somebody_has_planted_is_refused_and_what_others_were_granted_is_taken() {
+async fn setup_refuses_planted_objects_and_revokes_foreign_grants() {
     let _guard = alone().await;
     let home = Home::new();
     let (url, mut postgres) = database_of("migrator").await;
@@ -654,7 +654,7 @@ async fn what_somebody_has_planted_is_refused_and_what_others_were_granted_is_ta
 }
 
 #[tokio::test]
-async fn a_migration_and_the_rights_that_it_needs_come_together_and_lost_ones_come_back() {
+async fn a_migration_is_applied_with_its_rights_and_lost_rights_are_restored() {
     let (home, url) = (Home::new(), database().await);
     let (app, owner) = (as_role(&url, APP), as_role(&url, OWNER));
     let with_owner = [("DB_SOURCE", app.as_str()), ("MIGRATION_DB_SOURCE", owner.as_str())];
@@ -701,7 +701,7 @@ async fn a_migration_and_the_rights_that_it_needs_come_together_and_lost_ones_co
 }
 
 #[tokio::test]
-async fn who_may_not_make_schemas_is_told_how_to_migrate() {
+async fn a_role_that_cannot_create_schemas_is_told_how_to_migrate() {
     let (home, url) = (Home::new(), empty_database().await);
     admin("CREATE ROLE narrow LOGIN").await;
     let mut postgres = PgConnection::connect(&url).await.unwrap();
@@ -711,7 +711,7 @@ async fn who_may_not_make_schemas_is_told_how_to_migrate() {
 }
 
 #[tokio::test]
-async fn rights_that_a_later_release_has_decided_are_not_taken_back() {
+async fn setup_refuses_a_database_of_a_later_release() {
     let _guard = alone().await;
     let (home, url) = (Home::new(), database().await);
     let mut postgres = PgConnection::connect(&url).await.unwrap();
@@ -726,7 +726,7 @@ async fn rights_that_a_later_release_has_decided_are_not_taken_back() {
 
 /// On a server of its own, since a role's attributes hold for all databases.
 #[tokio::test]
-async fn the_roles_rule_nothing_else_and_belong_to_one_database() {
+async fn the_roles_have_no_other_powers_and_belong_to_one_database() {
     let (home, server) = (Home::new(), Server::new("", |_| {}).await);
     let url = server.url();
     server
@@ -790,7 +790,7 @@ async fn the_roles_rule_nothing_else_and_belong_to_one_database() {
 }
 
 #[tokio::test]
-async fn passwords_are_made_once_and_only_what_checks_them_is_kept() {
+async fn passwords_are_made_once_and_only_their_verifiers_are_stored() {
     let _guard = alone().await;
     let (home, url) = (Home::new(), empty_database().await);
     let app = as_role(&url, APP);
@@ -825,7 +825,7 @@ async fn passwords_are_made_once_and_only_what_checks_them_is_kept() {
 }
 
 #[tokio::test]
-async fn who_may_not_set_up_is_told_what_is_missing() {
+async fn a_user_without_the_rights_for_setup_is_told_what_is_missing() {
     let _guard = alone().await;
     let (home, url, other) = (Home::new(), empty_database().await, empty_database().await);
     let app = as_role(&url, APP);

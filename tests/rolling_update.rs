@@ -247,7 +247,7 @@ async fn replicas_are_replaced_one_by_one_and_no_request_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_replica_that_is_killed_only_the_requests_in_flight_fail() {
+async fn killing_a_replica_fails_only_its_requests_in_flight() {
     let Some(mut fleet) = Fleet::new("a kill behind nginx", &[]).await else { return };
     let clients = Clients::new(&fleet.nginx.socket());
     let mut load = JoinSet::new();
@@ -308,7 +308,7 @@ async fn of_a_replica_that_is_killed_only_the_requests_in_flight_fail() {
 
 /// Replicas that die on every request, so nobody knows whether they have carried it out.
 #[tokio::test]
-async fn nginx_sends_again_what_may_be_done_twice_and_nothing_else() {
+async fn nginx_retries_only_idempotent_requests() {
     let asked = Arc::new(AtomicUsize::new(0));
     let (mut addresses, mut replicas) = (Vec::new(), JoinSet::new());
     for _ in 0..REPLICAS {

@@ -96,7 +96,7 @@ impl Wire {
 }
 
 #[tokio::test]
-async fn a_request_asks_the_database_as_often_as_it_has_to_and_no_more() {
+async fn each_request_makes_no_more_database_round_trips_than_needed() {
     let wire = Wire::new().await;
     let app = App::over(wire.url.clone(), &[]).await;
     app.register("alice").await;
@@ -143,7 +143,7 @@ async fn a_request_asks_the_database_as_often_as_it_has_to_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_login_that_the_hashes_have_no_room_for_asks_nothing() {
+async fn a_login_refused_by_a_full_hash_queue_makes_no_round_trip() {
     let slow = [
         ("PASSWORD_HASH_THREADS", "1"),
         ("PASSWORD_HASH_QUEUE", "1"),
@@ -170,7 +170,7 @@ async fn a_login_that_the_hashes_have_no_room_for_asks_nothing() {
 }
 
 #[tokio::test]
-async fn a_reading_of_the_ring_asks_the_database_once() {
+async fn reading_the_key_ring_takes_one_round_trip() {
     let wire = Wire::new().await;
     let app = App::over(wire.url.clone(), &[("TOKEN_FORMAT", "v4.public")]).await;
     let mut fewest = usize::MAX;
@@ -191,7 +191,7 @@ async fn a_reading_of_the_ring_asks_the_database_once() {
 /// Each further round trip would prolong the locks on the rows that the import changes, held until the end of the
 /// thousand.
 #[tokio::test]
-async fn an_import_asks_for_a_thousand_users_whom_it_changes_as_often_as_for_ten() {
+async fn importing_a_thousand_users_takes_as_many_round_trips_as_ten() {
     let wire = Wire::new().await;
     let home = Home::new();
     // Every second user gets another password.

@@ -508,7 +508,7 @@ fn service() -> (Runtime, [App; 2]) {
 }
 
 #[test]
-fn stories_that_once_went_otherwise_go_as_the_model_foretells() {
+fn stories_that_once_failed_now_match_the_model() {
     use Act::{Flush, LogIn, Renew, Revoke, SetRoles, Use, Wait};
 
     let newest = Bearer(0, 0);
@@ -529,7 +529,7 @@ fn stories_that_once_went_otherwise_go_as_the_model_foretells() {
 }
 
 #[test]
-fn every_story_of_a_users_sessions_goes_as_the_model_foretells() {
+fn random_stories_of_sessions_match_the_model() {
     let config = if is_drill() {
         Config { cases: 2000, failure_persistence: None, ..Config::default() }
     } else {

@@ -380,7 +380,7 @@ impl Race {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn whoever_comes_first_no_session_is_lost_and_none_comes_back() {
+async fn concurrent_requests_neither_lose_nor_revive_a_session() {
     let mut race = Race::new().await;
     for number in 0..if is_drill() { 1000 } else { 30 } {
         race.round(number, ROUNDS[number % ROUNDS.len()]).await;
@@ -511,7 +511,7 @@ async fn meet(replicas: &[Arc<App>; 2], user_id: &Value, meeting: &Meeting) {
 }
 
 #[tokio::test]
-async fn of_two_that_meet_at_a_session_the_second_finds_what_the_first_has_left() {
+async fn the_second_of_two_concurrent_requests_sees_the_result_of_the_first() {
     let app = App::new().await;
     let other = app.replica(&[]).await;
     let user_id = app.register("alice").await["id"].clone();
@@ -565,7 +565,7 @@ async fn deadlock(name: &str, act: impl AsyncFnOnce(&App, &Value)) {
 }
 
 #[tokio::test]
-async fn who_gives_way_in_a_deadlock_ends_the_sessions_all_the_same() {
+async fn sessions_end_even_if_the_statement_ending_them_loses_a_deadlock() {
     let delete = deadlock("all sessions", async |app, own| {
         app.request(Method::DELETE, "/sessions?all=true").bearer(own).send().await.expect(204);
     });

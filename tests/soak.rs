@@ -243,7 +243,7 @@ fn grows(first: usize, last: usize) -> bool {
 }
 
 #[test]
-fn a_leak_of_a_kilobyte_a_request_is_found_in_five_minutes_and_unrest_is_none() {
+fn a_leak_of_a_kilobyte_per_request_is_told_from_noise() {
     // A replica gets some twenty requests a second. The first one is left alone for three quarters of a soak.
     let leaks = |bytes: usize| {
         let memory: Vec<_> =
@@ -255,7 +255,7 @@ fn a_leak_of_a_kilobyte_a_request_is_found_in_five_minutes_and_unrest_is_none() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_is_killed_no_session_is_lost_or_comes_back() {
+async fn faults_neither_lose_nor_revive_a_session() {
     let form = setting("SOAK_MINUTES").map_or(SHORT, |minutes| Form {
         lasts: Duration::from_secs_f64(minutes.parse::<f64>().unwrap() * 60.0),
         clients: 12,

@@ -61,7 +61,7 @@ const DEFAULTS: [(&str, &str); 2] =
     [("LOGIN_ATTEMPTS_PER_ACCOUNT", "10/15m"), ("LOGIN_ATTEMPTS_PER_IP", "100/15m")];
 
 #[tokio::test]
-async fn who_waits_as_long_as_they_are_told_gets_in_and_not_a_second_sooner() {
+async fn waiting_as_long_as_told_suffices_and_no_less_does() {
     let app = app().await;
     app.register("alice").await;
     let second = Duration::seconds(1);
@@ -164,7 +164,7 @@ async fn a_name_that_nobody_has_is_refused_like_any_other() {
 
 /// A single count for both names would reveal that they belong to one user.
 #[tokio::test]
-async fn to_be_refused_by_one_name_says_nothing_of_another() {
+async fn a_users_two_names_are_throttled_separately() {
     let app = app().await;
     app.register("alice").await;
     for name in ["alice", "nobody"] {
@@ -175,7 +175,7 @@ async fn to_be_refused_by_one_name_says_nothing_of_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_many_attempts_at_once_as_many_get_through_as_there_are_places() {
+async fn concurrent_attempts_get_through_only_up_to_the_limit() {
     for (per_account, per_ip, admitted) in
         [("10/15m", "1000/15m", 10), ("1000/15m", "10/15m", 10), ("1/15m", "1/15m", 1), ("7/1h", "5/1h", 5)]
     {
@@ -231,7 +231,7 @@ async fn many_first_logins_at_once_all_succeed() {
 /// However many log in at once, for the first time or not, whether they fail or succeed, there is no deadlock. Postgres
 /// would find one after a second, and make one of them begin again.
 #[tokio::test]
-async fn who_takes_and_who_is_forgiven_lock_in_one_order() {
+async fn taking_and_forgiving_attempts_never_deadlock() {
     let app = App::new().await;
     let now = app.clock.now();
     let bucket = |key| {
@@ -364,7 +364,7 @@ async fn an_operator_lets_somebody_in_who_is_locked_out() {
 }
 
 #[tokio::test]
-async fn an_address_is_one_customers_and_not_what_a_client_says() {
+async fn throttling_uses_the_real_address_grouped_by_customer() {
     let rates = [("LOGIN_ATTEMPTS_PER_IP", "4/15m"), ("TRUSTED_PROXIES", "10.0.0.0/8")];
     let app = App::with(&rates).await;
     let try_from = async |peer: &str, forwarded: Option<&str>, n: usize| {
@@ -403,7 +403,7 @@ async fn an_address_is_one_customers_and_not_what_a_client_says() {
 }
 
 #[tokio::test]
-async fn a_password_once_more_counts_as_a_login() {
+async fn confirming_a_password_is_throttled_like_a_login() {
     let app = app().await;
     app.register("alice").await;
     let alice = log_in_from(&app, "203.0.113.5", "alice", PASSWORD).await.expect(200);
@@ -469,7 +469,7 @@ async fn a_new_address_brings_no_new_guesses() {
 }
 
 #[tokio::test]
-async fn who_asks_for_many_names_that_are_taken_waits() {
+async fn trying_many_taken_names_is_throttled() {
     let rates = [("LOGIN_ATTEMPTS_PER_IP", "4/15m")];
     let app = App::with(&rates).await;
     let replica = app.replica(&rates).await;
@@ -505,7 +505,7 @@ async fn who_asks_for_many_names_that_are_taken_waits() {
 }
 
 #[tokio::test]
-async fn who_asks_for_many_addresses_that_are_taken_waits() {
+async fn trying_many_taken_email_addresses_is_throttled() {
     let app = App::with(&[("LOGIN_ATTEMPTS_PER_IP", "4/15m")]).await;
     for name in ["alice", "bob"] {
         app.register(name).await;
@@ -526,7 +526,7 @@ async fn who_asks_for_many_addresses_that_are_taken_waits() {
 }
 
 #[tokio::test]
-async fn who_renews_with_what_is_no_refresh_token_waits_and_nobody_else() {
+async fn only_renewals_with_an_invalid_refresh_token_are_throttled() {
     let rates = [("LOGIN_ATTEMPTS_PER_IP", "4/15m")];
     let app = App::with(&rates).await;
     let replica = app.replica(&rates).await;
@@ -576,7 +576,7 @@ async fn a_clock_that_is_ahead_locks_nobody_out() {
 }
 
 #[tokio::test]
-async fn who_guesses_at_a_clients_secret_waits_and_the_client_does_not() {
+async fn guessing_a_client_secret_is_throttled_but_not_the_client() {
     let rates = [("LOGIN_ATTEMPTS_PER_IP", "4/15m")];
     let app = App::with(&rates).await;
     let replica = app.replica(&rates).await;
@@ -633,7 +633,7 @@ async fn a_login_that_was_never_tried_is_no_failure() {
 
 /// A place that is given back goes to where it was taken from.
 #[tokio::test]
-async fn a_place_that_a_known_device_gives_back_is_none_for_others() {
+async fn a_place_given_back_by_a_known_device_is_not_free_for_others() {
     let rates = [("LOGIN_ATTEMPTS_PER_ACCOUNT", "3/15m")];
     let app = App::with(&rates).await;
     app.register("alice").await;
@@ -649,7 +649,7 @@ async fn a_place_that_a_known_device_gives_back_is_none_for_others() {
 }
 
 #[tokio::test]
-async fn the_table_tells_no_names_and_gets_rid_of_what_has_had_its_time() {
+async fn the_attempts_table_holds_no_names_and_drops_expired_rows() {
     let app = app().await;
     app.register("alice").await;
     log_in_from(&app, "198.51.100.77", "alice", PASSWORD).await.expect(200);

@@ -102,7 +102,7 @@ async fn users(app: &App) {
 }
 
 #[tokio::test]
-async fn a_failed_login_takes_as_long_whatever_the_reason() {
+async fn a_failed_login_takes_equally_long_whatever_the_reason() {
     let app = App::with(&HASH).await;
     users(&app).await;
     let long = "x".repeat(1000);
@@ -125,7 +125,7 @@ async fn a_failed_login_takes_as_long_whatever_the_reason() {
 
 /// Our own hash takes microseconds here, so that only waiting makes the cases alike.
 #[tokio::test]
-async fn a_failed_login_takes_as_long_with_a_dear_hash_of_another_system() {
+async fn a_failed_login_takes_equally_long_with_an_expensive_foreign_hash() {
     let app = App::new().await;
     users(&app).await;
     let dora = app.register("dora").await;
@@ -149,7 +149,7 @@ async fn a_failed_login_takes_as_long_with_a_dear_hash_of_another_system() {
 
 /// Only waiting makes these alike. They run all at once, since all of them wait.
 #[tokio::test]
-async fn a_failed_login_takes_as_long_whether_or_not_the_old_system_was_asked() {
+async fn asking_the_old_system_does_not_show_in_the_time_of_a_failed_login() {
     let old = OldSystem::start().await;
     old.takes(Duration::from_millis(40));
     let limits = Limits { legacy_login: Duration::from_millis(100), ..Limits::default() };
@@ -188,7 +188,7 @@ async fn a_failed_login_takes_as_long_whether_or_not_the_old_system_was_asked() 
 }
 
 #[tokio::test]
-async fn a_refused_login_takes_as_long_whoever_it_is() {
+async fn a_throttled_login_takes_equally_long_for_every_user() {
     let app = App::with(&[&HASH[..], &[("LOGIN_ATTEMPTS_PER_ACCOUNT", "1/365d")]].concat()).await;
     users(&app).await;
     let cases = [
@@ -210,7 +210,7 @@ async fn a_refused_login_takes_as_long_whoever_it_is() {
 
 /// The instrument itself: one of these is answered without a hash, which shows at once.
 #[tokio::test]
-async fn a_hash_that_is_left_out_would_show() {
+async fn the_measurement_detects_a_skipped_hash() {
     let app = App::with(&[&HASH[..], &[("LOGIN_ATTEMPTS_PER_ACCOUNT", "1/365d")]].concat()).await;
     log_in(&app, "alice", WRONG).await.expect_problem(401, "invalid_credentials");
     let times = measure(2, 30, async |case, sample| match case {
@@ -225,7 +225,7 @@ async fn a_hash_that_is_left_out_would_show() {
 
 /// The answer tells that a name is taken. Nothing else tells which of the two it was, or whose.
 #[tokio::test]
-async fn a_registration_takes_as_long_whatever_is_taken() {
+async fn a_registration_takes_equally_long_whatever_is_taken() {
     let app = App::with(&HASH).await;
     users(&app).await;
     let names =
@@ -246,7 +246,7 @@ async fn a_registration_takes_as_long_whatever_is_taken() {
 }
 
 #[tokio::test]
-async fn a_failed_renewal_takes_as_long_whichever_session_it_names() {
+async fn a_failed_renewal_takes_equally_long_whichever_session_it_names() {
     let app = App::new().await;
     app.register("alice").await;
     let login = app.login("alice").await;

@@ -211,7 +211,7 @@ fn hello(minor: u8) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_older_or_no_tls_is_refused_at_once() {
+async fn older_tls_and_plain_text_are_refused_at_once() {
     let app = App::new().await;
     let authority = Authority::new("gatepass test", now());
     let place = Place::with(&authority.issue_at(now()));
@@ -239,7 +239,7 @@ async fn what_is_older_or_no_tls_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_silent_in_the_handshake_or_after_it_is_cut_off() {
+async fn a_client_silent_during_or_after_the_handshake_is_disconnected() {
     let app = App::new().await;
     let authority = Authority::new("gatepass test", now());
     let place = Place::with(&authority.issue_at(now()));
@@ -280,7 +280,7 @@ fn look(tls: &Tls, now: OffsetDateTime, metrics: &Metrics) -> OffsetDateTime {
 }
 
 #[tokio::test]
-async fn a_new_pair_is_served_when_it_is_good_and_the_former_stays_when_it_is_not() {
+async fn a_new_certificate_replaces_the_old_one_only_if_it_is_valid() {
     const EXPIRY: &str = "gatepass_tls_certificate_expiry_timestamp_seconds";
     const RELOAD: &str = "gatepass_tls_certificate_last_reload_successful";
     let authority = Authority::new("gatepass test", START);
@@ -352,7 +352,7 @@ async fn a_new_pair_is_served_when_it_is_good_and_the_former_stays_when_it_is_no
 }
 
 #[test]
-fn what_is_wrong_with_the_files_is_said_by_the_settings_name() {
+fn invalid_tls_files_are_reported_by_setting_name() {
     let authority = Authority::new("gatepass test", START);
     let good = authority.issue_at(START);
     let (certificate, key) = (good.certificate_pem(), good.key_pem());

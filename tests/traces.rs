@@ -99,7 +99,7 @@ async fn register(service: &Process) {
 }
 
 #[tokio::test]
-async fn a_login_is_a_tree_of_its_steps_in_the_trace_of_our_proxy() {
+async fn a_login_is_recorded_as_a_tree_of_spans_in_the_trace_of_the_proxy() {
     let collector = Collector::start().await;
     let home = Home::new();
     let settings = [
@@ -211,7 +211,7 @@ async fn a_strangers_request_is_a_trace_of_its_own() {
 
 /// A sampler that goes by the trace's id always records one of these two, and never the other.
 #[tokio::test]
-async fn chance_decides_what_is_recorded_whatever_the_trace_is_called() {
+async fn sampling_is_random_and_independent_of_the_trace_id() {
     const REQUESTS: usize = 60;
     let ids = ["00000000000000000000000000000001", "ffffffffffffffffffffffffffffffff"];
     let collector = Collector::start().await;
@@ -245,7 +245,7 @@ async fn chance_decides_what_is_recorded_whatever_the_trace_is_called() {
 }
 
 #[tokio::test]
-async fn a_fault_is_an_error_in_its_span_and_a_callers_mistake_is_none() {
+async fn a_server_fault_marks_its_span_as_an_error_and_a_client_error_does_not() {
     let collector = Collector::start().await;
     let home = Home::new();
     let database_url = database().await;
@@ -267,7 +267,7 @@ async fn a_fault_is_an_error_in_its_span_and_a_callers_mistake_is_none() {
 }
 
 #[tokio::test]
-async fn nothing_is_recorded_of_a_share_of_none_whatever_the_caller_says() {
+async fn a_sampling_share_of_zero_records_nothing_whatever_the_caller_asks() {
     let collector = Collector::start().await;
     let home = Home::new();
     let settings =

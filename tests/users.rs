@@ -32,7 +32,7 @@ async fn log_in(app: &App, username: &str, password: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_user_changes_what_they_name_and_nothing_else() {
+async fn a_profile_change_affects_only_the_given_fields() {
     let app = App::new().await;
     app.register("alice").await;
     let alice = app.login("alice").await;
@@ -74,7 +74,7 @@ async fn a_user_changes_what_they_name_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn another_address_is_unverified_and_the_same_one_in_another_case_is_not_another() {
+async fn changing_an_address_unverifies_it_unless_only_its_case_changes() {
     let app = App::new().await;
     app.register("alice").await;
     let alice = app.login("alice").await;
@@ -166,7 +166,7 @@ async fn a_live_token_of_a_user_who_is_locked_out_or_gone_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_many_who_register_one_name_or_address_at_once_one_succeeds() {
+async fn only_one_of_many_simultaneous_registrations_of_a_name_succeeds() {
     let app = App::new().await;
     let replicas = [app.replica(&[]).await, app.replica(&[]).await];
     // Sixteen mixtures of upper and lower case.
@@ -294,7 +294,7 @@ async fn session(app: &App, login: &Value) -> Session {
 }
 
 #[tokio::test]
-async fn a_login_leaves_a_session_by_which_its_owner_can_recognise_it() {
+async fn a_login_records_the_address_and_device_of_its_session() {
     let app = App::with(&[("TRUSTED_PROXIES", "10.0.0.0/8,fd00::/8")]).await;
     let alice = app.register("alice").await;
     app.clock.advance(Duration::hours(1));

@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_two_sightings_the_younger_generation_and_the_later_time_count() {
+    fn merging_sightings_keeps_the_newer_generation_and_the_later_time() {
         let seen = |generation, seconds| {
             let at = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(seconds);
             Seen { generation, at }

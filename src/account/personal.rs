@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_user_there_is_one_export_at_a_time_and_of_all_a_few() {
+    fn exports_are_limited_to_one_per_user_and_a_few_overall() {
         let exports = Exports::default();
         let alice = exports.take(Uuid::from_u128(1)).unwrap();
         assert!(exports.take(Uuid::from_u128(1)).is_none());

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_regular_file_is_made_anew_and_its_owners_alone() {
+    fn a_regular_file_is_recreated_with_access_for_its_owner_only() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("rejects");
         remove(&path).unwrap();
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_file_has_its_name_once_it_is_whole() {
+    fn a_new_file_gets_its_name_only_when_it_is_complete() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("export");
         fs::write(&path, "old").unwrap();
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_file_has_one_writer_at_a_time_and_the_next_takes_over_what_is_left() {
+    fn a_new_file_has_one_writer_and_the_next_takes_over_an_abandoned_draft() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("export");
         let part = directory.path().join("export.part");
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_is_not_put_into_what_others_have_planted() {
+    fn a_draft_is_not_written_into_a_planted_link_or_pipe() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("export");
         let part = directory.path().join("export.part");
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_is_written_to_and_stays_what_it_is() {
+    fn special_files_are_written_to_but_never_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pipe");
         assert!(Command::new("mkfifo").args(["-m", "644"]).arg(&path).status().unwrap().success());

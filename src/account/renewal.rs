@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn the_outcome_for_every_generation_in_every_state_at_every_time() {
+    fn the_outcome_depends_on_generation_confirmation_and_elapsed_time() {
         use Outcome::{Repeat, Reused, Rotate};
         // Seconds since the renewal (negative if a clock is behind), and the outcomes for generations 5, 6, 7 and 8.
         for (ago, is_confirmed, expected) in [
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_is_over_says_so_whatever_is_presented() {
+    fn an_ended_session_gives_its_reason_whatever_token_is_presented() {
         use Outcome::Ended;
         let open = session(5, true);
         let hour = time::Duration::hours(1);

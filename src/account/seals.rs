@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn every_column_counts_and_none_can_be_taken_for_its_neighbour() {
+    fn the_row_hash_covers_every_column_unambiguously() {
         let changes: [fn(&mut Sealable); 13] = [
             |_| {},
             |row| row.id = 8,
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seal_hangs_on_the_one_before_its_number_its_time_and_its_rows() {
+    fn a_seal_depends_on_its_predecessor_number_time_and_rows() {
         let previous = Previous { number: 1, hash: [1; 32], now: datetime!(2026-01-02 03:04:05.678901 UTC) };
         let later = previous.now + time::Duration::microseconds(1);
         let hashes: HashSet<_> = [

@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_so_many_places_of_which_one_becomes_free_at_a_time() {
+    fn a_rate_becomes_a_number_of_places_freed_one_at_a_time() {
         for (rate, micros) in [
             (rate(10, 900), 90_000_000),
             (rate(100, 900), 9_000_000),
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_what_one_customer_has() {
+    fn addresses_are_grouped_by_ipv4_address_or_ipv6_64_prefix() {
         for (ip, expected) in [
             ("192.0.2.7", "192.0.2.7"),
             ("::ffff:192.0.2.7", "192.0.2.7"),
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_of_one_user_are_one_and_no_two_keys_are() {
+    async fn spellings_of_one_name_share_a_key_and_different_names_do_not() {
         let db = Source::new(&"postgres://localhost/nowhere".to_owned().into()).unwrap().pool(1);
         let throttle = |root| {
             let root = SymmetricKey::from_bytes(root);

@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_bearer_credential_is_read_and_anything_else_is_told_apart() {
+    fn a_single_bearer_token_is_read_and_other_headers_are_classified() {
         let cases: &[(&[&str], Result<&str, Refusal>)] = &[
             (&[], Err(Refusal::Missing)),
             (&["Bearer abc"], Ok("abc")),

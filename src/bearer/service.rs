@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_says_why_and_the_client_does_not_hear() {
+    fn the_log_gives_the_reason_but_the_client_does_not_see_it() {
         let party = |issuer: &str| Party { issuer: issuer.into(), audience: "gatepass".into() };
         let key = SymmetricKey::from_bytes([7; 32]);
         let subject = Subject {

@@ -401,7 +401,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_database_that_takes_connections_and_never_answers_is_not_waited_for_for_ever() {
+    async fn connecting_to_a_database_that_never_answers_times_out() {
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("postgres://u:p@{}/d", silent.local_addr().unwrap());
         let source = store::Source::new(&url.into()).unwrap();

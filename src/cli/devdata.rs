@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_matches_all_of_a_place() {
+    fn a_pattern_must_match_the_whole_database_address() {
         for (pattern, place, is_match) in [
             ("gatepass-dev-*", "gatepass-dev-3.example.com:5432/gatepass", true),
             ("*-dev-*/gatepass", "gatepass-dev-3.example.com:5432/gatepass", true),

@@ -520,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_run_has_done_says_nothing_of_the_time_left() {
+    fn the_time_left_is_estimated_from_the_current_run_alone() {
         let minute = Duration::from_secs(60);
         assert_eq!(time_left(minute, &(0..250), 1000), Some(3 * minute));
         assert_eq!(time_left(minute, &(900..910), 1000), Some(9 * minute));
@@ -530,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn an_import_that_reads_otherwise_is_another_one() {
+    fn an_import_with_different_reading_options_is_a_different_import() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let identity = |options: &str| {

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_leave_files_to_the_rest() {
+    fn the_connection_limit_reserves_files_for_everything_else() {
         for (limit, connections, is_enough) in [
             (u64::MAX, 10_000, true),
             (10_200, 10_000, true),

@@ -500,7 +500,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_copied_along_is_taken_off() {
+    fn text_copied_along_with_a_token_is_stripped() {
         for input in
             ["v4.x", " v4.x\r\n", "\"v4.x\",", "Bearer v4.x", "authorization: bearer  v4.x", "'v4.x'"]
         {
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_in_the_unit_that_fits() {
+    fn relative_times_are_shown_in_a_fitting_unit() {
         let now = datetime!(2026-01-02 03:04:05 UTC);
         let at = |seconds| relative(now + time::Duration::seconds(seconds), now);
         assert_eq!(
@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_reaches_the_terminal_as_a_command() {
+    fn control_characters_are_escaped_for_the_terminal() {
         assert_eq!(plain("a\u{1b}[2J\nb\u{202e}é"), "a\\u{1b}[2J\\u{a}b\\u{202e}é");
     }
 }

@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_no_secret_is_shown() {
+    fn database_urls_are_shown_with_the_password_masked() {
         for (url, shown) in [
             ("postgres://localhost", "postgres://localhost"),
             ("postgresql://u@h:5432/d", "postgresql://u@h:5432/d"),
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_elsewhere_is_checked_or_open_to_others() {
+    fn a_remote_database_counts_as_private_only_with_verify_full() {
         for (url, is_private) in [
             ("postgres:///d", true),
             ("postgres:///d?host=/run/pg", true),
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_that_nobody_knows_may_be_a_part_of_the_password() {
+    fn unknown_url_parameters_are_masked_as_possible_password_parts() {
         for url in [
             "postgres://h/d?passwd=hunter2",
             "postgres://u@h/d?password=12&ter2=hun",
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mode_of_tls_is_one_that_there_is() {
+    fn only_existing_tls_modes_are_accepted() {
         for mode in SSL_MODES {
             assert!(db_source(&format!("postgres://u@h/d?sslmode={mode}")).is_ok(), "{mode}");
         }
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_shown_as_nothing() {
+    fn a_refused_database_url_is_masked_entirely() {
         for url in [
             "",
             "hunter2",
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_store_cannot_read_is_refused_and_no_part_of_it_told() {
+    fn a_url_that_the_store_cannot_parse_is_refused_without_quoting_it() {
         for url in [
             "postgres://u:hunter2%ff@h/d",
             "postgres://u:hunter2@h h/d",
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_break_is_said_to_be_one() {
+    fn a_line_break_in_the_url_is_named_in_the_error() {
         let message = db_source("postgres://u:hunter2@h/d\n").unwrap_err();
         assert!(message.contains("line break") && !message.contains('#'), "{message}");
     }

@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time() {
+    fn invalid_durations_are_refused() {
         for text in [
             "", "15", "m", "15 m", " 15m", "15m ", "-15m", "+15m", "1.5h", "15M", "500ms", "15min", "1w",
             "1y", "1m1h", "1m1m", "15m3", "１m", "1é", "15m,", "∞",

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_people_write_in_place_of_a_key() {
+    fn keys_written_by_people_are_recognised_as_weak() {
         for key in [
             "12345678901234567890123456789012",
             "00000000000000000000000000000000",
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_generator_makes() {
+    fn generated_keys_are_not_weak() {
         for key in [
             "4f1c9e0b7a2d86355be0c83f19d7a64e",
             "e3b0c44298fc1c149afbf4c8996fb924",

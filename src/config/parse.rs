@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_is_written_as_peers_are() {
+    fn ipv4_mapped_networks_are_read_as_ipv4() {
         for (text, expected) in [
             ("10.0.0.0/8", "10.0.0.0/8"),
             ("192.0.2.7", "192.0.2.7/32"),
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_go_encrypted_or_nowhere() {
+    fn a_login_url_needs_https_unless_it_is_local() {
         for text in [
             "https://old.example.com",
             "https://old.example.com:8443/a/login?b=c",

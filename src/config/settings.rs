@@ -432,7 +432,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_there_once_with_a_line_about_it_and_something_to_show() {
+    fn each_setting_is_unique_and_has_a_description_and_an_example_or_default() {
         let names: Vec<_> = names().collect();
         assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
         for setting in SETTINGS {
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_name_gets_the_nearest_one() {
+    fn an_unknown_setting_name_gets_a_suggestion() {
         for (wrong, right) in [
             ("db_source", "did you mean DB_SOURCE?"),
             ("DB_SORCE", "did you mean DB_SOURCE?"),

@@ -47,7 +47,7 @@ fn line<'a>(loaded: &'a Loaded, name: &str) -> &'a ReportLine {
 }
 
 #[test]
-fn nothing_set_is_a_development_service_with_the_contract_s_defaults() {
+fn without_settings_it_is_a_development_service_with_the_documented_defaults() {
     let Loaded { settings, warnings, report } = load_environment(&[]).unwrap();
     assert_eq!(settings.environment, Environment::Development);
     assert!(settings.db_source.is_none() && settings.token_symmetric_key.is_none());
@@ -70,7 +70,7 @@ fn nothing_set_is_a_development_service_with_the_contract_s_defaults() {
 }
 
 #[test]
-fn the_environment_wins_over_app_env_and_that_over_the_defaults() {
+fn the_environment_overrides_app_env_and_app_env_overrides_defaults() {
     let app_env = "# mine\nTOKEN_ISSUER=file\nTOKEN_AUDIENCE=file\n";
     let loaded = load_both(app_env, &[("TOKEN_AUDIENCE", "environment"), ("HOME", "/root")]).unwrap();
     assert_eq!(loaded.settings.token_issuer, "file");
@@ -94,7 +94,7 @@ fn an_empty_value_is_one_that_is_not_set() {
 }
 
 #[test]
-fn a_file_that_is_named_takes_the_place_of_app_env_and_has_to_be_there() {
+fn a_named_config_file_replaces_app_env_and_must_exist() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("app.env"), "TOKEN_ISSUER=app\n").unwrap();
     fs::write(dir.path().join("other.env"), "TOKEN_AUDIENCE=other\n").unwrap();
@@ -229,7 +229,7 @@ fn every_bad_value_is_reported_at_once_by_name_and_origin() {
 }
 
 #[test]
-fn a_text_that_is_quoted_keeps_to_its_line_and_hides_a_password() {
+fn quoted_values_in_errors_stay_on_one_line_and_hide_passwords() {
     let message = problem(load_environment(&[("TOKEN_ISSUER", "a\nb")]));
     assert!(message.contains(r#""a\nb""#) && message.lines().count() == 1, "{message}");
     let message = problem(load_environment(&[("AWS_ENDPOINT_URL", "https://u:hunter2@example.com")]));
@@ -239,7 +239,7 @@ fn a_text_that_is_quoted_keeps_to_its_line_and_hides_a_password() {
 }
 
 #[test]
-fn what_is_wrong_with_app_env_is_said_by_line_and_never_quoted() {
+fn errors_in_app_env_give_the_line_and_never_quote_it() {
     let app_env = "\
 db_source=postgres://hunter2
 LOG_FORMAT='hunter2
@@ -268,7 +268,7 @@ REGISTRATION=closed
 }
 
 #[test]
-fn text_that_is_not_utf_8_is_refused_by_line_or_name() {
+fn text_that_is_not_utf_8_is_reported_by_line_or_setting_name() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("app.env"), b"# one\nTOKEN_ISSUER=caf\xe9\nLOG_FORMAT=xml\n").unwrap();
     let errors = load_in(dir.path(), &[]).unwrap_err();
@@ -291,7 +291,7 @@ fn text_that_is_not_utf_8_is_refused_by_line_or_name() {
 }
 
 #[test]
-fn a_file_too_large_or_no_file_is_refused() {
+fn a_config_file_that_is_too_large_or_a_directory_is_refused() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("app.env"), "#".repeat(65 * 1024)).unwrap();
     assert_eq!(problem(load_in(dir.path(), &[])), "app.env: cannot be read: the file is larger than 64 KiB");
@@ -326,7 +326,7 @@ fn secrets_may_be_in_files_of_their_own() {
 }
 
 #[test]
-fn a_secret_s_file_that_cannot_be_used() {
+fn a_secret_file_that_cannot_be_used_is_refused() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("empty.txt"), "\n").unwrap();
     fs::write(dir.path().join("large.txt"), "x".repeat(64 * 1024 + 1)).unwrap();
@@ -382,7 +382,7 @@ fn production_needs_a_database_and_a_key() {
 }
 
 #[test]
-fn production_warns_of_a_database_elsewhere_that_nobody_checks() {
+fn production_warns_about_a_remote_database_that_is_not_verified() {
     let elsewhere = [("DB_SOURCE", "postgres://u:hunter2@db.example.com/d?sslmode=require")];
     let warnings = load_production(&elsewhere).unwrap().warnings;
     assert_eq!(warnings.len(), 1, "{warnings:?}");
@@ -408,7 +408,7 @@ fn production_warns_of_a_database_elsewhere_that_nobody_checks() {
 }
 
 #[test]
-fn a_pooler_in_transaction_mode_needs_a_way_past_it_for_migrations() {
+fn transaction_pooling_needs_a_direct_connection_for_migrations() {
     let pooler = [("DB_SOURCE", DB), ("DB_POOLER", "transaction")];
     let message = problem(load_environment(&pooler));
     assert!(message.starts_with("MIGRATION_DB_SOURCE (not set): DB_POOLER=transaction"), "{message}");
@@ -418,7 +418,7 @@ fn a_pooler_in_transaction_mode_needs_a_way_past_it_for_migrations() {
 }
 
 #[test]
-fn production_refuses_a_key_that_can_be_guessed_and_development_warns() {
+fn a_guessable_key_is_refused_in_production_and_warned_about_otherwise() {
     // The last one is the example's key as PASERK.
     let paserk = "k4.local.MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI";
     for key in [EXAMPLE_KEY, "this-is-a-very-secret-key-000001", "00000000000000000000000000000000", paserk] {
@@ -491,7 +491,7 @@ fn no_token_outlives_its_session() {
 }
 
 #[test]
-fn argon2_below_owasp_s_minimum_is_for_development() {
+fn argon2_costs_below_the_owasp_minimum_are_only_for_development() {
     for (memory, iterations, parallelism, enough) in [
         ("19456", "2", "1", true),
         ("47104", "1", "1", true),
@@ -518,7 +518,7 @@ fn argon2_below_owasp_s_minimum_is_for_development() {
 }
 
 #[test]
-fn migrations_do_not_go_to_another_database_than_the_service() {
+fn migration_sources_cannot_be_set_without_db_source() {
     for name in ["MIGRATION_DB_SOURCE", "MASTER_DB_SOURCE"] {
         let message = problem(load_environment(&[(name, DB)]));
         assert_eq!(message, format!("{name} (environment): DB_SOURCE is not set; set both, or neither"));
@@ -527,7 +527,7 @@ fn migrations_do_not_go_to_another_database_than_the_service() {
 }
 
 #[test]
-fn trust_in_everyone_is_warned_of() {
+fn trusting_every_proxy_causes_a_warning() {
     for (networks, warned) in
         [("0.0.0.0/0", true), ("10.0.0.0/8,::/0", true), ("::ffff:0:0/96", true), ("10.0.0.0/8", false)]
     {
@@ -563,7 +563,7 @@ fn no_secret_is_ever_printed() {
 }
 
 #[test]
-fn the_example_loads_as_it_is_and_every_line_of_it_once_uncommented() {
+fn the_example_loads_both_as_written_and_fully_uncommented() {
     let example = app_env_example();
     let loaded = load_both(&example, &[]).unwrap();
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
@@ -608,7 +608,7 @@ fn peppers() {
 }
 
 #[test]
-fn passwords_go_to_the_old_system_encrypted_or_in_development_nowhere_else() {
+fn only_development_may_send_passwords_to_the_old_system_without_tls() {
     let url = [("LEGACY_LOGIN_URL", "https://me:hunter2@old.example.com/login")];
     let loaded = load_production(&url).unwrap();
     assert!(!format!("{loaded:?}").contains("hunter2"));
@@ -634,7 +634,7 @@ fn a_certificate_and_its_key_come_together() {
 }
 
 #[test]
-fn a_key_that_stands_where_its_path_belongs_is_not_shown() {
+fn a_key_given_in_place_of_its_path_is_masked() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("tls.crt"), "").unwrap();
     let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIAAA/AAA.A\n-----END PRIVATE KEY-----\n";
@@ -651,7 +651,7 @@ fn gather_with_secret(environment: &[(&str, &str)]) -> Gathered {
 }
 
 #[test]
-fn a_secret_that_nobody_reads_is_not_passed_over() {
+fn a_secrets_manager_secret_that_was_not_read_is_an_error() {
     let unread = "SECRETS_MANAGER_SECRET_ID (environment): the secret has not been read";
     assert_eq!(problem(gather_with_secret(&[]).check()), unread);
     assert_eq!(problem(load_environment(&[("SECRETS_MANAGER_SECRET_ID", "gatepass")])), unread);
@@ -676,7 +676,7 @@ fn a_secret_that_nobody_reads_is_not_passed_over() {
 }
 
 #[test]
-fn a_secret_says_what_a_file_would() {
+fn a_secrets_manager_secret_sets_settings_like_a_file() {
     let read = |text: &str| {
         let mut gathered = gather_with_secret(&[("TOKEN_AUDIENCE", "environment")]);
         gathered.add_secret(Ok(text.into()));
@@ -718,7 +718,7 @@ fn a_secret_says_what_a_file_would() {
 
 #[cfg(feature = "aws")]
 #[test]
-fn tokens_for_a_database_need_its_name_its_user_and_tls() {
+fn iam_authentication_needs_a_host_name_a_user_and_tls() {
     let iam = |source: &str, more: &[(&str, &str)]| {
         let iam = [("DB_IAM_AUTH", "true"), ("DB_SOURCE", source)];
         load_environment(&[&iam, more].concat())
@@ -755,7 +755,7 @@ fn tokens_for_a_database_need_its_name_its_user_and_tls() {
 
 #[cfg(not(feature = "aws"))]
 #[test]
-fn without_aws_no_token_is_promised() {
+fn iam_authentication_is_refused_in_a_build_without_aws() {
     let source = "postgres://gatepass@db.example.com/gatepass?sslmode=verify-full";
     let message = problem(load_environment(&[("DB_IAM_AUTH", "true"), ("DB_SOURCE", source)]));
     assert!(message.contains("this build has no AWS support"), "{message}");

@@ -80,7 +80,7 @@ async fn until(mut condition: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn data_outlives_a_restart_and_no_guest_stops_what_its_owner_uses() {
+async fn data_survives_restarts_and_a_guest_does_not_stop_the_server() {
     let project = project();
     let state = project.path().join(".gatepass");
     let owner = Embedded::start(&state).await.unwrap();
@@ -213,7 +213,7 @@ async fn whoever_waits_for_the_lock_becomes_the_owner() {
 }
 
 #[tokio::test]
-async fn what_a_crash_or_an_edit_leaves_behind() {
+async fn a_crash_does_not_prevent_a_start_and_a_bad_edit_is_reported() {
     let project = project();
     let state = project.path().join(".gatepass");
     let embedded = Embedded::start(&state).await.unwrap();
@@ -252,7 +252,7 @@ async fn what_a_crash_or_an_edit_leaves_behind() {
 }
 
 #[tokio::test]
-async fn a_path_too_long_or_too_strange_for_a_socket() {
+async fn a_path_unsuitable_for_a_socket_moves_the_socket_elsewhere() {
     let project = project();
     let long = project.path().join("a, \"b\" 'c' %41 é/".repeat(6));
     DirBuilder::new().recursive(true).mode(0o755).create(&long).unwrap();

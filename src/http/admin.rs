@@ -257,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_comes_back_as_what_it_was() {
+    fn a_cursor_is_read_back_unchanged() {
         let id = Uuid::from_u128(0x019a_a3f0_5b7c_7c3e_9d0a_3f2a_1b4c_5d6e);
         for position in
             [Position::Id(id), Position::Key("alice".into()), Position::Key("élise@example.com".into())]
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_cursor_is_none() {
+    fn malformed_cursors_are_refused() {
         let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         for text in
             ["", "alice", "AAGao_BbfHw-nQo_KhtMXW4=", "%", "019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e", "\0", "ä"]

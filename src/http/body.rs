@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_byte_that_has_arrived_keeps_no_buffer() {
+    async fn a_received_byte_does_not_keep_its_buffer_alive() {
         let drip = Drip { left: 1000, buffer: Arc::new(*b"x") };
         assert_eq!(collect(Body::new(drip)).await.unwrap(), [b'x'; 1000]);
     }

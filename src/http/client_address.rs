@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rightmost_address_that_no_trusted_proxy_has() {
+    fn the_client_is_the_rightmost_address_that_is_not_a_trusted_proxy() {
         let trusted: Vec<IpNet> = ["10.0.0.0/8", "fd00::/8"].iter().map(|net| net.parse().unwrap()).collect();
         let ours = vec!["10.0.0.2"; 63].join(",");
         let (just, too_many) = (format!("198.51.100.1,{ours}"), format!("198.51.100.1,10.0.0.3,{ours}"));

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_demand_is_met_by_one_of_its_roles_and_holds_nothing_else() {
+    fn a_role_requirement_is_met_by_any_of_its_roles_and_lists_only_roles() {
         use Demand::{Met, Unmet, Unreadable};
         let user = claims("alice", &["editor", "billing:read"]);
         for (demand, expected) in [
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_demand_is_told_from_another_parameter_by_its_letters() {
+    fn misspelt_role_parameters_are_recognised() {
         for demand in [
             "roles=admin",
             "Role=admin",
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn below_the_prefix_the_first_segment_comes_before_the_query() {
+    fn the_first_path_segment_takes_precedence_over_the_query() {
         for (address, expected) in [
             ("/auth/verify/", ""),
             ("/auth/verify/?role=a", "role=a"),

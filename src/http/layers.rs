@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn where_no_page_asks_the_answer_has_what_a_foreign_page_gets() {
+    async fn a_request_without_origin_gets_the_headers_of_a_foreign_origin() {
         let rules = cors_rules(&["https://app.example".to_owned()]);
         let answer = async |origin: Option<&'static str>| {
             let mut request = Request::new(Body::empty());

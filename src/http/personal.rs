@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_takes_next_to_nothing_does_not_hold_a_place_for_ever() {
+    async fn a_stalled_reader_is_dropped_after_a_while() {
         let (out, _pieces) = mpsc::channel(1);
         send(&out, &mut vec![0; 30_000]).await.unwrap();
         let begun = Instant::now();

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_given_is_no_fault() {
+    fn missing_parameters_get_their_defaults_without_an_error() {
         let mut faults = Faults::default();
         assert_eq!(faults.limit(None), PAGE_SIZE);
         assert_eq!(faults.limit(Some("200")), MAX_PAGE_SIZE);

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_sane_id_is_taken_over() {
+    fn only_a_well_formed_request_id_is_adopted() {
         let taken = |fields: &[&str]| {
             let mut headers = HeaderMap::new();
             for field in fields {

@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_never_asks_is_not_waited_for() {
+    async fn a_client_that_never_completes_a_request_is_disconnected() {
         assert_eq!(Client::new().closed_after().await, 10);
         let mut client = Client::new();
         sleep(seconds(5)).await;
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_that_has_begun_has_to_come_as_soon_as_the_first_one() {
+    async fn later_request_heads_have_the_same_time_limit_as_the_first() {
         for pause in [1, 50, 99] {
             let mut client = Client::new();
             client.ask().await;
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_that_comes_slowly_and_in_time_is_answered_and_the_client_is_idle_again() {
+    async fn a_slow_but_timely_head_is_answered_and_restarts_the_idle_time() {
         let mut client = Client::new();
         client.ask().await;
         sleep(seconds(99)).await;
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn half_a_request_right_behind_another_does_not_get_more_than_an_idle_client() {
+    async fn a_pipelined_partial_request_gets_no_more_time_than_an_idle_client() {
         let mut client = Client::new();
         client.send(&[REQUEST, &REQUEST[..9]].concat()).await;
         client.answered().await;
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_is_not_read_is_no_beginning_of_a_head() {
+    async fn an_unread_body_does_not_count_as_the_start_of_a_request_head() {
         let mut client = Client::new();
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n1").await;
         let mut answer = Vec::new();
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn when_places_are_few_the_idle_go() {
+    async fn idle_connections_are_closed_when_places_are_scarce() {
         let mut client = Client::new();
         client.ask().await;
         let _others = client.fill(2);
@@ -579,7 +579,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn http2_is_waited_for_as_long_and_answers_that_nobody_takes_hold_nothing() {
+    async fn http2_has_the_same_idle_limit_and_unread_responses_expire() {
         // Depending on how much the client takes at first.
         for (path, window, closed_after) in [("/", 65_535, 100), ("/", 0, 130), ("/large", WINDOW, 130)] {
             let download = Download::begin(Client::new(), path, window).await;
@@ -588,7 +588,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_is_taken_slowly_over_http2_is_not_cut() {
+    async fn a_response_that_is_read_slowly_over_http2_is_not_cut_off() {
         // How long the client takes the first time, and from then on.
         for (free, first, pause) in [
             // Never idle.
@@ -609,7 +609,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_is_left_lying_half_way_over_http2_holds_nothing() {
+    async fn an_abandoned_http2_response_does_not_hold_its_connection() {
         for (free, closed_after) in [(PLACES, 130), (0, 40)] {
             let client = Client::new();
             let _others = client.fill(free);

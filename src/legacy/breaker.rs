@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn one_tries_at_a_time() {
+    fn only_one_trial_request_is_admitted_at_a_time() {
         let mut breaker = after(&[Outcome::Down; MAX_FAILURES as usize]);
         let trial = breaker.admit(at(30)).unwrap();
         assert_eq!(breaker.admit(at(30)), None);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_late_decides_nothing() {
+    fn late_outcomes_do_not_change_the_state() {
         let mut breaker = Breaker::new();
         let permits = [(); 2 * MAX_FAILURES as usize].map(|()| breaker.admit(at(0)).unwrap());
         let changes: Vec<_> =

@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_one_request_brings_about_does_not_keep_others_out() {
+    fn errors_caused_by_one_request_do_not_count_as_an_outage() {
         for (status, is_down) in [
             (301, true),
             (400, false),
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_tells_nobody_its_address() {
+    fn the_client_never_reveals_its_address() {
         let client = |url: &str| Client::new(&url.into(), Duration::from_secs(1), || None);
         let shown = format!("{:?}", client("http://me:hunter2@127.0.0.1/login").unwrap());
         let error = client("hunter2").unwrap_err();

@@ -642,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_has_gone_on_is_counted_where_it_is() {
+    fn a_key_is_counted_only_under_its_current_status() {
         let metrics = Metrics::new();
         let keys = |status| {
             let key = KeyAge { format: "v4.public".into(), status, count: 1, since: Some(1_767_323_045) };

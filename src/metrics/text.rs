@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_text_names_counters_by_their_samples() {
+    fn the_prometheus_format_names_counters_by_their_samples() {
         let text = "# HELP a_requests Requests.\n# TYPE a_requests counter\na_requests_total{b=\"# c\"} 1\n\
                     # HELP a_build It.\n# TYPE a_build info\na_build_info{version=\"1\"} 1\n\
                     # HELP a_wait_seconds How long.\n# TYPE a_wait_seconds gauge\n# UNIT a_wait_seconds seconds\n\

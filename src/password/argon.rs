@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_made_up_for() {
+    fn params_for_the_remaining_work_match_it_closely() {
         let current = Params { memory_kib: 19456, iterations: 2, parallelism: 1 };
         for (memory_kib, iterations) in
             [(8, 1), (4096, 3), (7168, 5), (9216, 4), (12288, 3), (19456, 1), (38904, 1)]

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_are_in_it_and_no_others() {
+    fn exactly_the_hashes_in_the_file_are_found() {
         for count in [1, 2, 3, 7, 100] {
             let mut hashes: Vec<String> = (0..count).map(|i| sha1(&format!("seen {i}"))).collect();
             hashes.sort_unstable();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_none() {
+    fn invalid_breach_files_are_refused() {
         let (low, high) = ("0".repeat(40), "F".repeat(40));
         let table = [
             ("", "empty"),
@@ -239,7 +239,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(256))]
 
         #[test]
-        fn whatever_is_in_it_is_an_answer(text in "[0-9A-F:\r\n]{0,300}", password in any::<String>()) {
+        fn any_file_content_gives_an_answer_without_a_panic(text in "[0-9A-F:\r\n]{0,300}", password in any::<String>()) {
             if let Ok(file) = BreachedFile::open(file_of(&text).path()) {
                 let _ = file.contains(&Password::new(&password));
             }

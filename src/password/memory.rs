@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_worth_what_was_computed_in_them() {
+    fn durations_are_converted_into_work_at_the_measured_pace() {
         let (ms, mut pace) = (Duration::from_millis, Pace::default());
         assert_eq!(pace.work_kib(ms(5)), 0, "nothing is known");
         pace.note(2048, ms(2));
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_there_is_is_an_error() {
+    fn asking_for_more_memory_than_there_is_is_an_error() {
         assert!(matches!(Memory::of_blocks(usize::MAX / 1024), Err(Error::OutOfMemory)));
     }
 

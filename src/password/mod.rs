@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looks_that_are_one_are_one_password() {
+    fn equivalent_unicode_spellings_are_the_same_password() {
         let table = [
             ("caf\u{e9}", "cafe\u{301}", "composed and decomposed"),
             ("\u{fb01}ve", "five", "ligature"),

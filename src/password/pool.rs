@@ -782,7 +782,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_dear_hash_at_a_time() {
+    async fn expensive_hashes_run_one_at_a_time() {
         let pool = pool(2, 8, LONG);
         let scrypt = "$scrypt$ln=17,r=8,p=1$c2FsdA$c2FsdHNhbHRzYWx0c2FsdHNhbHRzYWx0c2FsdHNhbHRzYWx0";
         let scrypt = HashedPassword::from_stored(scrypt);
@@ -803,7 +803,7 @@ mod tests {
 
     /// Tokio's clock advances only by its own sleeps, which are what this measures.
     #[tokio::test(start_paused = true)]
-    async fn refusals_take_as_long_as_the_longest() {
+    async fn all_refusals_take_as_long_as_the_slowest_kind() {
         let pool = pool(1, 8, LONG);
         let password = Password::new("secret");
         let own = pool.hash(&password, [7; 16]).await.unwrap();
@@ -909,7 +909,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_cannot_be_is_an_error() {
+    fn a_pool_with_impossible_parameters_is_an_error() {
         let settings = |memory_kib| PoolSettings {
             threads: NonZeroUsize::MIN,
             queue: 1,

@@ -285,14 +285,14 @@ mod tests {
         }
 
         #[test]
-        fn any_stored_text_is_only_a_verdict(text in any::<String>()) {
+        fn any_stored_text_gives_a_verdict_without_a_panic(text in any::<String>()) {
             let verdict = verdict("secret", &text);
             prop_assert!(matches!(verdict, Verdict::Unreadable(_)), "{:?}", verdict);
         }
 
         /// Nearly right text, which gets further into parsing, always results in a verdict within the limits of cost.
         #[test]
-        fn nearly_right_text_is_only_a_verdict(
+        fn nearly_valid_text_gives_a_verdict_without_a_panic(
             algorithm in "argon2(i|d|id|x)",
             version in "(\\$v=(16|19|[0-9]{1,11}))?",
             numbers in prop::array::uniform3(prop_oneof![0u32..40, any::<u32>()]),
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_empty_password_is_nobodys_and_costs_what_any_other_does() {
+    fn an_empty_password_never_matches_and_costs_as_much_as_any_other() {
         let (recipe, mut memory) = (recipe(&TINY), memory());
         let Ok(Imported::Wrap(fast)) =
             Imported::parse("{SHA}2jmj7l5rSw0yVb/vlWAYkK/YBwk=", &Peppers::default())
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn outdated_when_a_new_one_would_be_made_otherwise() {
+    fn a_hash_is_outdated_if_a_new_one_would_be_made_differently() {
         let current = Params { memory_kib: 32, iterations: 2, parallelism: 1 };
         let (id, v19, salt) = (Algorithm::Argon2id, Version::V0x13, &[7; 16][..]);
         let table = [
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_to_verify_costs_the_same() {
+    fn verifying_without_a_usable_hash_costs_the_same() {
         let current = Params { memory_kib: 64, iterations: 3, parallelism: 2 };
         let recipe = recipe(&current);
         let mut memory = recipe.memory().unwrap();
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_verification_takes() {
+    fn the_demands_of_a_verification_are_predicted() {
         let recipe = recipe(&Params { memory_kib: 64, iterations: 2, parallelism: 1 });
         let argon2 = |params: &str| format!("$argon2id$v=19${params}$c2FsdHNhbHQ$c2FsdHNhbHRzYWx0");
         let wrapped = |function: &str, params: &str| format!("$wrapped{function}{}", argon2(params));
@@ -532,7 +532,7 @@ mod tests {
     /// which it writes. Hence it is repeated until no fork has come between.
     #[cfg(target_os = "linux")]
     #[test]
-    fn hashes_wait_for_no_pages() {
+    fn hashing_reuses_memory_without_page_faults() {
         let faults = || -> u64 {
             let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
             // The tenth field, the eighth after the name in brackets (proc_pid_stat(5)).

@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_judged_is_bounded() {
+    fn only_a_bounded_start_of_a_password_is_judged() {
         let signs = "({[<1!|74@69$5+8302%";
         let table = [
             ("", 0),

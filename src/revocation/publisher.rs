@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_survives_its_text() {
+    fn a_cursor_is_read_back_from_its_text() {
         let (since, until) = (position("731:735:733"), position("740:740:"));
         for cursor in [
             Cursor::Past(until.clone()),
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_is_no_cursor() {
+    fn invalid_cursors_are_refused() {
         let good = Cursor::Past(position("731:735:733")).to_string();
         let json = String::from_utf8(URL_SAFE_NO_PAD.decode(&good).unwrap()).unwrap();
         let negative = Cursor::Amid { since: None, until: position("1:1:"), after: Place { xid: -1, id: 1 } };

@@ -273,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn snapshots_are_what_postgres_takes_for_one() {
+    fn snapshots_are_accepted_exactly_as_postgres_accepts_them() {
         for (text, is_valid) in [
             ("1:1:", true),
             ("731:731:", true),

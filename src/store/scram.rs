@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_what_postgres_makes_of_the_same_password_and_salt() {
+    fn the_verifier_equals_the_one_that_postgres_makes() {
         let made = "SCRAM-SHA-256$4096:vsptR7QZGgo7gBhKV489YA==$4/jjdeEtpAdjnIpb6JfyGdJ1HEheor6DsPv8GtD9d/4=:\
                     pDRrfeZRKBy7ERSzba+Fgtj5TQtMMqVvKwnLQbmThzU=";
         let salt = STANDARD.decode("vsptR7QZGgo7gBhKV489YA==").unwrap();

@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv6_address_is_in_brackets_for_people_alone() {
+    fn an_ipv6_address_is_bracketed_only_for_display() {
         let url = "postgres://u%2Fv:p@[2001:db8::1]:5433/d?sslmode=verify-full".to_owned();
         let source = Source::new(&url.into()).unwrap();
         assert_eq!(source.place(), "[2001:db8::1]:5433/d");

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_those_that_tracing_subscriber_writes() {
+    fn lines_match_those_of_tracing_subscriber() {
         let (ours, theirs) = (Lines::default(), Lines::default());
         let layer = || tracing_subscriber::fmt::layer::<Registry>();
         let json = layer().json().flatten_event(true).with_span_list(false).with_writer(theirs.clone());
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_comes_with_what_is_behind_it() {
+    fn an_error_is_logged_with_its_causes() {
         #[derive(Debug, thiserror::Error)]
         #[error("{text}")]
         struct Fault {

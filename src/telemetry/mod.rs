@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_many_threads_are_whole_and_each_threads_own_in_order() {
+    fn lines_of_many_threads_are_whole_and_in_order_for_each_thread() {
         let log = logged("much");
         let mut next = [0; THREADS];
         for line in log.lines() {

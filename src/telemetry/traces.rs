@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn one_good_traceparent_is_taken_over_and_nothing_else() {
+    fn only_a_single_valid_traceparent_is_adopted() {
         for fields in [&format!("00-{TRACE}-b7ad6b7169203331-01"), &format!("00-{TRACE}-b7ad6b7169203331-00")]
         {
             assert_eq!(caller(&[fields]), TRACE);

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_is_no_certificate() {
+    fn a_truncated_certificate_is_refused() {
         // Lengths beyond the end of the input, in each of their forms.
         for der in [&[][..], &[0x30], &[0x30, 1], &[0x30, 0x81], &[0x30, 0x81, 1], &[0x30, 0x84, 0, 0, 0, 0]]
         {

@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn that_the_certificate_has_expired_is_told_each_hour_until_there_is_another() {
+    fn an_expired_certificate_is_reported_hourly_until_it_is_replaced() {
         let (mut seen, end) = (Seen::default(), datetime!(2026-03-01 12:00 UTC));
         let mut told =
             |not_after, seconds| seen.is_expiry_news(not_after, end + Duration::from_secs(seconds));

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_neither_grows_it_nor_drives_out_what_is_in_use() {
+    fn a_flood_neither_grows_the_cache_nor_evicts_tokens_in_use() {
         let cache = VerifiedTokens::with_capacity(64 << 10);
         let used: Vec<_> = (0..20).map(|i| cache.digest(&format!("used {i}"))).collect();
         for digest in &used {
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn another_process_names_a_token_otherwise() {
+    fn token_digests_differ_between_processes() {
         let (one, other) = (VerifiedTokens::new(), VerifiedTokens::new());
         assert_eq!(one.digest("token"), one.digest("token"));
         assert_ne!(one.digest("token"), other.digest("token"));

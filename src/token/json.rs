@@ -12,7 +12,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_array_of_its_values_is_no_object() {
+    fn an_array_of_the_values_is_not_accepted_as_an_object() {
         #[derive(Deserialize)]
         struct Footer<'a> {
             kid: &'a str,

@@ -403,7 +403,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shared_key_comes_back_from_its_text_and_nothing_else_is_one() {
+    fn a_shared_key_is_read_back_from_its_text_and_others_are_refused() {
         let root = SymmetricKey::from_bytes([7; 32]);
         let key = Hs256Key::new(&root);
         let text = key.to_jwk();

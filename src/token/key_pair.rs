@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_comes_back_from_its_bytes_and_its_text_as_the_same_key_of_the_same_format() {
+    fn a_key_pair_is_read_back_from_its_bytes_and_its_text() {
         for format in formats() {
             let pair = KeyPair::generate(format).unwrap();
             assert_eq!(pair.format(), format);
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_public_key_of_ours_is_refused() {
+    fn unsupported_public_keys_are_refused() {
         let rs256 = KeyPair::generate(KeyPairFormat::Jwt(SignatureAlgorithm::Rs256)).unwrap();
         let ed = KeyPair::generate(KeyPairFormat::Jwt(SignatureAlgorithm::EdDsa)).unwrap();
         let (rs256, ed) = (rs256.public_key().to_string(), ed.public_key().to_string());

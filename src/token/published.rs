@@ -110,7 +110,7 @@ mod tests {
     use crate::token::{Format, KeyPair};
 
     #[test]
-    fn what_is_written_is_read_and_each_document_has_the_keys_of_its_own_kind() {
+    fn each_published_document_is_read_back_with_the_keys_of_its_kind() {
         let pairs = Format::ALL.into_iter().filter_map(|format| match format {
             Format::KeyPair(format) => Some(KeyPair::generate(format).unwrap()),
             Format::Shared(_) => None,
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_no_set_is_refused() {
+    fn text_that_is_not_a_key_set_is_refused() {
         for text in ["", "{}", "[]", r#"{"keys":{}}"#, "<html>"] {
             assert_eq!(read_jwks(text.as_bytes()).unwrap_err(), InvalidKeySet);
             assert_eq!(read_paserks(text.as_bytes()).unwrap_err(), InvalidKeySet);

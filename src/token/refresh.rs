@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_authentic_for_its_session_generation_salt_and_key_alone() {
+    fn a_token_is_authentic_only_for_its_session_generation_salt_and_key() {
         let key = RefreshKey::new(&SymmetricKey::from_bytes([1; 32]));
         let (id, salt) = (Uuid::from_u128(7), [9; 32]);
         let token = key.token(id, 3, &salt);

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_times_say_what_a_key_does() {
+    fn the_status_of_a_key_follows_from_its_times() {
         use KeyStatus::{Active, Next, Retiring};
         for (times, expected) in [
             ([Some(-9), None, None, None], Some(Next)),
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_signs_when_its_time_has_come_and_nobody_can_lack_it() {
+    fn a_key_signs_only_when_due_and_known_to_every_verifier() {
         let schedule = Schedule { interval: Duration::from_secs(600) };
         let active = |since: i64| key([Some(-100), Some(since), None, None]);
         let next = |published: i64| key([Some(published), None, None, None]);

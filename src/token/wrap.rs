@@ -87,7 +87,7 @@ mod tests {
     use crate::token::SignatureAlgorithm;
 
     #[test]
-    fn a_wrapped_key_opens_under_its_root_format_and_name_alone() {
+    fn a_wrapped_key_opens_only_with_its_root_key_format_and_id() {
         let key = WrappingKey::new(&SymmetricKey::from_bytes([1; 32]));
         let es256 = KeyPairFormat::Jwt(SignatureAlgorithm::Es256);
         let pair = KeyPair::generate(es256).unwrap();
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_private_key_is_not_to_be_seen_in_what_is_wrapped() {
+    fn the_private_key_is_not_visible_in_the_wrapped_key() {
         let key = WrappingKey::new(&SymmetricKey::from_bytes([1; 32]));
         let pair = KeyPair::generate(KeyPairFormat::V4Public).unwrap();
         let (private, wrapped) = (pair.to_private_bytes().unwrap(), key.wrap(&pair).unwrap());

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_who_cannot_be_read_costs_that_user() {
+    fn an_unreadable_user_is_rejected_without_affecting_the_others() {
         let deep = format!("{{\"a\": {}{}}}", "[".repeat(200), "]".repeat(200));
         let table: [(&[u8], &str); 9] = [
             (b"{\"localId\": \"\xff\"}", "invalid unicode code point"),
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_and_users_stand_one_after_the_other() {
+    fn lists_and_single_users_may_follow_one_another_in_a_document() {
         let document =
             format!("{}\n[]{{}}[{}, {}]{{\"users\":[]}}\n{{\"localId\":1,}}", user(1), user(2), user(3));
         let (told, read) = users(document.replace("{}", "").as_bytes(), 16);
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_document_cannot_be_followed_it_ends_and_what_stands_before_is_taken() {
+    fn reading_stops_at_broken_structure_but_keeps_the_users_before_it() {
         let one = user(1);
         let long = "x".repeat(MAX_RECORD);
         let table = [

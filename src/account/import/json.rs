@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_there_twice_are_named_once_each() {
+    fn each_repeated_key_is_reported_once() {
         let text = r#"{"a":1,"b":{"c":1,"c":2},"a":2,"d":[{"e":1,"\u0065":1}],"a":3,"c":4}"#;
         let read: Fields = serde_json::from_str(text).unwrap();
         assert_eq!(read.repeated, ["c", "a", "e"]);

@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(read, [good(1), long(2), good(3), long(4), good(5), long(6)]);
     }
     #[test]
-    fn records_stand_where_it_is_said() {
+    fn records_are_at_the_reported_byte_ranges() {
         let long = "x".repeat(MAX_RECORD + 2) + "\n";
         let csv = "username,email\nalice,a@example.com\n\nbob,\"b@\nexample\"\n";
         let table = [

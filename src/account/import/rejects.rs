@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_committed_is_cut_off_and_the_rest_comes_behind() {
+    fn uncommitted_rejects_are_truncated_before_more_are_appended() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("rejects");
         let mut rejects = Rejects::new(path.clone(), 0);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_takes_them_and_stays_also_when_the_import_goes_on() {
+    fn rejects_can_be_written_to_a_device_even_when_resuming() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("null");
         symlink("/dev/null", &path).unwrap();

@@ -283,7 +283,7 @@ mod tests {
     use crate::password::Peppers;
 
     #[tokio::test]
-    async fn how_far_it_is_counts_what_was_given_out_and_not_what_was_passed_over_or_read_ahead() {
+    async fn progress_counts_returned_records_not_skipped_or_prefetched_ones() {
         let rules = Rules::ours(Peppers::default(), None, false, datetime!(2026-01-02 03:04:05 UTC));
         let mut records = Records::begin(&b"{}\n{ }\n{  }\n"[..], rules, 1);
         assert_eq!(records.layout().await.unwrap(), Layout::Json);

@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn freshness_is_that_of_the_answer_within_bounds() {
+    fn freshness_follows_the_response_headers_within_bounds() {
         for (cache_control, age, expected) in [
             ("public, max-age=300", None, 300),
             ("Max-Age=\"300\"", None, 300),

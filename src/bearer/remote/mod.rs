@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_come_encrypted_or_from_this_machine() {
+    fn keys_are_fetched_only_over_https_or_from_localhost() {
         for (base, is_fine) in [
             ("https://auth.example.com", true),
             ("https://auth.example.com:8443/login/", true),

@@ -318,7 +318,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_up_to_a_bound_and_differ() {
+    fn retry_pauses_grow_up_to_a_limit_with_jitter() {
         for (failures, most) in [(1, 500), (2, 1_000), (3, 2_000), (4, 4_000), (5, 8_000), (u32::MAX, 8_000)]
         {
             assert_eq!(pause(failures, 0).as_millis(), most / 2);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_clock_that_is_set_cuts_the_wait_short_and_time_that_goes_by_does_not() {
+    async fn changing_the_clock_cuts_the_wait_short_but_passing_time_does_not() {
         for by in [time::Duration::HOUR, -time::Duration::HOUR] {
             let clock = Clock::fixed(OffsetDateTime::UNIX_EPOCH + time::Duration::DAY);
             let (mut follower, _listener) = follower(&clock).await;

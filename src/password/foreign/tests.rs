@@ -95,7 +95,7 @@ fn bare(hash: &str, template: Option<&str>, salt: &str) -> Result<Imported, Refu
 }
 
 #[test]
-fn what_other_libraries_made() {
+fn hashes_made_by_other_libraries_are_verified() {
     let vectors = vectors();
     assert!(vectors.len() > 55);
     for Vector { what, password, made } in &vectors {
@@ -108,7 +108,7 @@ fn what_other_libraries_made() {
 
 /// Fast hashes are wrapped, and nothing of their digest is left in the text; slow ones are kept as they came.
 #[test]
-fn what_is_kept_and_what_is_wrapped() {
+fn fast_hashes_are_wrapped_and_slow_ones_are_kept() {
     let fast = [
         "md5",
         "sha1",
@@ -159,7 +159,7 @@ fn what_is_kept_and_what_is_wrapped() {
 }
 
 #[test]
-fn the_recipe_of_a_function_reads_as_itself() {
+fn a_hash_function_is_read_back_from_its_own_text() {
     for Vector { what, made, .. } in vectors() {
         let hash = match made.import().unwrap() {
             Imported::Wrap(fast) => fast.0,
@@ -178,7 +178,7 @@ fn the_recipe_of_a_function_reads_as_itself() {
 
 /// Made with Python's `hmac`, of "correct horse": with the key "a-key-of-all", and with the salt "sälz-17" as the key.
 #[test]
-fn hmacs_are_read_by_their_names_with_one_key_for_all_or_the_salt_as_the_key() {
+fn hmacs_are_read_with_either_a_common_key_or_the_salt_as_key() {
     let table = [
         ("hmac-md5", "ec1b6d978ae0e019e6639881f8d3e982", "e1f32773c30b0ef2b566f876270d2047"),
         ("hmac-sha1", "80e63a10baf349b0cf5e231dc4a08460123a8342", "d7275fc418a63d02b58bf027696cfcf2b02455e1"),
@@ -391,7 +391,7 @@ fn argon2_may_cost_what_our_own_hashes_do() {
 }
 
 #[test]
-fn refused_in_pieces() {
+fn invalid_parts_of_a_foreign_hash_are_refused() {
     let md5 = "5ebe2294ecd0e0f08eab7690d2a6ee69";
     let long = "x".repeat(129);
     let table = [
@@ -460,7 +460,7 @@ fn a_long_password_costs_no_more_than_one_of_256_bytes() {
 
 /// The rest is derived from the time it took, at the pace of what the thread has computed before.
 #[test]
-fn what_is_cheaper_than_ours_is_made_up_for() {
+fn cheaper_foreign_hashes_are_topped_up_to_the_cost_of_ours() {
     let params = Params { memory_kib: 64, iterations: 4, parallelism: 1 };
     let recipe = Recipe { params, peppers: Peppers::default() };
     let stored = HashedPassword::from_stored("$5$saltstring$WrC1hcf1PVPqPUdxMT5a657Ry/ClgPqJoAWPsiHFyM0");
@@ -498,7 +498,7 @@ fn firebases_signer_key_is_not_kept() {
 
 /// bcrypt sees 72 bytes, and does not stop at an earlier one.
 #[test]
-fn bcrypt_and_its_ends() {
+fn bcrypt_reads_72_bytes_and_refuses_a_nul_byte() {
     let long = "x".repeat(80);
     let function = |key| function(&format!("$bcrypt$k={key},c=4$AAECAwQFBgcICQoLDA0ODw")).unwrap();
     let plain = function("plain");
@@ -575,7 +575,7 @@ proptest! {
     }
 
     #[test]
-    fn crypts_base64_is_total(text in any::<String>(), ours in "[./0-9A-Za-z]{0,90}") {
+    fn decoding_the_base64_of_crypt_never_panics(text in any::<String>(), ours in "[./0-9A-Za-z]{0,90}") {
         let _ = (crypt::decode(&text), crypt::number(&text));
         let decoded = crypt::decode(&ours);
         prop_assert_eq!(decoded.map(|bytes| bytes.len()), (ours.len() % 4 != 1).then_some(ours.len() * 3 / 4));
