@@ -26,6 +26,7 @@ const STATE_DIR: &str = ".gatepass";
 /// How long a password may wait for its turn. A request is given up after ten seconds, and a change of password waits
 /// three times: for the former password, the rules and the new password.
 const HASH_DEADLINE: Duration = Duration::from_secs(3);
+
 /// The settings of this process.
 pub(super) async fn load(config_file: Option<PathBuf>) -> Result<Loaded, Failure> {
     let mut given = gather(config_file)?;
