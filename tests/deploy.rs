@@ -1,4 +1,4 @@
-//! `make deploy`: if a release does not come up, the deployment rolls back to the one before, prints the migration's
+//! `make deploy`: if a migration fails or a release does not come up, the deployment rolls back to the one before, prints the migration's
 //! log and fails. If no release is named, the running one stays. The running release is not always the one that was
 //! asked for last, which may never have come up. A stand-in for kubectl records what it is asked, and answers as a
 //! cluster would.
@@ -19,6 +19,8 @@ use crate::process::make_program;
 /// - `apply` writes its input to `applied`, and fails if there is a file `refused`.
 /// - `get` prints the columns asked for, one line for each object in `deployment` or `replicasets`, where a column's
 ///   name is followed by its value.
+/// - `get job` says that the migration is complete; if there is a file `unmigrated`, that it is running, then that it
+///   has failed. If there is a file `unseen`, it fails.
 /// - `rollout status` fails if there is a file `broken`, until there has been an undo.
 /// - `logs` prints a line of the migration's, and fails if there is a file `refused`.
 const KUBECTL: &str = r#"#!/usr/bin/env bash
@@ -43,10 +45,23 @@ case "$1 $2" in
       echo "$line"
     done <"$here/${2%/*}"
     ;;
+  'get job/gatepass-migrate')
+    case $(ls "$here") in
+      *unseen*) exit 1 ;;
+      *unmigrated*) grep -q '^slept' "$here/calls" && echo 'FailureTarget Failed' ;;
+      *) echo 'SuccessCriteriaMet Complete' ;;
+    esac
+    true
+    ;;
   'rollout status') ! test -e "$here/broken" || grep -q 'rollout undo' "$here/calls" ;;
   'apply -f') cat >"$here/applied" && ! test -e "$here/refused" ;;
   'logs '*) echo 'what the migration says' && ! test -e "$here/refused" ;;
 esac
+"#;
+
+/// The stand-in for sleep. It takes no time.
+const SLEEP: &str = r#"#!/usr/bin/env bash
+echo "slept $1" >>"$(dirname "$0")/calls"
 "#;
 
 /// What the overlay makes, in the order and with the indentation of kustomize.
@@ -151,6 +166,7 @@ impl Cluster {
         for (file, text) in [
             ("scripts/deploy", include_str!("../scripts/deploy")),
             ("bin/kubectl", KUBECTL),
+            ("bin/sleep", SLEEP),
             ("bin/deployment", deployment),
             ("bin/replicasets", &replica_sets.concat()),
             ("eks/overlays/test/kustomization.yaml", "resources: []\n"),
@@ -202,7 +218,7 @@ impl Cluster {
 const FORWARD: [&str; 3] = [
     "delete job/gatepass-migrate --ignore-not-found",
     "apply -f -",
-    "rollout status deployment/gatepass --timeout=30m",
+    "rollout status deployment/gatepass --timeout=15m",
 ];
 /// What kubectl is asked, besides `get`, when a release does not come up.
 const WHY: [&str; 1] = ["logs --selector=app.kubernetes.io/component=migrate --tail=50 --prefix"];
@@ -355,6 +371,28 @@ fn a_release_that_does_not_come_up_is_taken_back() {
         assert!(told.contains(part), "{told}");
     }
     assert_eq!(cluster.calls(), [&FORWARD[..], &WHY, &BACK].concat());
+}
+
+#[test]
+fn a_failed_migration_ends_the_rollout_at_once() {
+    let cluster = Cluster::new();
+    cluster.set("unmigrated");
+    let output = cluster.deploy("test");
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&output.stderr);
+    for part in ["the migration has failed", "what the migration says", "going back to revision 7"] {
+        assert!(told.contains(part), "{told}");
+    }
+    assert_eq!(cluster.calls(), [&FORWARD[..2], &["slept 2"], &WHY, &BACK].concat());
+}
+
+/// Whoever deploys need not see the Job; the rollout tells all the same.
+#[test]
+fn a_migration_that_cannot_be_seen_leaves_the_rollout_to_tell() {
+    let cluster = Cluster::new();
+    cluster.set("unseen");
+    assert!(cluster.deploy("test").status.success());
+    assert_eq!(cluster.calls(), FORWARD);
 }
 
 /// The overlay may have been applied in part. A `rollout undo` without a revision could then go back one release too
