@@ -273,7 +273,7 @@ fn shared(policy: &Policy) -> Vec<(SharedFormat, KeyId, &'static str)> {
     let mut keys = Vec::new();
     for format in policy.formats() {
         let Format::Shared(shared) = format else { continue };
-        for (i, root) in std::iter::once(&policy.root).chain(&policy.roots_accepted).enumerate() {
+        for (i, root) in policy.roots().enumerate() {
             let status = if i == 0 && format == policy.format { "active" } else { "accepted" };
             keys.push((shared, SigningKey::shared(shared, root).id(), status));
         }
@@ -289,7 +289,7 @@ async fn list(
 ) -> Result<(), Failure> {
     let mut entries: Vec<_> =
         shared.iter().map(|(format, kid, status)| Entry::shared(*format, kid, status)).collect();
-    if policy.key_pair_formats().next().is_some() && setup::has_database(settings)? {
+    if policy.has_ring() && setup::has_database(settings)? {
         let stored = database::on_pool(settings, async |db| Ok(keys::list(db).await?)).await?;
         entries.extend(Entry::all(policy, &stored, Clock::system().now()));
     }

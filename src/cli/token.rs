@@ -107,14 +107,14 @@ async fn verifier(settings: &Settings, now: OffsetDateTime) -> Result<Verifier, 
         setup::nobodys_key()
     });
     let policy = setup::key_policy(settings, &root, setup::operator());
-    let has_pairs = policy.key_pair_formats().next().is_some();
+    let has_ring = policy.has_ring();
     let is_there = setup::has_database(settings)?;
-    if has_pairs && !is_there {
+    if has_ring && !is_there {
         say(
             "note: there is no database yet; `gatepass serve` makes one of its own, since DB_SOURCE is not set",
         );
     }
-    if !has_pairs || !is_there {
+    if !has_ring || !is_there {
         return Ok(keys::verifier(&policy, None, now).await?);
     }
     let database = Database::open(settings).await?;

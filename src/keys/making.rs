@@ -9,7 +9,7 @@ use super::{
 use crate::{
     chain,
     store::{
-        Cause, PoolConnection,
+        PoolConnection,
         signing_keys::{self, NewKey, SigningKey as Row},
     },
     token::{InvalidKey, KeyId, KeyPair, KeyPairFormat, KeyStatus, WrappingKey},
@@ -19,7 +19,6 @@ use crate::{
 pub(super) async fn prepare(
     conn: &mut PoolConnection,
     policy: &Policy,
-    wrapping: &[WrappingKey],
     now: OffsetDateTime,
 ) -> Result<(), Error> {
     let rows = signing_keys::live(conn, now).await?;
@@ -29,15 +28,15 @@ pub(super) async fn prepare(
         if has(KeyStatus::Active) && has(KeyStatus::Next) {
             continue;
         }
-        let active = Made::new(format, &wrapping[0], policy).await?;
-        let next = Made::new(format, &wrapping[0], policy).await?;
+        let active = Made::new(format, policy).await?;
+        let next = Made::new(format, policy).await?;
         if signing_keys::found(conn, format.name(), &active.row(), &next.row(), now, &policy.cause).await? {
             tracing::info!(%format, active = active.id(), next = next.id(), "signing keys made");
         }
     }
     let formats: Vec<_> = policy.key_pair_formats().map(|format| format.name().to_owned()).collect();
     signing_keys::note_token_life(conn, &formats, policy.token_seconds(), &policy.cause).await?;
-    rewrap(conn, wrapping, &policy.cause).await?.check(policy)
+    rewrap(conn, policy).await?.check(policy)
 }
 
 /// The result of rewrapping private keys.
@@ -67,19 +66,15 @@ impl Rewrapped {
     }
 }
 
-pub(super) async fn rewrap(
-    conn: &mut PoolConnection,
-    wrapping: &[WrappingKey],
-    cause: &Cause,
-) -> Result<Rewrapped, Error> {
+pub(super) async fn rewrap(conn: &mut PoolConnection, policy: &Policy) -> Result<Rewrapped, Error> {
     let mut rewrapped = Rewrapped::default();
-    let present = &wrapping[0];
+    let present = WrappingKey::new(&policy.root);
     for row in signing_keys::all(conn).await? {
         if row.wrapped_by.as_deref().is_none_or(|root| root == present.root().as_str()) {
             continue;
         }
         let Some((wrapped, root)) = signing_keys::wrapped(conn, &row.id).await? else { continue };
-        let pair = match format(&row).and_then(|format| unwrap(wrapping, format, &row.id, &wrapped, &root)) {
+        let pair = match format(&row).and_then(|format| unwrap(policy, format, &row.id, &wrapped, &root)) {
             Ok(pair) => pair,
             Err(error) => {
                 rewrapped.left.push((row, error));
@@ -87,8 +82,9 @@ pub(super) async fn rewrap(
             }
         };
         let wrapped = present.wrap(&pair).map_err(Error::Generate)?;
-        if signing_keys::rewrap(conn, &row.id, &root, &wrapped, present.root().as_str(), cause).await? {
-            tracing::info!(key = row.id, from = root, to = %present.root(), "signing key rewrapped");
+        let new_root = present.root();
+        if signing_keys::rewrap(conn, &row.id, &root, &wrapped, new_root.as_str(), &policy.cause).await? {
+            tracing::info!(key = row.id, from = root, to = %new_root, "signing key rewrapped");
             rewrapped.done.push(pair.id().clone());
         }
     }
@@ -105,21 +101,16 @@ pub(super) struct Made {
 }
 
 impl Made {
-    pub(super) async fn new(
-        format: KeyPairFormat,
-        wrapping: &WrappingKey,
-        policy: &Policy,
-    ) -> Result<Self, Error> {
+    pub(super) async fn new(format: KeyPairFormat, policy: &Policy) -> Result<Self, Error> {
         // Making an RSA key takes long enough to hold up other requests.
         let pair = tokio::task::spawn_blocking(move || KeyPair::generate(format))
             .await
             .unwrap_or(Err(InvalidKey::Private))
             .map_err(Error::Generate)?;
-        let wrapped = wrapping.wrap(&pair).map_err(Error::Generate)?;
         Ok(Self {
             public_key: pair.public_key().to_string(),
-            wrapped,
-            root: wrapping.root().clone(),
+            wrapped: WrappingKey::new(&policy.root).wrap(&pair).map_err(Error::Generate)?,
+            root: policy.root.id(),
             token_seconds: policy.token_seconds(),
             pair,
         })

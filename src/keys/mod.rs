@@ -39,7 +39,7 @@ use crate::{
     store::{self, Cause, PgPool, signing_keys},
     token::{
         self, Format, InvalidKey, IssueError, Issuer, KeyPairFormat, KeyStatus, Party, SymmetricKey,
-        Verifier, WrappingKey,
+        Verifier,
         ring::{self, Schedule},
     },
 };
@@ -109,11 +109,17 @@ impl Policy {
         })
     }
 
+    /// Whether any format's keys are a ring in the database.
+    pub fn has_ring(&self) -> bool {
+        self.key_pair_formats().next().is_some()
+    }
+
     fn token_seconds(&self) -> i32 {
         i32::try_from(self.token_life.as_secs()).unwrap_or(i32::MAX).max(1)
     }
 
-    fn roots(&self) -> impl Iterator<Item = &SymmetricKey> {
+    /// The root keys, the present one first.
+    pub fn roots(&self) -> impl Iterator<Item = &SymmetricKey> {
         std::iter::once(&self.root).chain(&self.roots_accepted)
     }
 }
@@ -212,7 +218,6 @@ struct Inner {
     /// Measures how much time has passed.
     clock: Clock,
     policy: Policy,
-    wrapping: Vec<WrappingKey>,
     issuer: Arc<Issuer>,
     verifier: Arc<Verifier>,
     ring: ArcSwap<Ring>,
@@ -250,13 +255,12 @@ impl Keys {
         clock: Clock,
         now: OffsetDateTime,
     ) -> Result<Self, Error> {
-        let wrapping = wrapping_keys(&policy);
-        let has_ring = policy.key_pair_formats().next().is_some();
+        let has_ring = policy.has_ring();
         let began_at = clock.elapsed();
         let ring = if has_ring {
             let mut conn = db.acquire().await?;
-            prepare(&mut conn, &policy, &wrapping, now).await?;
-            first_reading(&mut conn, &policy, &wrapping, now).await?
+            prepare(&mut conn, &policy, now).await?;
+            first_reading(&mut conn, &policy, now).await?
         } else {
             Ring::default()
         };
@@ -270,7 +274,6 @@ impl Keys {
             readings,
             clock,
             policy,
-            wrapping,
             issuer: Arc::new(issuer),
             verifier: Arc::new(verifier),
             ring: ArcSwap::from_pointee(ring),
@@ -300,7 +303,7 @@ impl Keys {
 
     /// How long ago the ring was last read; `None` if there is no ring.
     pub fn silence(&self) -> Option<Duration> {
-        self.has_ring().then(|| self.0.verifier.silence(self.0.clock.elapsed()))
+        self.0.policy.has_ring().then(|| self.0.verifier.silence(self.0.clock.elapsed()))
     }
 
     /// How long ago the ring was last read, if that is longer than it may be: a key may have been retired since.
@@ -351,10 +354,6 @@ impl Keys {
         self.0.policy.schedule.interval
     }
 
-    fn has_ring(&self) -> bool {
-        self.0.policy.key_pair_formats().next().is_some()
-    }
-
     /// Reads the ring again, puts it in force, and rotates it if that is due.
     ///
     /// # Errors
@@ -362,7 +361,7 @@ impl Keys {
     /// When the database fails: everything then stays as it is, until it is too old. Or when a key cannot be read or
     /// does not open: the other keys are then in force, and no tokens are made if it is the key that signs.
     pub async fn refresh(&self, now: OffsetDateTime) -> Result<(), Error> {
-        if !self.has_ring() {
+        if !self.0.policy.has_ring() {
             return Ok(());
         }
         let faults = self.read(now).await?;
@@ -399,8 +398,7 @@ impl Keys {
         let began_at = inner.clock.elapsed();
         let mut conn = inner.readings.acquire().await?;
         let before = inner.ring.load_full();
-        let Reading { ring, unopened } =
-            read(&mut conn, &inner.policy, &inner.wrapping, &before, now).await?;
+        let Reading { ring, unopened } = read(&mut conn, &inner.policy, &before, now).await?;
         drop(conn);
         let ring = ring.map_or_else(|| before.clone(), Arc::new);
         // First, whatever the state of the private keys: a retired key must be refused, and a new one accepted before
@@ -430,7 +428,7 @@ impl Keys {
     ///
     /// Nothing in here waits for ever, and readings wait for nothing else, so that the next retirement is noticed.
     pub async fn follow(&self) {
-        if !self.has_ring() {
+        if !self.0.policy.has_ring() {
             return std::future::pending().await;
         }
         let heard = Notify::new();
@@ -537,13 +535,13 @@ impl Keys {
     async fn promote(&self, format: KeyPairFormat, now: OffsetDateTime) -> Result<bool, Error> {
         let ring = self.0.ring.load_full();
         let (active, next) = ring.heads(format, now)?;
-        let new = Made::new(format, self.wrapping(), &self.0.policy).await?;
+        let new = Made::new(format, &self.0.policy).await?;
         let mut conn = self.0.db.acquire().await?;
         let (active, next) = (active.id(), next.id());
         // Check that it opens as it is stored now: it may have been opened here long ago, and if it no longer opens, no
         // replica could start with it as the active key.
         if let Some((wrapped, root)) = signing_keys::wrapped(&mut conn, next.as_str()).await? {
-            unwrap(&self.0.wrapping, format, next.as_str(), &wrapped, &root)?;
+            unwrap(&self.0.policy, format, next.as_str(), &wrapped, &root)?;
         }
         let is_done = signing_keys::rotate(
             &mut conn,
@@ -563,18 +561,8 @@ impl Keys {
 
     async fn rewrap(&self) -> Result<(), Error> {
         let mut conn = self.0.db.acquire().await?;
-        making::rewrap(&mut conn, &self.0.wrapping, &self.0.policy.cause).await?.check(&self.0.policy)
+        making::rewrap(&mut conn, &self.0.policy).await?.check(&self.0.policy)
     }
-
-    /// The wrapping key for new keys.
-    fn wrapping(&self) -> &WrappingKey {
-        &self.0.wrapping[0]
-    }
-}
-
-/// The wrapping keys of every root key, the present one first.
-fn wrapping_keys(policy: &Policy) -> Vec<WrappingKey> {
-    policy.roots().map(WrappingKey::new).collect()
 }
 
 /// Runs `work` with a time limit. Any error is returned as one line of text.

@@ -75,11 +75,10 @@ pub(super) struct Reading {
 pub(super) async fn first_reading(
     conn: &mut PoolConnection,
     policy: &Policy,
-    wrapping: &[WrappingKey],
     now: OffsetDateTime,
 ) -> Result<Ring, Error> {
     for _ in 0..MAX_RACES {
-        let Reading { ring, unopened } = read(conn, policy, wrapping, &Ring::default(), now).await?;
+        let Reading { ring, unopened } = read(conn, policy, &Ring::default(), now).await?;
         let ring = ring.unwrap_or_default();
         let signs = signing_key(policy, &ring, now);
         let closed =
@@ -98,7 +97,6 @@ pub(super) async fn first_reading(
 pub(super) async fn read(
     conn: &mut PoolConnection,
     policy: &Policy,
-    wrapping: &[WrappingKey],
     before: &Ring,
     now: OffsetDateTime,
 ) -> Result<Reading, Error> {
@@ -116,7 +114,7 @@ pub(super) async fn read(
         if let Some(pair) = before.pairs.get(id) {
             pairs.insert(id.clone(), pair.clone());
         } else if let Some((wrapped, root)) = signing_keys::wrapped(conn, id.as_str()).await? {
-            match unwrap(wrapping, key.public.format(), id.as_str(), &wrapped, &root) {
+            match unwrap(policy, key.public.format(), id.as_str(), &wrapped, &root) {
                 Ok(pair) => drop(pairs.insert(id.clone(), Arc::new(pair))),
                 Err(error) => unopened.push(error),
             }
@@ -183,17 +181,18 @@ pub(super) fn format(row: &Row) -> Result<KeyPairFormat, Error> {
 }
 
 pub(super) fn unwrap(
-    wrapping: &[WrappingKey],
+    policy: &Policy,
     format: KeyPairFormat,
     id: &str,
     wrapped: &[u8],
     root: &str,
 ) -> Result<KeyPair, Error> {
-    let key = wrapping
-        .iter()
-        .find(|key| key.root().as_str() == root)
+    let key = policy
+        .roots()
+        .find(|key| key.id().as_str() == root)
         .ok_or_else(|| Error::ForeignRoot { id: id.to_owned(), root: root.to_owned() })?;
-    key.unwrap(format, &KeyId::from_stored(id.to_owned()), wrapped)
+    WrappingKey::new(key)
+        .unwrap(format, &KeyId::from_stored(id.to_owned()), wrapped)
         .map_err(|source| Error::Unopenable { id: id.to_owned(), source })
 }
 

@@ -6,14 +6,13 @@ use super::{
     Error, MAX_RACES, Policy, Rewrapped,
     making::{self, Made},
     reading::{Ring, format, live_ring, ring_key, status, unwrap, verifying_keys},
-    wrapping_keys,
 };
 use crate::{
     store::{
         PgPool,
         signing_keys::{self, SigningKey as Row},
     },
-    token::{KeyId, KeyStatus, Verifier, WrappingKey, ring::RingKey},
+    token::{KeyId, KeyStatus, Verifier, ring::RingKey},
 };
 
 /// Takes a key out of the ring as it is in `db` now, whatever the key's status, and whether or not it can be read or
@@ -34,7 +33,6 @@ pub async fn retire(
     now: OffsetDateTime,
 ) -> Result<(), Error> {
     let mut conn = db.acquire().await?;
-    let wrapping = WrappingKey::new(&policy.root);
     for _ in 0..MAX_RACES {
         // All keys, because a clock that is ahead may take a key for gone that others still accept.
         let rows = signing_keys::all(&mut conn).await?;
@@ -44,7 +42,7 @@ pub async fn retire(
         let at_once = at_once || key.is_err();
         let is_done = match status(row, now) {
             Some(KeyStatus::Next) => {
-                let new = Made::new(format, &wrapping, policy).await?;
+                let new = Made::new(format, policy).await?;
                 signing_keys::replace_next(&mut conn, id, &new.row(), now, &policy.cause).await?
             }
             Some(KeyStatus::Active) => {
@@ -54,7 +52,7 @@ pub async fn retire(
                 match (key, ring_key(next)) {
                     // The next key cannot be read, so it must not sign; a leaked key cannot wait until it is replaced.
                     (_, Err(_)) if at_once => {
-                        let new = Made::new(format, &wrapping, policy).await?;
+                        let new = Made::new(format, policy).await?;
                         signing_keys::replace_next(&mut conn, &next.id, &new.row(), now, &policy.cause)
                             .await?;
                         continue;
@@ -70,7 +68,7 @@ pub async fn retire(
                     }
                     _ => {}
                 }
-                let new = Made::new(format, &wrapping, policy).await?;
+                let new = Made::new(format, policy).await?;
                 signing_keys::rotate(&mut conn, id, &next.id, &new.row(), at_once, now, &policy.cause).await?
             }
             Some(KeyStatus::Retiring) if at_once => signing_keys::end(&mut conn, id, &policy.cause).await?,
@@ -92,7 +90,7 @@ pub async fn retire(
 ///
 /// When the database fails.
 pub async fn rewrap(policy: &Policy, db: &PgPool) -> Result<Rewrapped, Error> {
-    making::rewrap(&mut db.acquire().await?, &wrapping_keys(policy), &policy.cause).await
+    making::rewrap(&mut db.acquire().await?, policy).await
 }
 
 /// Every key that there has been, oldest first.
@@ -142,13 +140,12 @@ pub async fn verifier(policy: &Policy, db: Option<&PgPool>, now: OffsetDateTime)
 ///
 /// When the database fails.
 pub async fn unopenable(policy: &Policy, db: &PgPool) -> Result<Vec<Error>, Error> {
-    let wrapping = wrapping_keys(policy);
     let mut conn = db.acquire().await?;
     let mut errors = Vec::new();
     for row in signing_keys::all(&mut conn).await? {
         let Ok(format) = format(&row) else { continue };
         let Some((wrapped, root)) = signing_keys::wrapped(&mut conn, &row.id).await? else { continue };
-        errors.extend(unwrap(&wrapping, format, &row.id, &wrapped, &root).err());
+        errors.extend(unwrap(policy, format, &row.id, &wrapped, &root).err());
     }
     Ok(errors)
 }

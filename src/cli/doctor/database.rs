@@ -100,7 +100,7 @@ async fn on_database(database: &Database, settings: &Settings, policy: &Policy) 
         }
     }
     findings.extend(roles(&mut conn, settings).await.unwrap_or_else(|error| vec![failed("roles", &error)]));
-    if policy.key_pair_formats().next().is_some() {
+    if policy.has_ring() {
         let db = database.pool(1);
         let found = ring(policy, &db).await;
         database::close(&db).await;
