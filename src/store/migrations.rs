@@ -395,15 +395,12 @@ async fn run_all(
     let is_owner = roles::become_owner(conn).await?;
     keep_notices(conn).await?;
     let mut done = Ok(());
-    for version in versions {
-        let has_no_transaction = migrator.iter().any(|migration| {
-            let is_up = migration.migration_type.is_up_migration();
-            migration.version == *version && is_up == (way == Way::Up) && migration.no_tx
-        });
-        done = if has_no_transaction {
-            outside_transaction(migrator, conn, way, *version, is_owner).await
+    for &version in versions {
+        let step = Step { migrator, way, version, is_owner };
+        done = if step.has_no_transaction() {
+            step.outside_transaction(conn).await
         } else {
-            politely(migrator, conn, way, *version, is_owner).await
+            step.politely(conn).await
         };
         if done.is_err() {
             break;
@@ -418,83 +415,81 @@ async fn run_all(
     done.and(as_before)
 }
 
-/// Runs one migration in a transaction, without making anybody wait long: if it does not get a lock soon, it is rolled
-/// back, lets the others through, and is tried again.
-async fn politely(
-    migrator: &Migrator,
-    conn: &mut PgConnection,
+/// One migration to apply or undo.
+struct Step<'m> {
+    migrator: &'m Migrator,
     way: Way,
     version: i64,
+    /// Whether the owner of the schema runs it, who also sets the grants that follow from it.
     is_owner: bool,
-) -> Result<(), Error> {
-    set_lock_timeout(conn, LOCK_TIMEOUT).await?;
-    let mut attempt = 1;
-    loop {
-        match in_transaction(migrator, conn, way, version, is_owner).await {
-            Ok(()) => return Ok(()),
-            Err(error) if is_locked_out(&error) && attempt < LOCK_ATTEMPTS => {
-                tracing::info!(attempt, "a migration is waiting for a lock on a table");
-                attempt += 1;
-                tokio::time::sleep(LOCK_REST).await;
+}
+
+impl Step<'_> {
+    fn has_no_transaction(&self) -> bool {
+        self.migrator.iter().any(|migration| {
+            let is_up = migration.migration_type.is_up_migration();
+            migration.version == self.version && is_up == (self.way == Way::Up) && migration.no_tx
+        })
+    }
+
+    /// Runs it in a transaction, without making anybody wait long: if it does not get a lock soon, it is rolled back,
+    /// lets the others through, and is tried again.
+    async fn politely(&self, conn: &mut PgConnection) -> Result<(), Error> {
+        set_lock_timeout(conn, LOCK_TIMEOUT).await?;
+        let mut attempt = 1;
+        loop {
+            match self.in_transaction(conn).await {
+                Ok(()) => return Ok(()),
+                Err(error) if is_locked_out(&error) && attempt < LOCK_ATTEMPTS => {
+                    tracing::info!(attempt, "a migration is waiting for a lock on a table");
+                    attempt += 1;
+                    tokio::time::sleep(LOCK_REST).await;
+                }
+                Err(error) => return Err(explained(conn, error).await?),
             }
-            Err(error) => return Err(explained(conn, error).await?),
         }
     }
-}
 
-/// Runs one migration and sets the grants that follow from it: both or neither.
-async fn in_transaction(
-    migrator: &Migrator,
-    conn: &mut PgConnection,
-    way: Way,
-    version: i64,
-    is_owner: bool,
-) -> Result<(), MigrateError> {
-    if !is_owner {
-        return run(migrator, conn, way, version).await;
+    /// Runs it and sets the grants: both or neither.
+    async fn in_transaction(&self, conn: &mut PgConnection) -> Result<(), MigrateError> {
+        if !self.is_owner {
+            return self.run(conn).await;
+        }
+        let mut transaction = super::begin_alone(conn).await?;
+        self.run(&mut transaction).await?;
+        roles::grant(&mut transaction).await?;
+        Ok(transaction.commit().await?)
     }
-    let mut transaction = super::begin_alone(conn).await?;
-    run(migrator, &mut transaction, way, version).await?;
-    roles::grant(&mut transaction).await?;
-    Ok(transaction.commit().await?)
-}
 
-/// Runs one migration without a transaction, such as `CREATE INDEX CONCURRENTLY`. It waits for transactions that began
-/// before it for as long as they take, which keeps nobody from reading and writing. If it were given up meanwhile, it
-/// would leave an invalid index, and on the next try `IF NOT EXISTS` would accept that one.
-async fn outside_transaction(
-    migrator: &Migrator,
-    conn: &mut PgConnection,
-    way: Way,
-    version: i64,
-    is_owner: bool,
-) -> Result<(), Error> {
-    if way == Way::Up
-        && let Some(index) = invalid_index(conn).await?
-    {
-        return Err(Error::InvalidIndex { index });
+    /// Runs it without a transaction, such as `CREATE INDEX CONCURRENTLY`. It waits for transactions that began before
+    /// it for as long as they take, which keeps nobody from reading and writing. If it were given up meanwhile, it
+    /// would leave an invalid index, and on the next try `IF NOT EXISTS` would accept that one.
+    async fn outside_transaction(&self, conn: &mut PgConnection) -> Result<(), Error> {
+        if self.way == Way::Up
+            && let Some(index) = invalid_index(conn).await?
+        {
+            return Err(Error::InvalidIndex { index });
+        }
+        set_lock_timeout(conn, "0").await?;
+        tracing::info!(
+            version = self.version,
+            "a migration may have to wait for all transactions that began before it"
+        );
+        self.run(conn).await.map_err(|error| match error.into() {
+            Error::Failed(error) => Error::Unfinished(error),
+            other => other,
+        })?;
+        if self.is_owner {
+            roles::grant(conn).await?;
+        }
+        Ok(())
     }
-    set_lock_timeout(conn, "0").await?;
-    tracing::info!(version, "a migration may have to wait for all transactions that began before it");
-    run(migrator, conn, way, version).await.map_err(|error| match error.into() {
-        Error::Failed(error) => Error::Unfinished(error),
-        other => other,
-    })?;
-    if is_owner {
-        roles::grant(conn).await?;
-    }
-    Ok(())
-}
 
-async fn run(
-    migrator: &Migrator,
-    conn: &mut PgConnection,
-    way: Way,
-    version: i64,
-) -> Result<(), MigrateError> {
-    match way {
-        Way::Up => migrator.run_direct(Some(version), conn, false).await,
-        Way::Down => migrator.undo(conn, version - 1).await,
+    async fn run(&self, conn: &mut PgConnection) -> Result<(), MigrateError> {
+        match self.way {
+            Way::Up => self.migrator.run_direct(Some(self.version), conn, false).await,
+            Way::Down => self.migrator.undo(conn, self.version - 1).await,
+        }
     }
 }
 
