@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{
     Checked, FieldError, ImportError, Record, Rules,
-    merge::{Denied, Place, is_no_later_password, place},
+    merge::{Denied, Place, is_no_later_password, names, place},
     rejects,
     run::Records,
 };
@@ -28,7 +28,7 @@ use crate::{
     password::foreign::Likeness,
     store::{
         self, PgConnection,
-        imports::{self, Names, Present},
+        imports::{self, Present},
     },
 };
 
@@ -176,22 +176,13 @@ impl Comparing {
     }
 
     async fn take(&mut self, conn: &mut PgConnection, chunk: Vec<Record>) -> Result<(), ImportError> {
-        let (mut names, mut refused) = (Names::default(), Vec::new());
-        for record in &chunk {
-            match &record.user {
-                Ok(user) => {
-                    names.external_ids.push(user.external_id.clone());
-                    names.usernames.push(user.username.as_str().to_owned());
-                    names.emails.push(user.email.as_str().to_owned());
-                }
-                // A refused record still shows that its user is not gone.
-                Err(_) => refused.extend(record.external_id.clone()),
-            }
-        }
+        // A refused record still shows that its user is not gone.
+        let refused = chunk.iter().filter(|record| record.user.is_err());
+        let refused: Vec<_> = refused.filter_map(|record| record.external_id.clone()).collect();
         self.found.extend(imports::ids(conn, &refused).await?);
-        let mut places = Vec::with_capacity(names.usernames.len());
-        let checked = chunk.iter().filter_map(|record| record.user.as_ref().ok());
-        for (user, holders) in checked.zip(imports::holders(conn, &names).await?) {
+        let checked = chunk.iter().filter_map(|record| record.user.as_deref().ok());
+        let mut places = Vec::new();
+        for (user, holders) in checked.clone().zip(imports::holders(conn, &names(checked)).await?) {
             // The user is here even if the record's address is another user's.
             self.found.extend(holders.external_id);
             places.push(match place(user, &holders) {

@@ -108,50 +108,16 @@ pub(super) async fn write(
     let mut done = Done::default();
     let mut waiting: Vec<usize> = (0..chunk.len()).collect();
     while !waiting.is_empty() {
-        let mut names = Names::default();
-        for &i in &waiting {
-            names.external_ids.push(chunk[i].user.external_id.clone());
-            names.usernames.push(chunk[i].user.username.as_str().to_owned());
-            names.emails.push(chunk[i].user.email.as_str().to_owned());
-        }
+        let names = names(waiting.iter().map(|&i| &*chunk[i].user));
         let mut holders = imports::holders(transaction, &names).await?;
         if let Some(made) = made {
             waiting.iter().zip(&mut holders).for_each(|(&i, holders)| made.complete(&chunk[i].user, holders));
         }
-        let (mut new, mut later) = (Vec::new(), Vec::new());
-        let (mut known, mut held_back) = (HashMap::<_, Vec<_>>::new(), HashSet::new());
+        let mut round = Round::default();
         for (i, holders) in waiting.into_iter().zip(holders) {
-            match place(&chunk[i].user, &holders) {
-                Place::New if holders.is_repeated || holders.is_claimed => later.push(i),
-                Place::New => new.push(i),
-                Place::Known { id, is_email_taken }
-                    if let Some(at) = made.and_then(|made| made.updated_at.get(&id)) =>
-                {
-                    match chunk[i].user.updated_at.is_some_and(|newer| newer > *at) {
-                        true if is_email_taken => done.refused.push((i, Denied::EmailTaken)),
-                        true => done.updated += 1,
-                        false => done.unchanged += 1,
-                    }
-                }
-                // A record after one that waits has to wait as well.
-                Place::Known { id, is_email_taken }
-                    if holders.is_claimed
-                        || held_back.contains(&id)
-                        || is_email_taken && may_be_given_up(holders.email, &known, &held_back) =>
-                {
-                    held_back.insert(id);
-                    later.push(i);
-                }
-                Place::Known { id, is_email_taken } => {
-                    known.entry(id).or_default().push(Said { record: i, is_email_taken });
-                }
-                Place::Same => done.unchanged += 1,
-                Place::Taken(Denied::EmailTaken) if may_be_given_up(holders.email, &known, &held_back) => {
-                    later.push(i);
-                }
-                Place::Taken(denied) => done.refused.push((i, denied)),
-            }
+            round.sort(i, &chunk[i], &holders, made, &mut done);
         }
+        let Round { new, mut known, mut later, held_back: _ } = round;
         let rows = new
             .iter()
             .map(|&i| &chunk[i])
@@ -170,7 +136,7 @@ pub(super) async fn write(
         let (mut changes, mut demoted) = (Vec::new(), Vec::new());
         for present in imports::lock(transaction, &known.keys().copied().collect::<Vec<_>>()).await? {
             let Some(records) = known.remove(&present.id) else { continue };
-            let folded = fold(chunk, &records, &present);
+            let folded = fold(&records, &present);
             if folded.demotes(&present) {
                 demoted.push((records, present));
             } else {
@@ -180,7 +146,7 @@ pub(super) async fn write(
         // All at once: none of these users can log in until the transaction ends.
         imports::change(transaction, &changes, now, cause).await?;
         for (records, present) in demoted {
-            demote(transaction, chunk, &records, present, now, cause, &mut done).await?;
+            demote(transaction, &records, present, now, cause, &mut done).await?;
         }
         // Users who were deleted in the meantime are new.
         later.extend(known.into_values().flatten().map(|said| said.record));
@@ -190,29 +156,89 @@ pub(super) async fn write(
     Ok(done)
 }
 
-/// Whether an earlier record may still make the holder of an address give it up.
-fn may_be_given_up(
-    holder: Option<Uuid>,
-    known: &HashMap<Uuid, Vec<Said>>,
-    held_back: &HashSet<Uuid>,
-) -> bool {
-    holder.is_some_and(|id| known.contains_key(&id) || held_back.contains(&id))
+/// The names of these users, in order.
+pub(super) fn names<'a>(users: impl Iterator<Item = &'a Checked>) -> Names {
+    let mut names = Names::default();
+    for user in users {
+        names.external_ids.push(user.external_id.clone());
+        names.usernames.push(user.username.as_str().to_owned());
+        names.emails.push(user.email.as_str().to_owned());
+    }
+    names
+}
+
+/// Records that are looked at together, sorted by what is to be done with them.
+#[derive(Default)]
+struct Round<'a> {
+    new: Vec<usize>,
+    /// By user.
+    known: HashMap<Uuid, Vec<Said<'a>>>,
+    /// Those that wait for the next round.
+    later: Vec<usize>,
+    /// The users whom those are about.
+    held_back: HashSet<Uuid>,
+}
+
+impl<'a> Round<'a> {
+    /// Takes the next record. One whose outcome is known already goes into `done`.
+    fn sort(
+        &mut self,
+        record: usize,
+        ready: &'a Ready,
+        holders: &Holders,
+        made: Option<&Made>,
+        done: &mut Done,
+    ) {
+        match place(&ready.user, holders) {
+            Place::New if holders.is_repeated || holders.is_claimed => self.later.push(record),
+            Place::New => self.new.push(record),
+            Place::Known { id, is_email_taken }
+                if let Some(at) = made.and_then(|made| made.updated_at.get(&id)) =>
+            {
+                match ready.user.updated_at.is_some_and(|newer| newer > *at) {
+                    true if is_email_taken => done.refused.push((record, Denied::EmailTaken)),
+                    true => done.updated += 1,
+                    false => done.unchanged += 1,
+                }
+            }
+            // A record after one that waits has to wait as well.
+            Place::Known { id, is_email_taken }
+                if holders.is_claimed
+                    || self.held_back.contains(&id)
+                    || is_email_taken && self.may_give_up(holders.email) =>
+            {
+                self.held_back.insert(id);
+                self.later.push(record);
+            }
+            Place::Known { id, is_email_taken } => {
+                self.known.entry(id).or_default().push(Said { record, ready, is_email_taken });
+            }
+            Place::Same => done.unchanged += 1,
+            Place::Taken(Denied::EmailTaken) if self.may_give_up(holders.email) => self.later.push(record),
+            Place::Taken(denied) => done.refused.push((record, denied)),
+        }
+    }
+
+    /// Whether an earlier record may still make the holder of an address give it up.
+    fn may_give_up(&self, holder: Option<Uuid>) -> bool {
+        holder.is_some_and(|id| self.known.contains_key(&id) || self.held_back.contains(&id))
+    }
 }
 
 /// A record about an existing user.
 #[derive(Clone, Copy)]
-struct Said {
+struct Said<'a> {
     record: usize,
+    ready: &'a Ready,
     /// Another user has the address.
     is_email_taken: bool,
 }
 
-/// Applies these records of a chunk to an existing administrator, in order and all at once. If that would remove the
+/// Applies these records to an existing administrator, in order and all at once. If that would remove the
 /// last administrator, applies half of them at once, and so on down to the record that is refused.
 async fn demote(
     transaction: &mut Transaction<'_>,
-    chunk: &[Ready],
-    records: &[Said],
+    records: &[Said<'_>],
     mut present: Present,
     now: OffsetDateTime,
     cause: &Cause,
@@ -220,7 +246,7 @@ async fn demote(
 ) -> Result<(), store::Error> {
     let mut parts = VecDeque::from([records]);
     while let Some(part) = parts.pop_front() {
-        let folded = fold(chunk, part, &present);
+        let folded = fold(part, &present);
         if folded.demotes(&present) {
             match imports::demote(transaction, &folded.change, now, cause).await {
                 Err(store::Error::LastAdmin) => {
@@ -273,15 +299,15 @@ impl Done {
     }
 }
 
-fn fold(chunk: &[Ready], records: &[Said], present: &Present) -> Folded {
+fn fold(records: &[Said<'_>], present: &Present) -> Folded {
     let mut folded = Folded {
         change: Change { user: present.clone(), is_other_password: false },
         updated: 0,
         unchanged: 0,
         refused: Vec::new(),
     };
-    for &Said { record, is_email_taken } in records {
-        let (ready, before) = (&chunk[record], &mut folded.change.user);
+    for &Said { record, ready, is_email_taken } in records {
+        let before = &mut folded.change.user;
         let newer = ready.user.updated_at.filter(|at| before.is_older_than(*at));
         let Some(at) = newer else {
             folded.unchanged += 1;
