@@ -9,12 +9,12 @@ use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::{
     Failure, Logged,
-    database::{self, ClockSkew, Database},
+    database::{self, ClockSkew, Database, Renewal},
     open_files::{BACKGROUND_CONNECTIONS, FEED_CONNECTIONS, OPS_CONNECTIONS, OpenFiles},
     setup,
 };
@@ -134,23 +134,11 @@ async fn serve(
         migrated = database.migrate(settings.migrate_on_start) => migrated?,
         name = signals.next() => return called_off(name),
     }
-    let db = database.pool(settings.db_max_connections);
-    // The migrations may have connected by another URL; requests use this one.
-    if let Some(warning) = database.check_pooler(settings.db_pooler).await? {
-        tracing::warn!("{warning}");
-    }
-    let mut conn = db.acquire().await.map_err(|error| database.unusable(error))?;
     let clock = Clock::system();
-    let skew = ClockSkew::measure(&mut conn, &clock).await?;
-    if skew.apart() > CLOCK_TOLERANCE {
-        tracing::warn!(
-            "the clocks differ: {skew}. Replicas then disagree about how long ago a session was renewed \
-             (REFRESH_REUSE_INTERVAL) and, from 30 s on, refuse each other's tokens; synchronise all clocks with NTP"
-        );
-    }
-    drop(conn);
+    let requests = database.pool(settings.db_max_connections);
+    check(database, &requests, settings.db_pooler, &clock).await?;
     let pools = Pools {
-        requests: db.clone(),
+        requests,
         background: database.pool(BACKGROUND_CONNECTIONS),
         feed: database.pool(FEED_CONNECTIONS),
     };
@@ -160,7 +148,7 @@ async fn serve(
         tracing::warn!("{files}; {advice}");
     }
     let limits = Limits { connections: files.connections(), ..Limits::default() };
-    let app = app(settings, key, pools.clone(), clock.clone(), limits).await?;
+    let app = app(settings, key, pools.clone(), clock, limits).await?;
     app.feed.hear().await?;
     let address = listener.local_addr()?;
     tracing::info!(%address, database = database.place(), version = env!("CARGO_PKG_VERSION"), "serving");
@@ -168,33 +156,7 @@ async fn serve(
         welcome(address, tls.is_some(), database);
     }
 
-    let renewal = database.renewal();
-    let (beside, certificate) = (app.clone(), tls.clone());
-    let mut following = tokio::spawn(async move {
-        let operators = async {
-            if let Some(ops) = ops {
-                let limits = Limits { connections: OPS_CONNECTIONS, ..limits };
-                // Operators want to watch the shutdown, too.
-                let (_to_the_end, phase) = watch::channel(Phase::Serving);
-                http::server::serve(ops, http::ops_router(beside.clone()), None, limits, phase).await;
-            }
-        };
-        let certificate = async {
-            if let Some(tls) = certificate {
-                tls.follow(&clock, &beside.metrics).await;
-            }
-        };
-        tokio::join!(
-            operators,
-            certificate,
-            beside.feed.follow(),
-            beside.keys.follow(),
-            beside.activity.keep_writing(),
-            beside.clean_up.keep_clean(&clock),
-            beside.history.keep(&clock),
-            renewal.keep(&clock, &beside.metrics),
-        );
-    });
+    let mut following = tokio::spawn(work_beside(app.clone(), ops, tls.clone(), database.renewal()));
     let router = http::router(app.clone());
     let mut serving = pin!(http::server::serve(listener, router, tls, limits, app.phase()));
     let all_finished = tokio::select! {
@@ -224,7 +186,63 @@ async fn serve(
     following.abort();
     // Until this task has ended, it holds the sightings that it was writing.
     _ = following.await;
-    match tokio::time::timeout(FLUSH_PATIENCE, app.activity.flush()).await {
+    flush(&app.activity).await;
+    tokio::join!(
+        database::close(&pools.feed),
+        database::close(&pools.background),
+        database::close(&pools.requests)
+    );
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Makes sure that requests can use the database, to which the migrations may have connected by another URL, and warns
+/// of what will not always work.
+async fn check(database: &Database, db: &PgPool, pooler: DbPooler, clock: &Clock) -> Result<(), Failure> {
+    if let Some(warning) = database.check_pooler(pooler).await? {
+        tracing::warn!("{warning}");
+    }
+    let mut conn = db.acquire().await.map_err(|error| database.unusable(error))?;
+    let skew = ClockSkew::measure(&mut conn, clock).await?;
+    if skew.apart() > CLOCK_TOLERANCE {
+        tracing::warn!(
+            "the clocks differ: {skew}. Replicas then disagree about how long ago a session was renewed \
+             (REFRESH_REUSE_INTERVAL) and, from 30 s on, refuse each other's tokens; synchronise all clocks with NTP"
+        );
+    }
+    Ok(())
+}
+
+/// Everything besides the requests, for as long as this is polled.
+async fn work_beside(app: App, ops: Option<TcpListener>, tls: Option<Tls>, renewal: Renewal) {
+    let operators = async {
+        if let Some(ops) = ops {
+            let limits = Limits { connections: OPS_CONNECTIONS, ..app.limits };
+            // Operators want to watch the shutdown, too.
+            let (_to_the_end, phase) = watch::channel(Phase::Serving);
+            http::server::serve(ops, http::ops_router(app.clone()), None, limits, phase).await;
+        }
+    };
+    let certificate = async {
+        if let Some(tls) = tls {
+            tls.follow(&app.clock, &app.metrics).await;
+        }
+    };
+    tokio::join!(
+        operators,
+        certificate,
+        app.feed.follow(),
+        app.keys.follow(),
+        app.activity.keep_writing(),
+        app.clean_up.keep_clean(&app.clock),
+        app.history.keep(&app.clock),
+        renewal.keep(&app.clock, &app.metrics),
+    );
+}
+
+/// Writes the last sightings of sessions.
+async fn flush(activity: &Activity) {
+    match timeout(FLUSH_PATIENCE, activity.flush()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::warn!(
@@ -234,13 +252,6 @@ async fn serve(
         }
         Err(_) => tracing::warn!("the last sightings of sessions could not be written in time"),
     }
-    tokio::join!(
-        database::close(&pools.feed),
-        database::close(&pools.background),
-        database::close(&pools.requests)
-    );
-    tracing::info!("stopped");
-    Ok(())
 }
 
 fn called_off(signal: &str) -> Result<(), Failure> {
