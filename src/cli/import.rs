@@ -5,7 +5,6 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{self, IsTerminal, Read},
-    num::NonZeroUsize,
     ops::Range,
     path::{Path, PathBuf},
     sync::PoisonError,
@@ -253,7 +252,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
     let wanted = Wanted { source, rejects, dry_run: args.dry_run };
     let done = database::on_pool(&settings, async |db| {
         let passwords = Pool::new(PoolSettings {
-            threads: NonZeroUsize::new(settings.password_hash_threads).unwrap_or(NonZeroUsize::MIN),
+            threads: settings.password_hash_threads,
             queue: import::WRAPPED_CHUNK,
             params: settings.argon2,
             peppers: settings.password_pepper.clone(),

@@ -290,19 +290,11 @@ pub async fn app(
     let pools = [("requests", requests.clone()), ("background", background.clone()), ("feed", feed.clone())];
     let pools = PoolWatch::new(move || pools.iter().map(|(name, pool)| pool_use(name, pool)).collect());
     let feed = Feed::new(feed, listens, clock.clone(), settings.revocation_max_staleness, metrics.clone());
-    let threads = settings.password_hash_threads;
+    let (issuer, threads) = (keys.issuer(), settings.password_hash_threads);
     let legacy = setup::legacy(settings, limits.legacy_login, clock.clone(), metrics.clone())?;
-    let parts = setup::account_parts(
-        settings,
-        key,
-        keys.issuer(),
-        requests.clone(),
-        Some(feed.clone()),
-        metrics.clone(),
-        threads,
-    )?;
+    let parts = setup::account_parts(settings, key, issuer, requests.clone(), metrics.clone(), threads)?;
     Ok(App::new(Parts {
-        accounts: Accounts::new(account::Parts { legacy, ..parts }),
+        accounts: Accounts::new(account::Parts { legacy, feed: Some(feed.clone()), ..parts }),
         clients: Clients::new(requests.clone()),
         keys,
         publisher: Publisher::new(feed.clone(), requests.clone()),

@@ -15,7 +15,6 @@ use crate::{
     metrics::Metrics,
     password::{Pool, PoolSettings, Rules},
     random,
-    revocation::Feed,
     store::PgPool,
     telemetry, tls,
     token::{Issuer, Party, SymmetricKey, refresh::RefreshKeys, ring::Schedule},
@@ -155,18 +154,18 @@ pub(super) fn key_policy(settings: &Settings, key: &SymmetricKey, cause: Cause) 
     }
 }
 
-/// The parts of the use cases over `db`, with `threads` threads for password hashes and without a legacy system.
+/// The parts of the use cases over `db`, with `threads` threads for password hashes, and without an old system or a
+/// feed.
 pub(super) fn account_parts(
     settings: &Settings,
     key: &SymmetricKey,
     issuer: Arc<Issuer>,
     db: PgPool,
-    feed: Option<Feed>,
     metrics: Metrics,
-    threads: usize,
+    threads: NonZeroUsize,
 ) -> Result<account::Parts, Failure> {
     let passwords = Pool::new(PoolSettings {
-        threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
+        threads,
         queue: settings.password_hash_queue,
         params: settings.argon2,
         peppers: settings.password_pepper.clone(),
@@ -193,7 +192,7 @@ pub(super) fn account_parts(
     );
     let watcher = metrics.clone();
     passwords.watch(move |waited, took| watcher.password_hash(waited, took));
-    let legacy = None;
+    let (legacy, feed) = (None, None);
     Ok(account::Parts { db, passwords, issuer, refresh_keys, throttle, legacy, feed, metrics, policy })
 }
 

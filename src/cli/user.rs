@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    num::NonZeroUsize,
     path::PathBuf,
     sync::Arc,
 };
@@ -131,7 +132,8 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
         let key = setup::symmetric_key(&settings)?;
         // No command makes tokens, so any key will do.
         let issuer = Arc::new(Issuer::new(key.clone(), setup::party(&settings)));
-        let parts = setup::account_parts(&settings, &key, issuer, db.clone(), None, Metrics::new(), 1)?;
+        let (db, metrics, threads) = (db.clone(), Metrics::new(), NonZeroUsize::MIN);
+        let parts = setup::account_parts(&settings, &key, issuer, db, metrics, threads)?;
         let accounts = Accounts::new(parts).caused_by(setup::operator());
         execute(&accounts, command, password.as_ref()).await.map_err(explain)
     })

@@ -62,7 +62,7 @@ fn without_settings_it_is_a_development_service_with_the_documented_defaults() {
         settings.argon2,
         crate::password::Params { memory_kib: 19_456, iterations: 2, parallelism: 1 }
     );
-    assert_eq!(settings.password_hash_threads, 4);
+    assert_eq!(settings.password_hash_threads.get(), 4);
     assert_eq!((settings.registration, settings.migrate_on_start), (Registration::Open, true));
     assert!(warnings.is_empty(), "{warnings:?}");
     assert_eq!(report.len(), SETTINGS.len());

@@ -1,6 +1,6 @@
 //! The settings as typed values: what the rest of the service is given.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use secrecy::SecretString;
@@ -17,6 +17,8 @@ use crate::{
     telemetry::LogFormat,
     token::{Format, SymmetricKey},
 };
+
+const MAX_HASH_THREADS: NonZeroUsize = NonZeroUsize::new(1024).expect("it is not zero");
 
 /// Every setting, checked. Secrets print nothing, so `Debug` is safe to use.
 ///
@@ -69,7 +71,7 @@ pub struct Settings {
 
     pub registration: Registration,
     pub argon2: Params,
-    pub password_hash_threads: usize,
+    pub password_hash_threads: NonZeroUsize,
     pub password_hash_queue: usize,
     /// In characters.
     pub password_min_length: usize,
@@ -139,7 +141,8 @@ impl Settings {
                 iterations: from.value("ARGON2_ITERATIONS", number(1..=64)),
                 parallelism: from.value("ARGON2_PARALLELISM", number(1..=64)),
             },
-            password_hash_threads: from.value("PASSWORD_HASH_THREADS", number(1..=1024)),
+            password_hash_threads: from
+                .value("PASSWORD_HASH_THREADS", number(NonZeroUsize::MIN..=MAX_HASH_THREADS)),
             password_hash_queue: from.value("PASSWORD_HASH_QUEUE", number(1..=100_000)),
             password_min_length: from.value("PASSWORD_MIN_LENGTH", number(8..=64)),
             password_pepper: from.optional("PASSWORD_PEPPER", parse::peppers).unwrap_or_default(),

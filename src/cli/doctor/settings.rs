@@ -53,7 +53,7 @@ pub(super) async fn passwords(settings: &Settings, args: &Args) -> Vec<Finding> 
     let message = format!(
         "a hash takes {} ms ({params}); {threads} at a time, in {} MiB altogether",
         took.as_millis(),
-        threads as u64 * u64::from(params.memory_kib) / 1024
+        threads.get() as u64 * u64::from(params.memory_kib) / 1024
     );
     let wish = format!("{} ms and {} MiB", args.hash_time, memory_kib / 1024);
     let finding = Finding::ok(AREA, message);
