@@ -298,8 +298,7 @@ async fn a_change_is_made_all_at_once_or_not_at_all() {
         assert_eq!(answer.expect(200), expected, "{change}");
         assert_eq!(shown().await, expected, "{change}");
     }
-    let login = json!({"username": "alice@example.org", "password": PASSWORD});
-    assert_eq!(app.post("/users/login").json(&login).send().await.expect(200)["user"], expected);
+    assert_eq!(app.login("alice@example.org").await["user"], expected);
 }
 
 #[tokio::test]
@@ -314,8 +313,7 @@ async fn an_administrators_change_takes_effect_at_once() {
     // Other roles: the token is outdated, but the session continues.
     patch(&app, &root, &user, json!({"roles": ["support"]})).await.expect(200);
     me(&alice).await.expect_problem(401, "token_outdated");
-    let renew = json!({"refresh_token": alice["refresh_token"]});
-    let alice = app.post("/tokens/renew_access").json(&renew).send().await.expect(200);
+    let alice = app.renew(&alice).await.expect(200);
     assert_eq!(me(&alice).await.expect(200)["roles"], json!(["support"]));
     // With the same roles, and changes only to other fields, the token stays valid.
     patch(&app, &root, &user, json!({"roles": ["support"], "full_name": "Alice", "disabled": false}))
@@ -328,8 +326,7 @@ async fn an_administrators_change_takes_effect_at_once() {
     me(&alice).await.expect_problem(401, "session_revoked");
     replica.state().feed.hear().await.unwrap();
     replica.get("/users/me").bearer(&alice).send().await.expect_problem(401, "session_revoked");
-    let login = json!({"username": "alice", "password": PASSWORD});
-    app.post("/users/login").json(&login).send().await.expect_problem(401, "invalid_credentials");
+    app.try_login("alice", PASSWORD).await.expect_problem(401, "invalid_credentials");
     patch(&app, &root, &user, json!({"disabled": false})).await.expect(200);
     me(&alice).await.expect_problem(401, "session_revoked");
 
@@ -387,8 +384,7 @@ async fn only_current_administrators_may_administer_users() {
     for request in requests(&replica, &alice["id"]) {
         request.bearer(&former).send().await.expect_problem(403, "forbidden");
     }
-    let renew = json!({"refresh_token": former["refresh_token"]});
-    let renewed = app.post("/tokens/renew_access").json(&renew).send().await.expect(200);
+    let renewed = app.renew(&former).await.expect(200);
     for request in requests(&app, &alice["id"]) {
         request.bearer(&renewed).send().await.expect_problem(403, "forbidden");
     }

@@ -184,8 +184,17 @@ impl App {
 
     /// Logs `username` in with [`PASSWORD`], and returns the whole answer.
     pub async fn login(&self, username: &str) -> Value {
-        let body = json!({ "username": username, "password": PASSWORD });
-        self.post("/users/login").json(&body).send().await.expect(200)
+        self.try_login(username, PASSWORD).await.expect(200)
+    }
+
+    /// Tries to log in.
+    pub fn try_login(&self, username: &str, password: &str) -> impl Future<Output = Answer> + Send + use<> {
+        self.post("/users/login").json(&json!({ "username": username, "password": password })).send()
+    }
+
+    /// Renews the session of these tokens, or tries to.
+    pub fn renew(&self, tokens: &Value) -> impl Future<Output = Answer> + Send + use<> {
+        self.post("/tokens/renew_access").json(&json!({ "refresh_token": tokens["refresh_token"] })).send()
     }
 
     /// Creates an introspection client, and returns its `client_id` and `client_secret`.

@@ -1046,9 +1046,8 @@ async fn values_just_within_the_rules_are_accepted_and_returned() {
             assert_eq!(user[field], body[field], "{body}");
         }
         for name in ["username", "email"] {
-            let credentials = json!({"username": body[name], "password": body["password"]});
-            let login = app.post("/users/login").json(&credentials).send().await.expect(200);
-            assert_eq!(login["user"], user);
+            let [name, password] = [name, "password"].map(|field| body[field].as_str().unwrap());
+            assert_eq!(app.try_login(name, password).await.expect(200)["user"], user);
         }
     }
 }
@@ -1109,8 +1108,7 @@ fn what_passes_the_rules_never_breaks_a_constraint() {
                     prop_assert!(last.contains(|c: char| !c.is_numeric()), "{}", email);
                     // The same password logs in with the username and with the address.
                     for name in [&username, &email] {
-                        let credentials = json!({"username": name, "password": password});
-                        let login = app.post("/users/login").json(&credentials).send().await;
+                        let login = app.try_login(name, &password).await;
                         prop_assert_eq!(login.status.as_u16(), 200, "{}", login.body);
                     }
                 }

@@ -1,6 +1,5 @@
 //! Rows past their retention are deleted, and no others, in small batches and by one replica at a time.
 
-use serde_json::json;
 use sqlx::PgConnection;
 use time::Duration;
 
@@ -28,19 +27,16 @@ async fn a_session_is_deleted_its_retention_time_after_its_refresh_token_expires
     let busy = app.login("alice").await;
     let ended = app.login("alice").await;
     app.post("/users/logout").bearer(&ended).send().await.expect(204);
-    let renew = |login: &serde_json::Value| {
-        app.post("/tokens/renew_access").json(&json!({"refresh_token": login["refresh_token"]}))
-    };
 
     // The refresh token expires after 24 hours, and the session is kept for two days after that.
     app.clock.advance(Duration::hours(59));
     assert_eq!(clean_up(&app).await.0, 0);
-    renew(&idle).send().await.expect_problem(401, "session_expired");
-    renew(&ended).send().await.expect_problem(401, "session_revoked");
+    app.renew(&idle).await.expect_problem(401, "session_expired");
+    app.renew(&ended).await.expect_problem(401, "session_revoked");
     app.clock.advance(Duration::hours(1) + Duration::seconds(1));
     assert_eq!(clean_up(&app).await.0, 1);
-    renew(&idle).send().await.expect_problem(401, "invalid_refresh_token");
-    renew(&busy).send().await.expect_problem(401, "session_expired");
+    app.renew(&idle).await.expect_problem(401, "invalid_refresh_token");
+    app.renew(&busy).await.expect_problem(401, "session_expired");
     app.clock.advance(Duration::hours(12));
     assert_eq!(clean_up(&app).await.0, 2);
     assert_eq!(count(&app, "sessions").await, 0);

@@ -28,10 +28,6 @@ async fn revoke(app: &App, token: &str) {
     assert_eq!(answer.header("cache-control"), "no-store");
 }
 
-async fn renew(app: &App, tokens: &Value) -> Answer {
-    app.post("/tokens/renew_access").json(&json!({ "refresh_token": tokens["refresh_token"] })).send().await
-}
-
 fn access(tokens: &Value) -> &str {
     tokens["access_token"].as_str().unwrap()
 }
@@ -278,14 +274,14 @@ async fn introspection_of_anything_else_says_only_that_it_is_not_active() {
 #[tokio::test]
 async fn a_token_that_was_introspected_counts_as_received() {
     let (app, login, client) = alice_and_a_client().await;
-    let renewed = renew(&app, &login).await.expect(200);
+    let renewed = app.renew(&login).await.expect(200);
     // A service asks about it, so its caller has received the renewal's answer; gatepass's own routes need not see the
     // token.
     assert_eq!(introspect(&app, &client, access(&renewed)).await.expect(200)["active"], true);
     app.get("/users/me").bearer(&renewed).send().await.expect(200);
     app.state().activity.flush().await.unwrap();
     app.clock.advance(Duration::seconds(10));
-    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
+    app.renew(&login).await.expect_problem(401, "refresh_token_reused");
 }
 
 #[tokio::test]
@@ -296,7 +292,7 @@ async fn whoever_holds_a_token_can_end_its_session() {
 
     revoke(&app, access(&login)).await;
     assert_eq!(end_of(&app, &login).await, Some((START, "revoked".to_owned())));
-    renew(&other, &login).await.expect_problem(401, "session_revoked");
+    other.renew(&login).await.expect_problem(401, "session_revoked");
 
     let login = app.login("alice").await;
     revoke(&other, refresh(&login)).await;
@@ -304,11 +300,11 @@ async fn whoever_holds_a_token_can_end_its_session() {
 
     // A token of an earlier generation is just as authentic.
     let first = app.login("alice").await;
-    let second = renew(&app, &first).await.expect(200);
-    let third = renew(&app, &second).await.expect(200);
+    let second = app.renew(&first).await.expect(200);
+    let third = app.renew(&second).await.expect(200);
     revoke(&app, refresh(&first)).await;
     assert_eq!(end_of(&app, &first).await.unwrap().1, "revoked");
-    renew(&app, &third).await.expect_problem(401, "session_revoked");
+    app.renew(&third).await.expect_problem(401, "session_revoked");
 
     // It works as well with a client's credentials, with the hint of another kind, and with a bearer token.
     let login = app.login("alice").await;
@@ -322,7 +318,7 @@ async fn whoever_holds_a_token_can_end_its_session() {
     assert_eq!(end_of(&app, &login).await.unwrap().1, "revoked");
 
     assert_eq!(end_of(&app, &kept).await, None);
-    renew(&app, &kept).await.expect(200);
+    app.renew(&kept).await.expect(200);
 }
 
 #[tokio::test]
@@ -336,9 +332,9 @@ async fn a_session_ends_once_and_keeps_its_reason() {
     }
 
     let copied = app.login("alice").await;
-    let renewed = renew(&app, &copied).await.expect(200);
-    let again = renew(&app, &renewed).await.expect(200);
-    renew(&app, &copied).await.expect_problem(401, "refresh_token_reused");
+    let renewed = app.renew(&copied).await.expect(200);
+    let again = app.renew(&renewed).await.expect(200);
+    app.renew(&copied).await.expect_problem(401, "refresh_token_reused");
     revoke(&app, refresh(&again)).await;
     assert_eq!(end_of(&app, &copied).await.unwrap().1, "refresh_token_reused");
 }
@@ -386,7 +382,7 @@ async fn an_access_token_that_has_expired_still_ends_its_session() {
     revoke(&app, access(&login)).await;
     let (_, reason) = end_of(&app, &login).await.unwrap();
     assert_eq!(reason, "revoked");
-    renew(&app, &login).await.expect_problem(401, "session_revoked");
+    app.renew(&login).await.expect_problem(401, "session_revoked");
 }
 
 #[tokio::test]
@@ -400,7 +396,7 @@ async fn simultaneous_revocations_and_renewals_leave_the_session_ended() {
                 revoke(&app, refresh(&login)).await;
                 200
             } else {
-                renew(&app, &login).await.status.as_u16()
+                app.renew(&login).await.status.as_u16()
             }
         })
     });
@@ -410,5 +406,5 @@ async fn simultaneous_revocations_and_renewals_leave_the_session_ended() {
     }
     assert!(statuses.is_subset(&BTreeSet::from([200, 401])), "{statuses:?}");
     assert_eq!(end_of(&app, &login).await.unwrap().1, "revoked");
-    renew(&app, &login).await.expect_problem(401, "session_revoked");
+    app.renew(&login).await.expect_problem(401, "session_revoked");
 }

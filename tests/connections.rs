@@ -144,8 +144,7 @@ async fn no_login_or_renewal_fails_because_its_connection_was_cut() {
         cut().await;
         let login = app.login("alice").await;
         cut().await;
-        let renewal = json!({ "refresh_token": login["refresh_token"] });
-        app.post("/tokens/renew_access").json(&renewal).send().await.expect(200);
+        app.renew(&login).await.expect(200);
     }
 }
 

@@ -64,7 +64,7 @@ impl Bridge {
     }
 
     async fn log_in(&self, password: &str) -> Answer {
-        self.app.post("/users/login").json(&json!({ "username": "alice", "password": password })).send().await
+        self.app.try_login("alice", password).await
     }
 }
 

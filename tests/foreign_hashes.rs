@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::{
     app::{App, PASSWORD},
     not_tested::named_by,
+    passwords::stored,
 };
 
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign_hashes/make.py");
@@ -70,18 +71,8 @@ async fn set_hash(app: &App, user: &Value, hash: &str) {
         .unwrap();
 }
 
-async fn stored(app: &App, user: &Value) -> String {
-    sqlx::query_scalar("SELECT password_hash FROM users WHERE id = $1::uuid")
-        .bind(user["id"].as_str().unwrap())
-        .fetch_one(&app.db)
-        .await
-        .unwrap()
-}
-
 async fn log_in(app: &App, password: &str) -> u16 {
-    let body = json!({ "username": "alice", "password": password });
-    let answer = app.post("/users/login").json(&body).send().await;
-    answer.status.as_u16()
+    app.try_login("alice", password).await.status.as_u16()
 }
 
 #[tokio::test]

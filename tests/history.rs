@@ -80,11 +80,7 @@ async fn a_user_sees_what_happened_to_their_account_and_to_no_other() {
         .await
         .expect(200);
     // Neither a renewal nor a use is an event.
-    app.post("/tokens/renew_access")
-        .json(&json!({ "refresh_token": phone["refresh_token"] }))
-        .send()
-        .await
-        .expect(200);
+    app.renew(&phone).await.expect(200);
     app.get("/users/me").bearer(&laptop).send().await.expect(200);
     app.state().activity.flush().await.unwrap();
     app.clock.advance(Duration::minutes(1));
@@ -337,12 +333,7 @@ async fn no_secret_is_ever_in_the_history() {
     };
     note(&mut secrets).await;
     let alice = app.login("alice").await;
-    let renewed = app
-        .post("/tokens/renew_access")
-        .json(&json!({ "refresh_token": alice["refresh_token"] }))
-        .send()
-        .await
-        .expect(200);
+    let renewed = app.renew(&alice).await.expect(200);
     change_password(&app, &renewed).await;
     note(&mut secrets).await;
     app.post("/users/logout").bearer(&renewed).send().await.expect(204);
@@ -410,8 +401,7 @@ async fn a_change_that_cannot_be_recorded_fails_unless_history_is_lenient() {
     execute(&app, "ALTER TABLE history RENAME TO history_gone").await;
     let change = json!({ "full_name": "Alice Liddell" });
     app.patch("/users/me").bearer(&login).json(&change).send().await.expect_problem(500, "internal_error");
-    let attempt = json!({ "username": "alice", "password": PASSWORD });
-    app.post("/users/login").json(&attempt).send().await.expect_problem(500, "internal_error");
+    app.try_login("alice", PASSWORD).await.expect_problem(500, "internal_error");
     assert_eq!(app.get("/users/me").bearer(&login).send().await.expect(200)["full_name"], Value::Null);
 
     // A session's own setting does not count, only the one that the database's owner makes.
@@ -422,7 +412,7 @@ async fn a_change_that_cannot_be_recorded_fails_unless_history_is_lenient() {
     execute(&app, &format!(r#"ALTER DATABASE "{name}" SET gatepass.history = 'lenient'"#)).await;
     let lenient = app.replica(&[]).await;
     lenient.patch("/users/me").bearer(&login).json(&change).send().await.expect(200);
-    lenient.post("/users/login").json(&attempt).send().await.expect(200);
+    lenient.login("alice").await;
     execute(&app, "ALTER TABLE history_gone RENAME TO history").await;
     let before = lines(&app).await.len();
     lenient.patch("/users/me").bearer(&login).json(&json!({ "full_name": null })).send().await.expect(200);

@@ -61,8 +61,7 @@ impl Move {
     }
 
     async fn status(&self, username: &str, password: &str) -> u16 {
-        let body = json!({ "username": username, "password": password });
-        self.app.post("/users/login").json(&body).send().await.status.as_u16()
+        self.app.try_login(username, password).await.status.as_u16()
     }
 
     async fn count(&self, sql: &str) -> i64 {
@@ -782,8 +781,7 @@ async fn when_a_user_is_imported_again_the_newer_record_wins() {
     // The command has only the system's clock.
     here.app.clock.advance(OffsetDateTime::now_utc() - START);
     assert_eq!(import(json!({})).await, [1, 1, 0, 0, 0]);
-    let login = json!({ "username": "alice", "password": one_password });
-    let login = here.app.post("/users/login").json(&login).send().await.expect(200);
+    let login = here.app.try_login("alice", &one_password).await.expect(200);
 
     // Older, as old, and without a date.
     for at in [json!("2019-12-31T23:59:59Z"), json!("2020-01-01T00:00:00Z"), Value::Null] {

@@ -280,8 +280,6 @@ async fn a_renewal_waits_for_a_pending_change_of_roles_and_has_the_new_ones() {
     let app = App::new().await;
     app.login_admin("bob").await;
     let alice = app.login_admin("alice").await;
-    let renew =
-        || app.post("/tokens/renew_access").json(&json!({ "refresh_token": alice["refresh_token"] })).send();
     // The first renewal makes the successor; the second gives the same one once more, good for longer.
     for (from, to, status) in [("admin", "", 403), ("", "admin", 200)] {
         let mut conn = connect(&app).await;
@@ -293,7 +291,7 @@ async fn a_renewal_waits_for_a_pending_change_of_roles_and_has_the_new_ones() {
             until("the renewal waits", async || waiting(&mut looking).await > 0).await;
             change.commit().await.unwrap();
         };
-        let (renewed, ()) = tokio::join!(renew(), meanwhile);
+        let (renewed, ()) = tokio::join!(app.renew(&alice), meanwhile);
         let renewed = renewed.expect(200);
         let verified = app.get("/auth/verify?role=admin").bearer(&renewed).send().await;
         assert_eq!(verified.status, status, "from {from:?} to {to:?}");

@@ -652,8 +652,7 @@ async fn a_replica_that_missed_a_rollout_still_hears_of_a_leaked_key() {
     app.clock.advance(Duration::minutes(2));
     rotate(&ahead).await;
     app.state().keys.refresh(app.clock.now()).await.unwrap_err();
-    let body = json!({ "username": "alice", "password": PASSWORD });
-    app.post("/users/login").json(&body).send().await.expect_problem(500, "internal_error");
+    app.try_login("alice", PASSWORD).await.expect_problem(500, "internal_error");
     let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
     assert_eq!(not_ready["reasons"], json!(["keys: the signing key cannot be opened"]));
     passes(&app, &ahead.login("alice").await).await;
@@ -947,19 +946,13 @@ async fn a_replica_long_cut_off_from_its_keys_neither_trusts_nor_uses_them() {
             passes(&app, login).await;
             assert_eq!(introspect(login).await.expect(200)["active"], true);
         }
-        let body = json!({ "username": "alice", "password": PASSWORD });
         for replica in [&app, &local, &hs256] {
             replica.state().keys.refresh(app.clock.now()).await.unwrap_err();
         }
-        let refused = app.post("/users/login").json(&body).send().await;
+        let refused = app.try_login("alice", PASSWORD).await;
         assert!(!refused.header("retry-after").is_empty());
         refused.expect_problem(503, "database_unavailable");
-        let renew = json!({ "refresh_token": alice["refresh_token"] });
-        app.post("/tokens/renew_access")
-            .json(&renew)
-            .send()
-            .await
-            .expect_problem(503, "database_unavailable");
+        app.renew(&alice).await.expect_problem(503, "database_unavailable");
         // There is a key that signs, so nothing else is wrong.
         let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
         assert_eq!(not_ready["reasons"], json!(["keys: not read for 61 s"]));
@@ -978,7 +971,7 @@ async fn a_replica_long_cut_off_from_its_keys_neither_trusts_nor_uses_them() {
             passes(&app, login).await;
         }
         is_refused(&app, &stranger).await;
-        app.post("/tokens/renew_access").json(&renew).send().await.expect(200);
+        app.renew(&alice).await.expect(200);
     }
     // Without a ring there is nothing to read.
     let app = App::with(&[("REVOCATION_MAX_STALENESS", "60s")]).await;
@@ -1068,8 +1061,7 @@ async fn no_token_is_made_until_an_unreadable_signing_key_is_retired() {
     let id = break_the(KeyStatus::Active, &app).await;
     app.state().keys.refresh(app.clock.now()).await.unwrap_err();
     is_refused(&app, &alice).await;
-    let body = json!({ "username": "alice", "password": PASSWORD });
-    app.post("/users/login").json(&body).send().await.expect_problem(500, "internal_error");
+    app.try_login("alice", PASSWORD).await.expect_problem(500, "internal_error");
     app.get("/readyz").send().await.expect_problem(503, "not_ready");
     let refused = app.try_replica(KEY, app.clock.clone(), &settings).await.err().unwrap().to_string();
     assert!(refused.contains(&format!("gatepass key retire {id} --now")), "{refused}");

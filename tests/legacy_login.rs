@@ -29,7 +29,7 @@ use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::sleep};
 
 use crate::{
-    app::{Answer, App, KEY, PASSWORD, database},
+    app::{App, KEY, PASSWORD, database},
     certificate::{Authority, pem},
     process::{Home, Signal},
     traces::Collector,
@@ -156,10 +156,6 @@ async fn app(old: &OldSystem) -> App {
     App::with(&[("LEGACY_LOGIN_URL", &old.url())]).await
 }
 
-fn log_in(app: &App, username: &str, password: &str) -> impl Future<Output = Answer> + Send + use<> {
-    app.post("/users/login").json(&json!({ "username": username, "password": password })).send()
-}
-
 async fn outcome(app: &App, outcome: &str) -> u64 {
     let start = format!("gatepass_legacy_logins_total{{outcome=\"{outcome}\"}} ");
     let scrape = app.scrape().await;
@@ -229,8 +225,8 @@ async fn a_user_of_the_old_system_is_taken_over_at_the_first_login() {
 
     // The old system would refuse now, but it is not asked any more.
     old.state.lock().unwrap().replies.clear();
-    log_in(&app, "alice", "caf\u{e9}-horse-battery").await.expect(200);
-    log_in(&app, "alice@example.com", typed).await.expect(200);
+    app.try_login("alice", "caf\u{e9}-horse-battery").await.expect(200);
+    app.try_login("alice@example.com", typed).await.expect(200);
     assert_eq!(old.asked().len(), 1);
     assert_eq!(outcome(&app, "taken_over").await, 1);
 
@@ -307,7 +303,7 @@ async fn all_refusals_are_alike_and_only_unknown_users_are_asked_about() {
         ("with-her-id", PASSWORD, Some("failed")),
     ];
     let users = count(&app, "SELECT count(*) FROM users").await;
-    let answers = cases.iter().map(|(username, password, _)| log_in(&app, username, password));
+    let answers = cases.iter().map(|(username, password, _)| app.try_login(username, password));
     let problems = JoinSet::from_iter(answers).join_all().await.into_iter().map(|answer| {
         let mut problem = answer.expect_problem(401, "invalid_credentials");
         problem["request_id"].take();
@@ -325,7 +321,7 @@ async fn all_refusals_are_alike_and_only_unknown_users_are_asked_about() {
     }
     // None of this counts as the old system being down.
     assert!(!is_breaker_open(&app).await);
-    log_in(&app, "in-time", PASSWORD).await.expect(200);
+    app.try_login("in-time", PASSWORD).await.expect(200);
 }
 
 #[tokio::test]
@@ -351,14 +347,14 @@ async fn an_old_system_that_fails_is_left_alone_for_a_while_and_then_tried_once(
         old.replies(name, *status, body);
     }
     for answer in
-        JoinSet::from_iter(mistakes.iter().map(|(name, _)| log_in(&app, name, PASSWORD))).join_all().await
+        JoinSet::from_iter(mistakes.iter().map(|(name, _)| app.try_login(name, PASSWORD))).join_all().await
     {
         answer.expect_problem(401, "invalid_credentials");
     }
     assert!(!is_breaker_open(&app).await);
 
     for answer in
-        JoinSet::from_iter(faults.iter().map(|(name, ..)| log_in(&app, name, PASSWORD))).join_all().await
+        JoinSet::from_iter(faults.iter().map(|(name, ..)| app.try_login(name, PASSWORD))).join_all().await
     {
         answer.expect_problem(401, "invalid_credentials");
     }
@@ -368,13 +364,13 @@ async fn an_old_system_that_fails_is_left_alone_for_a_while_and_then_tried_once(
 
     // A user whom the old system does know is not looked up there either.
     app.clock.advance(time::Duration::seconds(29));
-    log_in(&app, "alice", PASSWORD).await.expect_problem(401, "invalid_credentials");
+    app.try_login("alice", PASSWORD).await.expect_problem(401, "invalid_credentials");
     assert_eq!((outcome(&app, "not_asked").await, old.asked().len()), (1, failed));
 
     app.clock.advance(time::Duration::seconds(1));
     let both = [("page", PASSWORD), ("moved", PASSWORD)];
     for answer in
-        JoinSet::from_iter(both.map(|(name, password)| log_in(&app, name, password))).join_all().await
+        JoinSet::from_iter(both.map(|(name, password)| app.try_login(name, password))).join_all().await
     {
         answer.expect_problem(401, "invalid_credentials");
     }
@@ -382,7 +378,7 @@ async fn an_old_system_that_fails_is_left_alone_for_a_while_and_then_tried_once(
     assert!(is_breaker_open(&app).await);
 
     app.clock.advance(time::Duration::seconds(30));
-    log_in(&app, "alice", PASSWORD).await.expect(200);
+    app.try_login("alice", PASSWORD).await.expect(200);
     assert!(!is_breaker_open(&app).await);
 }
 
@@ -396,11 +392,11 @@ async fn the_old_system_is_asked_no_more_often_than_it_can_bear() {
         old.knows(name);
     }
     for name in &names[..20] {
-        log_in(&app, name, PASSWORD).await.expect(200);
+        app.try_login(name, PASSWORD).await.expect(200);
     }
-    log_in(&app, &names[20], PASSWORD).await.expect_problem(401, "invalid_credentials");
+    app.try_login(&names[20], PASSWORD).await.expect_problem(401, "invalid_credentials");
     app.clock.advance(time::Duration::milliseconds(100));
-    log_in(&app, &names[20], PASSWORD).await.expect(200);
+    app.try_login(&names[20], PASSWORD).await.expect(200);
     assert_eq!((outcome(&app, "taken_over").await, outcome(&app, "not_asked").await), (21, 1));
     assert_eq!(old.asked().len(), 21);
 
@@ -408,7 +404,7 @@ async fn the_old_system_is_asked_no_more_often_than_it_can_bear() {
     app.clock.advance(time::Duration::minutes(1));
     old.takes(Duration::from_secs(60));
     for answer in
-        JoinSet::from_iter((0..17).map(|i| log_in(&app, if i == 0 { "a-name" } else { "b-name" }, WRONG)))
+        JoinSet::from_iter((0..17).map(|i| app.try_login(if i == 0 { "a-name" } else { "b-name" }, WRONG)))
             .join_all()
             .await
     {
@@ -424,7 +420,7 @@ async fn simultaneous_first_logins_create_one_user() {
     old.takes(Duration::from_millis(50));
     let app = app(&old).await;
     let other = app.replica(&[("LEGACY_LOGIN_URL", &old.url())]).await;
-    let logins = (0..8).map(|i| log_in(if i % 2 == 0 { &app } else { &other }, "alice", PASSWORD));
+    let logins = (0..8).map(|i| [&app, &other][i % 2].try_login("alice", PASSWORD));
     let ids: BTreeSet<_> = JoinSet::from_iter(logins)
         .join_all()
         .await
@@ -453,7 +449,7 @@ async fn a_user_imported_without_a_password_gets_that_of_the_old_system() {
     old.knows_as("bob", user("bob", json!("17")));
     old.knows_as("carol", user("carol", Value::Null));
     app.clock.advance(time::Duration::hours(1));
-    let login = log_in(&app, "alice", PASSWORD).await.expect(200);
+    let login = app.try_login("alice", PASSWORD).await.expect(200);
     assert_eq!(login["user"]["id"], ids[0]);
     assert_eq!(login["user"]["password_changed_at"], "2026-01-02T04:04:05.678901Z");
     // The rest is left to the import.
@@ -461,10 +457,10 @@ async fn a_user_imported_without_a_password_gets_that_of_the_old_system() {
         (&login["user"]["email"], &login["user"]["roles"]),
         (&json!("alice@example.com"), &json!(["support"]))
     );
-    log_in(&app, "alice@example.com", PASSWORD).await.expect(200);
+    app.try_login("alice@example.com", PASSWORD).await.expect(200);
     for answer in JoinSet::from_iter(
         ["alice", "bob", "carol"]
-            .map(|name| log_in(&app, name, if name == "alice" { WRONG } else { PASSWORD })),
+            .map(|name| app.try_login(name, if name == "alice" { WRONG } else { PASSWORD })),
     )
     .join_all()
     .await
@@ -490,9 +486,9 @@ async fn an_invalid_username_is_replaced_in_the_same_way_as_in_an_import() {
         ("19", "al", "al@example.com", "al-9400f1b2"),
     ] {
         old.knows_as(email, user(id, name, email));
-        let login = log_in(&app, email, PASSWORD).await.expect(200);
+        let login = app.try_login(email, PASSWORD).await.expect(200);
         assert_eq!(login["user"]["username"], made);
-        assert_eq!(log_in(&app, made, PASSWORD).await.expect(200)["user"]["id"], login["user"]["id"]);
+        assert_eq!(app.try_login(made, PASSWORD).await.expect(200)["user"]["id"], login["user"]["id"]);
     }
 
     // Users who were imported without a password keep their name, made up or not, whichever name they log in with.
@@ -510,9 +506,9 @@ async fn an_invalid_username_is_replaced_in_the_same_way_as_in_an_import() {
     // In the old system this name belongs to somebody else.
     old.knows_as("dave", user("23", "dave d", "dave@example.com"));
     for (typed, name) in [("bob-12345678@example.com", "bob-12345678"), ("carol", "carol")] {
-        assert_eq!(log_in(&app, typed, PASSWORD).await.expect(200)["user"]["username"], name);
+        assert_eq!(app.try_login(typed, PASSWORD).await.expect(200)["user"]["username"], name);
     }
-    log_in(&app, "dave", PASSWORD).await.expect_problem(401, "invalid_credentials");
+    app.try_login("dave", PASSWORD).await.expect_problem(401, "invalid_credentials");
     assert_eq!((outcome(&app, "taken_over").await, outcome(&app, "failed").await), (5, 1));
 }
 
@@ -521,8 +517,8 @@ async fn the_throttle_comes_first() {
     let old = OldSystem::start().await;
     let url = old.url();
     let app = App::with(&[("LEGACY_LOGIN_URL", &url), ("LOGIN_ATTEMPTS_PER_ACCOUNT", "1/15m")]).await;
-    log_in(&app, "nobody", WRONG).await.expect_problem(401, "invalid_credentials");
-    log_in(&app, "NOBODY", WRONG).await.expect_problem(429, "too_many_attempts");
+    app.try_login("nobody", WRONG).await.expect_problem(401, "invalid_credentials");
+    app.try_login("NOBODY", WRONG).await.expect_problem(429, "too_many_attempts");
     assert_eq!(old.asked().len(), 1);
 }
 

@@ -1,6 +1,6 @@
 //! Registration and login: from a name and a password to a token that opens the protected routes.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::app::{App, PASSWORD, START};
@@ -31,8 +31,7 @@ async fn register_log_in_and_call_a_protected_route() {
         })
     );
 
-    let answer =
-        app.post("/users/login").json(&json!({"username": "alice", "password": PASSWORD})).send().await;
+    let answer = app.try_login("alice", PASSWORD).await;
     assert_eq!(answer.header("cache-control"), "no-store");
     let login = answer.expect(200);
     assert_eq!(login["user"], user);
@@ -53,8 +52,7 @@ async fn log_in_by_username_or_address_in_any_case() {
     let app = App::new().await;
     app.register("Alice").await;
     for name in ["Alice", "aLICE", "alice@example.com", "ALICE@EXAMPLE.COM"] {
-        let body = json!({ "username": name, "password": PASSWORD });
-        let login = app.post("/users/login").json(&body).send().await.expect(200);
+        let login = app.login(name).await;
         assert_eq!(login["user"]["username"], "Alice", "{name}");
     }
 }
@@ -64,9 +62,6 @@ async fn log_in_by_username_or_address_in_any_case() {
 async fn log_in_by_an_address_that_would_be_refused_today() {
     let app = App::new().await;
     let alice = app.register("alice").await;
-    let log_in = |name: String| {
-        app.post("/users/login").json(&json!({ "username": name, "password": PASSWORD })).send()
-    };
     for address in ["Alice@a_b.example", "alice@localhost", "\"alice@home\"@example.com"] {
         sqlx::query("UPDATE users SET email = $2 WHERE id = $1::uuid")
             .bind(alice["id"].as_str().unwrap())
@@ -74,11 +69,12 @@ async fn log_in_by_an_address_that_would_be_refused_today() {
             .execute(&app.db)
             .await
             .unwrap();
-        assert_eq!(log_in(address.to_uppercase()).await.expect(200)["user"]["id"], alice["id"], "{address}");
-        log_in(format!("x{address}")).await.expect_problem(401, "invalid_credentials");
+        assert_eq!(app.login(&address.to_uppercase()).await["user"]["id"], alice["id"], "{address}");
+        let other = format!("x{address}");
+        app.try_login(&other, PASSWORD).await.expect_problem(401, "invalid_credentials");
     }
     for nobody in ["@", "a@\0", "a\n@b", &format!("{}@b", "x".repeat(300)), &"@".repeat(9000)] {
-        log_in(nobody.to_owned()).await.expect_problem(401, "invalid_credentials");
+        app.try_login(nobody, PASSWORD).await.expect_problem(401, "invalid_credentials");
     }
 }
 
@@ -131,12 +127,6 @@ async fn too_many_sessions_end_the_least_recently_used_ones() {
         assert!(logins < 2000, "{} sessions", going_on().await);
     };
     assert_eq!(going_on().await, 4000);
-    let renew = async |login: &Value| {
-        app.post("/tokens/renew_access")
-            .json(&json!({ "refresh_token": login["refresh_token"] }))
-            .send()
-            .await
-    };
-    renew(&first).await.expect_problem(401, "session_revoked");
-    renew(&last).await.expect(200);
+    app.renew(&first).await.expect_problem(401, "session_revoked");
+    app.renew(&last).await.expect(200);
 }

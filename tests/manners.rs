@@ -290,7 +290,7 @@ async fn the_service_reports_a_lost_database_and_recovers_with_it() {
 
     app::admin(&format!(r#"ALTER DATABASE "{name}" ALLOW_CONNECTIONS true"#)).await;
     app.get("/readyz").send().await.expect(200);
-    app.post("/users/login").json(&login).send().await.expect(200);
+    app.login("root").await;
 }
 
 #[tokio::test]
@@ -324,10 +324,9 @@ async fn more_logins_than_can_be_served_are_turned_away_at_once() {
     ])
     .await;
     // With a name that nobody can have, so that all of them ask for a hash before the first is computed.
-    let login = json!({"username": "a b", "password": PASSWORD});
     let mut crowd = JoinSet::new();
     for _ in 0..8 {
-        crowd.spawn(app.post("/users/login").json(&login).send());
+        crowd.spawn(app.try_login("a b", PASSWORD));
     }
     let answers = crowd.join_all().await;
     let (served, turned_away): (Vec<_>, Vec<_>) =
@@ -339,7 +338,7 @@ async fn more_logins_than_can_be_served_are_turned_away_at_once() {
         assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
         answer.expect_problem(503, "overloaded");
     }
-    app.post("/users/login").json(&login).send().await.expect_problem(401, "invalid_credentials");
+    app.try_login("a b", PASSWORD).await.expect_problem(401, "invalid_credentials");
 }
 
 #[tokio::test]

@@ -75,12 +75,10 @@ async fn story() -> App {
     let forged = json!({"access_token": "v4.public.AAAA"});
     app.get("/users/me").bearer(&forged).send().await.expect_problem(401, "invalid_token");
     app.get("/nobody/knows/this").send().await.expect_problem(404, "not_found");
-    let wrong = json!({"username": "alice", "password": "wrong-sardine-lagoon-4"});
     for status in [401, 401, 401, 429] {
-        assert_eq!(app.post("/users/login").json(&wrong).send().await.status.as_u16(), status);
+        assert_eq!(app.try_login("alice", "wrong-sardine-lagoon-4").await.status.as_u16(), status);
     }
-    let renewal = json!({"refresh_token": login["refresh_token"]});
-    app.post("/tokens/renew_access").json(&renewal).send().await.expect(200);
+    app.renew(&login).await.expect(200);
     app.post("/users/logout").bearer(&login).send().await.expect(204);
     app.get("/users/me").bearer(&login).send().await.expect_problem(401, "session_revoked");
     app.hear().await;

@@ -13,7 +13,8 @@ use crate::{
 const ONE: &str = "1:RO1qnPi9qxt2iBVWLtBI7ODWHOmx5QBmCy0l1C0gp6s=";
 const TWO: &str = "2:1i0T3ww4Q8p5f5Q1cJ0GZQ5vGJb4TnZ2vT7q0mXgk8s=";
 
-async fn stored(app: &App, user: &Value) -> String {
+/// The hash that is stored for a user.
+pub async fn stored(app: &App, user: &Value) -> String {
     sqlx::query_scalar("SELECT password_hash FROM users WHERE id = $1::uuid")
         .bind(user["id"].as_str().unwrap())
         .fetch_one(&app.db)
@@ -21,12 +22,8 @@ async fn stored(app: &App, user: &Value) -> String {
         .unwrap()
 }
 
-fn credentials(password: &str) -> Value {
-    json!({"username": "alice", "password": password})
-}
-
 async fn may_log_in(app: &App, password: &str) -> bool {
-    let answer = app.post("/users/login").json(&credentials(password)).send().await;
+    let answer = app.try_login("alice", password).await;
     let status = answer.status.as_u16();
     if status != 200 {
         assert_eq!(answer.expect(401)["code"], "invalid_credentials");
@@ -60,9 +57,7 @@ async fn a_pepper_can_be_added_replaced_and_removed() {
     // is.
     let two = plain.replica(&[("PASSWORD_PEPPER", TWO)]).await;
     assert!(may_log_in(&two, PASSWORD).await);
-    let left_behind = json!({"username": "bob", "password": PASSWORD});
-    let answer = two.post("/users/login").json(&left_behind).send().await;
-    assert_eq!(answer.expect(401)["code"], "invalid_credentials");
+    two.try_login("bob", PASSWORD).await.expect_problem(401, "invalid_credentials");
     assert!(stored(&two, &bob).await.contains(",keyid=MQ$"));
     // Without any pepper, nobody whose hash has moved over.
     assert!(!may_log_in(&plain, PASSWORD).await);
@@ -101,7 +96,8 @@ async fn an_unreadable_hash_is_a_wrong_password_and_a_log_line() {
         let change = "UPDATE users SET password_hash = $1, updated_at = $2 WHERE username = 'alice'";
         sqlx::query(change).bind(&hash).bind(START).execute(&app.db).await.unwrap();
         for password in [PASSWORD, ""] {
-            let (status, problem) = service.post("/users/login", &credentials(password)).await;
+            let credentials = json!({"username": "alice", "password": password});
+            let (status, problem) = service.post("/users/login", &credentials).await;
             assert_eq!((status, &problem["code"]), (401, &json!("invalid_credentials")), "{hash}");
         }
         assert_eq!(stored(&app, &alice).await, hash);

@@ -250,20 +250,15 @@ async fn requests(app: &App) {
     for username in ["alice", "bob", "carol"] {
         app.register(username).await;
     }
-    let wrong = json!({ "username": "alice", "password": "wrong-horse-battery-9" });
-    app.post("/users/login").json(&wrong).send().await.expect_problem(401, "invalid_credentials");
+    app.try_login("alice", "wrong-horse-battery-9").await.expect_problem(401, "invalid_credentials");
     let login = app.login("alice").await;
-    let renew = async |login: &Value| {
-        let body = json!({ "refresh_token": login["refresh_token"] });
-        app.post("/tokens/renew_access").json(&body).send().await
-    };
-    let renewed = renew(&login).await.expect(200);
+    let renewed = app.renew(&login).await.expect(200);
     for path in ["/users/me", "/sessions", "/users/me/history", "/users/me/export"] {
         app.get(path).bearer(&renewed).send().await.expect(200);
     }
     app.state().activity.flush().await.unwrap();
     app.clock.advance(Duration::minutes(1));
-    renew(&login).await.expect_problem(401, "refresh_token_reused");
+    app.renew(&login).await.expect_problem(401, "refresh_token_reused");
 
     let login = app.login("alice").await;
     app.patch("/users/me").bearer(&login).json(&json!({ "full_name": "Alice" })).send().await.expect(200);

@@ -444,10 +444,8 @@ async fn a_thousand_wait_and_hold_up_nobody() {
     assert_eq!(turned_away.header("retry-after"), "1");
     turned_away.expect_problem(503, "overloaded");
     // The eight connections of the pool are free for other requests.
-    let credentials = json!({ "username": "alice", "password": PASSWORD });
     for _ in 0..8 {
-        let login = app.post("/users/login").json(&credentials).send();
-        timeout(SOON, login).await.unwrap().expect(200);
+        timeout(SOON, app.try_login("alice", PASSWORD)).await.unwrap().expect(200);
     }
 
     let began = Instant::now();

@@ -8,16 +8,11 @@ use sqlx::AssertSqlSafe;
 use time::Duration;
 
 use crate::{
-    app::{Answer, App, KEY},
+    app::{App, KEY},
     process::until,
 };
 
 const OTHER_KEY: &str = "k4.local.cHFyc3R1dnd4eXp7fH1-f4CBgoOEhYaHiImKi4yNjo8";
-
-async fn renew(app: &App, tokens: &Value) -> Answer {
-    let body = json!({ "refresh_token": tokens["refresh_token"] });
-    app.post("/tokens/renew_access").json(&body).send().await
-}
 
 async fn me(app: &App, tokens: &Value) -> u16 {
     app.get("/users/me").bearer(tokens).send().await.status.as_u16()
@@ -40,7 +35,7 @@ async fn alice() -> (App, Value) {
 async fn a_renewal_gives_new_tokens_of_the_same_session() {
     let (app, login) = alice().await;
     app.clock.advance(Duration::minutes(14));
-    let answer = renew(&app, &login).await;
+    let answer = app.renew(&login).await;
     assert_eq!(answer.header("cache-control"), "no-store");
     let renewed = answer.expect(200);
 
@@ -73,7 +68,7 @@ async fn a_renewal_gives_new_tokens_of_the_same_session() {
 async fn a_renewed_token_carries_the_current_roles() {
     let (app, login) = alice().await;
     app.sql("UPDATE users SET roles = '{admin}' WHERE id = $1::uuid", &login["user"]["id"]).await;
-    let renewed = renew(&app, &login).await.expect(200);
+    let renewed = app.renew(&login).await.expect(200);
     let path = format!("/admin/users/{}", login["user"]["id"].as_str().unwrap());
     app.get(&path).bearer(&renewed).send().await.expect(200);
 }
@@ -81,49 +76,49 @@ async fn a_renewed_token_carries_the_current_roles() {
 #[tokio::test]
 async fn a_lost_answer_is_repeated_within_seconds_and_hours_later() {
     let (app, login) = alice().await;
-    let lost = renew(&app, &login).await.expect(200);
-    let again = renew(&app, &login).await.expect(200);
+    let lost = app.renew(&login).await.expect(200);
+    let again = app.renew(&login).await.expect(200);
     assert_eq!(again["refresh_token"], lost["refresh_token"]);
 
     // No token of the answer has been used: the phone slept.
     app.clock.advance(Duration::hours(9));
-    let morning = renew(&app, &login).await.expect(200);
+    let morning = app.renew(&login).await.expect(200);
     assert_eq!(morning["refresh_token"], lost["refresh_token"]);
     assert_eq!(me(&app, &morning).await, 200);
     // Getting the answer again renews nothing; the next renewal does.
     assert_eq!(morning["refresh_token_expires_at"], lost["refresh_token_expires_at"]);
-    renew(&app, &morning).await.expect(200);
+    app.renew(&morning).await.expect(200);
 }
 
 #[tokio::test]
 async fn a_second_tab_gets_the_same_successor_though_the_first_has_used_it() {
     let (app, login) = alice().await;
-    let first = renew(&app, &login).await.expect(200);
+    let first = app.renew(&login).await.expect(200);
     confirm(&app, &first).await;
     app.clock.advance(Duration::seconds(9));
-    let second = renew(&app, &login).await.expect(200);
+    let second = app.renew(&login).await.expect(200);
     assert_eq!(second["refresh_token"], first["refresh_token"]);
 }
 
 #[tokio::test]
 async fn a_copied_token_ends_the_session_for_both() {
     let (app, login) = alice().await;
-    let renewed = renew(&app, &login).await.expect(200);
+    let renewed = app.renew(&login).await.expect(200);
     confirm(&app, &renewed).await;
     app.clock.advance(Duration::seconds(10));
-    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
+    app.renew(&login).await.expect_problem(401, "refresh_token_reused");
     // The owner gets the same refusal, and nothing is left to renew.
-    renew(&app, &renewed).await.expect_problem(401, "refresh_token_reused");
-    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
+    app.renew(&renewed).await.expect_problem(401, "refresh_token_reused");
+    app.renew(&login).await.expect_problem(401, "refresh_token_reused");
 }
 
 #[tokio::test]
 async fn using_the_former_access_token_does_not_confirm_the_renewal() {
     let (app, login) = alice().await;
-    let lost = renew(&app, &login).await.expect(200);
+    let lost = app.renew(&login).await.expect(200);
     confirm(&app, &login).await;
     app.clock.advance(Duration::minutes(5));
-    let again = renew(&app, &login).await.expect(200);
+    let again = app.renew(&login).await.expect(200);
     assert_eq!(again["refresh_token"], lost["refresh_token"]);
 }
 
@@ -131,29 +126,29 @@ async fn using_the_former_access_token_does_not_confirm_the_renewal() {
 async fn using_a_token_on_another_replica_confirms_the_renewal() {
     let (app, login) = alice().await;
     let other = app.replica(&[]).await;
-    let renewed = renew(&app, &login).await.expect(200);
+    let renewed = app.renew(&login).await.expect(200);
     confirm(&other, &renewed).await;
     app.clock.advance(Duration::minutes(5));
-    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
+    app.renew(&login).await.expect_problem(401, "refresh_token_reused");
 }
 
 #[tokio::test]
 async fn a_clock_that_was_an_hour_ahead_does_no_lasting_harm() {
     let (app, login) = alice().await;
     app.clock.set(Duration::hours(1));
-    let ahead = renew(&app, &login).await.expect(200);
+    let ahead = app.renew(&login).await.expect(200);
     confirm(&app, &ahead).await;
     app.clock.set(Duration::hours(-1));
     // A use in the future counts as a use, and so does every use from now on.
-    let renewed = renew(&app, &ahead).await.expect(200);
+    let renewed = app.renew(&ahead).await.expect(200);
     confirm(&app, &renewed).await;
     app.clock.advance(Duration::minutes(5));
     assert_eq!(me(&app, &renewed).await, 200);
-    let third = renew(&app, &renewed).await.expect(200);
+    let third = app.renew(&renewed).await.expect(200);
     confirm(&app, &third).await;
     app.clock.advance(Duration::seconds(10));
-    renew(&app, &renewed).await.expect_problem(401, "refresh_token_reused");
-    renew(&app, &third).await.expect_problem(401, "refresh_token_reused");
+    app.renew(&renewed).await.expect_problem(401, "refresh_token_reused");
+    app.renew(&third).await.expect_problem(401, "refresh_token_reused");
 }
 
 #[tokio::test]
@@ -169,7 +164,7 @@ async fn use_is_written_once_for_each_token() {
         confirm(&app, &login).await;
     }
     assert_eq!(version().await, first);
-    let renewed = renew(&app, &login).await.expect(200);
+    let renewed = app.renew(&login).await.expect(200);
     app.clock.advance(Duration::minutes(1));
     confirm(&app, &renewed).await;
     assert_eq!(version().await.1, app.clock.now());
@@ -178,31 +173,31 @@ async fn use_is_written_once_for_each_token() {
 #[tokio::test]
 async fn a_token_from_two_renewals_ago_counts_as_reused_at_any_time() {
     let (app, login) = alice().await;
-    let second = renew(&app, &login).await.expect(200);
-    let third = renew(&app, &second).await.expect(200);
-    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
-    renew(&app, &third).await.expect_problem(401, "refresh_token_reused");
+    let second = app.renew(&login).await.expect(200);
+    let third = app.renew(&second).await.expect(200);
+    app.renew(&login).await.expect_problem(401, "refresh_token_reused");
+    app.renew(&third).await.expect_problem(401, "refresh_token_reused");
 }
 
 /// Keeping the service from its database for a while does not make a copied token good again.
 #[tokio::test]
 async fn use_seen_while_the_database_was_away_is_recorded_later() {
     let (app, login) = alice().await;
-    let renewed = renew(&app, &login).await.expect(200);
+    let renewed = app.renew(&login).await.expect(200);
     assert_eq!(me(&app, &renewed).await, 200);
     sqlx::query("ALTER TABLE sessions RENAME TO away").execute(&app.db).await.unwrap();
     app.state().activity.flush().await.unwrap_err();
     sqlx::query("ALTER TABLE away RENAME TO sessions").execute(&app.db).await.unwrap();
     app.state().activity.flush().await.unwrap();
     app.clock.advance(Duration::seconds(10));
-    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
+    app.renew(&login).await.expect_problem(401, "refresh_token_reused");
 }
 
 /// A service that stops cuts off the write under way, and then writes one last time.
 #[tokio::test]
 async fn an_interrupted_write_of_use_is_repeated_the_next_time() {
     let (app, login) = alice().await;
-    let renewed = renew(&app, &login).await.expect(200);
+    let renewed = app.renew(&login).await.expect(200);
     assert_eq!(me(&app, &renewed).await, 200);
     let mut hold = app.db.begin().await.unwrap();
     sqlx::query("SELECT FROM sessions FOR UPDATE").execute(&mut *hold).await.unwrap();
@@ -218,17 +213,17 @@ async fn an_interrupted_write_of_use_is_repeated_the_next_time() {
     hold.rollback().await.unwrap();
     app.state().activity.flush().await.unwrap();
     app.clock.advance(Duration::seconds(10));
-    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
+    app.renew(&login).await.expect_problem(401, "refresh_token_reused");
 }
 
 #[tokio::test]
 async fn operators_see_how_renewals_went() {
     let (app, login) = alice().await;
-    let second = renew(&app, &login).await.expect(200);
-    renew(&app, &login).await.expect(200);
-    renew(&app, &second).await.expect(200);
-    renew(&app, &login).await.expect_problem(401, "refresh_token_reused");
-    renew(&app, &second).await.expect_problem(401, "refresh_token_reused");
+    let second = app.renew(&login).await.expect(200);
+    app.renew(&login).await.expect(200);
+    app.renew(&second).await.expect(200);
+    app.renew(&login).await.expect_problem(401, "refresh_token_reused");
+    app.renew(&second).await.expect_problem(401, "refresh_token_reused");
     let counts = app.scrape().await;
     for line in [
         r#"gatepass_renewals_total{outcome="rotated"} 2"#,
@@ -248,9 +243,9 @@ async fn operators_see_how_renewals_went() {
 async fn a_session_that_is_over_says_why() {
     let (app, login) = alice().await;
     app.sql("UPDATE users SET disabled = true WHERE id = $1::uuid", &login["user"]["id"]).await;
-    renew(&app, &login).await.expect_problem(401, "session_revoked");
+    app.renew(&login).await.expect_problem(401, "session_revoked");
     app.sql("UPDATE users SET disabled = false WHERE id = $1::uuid", &login["user"]["id"]).await;
-    renew(&app, &login).await.expect_problem(401, "session_revoked");
+    app.renew(&login).await.expect_problem(401, "session_revoked");
 
     for reason in ["logout", "revoked", "password_changed", "user_disabled"] {
         let login = app.login("alice").await;
@@ -261,12 +256,12 @@ async fn a_session_that_is_over_says_why() {
             .execute(&app.db)
             .await
             .unwrap();
-        renew(&app, &login).await.expect_problem(401, "session_revoked");
+        app.renew(&login).await.expect_problem(401, "session_revoked");
     }
 
     let idle = app.login("alice").await;
     app.clock.advance(Duration::hours(24));
-    renew(&app, &idle).await.expect_problem(401, "session_expired");
+    app.renew(&idle).await.expect_problem(401, "session_expired");
 }
 
 #[tokio::test]
@@ -276,14 +271,14 @@ async fn a_session_ends_however_busy_it_is() {
     let mut tokens = app.login("alice").await;
     for _ in 0..3 {
         app.clock.advance(Duration::minutes(39));
-        tokens = renew(&app, &tokens).await.expect(200);
+        tokens = app.renew(&tokens).await.expect(200);
     }
     // 117 minutes in, neither token outlives the session.
     assert_eq!(tokens["access_token_expires_at"], "2026-01-02T05:04:05Z");
     assert_eq!(tokens["refresh_token_expires_at"], "2026-01-02T05:04:05Z");
     app.clock.advance(Duration::minutes(3));
     assert_eq!(me(&app, &tokens).await, 401);
-    renew(&app, &tokens).await.expect_problem(401, "session_expired");
+    app.renew(&tokens).await.expect_problem(401, "session_expired");
 }
 
 #[tokio::test]
@@ -306,10 +301,10 @@ async fn an_invalid_refresh_token_is_refused_and_changes_nothing() {
         guesses.push(String::from_utf8(altered).unwrap());
     }
     for guess in guesses {
-        renew(&app, &json!({ "refresh_token": guess })).await.expect_problem(401, "invalid_refresh_token");
+        app.renew(&json!({ "refresh_token": guess })).await.expect_problem(401, "invalid_refresh_token");
     }
-    renew(&other, &login).await.expect_problem(401, "invalid_refresh_token");
-    renew(&app, &login).await.expect(200);
+    other.renew(&login).await.expect_problem(401, "invalid_refresh_token");
+    app.renew(&login).await.expect(200);
 }
 
 #[tokio::test]
@@ -317,14 +312,14 @@ async fn changing_the_root_key_ends_no_session_while_the_old_is_accepted() {
     let (app, login) = alice().await;
     let moved = app.replica_with_key(OTHER_KEY, &[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", KEY)]).await;
     let still = app.replica_with_key(KEY, &[("TOKEN_SYMMETRIC_KEYS_ACCEPTED", OTHER_KEY)]).await;
-    let one = renew(&moved, &login).await.expect(200);
-    let two = renew(&still, &one).await.expect(200);
+    let one = moved.renew(&login).await.expect(200);
+    let two = still.renew(&one).await.expect(200);
     // The same successor, derived with another key, is another text, and just as good.
-    let again = renew(&moved, &one).await.expect(200);
+    let again = moved.renew(&one).await.expect(200);
     assert_ne!(again["refresh_token"], two["refresh_token"]);
-    let three = renew(&moved, &two).await.expect(200);
+    let three = moved.renew(&two).await.expect(200);
     let done = app.replica_with_key(OTHER_KEY, &[]).await;
-    renew(&done, &three).await.expect(200);
+    done.renew(&three).await.expect(200);
 }
 
 #[tokio::test]
@@ -334,7 +329,7 @@ async fn concurrent_renewals_on_two_replicas_get_the_same_refresh_token() {
     for _ in 0..20 {
         let renewals = (0..64).map(|i| {
             let (app, tokens) = (replicas[i % 2].clone(), tokens.clone());
-            tokio::spawn(async move { renew(&app, &tokens).await.expect(200) })
+            tokio::spawn(async move { app.renew(&tokens).await.expect(200) })
         });
         let mut answers = Vec::new();
         for renewal in renewals.collect::<Vec<_>>() {

@@ -16,16 +16,12 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use crate::{
-    app::{self, Answer, App, PASSWORD, START},
+    app::{self, App, PASSWORD, START},
     postgres::Server,
     process::{Home, Signal, allowed, is_drill, until},
 };
 
 const OTHER_PASSWORD: &str = "another-horse-battery-7";
-
-async fn renew(app: &App, tokens: &Value) -> Answer {
-    app.post("/tokens/renew_access").json(&json!({ "refresh_token": tokens["refresh_token"] })).send().await
-}
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap()
@@ -123,9 +119,9 @@ impl Way {
             RevokedByAccessToken => revoke(&doomed["access_token"]).send().await,
             RevokedByRefreshToken => revoke(&doomed["refresh_token"]).send().await,
             Replay => {
-                let renewed = renew(app, doomed).await.expect(200);
-                renew(app, &renewed).await.expect(200);
-                renew(app, doomed).await.expect_problem(401, "refresh_token_reused");
+                let renewed = app.renew(doomed).await.expect(200);
+                app.renew(&renewed).await.expect(200);
+                app.renew(doomed).await.expect_problem(401, "refresh_token_reused");
                 return;
             }
             CommandRevokes => return gatepass(app, &["user", "revoke-sessions", "alice"]).await,
@@ -220,7 +216,7 @@ async fn ends(way: Way, is_here: bool) {
         assert_eq!(replica.knock(&asking).await, expected, "{way:?}");
         assert_eq!(replica.knock(&root).await, accepted(), "{way:?}");
     }
-    assert_eq!(renew(&other, &doomed).await.status.as_u16(), 401, "{way:?}");
+    assert_eq!(other.renew(&doomed).await.status.as_u16(), 401, "{way:?}");
 }
 
 #[tokio::test]
@@ -345,7 +341,7 @@ async fn a_token_with_former_roles_is_outdated_until_it_is_renewed() {
             assert_eq!(answer.header("www-authenticate"), challenge);
             answer.expect_problem(401, "token_outdated");
         }
-        let renewed = renew(&other, &alice).await.expect(200);
+        let renewed = other.renew(&alice).await.expect(200);
         for replica in [&app, &other] {
             assert_eq!(replica.knock(&renewed).await, accepted());
             assert_eq!(replica.knock(&alice).await, refused("token_outdated"));
@@ -364,7 +360,7 @@ async fn restoring_former_roles_keeps_the_token_valid() {
     set("UPDATE users SET roles = '{auditor}' WHERE id = $1::uuid").await;
     app.hear().await;
     assert_eq!(app.knock(&alice).await, refused("token_outdated"));
-    let auditor = renew(&app, &alice).await.expect(200);
+    let auditor = app.renew(&alice).await.expect(200);
     assert_eq!(app.knock(&auditor).await, accepted());
 
     // Set back, as one reading sees it; then changed and set back between two readings.

@@ -152,8 +152,7 @@ async fn a_login_refused_by_a_full_hash_queue_makes_no_round_trip() {
     ];
     let wire = Wire::new().await;
     let app = App::over(wire.url.clone(), &slow).await;
-    let login =
-        || app.post("/users/login").json(&json!({ "username": "nobody", "password": PASSWORD })).send();
+    let login = || app.try_login("nobody", PASSWORD);
     // One login is being hashed, and one waits.
     let mut crowd = JoinSet::new();
     for _ in 0..8 {

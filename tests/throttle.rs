@@ -187,8 +187,7 @@ async fn concurrent_attempts_get_through_only_up_to_the_limit() {
         for expected in [admitted, 1, 1] {
             let mut crowd = JoinSet::new();
             for i in 0..64 {
-                let body = json!({ "username": "alice", "password": WRONG });
-                crowd.spawn(replicas[i % 2].post("/users/login").json(&body).send());
+                crowd.spawn(replicas[i % 2].try_login("alice", WRONG));
             }
             let mut through = 0;
             for answer in crowd.join_all().await {
@@ -219,8 +218,7 @@ async fn many_first_logins_at_once_all_succeed() {
         app.register(name).await;
         let mut crowd = JoinSet::new();
         for i in 0..24 {
-            let body = json!({ "username": name, "password": PASSWORD });
-            crowd.spawn(replicas[i % 2].post("/users/login").json(&body).send());
+            crowd.spawn(replicas[i % 2].try_login(name, PASSWORD));
         }
         for answer in crowd.join_all().await {
             answer.expect(200);

@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::{
-    app::{Answer, App, PASSWORD},
+    app::{App, PASSWORD},
     legacy_login::OldSystem,
     process::is_drill,
 };
@@ -85,10 +85,6 @@ fn assert_alike(names: &[&str], times: &[Vec<f64>], bound: f64) {
     }
 }
 
-async fn log_in(app: &App, username: &str, password: &str) -> Answer {
-    app.post("/users/login").json(&json!({ "username": username, "password": password })).send().await
-}
-
 /// A hash at its real cost, on one thread.
 const HASH: [(&str, &str); 3] =
     [("ARGON2_MEMORY_KIB", "19456"), ("ARGON2_ITERATIONS", "2"), ("PASSWORD_HASH_THREADS", "1")];
@@ -118,7 +114,7 @@ async fn a_failed_login_takes_equally_long_whatever_the_reason() {
     let (samples, bound) = effort();
     let times = measure(cases.len(), samples, async |case, _| {
         let (_, username, password) = cases[case];
-        log_in(&app, username, password).await.expect_problem(401, "invalid_credentials");
+        app.try_login(username, password).await.expect_problem(401, "invalid_credentials");
     });
     assert_alike(&cases.map(|(name, ..)| name), &times.await, bound);
 }
@@ -138,11 +134,11 @@ async fn a_failed_login_takes_equally_long_with_an_expensive_foreign_hash() {
         ("an unknown user", "nobody", PASSWORD),
         ("a disabled user", "bob", PASSWORD),
     ];
-    log_in(&app, "dora", WRONG).await.expect_problem(401, "invalid_credentials");
+    app.try_login("dora", WRONG).await.expect_problem(401, "invalid_credentials");
     let (samples, bound) = effort();
     let times = measure(cases.len(), samples, async |case, _| {
         let (_, username, password) = cases[case];
-        log_in(&app, username, password).await.expect_problem(401, "invalid_credentials");
+        app.try_login(username, password).await.expect_problem(401, "invalid_credentials");
     });
     assert_alike(&cases.map(|(name, ..)| name), &times.await, bound);
 }
@@ -198,12 +194,12 @@ async fn a_throttled_login_takes_equally_long_for_every_user() {
         ("a user without a password", "carol", PASSWORD),
     ];
     for (_, username, _) in cases {
-        log_in(&app, username, WRONG).await.expect_problem(401, "invalid_credentials");
+        app.try_login(username, WRONG).await.expect_problem(401, "invalid_credentials");
     }
     let (samples, bound) = effort();
     let times = measure(cases.len(), samples, async |case, _| {
         let (_, username, password) = cases[case];
-        log_in(&app, username, password).await.expect_problem(429, "too_many_attempts");
+        app.try_login(username, password).await.expect_problem(429, "too_many_attempts");
     });
     assert_alike(&cases.map(|(name, ..)| name), &times.await, bound);
 }
@@ -212,12 +208,12 @@ async fn a_throttled_login_takes_equally_long_for_every_user() {
 #[tokio::test]
 async fn the_measurement_detects_a_skipped_hash() {
     let app = App::with(&[&HASH[..], &[("LOGIN_ATTEMPTS_PER_ACCOUNT", "1/365d")]].concat()).await;
-    log_in(&app, "alice", WRONG).await.expect_problem(401, "invalid_credentials");
+    app.try_login("alice", WRONG).await.expect_problem(401, "invalid_credentials");
     let times = measure(2, 30, async |case, sample| match case {
         0 => drop(
-            log_in(&app, &format!("nobody{sample}"), WRONG).await.expect_problem(401, "invalid_credentials"),
+            app.try_login(&format!("nobody{sample}"), WRONG).await.expect_problem(401, "invalid_credentials"),
         ),
-        _ => drop(log_in(&app, "alice", WRONG).await.expect_problem(429, "too_many_attempts")),
+        _ => drop(app.try_login("alice", WRONG).await.expect_problem(429, "too_many_attempts")),
     });
     let times = times.await;
     assert!(how_often_larger(&times[0], &times[1]) > 0.95, "{times:?}");

@@ -27,10 +27,6 @@ async fn patch_me(app: &App, login: &Value, change: Value) -> Answer {
     app.patch("/users/me").bearer(login).json(&change).send().await
 }
 
-async fn log_in(app: &App, username: &str, password: &str) -> Answer {
-    app.post("/users/login").json(&json!({"username": username, "password": password})).send().await
-}
-
 #[tokio::test]
 async fn a_profile_change_affects_only_the_given_fields() {
     let app = App::new().await;
@@ -69,8 +65,8 @@ async fn a_profile_change_affects_only_the_given_fields() {
     }
     assert_eq!(me(&app, &alice).await, expected);
     // The new address can log in, the old ones cannot.
-    log_in(&app, "Alice@Example.com", PASSWORD).await.expect(200);
-    log_in(&app, "liddell@example.org", PASSWORD).await.expect_problem(401, "invalid_credentials");
+    app.try_login("Alice@Example.com", PASSWORD).await.expect(200);
+    app.try_login("liddell@example.org", PASSWORD).await.expect_problem(401, "invalid_credentials");
 }
 
 #[tokio::test]
@@ -113,7 +109,7 @@ async fn an_address_is_the_same_however_its_accents_are_composed() {
         assert_eq!(register(username, email).await.expect(201)["email"], email);
         register("other", other).await.expect_problem(409, "email_taken");
         for name in [email, other] {
-            assert_eq!(log_in(&app, name, PASSWORD).await.expect(200)["user"]["username"], username);
+            assert_eq!(app.try_login(name, PASSWORD).await.expect(200)["user"]["username"], username);
         }
     }
 }
@@ -161,7 +157,7 @@ async fn a_live_token_of_a_user_who_is_locked_out_or_gone_is_refused() {
             assert!(answer.header("www-authenticate").starts_with(r#"Bearer error="invalid_token""#));
             answer.expect_problem(401, "session_revoked");
         }
-        log_in(&app, "alice", PASSWORD).await.expect_problem(401, "invalid_credentials");
+        app.try_login("alice", PASSWORD).await.expect_problem(401, "invalid_credentials");
     }
 }
 
@@ -193,7 +189,7 @@ async fn only_one_of_many_simultaneous_registrations_of_a_name_succeeds() {
         }
         let [winner] = &winners[..] else { panic!("{field}: {winners:?}") };
         let name = winner[field].as_str().unwrap();
-        assert_eq!(log_in(&app, name, PASSWORD).await.expect(200)["user"], *winner);
+        assert_eq!(app.try_login(name, PASSWORD).await.expect(200)["user"], *winner);
     }
 }
 
@@ -341,7 +337,7 @@ async fn a_login_records_the_address_and_device_of_its_session() {
         assert_eq!(session.times, [now, now, begun + Duration::hours(24), begun + Duration::days(30)]);
     }
     // A failed login leaves none.
-    log_in(&app, "alice", "wrong-horse-battery-9").await.expect_problem(401, "invalid_credentials");
+    app.try_login("alice", "wrong-horse-battery-9").await.expect_problem(401, "invalid_credentials");
     let count: i64 = sqlx::query_scalar("SELECT count(*) FROM sessions").fetch_one(&app.db).await.unwrap();
     assert_eq!(count, 8);
     // A user agent that is not UTF-8 is no reason to refuse a login.
@@ -413,7 +409,7 @@ async fn a_hash_of_older_parameters_is_replaced_at_the_next_login() {
     assert_eq!(hash().await, first, "nothing has changed");
 
     let replica = app.replica(&[("ARGON2_ITERATIONS", "2")]).await;
-    log_in(&replica, "alice", "wrong-horse-battery-9").await.expect_problem(401, "invalid_credentials");
+    replica.try_login("alice", "wrong-horse-battery-9").await.expect_problem(401, "invalid_credentials");
     assert_eq!(hash().await, first, "a login with a wrong password must not change the hash");
     app.clock.advance(Duration::minutes(1));
     let login = replica.login("alice").await;
