@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use axum::{
@@ -31,7 +32,7 @@ use gatepass::{
     cli::serve::{self, Pools},
     clock::Clock,
     config::{self, Settings, Sources},
-    http::{self, Limits},
+    http::{self, Limits, Phase, server},
     random,
     store::{
         Source, migrations,
@@ -44,7 +45,13 @@ use reqwest::Url;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, postgres::PgConnectOptions};
 use time::{OffsetDateTime, macros::datetime};
-use tokio::sync::OnceCell;
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    sync::{OnceCell, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 use tower::ServiceExt;
 
 use crate::process::until;
@@ -57,6 +64,9 @@ pub const PASSWORD: &str = "secret-horse-battery-9";
 
 /// The key of every test's service.
 pub const KEY: &str = "k4.local.JKRqVqvl6j0UzdkslLRA1Gd4T1wYqbfVgBJcAZ9vWxM";
+
+/// Longer than the service takes to stop, unless it hangs.
+const STOP_PATIENCE: Duration = Duration::from_secs(8);
 
 /// The service of one test.
 pub struct App {
@@ -227,6 +237,15 @@ impl App {
         self.app.feed.hear().await.unwrap();
     }
 
+    /// Serves it on a port of its own, within `limits`.
+    pub async fn serve(&self, limits: Limits) -> Served {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (phase, says) = watch::channel(Phase::Serving);
+        let done = tokio::spawn(server::serve(listener, self.router.clone(), None, limits, says));
+        Served { address, phase, done }
+    }
+
     pub fn get(&self, path: &str) -> Story {
         self.request(Method::GET, path)
     }
@@ -243,6 +262,29 @@ impl App {
         let mut request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
         request.extensions_mut().insert(ConnectInfo(SocketAddr::from(([192, 0, 2, 1], 4711))));
         Story { router: self.router.clone(), request }
+    }
+}
+
+/// The service, listening on a port.
+pub struct Served {
+    pub address: SocketAddr,
+    pub phase: watch::Sender<Phase>,
+    /// Whether all requests were finished.
+    pub done: JoinHandle<bool>,
+}
+
+impl Served {
+    /// A connection on which these bytes have been sent.
+    pub async fn send(&self, bytes: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// Stops it, and returns whether all requests were finished.
+    pub async fn stop(self) -> bool {
+        self.phase.send(Phase::Closing).unwrap();
+        timeout(STOP_PATIENCE, self.done).await.unwrap().unwrap()
     }
 }
 

@@ -24,7 +24,7 @@ use axum::{
     extract::{DefaultBodyLimit, Request, State},
     http::{HeaderMap, Method, StatusCode},
 };
-use gatepass::http::{Limits, Phase, server};
+use gatepass::http::Limits;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Frame;
 use serde_json::Value;
@@ -33,13 +33,11 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     process::{Child, Command},
-    sync::watch,
-    task::JoinHandle,
     time::timeout,
 };
 
 use crate::{
-    app::{Answer, App, START},
+    app::{Answer, App, START, Served},
     nginx::Nginx,
     not_tested::named_by,
     process::until,
@@ -236,22 +234,19 @@ async fn the_request_body_is_never_read_whatever_its_size() {
 async fn an_unsent_body_does_not_delay_the_answer() {
     let app = App::new().await;
     let Users { alice, .. } = Users::new(&app).await;
-    let gatepass = Served::new(&app).await;
+    let gatepass = app.serve(Limits::default()).await;
     let token = alice["access_token"].as_str().unwrap();
     let head = |more: &str| {
         format!("POST /auth/verify HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n{more}\r\n")
     };
     // A body that is declared and never sent.
     for more in ["Content-Length: 1048576\r\n", "Transfer-Encoding: chunked\r\n"] {
-        let mut stream = TcpStream::connect(gatepass.address).await.unwrap();
-        stream.write_all(head(more).as_bytes()).await.unwrap();
+        let mut stream = gatepass.send(&head(more)).await;
         let answer = read_head(&mut stream).await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{more}: {answer}");
     }
     // A client that asks whether to send its body is not told to.
-    let mut stream = TcpStream::connect(gatepass.address).await.unwrap();
-    let more = "Content-Length: 1048576\r\nExpect: 100-continue\r\n";
-    stream.write_all(head(more).as_bytes()).await.unwrap();
+    let mut stream = gatepass.send(&head("Content-Length: 1048576\r\nExpect: 100-continue\r\n")).await;
     let answer = read_head(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     // After a small body, or none, the next request uses the same connection.
@@ -262,8 +257,7 @@ async fn an_unsent_body_does_not_delay_the_answer() {
         assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("connection: close"), "{answer}");
     }
     // A large body that is sent all the same costs the connection, not the answer.
-    let mut stream = TcpStream::connect(gatepass.address).await.unwrap();
-    stream.write_all(head("Content-Length: 1048576\r\n").as_bytes()).await.unwrap();
+    let mut stream = gatepass.send(&head("Content-Length: 1048576\r\n")).await;
     stream.write_all(&vec![b'x'; 1 << 20]).await.unwrap();
     assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 200 "));
     gatepass.stop().await;
@@ -277,28 +271,6 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
         answer.push(byte.unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&answer))));
     }
     String::from_utf8(answer).unwrap()
-}
-
-/// gatepass on a socket.
-struct Served {
-    address: SocketAddr,
-    phase: watch::Sender<Phase>,
-    done: JoinHandle<bool>,
-}
-
-impl Served {
-    async fn new(app: &App) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (phase, says) = watch::channel(Phase::Serving);
-        let done = tokio::spawn(server::serve(listener, app.router.clone(), None, Limits::default(), says));
-        Self { address, phase, done }
-    }
-
-    async fn stop(self) {
-        self.phase.send(Phase::Closing).unwrap();
-        timeout(PATIENCE, self.done).await.unwrap().unwrap();
-    }
 }
 
 /// The application behind the proxy. It keeps what arrived, and answers with a digest of the body; at `/download`, with
@@ -545,7 +517,7 @@ impl Drop for Running {
 #[tokio::test]
 async fn behind_nginx() {
     let app = App::new().await;
-    let gatepass = Served::new(&app).await;
+    let gatepass = app.serve(Limits::default()).await;
     let application = Application::new().await;
     let nginx = Nginx::start("forward auth by nginx", |listen| {
         let mut site = documented("nginx", "upstream gatepass {");
@@ -561,7 +533,7 @@ async fn behind_nginx() {
 async fn behind_traefik() {
     let Some(traefik) = named_by("GATEPASS_TEST_TRAEFIK", "forward auth by Traefik") else { return };
     let app = App::new().await;
-    let gatepass = Served::new(&app).await;
+    let gatepass = app.serve(Limits::default()).await;
     let application = Application::new().await;
     let dir = TempDir::with_prefix("gatepass-traefik-").unwrap();
     let path = dir.path().to_str().unwrap();
@@ -608,7 +580,7 @@ async fn behind_envoy() {
     for is_prefix in [false, true] {
         let Some(envoy) = named_by("GATEPASS_TEST_ENVOY", "forward auth by Envoy") else { return };
         let app = App::new().await;
-        let gatepass = Served::new(&app).await;
+        let gatepass = app.serve(Limits::default()).await;
         let application = Application::new().await;
         let dir = TempDir::with_prefix("gatepass-envoy-").unwrap();
         let path = dir.path().to_str().unwrap();

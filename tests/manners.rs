@@ -3,7 +3,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,7 +15,7 @@ use axum::{
     http::{Method, Request},
 };
 use gatepass::{
-    http::{Limits, Phase, server},
+    http::{Limits, Phase},
     store::migrations,
 };
 use http_body_util::BodyExt;
@@ -25,16 +24,15 @@ use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::watch,
-    task::{JoinHandle, JoinSet},
+    net::TcpStream,
+    task::JoinSet,
     time::timeout,
 };
 use tower::ServiceExt;
 use uuid::Uuid;
 
 use crate::{
-    app::{self, Answer, App, PASSWORD, Story},
+    app::{self, Answer, App, PASSWORD, Served, Story},
     process,
 };
 
@@ -357,36 +355,6 @@ async fn a_handler_that_hangs_is_given_up() {
     app.get("/users/me").bearer(&alice).send().await.expect(200);
 }
 
-/// The service, listening on a socket.
-struct Served {
-    address: SocketAddr,
-    phase: watch::Sender<Phase>,
-    done: JoinHandle<bool>,
-}
-
-async fn serve(app: &App, limits: Limits) -> Served {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (phase, says) = watch::channel(Phase::Serving);
-    let done = tokio::spawn(server::serve(listener, app.router.clone(), None, limits, says));
-    Served { address, phase, done }
-}
-
-impl Served {
-    /// A connection on which these bytes have been sent.
-    async fn send(&self, bytes: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
-        stream.write_all(bytes.as_bytes()).await.unwrap();
-        stream
-    }
-
-    /// Stops it, and returns whether all requests were finished.
-    async fn stop(self) -> bool {
-        self.phase.send(Phase::Closing).unwrap();
-        timeout(PATIENCE, self.done).await.unwrap().unwrap()
-    }
-}
-
 /// Everything that arrives until the other side closes the connection.
 async fn rest(mut stream: TcpStream) -> String {
     let mut bytes = Vec::new();
@@ -413,7 +381,7 @@ async fn a_client_that_dribbles_or_idles_loses_its_connection() {
     let (header_read, idle) = (Duration::from_millis(200), Duration::from_millis(400));
     let limits = Limits { header_read, idle, ..Limits::default() };
     let app = App::with_limits(&[], limits).await;
-    let served = serve(&app, limits).await;
+    let served = app.serve(limits).await;
     let mut all = JoinSet::new();
     for (start, answers) in [
         ("GET /healthz HTTP/1.1\r\nHost: a\r\nX-Slow: ", 0),
@@ -446,7 +414,7 @@ async fn a_client_that_dribbles_or_idles_loses_its_connection() {
 async fn a_connection_that_is_idle_makes_room_when_places_are_few() {
     let app = App::new().await;
     let limits = Limits { header_read: Duration::from_millis(200), connections: 4, ..Limits::default() };
-    let served = serve(&app, limits).await;
+    let served = app.serve(limits).await;
     let mut idle = Vec::new();
     // The last ones are only accepted once the first have been closed.
     for _ in 0..8 {
@@ -461,7 +429,7 @@ async fn a_connection_that_is_idle_makes_room_when_places_are_few() {
 async fn a_body_that_does_not_arrive_times_out() {
     let limits = Limits { body_read: Duration::from_millis(200), ..Limits::default() };
     let app = App::with_limits(&[], limits).await;
-    let served = serve(&app, limits).await;
+    let served = app.serve(limits).await;
     for body in [
         "Content-Length: 100\r\n\r\n",
         "Content-Length: 100\r\n\r\n{\"username\":",
@@ -482,7 +450,7 @@ async fn a_body_that_does_not_arrive_times_out() {
 #[tokio::test]
 async fn a_body_that_is_declared_too_large_is_refused_before_it_is_sent() {
     let app = App::new().await;
-    let served = serve(&app, Limits::default()).await;
+    let served = app.serve(Limits::default()).await;
     let head =
         "POST /users HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 65537\r\n\r\n";
     let answer = rest(served.send(head).await).await;
@@ -493,7 +461,7 @@ async fn a_body_that_is_declared_too_large_is_refused_before_it_is_sent() {
 #[tokio::test]
 async fn invalid_http_is_answered_with_an_error_and_closed() {
     let app = App::new().await;
-    let served = serve(&app, Limits::default()).await;
+    let served = app.serve(Limits::default()).await;
     let many = (0..101).map(|i| format!("X-{i}: a\r\n")).collect::<String>();
     let long = "a".repeat(70_000);
     for (text, status) in [
@@ -512,7 +480,7 @@ async fn invalid_http_is_answered_with_an_error_and_closed() {
 #[tokio::test]
 async fn a_connection_serves_many_requests_in_order() {
     let app = App::new().await;
-    let served = serve(&app, Limits::default()).await;
+    let served = app.serve(Limits::default()).await;
     let paths = ["/healthz", "/nope", "/readyz", "/users/me", "/healthz"];
     let pipelined: String = paths
         .iter()
@@ -534,7 +502,7 @@ async fn a_connection_serves_many_requests_in_order() {
 async fn http_2_is_spoken_with_prior_knowledge() {
     let app = App::new().await;
     app.register("alice").await;
-    let served = serve(&app, Limits::default()).await;
+    let served = app.serve(Limits::default()).await;
     let stream = TokioIo::new(TcpStream::connect(served.address).await.unwrap());
     let (mut client, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
@@ -583,7 +551,7 @@ async fn begin_login(served: &Served) -> (TcpStream, String) {
 async fn a_stopping_service_finishes_requests_in_flight_and_accepts_no_more() {
     let app = App::new().await;
     app.register("alice").await;
-    let served = serve(&app, Limits::default()).await;
+    let served = app.serve(Limits::default()).await;
     let idle = {
         let mut stream = served.send("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await;
         until(&mut stream, "{\"status\":\"ok\"}").await;
@@ -611,7 +579,7 @@ const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
 #[tokio::test]
 async fn a_leaving_service_still_serves_clients_and_asks_them_to_disconnect() {
     let app = App::new().await;
-    let served = serve(&app, Limits::default()).await;
+    let served = app.serve(Limits::default()).await;
     let mut kept = served.send(HEALTH).await;
     assert!(!until(&mut kept, "{\"status\":\"ok\"}").await.contains("connection: close"));
     let (mut idle, mut silent) = (served.send(HEALTH).await, served.send(HEALTH).await);
@@ -659,7 +627,7 @@ async fn a_leaving_service_still_serves_clients_and_asks_them_to_disconnect() {
 #[tokio::test]
 async fn late_connections_are_refused_or_served_but_never_cut_off() {
     let app = App::new().await;
-    let served = serve(&app, Limits::default()).await;
+    let served = app.serve(Limits::default()).await;
     served.phase.send(Phase::Leaving).unwrap();
     let address = served.address;
     let answered = Arc::new(AtomicUsize::new(0));
@@ -693,7 +661,7 @@ async fn late_connections_are_refused_or_served_but_never_cut_off() {
 async fn a_hanging_request_delays_shutdown_only_up_to_the_limit() {
     let app = App::new().await;
     let limits = Limits { drain: Duration::from_millis(200), ..Limits::default() };
-    let served = serve(&app, limits).await;
+    let served = app.serve(limits).await;
     let (stream, _) = begin_login(&served).await;
     let began = Instant::now();
     assert!(!served.stop().await, "one was not finished");
@@ -792,7 +760,7 @@ async fn the_operations_server_also_sends_problems_and_request_ids() {
 async fn responses_without_content_have_no_content_length() {
     let app = App::new().await;
     app.register("alice").await;
-    let served = serve(&app, Limits::default()).await;
+    let served = app.serve(Limits::default()).await;
     let stream = TokioIo::new(TcpStream::connect(served.address).await.unwrap());
     let (mut client, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
@@ -843,7 +811,7 @@ async fn a_client_that_does_not_read_loses_its_connection() {
         drain: Duration::from_secs(30),
         ..Limits::default()
     };
-    let served = serve(&app, limits).await;
+    let served = app.serve(limits).await;
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(served.address).await.unwrap();
