@@ -93,23 +93,12 @@ impl App {
 
     /// With further settings and other limits.
     pub async fn with_limits(more: &[(&str, &str)], limits: Limits) -> Self {
-        Self::made(database().await, more, limits).await
+        Self::start(database().await, KEY, Clock::fixed(START), more, limits).await.unwrap()
     }
 
     /// Over a database that already exists.
     pub async fn over(database_url: String, more: &[(&str, &str)]) -> Self {
-        Self::made(database_url, more, Limits::default()).await
-    }
-
-    async fn made(database_url: String, more: &[(&str, &str)], limits: Limits) -> Self {
-        let settings = settings(more);
-        let clock = Clock::fixed(START);
-        let key: SymmetricKey = KEY.parse().unwrap();
-        let db = PgPool::connect_lazy(&database_url).unwrap();
-        let pools = pools(&database_url);
-        let app = serve::app(&settings, &key, pools.clone(), clock.clone(), limits).await.unwrap();
-        app.feed.hear().await.unwrap();
-        Self { clock, db, database_url, router: http::router(app.clone()), app, pools }
+        Self::start(database_url, KEY, Clock::fixed(START), more, Limits::default()).await.unwrap()
     }
 
     /// Another replica: the same database, clock and key.
@@ -129,12 +118,21 @@ impl App {
         clock: Clock,
         more: &[(&str, &str)],
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        let db = PgPool::connect_lazy(&self.database_url).unwrap();
+        Self::start(self.database_url.clone(), key, clock, more, Limits::default()).await
+    }
+
+    async fn start(
+        database_url: String,
+        key: &str,
+        clock: Clock,
+        more: &[(&str, &str)],
+        limits: Limits,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let key: SymmetricKey = key.parse().unwrap();
-        let pools = pools(&self.database_url);
-        let app = serve::app(&settings(more), &key, pools.clone(), clock.clone(), Limits::default()).await?;
+        let db = PgPool::connect_lazy(&database_url).unwrap();
+        let pools = pools(&database_url);
+        let app = serve::app(&settings(more), &key, pools.clone(), clock.clone(), limits).await?;
         app.feed.hear().await?;
-        let database_url = self.database_url.clone();
         Ok(Self { clock, db, database_url, router: http::router(app.clone()), app, pools })
     }
 
