@@ -29,6 +29,10 @@ pub mod rules;
 
 use std::fmt;
 
+use base64::{
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use secrecy::{ExposeSecret, SecretString};
 use unicode_normalization::UnicodeNormalization;
 
@@ -38,6 +42,12 @@ pub use pepper::{PepperError, Peppers};
 pub use pool::{Pool, PoolError, PoolSettings, StartError};
 pub use recipe::Verdict;
 pub use rules::{MAX_LENGTH, Refusal, Rules};
+
+/// With padding or without, since writers differ.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// A password in the clear, for no longer than necessary: wiped from memory when dropped, redacted by `Debug`.
 ///

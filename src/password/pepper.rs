@@ -11,12 +11,10 @@
 
 use std::{fmt, str::FromStr};
 
-use base64::{
-    Engine,
-    alphabet::STANDARD,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD_NO_PAD},
-};
+use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use zeroize::Zeroizing;
+
+use super::BASE64;
 
 /// The minimum length of a pepper, in bytes.
 const MIN_BYTES: usize = 32;
@@ -24,12 +22,6 @@ const MIN_BYTES: usize = 32;
 const MAX_BYTES: usize = 128;
 /// The longest name, in bytes: the PHC format allows 8 for `keyid`.
 const MAX_NAME: usize = 8;
-
-/// With padding or without.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// The peppers of a service, newest first; none by default.
 ///
