@@ -8,7 +8,6 @@ use time::OffsetDateTime;
 use super::{Failure, database, print, print_json, seconds, setup, time};
 use crate::{
     account::{Entry, Head, History, Verification, Wanted},
-    config::Settings,
     http::ChangeBody,
 };
 
@@ -70,10 +69,10 @@ fn hash(text: &str) -> Result<[u8; 32], String> {
 
 pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), Failure> {
     let settings = setup::begin(config_file).await?;
-    let history = |settings: &Settings, db: &crate::store::PgPool| {
-        History::new(db.clone(), db.clone(), settings.history_retention)
-    };
-    database::on_pool(&settings, async |db| execute(&history(&settings, db), args).await).await
+    database::on_pool(&settings, async |db| {
+        execute(&History::new(db.clone(), db.clone(), settings.history_retention), args).await
+    })
+    .await
 }
 
 async fn execute(history: &History, args: Args) -> Result<(), Failure> {
