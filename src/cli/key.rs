@@ -99,9 +99,11 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
     }
     let settings = setup::begin(config_file).await?;
     let is_look = matches!(command, Command::List { .. } | Command::Show { .. });
-    let root = if is_look { setup::present_key(&settings)? } else { Some(setup::symmetric_key(&settings)?) };
-    let has_root = root.is_some();
-    let policy = setup::key_policy(&settings, &root.unwrap_or_else(setup::nobodys_key), setup::operator());
+    let (policy, has_root) = if is_look {
+        setup::present_key_policy(&settings)?
+    } else {
+        (setup::key_policy(&settings, &setup::symmetric_key(&settings)?, setup::operator()), true)
+    };
     match command {
         Command::Generate { json } => generate(json),
         Command::Show { .. } if !has_root => Err(NO_KEY.into()),

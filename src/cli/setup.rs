@@ -94,19 +94,6 @@ pub(super) fn symmetric_key(settings: &Settings) -> Result<SymmetricKey, Failure
     }
 }
 
-/// Like [`symmetric_key`], for commands that only look: in development there may be no key yet.
-pub(super) fn present_key(settings: &Settings) -> Result<Option<SymmetricKey>, Failure> {
-    match settings.token_symmetric_key {
-        None if settings.environment == Environment::Development => development_key::read(&state_dir()?),
-        _ => symmetric_key(settings).map(Some),
-    }
-}
-
-/// A random key in place of one that does not exist yet: neither opens anything that exists.
-pub(super) fn nobodys_key() -> SymmetricKey {
-    SymmetricKey::from_bytes(random::bytes(&mut random::system()))
-}
-
 /// Whoever is at the command line, for the history.
 pub(super) fn operator() -> Cause {
     let uid = rustix::process::geteuid();
@@ -152,6 +139,18 @@ pub(super) fn key_policy(settings: &Settings, key: &SymmetricKey, cause: Cause) 
         max_staleness: settings.revocation_max_staleness,
         cause,
     }
+}
+
+/// Like [`key_policy`], for commands that only look, and whether there is a key: in development there may be none yet.
+/// A random one is then in its place: neither opens anything that exists.
+pub(super) fn present_key_policy(settings: &Settings) -> Result<(keys::Policy, bool), Failure> {
+    let root = match settings.token_symmetric_key {
+        None if settings.environment == Environment::Development => development_key::read(&state_dir()?)?,
+        _ => Some(symmetric_key(settings)?),
+    };
+    let has_root = root.is_some();
+    let root = root.unwrap_or_else(|| SymmetricKey::from_bytes(random::bytes(&mut random::system())));
+    Ok((key_policy(settings, &root, operator()), has_root))
 }
 
 /// The parts of the use cases over `db`, with `threads` threads for password hashes, and without an old system or a

@@ -102,11 +102,10 @@ fn bare(input: &str) -> &str {
 
 /// Makes the checks of the service. A key ring that cannot be read is reported at once, not waited for.
 async fn verifier(settings: &Settings, now: OffsetDateTime) -> Result<Verifier, Failure> {
-    let root = setup::present_key(settings)?.unwrap_or_else(|| {
+    let (policy, has_root) = setup::present_key_policy(settings)?;
+    if !has_root {
         say("note: there is no key yet; `gatepass serve` makes one, since TOKEN_SYMMETRIC_KEY is not set");
-        setup::nobodys_key()
-    });
-    let policy = setup::key_policy(settings, &root, setup::operator());
+    }
     let has_ring = policy.has_ring();
     let is_there = setup::has_database(settings)?;
     if has_ring && !is_there {

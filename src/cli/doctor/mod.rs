@@ -149,15 +149,13 @@ async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
     findings.push(operators(&settings));
     findings.push(open_files(&settings));
     findings.extend(old_system(&settings).await);
-    match setup::present_key(&settings) {
-        Ok(root) => {
-            if root.is_none() {
+    match setup::present_key_policy(&settings) {
+        Ok((policy, has_root)) => {
+            if !has_root {
                 let note =
                     "TOKEN_SYMMETRIC_KEY is not set: `gatepass serve` makes a key, and keeps it in .gatepass";
                 findings.push(Finding::note("settings", note));
             }
-            let root = root.unwrap_or_else(setup::nobodys_key);
-            let policy = setup::key_policy(&settings, &root, setup::operator());
             findings.extend(rotations_under_way(&settings));
             findings.extend(database(&settings, &policy).await);
         }
