@@ -50,6 +50,11 @@ pub struct Wanted<'a> {
     pub cursor: Option<i64>,
 }
 
+impl Wanted<'_> {
+    /// The tables whose changes the history records.
+    pub const TABLES: [&'static str; 5] = ["users", "sessions", "signing_keys", "clients", "history"];
+}
+
 /// A part of the history, newest first.
 #[derive(Clone, Debug)]
 pub struct HistoryPage {

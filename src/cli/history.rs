@@ -21,7 +21,7 @@ pub(super) struct Args {
     #[arg(long)]
     user: Option<String>,
     /// Only changes in this table
-    #[arg(long, value_parser = ["users", "sessions", "signing_keys", "clients", "history"])]
+    #[arg(long, value_parser = Wanted::TABLES)]
     table: Option<String>,
     /// Only changes made at this time or later, such as 2026-01-02T03:04:05Z
     #[arg(long, value_name = "TIME", value_parser = time)]

@@ -19,9 +19,6 @@ use crate::{
     token::Claims,
 };
 
-/// The tables whose changes the history records.
-const TABLES: [&str; 5] = ["users", "sessions", "signing_keys", "clients", "history"];
-
 /// Columns by name, before or after the change.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ChangedColumns, value_type = Option<Object>, example = json!({ "full_name": "Alice Liddell" }))]
@@ -272,7 +269,7 @@ pub(super) async fn whole_history(
             "table",
             query.table.as_deref(),
             "`users`, `sessions`, `signing_keys`, `clients` or `history`",
-            |text| TABLES.into_iter().find(|table| *table == text),
+            |text| Wanted::TABLES.into_iter().find(|table| *table == text),
         ),
         since: faults.read("since", query.since.as_deref(), "a time as in RFC 3339", |text| {
             // It is compared in UTC, in which the very last times of other offsets do not exist.
