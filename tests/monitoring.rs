@@ -373,9 +373,14 @@ fn each_alert_has_its_section_in_the_runbook() {
         .filter(|title| title.starts_with("Gatepass"))
         .collect();
     assert_eq!(sections, alerts);
-    let urls: Vec<_> =
-        alerts.iter().map(|alert| format!("docs/runbook.md#{}", alert.to_lowercase())).collect();
-    assert_eq!(named("runbook_url: "), urls);
+    // Whoever follows eks/README.md puts another repository into the links.
+    let links = named("runbook_url: https://");
+    let linked: Vec<_> = links
+        .iter()
+        .map(|link| link.split_once("/docs/runbook.md#").unwrap_or_else(|| panic!("{link}")).1)
+        .collect();
+    let anchors: Vec<_> = alerts.iter().map(|alert| alert.to_lowercase()).collect();
+    assert_eq!(linked, anchors);
     for section in runbook.split("\n## ").filter(|section| section.starts_with("Gatepass")) {
         for part in ["**Means:**", "**Look:**", "**Do:**", "**Wake:**"] {
             assert!(section.contains(part), "no {part}: {section}");
