@@ -15,10 +15,13 @@ use std::{
     fs,
     io::Write,
     process::{Command, Stdio},
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use axum::{Router, routing::get};
+use axum::{Router, http::StatusCode, routing::get};
 use gatepass::{
     clock::Clock,
     token::{
@@ -246,18 +249,74 @@ fn the_documentation_shows_tokens_as_they_are() {
 }
 
 /// Prints what the program's `verify` returns for each token; `null` when it refuses the token as the page says it
-/// does.
+/// does. Before each token, the clock moves by that many seconds.
 const OUTCOMES: &str = r"
-import json, sys
+import json, sys, time
 
-def outcome(token):
+clock, moved = time.monotonic, 0
+time.monotonic = lambda: clock() + moved
+
+def outcome(seconds, token):
+    global moved
+    moved += seconds
     try:
         return verify(token)
     except ERRORS:
         return None
 
-print(json.dumps([outcome(token) for token in json.loads(sys.argv[1])]))
+print(json.dumps([outcome(*step) for step in json.loads(sys.argv[1])]))
 ";
+
+/// How a format writes times.
+type Time = fn(OffsetDateTime) -> Value;
+
+fn time_of(forge: &Forge) -> Time {
+    match forge.is_jwt() {
+        true => |time| time.unix_timestamp().into(),
+        false => |time| time.format(&Rfc3339).unwrap().into(),
+    }
+}
+
+/// The claims of a token that the documented programs accept from the gatepass at `base`.
+fn good_claims(base: &str, now: OffsetDateTime, time: Time) -> Value {
+    let mut claims = claims(now, time);
+    claims["iss"] = json!(base);
+    claims["aud"] = json!("gatepass");
+    claims
+}
+
+/// What the page's program for this format makes of the tokens, each so many seconds after the one before, with the keys
+/// of the gatepass at `base`.
+async fn outcomes(python: &OsStr, forge: &Forge, base: &str, steps: &[(u32, &str)]) -> Vec<Value> {
+    let page = fs::read_to_string(PAGE).unwrap();
+    let [for_jwts, for_pasetos] = *blocks(&page, "python") else { panic!("two programs") };
+    let (program, errors) = match forge.is_jwt() {
+        true => (for_jwts, "jwt.PyJWTError"),
+        false => (for_pasetos, "pyseto.PysetoError or ValueError"),
+    };
+    assert!(program.contains(errors), "the program says what it raises");
+    let program = program.replace("https://auth.example.com", base).replace("EdDSA", forge.alg())
+        + &OUTCOMES.replace("ERRORS", &format!("({})", errors.replace(" or", ",")));
+    let output = tokio::process::Command::new(python)
+        .args(["-c", &program, &json!(steps).to_string()])
+        .env("NO_PROXY", "*")
+        .stderr(Stdio::inherit())
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{}", forge.format);
+    let outcomes: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(outcomes.len(), steps.len());
+    outcomes
+}
+
+/// Serves on a free port; returns the address.
+async fn serve(service: Router) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async { axum::serve(listener, service).await });
+    base
+}
 
 #[tokio::test]
 async fn the_documented_programs_accept_our_tokens_and_refuse_others() {
@@ -266,28 +325,13 @@ async fn the_documented_programs_accept_our_tokens_and_refuse_others() {
     let service = Router::new()
         .route("/.well-known/jwks.json", get(async || jwks))
         .route("/.well-known/paserk.json", get(async || paserks));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let base = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async { axum::serve(listener, service).await });
+    let base = serve(service).await;
 
-    let page = fs::read_to_string(PAGE).unwrap();
-    let [for_jwts, for_pasetos] = *blocks(&page, "python") else { panic!("two programs") };
     let forges: Vec<_> =
         pairs(keys).map(|pair| Forge::pair(pair.public_key().clone(), &forge::private_bytes(pair))).collect();
     for forge in &forges {
-        let (program, errors, time): (_, _, fn(OffsetDateTime) -> Value) = match forge.is_jwt() {
-            true => (for_jwts, "jwt.PyJWTError", |time| time.unix_timestamp().into()),
-            false => (for_pasetos, "pyseto.PysetoError or ValueError", |time| {
-                time.format(&Rfc3339).unwrap().into()
-            }),
-        };
-        assert!(program.contains(errors), "the program says what it raises");
-        let program = program.replace("https://auth.example.com", &base).replace("EdDSA", forge.alg())
-            + &OUTCOMES.replace("ERRORS", &format!("({})", errors.replace(" or", ",")));
-
-        let mut good = claims(*now, time);
-        good["iss"] = json!(base);
-        good["aud"] = json!("gatepass");
+        let time = time_of(forge);
+        let good = good_claims(&base, *now, time);
         let with = |name: &str, value: Option<Value>| {
             let mut claims = good.clone();
             claims.as_object_mut().unwrap().remove(name);
@@ -319,19 +363,59 @@ async fn the_documented_programs_accept_our_tokens_and_refuse_others() {
         let others = forges.iter().filter(|other| other.format != forge.format);
         tokens.extend(others.map(|other| other.seal(good.to_string())));
 
-        let output = tokio::process::Command::new(python)
-            .args(["-c", &program, &json!(tokens).to_string()])
-            .env("NO_PROXY", "*")
-            .stderr(Stdio::inherit())
-            .output()
-            .await
-            .unwrap();
-        assert!(output.status.success(), "{}", forge.format);
-        let outcomes: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(outcomes.len(), tokens.len());
+        let steps: Vec<_> = tokens.iter().map(|token| (0, &**token)).collect();
+        let outcomes = outcomes(python, forge, &base, &steps).await;
         assert_eq!(outcomes[0], good, "{}", forge.format);
         for (outcome, token) in outcomes.iter().zip(&tokens).skip(1) {
             assert_eq!(*outcome, Value::Null, "{} {token}", forge.format);
         }
+    }
+}
+
+#[tokio::test]
+async fn the_documented_programs_follow_the_keys() {
+    let (Some(python), Some(Exchange { now, keys, .. })) = (&*INSTALLED, &*EXCHANGE) else { return };
+    for pair in pairs(keys) {
+        let next = Arc::new(KeyPair::generate(pair.format()).unwrap());
+        let [forge, next_forge] =
+            [pair, &next].map(|pair| Forge::pair(pair.public_key().clone(), &forge::private_bytes(pair)));
+
+        // The answers to the first requests for the keys: the second key comes, the first one goes, none can be had.
+        let published = [vec![pair], vec![pair, &next], vec![&next], vec![]].map(|pairs| {
+            let public = || pairs.iter().map(|pair| pair.public_key());
+            match forge.is_jwt() {
+                true => jwks(public()),
+                false => paserks(public().map(|key| (key, KeyStatus::Active))),
+            }
+        });
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = asked.clone();
+        let answer = async move || {
+            let answer = published.get(counted.fetch_add(1, Ordering::Relaxed));
+            answer.cloned().ok_or(StatusCode::SERVICE_UNAVAILABLE)
+        };
+        let base = serve(Router::new().fallback(answer)).await;
+
+        let good = good_claims(&base, *now, time_of(&forge));
+        let [old, new] = [&forge, &next_forge].map(|forge| forge.seal(good.to_string()));
+        let story = [
+            (0, &old, true),
+            // Too soon to ask again.
+            (1, &new, false),
+            // The key is unknown: the second answer has it.
+            (30, &new, true),
+            (0, &old, true),
+            // After a minute the third answer is due, in which the first key is gone.
+            (61, &old, false),
+            // The other answers have no keys: those at hand stay.
+            (61, &new, true),
+            (61, &new, true),
+            (61, &new, true),
+        ];
+        let steps = story.map(|(seconds, token, _)| (seconds, &**token));
+        let outcomes = outcomes(python, &forge, &base, &steps).await;
+        let expected = story.map(|(.., is_good)| if is_good { good.clone() } else { Value::Null });
+        assert_eq!(outcomes, expected, "{}", forge.format);
+        assert_eq!(asked.load(Ordering::Relaxed), 6, "{}", forge.format);
     }
 }
