@@ -167,3 +167,15 @@ async fn an_export_that_breaks_off_does_not_look_complete() {
     assert!(export.into_body().collect().await.is_err());
     app.get("/users/me/export").bearer(&login).send().await.expect_problem(503, "database_unavailable");
 }
+
+#[tokio::test]
+async fn an_export_ends_with_its_session() {
+    let app = App::new().await;
+    let alice = app.register("alice").await;
+    log_in_often(&app, &alice).await;
+    let (owner, thief) = (app.login("alice").await, app.login("alice").await);
+    let export = begin(&app, &thief).await;
+    app.request(Method::DELETE, "/sessions").bearer(&owner).send().await.expect(204);
+    assert!(export.into_body().collect().await.is_err());
+    app.get("/users/me/export").bearer(&owner).send().await.expect(200);
+}

@@ -1,16 +1,27 @@
 //! Administration of users: lists stay complete while users come and go, a search costs the same among a million users,
 //! a change is made completely or not at all, and an administrator is always left, whoever races whom.
 
-use std::{fs, path::Path, time::Instant};
+use std::{
+    convert::Infallible,
+    fs,
+    path::Path,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
 
-use axum::http::Method;
+use axum::{
+    body::{Body, Bytes, HttpBody},
+    http::Method,
+};
+use hyper::body::Frame;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use time::Duration;
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 
 use crate::{
-    app::{Answer, App, PASSWORD},
+    app::{Answer, App, PASSWORD, Story},
     process::{is_drill, until},
 };
 
@@ -389,6 +400,73 @@ async fn only_current_administrators_may_administer_users() {
         request.bearer(&renewed).send().await.expect_problem(403, "forbidden");
     }
     assert_eq!(usernames(&list(&app, &root, "?query=alice").await.expect(200)), ["alice"]);
+}
+
+/// A body that says when the service waits for it, and arrives when it is sent.
+struct HeldBack {
+    is_awaited: Option<oneshot::Sender<()>>,
+    body: Option<oneshot::Receiver<String>>,
+}
+
+impl HttpBody for HeldBack {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(is_awaited) = self.is_awaited.take() {
+            is_awaited.send(()).unwrap();
+        }
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let body = ready!(Pin::new(body).poll(context)).unwrap();
+        self.body = None;
+        Poll::Ready(Some(Ok(Frame::data(body.into()))))
+    }
+}
+
+/// Begins a request, and lets its body arrive after `meanwhile`.
+async fn held_back(story: Story, body: &Value, meanwhile: impl Future<Output = Answer>) -> Answer {
+    let ((is_awaited, awaited), (arrive, arriving)) = (oneshot::channel(), oneshot::channel());
+    let story = story.header("content-type", "application/json");
+    let story = story.body(Body::new(HeldBack { is_awaited: Some(is_awaited), body: Some(arriving) }));
+    let meanwhile = async {
+        awaited.await.unwrap();
+        assert!(meanwhile.await.status.is_success());
+        arrive.send(body.to_string()).unwrap();
+    };
+    tokio::join!(story.send(), meanwhile).0
+}
+
+#[tokio::test]
+async fn a_request_that_holds_back_its_body_has_no_rights_that_were_lost_meanwhile() {
+    let app = App::new().await;
+    let anna = app.login_admin("anna").await;
+    let mallory = app.login_admin("mallory").await;
+    let path = format!("/admin/users/{}", mallory["user"]["id"].as_str().unwrap());
+    let back = json!({ "roles": ["admin"], "disabled": false });
+    for (change, code) in
+        [(json!({ "roles": [] }), "token_outdated"), (json!({ "disabled": true }), "session_revoked")]
+    {
+        patch(&app, &anna, &mallory["user"], back.clone()).await.expect(200);
+        let mallory = app.login("mallory").await;
+        let meanwhile = patch(&app, &anna, &mallory["user"], change);
+        let answer = held_back(app.patch(&path).bearer(&mallory), &back, meanwhile).await;
+        answer.expect_problem(401, code);
+    }
+
+    app.register("olga").await;
+    let (owner, thief) = (app.login("olga").await, app.login("olga").await);
+    let theirs = json!({ "email": "thief@example.net" });
+    let all = app.request(Method::DELETE, "/sessions").bearer(&owner).send();
+    let answer = held_back(app.patch("/users/me").bearer(&thief), &theirs, all).await;
+    answer.expect_problem(401, "session_revoked");
+    // A body that only takes its time is as good as any.
+    let nothing = app.get("/healthz").send();
+    held_back(app.patch("/users/me").bearer(&owner), &json!({ "full_name": "Olga" }), nothing)
+        .await
+        .expect(200);
 }
 
 #[tokio::test]

@@ -148,6 +148,20 @@ async fn every_response_tells_browsers_what_they_may_do_with_it() {
     }
 }
 
+/// For development: no cookie is involved, so a page gets no more than its visitor gives it.
+#[tokio::test]
+async fn any_page_may_call_if_any_origin_is_allowed() {
+    let app = App::with(&[("ALLOWED_ORIGINS", "*")]).await;
+    for origin in ["https://app.example", "null"] {
+        let answer = app.get("/healthz").header("origin", origin).send().await;
+        assert_eq!(answer.header("access-control-allow-origin"), "*");
+        assert_eq!(answer.header("access-control-allow-credentials"), "");
+        let preflight = app.request(Method::OPTIONS, "/users/login").header("origin", origin);
+        let preflight = preflight.header("access-control-request-method", "POST").send().await;
+        assert_eq!(preflight.header("access-control-allow-origin"), "*");
+    }
+}
+
 #[tokio::test]
 async fn only_pages_of_the_allowed_origins_may_call() {
     let ours = ["https://app.example", "http://localhost:3000"];

@@ -368,9 +368,14 @@ impl Story<'_> {
         self.tell(format_args!(
             "renews session {session} with refresh token -{age}, of generation {generation}, on {on}"
         ));
-        let known = &mut self.model.sessions[session];
-        let body = json!({ "refresh_token": known.refresh_tokens[generation] });
+        let body = json!({ "refresh_token": self.model.sessions[session].refresh_tokens[generation] });
         let answer = self.replicas[on].post("/tokens/renew_access").json(&body).send().await;
+        let known = &self.model.sessions[session];
+        if known.renewal(age, now) == Renewal::SameAgain && now >= known.renewed_at + REUSE_INTERVAL {
+            // Before a replica takes an answer for lost, it writes down what it has seen.
+            self.model.flush(on);
+        }
+        let known = &mut self.model.sessions[session];
         let renewal = known.renewal(age, now);
         let told = match renewal {
             Renewal::Refused(code) => {

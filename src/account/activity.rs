@@ -4,6 +4,7 @@
 //! the token's id, it also knows that whoever renewed has received the answer. A sighting costs at most one row of one
 //! batched write per token and replica, and most find the row up to date. A replica that is killed loses a second's
 //! worth of sightings; a renewal that they would have confirmed may then be repeated, as if its answer had been lost.
+//! Other replicas learn of a sighting with the next write; this one writes before it takes an answer for lost.
 
 use std::{
     collections::HashMap,
@@ -38,6 +39,8 @@ const GENERATION_MASK: u16 = 0xfff;
 pub struct Activity {
     db: PgPool,
     noted: Arc<Mutex<HashMap<Uuid, Seen>>>,
+    /// Whoever has it writes. What was noted before it was acquired is then written, or noted again.
+    writing: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +63,7 @@ impl Seen {
 impl Activity {
     /// An empty set of sightings, to be written to `db`.
     pub fn new(db: PgPool) -> Self {
-        Self { db, noted: Arc::default() }
+        Self { db, noted: Arc::default(), writing: Arc::default() }
     }
 
     /// Notes that a token with these claims was used on this replica for the first time.
@@ -77,13 +80,14 @@ impl Activity {
         }
     }
 
-    /// Writes what was noted. What could not be written stays noted, even if this future is dropped. What may or may
+    /// Writes what was noted; when this returns, all that this replica saw before is written. What could not be written stays noted, even if this future is dropped. What may or may
     /// not have been written is written again, which changes nothing.
     ///
     /// # Errors
     ///
     /// When the database fails.
     pub async fn flush(&self) -> Result<(), store::Error> {
+        let _writing = self.writing.lock().await;
         let mut unwritten = self.take();
         if unwritten.rest().is_empty() {
             return Ok(());

@@ -108,6 +108,8 @@ pub struct Parts {
     pub legacy: Option<Legacy>,
     /// With a feed, this replica already refuses what a use case has revoked by the time the use case returns.
     pub feed: Option<Feed>,
+    /// With its sightings, this replica takes no answer for lost whose tokens were used here.
+    pub activity: Option<Activity>,
     /// The metrics.
     pub metrics: Metrics,
     /// The operator's settings.

@@ -38,7 +38,7 @@
 //! - Auth0 accepts the previous token within a leeway of seconds, and so logs out a phone that lost the answer before
 //!   it slept. Here the time asleep does not count; only use does.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
@@ -158,32 +158,36 @@ impl Accounts {
         };
         let presented = Presented::parse(refresh_token).ok_or_else(invalid)?;
         let id = presented.session_id;
+        let reuse_interval = self.parts.policy.refresh_reuse_interval;
+        let mut has_looked = false;
         for _ in 0..MAX_RACES {
             // Checked before anything is said about the session: only a holder of one of its tokens learns its state.
             let row = self.parts.db.asking(async |mut conn| sessions::by_id(&mut conn, id).await).await?;
             let row = row.filter(|row| self.parts.refresh_keys.is_authentic(&presented, &row.refresh_salt));
             let row = row.ok_or_else(invalid)?;
             let presented = presented.generation;
-            let (outcome, given) =
-                match decide(presented, &state(&row), self.parts.policy.refresh_reuse_interval, now) {
-                    Outcome::Rotate => {
-                        (RenewalOutcome::Rotated, self.rotate(&row, caller, now).await?.map(Ok))
-                    }
-                    Outcome::Repeat => {
-                        (RenewalOutcome::Repeated, self.repeat(&row, caller, now).await?.map(Ok))
-                    }
-                    Outcome::Reused => {
-                        let is_ended = self.end_reused(&row, presented, caller, now).await?;
-                        (RenewalOutcome::Reused, is_ended.then_some(Err(Error::RefreshTokenReused)))
-                    }
-                    Outcome::Ended(End::Expired) => {
-                        (RenewalOutcome::Expired, Some(Err(Error::SessionExpired)))
-                    }
-                    Outcome::Ended(End::Revoked) => (RenewalOutcome::Ended, Some(Err(Error::SessionEnded))),
-                    Outcome::Ended(End::Reused) => {
-                        (RenewalOutcome::Ended, Some(Err(Error::RefreshTokenReused)))
-                    }
-                };
+            let decided = decide(presented, &state(&row), reuse_interval, now);
+            // What this replica has seen and not yet written may confirm that the answer was not lost.
+            let is_late = now >= row.renewed_at + reuse_interval;
+            if let Some(activity) = &self.parts.activity
+                && decided == Outcome::Repeat
+                && is_late
+                && !mem::replace(&mut has_looked, true)
+            {
+                activity.flush().await?;
+                continue;
+            }
+            let (outcome, given) = match decided {
+                Outcome::Rotate => (RenewalOutcome::Rotated, self.rotate(&row, caller, now).await?.map(Ok)),
+                Outcome::Repeat => (RenewalOutcome::Repeated, self.repeat(&row, caller, now).await?.map(Ok)),
+                Outcome::Reused => {
+                    let is_ended = self.end_reused(&row, presented, caller, now).await?;
+                    (RenewalOutcome::Reused, is_ended.then_some(Err(Error::RefreshTokenReused)))
+                }
+                Outcome::Ended(End::Expired) => (RenewalOutcome::Expired, Some(Err(Error::SessionExpired))),
+                Outcome::Ended(End::Revoked) => (RenewalOutcome::Ended, Some(Err(Error::SessionEnded))),
+                Outcome::Ended(End::Reused) => (RenewalOutcome::Ended, Some(Err(Error::RefreshTokenReused))),
+            };
             // `None`: the session was changed after it was read. Look again.
             if let Some(given) = given {
                 self.parts.metrics.renewal(outcome);

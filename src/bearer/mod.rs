@@ -249,7 +249,7 @@ impl Refusal {
 }
 
 /// The token in `Authorization: Bearer TOKEN`; the scheme is case-insensitive (RFC 9110, section 11.1).
-fn bearer_token(headers: &HeaderMap) -> Result<&str, Refusal> {
+pub(crate) fn bearer_token(headers: &HeaderMap) -> Result<&str, Refusal> {
     let mut fields = headers.get_all(AUTHORIZATION).iter();
     let field = fields.next().ok_or(Refusal::Missing)?;
     if fields.next().is_some() {

@@ -293,13 +293,16 @@ pub async fn app(
     let (issuer, threads) = (keys.issuer(), settings.password_hash_threads);
     let legacy = setup::legacy(settings, limits.legacy_login, clock.clone(), metrics.clone())?;
     let parts = setup::account_parts(settings, key, issuer, requests.clone(), metrics.clone(), threads)?;
+    let activity = Activity::new(background.clone());
+    let parts =
+        account::Parts { legacy, feed: Some(feed.clone()), activity: Some(activity.clone()), ..parts };
     Ok(App::new(Parts {
-        accounts: Accounts::new(account::Parts { legacy, feed: Some(feed.clone()), ..parts }),
+        accounts: Accounts::new(parts),
         clients: Clients::new(requests.clone()),
         keys,
         publisher: Publisher::new(feed.clone(), requests.clone()),
         feed,
-        activity: Activity::new(background.clone()),
+        activity,
         clean_up: CleanUp::new(background.clone(), settings.session_retention),
         history: History::new(requests, background, settings.history_retention),
         metrics,

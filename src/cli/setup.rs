@@ -191,8 +191,18 @@ pub(super) fn account_parts(
     );
     let watcher = metrics.clone();
     passwords.watch(move |waited, took| watcher.password_hash(waited, took));
-    let (legacy, feed) = (None, None);
-    Ok(account::Parts { db, passwords, issuer, refresh_keys, throttle, legacy, feed, metrics, policy })
+    Ok(account::Parts {
+        db,
+        passwords,
+        issuer,
+        refresh_keys,
+        throttle,
+        legacy: None,
+        feed: None,
+        activity: None,
+        metrics,
+        policy,
+    })
 }
 
 /// The system that users may still come from, if the settings name one.

@@ -22,6 +22,7 @@ use crate::{
 /// Checks the settings against one another, and reports problems to the reader.
 pub(super) fn check(settings: &Settings, reader: &mut Reader) {
     database(settings, reader);
+    origins(settings, reader);
     proxies(settings, reader);
     tls(settings, reader);
     symmetric_key(settings, reader);
@@ -96,6 +97,15 @@ fn history(settings: &Settings, reader: &mut Reader) {
 
     if settings.history_retention.is_some_and(|retention| retention < MINIMUM) {
         reader.problem("HISTORY_RETENTION", "needs at least 30d");
+    }
+}
+
+/// No cookie is involved, so this gives no site more than its visitors give it. But whoever wrote it in production has
+/// not thought of who may call.
+fn origins(settings: &Settings, reader: &mut Reader) {
+    if settings.allowed_origins.iter().any(|origin| origin == "*") {
+        let message = "a wildcard lets every site call in its visitors' names; expected a list of origins";
+        is_unsafe(settings, reader, "ALLOWED_ORIGINS", message);
     }
 }
 

@@ -223,12 +223,14 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
-/// A web origin (RFC 6454) in the form in which browsers send it: in lower case, without the scheme's default port.
+/// A web origin (RFC 6454) in the form in which browsers send it: in lower case, without the scheme's default port. `*`
+/// stands for any, and for nothing less.
 pub(super) fn origin(text: &str) -> Result<String, String> {
+    if text == "*" {
+        return Ok(text.into());
+    }
     if text.contains('*') {
-        return Err(
-            "a wildcard would let every site call in its visitors' names; expected a list of origins".into(),
-        );
+        return Err("a wildcard within an origin is not supported; expected a list of origins".into());
     }
     if text.eq_ignore_ascii_case("null") {
         return Err("null is the origin of every sandboxed page; expected a list of origins".into());
@@ -323,12 +325,13 @@ mod tests {
             ("https://xn--bcher-kva.example", "https://xn--bcher-kva.example"),
             ("capacitor://localhost", "capacitor://localhost"),
             ("chrome-extension://abcdefgh", "chrome-extension://abcdefgh"),
+            ("*", "*"),
         ] {
             assert_eq!(origin(text), Ok(as_sent.into()), "{text}");
         }
         for text in [
             "",
-            "*",
+            "**",
             "https://*",
             "https://*.example.com",
             "null",

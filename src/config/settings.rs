@@ -223,7 +223,7 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "ALLOWED_ORIGINS",
-        about: "Web origins from which browsers may call, separated by commas; none when not set. `*` is refused.",
+        about: "Web origins from which browsers may call, separated by commas; none when not set. `*`, any origin, is for development only.",
         example: Some("https://app.example.com,http://localhost:3000"),
         ..HTTP
     },

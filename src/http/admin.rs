@@ -32,7 +32,8 @@ impl FromRequestParts<App> for Administrator {
     async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, Problem> {
         let claims = parts.extract::<Extension<Arc<Claims>>>().await;
         let Extension(claims) = claims.map_err(Problem::fault)?;
-        // The token has the roles of when it was issued; those in the database now decide.
+        // The token has the roles of when it was issued; those in the database now decide. Where a body follows, the
+        // token is checked again when it has arrived, and is refused if the roles have changed by then.
         let caller = app.accounts.profile(claims.user_id).await?;
         if caller.roles.iter().any(|role| role == ADMIN_ROLE) {
             Ok(Self)

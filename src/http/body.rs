@@ -1,14 +1,20 @@
 //! What the body extractors share: finding out whether a body is of their kind, and reading it.
 
+use std::sync::Arc;
+
 use axum::{
     body::Body,
     extract::Request,
-    http::{HeaderMap, header::CONTENT_TYPE},
+    http::{
+        HeaderMap,
+        header::{CONTENT_ENCODING, CONTENT_TYPE},
+    },
 };
 use http_body_util::{BodyExt, LengthLimitError};
 use tokio::time::timeout;
 
 use super::{App, Problem};
+use crate::token::Claims;
 
 /// The media type that a request names for its body, in lower case and without parameters.
 pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
@@ -16,19 +22,30 @@ pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
     Some(value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
 }
 
-/// The whole body. 413 over the limit, 408 if it does not arrive in time, `broken` if only a part of it arrives.
+/// The whole body. 415 if it is compressed, 413 over the limit, 408 if it does not arrive in time, `broken` if only a
+/// part of it arrives, 401 if the request's access token has become invalid by then.
 pub(super) async fn read(
     request: Request,
     app: &App,
     broken: fn(&'static str) -> Problem,
 ) -> Result<Vec<u8>, Problem> {
-    timeout(app.limits.body_read, collect(request.into_body()))
+    let coding = request.headers().get(CONTENT_ENCODING);
+    if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Problem::unsupported_encoding());
+    }
+    let (head, body) = request.into_parts();
+    let body = timeout(app.limits.body_read, collect(body))
         .await
         .map_err(|_| Problem::request_timeout())?
         .map_err(|error| match std::error::Error::source(&error) {
             Some(source) if source.is::<LengthLimitError>() => Problem::too_large(),
             _ => broken("The request's body did not arrive whole."),
-        })
+        })?;
+    // A client that holds back the last byte would otherwise use rights that it has lost since.
+    if head.extensions.get::<Arc<Claims>>().is_some() {
+        app.check_again(&head.headers)?;
+    }
+    Ok(body)
 }
 
 /// Copies what has arrived: a piece of it, even a single byte, keeps alive the whole buffer that it was read into.
@@ -46,7 +63,6 @@ async fn collect(mut body: Body) -> Result<Vec<u8>, axum::Error> {
 mod tests {
     use std::{
         pin::Pin,
-        sync::Arc,
         task::{Context, Poll},
     };
 

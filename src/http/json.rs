@@ -13,6 +13,9 @@ use crate::account::FieldError;
 /// The media type of JSON.
 pub(super) const MEDIA_TYPE: &str = "application/json";
 
+/// How serde_json begins to say that a number is too large.
+const OUT_OF_RANGE: &str = "number out of range";
+
 /// A request's body, read from JSON.
 ///
 /// 415 for another media type, 413 over the limit, 408 if it does not arrive in time, 400 if it is not JSON, 422 if it
@@ -51,21 +54,30 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     }
     let mut json = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
-        explain(path, error.inner())
+        // A body that is not JSON is that first of all, whatever is wrong with the fields before the fault.
+        let syntax = serde_json::from_slice::<IgnoredAny>(body).err().filter(is_syntax);
+        match syntax {
+            Some(syntax) => explain(String::new(), &syntax),
+            None => explain(error.path().to_string(), error.inner()),
+        }
     })?;
     json.end().map_err(|error| explain(String::new(), &error))?;
     Ok(value)
 }
 
+/// `1e999` is JSON, although serde_json does not categorise its being too large as `Data`.
+fn is_syntax(error: &serde_json::Error) -> bool {
+    error.classify() != Category::Data && !error.to_string().starts_with(OUT_OF_RANGE)
+}
+
 fn explain(path: String, error: &serde_json::Error) -> Problem {
     let text = error.to_string();
     let at = |field: String| if field.is_empty() || field == "." { "body".to_owned() } else { field };
-    // serde_json does not categorise this as `Data`, although `1e999` is JSON. No field takes numbers.
-    if text.starts_with("number out of range") {
+    // No field takes numbers.
+    if text.starts_with(OUT_OF_RANGE) {
         return Problem::invalid(vec![FieldError::new(at(path), "wrong_type", "may not be a number")]);
     }
-    if error.classify() != Category::Data {
+    if is_syntax(error) {
         let (line, column) = (error.line(), error.column());
         return Problem::malformed(format!("The body is not JSON: fault at line {line}, column {column}."));
     }
@@ -121,7 +133,10 @@ mod tests {
         for (body, expected) in [
             (&b""[..], "malformed_json"),
             (b"{", "malformed_json"),
-            (b"{}x", "required name"),
+            (b"{}x", "malformed_json"),
+            (b"{\"nmae\":", "malformed_json"),
+            (b"{\"nmae\":1,}", "malformed_json"),
+            (b"{\"nmae\":1e999}", "unknown_field nmae"),
             (br#"{"name":"a"}x"#, "malformed_json"),
             (br#"{"name":"a"}{"name":"b"}"#, "malformed_json"),
             (b"\xef\xbb\xbf{}", "malformed_json"),

@@ -229,13 +229,17 @@ fn security_headers(headers: &mut HeaderMap) {
 const VARIES: HeaderValue = HeaderValue::from_static("origin");
 const EXPOSED: &str = "location,retry-after,www-authenticate,x-request-id";
 
-/// Which pages may call: those of the allowed origins. Cookies play no part here, so credentials stay off.
+/// Which pages may call: those of the allowed origins, or all if `*` is among them. Cookies play no part here, so credentials stay off.
 pub(super) fn cors_rules(allowed_origins: &[String]) -> CorsLayer {
-    let origins = allowed_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
+    let origins = if allowed_origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(allowed_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
+    };
     let request_id = HeaderName::from_static("x-request-id");
     let exposed = EXPOSED.split(',').map(HeaderName::from_static);
     CorsLayer::new()
-        .allow_origin(AllowOrigin::list(origins))
+        .allow_origin(origins)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers([AUTHORIZATION, CONTENT_TYPE, request_id])
         .expose_headers(exposed.collect::<Vec<_>>())

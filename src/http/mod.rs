@@ -38,6 +38,8 @@ use axum::{
     Router,
     body::Bytes,
     extract::Request,
+    http::HeaderMap,
+    response::IntoResponse,
     routing::{Route, any},
 };
 use ipnet::IpNet;
@@ -52,11 +54,12 @@ pub use self::{
 };
 use crate::{
     account::{Accounts, Activity, CleanUp, Clients, History},
-    bearer::{BearerLayer, Refusal},
+    bearer::{BearerLayer, Refusal, bearer_token},
     clock::Clock,
     keys::Keys,
     metrics::{Metrics, PoolWatch},
     revocation::{Feed, Publisher},
+    token::Claims,
 };
 
 /// The largest request body, in bytes: 64 KiB.
@@ -138,7 +141,7 @@ pub struct Parts {
     pub clock: Clock,
     /// The proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// The origins whose pages may call the service, as `scheme://host[:port]`.
+    /// The origins whose pages may call the service, as `scheme://host[:port]`, or `*`.
     pub allowed_origins: Vec<String>,
     /// How long each part of a request may take.
     pub limits: Limits,
@@ -177,6 +180,21 @@ impl App {
 
     fn public_url(&self) -> Option<&str> {
         self.public_url.as_deref()
+    }
+
+    /// The answer to a request whose access token is refused.
+    fn refused(&self, refusal: Refusal) -> Problem {
+        self.metrics.bearer_refused(refusal.code());
+        Problem::from(refusal)
+    }
+
+    /// Checks the access token of a request once more. The layer did when the header fields had arrived; meanwhile the
+    /// session may have ended, or the user may have lost a role.
+    fn check_again(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let (now, at) = (self.clock.now(), self.clock.elapsed());
+        let not_revoked = |claims: &Claims| self.feed.revocations().check(claims, at);
+        let check = |token| Ok(self.keys.verifier().sight(token, now, at, not_revoked)?);
+        bearer_token(headers).and_then(check).map(drop).map_err(|refusal| self.refused(refusal))
     }
 
     /// The OpenAPI document.
@@ -257,11 +275,8 @@ fn serving(routes: &[Documented]) -> Router<App> {
 
 /// The whole service.
 pub fn router(app: App) -> Router {
-    let metrics = app.metrics.clone();
-    let refuse = move |refusal: Refusal| {
-        metrics.bearer_refused(refusal.code());
-        axum::response::IntoResponse::into_response(Problem::from(refusal))
-    };
+    let refusing = app.clone();
+    let refuse = move |refusal: Refusal| refusing.refused(refusal).into_response();
     let bearer = BearerLayer::new(app.keys.verifier())
         .with_revocations(app.feed.revocations().clone())
         .with_clock(app.clock.clone())

@@ -22,7 +22,6 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::mpsc::{self, error::SendTimeoutError};
 use tracing::Instrument;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use super::{App, Problem, UserBody, history::OwnChange, json::MEDIA_TYPE, sessions::SessionBody};
 use crate::{
@@ -91,14 +90,15 @@ pub(super) async fn export(
     State(app): State<App>,
     Extension(claims): Extension<Arc<Claims>>,
 ) -> Result<impl IntoResponse, Problem> {
-    let now = app.clock.now();
     let data = app.accounts.personal_data(claims.user_id).await?;
-    let disposition =
-        format!("attachment; filename=\"gatepass-export-{}-{}.json\"", data.user.username, now.date());
+    let disposition = format!(
+        "attachment; filename=\"gatepass-export-{}-{}.json\"",
+        data.user.username,
+        app.clock.now().date()
+    );
     // One piece is being sent, one is ready, one is being made.
     let (send, pieces) = mpsc::channel(1);
-    let session_id = claims.session_id;
-    tokio::spawn(async move { write(data, session_id, now, send).await }.in_current_span());
+    tokio::spawn(async move { write(&app, data, &claims, send).await }.in_current_span());
     let headers = [
         (CONTENT_TYPE, MEDIA_TYPE.to_owned()),
         (CONTENT_DISPOSITION, disposition),
@@ -126,8 +126,8 @@ impl Stream for Pieces {
 }
 
 /// Writes the document until it is complete or its reader is gone.
-async fn write(data: PersonalData, session_id: Uuid, now: OffsetDateTime, out: mpsc::Sender<Piece>) {
-    let last = match pieces(data, session_id, now, &out).await {
+async fn write(app: &App, data: PersonalData, claims: &Claims, out: mpsc::Sender<Piece>) {
+    let last = match pieces(app, data, claims, &out).await {
         Ok(last) => Ok(last),
         // The reader is gone.
         Err(_) if out.is_closed() => return,
@@ -149,9 +149,9 @@ async fn send(out: &mpsc::Sender<Piece>, piece: &mut Vec<u8>) -> Result<(), Box<
 
 /// Sends every piece except the last, which it returns: when that is sent, the user may already export again.
 async fn pieces(
+    app: &App,
     mut data: PersonalData,
-    session_id: Uuid,
-    now: OffsetDateTime,
+    claims: &Claims,
     out: &mpsc::Sender<Piece>,
 ) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
     let user = ExportedUser {
@@ -159,18 +159,21 @@ async fn pieces(
         external_id: data.particulars.external_id.take(),
         updated_at: data.particulars.updated_at,
     };
-    let now = now.format(&Rfc3339)?;
+    // A slow reader learns nothing from after the end of the session.
+    let not_revoked = || app.feed.revocations().check(claims, app.clock.elapsed());
+    let now = app.clock.now().format(&Rfc3339)?;
     let mut piece = format!("{{\"exported_at\":\"{now}\",\"user\":").into_bytes();
     serde_json::to_writer(&mut piece, &user)?;
     piece.extend(b",\"sessions\":[");
     let mut is_first = true;
     loop {
+        not_revoked()?;
         let page = data.sessions().await?;
         if page.is_empty() {
             break;
         }
         let session = |Stored { overview, ended_at, end_reason }| ExportedSession {
-            session: SessionBody::new(overview, session_id),
+            session: SessionBody::new(overview, claims.session_id),
             ended_at,
             end_reason,
         };
@@ -180,6 +183,7 @@ async fn pieces(
     piece.extend(b"],\"history\":[");
     is_first = true;
     loop {
+        not_revoked()?;
         let page = data.changes().await?;
         if page.is_empty() {
             break;

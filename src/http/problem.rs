@@ -10,7 +10,7 @@ use axum::{
     body::Body,
     http::{
         HeaderName, HeaderValue, Response, StatusCode,
-        header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+        header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     response::IntoResponse,
 };
@@ -101,6 +101,15 @@ impl Problem {
             "unsupported_media_type",
             format!("This route takes `Content-Type: {expected}`."),
         )
+    }
+
+    /// 415, the body is compressed. `Accept-Encoding` tells a 415 for this from one for the media type (RFC 9110,
+    /// section 15.5.16).
+    pub fn unsupported_encoding() -> Self {
+        let detail = "The body may not be compressed: this service takes no `Content-Encoding`.";
+        let mut problem = Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail);
+        problem.0.headers.push((ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+        problem
     }
 
     /// 408, the body did not arrive.
