@@ -21,7 +21,7 @@ use ::config::{Config, ConfigError, Map, Source, Value as ConfigValue};
 use super::{
     app_env,
     error::Findings,
-    settings::{SETTINGS, advice, names},
+    settings::{SETTINGS, advice, misspelled, names},
 };
 use crate::path::shown;
 
@@ -103,7 +103,8 @@ pub(super) fn defaults(cores: usize) -> Layer {
     layer
 }
 
-/// What the environment sets. Variables that are not settings belong to others, and are ignored.
+/// What the environment sets. Variables that are not settings belong to others, and are ignored; one that is nearly a
+/// setting causes a warning.
 pub(super) fn environment<K, V>(variables: impl IntoIterator<Item = (K, V)>, findings: &mut Findings) -> Layer
 where
     K: Into<OsString>,
@@ -113,6 +114,10 @@ where
     for (name, text) in variables {
         let Ok(name) = name.into().into_string() else { continue };
         if !names().any(|known| known == name) {
+            if let Some(meant) = misspelled(&name) {
+                let message = format!("there is no such setting; did you mean {meant}?");
+                findings.warning(&name, "environment", &message);
+            }
             continue;
         }
         match text.into().into_string() {

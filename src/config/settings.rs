@@ -112,6 +112,25 @@ pub(super) fn advice(unknown: &str) -> Option<String> {
     (likeness(&nearest) >= 0.5).then(|| format!("did you mean {nearest}?"))
 }
 
+/// The setting that an environment variable was probably meant to be. Stricter than [`advice`], since most variables are
+/// others': only a slip or two of the fingers count. With two slips, short names come too close to names that others
+/// use, such as OpenSSL's `SSL_CERT_FILE` to `TLS_CERT_FILE`.
+pub(super) fn misspelled(unknown: &str) -> Option<Cow<'static, str>> {
+    const LONG: usize = 16;
+
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if !unknown.chars().all(is_name) {
+        return None;
+    }
+    let name = unknown.to_ascii_uppercase().replace(['-', '.'], "_");
+    let slips = |known: &str| strsim::damerau_levenshtein(&name, known);
+    let nearest = names().min_by_key(|known| slips(known))?;
+    // With more behind it than a letter (`DB_SOURCE_2`, `AWS_REGION_1`), it is another name on purpose.
+    let is_longer = name.strip_prefix(&*nearest).is_some_and(|rest| !rest.is_empty() && rest != "S");
+    let allowed = if nearest.len() < LONG { 1 } else { 2 };
+    (slips(&nearest) <= allowed && !is_longer).then_some(nearest)
+}
+
 const SERVICE: Setting = Setting {
     name: "",
     group: "Service",
@@ -469,6 +488,32 @@ mod tests {
         }
         for strange in ["X", "PATH", "SMTP_HOST"] {
             assert_eq!(advice(strange), None, "{strange}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_nearly_a_settings_name_is_taken_for_one_in_the_environment() {
+        for (wrong, right) in [
+            ("REGISTRATON", "REGISTRATION"),
+            ("ENVIRNOMENT", "ENVIRONMENT"),
+            ("db_source", "DB_SOURCE"),
+            ("DB_SORCE_FILE", "DB_SOURCE_FILE"),
+            ("ALLOWED_ORIGIN", "ALLOWED_ORIGINS"),
+            ("TOKEN_ISSUERS", "TOKEN_ISSUER"),
+            ("TOKEN_SYMETRIC_KYE", "TOKEN_SYMMETRIC_KEY"),
+        ] {
+            assert_eq!(misspelled(wrong).as_deref(), Some(right), "{wrong}");
+        }
+        for theirs in "AWS_ACCESS_KEY_ID AWS_CONFIG_FILE AWS_DEFAULT_REGION AWS_ENDPOINT_URL_S3 AWS_ROLE_ARN \
+            AWS_STS_REGIONAL_ENDPOINTS DATABASE_URL DB_HOST DB_PORT DB_SOURCE_2 DB_USER DB_USERNAME ENV \
+            GATEPASS_SERVICE_HOST GATEPASS_SERVICE_PORT GATEPASS_PORT_8080_TCP_ADDR HOME HTTP_PROXY LOG_FILE \
+            LOG_LEVEL NODE_ENV OTEL_EXPORTER_OTLP_HEADERS OTEL_EXPORTER_OTLP_PROTOCOL \
+            OTEL_EXPORTER_OTLP_TRACES_ENDPOINT OTEL_TRACES_EXPORTER OTEL_TRACES_SAMPLER PATH PGHOST RUST_BACKTRACE \
+            RUST_LIB_BACKTRACE RUST_LOG_STYLE SSL_CERT_DIR SSL_CERT_FILE SSL_KEY_FILE TERM TOKEN TZ \
+            AWS_REGION_1 \x1bDB_SOURCE"
+            .split_whitespace()
+        {
+            assert_eq!(misspelled(theirs), None, "{theirs}");
         }
     }
 }

@@ -268,6 +268,15 @@ REGISTRATION=closed
 }
 
 #[test]
+fn a_misspelled_variable_of_the_environment_causes_a_warning_without_its_value() {
+    let environment = [("REGISTRATON", "closed-hunter2"), ("RUST_LOG_STYLE", "never"), ("DB_HOST", "db")];
+    let loaded = load_environment(&environment).unwrap();
+    let expected = "REGISTRATON (environment): there is no such setting; did you mean REGISTRATION?";
+    assert_eq!(loaded.warnings, [expected]);
+    assert_eq!(loaded.settings.registration, Registration::Open);
+}
+
+#[test]
 fn text_that_is_not_utf_8_is_reported_by_line_or_setting_name() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("app.env"), b"# one\nTOKEN_ISSUER=caf\xe9\nLOG_FORMAT=xml\n").unwrap();
