@@ -182,10 +182,13 @@ impl<'a> Parts<'a> {
             Some((host, port)) if !port.contains(']') => (host, Some(port)),
             _ => (host, None),
         };
-        if behind.contains('@') || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        if behind.contains('@') {
             return Err(
                 "expected a URL in which @ / ? and : in the password are written %40 %2F %3F and %3A",
             );
+        }
+        if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+            return Err("expected a port from 1 to 65535 after the host and its colon");
         }
         let query: Option<Vec<_>> = query.split('&').filter(|pair| !pair.is_empty()).map(parameter).collect();
         Ok(Self {
@@ -331,6 +334,17 @@ mod tests {
         ] {
             let message = db_source(url).unwrap_err();
             assert!(message.contains("postgres://") && !message.contains("hunter2"), "{url}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_none_is_named_in_the_error() {
+        for url in
+            ["postgres://user@127.0.0.1:hunter2/d", "postgres://127.0.0.1:99999/d", "postgres://u:p@h:/d"]
+        {
+            let message = db_source(url).unwrap_err();
+            assert!(message.contains("expected a port from 1 to 65535"), "{url}: {message}");
+            assert!(!message.contains("hunter2") && !message.contains("%40"), "{url}: {message}");
         }
     }
 
