@@ -197,7 +197,17 @@ async fn a_service_keeps_running_when_an_earlier_one_ends() {
 #[tokio::test]
 async fn the_command_line_can_use_the_database_without_a_service() {
     let home = Home::new();
-    assert_eq!(usernames(&home).await, [""; 0]);
+    // The first command makes the database and says so, but not where programs read its output.
+    let list = async || home.gatepass(&["user", "list", "--json"]).envs(&QUICK).run().await.expect(0);
+    let first = list().await;
+    assert_eq!((first.stdout.as_str(), first.stderr.lines().count()), ("[]\n", 1), "{first:?}");
+    let dir = fs::canonicalize(home.path(".gatepass")).unwrap();
+    for said in
+        [&*format!("there was no database in {}", dir.display()), "empty", "gatepass serve", "DB_SOURCE"]
+    {
+        assert!(first.stderr.contains(said), "{said:?} is not in {}", first.stderr);
+    }
+    assert_eq!(list().await.stderr, "");
     let create = ["user", "create", "alice", "--email", ALICE, "--password-stdin"];
     home.gatepass(&create).envs(&QUICK).stdin(PASSWORD).run().await.expect(0);
     assert_gone(&home);

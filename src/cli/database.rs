@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 
-use super::{Failure, setup::state_dir};
+use super::{Failure, say, setup::state_dir};
 use crate::{
     aws::{self, Aws, login::Login},
     clock::Clock,
@@ -48,8 +48,22 @@ pub(super) struct Database {
 }
 
 impl Database {
-    /// The database that the settings name; in development, when they name none, one of our own.
+    /// As [`open_for_service`](Self::open_for_service), for every other command. One that is run in another directory
+    /// than the service would see an empty database, and seem to have lost everything: says so if it is a new one.
     pub(super) async fn open(settings: &Settings) -> Result<Self, Failure> {
+        let database = Self::open_for_service(settings).await?;
+        if database.embedded().is_some_and(Embedded::is_new) {
+            say(&format!(
+                "note: there was no database in {}, so a new, empty one was made there; to use another, run this where \
+                 `gatepass serve` runs, or set DB_SOURCE",
+                state_dir()?.display()
+            ));
+        }
+        Ok(database)
+    }
+
+    /// The database that the settings name; in development, when they name none, one of our own.
+    pub(super) async fn open_for_service(settings: &Settings) -> Result<Self, Failure> {
         let (url, embedded) = match &settings.db_source {
             Some(url) => (url.clone(), None),
             None if settings.environment == Environment::Development => {

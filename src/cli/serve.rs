@@ -85,7 +85,7 @@ async fn start(settings: &Settings, warnings: Vec<String>) -> Result<(), Failure
 
     let key = setup::symmetric_key(settings)?;
     let database = tokio::select! {
-        database = Database::open(settings) => database?,
+        database = Database::open_for_service(settings) => database?,
         name = signals.next() => return called_off(name),
     };
     let listeners = Listeners { service: listener, tls, ops };

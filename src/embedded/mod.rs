@@ -85,7 +85,7 @@ use self::{
     place::Place,
     programs::Programs,
     server::Server,
-    user::{check_link, create_private, give, open_file},
+    user::{User, check_link, create_private, give, open_file},
 };
 
 /// The path of the program `name` from the newest Postgres installed here that has it.
@@ -103,6 +103,7 @@ pub async fn program(name: &str) -> Option<PathBuf> {
 pub struct Embedded {
     url: String,
     data_dir: PathBuf,
+    is_new: bool,
     /// `None` for a guest.
     server: Option<Server>,
     /// The owner's lock. It comes after the server because fields are dropped in this order.
@@ -147,7 +148,7 @@ impl Embedded {
                         state.display()
                     );
                     let (url, data_dir) = (socket::url(&found.run), found.data);
-                    return Ok(Embedded { url, data_dir, server: None, lock, guests });
+                    return Ok(Embedded { url, data_dir, is_new: false, server: None, lock, guests });
                 }
                 guests.give_back();
             }
@@ -158,10 +159,24 @@ impl Embedded {
         }
     }
 
+    /// Whether this machine has what [`start`](Self::start) needs to create the data in `state_dir`: server programs,
+    /// and a user to run them as. Creates nothing.
+    ///
+    /// # Errors
+    ///
+    /// What `start` would fail with.
+    pub async fn check(state_dir: &Path) -> Result<()> {
+        check_link(state_dir)?;
+        let data = state_dir.join("postgres");
+        User::for_server(state_dir, &data)?;
+        Programs::choose(Programs::installed().await, &data).map(drop)
+    }
+
     /// As [`start`](Self::start), for the holder of the lock.
     async fn own(state: &Path, lock: Lock, guests: Lock) -> Result<Embedded> {
         let place = Place::settle(state).await?;
         give(&lock.file, &lock.path, place.user)?;
+        let mut is_new = false;
         let (server, run) = match Server::adopt(&place.data).await? {
             Some((server, run)) => {
                 let pid = server.pid().map(Pid::as_raw_pid);
@@ -172,12 +187,20 @@ impl Embedded {
                 cluster::sweep(&place);
                 let programs = Programs::choose(Programs::installed().await, &place.data)?;
                 if !place.data.join("PG_VERSION").exists() {
+                    is_new = true;
                     cluster::make(&place, &programs).await?;
                 }
                 (launch::launch(&place, &programs).await?, place.run)
             }
         };
-        Ok(Embedded { url: socket::url(&run), data_dir: place.data, server: Some(server), lock, guests })
+        Ok(Embedded {
+            url: socket::url(&run),
+            data_dir: place.data,
+            is_new,
+            server: Some(server),
+            lock,
+            guests,
+        })
     }
 
     /// The URL of the database, in the form that sqlx, `psql` and everything based on libpq understand:
@@ -194,6 +217,12 @@ impl Embedded {
     #[must_use]
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
+    }
+
+    /// Whether there was no data yet, so that this start has created it.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Stops the server if nobody else uses it, and waits until it is gone: as a rule well under a second, at most 15
