@@ -16,7 +16,8 @@ use tokio::{
 use crate::{
     app::{KEY, PASSWORD, admin, as_role, database},
     certificate::{Authority, Issued, pem},
-    process::{Ended, Home, Signal, until},
+    not_tested::{are_root, cannot_be_tested},
+    process::{ANY_PORT, Ended, Home, Signal, until},
 };
 
 async fn doctor_says(home: &Home, args: &[&str], settings: &[(&str, &str)]) -> Ended {
@@ -491,6 +492,62 @@ async fn rights_that_the_service_has_lost() {
         finds("roles", &alone, 0, "ok", &["may do what the service has to, and nothing else"]).await;
         until("it is ready by itself", async || running.get("/readyz").await.0 == 200).await;
     }
+}
+
+/// The findings about the database in a place where there is none yet.
+fn about_a_new_database(ended: &Ended) -> Vec<(Value, String)> {
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let all = report["findings"].as_array().unwrap().iter().filter(|finding| finding["area"] == "database");
+    all.map(|found| (found["level"].clone(), found["message"].as_str().unwrap().to_owned())).collect()
+}
+
+#[tokio::test]
+async fn a_place_in_which_the_service_cannot_make_its_database() {
+    let key = [("TOKEN_SYMMETRIC_KEY", KEY)];
+    let home = Home::of_nobody().unwrap_or_else(Home::new);
+    let doctor = async || home.gatepass(&["doctor", "--json"]).envs(&key).run().await;
+    let found = about_a_new_database(&doctor().await.expect(0));
+    assert!(found.len() == 1 && found[0].0 == "note" && found[0].1.contains("none yet"), "{found:?}");
+
+    let mode = |mode| fs::set_permissions(home.path(""), fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o555);
+    let found = about_a_new_database(&doctor().await.expect(1));
+    let keyless =
+        home.gatepass(&["doctor"]).env("DB_SOURCE", "postgres://x@127.0.0.1:1/x").run().await.expect(1);
+    home.start(&key).end().await.fails(1, &["Permission denied", "DB_SOURCE"]);
+    let both = "set TOKEN_SYMMETRIC_KEY and DB_SOURCE to do without it";
+    home.start(&[]).end().await.fails(1, &["Permission denied", both]);
+    mode(0o755);
+    assert!(keyless.stdout.contains("or set TOKEN_SYMMETRIC_KEY"), "{}", keyless.stdout);
+    let [(level, said)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(level, "problem");
+    assert!(said.contains("Permission denied") && said.contains("DB_SOURCE"), "{said}");
+}
+
+#[tokio::test]
+async fn a_machine_without_the_programs_of_a_postgres_server() {
+    const WHAT: &str = "doctor without Postgres programs";
+
+    if !are_root(WHAT) {
+        return;
+    }
+    // Hides them from this command alone.
+    let hide = "mount -t tmpfs none /usr/lib/postgresql";
+    let home = Home::new();
+    let run = async |what: &str| {
+        let script = format!(r#"exec unshare -m sh -c '{hide} && exec "$0" {what}' "$0""#);
+        home.shell(&script).env("TOKEN_SYMMETRIC_KEY", KEY).envs(&ANY_PORT).run().await
+    };
+    if home.shell(&format!("unshare -m sh -c '{hide} && ! command -v postgres'")).run().await.code != Some(0)
+    {
+        cannot_be_tested(WHAT, &format!("`{hide}` fails, or there are others"));
+        return;
+    }
+    let found = about_a_new_database(&run("doctor --json").await.expect(1));
+    let [(level, said)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(level, "problem");
+    assert!(said.contains("no Postgres server programs"), "{said}");
+    run("serve").await.fails(1, &[said]);
 }
 
 #[tokio::test]

@@ -13,11 +13,12 @@ use secrecy::{ExposeSecret, SecretString};
 use super::Failure;
 use crate::{random, token::SymmetricKey};
 
-/// The key in this state directory, made now if there is none yet.
-pub(super) fn read_or_make(state_dir: &Path) -> Result<SymmetricKey, Failure> {
+/// The key in this state directory, made now if there is none yet. `instead` names the settings that make the directory
+/// unnecessary, for messages.
+pub(super) fn read_or_make(state_dir: &Path, instead: &str) -> Result<SymmetricKey, Failure> {
     let path = path(state_dir);
     if fs::symlink_metadata(&path).is_err() {
-        make(state_dir, &path)?;
+        make(state_dir, &path, instead)?;
     }
     parse(&path)
 }
@@ -46,10 +47,10 @@ fn parse(path: &Path) -> Result<SymmetricKey, Failure> {
 
 /// Writes the key to a draft and links it into place: if two processes do this at once, one of them makes the key, and
 /// both read it whole.
-fn make(state_dir: &Path, path: &Path) -> Result<(), Failure> {
+fn make(state_dir: &Path, path: &Path, instead: &str) -> Result<(), Failure> {
     let directory = fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir);
     directory.map_err(|error| {
-        format!("cannot create {}: {error}; set TOKEN_SYMMETRIC_KEY to do without it", state_dir.display())
+        format!("cannot create {}: {error}; set {instead} to do without it", state_dir.display())
     })?;
     let draft = state_dir.join(format!(".token_symmetric_key.{}", std::process::id()));
     let remove_draft = || match fs::remove_file(&draft) {
@@ -71,7 +72,7 @@ fn make(state_dir: &Path, path: &Path) -> Result<(), Failure> {
     let removed = remove_draft();
     linked.and(removed).map_err(|error| {
         format!(
-            "cannot make a key in {}: {error}; is {} owned by another user? delete it, or set TOKEN_SYMMETRIC_KEY",
+            "cannot make a key in {}: {error}; is {} owned by another user? delete it, or set {instead}",
             path.display(),
             state_dir.display()
         )
@@ -126,22 +127,23 @@ mod tests {
 
         // An error within the directory names the directory.
         fs::create_dir(&draft).unwrap();
-        let error = read_or_make(&state).unwrap_err().to_string();
+        let error = read_or_make(&state, "ANOTHER").unwrap_err().to_string();
         assert!(error.contains(&format!("is {} owned by another user?", state.display())), "{error}");
+        assert!(error.contains("or set ANOTHER"), "{error}");
         assert!(!error.contains(draft.to_str().unwrap()), "{error}");
         fs::remove_dir(&draft).unwrap();
 
         // A draft that someone has put there is not written through.
         symlink(&elsewhere, &draft).unwrap();
         let paserk = |key: SymmetricKey| key.to_paserk().expose_secret().to_owned();
-        let key = paserk(read_or_make(&state).unwrap());
+        let key = paserk(read_or_make(&state, "ANOTHER").unwrap());
         assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "kept");
         assert!(fs::symlink_metadata(&draft).is_err());
         assert_eq!(fs::symlink_metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(paserk(read_or_make(&state).unwrap()), key);
+        assert_eq!(paserk(read_or_make(&state, "ANOTHER").unwrap()), key);
 
         let refused = |why: &str| {
-            let error = read_or_make(&state).unwrap_err().to_string();
+            let error = read_or_make(&state, "ANOTHER").unwrap_err().to_string();
             assert!(error.contains(why) && error.contains(path.to_str().unwrap()), "{error}");
             assert!(error.contains("delete it"), "{error}");
         };

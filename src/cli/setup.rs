@@ -1,7 +1,8 @@
 //! What most subcommands need before they can start: the settings, the key, and the use cases over a database.
 
-use std::{env, num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{env, io, num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
 
+use rustix::fs::{Access, access};
 use secrecy::SecretString;
 
 use super::{Failure, development_key};
@@ -74,6 +75,22 @@ pub(super) fn state_dir() -> Result<PathBuf, Failure> {
     Ok(working_dir()?.join(STATE_DIR))
 }
 
+/// Makes sure that we may create something in the state directory, or if it is missing, the directory itself. Asks the
+/// system, which takes more into account than mode bits, and creates nothing. `setting` is the way to do without.
+pub(super) fn check_state_dir(setting: &str) -> Result<(), Failure> {
+    let state = state_dir()?;
+    let directory = if state.try_exists().is_ok_and(|exists| !exists) { working_dir()? } else { state };
+    // The dot makes it an error if this is a file.
+    access(directory.join("."), Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
+        let error = io::Error::from(error);
+        format!(
+            "cannot write to {}: {error}; make sure that this user may do that, or set {setting}",
+            directory.display()
+        )
+        .into()
+    })
+}
+
 /// Whether there is a database to look into: one that the settings name, or development's own, running or not. Commands
 /// that only look do not create one.
 pub(super) fn has_database(settings: &Settings) -> Result<bool, Failure> {
@@ -87,7 +104,11 @@ pub(super) fn symmetric_key(settings: &Settings) -> Result<SymmetricKey, Failure
     match &settings.token_symmetric_key {
         Some(key) => Ok(key.clone()),
         None if settings.environment == Environment::Development => {
-            development_key::read_or_make(&state_dir()?)
+            let instead = match settings.db_source {
+                Some(_) => "TOKEN_SYMMETRIC_KEY",
+                None => "TOKEN_SYMMETRIC_KEY and DB_SOURCE",
+            };
+            development_key::read_or_make(&state_dir()?, instead)
         }
         // The check of the settings requires it in production. Never make one up, should that check change.
         None => Err("TOKEN_SYMMETRIC_KEY is not set".into()),

@@ -8,6 +8,7 @@ use crate::{
     cli::database::{self, As, ClockSkew, Database},
     clock::Clock,
     config::{DbPooler, Environment, Settings},
+    embedded::Embedded,
     keys::Policy,
     store::{
         self, Access, Blocker, PgConnection,
@@ -30,8 +31,17 @@ pub(super) async fn database(settings: &Settings, policy: &Policy) -> Vec<Findin
     match setup::has_database(settings) {
         Ok(true) => {}
         Ok(false) => {
-            let note = "there is none yet: `gatepass serve` makes one of its own, since DB_SOURCE is not set";
-            return vec![Finding::note("database", note)];
+            let possible = async {
+                setup::check_state_dir("DB_SOURCE")?;
+                Ok::<_, Failure>(Embedded::check(&setup::state_dir()?).await?)
+            };
+            return vec![match possible.await {
+                Ok(()) => Finding::note(
+                    "database",
+                    "there is none yet: `gatepass serve` makes one of its own, since DB_SOURCE is not set",
+                ),
+                Err(error) => failed("database", &*error),
+            }];
         }
         Err(error) => return vec![failed("database", &*error)],
     }

@@ -152,9 +152,13 @@ async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
     match setup::present_key_policy(&settings) {
         Ok((policy, has_root)) => {
             if !has_root {
-                let note =
-                    "TOKEN_SYMMETRIC_KEY is not set: `gatepass serve` makes a key, and keeps it in .gatepass";
-                findings.push(Finding::note("settings", note));
+                findings.push(match setup::check_state_dir("TOKEN_SYMMETRIC_KEY") {
+                    Ok(()) => Finding::note(
+                        "settings",
+                        "TOKEN_SYMMETRIC_KEY is not set: `gatepass serve` makes a key, and keeps it in .gatepass",
+                    ),
+                    Err(error) => failed("settings", &*error),
+                });
             }
             findings.extend(rotations_under_way(&settings));
             findings.extend(database(&settings, &policy).await);
