@@ -595,7 +595,8 @@ async fn doctor_says_what_to_do() {
     let ended = desk.run(&["doctor"]).await.expect(0);
     assert_eq!(ended.stderr, "");
     for line in ended.stdout.lines() {
-        assert!(line.starts_with("ok  "), "{}", ended.stdout);
+        // A machine may have time for more expensive hashes.
+        assert!(line.starts_with("ok  ") || line.starts_with("note     password"), "{}", ended.stdout);
     }
     let doctor = desk.doctor().await;
     let areas: Vec<_> =

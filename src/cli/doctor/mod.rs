@@ -15,7 +15,10 @@ use serde_json::json;
 
 use self::{
     database::database,
-    settings::{certificate, old_system, open_files, operators, passwords, rotations_under_way, settings},
+    settings::{
+        certificate, old_system, open_files, operators, passwords, registration, rotations_under_way,
+        settings,
+    },
 };
 use super::{Failure, open_files::OpenFiles, print, print_json, seconds, setup};
 use crate::{chain::chain, config::Environment, telemetry};
@@ -144,6 +147,7 @@ fn line(finding: &Finding, colour: bool) -> String {
 async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
     let (settings, mut findings) = settings(config_file).await;
     let Some(settings) = settings else { return findings };
+    findings.extend(registration(&settings));
     findings.extend(passwords(&settings, args).await);
     findings.extend(certificate(&settings));
     findings.push(operators(&settings));

@@ -7,7 +7,7 @@ use time::Duration;
 use super::{Args, Failure, Finding, OpenFiles, failed, seconds, setup};
 use crate::{
     clock::Clock,
-    config::{ConfigErrors, Environment, Settings},
+    config::{ConfigErrors, Environment, Registration, Settings},
     http::Limits,
     legacy,
     password::{self, Params},
@@ -37,6 +37,15 @@ pub(super) async fn settings(config_file: Option<PathBuf>) -> (Option<Settings>,
     }
 }
 
+/// Who may register.
+pub(super) fn registration(settings: &Settings) -> Option<Finding> {
+    let is_open = settings.registration == Registration::Open;
+    (is_open && settings.environment == Environment::Production).then(|| {
+        let note = "REGISTRATION is open: anybody can register, and no e-mail address is confirmed";
+        Finding::note("settings", note).advise("unless that is intended, set REGISTRATION=closed")
+    })
+}
+
 /// What a password hash costs here, and what it should.
 pub(super) async fn passwords(settings: &Settings, args: &Args) -> Vec<Finding> {
     const AREA: &str = "password";
@@ -56,12 +65,11 @@ pub(super) async fn passwords(settings: &Settings, args: &Args) -> Vec<Finding> 
         threads.get() as u64 * u64::from(params.memory_kib) / 1024
     );
     let wish = format!("{} ms and {} MiB", args.hash_time, memory_kib / 1024);
-    let finding = Finding::ok(AREA, message);
     findings.push(if choice == params {
-        finding
+        Finding::ok(AREA, message)
     } else {
         let Params { memory_kib, iterations, parallelism } = choice;
-        finding.advise(format!(
+        Finding::note(AREA, message).advise(format!(
             "for {wish}: ARGON2_MEMORY_KIB={memory_kib} ARGON2_ITERATIONS={iterations} \
              ARGON2_PARALLELISM={parallelism} (OWASP's minimum at least)"
         ))
@@ -94,11 +102,12 @@ pub(super) fn certificate(settings: &Settings) -> Vec<Finding> {
 
     let is_production = settings.environment == Environment::Production;
     let Some(files) = setup::tls_files(settings) else {
-        let finding = Finding::ok(AREA, "none: the service speaks plain HTTP");
+        let message = "none: the service speaks plain HTTP";
         return vec![if is_production {
-            finding.advise("put a proxy in front that speaks TLS, or set TLS_CERT_FILE and TLS_KEY_FILE")
+            Finding::note(AREA, message)
+                .advise("put a proxy in front that speaks TLS, or set TLS_CERT_FILE and TLS_KEY_FILE")
         } else {
-            finding
+            Finding::ok(AREA, message)
         }];
     };
     let mut findings = Vec::new();
