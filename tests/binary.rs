@@ -42,8 +42,8 @@ async fn development_prints_the_address_and_commands_that_work() {
     assert_eq!(service.get("/readyz").await, (200, json!({"status": "ready"})));
 
     let welcome = service.stdout();
-    assert!(welcome.contains(&format!("gatepass is ready at http://{}", service.address())), "{welcome}");
-    assert!(welcome.contains(&service.url("/docs")), "{welcome}");
+    assert!(welcome.contains(&format!("gatepass is ready at {} ", service.url("/docs"))), "{welcome}");
+    assert!(!welcome.contains("other machines"), "{welcome}");
     // Runs the commands that the welcome suggests.
     let mut token = String::new();
     for (path, status) in [("/users", 201), ("/users/login", 200)] {
@@ -59,6 +59,21 @@ async fn development_prints_the_address_and_commands_that_work() {
     let ended = service.stop(Signal::TERM).await.expect(0);
     assert!(!ended.stderr.contains(KEY) && !ended.stderr.contains(PASSWORD), "{}", ended.stderr);
     assert!(!home.path(".gatepass").exists(), "nothing is made that the settings name");
+}
+
+#[tokio::test]
+async fn development_says_that_other_machines_can_reach_it() {
+    let home = Home::new();
+    let settings = [("DB_SOURCE", &*database().await), ("HTTP_SERVER_ADDRESS", "0.0.0.0:0")];
+    let service = home.serve(&settings).await;
+    let address = service.address();
+    let (_, port) = address.rsplit_once(':').unwrap();
+    let welcome = service.stdout();
+    let narrower = format!("other machines can reach it, too; HTTP_SERVER_ADDRESS=127.0.0.1:{port}");
+    for said in [&*format!("http://localhost:{port}/docs "), &*narrower] {
+        assert!(welcome.contains(said), "{said:?} is not in {welcome}");
+    }
+    service.stop(Signal::TERM).await.expect(0);
 }
 
 #[tokio::test]

@@ -139,7 +139,7 @@ async fn serve(directory: &Path, database_url: &str) -> (Child, String) {
     let mut lines = BufReader::new(service.stdout.take().unwrap()).lines();
     while let Some(line) = lines.next_line().await.unwrap() {
         if let Some((_, rest)) = line.split_once(" is ready at http://") {
-            return (service, rest.split_whitespace().next().unwrap().to_owned());
+            return (service, rest.split('/').next().unwrap().to_owned());
         }
     }
     panic!("the service ended: {}", service.wait().await.unwrap());

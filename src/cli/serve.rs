@@ -333,13 +333,20 @@ fn welcome(address: SocketAddr, has_tls: bool, database: &Database) {
         Some(embedded) => format!("{}\n           psql '{}'", embedded.data_dir().display(), embedded.url()),
         None => database.place(),
     };
+    let reach = if address.ip().is_unspecified() {
+        let port = address.port();
+        format!(
+            "\n  Network  other machines can reach it, too; HTTP_SERVER_ADDRESS=127.0.0.1:{port} prevents that"
+        )
+    } else {
+        String::new()
+    };
     let (bold, plain) = if telemetry::is_coloured(&io::stdout()) { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
     let text = format!(
         r#"
-{bold}gatepass is ready{plain} at {url}   (Ctrl-C stops it)
+{bold}gatepass is ready{plain} at {url}/docs   (Ctrl-C stops it)
 
-  API      {url}/docs
-  Data     {data}
+  Data     {data}{reach}
 
 Register, then log in:
 
