@@ -3,14 +3,30 @@
 
 use std::path::{Component, Path};
 
-/// The path as it was given, if no secret can look like it: if something exists there, relative to `directory`, or if
-/// at least its parent directory does and is more than the root or `directory` itself. Anything else may be a secret;
-/// even a text in Base64 may begin with a slash.
+/// The path as it was given, unless it looks like a secret: a URL, a key, several lines. What exists is a path whatever
+/// it looks like, relative to `directory`, and so is what could be created in a directory that exists and is more than
+/// the root or `directory` itself.
 pub(crate) fn shown<'a>(path: &'a Path, directory: &Path) -> Option<&'a str> {
     let is_named = |parent: &&Path| parent.components().any(|part| matches!(part, Component::Normal(_)));
     let is_one = directory.join(path).exists()
         || path.parent().filter(is_named).is_some_and(|parent| directory.join(parent).is_dir());
-    path.to_str().filter(|_| is_one)
+    path.to_str().filter(|text| is_one || !may_be_secret(text))
+}
+
+/// Whether a text that should be a path may be one of the secrets that settings hold.
+fn may_be_secret(text: &str) -> bool {
+    /// A symmetric key may be given as plain text of this length.
+    const KEY_BYTES: usize = 32;
+
+    // What separates the name of a pepper from it, and the items of a list.
+    let has_marks = text.contains(|c: char| c.is_control() || matches!(c, ':' | ',' | '='));
+    let is_key = text.starts_with("k4.") || text.starts_with("-----BEGIN") || text.len() == KEY_BYTES;
+    // Base64, in which slashes may be, or hexadecimal.
+    let is_random = |part: &str| {
+        let is_code = part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'_' | b'-'));
+        part.len() >= 20 && is_code && part.contains(|c: char| c.is_ascii_digit())
+    };
+    has_marks || is_key || text.split('/').any(is_random)
 }
 
 #[cfg(test)]
@@ -25,15 +41,18 @@ mod tests {
         let shown = |path| shown(Path::new(path), directory.path());
         fs::create_dir(directory.path().join("sub")).unwrap();
         let missing = directory.path().join("missing");
-        for path in ["/", "..", "sub", "sub/missing.key", missing.to_str().unwrap()] {
+        let long = "sub/thirty-two-bytes-of-a-path.p";
+        for path in ["/", "..", "sub", "sub/missing.key", missing.to_str().unwrap(), long] {
+            assert_eq!(shown(path), Some(path));
+        }
+        // Nothing of these exists.
+        for path in ["missing.key", "certs/tls.crt", "/srv/secrets/gatepass-2026/db_source", "../missing"] {
             assert_eq!(shown(path), Some(path));
         }
         for secret in [
-            "hunter2",
-            "hunter.2/",
-            "hunter/2",
-            "/hunter2",
-            "../hunter2",
+            "4f1c9e0b7a2d86355be0c83f19d7a64e",
+            "thirty-two bytes of a plain text",
+            "1:cGVwcGVyIG9uZSBpcyB0aGVzZSAzMiBieXRlcyBvZiA",
             "/9j4AAQSkZJRgABAQAAAQABAAD/2wBDAAUDBAQ=",
             "postgres://u:hunter2@h/d",
             "k4.local.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",

@@ -278,7 +278,7 @@ async fn production_reads_its_secrets_from_files_and_generates_none() {
     assert!(!home.path(".gatepass").exists());
 
     let run = home.gatepass(&["serve"]).envs(&environment).env("DB_SOURCE", "postgres://u:hunter2@h/d").run();
-    let ended = run.await.fails(1, &["DB_SOURCE (", "DB_SOURCE_FILE is given as well"]);
+    let ended = run.await.fails(1, &["DB_SOURCE (", "both this and DB_SOURCE_FILE ("]);
     assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
 }
 

@@ -402,7 +402,7 @@ fn invalid_tls_files_are_reported_by_setting_name() {
     place.put(&certificate, &key);
     let files = Files { key: key.into(), ..place.files() };
     let error = Tls::open(files, START).unwrap_err().to_string();
-    assert!(error.starts_with("TLS_KEY_FILE=…: cannot be read: "), "{error}");
+    assert!(error.starts_with("TLS_KEY_FILE, which looks like the contents of a file"), "{error}");
 }
 
 #[tokio::test]
@@ -534,6 +534,12 @@ async fn the_process_does_not_start_with_half_a_certificate() {
     half.fails(1, &["TLS_CERT_FILE (not set): TLS_KEY_FILE is set; set both, or neither"]);
     let mixed = serve(&[("TLS_CERT_FILE", &certificate.1), ("TLS_KEY_FILE", &certificate.1)]).await;
     mixed.fails(1, &["TLS_KEY_FILE=", "expected PEM, with a line `-----BEGIN PRIVATE KEY-----`"]);
+    let missing = serve(&[("TLS_CERT_FILE", "certs/tls.crt"), ("TLS_KEY_FILE", "certs/tls.key")]).await;
+    missing.fails(1, &["TLS_CERT_FILE=certs/tls.crt: cannot be read: No such file"]);
+    let pasted =
+        [("TLS_CERT_FILE", &*certificate.1), ("TLS_KEY_FILE", "-----BEGIN PRIVATE KEY-----\nhunter2")];
+    let pasted = serve(&pasted).await.fails(1, &["TLS_KEY_FILE, which looks like the contents of a file"]);
+    assert!(!pasted.stderr.contains("hunter2"), "{}", pasted.stderr);
     assert!(!home.path(".gatepass").exists(), "no database of our own was made first");
 }
 

@@ -213,12 +213,8 @@ pub(super) fn secret_files(given: &mut Given, working_dir: &Path, findings: &mut
         let Some(file_name) = setting.file_name() else { continue };
         let Some(path) = given.0.remove(&file_name) else { continue };
         if let Some(value) = given.get(setting.name) {
-            let origins = format!("{}, {}", value.origin, path.origin);
-            findings.problem(
-                setting.name,
-                origins,
-                format!("{file_name} is given as well; keep one of the two"),
-            );
+            let message = format!("both this and {file_name} ({}) are set; keep one of the two", path.origin);
+            findings.problem(setting.name, &value.origin, message);
             continue;
         }
         match secret(&working_dir.join(&path.text)) {
@@ -227,8 +223,10 @@ pub(super) fn secret_files(given: &mut Given, working_dir: &Path, findings: &mut
                 given.0.insert(setting.name.into(), Value { text, origin });
             }
             Err(error) => {
-                let shown = shown(Path::new(&path.text), working_dir).unwrap_or("the file");
-                let message = format!("cannot read {shown}: {error}");
+                let message = match shown(Path::new(&path.text), working_dir) {
+                    Some(shown) => format!("cannot read {shown}: {error}"),
+                    None => "expected the path of a file, and this looks like the secret itself".into(),
+                };
                 findings.problem(&file_name, path.origin, message);
             }
         }

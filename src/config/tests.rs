@@ -341,15 +341,15 @@ fn a_secret_file_that_cannot_be_used_is_refused() {
     fs::write(dir.path().join("large.txt"), "x".repeat(64 * 1024 + 1)).unwrap();
     fs::write(dir.path().join("latin1.txt"), b"\xe9").unwrap();
     for (path, why) in [
-        ("/nonexistent/missing.txt", "cannot read the file: No such file"),
+        ("/nonexistent/missing.txt", "cannot read /nonexistent/missing.txt: No such file"),
+        ("missing.txt", "cannot read missing.txt: No such file"),
         ("empty.txt", "cannot read empty.txt: the file is empty"),
         ("large.txt", "cannot read large.txt: the file is larger than 64 KiB"),
         ("latin1.txt", "cannot read latin1.txt: expected text in UTF-8"),
         ("/", "cannot read /: Is a directory"),
         // The secret itself in place of its path.
-        (DB, "cannot read the file: No such file"),
-        (KEY, "cannot read the file: No such file"),
-        ("hunter.2/3", "cannot read the file: No such file"),
+        (DB, "expected the path of a file, and this looks like the secret itself"),
+        (KEY, "expected the path of a file, and this looks like the secret itself"),
     ] {
         let message = problem(load_in(dir.path(), &[("DB_SOURCE_FILE", path)]));
         assert!(message.starts_with(&format!("DB_SOURCE_FILE (environment): {why}")), "{message}");
@@ -363,11 +363,12 @@ fn a_secret_file_that_cannot_be_used_is_refused() {
 #[test]
 fn a_secret_given_twice_is_refused() {
     let message = problem(load_both(&format!("\nDB_SOURCE={DB}"), &[("DB_SOURCE_FILE", "/nonexistent")]));
-    let expected = "DB_SOURCE (app.env:2, environment): DB_SOURCE_FILE is given as well; keep one of the two";
+    let expected =
+        "DB_SOURCE (app.env:2): both this and DB_SOURCE_FILE (environment) are set; keep one of the two";
     assert_eq!(message, expected);
     // In production it is not also reported as missing.
     let message = problem(load_production(&[("TOKEN_SYMMETRIC_KEY_FILE", "/nonexistent")]));
-    assert!(message.starts_with("TOKEN_SYMMETRIC_KEY (environment, environment): "), "{message}");
+    assert!(message.starts_with("TOKEN_SYMMETRIC_KEY (environment): both this and "), "{message}");
     // Nor is a secret reported as missing if its file cannot be read.
     let environment =
         [("ENVIRONMENT", "production"), ("DB_SOURCE", DB), ("TOKEN_SYMMETRIC_KEY_FILE", "/nonexistent")];

@@ -44,11 +44,18 @@ pub struct Files {
 
 /// What is wrong with the files.
 #[derive(Debug, thiserror::Error)]
-#[error("{setting}={}: {fault}", shown(path, Path::new("")).unwrap_or("…"))]
+#[error("{}: {fault}", place(setting, path))]
 pub struct Error {
     setting: &'static str,
     path: PathBuf,
     fault: Fault,
+}
+
+fn place(setting: &str, path: &Path) -> String {
+    match shown(path, Path::new("")) {
+        Some(path) => format!("{setting}={path}"),
+        None => format!("{setting}, which looks like the contents of a file and not like its path"),
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
