@@ -152,7 +152,7 @@ async fn a_signal_calls_off_the_wait_for_a_database() {
     for signal in [Signal::TERM, Signal::INT] {
         let home = Home::new();
         let mut service = home.start(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]);
-        service.logged("waiting for the database").await;
+        service.logged("waiting for the database, for up to 30 s").await;
         let before = Instant::now();
         let ended = service.stop(signal).await.expect(0);
         assert!(before.elapsed().as_secs() < 5, "it took {:?}", before.elapsed());

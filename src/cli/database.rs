@@ -201,7 +201,8 @@ impl Database {
             }
             let place = source.place();
             if !std::mem::replace(&mut has_told, true) {
-                tracing::warn!(%place, %error, "waiting for the database");
+                let patience = DATABASE_PATIENCE.as_secs();
+                tracing::warn!(%place, %error, "waiting for the database, for up to {patience} s");
             }
             if begun.elapsed() >= DATABASE_PATIENCE {
                 return Err(self.unreachable(source, setting, error));
