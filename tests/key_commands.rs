@@ -537,6 +537,18 @@ async fn token_inspect_reports_what_a_token_holds() {
     let (code, forged) = desk.inspect(&format!("{}AAAA", &good[..good.len() - 4])).await;
     assert_eq!((code, &forged["accepted"]), (Some(1), &false.into()));
 
+    // Cut off: what can still be read is shown as if it were whole.
+    let whole = issue(Hs256Key::new(&root()), 0, 600);
+    let (_, intact) = desk.inspect(&whole).await;
+    for rest in [whole.len() - 5, whole.rfind('.').unwrap() + 1, whole.rfind('.').unwrap()] {
+        let (code, cut) = desk.inspect(&whole[..rest]).await;
+        assert_eq!((code, &cut["verified"], &cut["format"]), (Some(1), &false.into(), &"jwt:HS256".into()));
+        assert!(text(&cut["hint"]).contains("was it cut off?"), "{cut}");
+        for time in ["iat", "nbf", "exp"] {
+            assert_eq!(cut["claims"][time], intact["claims"][time]);
+        }
+    }
+
     for (rubbish, hint) in [
         ("", "there is nothing"),
         ("gpr_", "refresh token"),

@@ -21,7 +21,7 @@ use crate::{
     config::Settings,
     keys,
     store::{migrations, sessions},
-    token::{Check, Claims, Inspection, MAX_TOKEN_BYTES, Rejection, Verifier, refresh::Presented},
+    token::{Check, Claims, Format, Inspection, MAX_TOKEN_BYTES, Rejection, Verifier, refresh::Presented},
 };
 
 /// Longer than any token, and than any response with tokens in it.
@@ -70,7 +70,9 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
     {
         inspection.findings.push((Check::Revocation, found));
     }
-    let report = Report { inspection, format: format(token), hint: hint(token), session, now };
+    let format = format(token);
+    let hint = hint(token).or_else(|| cut_off(token, &inspection, format.as_deref()));
+    let report = Report { inspection, format, hint, session, now };
     if json {
         print_json(&report.to_json())?;
     } else {
@@ -293,6 +295,23 @@ fn hint(token: &str) -> Option<&'static str> {
     }
 }
 
+/// What to say about a token that begins as ours do and does not end so: it has not the shape of one, or too short a
+/// signature.
+fn cut_off(token: &str, inspection: &Inspection, claimed: Option<&str>) -> Option<&'static str> {
+    let format = Format::ALL.into_iter().find(|format| claimed == Some(format.name()))?;
+    // In Base64: of 32 bytes, of 64, and of an RSA key of 2048 bits.
+    let shortest = match format.name() {
+        "jwt:HS256" => 43,
+        "jwt:EdDSA" | "jwt:ES256" => 86,
+        "jwt:RS256" | "jwt:PS256" => 342,
+        _ => 0,
+    };
+    let has_failed = |at| inspection.findings.iter().any(|(check, found)| *check == at && found.is_err());
+    let is_short = token.rsplit('.').next().is_some_and(|signature| signature.len() < shortest);
+    (has_failed(Check::Shape) || has_failed(Check::Signature) && is_short)
+        .then_some("this begins like a token and does not end like one: was it cut off?")
+}
+
 /// The header of a JWT, strict or not, to see whose it may be.
 fn header(token: &str) -> Option<Map<String, Value>> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?).ok()
@@ -359,7 +378,18 @@ impl Report {
     fn claims(&self) -> Option<Map<String, Value>> {
         match &self.inspection.claims {
             Some(claims) => Some(object(claims)),
-            None => serde_json::from_str(self.inspection.payload.as_deref()?).ok(),
+            None => {
+                let mut claims: Map<_, _> = serde_json::from_str(self.inspection.payload.as_deref()?).ok()?;
+                for (name, value) in &mut claims {
+                    // As in claims that are verified, whatever the format.
+                    if value.is_number()
+                        && let Some(at) = instant(name, value)
+                    {
+                        *value = seconds(at).into();
+                    }
+                }
+                Some(claims)
+            }
         }
     }
 
