@@ -513,7 +513,11 @@ async fn the_process_serves_a_secret_that_kubernetes_replaces() {
     assert_eq!(health(&["--ready"]).await.json()["status"], "ready");
     let by_hand = service.address();
     assert_eq!(health(&["--address", &by_hand, "--tls"]).await.json()["status"], "ok");
-    health(&["--address", &by_hand]).await.fails(1, &["does not answer"]);
+    health(&["--address", &by_hand])
+        .await
+        .fails(1, &["does not answer", "does it speak TLS? then add --tls"]);
+    let plain = home.gatepass(&["health"]).env("HTTP_SERVER_ADDRESS", &by_hand).run().await;
+    plain.fails(1, &[&format!("does it speak TLS? then ask with --address {by_hand} --tls")]);
     health(&["--tls"]).await.fails(2, &["--address"]);
     service.stop(Signal::TERM).await.expect(0);
     health(&[]).await.fails(1, &["does not answer"]);

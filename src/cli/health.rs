@@ -49,7 +49,15 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(),
     let (status, body) = tokio::time::timeout(PATIENCE, get(address, tls, path))
         .await
         .map_err(|_| format!("{address} gave no answer within {} s", PATIENCE.as_secs()))?
-        .map_err(|error| format!("{address} does not answer: {error}"))?;
+        .map_err(|error| {
+            let is_foreign = error.downcast_ref().is_some_and(hyper::Error::is_parse);
+            let hint = match (is_foreign && !tls, args.address) {
+                (false, _) => String::new(),
+                (true, Some(_)) => "; does it speak TLS? then add --tls".to_owned(),
+                (true, None) => format!("; does it speak TLS? then ask with --address {address} --tls"),
+            };
+            format!("{address} does not answer: {error}{hint}")
+        })?;
     if !status.is_success() {
         return Err(format!("{address}{path} says {status}: {body}").into());
     }
