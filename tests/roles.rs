@@ -750,6 +750,11 @@ async fn the_roles_have_no_other_powers_and_belong_to_one_database() {
         changed(&done)
             .contains(&"gatepass_readonly has no administrative attributes, and is a member of no role")
     );
+    // The owner was made just now: of that role, nothing had been so already.
+    for what in ["exists", "has no administrative attributes, and is a member of no role"] {
+        assert!(changed(&done).contains(&format!("{OWNER} {what}").as_str()), "{done}");
+    }
+    assert!(!changed(&done).contains(&"gatepass_readonly exists"), "{done}");
     let mut postgres = server.connect().await;
     let mighty = "SELECT rolname::text FROM pg_roles WHERE rolname LIKE 'gatepass\\_%'
         AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls

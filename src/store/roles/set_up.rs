@@ -314,11 +314,12 @@ async fn make_role(
     if found.is_none() {
         run(&mut *conn, &format!("CREATE ROLE {role}")).await?;
     }
+    done.step(format!("{role} exists"), found.is_none());
     let surplus = Surplus::of(&mut *conn, role).await?;
     surplus.take(&mut *conn, role).await?;
     done.step(
         format!("{role} has no administrative attributes, and is a member of no role"),
-        !surplus.is_empty(),
+        found.is_none() || !surplus.is_empty(),
     );
     let can_log_in = found.as_ref().is_some_and(|found| found.can_log_in);
     if !can_log_in {
