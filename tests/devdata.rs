@@ -124,7 +124,9 @@ async fn seeded_and_masked_users_log_in_to_a_service_with_a_pepper() {
         let hash = format!("SELECT password_hash FROM users WHERE username = '{username}'");
         assert!(text(&url, &hash).await.contains(",keyid=MQ$"));
     };
-    run(&["devdata", "seed", "--users", "3"]).await.expect(0);
+    let seeded = run(&["devdata", "seed", "--users", "3"]).await.expect(0);
+    assert!(seeded.stdout.contains("log in as admin: everybody's password is"), "{}", seeded.stdout);
+    assert!(seeded.stdout.contains(MADE_UP) && seeded.stderr.contains("sessions have expired"), "{seeded:?}");
     log_in("admin").await;
 
     // Masking replaces every hash in a copy with that of the one password, whatever the old one was made with.

@@ -4,18 +4,21 @@ use std::{fs, path::PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use secrecy::SecretString;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::{Failure, database::Database, print, print_json, say, setup, time};
 use crate::{
+    clock::Clock,
     config::{Environment, Settings},
-    devdata::{self, Key, Manifest, PASSWORD, Wanted},
+    devdata::{self, ADMIN, Key, Manifest, PASSWORD, Wanted},
     random,
     store::{self, Source},
 };
 
 /// When made-up people live by default. It is fixed, so that the same command makes the same rows on any day.
 const NOW: &str = "2026-01-01T00:00:00Z";
+/// How long a made-up session is good for after it was last used.
+const SESSION: Duration = Duration::hours(24);
 
 /// Make data for developers.
 #[derive(Debug, clap::Subcommand)]
@@ -137,9 +140,16 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
                 return print_json(&made);
             }
             print(&format!(
-                "{} users, {} sessions, {} rows of history; everybody's password is {PASSWORD}\n",
+                "{} users, {} sessions, {} rows of history; log in as {ADMIN}: everybody's password is {PASSWORD}\n",
                 made.users, made.sessions, made.history
-            ))
+            ))?;
+            if Clock::system().now() > now + SESSION {
+                say(
+                    "note: the sessions have expired, and a service deletes them (SESSION_RETENTION); with the time it \
+                     is as --now, they are live",
+                );
+            }
+            Ok(())
         }
         Command::Sample { from, users, condition, mask_key: key, directory, json } => {
             let source = Source::new(&from).map_err(|error| format!("--from: {error}"))?;

@@ -36,6 +36,9 @@ use crate::{
 /// The password of everybody whom this module makes up or masks. It is no secret.
 pub const PASSWORD: &str = "made-up-for-developers";
 
+/// The username of the first made-up user, who has the role `admin`.
+pub const ADMIN: &str = "admin";
+
 /// The salt of the one password hash that all masked users get. The password is no secret.
 const SALT: [u8; 16] = *b"for developers..";
 /// How many people are made up and written at once.

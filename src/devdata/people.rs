@@ -11,7 +11,7 @@ use rand_core::{Rng, SeedableRng};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::hex;
+use super::{ADMIN, hex};
 use crate::{
     random,
     store::devdata::{
@@ -85,7 +85,7 @@ impl<'a> People<'a> {
             Family { .. } => format!("{given} {surname}"),
         };
         let username =
-            if is_first { "admin".to_owned() } else { format!("{given_latin}.{surname_latin}{number}") };
+            if is_first { ADMIN.to_owned() } else { format!("{given_latin}.{surname_latin}{number}") };
         let email = format!("{username}@{}", self.one_of(&DOMAINS));
         let roles = match self.below(1000) {
             _ if is_first => "{admin}",
