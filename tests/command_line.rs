@@ -192,10 +192,18 @@ async fn a_user_from_creation_to_deletion() {
     assert_eq!(log_in(&service, "alice", new).await, 200);
 
     // The user has exactly the roles given.
-    desk.run(&["user", "set-role", "alice", "billing:read", "auditor", "auditor"]).await.expect(0);
+    let set = async |args: &[&str]| {
+        desk.run(&[&["user", "set-role", "alice"], args].concat()).await.expect(0).stdout
+    };
+    assert_eq!(
+        set(&["billing:read", "auditor", "auditor"]).await,
+        "Alice: auditor, support -> auditor, billing:read\n"
+    );
     let roles = async || desk.run(&["user", "show", "alice", "--json"]).await.json()["roles"].clone();
     assert_eq!(roles().await, json!(["auditor", "billing:read"]));
-    desk.run(&["user", "set-role", "alice", "--none"]).await.expect(0);
+    assert_eq!(set(&["support"]).await, "Alice: auditor, billing:read -> support\n");
+    assert_eq!(set(&["--none"]).await, "Alice: support -> no roles\n");
+    assert_eq!(set(&["--none"]).await, "Alice has no roles\n");
     assert_eq!(roles().await, json!([]));
 
     desk.run(&["user", "delete", "alice", "--yes"]).await.expect(0);
@@ -234,7 +242,8 @@ async fn a_failed_command_says_why_in_one_line() {
 
     for command in ["show", "disable", "enable", "delete"] {
         for name in ["nobody", "nobody@example.com", "01940000-0000-7000-8000-000000000001", "no body", ""] {
-            desk.run(&["user", command, name]).await.fails(1, &["there is no such user"]);
+            let said = format!("there is no such user: {name}");
+            desk.run(&["user", command, name]).await.fails(1, &[&said]);
         }
     }
     desk.run(&["user", "set-role", "nobody", "admin"]).await.fails(1, &["there is no such user"]);

@@ -165,36 +165,41 @@ async fn execute(accounts: &Accounts, command: Command, password: Option<&Passwo
                 print(&table(&users))
             }
         }
-        Command::Show { user, json } => show(accounts.find(&user).await?, json),
+        Command::Show { user, json } => show(find(accounts, &user).await?, json),
         Command::SetPassword { user, password: _ } => {
-            let user = accounts.find(&user).await?;
+            let user = find(accounts, &user).await?;
             accounts.set_password(&user, password()?, now, rng).await?;
             accounts.forgive(&user, now).await;
             print(&format!("password of {} set\n", user.username))
         }
         Command::SetRole { user, roles, none: _ } => {
             let change = UserChange { roles: Some(&roles), ..UserChange::default() };
-            let user = accounts.update(accounts.find(&user).await?.id, &change, now).await?;
-            print(&format!("{} has the roles: {}\n", user.username, list(&user.roles)))
+            let before = find(accounts, &user).await?;
+            let user = accounts.update(before.id, &change, now).await?;
+            // All that is not named is taken away: whoever meant to add a role should see it.
+            print(&match (&before.roles[..], &user.roles[..]) {
+                ([], []) => format!("{} has no roles\n", user.username),
+                (before, after) => format!("{}: {} -> {}\n", user.username, named(before), named(after)),
+            })
         }
         Command::Disable { user } => {
             let change = UserChange { disabled: Some(true), ..UserChange::default() };
-            let user = accounts.update(accounts.find(&user).await?.id, &change, now).await?;
+            let user = accounts.update(find(accounts, &user).await?.id, &change, now).await?;
             print(&format!("{} is disabled\n", user.username))
         }
         Command::Enable { user } => {
             let change = UserChange { disabled: Some(false), ..UserChange::default() };
-            let user = accounts.update(accounts.find(&user).await?.id, &change, now).await?;
+            let user = accounts.update(find(accounts, &user).await?.id, &change, now).await?;
             accounts.forgive(&user, now).await;
             print(&format!("{} is enabled\n", user.username))
         }
         Command::RevokeSessions { user } => {
-            let user = accounts.find(&user).await?;
+            let user = find(accounts, &user).await?;
             let ended = accounts.revoke_sessions(user.id, None, now).await?;
             print(&format!("{} session(s) of {} ended\n", ended, user.username))
         }
         Command::Delete { user, yes } => {
-            let user = accounts.find(&user).await?;
+            let user = find(accounts, &user).await?;
             if !yes && io::stdin().is_terminal() && !confirmed(&user)? {
                 return print("nothing deleted\n");
             }
@@ -202,6 +207,14 @@ async fn execute(accounts: &Accounts, command: Command, password: Option<&Passwo
             print(&format!("{} is deleted\n", user.username))
         }
     }
+}
+
+/// As [`Accounts::find`], with an error that says who is not there.
+async fn find(accounts: &Accounts, user: &str) -> Result<User, Failure> {
+    accounts.find(user).await.map_err(|error| match error {
+        account::Error::NoSuchUser => format!("{error}: {user}").into(),
+        error => error.into(),
+    })
 }
 
 fn confirmed(user: &User) -> Result<bool, Failure> {
@@ -240,6 +253,10 @@ fn table(users: &[User]) -> String {
         text.push_str(&format!("{id}  {username:<24}  {state:<8}  {email:<32}  {}\n", list(roles)));
     }
     text
+}
+
+fn named(roles: &[String]) -> String {
+    if roles.is_empty() { "no roles".to_owned() } else { roles.join(", ") }
 }
 
 fn list(roles: &[String]) -> String {
