@@ -243,6 +243,63 @@ async fn a_rejected_line_is_reported_with_its_reason_and_imported_once_fixed() {
     assert_eq!(here.count("SELECT count(*) FROM users").await, 5);
 }
 
+/// What the command says to do about rejected records can be done as it says.
+#[tokio::test]
+async fn rejected_records_are_imported_once_corrected_where_the_command_says() {
+    let here = Move::new().await;
+    let user = |name: &str, email: &str| lines(&[json!({ "username": name, "email": email })]);
+    let mend = |name: &str| {
+        let mended = here.read(name).replace("nowhere", &format!("{name}@example.com"));
+        here.home.write(name, &mended);
+    };
+    here.home.write("one.jsonl", &(user("alice", "alice@example.com") + &user("bob", "nowhere")));
+    // After a dry run, the good users too are only in the file itself.
+    let ended = here.import(&["one.jsonl", "--dry-run"]).await.expect(1);
+    let advice = "gatepass: 1 of 2 were rejected: correct them in one.jsonl and import it; ";
+    assert!(ended.stderr.contains(advice), "{}", ended.stderr);
+    assert!(ended.stderr.contains("/one.jsonl.dry-run.rejects says what is wrong"), "{}", ended.stderr);
+    assert_eq!(here.summary(&["one.jsonl.dry-run.rejects", "--dry-run"]).await, [1, 0, 0, 0, 1]);
+    let ended = here.import(&["one.jsonl"]).await.expect(1);
+    let advice = "/one.jsonl.rejects and import that file with the same options\n";
+    assert!(ended.stderr.ends_with(advice), "{}", ended.stderr);
+    // Those of the rejected ones, too.
+    assert_eq!(here.summary(&["one.jsonl.rejects"]).await, [1, 0, 0, 0, 1]);
+    mend("one.jsonl.rejects.rejects");
+    assert_eq!(here.summary(&["one.jsonl.rejects.rejects"]).await, [1, 1, 0, 0, 0]);
+
+    here.home.write("two.csv", "username,email\ncarol,nowhere\n");
+    assert_eq!(here.summary(&["two.csv"]).await, [1, 0, 0, 0, 1]);
+    mend("two.csv.rejects");
+    assert_eq!(here.summary(&["two.csv.rejects"]).await, [1, 1, 0, 0, 0]);
+
+    here.home.write("realm.json", r#"{"users": [{"id": "1", "username": "dora", "email": "nowhere"}]}"#);
+    let keycloak = ["--format", "keycloak"];
+    assert_eq!(here.summary(&[&["realm.json"], &keycloak[..]].concat()).await, [1, 0, 0, 0, 1]);
+    mend("realm.json.rejects");
+    assert_eq!(here.summary(&[&["realm.json.rejects"], &keycloak[..]].concat()).await, [1, 1, 0, 0, 0]);
+
+    let piped = here.gatepass(&["import", "-", "--format", "jsonl", "--dry-run", "--rejects", "bad.jsonl"]);
+    let ended = piped.stdin(&user("erin", "nowhere")).run().await.expect(1);
+    let advice = "correct them in the input and import it; bad.jsonl says what is wrong with each\n";
+    assert!(ended.stderr.ends_with(advice), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_format_that_cannot_be_told_is_asked_for_by_file_and_choices() {
+    let here = Move::new().await;
+    let choices = "use --format with one of jsonl, csv, auth0, firebase, keycloak, supabase, django";
+    for (name, why) in [
+        ("users.json", "users.json: .json does not tell the format"),
+        ("users.txt.rejects", "users.txt.rejects: .txt does not tell the format"),
+        ("users", "users: the name does not tell the format"),
+    ] {
+        here.home.write(name, "{}");
+        here.import(&[name]).await.fails(2, &[&format!("gatepass: {why}: {choices}\n")]);
+    }
+    let piped = here.gatepass(&["import", "-"]).stdin("").run().await;
+    piped.fails(2, &["standard input has no name that tells the format: ", choices]);
+}
+
 #[tokio::test]
 async fn csv_is_imported_and_rejected_rows_are_written_as_csv() {
     let here = Move::new().await;
@@ -1302,7 +1359,6 @@ async fn a_faulty_file_is_reported_and_the_users_before_the_fault_are_kept() {
     here.home
         .write("cut.json", r#"{"users": [{"localId": "1", "email": "alice@example.com"}, {"localId": "2", "#);
     here.import(&["cut.json", "--format", "firebase"]).await.fails(1, &["line 1 column"]);
-    here.import(&["cut.json"]).await.fails(2, &["the format is unknown: use --format"]);
     here.import(&["cut.json", "--mapping", "people.sql"]).await.fails(2, &["--mapping is for postgres://"]);
     assert_eq!(here.count("SELECT count(*) FROM users").await, 1);
     // The import would read a pipe twice.

@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     io::{self, IsTerminal, Read},
     ops::Range,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     sync::PoisonError,
     thread,
     time::{Duration, Instant},
@@ -94,11 +94,15 @@ enum Origin {
 }
 
 impl Args {
-    fn origin(&self) -> Result<Origin, Failure> {
+    fn is_url(&self) -> bool {
         let text = self.source.to_string_lossy();
-        if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
+        ["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme))
+    }
+
+    fn origin(&self) -> Result<Origin, Failure> {
+        if !self.is_url() {
             if self.mapping.is_some() {
-                return Err(WrongUse("--mapping is for postgres://…").into());
+                return Err(WrongUse("--mapping is for postgres://…".into()).into());
             }
             if self.source == "-" {
                 return Ok(Origin::Stdin);
@@ -111,7 +115,7 @@ impl Args {
             }
             return Ok(Origin::File(fs::canonicalize(path).map_err(|error| named(path, error))?));
         }
-        let source = Box::new(store::Source::new(&text.into_owned().into())?);
+        let source = Box::new(store::Source::new(&self.source.to_string_lossy().into_owned().into())?);
         let query = match &self.mapping {
             Some(path) => fs::read_to_string(path).map_err(|error| named(path, error))?,
             None => COURSE_QUERY.to_owned(),
@@ -125,11 +129,26 @@ impl Args {
         }
         let name = match (&self.format, origin) {
             (Some(name), _) => Some(&**name),
-            (None, Origin::File(path)) => path.extension().and_then(|end| end.to_str()),
+            (None, Origin::File(path)) => extension(path),
             (None, _) => None,
         };
         let known = Format::FILES.into_iter().find(|(known, _)| Some(*known) == name);
-        known.map(|(_, format)| format).ok_or_else(|| WrongUse("the format is unknown: use --format").into())
+        known.map(|(_, format)| format).ok_or_else(|| {
+            let what = match (origin, name) {
+                (Origin::File(_), Some(name)) => {
+                    format!("{}: .{name} does not tell the format", self.source())
+                }
+                (Origin::File(_), None) => format!("{}: the name does not tell the format", self.source()),
+                _ => "standard input has no name that tells the format".to_owned(),
+            };
+            let names = Format::FILES.map(|(name, _)| name).join(", ");
+            WrongUse(format!("{what}: use --format with one of {names}")).into()
+        })
+    }
+
+    /// The source, for messages; not for a URL, which may have a password.
+    fn source(&self) -> path::Display<'_> {
+        Path::new(&self.source).display()
     }
 
     fn rules(&self, settings: &Settings, format: Format) -> Result<Rules, Failure> {
@@ -156,7 +175,7 @@ impl Args {
     fn bare(&self, format: Format) -> Result<Option<BareKind>, Failure> {
         let Some(kind) = self.hash.as_deref().and_then(BareKind::by_name) else { return Ok(None) };
         if !format.may_be_bare() {
-            return Err(WrongUse("--hash: the hashes of this format say what they are").into());
+            return Err(WrongUse("--hash: the hashes of this format say what they are".into()).into());
         }
         let mut kind = BareKind { template: self.hash_template.clone(), ..kind };
         if let Some(path) = &self.hash_key_file {
@@ -184,6 +203,27 @@ impl Args {
             return Err(format!("{option} names the file itself").into());
         }
         Ok(Some(path))
+    }
+
+    /// What to do about records that were rejected, and were written to this file.
+    fn advice(&self, rejects: Option<&Path>) -> String {
+        let Some(rejects) = rejects.map(Path::display) else {
+            return "use --rejects to keep them".to_owned();
+        };
+        let is_table = self.is_url() && self.mapping.is_none();
+        // Nobody has been imported: the other users are only where these come from.
+        let source = match self {
+            _ if is_table => "the table".to_owned(),
+            Self { dry_run: true, .. } if self.is_url() => "the other database".to_owned(),
+            Self { dry_run: true, .. } if self.source == "-" => "the input".to_owned(),
+            Self { dry_run: true, .. } => self.source().to_string(),
+            // Rows are written as lines.
+            _ if self.is_url() => {
+                return format!("correct them in {rejects} and import that file with --format jsonl");
+            }
+            _ => return format!("correct them in {rejects} and import that file with the same options"),
+        };
+        format!("correct them in {source} and import it; {rejects} says what is wrong with each")
     }
 
     /// What distinguishes this import from others: the bytes of the file, and how they are read.
@@ -215,6 +255,14 @@ impl Args {
         hash.copy_from_slice(context.finish().as_ref());
         Ok(Source { hash, name: file.display().to_string() })
     }
+}
+
+/// The extension of a file; for a file of rejected records, that of the file that they come from.
+fn extension(mut path: &Path) -> Option<&str> {
+    while path.extension().is_some_and(|end| end == "rejects" || end == "dry-run") {
+        path = Path::new(path.file_stem()?);
+    }
+    path.extension()?.to_str()
 }
 
 /// The bytes of the file, without the line break that editors add at its end.
@@ -379,15 +427,10 @@ fn report(args: &Args, wanted: &Wanted, done: &Progress) -> Result<(), Failure> 
             "{what}{read} read, {created} created, {updated} updated, {unchanged} unchanged, {rejected} rejected\n"
         ))?;
     }
-    match &wanted.rejects {
-        _ if *rejected == 0 => Ok(()),
-        Some(path) => Err(format!(
-            "{rejected} of {read} were refused: correct them in {} and import that file",
-            path.display()
-        )
-        .into()),
-        None => Err(format!("{rejected} of {read} were refused: use --rejects to keep them").into()),
+    if *rejected == 0 {
+        return Ok(());
     }
+    Err(format!("{rejected} of {read} were rejected: {}", args.advice(wanted.rejects.as_deref())).into())
 }
 
 /// The rows of another database, read like a file of lines.

@@ -44,7 +44,7 @@ struct Logged;
 /// The command was used wrongly: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct WrongUse(&'static str);
+struct WrongUse(String);
 
 /// Ended by a signal, after cleaning up.
 #[derive(Debug, thiserror::Error)]

@@ -24,7 +24,7 @@ impl PasswordArgs {
             from_prompt()?
         } else {
             return Err(Box::new(WrongUse(
-                "there is no terminal to ask for the password at: use --password-stdin",
+                "there is no terminal to ask for the password at: use --password-stdin".into(),
             )));
         };
         Ok(Password::new(text.expose_secret()))
