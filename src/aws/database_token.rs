@@ -29,7 +29,7 @@ pub fn database_token(
     (host, port, user): (&str, u16, &str),
     now: OffsetDateTime,
 ) -> Result<SecretString, Error> {
-    let unsigned = |error: &dyn std::error::Error| Error::Unsigned(super::one_line(error));
+    let unsigned = |error: &(dyn std::error::Error + 'static)| Error::Unsigned(super::one_line(error));
     let identity = credentials.clone().into();
     let mut settings = SigningSettings::default();
     settings.signature_location = SignatureLocation::QueryParams;

@@ -166,6 +166,6 @@ impl Aws {
 }
 
 /// An error and its sources on one line.
-fn one_line(error: &dyn std::error::Error) -> String {
+fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
     chain(error).replace('\n', " ")
 }

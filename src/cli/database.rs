@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout};
 use super::{Failure, say, setup::state_dir};
 use crate::{
     aws::{self, Aws, login::Login},
+    chain,
     clock::Clock,
     config::{DbPooler, Environment, Settings},
     embedded::Embedded,
@@ -202,7 +203,8 @@ impl Database {
             let place = source.place();
             if !std::mem::replace(&mut has_told, true) {
                 let patience = DATABASE_PATIENCE.as_secs();
-                tracing::warn!(%place, %error, "waiting for the database, for up to {patience} s");
+                let error = chain::cause(&error);
+                tracing::warn!(%place, error, "waiting for the database, for up to {patience} s");
             }
             if begun.elapsed() >= DATABASE_PATIENCE {
                 return Err(self.unreachable(source, setting, error));

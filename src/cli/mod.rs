@@ -213,10 +213,7 @@ fn fail(error: &(dyn Error + 'static)) -> ExitCode {
     if error.is::<Logged>() {
         return ExitCode::FAILURE;
     }
-    say(&format!("gatepass: {error}"));
-    for error in chain::behind(error) {
-        say(&format!("  because: {error}"));
-    }
+    say(&format!("gatepass: {}", chain::texts(error).join("\n  because: ")));
     if let Some(Interrupted(signal)) = error.downcast_ref() {
         // The exit code by which shells report a program that was ended by a signal.
         return u8::try_from(128 + signal.as_raw_value()).map_or(ExitCode::FAILURE, ExitCode::from);

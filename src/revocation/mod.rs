@@ -244,7 +244,7 @@ impl Feed {
             }
             .await;
             let Err(error) = lost;
-            tracing::debug!(%error, "no notifications of revocations; polling goes on");
+            tracing::debug!(error = chain::cause(&error), "no notifications of revocations; polling goes on");
             sleep(LISTEN_REST).await;
         }
     }

@@ -4,6 +4,8 @@ use std::{io, time::Duration};
 
 use tokio::time::timeout;
 
+use crate::chain;
+
 /// Why a statement did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -97,7 +99,7 @@ where
 {
     for _ in 0..MAX_CONFLICTS {
         match work().await {
-            Err(Error::Conflict(error)) => tracing::debug!(%error, "trying again"),
+            Err(Error::Conflict(error)) => tracing::debug!(error = chain::cause(&error), "trying again"),
             done => return done,
         }
     }

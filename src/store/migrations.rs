@@ -6,6 +6,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use time::OffsetDateTime;
 
 use super::{PgConnection, error::has_code, roles};
+use crate::chain;
 
 static MIGRATOR: Migrator = Migrator { locking: false, ..sqlx::migrate!() };
 
@@ -374,7 +375,7 @@ pub(super) async fn locked<T, E: From<Error>>(
         .fetch_one(&mut *conn)
         .await
     {
-        tracing::warn!(%error, "the migration lock could not be released");
+        tracing::warn!(error = chain::cause(&error), "the migration lock could not be released");
     }
     result
 }

@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use super::{Access, Error, Source, Transaction};
+use crate::chain;
 
 /// How long a pool may take to give a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -125,7 +126,7 @@ impl PgPool {
     {
         match work(self.acquire().await?).await {
             Err(Error::Unavailable(error)) if super::error::has_ended(&error) => {
-                tracing::debug!(%error, "asking once more");
+                tracing::debug!(error = chain::cause(&error), "asking once more");
                 work(self.acquire().await?).await
             }
             done => done,
@@ -146,7 +147,7 @@ impl PgPool {
         let idle = mem::take(&mut *self.0.idle());
         for open in idle {
             if let Err(error) = open.conn.close().await {
-                tracing::debug!(%error, "a connection could not be closed");
+                tracing::debug!(error = chain::cause(&error), "a connection could not be closed");
             }
         }
         drop(all);

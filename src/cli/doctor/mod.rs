@@ -173,6 +173,6 @@ async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
 }
 
 /// Reports a failure, with its whole chain of causes.
-fn failed(area: &'static str, error: &dyn std::error::Error) -> Finding {
+fn failed(area: &'static str, error: &(dyn std::error::Error + 'static)) -> Finding {
     Finding::problem(area, chain(error).replace('\n', " "))
 }
