@@ -1350,6 +1350,46 @@ async fn users_come_straight_from_another_postgres() {
     assert_eq!(left, 2);
 }
 
+/// Everything that another Postgres or a mapping gets wrong is reported once, with the server and the mapping's file, and
+/// before any user is imported.
+#[tokio::test]
+async fn a_database_that_cannot_be_read_is_named_and_so_is_the_mapping() {
+    let here = Move::new().await;
+    let url = empty_database().await;
+    let mut conn = PgConnection::connect(&url).await.unwrap();
+    let people = "CREATE TABLE people (login text, mail text);
+                  INSERT INTO people SELECT 'user' || i, 'user' || i || '@example.com' FROM generate_series(1, 3) AS i";
+    sqlx::raw_sql(people).execute(&mut conn).await.unwrap();
+    let nowhere = "postgres://reader:hunter2@127.0.0.1:1/app";
+    let ended = here.import(&[nowhere]).await.fails(1, &[
+        "gatepass: the users cannot be read\n  because: the table users cannot be read from the database 127.0.0.1:1/app\n",
+        "  because: error communicating with database\n  because: Connection refused",
+    ]);
+    assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("refused").count(), 1, "{}", ended.stderr);
+    for (query, why) in [
+        ("SELECT login AS username,\n mail AS email\nFROM persons", "relation \"persons\" does not exist\n"),
+        (
+            "SELECT login AS username,\n people.mial AS email\nFROM people",
+            "column people.mial does not exist (Perhaps you meant to reference the column \"people.mail\".)\n",
+        ),
+    ] {
+        here.home.write("people.sql", query);
+        let ended = here.import(&[&url, "--mapping", "people.sql"]).await;
+        let ended =
+            ended.fails(1, &["  because: what people.sql selects cannot be read from the database ", why]);
+        assert_eq!(ended.stderr.matches("does not exist").count(), 1, "{}", ended.stderr);
+        assert!(!ended.stderr.contains(" at line "), "{}", ended.stderr);
+    }
+    here.home.write("people.sql", "SELECT login AS username, mail FROM people");
+    let unknown = "gatepass: the column \"mail\" is not a field of the format; the fields are external_id, username, email,";
+    let ended = here.import(&[&url, "--mapping", "people.sql"]).await.fails(1, &[unknown]);
+    assert_eq!(ended.stderr.matches("mail\"").count(), 1, "{}", ended.stderr);
+    let ended = here.import(&[&url, "--mapping", "people.sql", "--compare"]).await;
+    ended.fails(1, &[unknown]);
+    assert_eq!(here.count("SELECT count(*) FROM users").await, 0);
+}
+
 #[tokio::test]
 async fn a_faulty_file_is_reported_and_the_users_before_the_fault_are_kept() {
     let here = Move::new().await;

@@ -90,7 +90,7 @@ pub(super) struct Args {
 enum Origin {
     File(PathBuf),
     Stdin,
-    Postgres { source: Box<store::Source>, query: String },
+    Postgres { source: Box<store::Source>, query: String, what: String },
 }
 
 impl Args {
@@ -116,11 +116,14 @@ impl Args {
             return Ok(Origin::File(fs::canonicalize(path).map_err(|error| named(path, error))?));
         }
         let source = Box::new(store::Source::new(&self.source.to_string_lossy().into_owned().into())?);
-        let query = match &self.mapping {
-            Some(path) => fs::read_to_string(path).map_err(|error| named(path, error))?,
-            None => COURSE_QUERY.to_owned(),
+        let (query, what) = match &self.mapping {
+            Some(path) => {
+                let query = fs::read_to_string(path).map_err(|error| named(path, error))?;
+                (query, format!("what {} selects", path.display()))
+            }
+            None => (COURSE_QUERY.to_owned(), "the table users".to_owned()),
         };
-        Ok(Origin::Postgres { source, query })
+        Ok(Origin::Postgres { source, query, what })
     }
 
     fn format(&self, origin: &Origin) -> Result<Format, Failure> {
@@ -383,7 +386,7 @@ fn begin(origin: Origin, skipped: u64) -> Result<(Box<dyn Read + Send>, Display)
             let total = file.metadata()?.len();
             (Box::new(file), Some(total))
         }
-        Origin::Postgres { source, query } => (Box::new(Rows::begin(*source, query)), None),
+        Origin::Postgres { source, query, what } => (Box::new(Rows::begin(*source, query, what)), None),
     };
     Ok((input, Display::new(total, skipped)))
 }
@@ -433,14 +436,24 @@ fn report(args: &Args, wanted: &Wanted, done: &Progress) -> Result<(), Failure> 
     Err(format!("{rejected} of {read} were rejected: {}", args.advice(wanted.rejects.as_deref())).into())
 }
 
+/// Another database cannot be reached, or refuses the query.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} cannot be read from the database {place}")]
+struct Unreadable {
+    what: String,
+    place: String,
+    source: sqlx::Error,
+}
+
 /// The rows of another database, read like a file of lines.
 struct Rows {
-    rows: mpsc::Receiver<Result<Vec<u8>, sqlx::Error>>,
+    rows: mpsc::Receiver<Result<Vec<u8>, Unreadable>>,
     buffer: io::Cursor<Vec<u8>>,
 }
 
 impl Rows {
-    fn begin(source: store::Source, query: String) -> Self {
+    /// `what` the query reads, for messages.
+    fn begin(source: store::Source, query: String, what: String) -> Self {
         let (send, rows) = mpsc::channel(4);
         let runtime = tokio::runtime::Handle::current();
         thread::spawn(move || {
@@ -449,7 +462,7 @@ impl Rows {
                     send.send(Ok((rows.join("\n") + "\n").into_bytes())).await.is_ok()
                 };
                 if let Err(error) = store::imports::foreign_rows(&source, &query, take).await {
-                    drop(send.send(Err(error)).await);
+                    drop(send.send(Err(Unreadable { what, place: source.place(), source: error })).await);
                 }
             });
         });

@@ -199,8 +199,8 @@ impl From<store::Error> for ImportError {
 /// Why a file cannot be read any further.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// An error of the system.
-    #[error("the file cannot be read")]
+    /// An error of the system, or of the database that the users come from.
+    #[error("the users cannot be read")]
     Io(#[from] io::Error),
     /// Not a JSON document, or not one with users.
     #[error("the file is not a valid document: {problem} at line {line} column {column}")]
@@ -219,7 +219,7 @@ pub enum ReadError {
     #[error("the column {0:?} occurs twice")]
     ColumnTwice(String),
     /// A column that is not a field of the format.
-    #[error("the column {0:?} is not a field of the format")]
+    #[error("the column {0:?} is not a field of the format; the fields are {fields}", fields = own::FIELDS.join(", "))]
     UnknownColumn(String),
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Draft, Rules, object::Object};
+use super::{Draft, ReadError, Rules, object::Object};
 
 /// Every field.
 pub(super) const FIELDS: [&str; 12] = [
@@ -19,6 +19,15 @@ pub(super) const FIELDS: [&str; 12] = [
     "password_hash",
     "salt",
 ];
+
+/// Checks that a column is one of the fields, or a note.
+pub(super) fn check_column(name: &str) -> Result<(), ReadError> {
+    if name.starts_with('_') || FIELDS.contains(&name) {
+        Ok(())
+    } else {
+        Err(ReadError::UnknownColumn(name.to_owned()))
+    }
+}
 
 pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
     object.knows(&FIELDS);

@@ -12,7 +12,7 @@ use std::{
 use csv::StringRecord;
 use serde_json::{Map, Value};
 
-use super::{Format, ReadError, Record, Rules, document, json::Fields};
+use super::{Format, ReadError, Record, Rules, document, json::Fields, own};
 
 /// The longest line or row, in bytes.
 pub(super) const MAX_RECORD: usize = 1 << 20;
@@ -102,7 +102,13 @@ fn lines(mut input: impl BufRead, rules: &Rules, take: &mut Take<'_>) -> Result<
                 continue;
             }
             match serde_json::from_slice::<Fields>(text) {
-                Ok(fields) => Record::of_object(number, fields, rules),
+                Ok(row) => {
+                    // All rows of a database have the same columns.
+                    if rules.format == Format::Database && !own::is_course(&row.fields) {
+                        row.fields.keys().try_for_each(|name| own::check_column(name))?;
+                    }
+                    Record::of_object(number, row, rules)
+                }
                 Err(error) => {
                     let at = format!("at column {}", error.column());
                     Some(Record::not_json(number, text, &error, &at))
@@ -200,10 +206,7 @@ fn rows(
     let mut reader = csv::ReaderBuilder::new().flexible(true).buffer_capacity(1 << 15).from_reader(lined);
     let columns: Vec<String> = reader.headers()?.iter().map(|name| name.trim().to_owned()).collect();
     if rules.format == Format::Csv {
-        let is_known = |name: &&String| name.starts_with('_') || super::own::FIELDS.contains(&name.as_str());
-        if let Some(unknown) = columns.iter().find(|name| !is_known(name)) {
-            return Err(ReadError::UnknownColumn(unknown.clone()));
-        }
+        columns.iter().try_for_each(|name| own::check_column(name))?;
     }
     if let Some(twice) = columns.iter().enumerate().find(|(i, name)| columns[..*i].contains(name)) {
         return Err(ReadError::ColumnTwice(twice.1.clone()));
