@@ -1009,6 +1009,11 @@ async fn bare_digests_are_read_as_the_operator_says_and_wrapped() {
     assert_eq!(here.summary(&args).await, [1, 1, 0, 0, 0]);
     assert!(here.user("alice").await["password_hash"].as_str().unwrap().starts_with("$wrapped$"));
     assert_eq!(here.status("alice", &password).await, 200);
+    // This one fits no hash at all.
+    for invalid in ["{salt}{pasword}", &"x".repeat(128)] {
+        let args = ["nowhere.jsonl", "--hash", "sha1", "--hash-template", invalid];
+        here.import(&args).await.fails(2, &["--hash-template", invalid, "it needs {password} in it"]);
+    }
 }
 
 #[tokio::test]

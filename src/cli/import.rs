@@ -67,7 +67,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "ALGORITHM", value_parser = BareKind::NAMES)]
     hash: Option<String>,
     /// The text that was hashed, such as '{salt}{password}' [default: {password}]
-    #[arg(long, value_name = "TEMPLATE", requires = "hash")]
+    #[arg(long, value_name = "TEMPLATE", requires = "hash", value_parser = template)]
     hash_template: Option<String>,
     /// With --hash hmac-…: a file with the key of all hashes; without it, the key of each hash is its user's salt
     #[arg(long, value_name = "FILE", requires = "hash")]
@@ -258,6 +258,11 @@ impl Args {
         hash.copy_from_slice(context.finish().as_ref());
         Ok(Source { hash, name: file.display().to_string() })
     }
+}
+
+fn template(text: &str) -> Result<String, &'static str> {
+    let text = Some(text).filter(|text| BareKind::is_template(text));
+    text.map(str::to_owned).ok_or("it needs {password} in it, and has at most 128 bytes")
 }
 
 /// The extension of a file; for a file of rejected records, that of the file that they come from.

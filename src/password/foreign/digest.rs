@@ -123,6 +123,12 @@ impl BareKind {
         Some(Self { algorithm: Algorithm::by_name(name)?, template: None, key })
     }
 
+    /// Whether digests can be made of this: it contains `{password}`, and is not too long. Whether it may contain `{salt}`
+    /// depends on each user's salt.
+    pub fn is_template(text: &str) -> bool {
+        text.len() <= MAX_TEMPLATE && text.contains(PASSWORD)
+    }
+
     /// Sets one key for all.
     ///
     /// # Errors
@@ -169,7 +175,7 @@ impl Digest {
             return Err(Refused::Malformed(NAME));
         }
         let has_its_salt = template.contains(SALT) != salt.is_empty();
-        if template.len() > MAX_TEMPLATE || !template.contains(PASSWORD) || !has_its_salt {
+        if !BareKind::is_template(template) || !has_its_salt {
             return Err(Refused::Template);
         }
         let key = key.map(|key| Zeroizing::new(key.to_vec()));
