@@ -336,7 +336,17 @@ async fn csv_is_imported_and_rejected_rows_are_written_as_csv() {
     assert_eq!(here.summary(&["bad.csv"]).await, [1, 1, 0, 0, 0]);
 
     here.home.write("odd.csv", "username,mail\nkurt,kurt@example.com\n");
-    here.import(&["odd.csv"]).await.fails(1, &["the column \"mail\" is not a field"]);
+    here.import(&["odd.csv"])
+        .await
+        .fails(1, &["the column \"mail\" is not a field of the format; the fields are"]);
+    // As Excel writes it in much of Europe.
+    for (delimiter, name) in [(";", "semicolons"), ("\t", "tabs")] {
+        here.home.write("odd.csv", &"username,email\nkurt,kurt@example.com\n".replace(',', delimiter));
+        let why = format!(
+            "separated by {name}, and only commas separate columns; the fields are external_id, username,"
+        );
+        here.import(&["odd.csv"]).await.fails(1, &[&why]);
+    }
 }
 
 #[tokio::test]

@@ -219,8 +219,20 @@ pub enum ReadError {
     #[error("the column {0:?} occurs twice")]
     ColumnTwice(String),
     /// A column that is not a field of the format.
-    #[error("the column {0:?} is not a field of the format; the fields are {fields}", fields = own::FIELDS.join(", "))]
+    #[error(
+        "the column {0:?} is not a field of the format{hint}; the fields are {fields}",
+        hint = separated(.0),
+        fields = own::FIELDS.join(", ")
+    )]
     UnknownColumn(String),
+}
+
+/// What to say of a heading that is separated by something else than commas, as spreadsheets of many countries do.
+fn separated(column: &str) -> String {
+    let by = [(';', "semicolons"), ('\t', "tabs"), ('|', "vertical bars")];
+    let by = by.into_iter().find(|(delimiter, _)| column.contains(*delimiter));
+    by.map(|(_, by)| format!(": it seems to be several, separated by {by}, and only commas separate columns"))
+        .unwrap_or_default()
 }
 
 /// A refused record.
