@@ -627,7 +627,7 @@ async fn an_import_continues_when_another_file_of_the_same_name_is_imported() {
 
     // As if on another machine: the file that the first one reads stays as it is.
     fs::remove_file(here.home.path("users.jsonl")).unwrap();
-    here.home.write("users.jsonl", "");
+    here.home.write("users.jsonl", "\n");
     let other = here.import(&["users.jsonl"]).await.expect(0);
     assert!(other.stderr.contains("have changed since"), "{}", other.stderr);
     assert_eq!(here.count("SELECT count(*) FROM imports").await, 0);
@@ -1403,6 +1403,49 @@ async fn a_database_that_cannot_be_read_is_named_and_so_is_the_mapping() {
     let ended = here.import(&[&url, "--mapping", "people.sql", "--compare"]).await;
     ended.fails(1, &[unknown]);
     assert_eq!(here.count("SELECT count(*) FROM users").await, 0);
+}
+
+/// A dump that has failed leaves an empty file, which is not one of nobody.
+#[tokio::test]
+async fn an_empty_file_is_an_error_but_an_empty_list_of_users_is_not() {
+    let here = Move::new().await;
+    here.home.write("users.jsonl", "{}\n");
+    assert_eq!(here.summary(&["users.jsonl"]).await, [1, 0, 0, 0, 1]);
+    for (name, format, text) in [
+        ("users.jsonl", "jsonl", ""),
+        ("users.csv", "csv", ""),
+        ("users.csv", "csv", "\u{feff}\r\n\n"),
+        ("auth_users.csv", "supabase", "\n"),
+        ("auth_user.csv", "django", ""),
+        ("auth0.json", "auth0", ""),
+        ("firebase.json", "firebase", ""),
+        ("keycloak.json", "keycloak", "\u{feff}"),
+    ] {
+        here.home.write(name, text);
+        for more in [&[][..], &["--dry-run"], &["--compare"]] {
+            let ended = here.import(&[&[name, "--format", format], more].concat()).await;
+            ended.fails(1, &["gatepass: the file is empty: has the export failed?\n"]);
+        }
+    }
+    // Nor does it take the place of the last file that was not empty.
+    assert_eq!(here.read("users.jsonl.rejects").lines().count(), 1);
+    let piped = here.gatepass(&["import", "-", "--format", "jsonl"]).stdin("");
+    piped.run().await.fails(1, &["is empty"]);
+
+    for (name, format, text) in [
+        ("users.csv", "csv", "username,email\n"),
+        ("auth0.json", "auth0", "[]"),
+        ("firebase.json", "firebase", r#"{"users": []}"#),
+        ("keycloak.json", "keycloak", r#"{"realm": "shop", "users": []}"#),
+        ("django.json", "django", "[]"),
+    ] {
+        here.home.write(name, text);
+        assert_eq!(here.summary(&[name, "--format", format]).await, [0; 5], "{name}");
+    }
+    // Nobody has changed in the other database.
+    let url = empty_database().await;
+    here.home.write("nobody.sql", "SELECT 'a' AS username, 'b' AS email WHERE false");
+    assert_eq!(here.summary(&[&url, "--mapping", "nobody.sql"]).await, [0; 5]);
 }
 
 #[tokio::test]

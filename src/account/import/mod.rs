@@ -202,6 +202,9 @@ pub enum ReadError {
     /// An error of the system, or of the database that the users come from.
     #[error("the users cannot be read")]
     Io(#[from] io::Error),
+    /// Nothing at all, not even a heading or an empty list.
+    #[error("the file is empty: has the export failed?")]
+    Empty,
     /// Not a JSON document, or not one with users.
     #[error("the file is not a valid document: {problem} at line {line} column {column}")]
     Document {

@@ -51,6 +51,10 @@ pub(super) fn read(
     if input.fill_buf()?.starts_with(b"\xef\xbb\xbf") {
         input.consume(3);
     }
+    // A query may well find nobody, but every file says something.
+    if input.fill_buf()?.is_empty() && rules.format != Format::Database {
+        return Err(ReadError::Empty);
+    }
     let is_csv = match rules.format {
         Format::Csv => true,
         Format::Django | Format::Supabase => !starts_with(&mut input, b"[{")?,
@@ -205,6 +209,9 @@ fn rows(
     let lined = Lined { inner: bounded, ends: Rc::clone(&ends) };
     let mut reader = csv::ReaderBuilder::new().flexible(true).buffer_capacity(1 << 15).from_reader(lined);
     let columns: Vec<String> = reader.headers()?.iter().map(|name| name.trim().to_owned()).collect();
+    if columns.is_empty() {
+        return Err(ReadError::Empty);
+    }
     if rules.format == Format::Csv {
         columns.iter().try_for_each(|name| own::check_column(name))?;
     }
