@@ -195,6 +195,7 @@ async fn a_rejected_line_is_reported_with_its_reason_and_imported_once_fixed() {
     assert_eq!(ended.stdout, "14 read, 2 created, 0 updated, 0 unchanged, 12 rejected\n");
     assert!(ended.stderr.contains("users.jsonl.rejects"), "{}", ended.stderr);
     assert!(ended.stderr.contains("\n4: record is not a JSON object"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("\nmore were rejected; they are not listed here\n"), "{}", ended.stderr);
 
     let path = here.home.path("users.jsonl.rejects");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -798,7 +799,7 @@ async fn a_taken_address_does_not_prevent_a_line_from_disabling_its_former_owner
     ];
     here.home.write("users.jsonl", &lines(&users));
     let (compared_before, differences) = compared(&here, &["users.jsonl"]).await;
-    assert_eq!((&compared_before["newer"], &compared_before["refused"]), (&json!(3), &json!(2)));
+    assert_eq!((&compared_before["newer"], &compared_before["rejected"]), (&json!(3), &json!(2)));
     assert_eq!(differences[0]["fields"], json!(["email", "disabled"]));
     let counts = [5, 0, 3, 0, 2];
     assert_eq!(here.summary(&["users.jsonl", "--dry-run"]).await, counts);
@@ -823,7 +824,7 @@ async fn a_taken_address_does_not_prevent_a_line_from_disabling_its_former_owner
     assert_eq!(here.summary(&["users.jsonl"]).await, [5, 0, 0, 4, 1]);
     assert_eq!(here.count("SELECT count(*) FROM history").await, before);
     let (after, differences) = compared(&here, &["users.jsonl"]).await;
-    assert_eq!((&after["newer"], &after["refused"]), (&Value::Null, &json!(1)));
+    assert_eq!((&after["newer"], &after["rejected"]), (&Value::Null, &json!(1)));
     assert_eq!((&differences[0]["what"], &differences[0]["fields"]), (&json!("older"), &json!(["email"])));
 }
 
@@ -1482,7 +1483,7 @@ async fn compared(here: &Move, args: &[&str]) -> (Value, Vec<Value>) {
     let agrees = summary["same"] == summary["read"] && summary["gone"] == 0;
     assert_eq!(ended.code, Some(i32::from(!agrees)), "{}", ended.stderr);
     let keys: Vec<&str> = summary.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(keys, ["fields", "gone", "missing", "newer", "older", "read", "refused", "same", "undated"]);
+    assert_eq!(keys, ["fields", "gone", "missing", "newer", "older", "read", "rejected", "same", "undated"]);
     let fields: Vec<&str> = summary["fields"].as_object().unwrap().keys().map(String::as_str).collect();
     let all = ["disabled", "email", "full_name", "is_email_verified", "password_hash", "roles", "username"];
     assert_eq!(fields, all);
@@ -1497,7 +1498,7 @@ async fn compared(here: &Move, args: &[&str]) -> (Value, Vec<Value>) {
         fs::read_to_string(&path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
     for difference in &mut differences {
-        let is_here = !["missing", "refused"].contains(&difference["what"].as_str().unwrap());
+        let is_here = !["missing", "rejected"].contains(&difference["what"].as_str().unwrap());
         assert_eq!(difference.as_object_mut().unwrap().remove("id").is_some(), is_here, "{difference}");
     }
     (summary, differences)
@@ -1543,7 +1544,7 @@ async fn a_comparison_reports_differences_and_changes_nothing() {
     let before = here.count("SELECT count(*) FROM history").await;
     let (summary, differences) = compared(&here, &["users.jsonl"]).await;
     let expected = json!({
-        "read": 11, "same": 2, "newer": 1, "older": 2, "undated": 2, "missing": 1, "refused": 3, "gone": 1,
+        "read": 11, "same": 2, "newer": 1, "older": 2, "undated": 2, "missing": 1, "rejected": 3, "gone": 1,
         "fields": {
             "username": 2, "email": 1, "full_name": 1, "password_hash": 1, "roles": 1, "disabled": 1,
             "is_email_verified": 1,
@@ -1560,12 +1561,12 @@ async fn a_comparison_reports_differences_and_changes_nothing() {
         ["newer", 2, "x-1", ["email", "roles"], ""],
         ["older", 3, "x-2", ["username", "full_name"], ""],
         ["undated", 4, "x-3", ["password_hash", "disabled"], ""],
-        ["refused", 5, "x-4", [], "invalid_email)"],
-        ["refused", 6, "x-5", [], "email_taken)"],
+        ["rejected", 5, "x-4", [], "invalid_email)"],
+        ["rejected", 6, "x-5", [], "email_taken)"],
         ["older", 7, "x-6", ["username"], ""],
         ["missing", 9, "x-9", [], ""],
         ["undated", 10, null, ["is_email_verified"], ""],
-        ["refused", 11, null, [], "unreadable)"],
+        ["rejected", 11, null, [], "unreadable)"],
         ["gone", null, "x-8", [], ""],
     ]);
     assert_eq!(Value::from(differences.iter().map(told).collect::<Vec<_>>()), expected);
@@ -1573,7 +1574,7 @@ async fn a_comparison_reports_differences_and_changes_nothing() {
     // People are shown numbers, and nothing about any user.
     let ended = here.import(&["users.jsonl", "--compare"]).await.expect(1);
     assert!(ended.stdout.starts_with(
-        "11 read, 2 same, 1 newer, 2 older, 2 undated, 1 missing, 3 refused; 1 gone\nusername differs in 2\n"
+        "11 read, 2 same, 1 newer, 2 older, 2 undated, 1 missing, 3 rejected; 1 gone\nusername differs in 2\n"
     ));
     assert!(
         !format!("{ended:?}").contains("example.com") && !format!("{ended:?}").contains("x-1"),

@@ -34,7 +34,7 @@ use crate::{
 const HASH_DEADLINE: Duration = Duration::from_secs(3600);
 /// How often progress is reported where there is no terminal.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
-/// How many refusals are printed along the way. The file has all of them.
+/// How many rejections are printed along the way. The file has all of them.
 const TOLD: usize = 10;
 /// What is read from another Postgres by default.
 const COURSE_QUERY: &str = "SELECT * FROM users";
@@ -58,7 +58,7 @@ pub(super) struct Args {
     /// Where to write the differences, by id and field [default: FILE.differences]
     #[arg(long, value_name = "FILE", requires = "compare")]
     differences: Option<PathBuf>,
-    /// Where to write refused records, each with its reason [default: FILE.rejects; with --dry-run,
+    /// Where to write rejected records, each with its reason [default: FILE.rejects; with --dry-run,
     /// FILE.dry-run.rejects]
     #[arg(long, value_name = "FILE")]
     rejects: Option<PathBuf>,
@@ -188,7 +188,7 @@ impl Args {
         Ok(Some(kind))
     }
 
-    /// Where to write the records that an import refuses, or in which a comparison finds a difference.
+    /// Where to write the records that an import rejects, or in which a comparison finds a difference.
     fn beside(&self, origin: &Origin) -> Result<Option<PathBuf>, Failure> {
         let (option, given, ending) = match self {
             Self { compare: true, .. } => ("--differences", &self.differences, ".differences"),
@@ -360,8 +360,8 @@ async fn import(
         }
     }
     let (input, mut display) = begin(origin, before.records())?;
-    let seen = |progress: &Progress, bytes: &Range<u64>, refused: &[Rejection]| {
-        display.show(progress.records(), bytes, refused);
+    let seen = |progress: &Progress, bytes: &Range<u64>, rejected: &[Rejection]| {
+        display.show(progress.records(), bytes, rejected);
     };
     let done = importer.run(input, rules, wanted, before, seen).await;
     display.end();
@@ -398,18 +398,18 @@ fn begin(origin: Origin, skipped: u64) -> Result<(Box<dyn Read + Send>, Display)
 
 /// Prints only counts and names of fields: nobody's data appears on a terminal.
 fn report_comparison(args: &Args, differences: Option<&Path>, found: &Comparison) -> Result<(), Failure> {
-    let Comparison { same, newer, older, undated, missing, refused, gone, fields } = found;
+    let Comparison { same, newer, older, undated, missing, rejected, gone, fields } = found;
     let read = found.records();
     let fields = FIELDS.into_iter().zip(*fields);
     if args.json {
         print_json(&json!({
             "read": read, "same": same, "newer": newer, "older": older, "undated": undated, "missing": missing,
-            "refused": refused, "gone": gone, "fields": fields.collect::<HashMap<_, _>>(),
+            "rejected": rejected, "gone": gone, "fields": fields.collect::<HashMap<_, _>>(),
         }))?;
     } else {
         print(&format!(
             "{read} read, {same} same, {newer} newer, {older} older, {undated} undated, {missing} missing, \
-             {refused} refused; {gone} gone\n"
+             {rejected} rejected; {gone} gone\n"
         ))?;
         for (field, count) in fields.filter(|(_, count)| *count > 0) {
             print(&format!("{field} differs in {count}\n"))?;
@@ -522,19 +522,19 @@ impl Display {
     }
 
     /// `bytes` is the part of the file that this run has covered.
-    fn show(&mut self, records: u64, bytes: &Range<u64>, refused: &[Rejection]) {
+    fn show(&mut self, records: u64, bytes: &Range<u64>, rejected: &[Rejection]) {
         if bytes.is_empty() {
             // By now the records of the earlier run have been skipped.
             self.started = Instant::now();
             return;
         }
-        for Rejection { number, reason } in refused.iter().take(TOLD.saturating_sub(self.told)) {
+        for Rejection { number, reason } in rejected.iter().take(TOLD.saturating_sub(self.told)) {
             self.say(&format!("{number}: {reason}"));
         }
-        if self.told < TOLD && self.told + refused.len() > TOLD {
-            self.say("more were refused; they are not listed here");
+        if self.told < TOLD && self.told + rejected.len() > TOLD {
+            self.say("more were rejected; they are not listed here");
         }
-        self.told += refused.len();
+        self.told += rejected.len();
         let elapsed = self.started.elapsed();
         let rate = (records - self.skipped) as f64 / elapsed.as_secs_f64().max(0.001);
         let mut text = format!("{records} records, {rate:.0}/s");

@@ -56,8 +56,8 @@ pub struct Comparison {
     pub undated: u64,
     /// Records of users who are not here.
     pub missing: u64,
-    /// Records that an import refuses.
-    pub refused: u64,
+    /// Records that an import rejects.
+    pub rejected: u64,
     /// Users here who came from elsewhere and have no record.
     pub gone: u64,
     /// How often each of [`FIELDS`] differs.
@@ -67,7 +67,7 @@ pub struct Comparison {
 impl Comparison {
     /// How many records were read.
     pub fn records(&self) -> u64 {
-        self.same + self.newer + self.older + self.undated + self.missing + self.refused
+        self.same + self.newer + self.older + self.undated + self.missing + self.rejected
     }
 
     /// Whether both sides agree.
@@ -209,11 +209,11 @@ impl Comparing {
                 Err(errors) => (None, Err(errors.clone())),
             };
             match (user, place) {
-                (_, Err(errors)) => self.refuse(difference, &errors)?,
+                (_, Err(errors)) => self.reject(difference, &errors)?,
                 (Some(user), Ok(Some((id, is_email_taken)))) if let Some(here) = users.get(&id) => {
                     // An import takes the address only from a newer record.
                     if is_email_taken && user.updated_at.is_some_and(|at| at > here.updated_at) {
-                        self.refuse(difference, &[Denied::EmailTaken.told()])?;
+                        self.reject(difference, &[Denied::EmailTaken.told()])?;
                     } else {
                         self.hold(difference, user, here)?;
                     }
@@ -227,10 +227,10 @@ impl Comparing {
         Ok(())
     }
 
-    fn refuse(&mut self, difference: Difference<'_>, errors: &[FieldError]) -> Result<(), ImportError> {
-        self.comparison.refused += 1;
+    fn reject(&mut self, difference: Difference<'_>, errors: &[FieldError]) -> Result<(), ImportError> {
+        self.comparison.rejected += 1;
         let reason = Some(rejects::reason(errors));
-        self.note(&Difference { what: "refused", reason, ..difference })
+        self.note(&Difference { what: "rejected", reason, ..difference })
     }
 
     /// Compares a record with its user.

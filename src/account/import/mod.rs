@@ -154,7 +154,7 @@ impl Rules {
 pub struct Wanted {
     /// What is imported, if it can be identified again. `None`: the import cannot be resumed.
     pub source: Option<Source>,
-    /// Where refused records go. `None`: nowhere.
+    /// Where rejected records go. `None`: nowhere.
     pub rejects: Option<PathBuf>,
     /// Whether to do everything but roll back each transaction.
     pub dry_run: bool,
@@ -166,8 +166,8 @@ pub enum ImportError {
     /// The file could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The file of refused records failed.
-    #[error("the file of refused records cannot be written; to start over, give another one with --rejects")]
+    /// The file of rejected records failed.
+    #[error("the file of rejected records cannot be written; to start over, give another one with --rejects")]
     Rejects(#[source] io::Error),
     /// The file of differences failed.
     #[error("the file of differences cannot be written")]
@@ -238,7 +238,7 @@ fn separated(column: &str) -> String {
         .unwrap_or_default()
 }
 
-/// A refused record.
+/// A rejected record.
 #[derive(Debug)]
 pub struct Rejection {
     /// The line, or in a JSON document the number of the user, counted from 1.
@@ -361,7 +361,7 @@ impl<R: CryptoRng> Importer<'_, R> {
     }
 
     /// Imports users, starting where `before` ends. Calls `seen` at the beginning and after each transaction, with the
-    /// progress, the range of bytes of `input` that was imported, and what was refused.
+    /// progress, the range of bytes of `input` that was imported, and what was rejected.
     ///
     /// # Errors
     ///
