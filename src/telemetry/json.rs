@@ -1,6 +1,7 @@
-//! Log lines in JSON: those that `tracing_subscriber` writes with `flatten_event`, at less than half the cost, and with
-//! the whole chain of causes of an error. `tracing_subscriber` keeps the fields of a span as text that it parses again,
-//! and checks every piece that it writes for UTF-8. That matters because every request has a span and a line.
+//! Log lines in JSON: those that `tracing_subscriber` writes with `flatten_event`, at less than half the cost, with the
+//! fields of the span beside those of the event, so that a query for a request finds all of its lines, and with the
+//! whole chain of causes of an error. `tracing_subscriber` keeps the fields of a span as text that it parses again, and
+//! checks every piece that it writes for UTF-8. That matters because every request has a span and a line.
 
 use std::{
     error::Error,
@@ -8,6 +9,7 @@ use std::{
 };
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use tracing::{
     Event, Subscriber,
@@ -27,8 +29,8 @@ const LINE_BYTES: usize = 512;
 /// The same for the fields of a span.
 const FIELDS_BYTES: usize = 192;
 
-/// The format: `timestamp`, `level`, the event's fields, `target`, and `span`, with the name and the fields of the
-/// innermost one.
+/// The format: `timestamp`, `level`, the event's fields, `target`, and the fields of the innermost span. If both have a
+/// field of the same name, the line has the event's.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct JsonLines;
 
@@ -51,14 +53,16 @@ where
         event.record(&mut line);
         line.add_text("target", metadata.target());
         let span = event.parent().and_then(|id| context.span(id)).or_else(|| context.lookup_current());
-        if let Some(span) = span {
-            line.begin("span");
-            line.0.push(b'{');
-            if let Some(fields) = span.extensions().get::<FormattedFields<N>>() {
+        if let Some(span) = span
+            && let Some(fields) = span.extensions().get::<FormattedFields<N>>()
+        {
+            let is_known = |field: Field| metadata.fields().field(field.name()).is_some();
+            if span.metadata().fields().iter().any(is_known) {
+                line.add_missing(fields);
+            } else if !fields.is_empty() {
+                line.0.push(b',');
                 line.0.extend_from_slice(fields.as_bytes());
             }
-            line.add_text("name", span.name());
-            line.0.push(b'}');
         }
         line.0.extend_from_slice(b"}\n");
         writer.write_str(line.as_str())
@@ -74,8 +78,10 @@ impl<'writer> FormatFields<'writer> for JsonLines {
     }
 
     fn add_fields(&self, current: &'writer mut FormattedFields<Self>, fields: &Record<'_>) -> fmt::Result {
-        let mut members = Members(std::mem::take(&mut current.fields).into_bytes());
+        let mut members = Members(Vec::with_capacity(FIELDS_BYTES));
         fields.record(&mut members);
+        members.add_missing(&current.fields);
+        current.fields.clear();
         current.fields.push_str(members.as_str());
         Ok(())
     }
@@ -92,6 +98,18 @@ impl Members {
         }
         self.push_text(name);
         self.0.push(b':');
+    }
+
+    /// Adds those `members`, in the same form, whose names are not here yet.
+    fn add_missing(&mut self, members: &str) {
+        let object = |members: &str| {
+            let members = members.trim_start_matches('{');
+            serde_json::from_str::<Map<String, Value>>(&format!("{{{members}}}")).unwrap_or_default()
+        };
+        let present = object(self.as_str());
+        for (name, value) in object(members).iter().filter(|(name, _)| !present.contains_key(*name)) {
+            self.add(name, value);
+        }
     }
 
     /// Adds one more member, or none if the value has no JSON form.
@@ -187,51 +205,31 @@ impl Visit for Members {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io,
-        sync::{Arc, Mutex},
-    };
-
-    use serde_json::Value;
     use time::macros::datetime;
     use tracing::{field, subscriber::with_default};
-    use tracing_subscriber::{Layer, Registry, fmt::MakeWriter, layer::SubscriberExt};
+    use tracing_subscriber::{Layer, Registry, layer::SubscriberExt};
 
-    use super::*;
+    use super::{super::tests::Lines, *};
 
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
+    /// The lines without their times.
+    fn told(lines: &Lines) -> Vec<Value> {
+        let text = lines.text();
+        let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        for line in &mut lines {
+            assert!(line["timestamp"].take().is_string());
         }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
+        lines
     }
 
-    impl MakeWriter<'_> for Lines {
-        type Writer = Self;
-
-        fn make_writer(&self) -> Self {
-            self.clone()
+    /// The line with the fields of its span beside its own.
+    fn flattened(mut line: Value) -> Value {
+        let line_fields = line.as_object_mut().unwrap();
+        if let Some(Value::Object(mut span)) = line_fields.remove("span") {
+            span.remove("name");
+            span.append(line_fields);
+            *line_fields = span;
         }
-    }
-
-    impl Lines {
-        fn told(&self) -> Vec<Value> {
-            let bytes = self.0.lock().unwrap().clone();
-            let lines = String::from_utf8(bytes).unwrap();
-            let mut lines: Vec<Value> =
-                lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-            for line in &mut lines {
-                assert!(line["timestamp"].take().is_string());
-            }
-            lines
-        }
+        line
     }
 
     #[test]
@@ -255,9 +253,31 @@ mod tests {
             tracing::info!(parent: &inner, "below");
             tracing::info!(parent: None, "nowhere");
         });
-        let (ours, theirs) = (ours.told(), theirs.told());
+        let theirs: Vec<_> = told(&theirs).into_iter().map(flattened).collect();
+        let ours = told(&ours);
         assert_eq!(ours.len(), 7);
         assert_eq!(ours, theirs);
+    }
+
+    #[test]
+    fn a_name_is_in_a_line_once() {
+        let lines = Lines::default();
+        let layer =
+            tracing_subscriber::fmt::layer::<Registry>().event_format(JsonLines).fmt_fields(JsonLines);
+        with_default(tracing_subscriber::registry().with(layer.with_writer(lines.clone())), || {
+            let span = tracing::info_span!("request", id = "span's", route = "{a}", count = 7, later = 0);
+            span.record("later", 1);
+            span.record("later", 2);
+            let none: Option<&str> = None;
+            span.in_scope(|| tracing::info!(id = "event's", count = none, "within"));
+        });
+        let line = lines.text();
+        for name in ["id", "route", "count", "later"] {
+            assert_eq!(line.matches(&format!("\"{name}\":")).count(), 1, "{name} in {line}");
+        }
+        let told = &told(&lines)[0];
+        assert_eq!((&told["id"], &told["route"]), (&"event's".into(), &"{a}".into()));
+        assert_eq!((&told["count"], &told["later"]), (&7.into(), &2.into()), "{told}");
     }
 
     #[test]
@@ -291,7 +311,7 @@ mod tests {
         with_default(tracing_subscriber::registry().with(layer.with_writer(lines.clone())), || {
             tracing::warn!(error = crate::chain::cause(&error), "polling goes on");
         });
-        let told = lines.told();
+        let told = told(&lines);
         assert_eq!(
             told[0]["error"],
             "no revocations: the database cannot be reached: connection \"refused\""
