@@ -1,6 +1,7 @@
 //! What the service tells its operators: logs on standard error, one event a line, and [`traces`].
 
 mod json;
+mod pretty;
 mod stderr;
 pub mod traces;
 
@@ -21,7 +22,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use self::{json::JsonLines, stderr::Stderr, traces::Traces};
+use self::{json::JsonLines, pretty::PrettyLines, stderr::Stderr, traces::Traces};
 
 /// The span whose fields are in every line that is logged within a request. All other spans are for [`traces`] only, so
 /// that no step of a request takes the place of the request in a line.
@@ -98,12 +99,9 @@ where
     let filter = filter.and(filter_fn(is_logged));
     match format {
         LogFormat::Json => layer.event_format(JsonLines).fmt_fields(JsonLines).with_filter(filter).boxed(),
-        LogFormat::Pretty => layer
-            .compact()
-            .with_ansi(is_coloured(&io::stderr()))
-            .with_target(false)
-            .with_filter(filter)
-            .boxed(),
+        LogFormat::Pretty => {
+            layer.event_format(PrettyLines).with_ansi(is_coloured(&io::stderr())).with_filter(filter).boxed()
+        }
     }
 }
 
@@ -114,11 +112,13 @@ fn is_logged(metadata: &Metadata<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-        sync::{Arc, Mutex},
     use std::{
         process::{Command, Stdio},
+        sync::{Arc, Mutex},
         thread,
     };
+
+    use super::*;
 
     /// What is logged, in memory.
     #[derive(Clone, Default)]
@@ -148,8 +148,6 @@ mod tests {
             String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
         }
     }
-
-    use super::*;
 
     /// The environment variable that tells the process that runs [`victim`] what to do.
     const VICTIM: &str = "GATEPASS_TEST_LOG";
