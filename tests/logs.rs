@@ -117,6 +117,8 @@ fn step(method: &'static str, path: &str, status: u16) -> Step {
         "/users" => "/users",
         "/users/login" => "/users/login",
         "/users/me" => "/users/me",
+        "/users/logout" => "/users/logout",
+        "/sessions" => "/sessions",
         "/tokens/introspect" => "/tokens/introspect",
         "/tokens/revoke" => "/tokens/revoke",
         "/tokens/renew_access" => "/tokens/renew_access",
@@ -263,6 +265,17 @@ async fn everything_is_logged_except_secrets() {
     tell(renew(&copied, 401)).await;
     tell(step("GET", "/healthz", 200)).await;
     tell(step("DELETE", "/users/me", 405).token(access)).await;
+    // An administrator, and sessions that end.
+    sqlx::raw_sql("UPDATE users SET roles = '{admin}'").execute(&app.db).await.unwrap();
+    let root = tell(step("POST", "/users/login", 200).json(&credentials("alice", PASSWORD))).await;
+    let access_of_root = root["access_token"].as_str().unwrap();
+    let change = json!({"roles": ["admin", "support"], "disabled": false});
+    tell(step("PATCH", &own, 200).token(access_of_root).json(&change)).await;
+    let root = tell(renew(&root, 200)).await;
+    tell(step("POST", "/users/login", 200).json(&credentials("alice", PASSWORD))).await;
+    let access_of_root = root["access_token"].as_str().unwrap();
+    tell(step("DELETE", "/sessions", 204).token(access_of_root)).await;
+    tell(step("POST", "/users/logout", 204).token(access_of_root)).await;
 
     // And over HTTP/2, whose library has logs of its own.
     let stream = TokioIo::new(TcpStream::connect(&service.address).await.unwrap());
@@ -319,6 +332,18 @@ async fn everything_is_logged_except_secrets() {
     for address in ["client_ip", "last_client_ip"] {
         assert_eq!(theft[address], "127.0.0.1", "{theft}");
     }
+    // Changes are logged in the words that requests have for them.
+    let changed = events.iter().find(|event| event["message"] == "user changed").expect("a change");
+    assert_eq!(
+        (&changed["roles"], &changed["disabled"]),
+        (&"admin,support".into(), &false.into()),
+        "{changed}"
+    );
+    let ends = events.iter().filter(|event| event["message"] == "sessions ended");
+    let ends: Vec<_> = ends.map(|end| [&end["reason"], &end["session_id"], &end["kept"]]).collect();
+    let (revoked, logout, nobody) = (&"revoked".into(), &"logout".into(), &Value::Null);
+    let [first, last] = [&login, &root].map(|tokens| &tokens["session_id"]);
+    assert_eq!(ends, [[revoked, first, nobody], [revoked, nobody, last], [logout, last, nobody]]);
     // Events within a request carry its id, too.
     let statements = events.iter().filter(|event| event["target"] == "sqlx::query");
     assert!(statements.filter(|event| event["request_id"].is_string()).count() > 10);

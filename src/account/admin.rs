@@ -5,6 +5,7 @@
 
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
+use tracing::field::display;
 use uuid::Uuid;
 
 use super::{Accounts, Email, Error, FieldError, Roles, User, login, profile::ProfileChange};
@@ -201,7 +202,8 @@ impl Accounts {
         if change.roles.is_some() || change.disabled.is_some() {
             self.tell_revocations().await;
         }
-        tracing::info!(user_id = %id, roles = ?change.roles, disabled = ?change.disabled, "user changed");
+        let roles = change.roles.map(|roles| display(roles.join(",")));
+        tracing::info!(user_id = %id, roles, disabled = change.disabled, "user changed");
         Ok(user)
     }
 

@@ -1,6 +1,7 @@
 //! How sessions are ended early, by their user or by an administrator, and what follows from it.
 
 use time::OffsetDateTime;
+use tracing::field::display;
 use uuid::Uuid;
 
 use super::{Accounts, Error, Overview};
@@ -106,7 +107,13 @@ impl Accounts {
         let ended = store::retrying(end).await?;
         if ended > 0 {
             self.tell_revocations().await;
-            tracing::info!(%user_id, ?which, ?reason, ended, "sessions ended");
+            let (session_id, kept) = match which {
+                Which::One(id) | Which::OneAt(id, _) => (Some(display(id)), None),
+                Which::AllBut(id) => (None, Some(display(id))),
+                Which::All | Which::Beyond(_) => (None, None),
+            };
+            let reason = display(reason.as_str());
+            tracing::info!(%user_id, session_id, kept, reason, ended, "sessions ended");
         }
         Ok(ended)
     }

@@ -110,6 +110,19 @@ pub enum EndReason {
     RefreshTokenReused,
 }
 
+impl EndReason {
+    /// As it is stored.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Logout => "logout",
+            Self::Revoked => "revoked",
+            Self::PasswordChanged => "password_changed",
+            Self::UserDisabled => "user_disabled",
+            Self::RefreshTokenReused => "refresh_token_reused",
+        }
+    }
+}
+
 /// A session and its user.
 #[derive(Debug)]
 pub struct Session {
