@@ -262,7 +262,7 @@ async fn keys_are_rotated_and_retired() {
 #[tokio::test]
 async fn a_running_service_follows_the_key_commands() {
     let desk = Desk::new(&[("TOKEN_FORMAT", "jwt"), ("JWT_ALGORITHM", "ES256")]).await;
-    let service = desk.home.serve(&desk.environment()).await;
+    let mut service = desk.home.serve(&desk.environment()).await;
     let alice = json!({"username": "alice", "email": "alice@example.com", "password": PASSWORD});
     assert_eq!(service.post("/users", &alice).await.0, 201);
     let alice = json!({"username": "alice", "password": PASSWORD});
@@ -320,6 +320,11 @@ async fn a_running_service_follows_the_key_commands() {
     let (code, report) = desk.inspect(token).await;
     assert_eq!((code, &report["verified"]), (Some(1), &false.into()));
     assert_eq!(report["claims"]["username"], "alice");
+    let [active, next] = [desk.kid("active").await, desk.kid("next").await];
+    let line = format!("signing keys changed format=jwt:ES256 active={active} next={next}\n");
+    service.logged(&line).await;
+    let log = service.stderr();
+    assert_eq!(log.matches("signing keys changed").count(), 1, "{log}");
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ use tokio::{
     sync::{Mutex, Notify},
     time::{Instant, timeout},
 };
+use tracing::field::display;
 
 use self::{
     making::{Made, prepare},
@@ -420,8 +421,35 @@ impl Keys {
                 }
             }
         }
+        if ring.statuses != before.statuses {
+            self.log_change(&before, &ring);
+        }
         inner.ring.store(ring);
         Ok(faults)
+    }
+
+    /// Logs the keys of each format whose keys have changed.
+    fn log_change(&self, before: &Ring, ring: &Ring) {
+        for format in self.0.policy.key_pair_formats() {
+            let is_same = |ring: &Ring, other: &Ring| {
+                ring.statuses.iter().filter(|key| key.1 == format).all(|key| other.statuses.contains(key))
+            };
+            if is_same(before, ring) && is_same(ring, before) {
+                continue;
+            }
+            let ids = |status| {
+                let keys = ring.statuses.iter().filter(|key| (key.1, key.2) == (format, status));
+                let ids: Vec<_> = keys.map(|(id, ..)| id.as_str()).collect();
+                (!ids.is_empty()).then(|| display(ids.join(",")))
+            };
+            tracing::info!(
+                %format,
+                active = ids(KeyStatus::Active),
+                next = ids(KeyStatus::Next),
+                retiring = ids(KeyStatus::Retiring),
+                "signing keys changed"
+            );
+        }
     }
 
     /// Keeps the keys up to date for as long as it is polled.

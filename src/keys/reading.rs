@@ -26,8 +26,8 @@ pub(super) struct Ring {
     pub(super) unreadable: Vec<Unreadable>,
     /// The private keys of the active and next keys.
     pub(super) pairs: HashMap<KeyId, Arc<KeyPair>>,
-    /// The status of each key when the ring was read. Only a change of these matters.
-    pub(super) statuses: Vec<(KeyId, KeyStatus)>,
+    /// The format and the status of each key when the ring was read. Only a change of these matters.
+    pub(super) statuses: Vec<(KeyId, KeyPairFormat, KeyStatus)>,
     pub(super) published: Arc<Published>,
 }
 
@@ -101,7 +101,8 @@ pub(super) async fn read(
     now: OffsetDateTime,
 ) -> Result<Reading, Error> {
     let (keys, unreadable) = live_ring(conn, policy, now).await?;
-    let statuses: Vec<_> = keys.iter().filter_map(|key| Some((key.id().clone(), key.status(now)?))).collect();
+    let status = |key: &RingKey| Some((key.id().clone(), key.public.format(), key.status(now)?));
+    let statuses: Vec<_> = keys.iter().filter_map(status).collect();
     let signs = |key: &&RingKey| matches!(key.status(now), Some(KeyStatus::Next | KeyStatus::Active));
     let is_whole = keys.iter().filter(signs).all(|key| before.pairs.contains_key(key.id()));
     if statuses == before.statuses && unreadable == before.unreadable && is_whole {
