@@ -1,7 +1,14 @@
 //! `gatepass serve`: starts the service from its settings, and shuts it down in order.
 
 use std::{
-    error::Error, fs, future::pending, io, net::SocketAddr, path::PathBuf, pin::pin, sync::OnceLock,
+    error::Error,
+    fs,
+    future::pending,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    pin::pin,
+    sync::{Mutex, OnceLock},
     time::Duration,
 };
 
@@ -309,6 +316,7 @@ pub async fn app(
         pools,
         public_url: setup::public_url(settings),
         description: OnceLock::new(),
+        unready: Mutex::default(),
         clock,
         trusted_proxies: settings.trusted_proxies.clone(),
         allowed_origins: settings.allowed_origins.clone(),

@@ -1,13 +1,13 @@
 //! `/healthz` and `/readyz`: for load balancers and orchestrators.
 
-use std::time::Duration;
+use std::{error::Error, mem, sync::PoisonError, time::Duration};
 
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{App, Problem};
-use crate::chain;
+use crate::{account::Unready, chain};
 
 /// How long the database may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -45,8 +45,11 @@ pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, 
     if app.is_stopping() {
         reasons.push("stopping".to_owned());
     }
-    if let Err(reason) = database(&app).await {
-        reasons.push(reason);
+    let database = tokio::time::timeout(PATIENCE, app.accounts.ready()).await;
+    match &database {
+        Ok(Ok(())) => {}
+        Ok(Err(unready)) => reasons.push(unready.to_string()),
+        Err(_) => reasons.push("database: no answer in time".to_owned()),
     }
     if let Some(silent) = app.keys.staleness() {
         reasons.push(format!("keys: not read for {} s", silent.as_secs()));
@@ -57,6 +60,7 @@ pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, 
             silent => format!("revocations: not read for {} s", silent.as_secs()),
         });
     }
+    log(&app, &reasons, database.ok().and_then(Result::err));
     if reasons.is_empty() {
         Ok(axum::Json(Health { status: "ready" }))
     } else {
@@ -64,13 +68,22 @@ pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, 
     }
 }
 
-async fn database(app: &App) -> Result<(), String> {
-    match tokio::time::timeout(PATIENCE, app.accounts.ready()).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(unready)) => {
-            tracing::warn!(error = chain::cause(&unready), "not ready");
-            Err(unready.to_string())
-        }
-        Err(_) => Err("database: no answer in time".to_owned()),
+/// Logs when the reasons change, and not each time that somebody asks. For how long something has not been read is
+/// another number each time, and no other reason.
+fn log(app: &App, reasons: &[String], unready: Option<Unready>) {
+    let reasons = reasons.join("; ");
+    let unnumbered = reasons.replace(|c: char| c.is_ascii_digit(), "");
+    let before = {
+        let mut logged = app.unready.lock().unwrap_or_else(PoisonError::into_inner);
+        mem::replace(&mut *logged, unnumbered.clone())
+    };
+    if unnumbered == before {
+        return;
+    }
+    if reasons.is_empty() {
+        tracing::info!("ready again");
+    } else {
+        let error = unready.as_ref().filter(|unready| unready.source().is_some()).map(chain::cause);
+        tracing::warn!(reasons, error, "not ready");
     }
 }

@@ -30,7 +30,7 @@ mod well_known;
 
 use std::{
     ops::Deref,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -137,6 +137,8 @@ pub struct Parts {
     pub public_url: Option<String>,
     /// The OpenAPI document, once it has been requested.
     pub description: OnceLock<Bytes>,
+    /// Why `/readyz` last found the service not ready, as it logged it; empty if it was ready.
+    pub unready: Mutex<String>,
     /// Where time comes from.
     pub clock: Clock,
     /// The proxies whose `X-Forwarded-For` is trusted.

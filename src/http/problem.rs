@@ -2,7 +2,7 @@
 //!
 //! A handler's error becomes a response without a body that carries the [`Problem`] in its extensions. [`render`]
 //! writes the document once the request id is known, and logs the problem: a server fault at error with its cause, any
-//! other 5xx at warn, a client fault at debug. The client never sees a cause.
+//! other 5xx at warn, a client fault at debug; `/readyz` logs its reasons itself. The client never sees a cause.
 
 use std::{borrow::Cow, error::Error, sync::Arc, time::Duration};
 
@@ -363,9 +363,8 @@ fn log(problem: &Problem) {
     let cause = problem.0.cause.as_ref().map(|cause| chain(&**cause)).unwrap_or_default();
     if problem.0.status.is_server_error() && problem.0.cause.is_some() {
         tracing::error!(code = problem.0.code, cause, "server fault");
-    } else if problem.0.status.is_server_error() {
-        let reasons = (!problem.0.reasons.is_empty()).then(|| problem.0.reasons.join("; "));
-        tracing::warn!(code = problem.0.code, detail = %problem.0.detail, reasons, "not served");
+    } else if problem.0.status.is_server_error() && problem.0.reasons.is_empty() {
+        tracing::warn!(code = problem.0.code, detail = %problem.0.detail, "not served");
     } else {
         tracing::debug!(code = problem.0.code, detail = %problem.0.detail, cause, "refused");
     }
