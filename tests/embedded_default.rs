@@ -100,6 +100,8 @@ async fn story(whose: &str, home: Home) {
     let ended = service.stop(Signal::TERM).await.expect(0);
     let stop = before.elapsed();
     assert!(!ended.stderr.contains(key) && !ended.stdout.contains(key));
+    let (_, end) = ended.stderr.split_once("SIGTERM").expect("a line about the signal");
+    assert!(!end.contains("WARN") && !end.contains("ERROR"), "{end}");
     assert_gone(&home);
 
     // The command line, while nothing runs, starts the server for itself and stops it.

@@ -6,10 +6,14 @@
 //! - Whatever clocks are set to, what is revoked stays revoked.
 //! - No request reads the database for any of this, and a million ended sessions fit in memory.
 
-use std::time::Instant;
+use std::{
+    fs::{self, File},
+    sync::Arc,
+    time::Instant,
+};
 
 use axum::http::Method;
-use gatepass::token::Revocations;
+use gatepass::{store::revocations, token::Revocations};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use time::{Duration, OffsetDateTime};
@@ -253,7 +257,8 @@ async fn nobody_ends_the_session_of_another() {
     let (first, second) = (app.login("bob").await, app.login("bob").await);
     let path = format!("/sessions/{}", text(&first["session_id"]));
     app.request(Method::DELETE, &path).bearer(&second).send().await.expect(204);
-    app.request(Method::DELETE, &path).bearer(&second).send().await.expect_problem(404, "not_found");
+    let answer = app.request(Method::DELETE, &path).bearer(&second).send().await;
+    assert_eq!(answer.expect_problem(404, "not_found")["detail"], "There is no such session.");
     for (query, field) in [
         ("?all=yes", "all"),
         ("?all=", "all"),
@@ -843,4 +848,23 @@ async fn a_process_has_room_for_a_million_ended_sessions() {
     for service in [service, second] {
         service.stop(Signal::TERM).await.expect(0);
     }
+}
+
+/// As when a service is stopped right before its Postgres.
+#[tokio::test]
+async fn a_listener_that_is_dropped_and_then_loses_its_connection_warns_nobody() {
+    let app = App::new().await;
+    let home = Home::new();
+    let log = home.write("log", "");
+    let lines = tracing_subscriber::fmt().with_writer(Arc::new(File::create(&log).unwrap())).finish();
+    let _here = tracing::subscriber::set_default(lines);
+    let listener = revocations::listen(&app.pool()).await.unwrap();
+    let tasks = tokio::runtime::Handle::current().metrics();
+    let others = tasks.num_alive_tasks();
+    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE datname = current_database() AND query LIKE 'LISTEN%'";
+    assert_eq!(sqlx::raw_sql(kill).execute(&app.db).await.unwrap().rows_affected(), 1);
+    drop(listener);
+    until("the connection is given back", async || tasks.num_alive_tasks() <= others).await;
+    assert_eq!(fs::read_to_string(&log).unwrap(), "");
 }

@@ -50,6 +50,10 @@ async fn listener(db: &PgPool, channel: &str) -> Result<PgListener, sqlx::Error>
     let mut listener = PgListener::connect_with(&own).await?;
     listener.eager_reconnect(false);
     listener.listen(channel).await?;
+    // An open pool tests the connection when it gets it back, and warns if it has ended, as it has when the database is
+    // stopped right after us. Already this call closes the pool; its future would wait for the connection.
+    listener.ignore_pool_close_event(true);
+    drop(own.close());
     Ok(listener)
 }
 
