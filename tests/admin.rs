@@ -347,7 +347,8 @@ async fn an_administrators_change_takes_effect_at_once() {
     assert_eq!(answer.body, "");
     answer.expect(204);
     me(&alice).await.expect_problem(401, "session_revoked");
-    delete(&app, &root, &user).await.expect_problem(404, "not_found");
+    let problem = delete(&app, &root, &user).await.expect_problem(404, "not_found");
+    assert_eq!(problem["detail"], "There is no such user.");
     patch(&app, &root, &user, json!({})).await.expect_problem(404, "not_found");
     assert_eq!(usernames(&list(&app, &root, "").await.expect(200)), ["root"]);
     // The name is free again.

@@ -178,7 +178,9 @@ async fn one_of_the_roles_is_needed() {
     for demand in ["?roles=admin", "?Role=admin", "?role[]=admin", "?role%20=admin", "?page=2&Roles=admin"] {
         for login in [&alice, &editor, &admin] {
             let answer = app.get(&format!("/auth/verify{demand}")).bearer(login).send().await;
-            answer.expect_problem(403, "forbidden");
+            let problem = answer.expect_problem(403, "forbidden");
+            let detail = problem["detail"].as_str().unwrap();
+            assert!(detail.contains("`roles`") && detail.contains("`?role=admin`"), "{detail}");
             let answer = app.get(&format!("/auth/verify/x{demand}")).bearer(login).send().await;
             assert_passes(&answer, login);
         }

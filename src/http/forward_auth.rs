@@ -66,7 +66,7 @@ type Identity = [(HeaderName, HeaderValue); 5];
 )]
 pub(super) async fn verify(Extension(claims): Extension<Arc<Claims>>, uri: Uri) -> Result<Identity, Problem> {
     let demand = uri.query().unwrap_or_default();
-    if is_misspelt(demand) { Err(unreadable()) } else { answer(&claims, demand) }
+    if is_misspelt(demand) { Err(misspelt()) } else { answer(&claims, demand) }
 }
 
 /// For proxies that put a prefix before the path and query of the request (Envoy): ask whether it may pass.
@@ -118,6 +118,12 @@ fn answer(claims: &Claims, demand: &str) -> Result<Identity, Problem> {
 
 fn unreadable() -> Problem {
     forbidden("The demand for roles cannot be read: it may contain nothing but names of roles.")
+}
+
+fn misspelt() -> Problem {
+    forbidden(
+        "`roles`, `Role` and the like are not parameters: a role is demanded with `role`, as in `?role=admin`.",
+    )
 }
 
 /// Whether there is a parameter whose name was meant to be `role`, judging by its letters. In a query that is entirely

@@ -266,7 +266,9 @@ impl From<account::Error> for Problem {
                 "This needs the `client_id` and `client_secret` of a client, as HTTP Basic.",
             )
             .header(WWW_AUTHENTICATE, HeaderValue::from_static(r#"Basic realm="gatepass""#)),
-            E::NoSuchUser | E::AmbiguousUser | E::NoSuchSession | E::NoSuchClient => Self::not_found(),
+            E::NoSuchUser => Self::new(StatusCode::NOT_FOUND, "not_found", "There is no such user."),
+            E::NoSuchSession => Self::new(StatusCode::NOT_FOUND, "not_found", "There is no such session."),
+            E::AmbiguousUser | E::NoSuchClient => Self::not_found(),
             E::TooManyAttempts { retry_after } => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_attempts",
