@@ -3,7 +3,7 @@
 const hint = document.getElementById("hint");
 const loggedOut = hint.innerHTML;
 
-// Logging out in the "Authorize" dialog removes the token, and with this what the hint says about it.
+// Logging out, in the "Authorize" dialog or below, removes the token, and with this what the hint says about it.
 const forget = () => ({
   statePlugins: {
     auth: {
@@ -28,6 +28,11 @@ const ui = SwaggerUIBundle({
   validatorUrl: null,
   responseInterceptor: (response) => {
     const body = response.body;
+    // A header field with commas is an array here.
+    const isRefused = String(response.headers["www-authenticate"]).includes('error="invalid_token"');
+    if (isRefused || (response.ok && new URL(response.url).pathname.endsWith("users/logout"))) {
+      ui.authActions.logout(["bearer"]);
+    }
     if (response.ok && body && body.access_token && body.token_type === "Bearer") {
       ui.preauthorizeApiKey("bearer", body.access_token);
       const end = new Date(body.access_token_expires_at).toLocaleTimeString();
