@@ -245,6 +245,10 @@ async fn changes_name_the_command_line_or_the_service_as_their_author() {
     let shown = gatepass(&app, &["history"], "").await.expect(0).stdout;
     assert_eq!(shown.lines().count(), 10, "{shown}");
     assert!(shown.contains("password_hash") || shown.contains("roles"), "{shown}");
+    for line in shown.lines().skip(1) {
+        let columns: Vec<_> = line.split_whitespace().skip(6).collect();
+        assert!(columns.is_sorted() && !columns.is_empty(), "{line}");
+    }
     gatepass(&app, &["history", "--user", "alice"], "").await.fails(1, &["there is no such user"]);
     gatepass(&app, &["history", "--table", "revocations"], "").await.fails(2, &["possible values"]);
     let late = ["history", "--since", "9999-12-31T23:59:59-23:59"];

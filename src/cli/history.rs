@@ -139,6 +139,7 @@ fn table(changes: &[Entry]) -> String {
             let hidden = data.get("hidden").and_then(|names| names.as_array());
             columns.extend(hidden.into_iter().flatten().filter_map(|name| name.as_str()));
         }
+        columns.sort_unstable();
         text.push_str(&format!(
             "{:<10}  {:<20}  {:<12}  {:<8}  {:<36}  {actor:<36}  {}\n",
             change.id,
