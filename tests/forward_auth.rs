@@ -27,7 +27,7 @@ use axum::{
 use gatepass::http::Limits;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Frame;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt, copy_bidirectional},
@@ -420,12 +420,28 @@ async fn story(socket: &Path, app: &App, gatepass: Served, application: &Applica
     }
 
     // A WebSocket's handshake is a request like any other.
-    let handshake = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n";
-    assert_eq!(raw(socket, &alice, "/admin/", handshake).await, 403);
-    assert_eq!(raw(socket, &alice, "/", handshake).await, 200);
-    let [(_, _, headers)] = &application.take()[..] else { panic!("not one") };
-    assert_eq!(headers["upgrade"], "websocket");
-    assert_identity(headers, &alice);
+    for protocol in ["websocket", "WebSocket"] {
+        let handshake =
+            format!("Connection: Upgrade\r\nUpgrade: {protocol}\r\nSec-WebSocket-Version: 13\r\n");
+        assert_eq!(raw(socket, &alice, "/admin/", &handshake).await, 403);
+        assert_eq!(raw(socket, &alice, "/", &handshake).await, 200);
+        let [(_, _, headers)] = &application.take()[..] else { panic!("not one") };
+        assert!(headers["upgrade"].as_bytes().eq_ignore_ascii_case(b"websocket"), "{headers:?}");
+        assert!(headers["connection"].as_bytes().eq_ignore_ascii_case(b"upgrade"), "{headers:?}");
+        assert_identity(headers, &alice);
+    }
+
+    // No other upgrade arrives. Nobody would check the requests on a connection that has become HTTP/2.
+    for protocols in TO_HTTP2 {
+        for path in ["/", "/public/"] {
+            let status = raw(socket, &alice, path, &to_http2(protocols)).await;
+            // A proxy may refuse to choose, but must serve a client that offers HTTP/2 to every server.
+            assert!(status == 200 || protocols.contains("websocket"), "{protocols}: {status}");
+            let arrived = application.take();
+            assert_eq!(status == 200, arrived.len() == 1, "{protocols}: {status}");
+            assert!(arrived.iter().all(|(_, _, headers)| !headers.contains_key("upgrade")), "{arrived:?}");
+        }
+    }
 
     // Where gatepass is not asked, no request carries an identity.
     let mut open = bearer(request(Method::GET, "/public/"), &alice);
@@ -466,6 +482,17 @@ async fn raw(socket: &Path, login: &Value, path: &str, more: &str) -> u16 {
     head.strip_prefix("HTTP/1.1 ")
         .and_then(|rest| rest.get(..3)?.parse().ok())
         .unwrap_or_else(|| panic!("{head}"))
+}
+
+/// What a client may write in `Upgrade` to get HTTP/2 without TLS. The last one sends the field twice.
+const TO_HTTP2: [&str; 6] =
+    ["h2c", "H2C", "h2c, websocket", "websocket, h2c", "websocket,H2C", "h2c\r\nUpgrade: websocket"];
+
+/// The header fields of a request to continue in HTTP/2.
+fn to_http2(protocols: &str) -> String {
+    format!(
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocols}\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+    )
 }
 
 /// The code block of `docs/forward-auth.md` in this language that begins with this line.
@@ -529,6 +556,40 @@ async fn behind_nginx() {
     });
     let Some(nginx) = nginx.await else { return };
     story(&nginx.socket(), &app, gatepass, &application, 503).await;
+}
+
+#[tokio::test]
+async fn the_snippet_for_ingress_nginx_refuses_every_upgrade_but_websocket() {
+    let application = Application::new().await;
+    let nginx = Nginx::start("the snippet for ingress-nginx", |listen| {
+        let values = documented("yaml", "controller:");
+        let (_, snippet) = values.split_once("server-snippet: |\n").unwrap();
+        // What ingress-nginx itself writes about upgrades.
+        format!(
+            "map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
+             server {{
+                 {listen}
+                 {snippet}
+                 location / {{
+                     proxy_pass http://{};
+                     proxy_http_version 1.1;
+                     proxy_set_header Upgrade $http_upgrade;
+                     proxy_set_header Connection $connection_upgrade;
+                 }}
+             }}",
+            application.address
+        )
+    });
+    let Some(nginx) = nginx.await else { return };
+    let anyone = json!({ "access_token": "" });
+    for upgrade in ["", "Upgrade: websocket\r\n", "Upgrade: WebSocket\r\n"] {
+        assert_eq!(raw(&nginx.socket(), &anyone, "/", upgrade).await, 200, "{upgrade}");
+    }
+    application.take();
+    for protocols in TO_HTTP2 {
+        assert_eq!(raw(&nginx.socket(), &anyone, "/", &to_http2(protocols)).await, 400, "{protocols}");
+    }
+    assert!(application.take().is_empty());
 }
 
 #[tokio::test]
