@@ -31,8 +31,9 @@ pub(crate) fn texts(error: &(dyn Error + 'static)) -> Vec<String> {
     let mut next = Some(error);
     while let Some(error) = next {
         next = error.source();
-        let (text, cause) = (text(error), next.map(ToString::to_string).unwrap_or_default());
-        let own = text.strip_suffix(&cause).filter(|own| own.is_empty() || own.ends_with(": "));
+        let (text, cause) = (text(error), next.map(ToString::to_string));
+        let own = cause.as_ref().and_then(|cause| text.strip_suffix(cause));
+        let own = own.filter(|own| own.is_empty() || own.ends_with(": "));
         let own = own.map_or(&*text, |own| own.trim_end_matches(": "));
         if !own.is_empty() {
             texts.push(own.to_owned());
