@@ -57,10 +57,6 @@ mod silence;
 #[cfg(test)]
 mod vectors;
 mod verifier;
-#[cfg_attr(
-    not(feature = "server"),
-    expect(dead_code, unreachable_pub, reason = "only the service stores private keys")
-)]
 mod wrap;
 
 pub use claims::{Claims, InvalidClaims, Lifetime, Party, Subject};
@@ -73,7 +69,7 @@ pub use key_pair::{KeyPair, PublicKey};
 pub use published::{InvalidKeySet, KeyStatus, jwks, paserks, read_jwks, read_paserks};
 pub use revocations::{RevocationCount, Revocations, UserRoles};
 pub use verifier::{Check, Inspection, Sighting, Verifier, VerifyingKey};
-#[cfg(feature = "server")]
+// Only the service stores private keys, but fuzz/ builds tests/forge.rs without it.
 pub use wrap::WrappingKey;
 
 /// The maximum length of a token in bytes, 8 KiB. Longer ones are refused unread.
