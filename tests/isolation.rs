@@ -219,6 +219,47 @@ async fn during_a_login(app: &App, user: &Value, change: Story) -> Uuid {
 }
 
 #[tokio::test]
+async fn a_login_that_waits_for_a_change_of_address_no_longer_finds_the_user() {
+    let app = App::with(&[("LOGIN_ATTEMPTS_PER_ACCOUNT", "10/15m")]).await;
+    app.register("alice").await;
+    let alice = app.login("alice").await;
+    // The change has moved the count and waits for somebody who is about to take the same address.
+    let mut conn = connect(&app).await;
+    let mut other = conn.begin().await.unwrap();
+    let insert = "INSERT INTO users (id, username, email, roles, is_email_verified, disabled, password_changed_at, created_at, updated_at)
+                  SELECT $1, 'bob', 'new@example.com', '{}', false, false, now(), now(), now()";
+    let bob = random::uuid_v7(START, &mut random::system());
+    sqlx::query(insert).bind(bob).execute(&mut *other).await.unwrap();
+    let change = app.patch("/users/me").bearer(&alice).json(&json!({ "email": "new@example.com" })).send();
+    let mut looking = connect(&app).await;
+    let log_in = |n: u8| {
+        let body = json!({ "username": "alice@example.com", "password": PASSWORD });
+        app.post("/users/login").peer(&format!("198.51.100.{n}")).json(&body).send()
+    };
+    let logins = async {
+        until("the change waits", async || waiting(&mut looking).await == 1).await;
+        let meanwhile = async {
+            let mut looking = connect(&app).await;
+            until("the logins wait", async || waiting(&mut looking).await == 3).await;
+            other.rollback().await.unwrap();
+        };
+        let (one, two, ()) = tokio::join!(log_in(1), log_in(2), meanwhile);
+        [one, two]
+    };
+    let (changed, refused) = tokio::join!(change, logins);
+    changed.expect(200);
+    for answer in refused {
+        answer.expect_problem(401, "invalid_credentials");
+    }
+    // They were no guesses at the password, and nobody who has the new address pays for them.
+    for n in 0..10 {
+        let body = json!({ "username": "new@example.com", "password": "wrong-horse-battery-9" });
+        let answer = app.post("/users/login").peer(&format!("203.0.113.{n}")).json(&body).send().await;
+        answer.expect_problem(401, "invalid_credentials");
+    }
+}
+
+#[tokio::test]
 async fn a_waiting_record_is_compared_with_the_latest_state_of_its_user() {
     let app = App::new().await;
     let root = app.login_admin("root").await;

@@ -145,7 +145,7 @@ async fn each_role_has_exactly_the_decided_rights_on_each_table() {
                     "public.imports",
                     "SELECT INSERT UPDATE(created, updated, unchanged, rejected, rejects_bytes, updated_at) DELETE",
                 ),
-                ("public.login_attempts", "SELECT INSERT UPDATE(free_at, expires_at) DELETE"),
+                ("public.login_attempts", "SELECT INSERT UPDATE(free_at, expires_at, known_for) DELETE"),
                 (
                     "public.revocations",
                     "SELECT INSERT(session_id, user_id, roles, expires_at) UPDATE(expires_at) DELETE",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use gatepass::{
     account::KNOWN_FOR,
-    store::login_attempts::{self, Bucket, Device, Forgiveness, Places},
+    store::login_attempts::{self, Bucket, Device, Forgiveness, PasswordOf, Places},
 };
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection};
@@ -232,6 +232,10 @@ async fn many_first_logins_at_once_all_succeed() {
 async fn taking_and_forgiving_attempts_never_deadlock() {
     let app = App::new().await;
     let now = app.clock.now();
+    let alice = app.register("alice").await;
+    let alice = alice["id"].as_str().unwrap().parse().unwrap();
+    // She has her password since now.
+    let password = PasswordOf { user_id: alice, changed_at: now };
     let bucket = |key| {
         let spacing = std::time::Duration::from_millis(1);
         Bucket { key, spacing, span: spacing * 1_000_000 }
@@ -249,13 +253,14 @@ async fn taking_and_forgiving_attempts_never_deadlock() {
                 let key = |what: u128| {
                     what.wrapping_mul(2 * round + 1).wrapping_mul(u128::MAX / 5 * 2 + 7).to_be_bytes()
                 };
-                let (address, names, devices) = (key(1), [key(2), key(3)], [key(4), key(5)]);
+                let device = |what| [key(what), key(what)].concat().try_into().unwrap();
+                let (address, names, devices) = (key(1), [key(2), key(3)], [device(4), device(5)]);
                 let name = n % 2;
                 let places = Places {
                     buckets: vec![bucket(names[name]), bucket(address)],
                     device: Some(Device { account: names[name], device: devices[name] }),
                 };
-                login_attempts::take(&mut conn, &places, now).await.unwrap();
+                login_attempts::take(&mut conn, &places, Some("alice"), now).await.unwrap();
                 let forgiveness = Forgiveness {
                     address: Some(bucket(address)),
                     accounts: names.to_vec(),
@@ -265,7 +270,7 @@ async fn taking_and_forgiving_attempts_never_deadlock() {
                 if n % 3 == 0 {
                     login_attempts::give_back(&mut conn, &places.buckets).await.unwrap();
                 } else {
-                    login_attempts::forgive(&mut conn, &forgiveness, now).await.unwrap();
+                    login_attempts::forgive(&mut conn, &forgiveness, password, now).await.unwrap();
                 }
             }
         });
@@ -337,6 +342,72 @@ async fn a_device_that_has_logged_in_before_gets_in_while_others_hammer() {
     app.clock.advance(KNOWN_FOR);
     failures_until_refused(&app, "198.51.100.1", "alice").await;
     log_in_from(&app, home, "alice", PASSWORD).await.expect_problem(429, "too_many_attempts");
+}
+
+/// Whoever had the password once may have logged in from any number of networks.
+#[tokio::test]
+async fn a_device_is_known_for_one_user_and_one_password() {
+    let app = app().await;
+    let (home, office) = ("192.0.2.7", "192.0.2.8");
+    let mut attacker = 0;
+    let mut is_known = async |ip: &str, name: &str, password: &str| {
+        attacker += 1;
+        failures_until_refused(&app, &format!("198.51.100.{attacker}"), name).await;
+        let answer = log_in_from(&app, ip, name, password).await;
+        if answer.status != 200 {
+            answer.clone().expect_problem(429, "too_many_attempts");
+        }
+        app.clock.advance(Duration::minutes(15));
+        answer.status == 200
+    };
+    app.register("alice").await;
+    for ip in [home, office] {
+        log_in_from(&app, ip, "alice", PASSWORD).await.expect(200);
+        assert!(is_known(ip, "alice@example.com", PASSWORD).await);
+    }
+    // The device on which the user changes the password stays known, and no other.
+    let (second, third) = ("another-horse-battery-10", "a-third-horse-battery-11");
+    let alice = log_in_from(&app, home, "alice", PASSWORD).await.expect(200);
+    let body = json!({ "current_password": PASSWORD, "new_password": second });
+    let change = app.request("PUT".parse().unwrap(), "/users/me/password").bearer(&alice).peer(home);
+    change.json(&body).send().await.expect(204);
+    assert!(!is_known(office, "alice", second).await);
+    for name in ["alice", "alice@example.com"] {
+        assert!(is_known(home, name, second).await);
+    }
+    log_in_from(&app, office, "alice", second).await.expect(200);
+    assert!(is_known(office, "alice", second).await);
+    // An operator sets one.
+    let settings = [("DB_SOURCE", &*app.database_url), ("TOKEN_SYMMETRIC_KEY", KEY)];
+    let set = ["user", "set-password", "alice", "--password-stdin"];
+    Home::new().gatepass(&set).envs(&QUICK).envs(&settings).stdin(third).run().await.expect(0);
+    for ip in [home, office] {
+        assert!(!is_known(ip, "alice", third).await);
+    }
+    // Another user gets the name, or the address.
+    log_in_from(&app, home, "alice", third).await.expect(200);
+    assert!(is_known(home, "alice", third).await);
+    let alice = log_in_from(&app, home, "alice", third).await.expect(200);
+    app.post("/users/me/delete")
+        .bearer(&alice)
+        .peer(home)
+        .json(&json!({ "password": third }))
+        .send()
+        .await
+        .expect(204);
+    app.register("alice").await;
+    for name in ["alice", "alice@example.com"] {
+        assert!(!is_known(home, name, PASSWORD).await);
+    }
+    let move_to = async |user: &Value, email: &str| {
+        app.patch("/users/me").bearer(user).json(&json!({ "email": email })).send().await.expect(200);
+    };
+    let alice = log_in_from(&app, home, "alice", PASSWORD).await.expect(200);
+    move_to(&alice, "alice2@example.com").await;
+    app.register("bob").await;
+    let bob = log_in_from(&app, "192.0.2.9", "bob", PASSWORD).await.expect(200);
+    move_to(&bob, "alice@example.com").await;
+    assert!(!is_known(home, "alice@example.com", PASSWORD).await);
 }
 
 #[tokio::test]
@@ -455,13 +526,16 @@ async fn a_new_address_brings_no_new_guesses() {
         rename(&email).await;
         assert_eq!(guesses(&email, n).await, 0, "{email}");
     }
-    // Waiting between two changes brings no guesses either: each change takes a place, and no change adds any.
+    // Waiting between two changes brings no more than waiting does.
     app.clock.advance(Duration::minutes(15));
     rename("alice@example.com").await;
-    assert_eq!(guesses("alice@example.com", 1).await, 9);
+    assert_eq!(guesses("alice@example.com", 1).await, 10);
     rename("ALICE@example.com").await;
     app.clock.advance(Duration::seconds(90));
-    assert_eq!(guesses("alice@example.com", 1).await, 1);
+    rename("alice2@example.com").await;
+    assert_eq!(guesses("alice2@example.com", 1).await, 1);
+    rename("alice@example.com").await;
+    assert_eq!(guesses("alice@example.com", 1).await, 0);
     // The owner gets in by the name that stays.
     log_in_from(&app, "203.0.113.6", "alice", PASSWORD).await.expect(200);
 }
@@ -681,7 +755,7 @@ async fn the_attempts_table_holds_no_names_and_drops_expired_rows() {
         let spacing = std::time::Duration::from_secs(90);
         let bucket = Bucket { key: (n << 64).to_be_bytes(), spacing, span: spacing * 10 };
         let places = Places { buckets: vec![bucket], device: None };
-        let taken = login_attempts::take(&mut conn, &places, app.clock.now()).await.unwrap();
+        let taken = login_attempts::take(&mut conn, &places, None, app.clock.now()).await.unwrap();
         assert_eq!(taken.again_at, None);
     }
     let count = async || -> i64 {
@@ -709,6 +783,57 @@ async fn pages(conn: &mut PgConnection, key: i64) -> i64 {
     let plan: Value = sqlx::query_scalar(attempt).bind(key).fetch_one(conn).await.unwrap();
     let count = |what: &str| plan[0]["Plan"][what].as_i64().unwrap();
     count("Shared Hit Blocks") + count("Shared Read Blocks")
+}
+
+/// Whoever is refused may ask again and again. If a user were looked up, the time it takes would say which names exist.
+#[tokio::test]
+async fn a_refusal_looks_up_no_user() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let mut conn = app.db.acquire().await.unwrap();
+    let conn = &mut *conn;
+    let attempts = crate::admin::queries(&["take_login_attempt", "FROM users"]);
+    assert_eq!(attempts.len(), 2, "{attempts:#?}");
+    // Two attempts at the only place of a name.
+    for (query, name) in attempts.iter().zip([7, 8]) {
+        let values = format!(
+            "now(), ARRAY[decode(repeat('{name:02}', 16), 'hex')], '{{15m}}', '{{15m}}', NULL, NULL, 'nobody'"
+        );
+        for is_looked_up in [true, false] {
+            let (plan, _) = crate::admin::explain(conn, query, &values).await;
+            let users = part(&plan, &|node| node["Relation Name"] == "users").expect("users in the plan");
+            assert_eq!(users["Actual Loops"] == 1, is_looked_up, "{plan:#}");
+        }
+    }
+    // Nor is one looked up to find out whether the device is known, unless somebody has logged in from there.
+    let rows = "INSERT INTO login_attempts (key, free_at, expires_at, known_for) VALUES
+                    (decode(repeat('01', 16), 'hex'), now(), now() + interval '1 day', sha256('')),
+                    (decode(repeat('02', 16), 'hex'), now(), now() + interval '1 day', NULL)";
+    sqlx::query(rows).execute(&mut *conn).await.unwrap();
+    let mut pages = async |place: &str, name: &str| {
+        let look = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON)
+                    SELECT FROM known_device(decode(repeat($1, 32), 'hex'), $2, now())";
+        let mut plan = Value::Null;
+        // At first, Postgres also reads what it plans with.
+        for _ in 0..10 {
+            plan = sqlx::query_scalar(look).bind(place).bind(name).fetch_one(&mut *conn).await.unwrap();
+        }
+        plan[0]["Plan"]["Shared Hit Blocks"].as_i64().unwrap()
+    };
+    let known = pages("01", "alice").await;
+    for place in ["02", "03"] {
+        let unknown = pages(place, "alice").await;
+        assert!(unknown < known, "{unknown} {known}");
+        assert_eq!(unknown, pages(place, "nobody").await);
+    }
+}
+
+/// The first node of a plan that is `wanted`.
+fn part<'a>(plan: &'a Value, wanted: &impl Fn(&Value) -> bool) -> Option<&'a Value> {
+    if wanted(plan) {
+        return Some(plan);
+    }
+    plan["Plans"].as_array()?.iter().find_map(|below| part(below, wanted))
 }
 
 #[tokio::test]

@@ -220,9 +220,7 @@ impl Accounts {
         rng: &mut impl CryptoRng,
     ) -> Result<(), Error> {
         let hash = self.hash_new("password", password, user, rng).await?;
-        if !self.replace_password(user.id, &hash, None, Which::All, now).await? {
-            return Err(Error::NoSuchUser);
-        }
+        self.replace_password(user.id, &hash, None, Which::All, now).await?.ok_or(Error::NoSuchUser)?;
         tracing::info!(user_id = %user.id, "password set");
         Ok(())
     }

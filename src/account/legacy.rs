@@ -132,7 +132,7 @@ impl Accounts {
             Some((user, _)) => {
                 let set_at = Some(user.password_changed_at);
                 let ours = self.caused_by(cause);
-                if ours.replace_password(user.id, &hash, set_at, Which::All, now).await? {
+                if ours.replace_password(user.id, &hash, set_at, Which::All, now).await?.is_some() {
                     let user = users::by_id(&mut *self.parts.db.acquire().await?, user.id).await?;
                     Some(user.ok_or(Error::InvalidCredentials)?)
                 } else {

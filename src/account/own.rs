@@ -38,9 +38,10 @@ impl Accounts {
         let user = self.confirm(user_id, current, ip, now).await?;
         let hash = self.hash_new("new_password", new, &user, rng).await?;
         let which = Which::AllBut(session_id);
-        if !self.replace_password(user_id, &hash, Some(user.password_changed_at), which, now).await? {
-            return Err(Error::InvalidCredentials);
-        }
+        let set_at =
+            self.replace_password(user_id, &hash, Some(user.password_changed_at), which, now).await?;
+        let user = User { password_changed_at: set_at.ok_or(Error::InvalidCredentials)?, ..user };
+        self.parts.throttle.keep_device(&user, ip, now).await;
         tracing::info!(%user_id, %session_id, "password changed");
         Ok(())
     }
@@ -77,7 +78,7 @@ impl Accounts {
     ) -> Result<User, Error> {
         let found = users::credentials(&mut *self.parts.db.acquire().await?, user_id).await?;
         let credentials = found.filter(|found| !found.user.disabled).ok_or(Error::SessionRevoked)?;
-        let attempt = self.parts.throttle.admit_login(&credentials.user.username, ip, now).await?;
+        let attempt = self.parts.throttle.admit_login(&credentials.user, ip, now).await?;
         let user = self.verify(credentials, password).await;
         match &user {
             Ok(user) => self.parts.throttle.forgive(Some(&attempt), user, ip, now).await,
@@ -119,8 +120,8 @@ impl Accounts {
         Ok(checked.map_err(|refusal| FieldError::new(field, refusal.code(), refusal.message())))
     }
 
-    /// Sets a password and ends sessions, if the present password is still the one of `changed_at`. `false` if it is
-    /// not, or if there is no such user.
+    /// Sets a password and ends sessions, if the present password is still the one of `changed_at`. Returns when it was
+    /// set, `None` if it was not, or if there is no such user.
     pub(super) async fn replace_password(
         &self,
         id: Uuid,
@@ -128,14 +129,14 @@ impl Accounts {
         changed_at: Option<OffsetDateTime>,
         end: Which,
         now: OffsetDateTime,
-    ) -> Result<bool, Error> {
+    ) -> Result<Option<OffsetDateTime>, Error> {
         let set = async || {
             let conn = &mut self.parts.db.acquire().await?;
             users::set_password(conn, id, hash, changed_at, end, now, &self.cause).await
         };
-        let is_done = store::retrying(set).await?;
+        let set_at = store::retrying(set).await?;
         self.tell_revocations().await;
-        Ok(is_done)
+        Ok(set_at)
     }
 
     /// Deletes a user, if their password is still the one of `changed_at`. `false` if it is not, or if there is no such

@@ -28,29 +28,40 @@
 //! # No telling users apart
 //!
 //! An account is the name that was typed, without regard to case. No user is looked up for it, and an unknown name has
-//! as many places as any other. So a user's username and e-mail address are counted separately, and an attacker who
-//! knows both has twice the guesses. A shared count would reveal more: after exhausting `alice`, a refusal of
-//! `alice@example.com` would show that both belong to one user, and that this user exists. A success forgives both
-//! names, except at a known device, which took no place of theirs: otherwise a program that logs in every minute would
-//! hand everyone else as many guesses.
+//! as many places as any other. Nor is one looked up for an attempt that is refused, which costs its sender nothing.
+//!
+//! A user's username and e-mail address are counted separately, so an attacker who knows both has twice the guesses. A
+//! shared count would reveal more: after exhausting `alice`, a refusal of `alice@example.com` would show that both
+//! belong to one user, and that this user exists. A success forgives both names, except at a known device, which took
+//! no place of theirs: otherwise a program that logs in every minute would hand everyone else as many guesses.
 //!
 //! One thing cannot be hidden from an attacker *at the owner's address*. If the attacker has used up a name's places
 //! from elsewhere and is then admitted at that address, someone has logged in under that name from there.
 //!
-//! A new e-mail address inherits the count of the old one, plus one failure. Otherwise anyone who had stolen an access
-//! token, which is all it takes to change the address, would get new guesses with each address they think of.
+//! A new e-mail address inherits the count of the old one. Otherwise anyone who had stolen an access token, which is
+//! all it takes to change the address, would get new guesses with each address they think of.
 //!
 //! # No one locks an owner out for good
 //!
 //! Anyone who fails often enough under someone else's name uses up that name's places. Therefore a *device* that has
 //! logged in before has its own places, as many as the account, and uses them instead. A device is an account name at
 //! an address (for IPv6, at a /64). It is known for [`KNOWN_FOR`] after its last login, and the client has nothing to
-//! send or keep. A cookie would be more exact, but this service sets none. Two cases remain:
+//! send or keep. A cookie would be more exact, but this service sets none.
+//!
+//! A device is known to one user, and with one password. Otherwise anyone who once had the password, or an account of
+//! that name that has since been deleted, could have logged in from thousands of networks, and would have that many
+//! times the guesses at the next one. So a new password makes all devices unknown but the one that it was set on. Whose
+//! password it is gets looked up only where somebody has logged in under that name, so it tells nobody else anything.
+//!
+//! Four cases remain:
 //!
 //! - An attacker behind the owner's own address can use up that device's places. The owner then has to log in from
 //!   elsewhere.
 //! - An owner under attack who has never logged in from their present address has to wait for a place, or continue with
 //!   a session that they already have, since renewal asks for no password.
+//! - So does one who has just been given a new password by an operator, on all their devices. The operator can clear the
+//!   count in the same breath, but an attacker who does not rest soon fills it again.
+//! - A new e-mail address is known on no device until its owner has logged in, by either name.
 //!
 //! # What is kept
 //!
@@ -75,7 +86,9 @@ use crate::{
     metrics::Metrics,
     store::{
         self, PgPool,
-        login_attempts::{self, Bucket, Device, Forgiveness, Key, Places, Rate, Renaming, Taken},
+        login_attempts::{
+            self, Bucket, Device, DeviceTag, Forgiveness, Key, PasswordOf, Places, Rate, Renaming, Taken,
+        },
     },
     token::SymmetricKey,
 };
@@ -120,30 +133,35 @@ impl Throttle {
     /// The places that a login as `name`, or an attempt that counts as a login, takes before it begins.
     pub(super) fn places(&self, name: &str, ip: Option<IpAddr>) -> Places {
         let account = self.account_key(name);
-        let device = ip.map(|ip| Device { account, device: self.device_key(name, ip) });
+        let device = ip.map(|ip| Device { account, device: self.device(name, ip) });
         let address = ip.map(|ip| self.address(Kind::Login, ip));
         let buckets = [self.per_account.bucket(account)].into_iter().chain(address).collect();
         Places { buckets, device }
     }
 
-    /// Admits a login as `name`, or an attempt that counts as a login.
+    /// Admits an attempt of this user that counts as a login by username.
     ///
     /// # Errors
     ///
     /// [`Error::TooManyAttempts`] for this name or from this address.
     pub(super) async fn admit_login(
         &self,
-        name: &str,
+        user: &User,
         ip: Option<IpAddr>,
         now: OffsetDateTime,
     ) -> Result<Attempt, Error> {
-        let places = self.places(name, ip);
-        let taken = self.take(&places, now).await?;
+        let places = self.places(&user.username, ip);
+        let taken = self.take(&places, Some(&user.username), now).await?;
         self.admitted(Kind::Login, places, &taken, now)
     }
 
-    async fn take(&self, places: &Places, now: OffsetDateTime) -> Result<Taken, Error> {
-        let take = async || login_attempts::take(&mut *self.db.acquire().await?, places, now).await;
+    async fn take(
+        &self,
+        places: &Places,
+        username: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<Taken, Error> {
+        let take = async || login_attempts::take(&mut *self.db.acquire().await?, places, username, now).await;
         Ok(store::retrying(take).await?)
     }
 
@@ -167,7 +185,7 @@ impl Throttle {
             && let Some(device) = device
             && let Some(account) = buckets.iter_mut().find(|bucket| bucket.key == device.account)
         {
-            account.key = device.device;
+            account.key = key_of(device.device);
         }
         Ok(Attempt { taken: buckets, is_device_known: taken.is_device_known })
     }
@@ -185,7 +203,7 @@ impl Throttle {
     ) -> Result<Attempt, Error> {
         let buckets = ip.map(|ip| self.address(kind, ip)).into_iter().collect();
         let places = Places { buckets, device: None };
-        let taken = self.take(&places, now).await?;
+        let taken = self.take(&places, None, now).await?;
         self.admitted(kind, places, &taken, now)
     }
 
@@ -220,7 +238,7 @@ impl Throttle {
         Forgiveness {
             address: ip.map(|ip| self.address(Kind::Login, ip)),
             accounts,
-            devices: ip.map(|ip| names.map(|name| self.device_key(name, ip)).to_vec()).unwrap_or_default(),
+            devices: self.devices(user, ip),
             known_until: Some(now + KNOWN_FOR),
         }
     }
@@ -233,9 +251,20 @@ impl Throttle {
         ip: Option<IpAddr>,
         now: OffsetDateTime,
     ) {
-        let forgiveness = &self.forgiveness(attempt, user, ip, now);
-        let forgive =
-            async || login_attempts::forgive(&mut *self.db.acquire().await?, forgiveness, now).await;
+        self.apply(&self.forgiveness(attempt, user, ip, now), user, now).await;
+    }
+
+    /// Makes known the device on which the user has set a new password.
+    pub(super) async fn keep_device(&self, user: &User, ip: Option<IpAddr>, now: OffsetDateTime) {
+        let (devices, known_until) = (self.devices(user, ip), Some(now + KNOWN_FOR));
+        self.apply(&Forgiveness { devices, known_until, ..Forgiveness::default() }, user, now).await;
+    }
+
+    async fn apply(&self, forgiveness: &Forgiveness, user: &User, now: OffsetDateTime) {
+        let password = password_of(user);
+        let forgive = async || {
+            login_attempts::forgive(&mut *self.db.acquire().await?, forgiveness, password, now).await
+        };
         write_off(store::retrying(forgive)).await;
     }
 
@@ -273,25 +302,45 @@ impl Throttle {
             Kind::Renewal => "renewal",
             Kind::Client => "client",
         };
-        self.per_address.bucket(self.hash(purpose, Some(ip), ""))
+        self.per_address.bucket(self.key(purpose, Some(ip), ""))
     }
 
     fn account_key(&self, name: &str) -> Key {
-        self.hash("account", None, &normalised(name))
+        self.key("account", None, &normalised(name))
     }
 
-    fn device_key(&self, name: &str, ip: IpAddr) -> Key {
-        self.hash("device", Some(ip), &normalised(name))
+    fn device(&self, name: &str, ip: IpAddr) -> DeviceTag {
+        self.tag("device", Some(ip), &normalised(name))
     }
 
-    fn hash(&self, purpose: &str, ip: Option<IpAddr>, name: &str) -> Key {
+    fn devices(&self, user: &User, ip: Option<IpAddr>) -> Vec<DeviceTag> {
+        let names = [&*user.username, &*user.email];
+        ip.map(|ip| names.map(|name| self.device(name, ip)).to_vec()).unwrap_or_default()
+    }
+
+    fn key(&self, purpose: &str, ip: Option<IpAddr>, name: &str) -> Key {
+        key_of(self.tag(purpose, ip, name))
+    }
+
+    fn tag(&self, purpose: &str, ip: Option<IpAddr>, name: &str) -> [u8; 32] {
         let network = ip.map_or_else(String::new, |ip| network(ip).to_string());
-        let mut key = Key::default();
+        let mut tag = [0; 32];
         // Neither a purpose nor a network contains the separator.
-        let tag = hmac::sign(&self.key, format!("{purpose}\0{network}\0{name}").as_bytes());
-        key.copy_from_slice(&tag.as_ref()[..16]);
-        key
+        let full = hmac::sign(&self.key, format!("{purpose}\0{network}\0{name}").as_bytes());
+        tag.copy_from_slice(full.as_ref());
+        tag
     }
+}
+
+/// The first half.
+fn key_of(tag: [u8; 32]) -> Key {
+    let mut key = Key::default();
+    key.copy_from_slice(&tag[..16]);
+    key
+}
+
+fn password_of(user: &User) -> PasswordOf {
+    PasswordOf { user_id: user.id, changed_at: user.password_changed_at }
 }
 
 /// Waits for `work`, which takes an attempt off the counts, but not for long: the answer does not depend on it, and
@@ -379,9 +428,9 @@ mod tests {
             one.account_key("alice"),
             one.account_key("alice@example.com"),
             one.account_key(""),
-            one.device_key("alice", ip),
-            one.device_key("alice", "192.0.2.8".parse().unwrap()),
-            one.device_key("bob", ip),
+            key_of(one.device("alice", ip)),
+            key_of(one.device("alice", "192.0.2.8".parse().unwrap())),
+            key_of(one.device("bob", ip)),
             one.address(Kind::Login, ip).key,
             one.address(Kind::Registration, ip).key,
             one.address(Kind::Renewal, ip).key,

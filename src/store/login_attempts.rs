@@ -9,6 +9,7 @@ use std::{num::NonZeroU32, time::Duration};
 
 use sqlx::{PgConnection, postgres::types::PgInterval};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::Error;
 
@@ -51,8 +52,21 @@ pub struct Bucket {
 pub struct Device {
     /// The key of the account, which is that of a bucket.
     pub account: Key,
-    /// The key of account and device. If it is known, it is used in place of the account's.
-    pub device: Key,
+    /// Name and address. If it is known, its key is used in place of the account's.
+    pub device: DeviceTag,
+}
+
+/// A name at an address: the [`Key`] under which it may be known, followed by what is mixed into the hash of the user
+/// and the password that it is known for, so that the table does not say whose it is.
+pub type DeviceTag = [u8; 32];
+
+/// Which password a device is known for.
+#[derive(Clone, Copy, Debug)]
+pub struct PasswordOf {
+    /// Whose it is.
+    pub user_id: Uuid,
+    /// When it was set.
+    pub changed_at: OffsetDateTime,
 }
 
 /// The buckets of which an attempt needs one place each.
@@ -90,7 +104,8 @@ impl Columns {
     }
 }
 
-/// Takes one of each of these places, or none at all.
+/// Takes one of each of these places, or none at all. The device is known if the user of that name has logged in from
+/// it with the password that they have now.
 ///
 /// # Errors
 ///
@@ -98,19 +113,21 @@ impl Columns {
 pub async fn take(
     conn: &mut PgConnection,
     Places { buckets, device }: &Places,
+    username: Option<&str>,
     now: OffsetDateTime,
 ) -> Result<Taken, Error> {
     let Columns { keys, spacings, spans } = Columns::new(buckets);
     let taken = sqlx::query_as!(
         Taken,
         r#"SELECT again_at, is_device_known AS "is_device_known!"
-           FROM take_login_attempt($1, $2, $3, $4, $5, $6)"#,
+           FROM take_login_attempt($1, $2, $3, $4, $5, known_device($6, lower($7 COLLATE "C"), $1))"#,
         now,
         &keys,
         &spacings,
         &spans,
         device.as_ref().map(|device| &device.account[..]),
         device.as_ref().map(|device| &device.device[..]),
+        username,
     );
     Ok(taken.fetch_one(conn).await?)
 }
@@ -147,10 +164,10 @@ pub struct Renaming {
     pub to: Bucket,
 }
 
-/// Copies the failures to the new name, in the transaction that assigns it, and adds one, for an attempt that has
-/// looked up the former name, waits here, and is counted only there. The bucket gets no fuller than full. A time that a
-/// clock far ahead has written counts as nothing, as in `take_login_attempt`, and a clock that is behind takes nothing
-/// away.
+/// Copies the failures to the new name, in the transaction that assigns it, and locks both names before anything else
+/// changes. An attempt under the former name is either among those that are copied, or waits here and then finds that
+/// the name is nobody's (`is_still_named`). A time that a clock far ahead has written counts as nothing, as in
+/// `take_login_attempt`, and a clock that is behind takes nothing away.
 ///
 /// # Errors
 ///
@@ -171,8 +188,8 @@ pub(super) async fn rename(
     .await?;
     sqlx::query!(
         "WITH both_names AS (
-             SELECT least(greatest(max(free_at), $3) + $4::interval, $3 + $5::interval) AS free_at FROM login_attempts
-             WHERE key IN ($1, $2) AND free_at <= $3 + $5::interval + interval '30 seconds'
+             SELECT least(greatest(max(free_at), $3), $3 + $4::interval) AS free_at FROM login_attempts
+             WHERE key IN ($1, $2) AND free_at <= $3 + $4::interval + interval '30 seconds'
          )
          UPDATE login_attempts SET
              free_at = greatest(login_attempts.free_at, both_names.free_at),
@@ -181,7 +198,6 @@ pub(super) async fn rename(
         &from[..],
         &to.key[..],
         now,
-        interval(to.spacing),
         interval(to.span),
     )
     .execute(conn)
@@ -197,20 +213,22 @@ pub struct Forgiveness {
     /// The accounts whose attempts are all forgotten.
     pub accounts: Vec<Key>,
     /// The devices that become known, with no attempts.
-    pub devices: Vec<Key>,
+    pub devices: Vec<DeviceTag>,
     /// Until when the devices are known.
     pub known_until: Option<OffsetDateTime>,
 }
 
 /// A statement that forgives what its parameters $1 to $6 say if `$succeeded`, its first `WITH` queries, leaves a row
-/// in the query named `succeeded`. It then returns what `$result` selects.
+/// in the query named `succeeded`: the user, and when their password was set. It then returns what `$result` selects.
 macro_rules! forgiving {
     ($succeeded:tt, $result:tt, $forgiveness:expr, $now:expr $(, $parameter:expr)* $(,)?) => {
         sqlx::query!(
             "WITH " + $succeeded + ", known AS (
-                 INSERT INTO login_attempts (key, free_at, expires_at)
-                 SELECT device, $5, $6 FROM succeeded, unnest($4::bytea[]) AS device ORDER BY device
-                 ON CONFLICT (key) DO UPDATE SET free_at = excluded.free_at, expires_at = excluded.expires_at
+                 INSERT INTO login_attempts (key, free_at, expires_at, known_for)
+                 SELECT substr(device, 1, 16), $5, $6, login_of(device, user_id, password_changed_at)
+                 FROM succeeded, unnest($4::bytea[]) AS device ORDER BY device
+                 ON CONFLICT (key) DO UPDATE SET
+                     free_at = excluded.free_at, expires_at = excluded.expires_at, known_for = excluded.known_for
                  RETURNING key
              ), all_known AS MATERIALIZED (
                  SELECT count(*) FROM known HAVING EXISTS (SELECT FROM succeeded)
@@ -229,7 +247,7 @@ macro_rules! forgiving {
             $forgiveness.address.as_ref().map(|address| &address.key[..]),
             $forgiveness.address.map(|address| $crate::store::login_attempts::interval(address.spacing)),
             &$forgiveness.accounts.iter().map(|key| key.to_vec()).collect::<Vec<_>>(),
-            &$forgiveness.devices.iter().map(|key| key.to_vec()).collect::<Vec<_>>(),
+            &$forgiveness.devices.iter().map(|device| device.to_vec()).collect::<Vec<_>>(),
             $now,
             $forgiveness.known_until
             $(, $parameter)*
@@ -238,7 +256,7 @@ macro_rules! forgiving {
 }
 pub(super) use forgiving;
 
-/// Forgives somebody who has succeeded.
+/// Forgives somebody who has succeeded with this password.
 ///
 /// # Errors
 ///
@@ -246,9 +264,18 @@ pub(super) use forgiving;
 pub async fn forgive(
     conn: &mut PgConnection,
     forgiveness: &Forgiveness,
+    password: PasswordOf,
     now: OffsetDateTime,
 ) -> Result<(), Error> {
-    forgiving!("succeeded AS (SELECT)", "SELECT FROM succeeded", forgiveness, now).execute(conn).await?;
+    let forgive = forgiving!(
+        "succeeded AS (SELECT $7::uuid AS user_id, $8::timestamptz AS password_changed_at)",
+        "SELECT FROM succeeded",
+        forgiveness,
+        now,
+        password.user_id,
+        password.changed_at,
+    );
+    forgive.execute(conn).await?;
     Ok(())
 }
 

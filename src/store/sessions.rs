@@ -73,7 +73,7 @@ pub async fn insert(
                   is_confirmed, last_used_at, refresh_expires_at, expires_at, access_expires_at)
              SELECT $7, owner.id, 0, $10, $11, $12, $5, $5, false, $5, $13, $14, $15 FROM owner
              WHERE (SELECT caused_by($16, $17))
-             RETURNING user_id
+             RETURNING user_id, $9::timestamptz AS password_changed_at
          )",
         r#"SELECT username AS "username!", roles AS "roles!" FROM owner"#,
         forgiveness,

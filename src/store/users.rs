@@ -344,7 +344,12 @@ pub async fn credentials(conn: &mut PgConnection, id: Uuid) -> Result<Option<Cre
 }
 
 /// Takes the places of a login attempt, as [`login_attempts::take`] does, and once it has them looks up the credentials
-/// of the user with this name, whatever its case. A name of `None` is nobody's.
+/// of the user with this name, whatever its case. A name of `None` is nobody's. So is a name that its user has lost while
+/// the attempt was waiting for its places: the failure would count for that name alone.
+///
+/// A refusal looks nobody up. It costs the caller nothing, so they could ask until a difference of microseconds told
+/// them which names have users. In a plain `LEFT JOIN`, `again_at IS NULL` is tested after the user has been found; with
+/// `OFFSET 0`, the subquery stays one, and is not run.
 ///
 /// # Errors
 ///
@@ -357,16 +362,23 @@ pub async fn attempt(
 ) -> Result<(Taken, Option<Credentials>), Error> {
     let Columns { keys, spacings, spans } = Columns::new(buckets);
     macro_rules! select {
-        ($condition:tt, $name:expr) => {
+        ($column:tt, $name_key:tt, $name:expr) => {
             sqlx::query!(
-                r#"SELECT again_at, is_device_known AS "is_device_known!", id AS "id?", external_id,
+                r#"SELECT again_at, is_device_known AS "is_device_known!",
+                          again_at IS NULL AND is_still_named(id, name) AS is_found, id AS "id?", external_id,
                           username AS "username?", email AS "email?", full_name AS "full_name?",
                           password_hash AS "password_hash?: HashedPassword", roles AS "roles?",
                           is_email_verified AS "is_email_verified?", disabled AS "disabled?",
                           password_changed_at AS "password_changed_at?", created_at AS "created_at?"
-                   FROM take_login_attempt($1, $2, $3, $4, $5, $6)
-                   LEFT JOIN users ON again_at IS NULL AND "#
-                    + $condition,
+                   FROM (SELECT "#
+                    + $name_key
+                    + r#" COLLATE "C" AS name) AS typed
+                   CROSS JOIN take_login_attempt($1, $2, $3, $4, $5, known_device($6, name, $1))
+                   LEFT JOIN LATERAL (
+                       SELECT * FROM users WHERE again_at IS NULL AND name = "#
+                    + $column
+                    + r#" OFFSET 0
+                   ) AS found ON true"#,
                 now,
                 &keys,
                 &spacings,
@@ -376,12 +388,12 @@ pub async fn attempt(
                 $name
             )
             .map(|row| {
-                let taken = Taken { again_at: row.again_at, is_device_known: row.is_device_known };
                 let credentials = || {
                     let (password_hash, external_id) = (row.password_hash, row.external_id);
                     Some(Credentials { user: user!(row?), password_hash, external_id })
                 };
-                (taken, credentials())
+                let taken = Taken { again_at: row.again_at, is_device_known: row.is_device_known };
+                (taken, row.is_found.unwrap_or_default().then(credentials).flatten())
             })
             .fetch_one(conn)
             .await
@@ -393,9 +405,9 @@ pub async fn attempt(
     };
     Ok(match name {
         Some(Name::Email(name)) => {
-            select!(r#"email_key = lower(normalize($7::text) COLLATE "und-x-icu") COLLATE "C""#, name)
+            select!("email_key", r#"lower(normalize($7::text) COLLATE "und-x-icu")"#, name)
         }
-        Some(Name::Username(_)) | None => select!(r#"username_key = lower($7::text COLLATE "C")"#, username),
+        Some(Name::Username(_)) | None => select!("username_key", r#"lower($7::text COLLATE "C")"#, username),
     }?)
 }
 
@@ -503,8 +515,9 @@ pub async fn update_email(
     Ok(user)
 }
 
-/// Sets the password and ends sessions, in one transaction. `false`, with nothing changed, when there is no such user,
-/// or when their password is no longer the one that was set at `changed_at`. Like `updated_at` ([`update`]),
+/// Sets the password and ends sessions, in one transaction, and returns the time from which the password holds. `None`,
+/// with nothing changed, when there is no such user, or when their password is no longer the one that was set at
+/// `changed_at`. Like `updated_at` ([`update`]),
 /// `password_changed_at` never goes back: an import may have brought a later time, and the same import, run again, must
 /// not bring its password back.
 ///
@@ -519,14 +532,15 @@ pub async fn set_password(
     end: Which,
     now: OffsetDateTime,
     cause: &Cause,
-) -> Result<bool, Error> {
+) -> Result<Option<OffsetDateTime>, Error> {
     let mut transaction = conn.begin().await?;
     // The user first: a login that has checked the former password waits here, and then finds that it has changed.
-    let done = sqlx::query!(
+    let changed_at = sqlx::query_scalar!(
         "UPDATE users
          SET password_hash = $2, password_changed_at = greatest($4, password_changed_at + interval '1 microsecond'),
              updated_at = greatest($4, updated_at + interval '1 microsecond')
-         WHERE id = $1 AND ($3::timestamptz IS NULL OR password_changed_at = $3) AND (SELECT caused_by($5, $6))",
+         WHERE id = $1 AND ($3::timestamptz IS NULL OR password_changed_at = $3) AND (SELECT caused_by($5, $6))
+         RETURNING password_changed_at",
         id,
         hash.as_str(),
         changed_at,
@@ -534,14 +548,13 @@ pub async fn set_password(
         cause.actor(),
         cause.request_id(),
     )
-    .execute(&mut *transaction)
+    .fetch_optional(&mut *transaction)
     .await?;
-    if done.rows_affected() != 1 {
-        return Ok(false);
+    if changed_at.is_some() {
+        sessions::end(&mut transaction, id, end, EndReason::PasswordChanged, now, cause).await?;
+        transaction.commit().await?;
     }
-    sessions::end(&mut transaction, id, end, EndReason::PasswordChanged, now, cause).await?;
-    transaction.commit().await?;
-    Ok(true)
+    Ok(changed_at)
 }
 
 /// Replaces a hash with a better one of the same password, unless the password has changed meanwhile.

@@ -141,7 +141,7 @@ pub const TABLES: &[Table] = &[
         name: "login_attempts",
         select: Columns::All,
         insert: Columns::All,
-        update: Columns::These(&["free_at", "expires_at"]),
+        update: Columns::These(&["free_at", "expires_at", "known_for"]),
         delete: true,
         ..NOTHING
     },
@@ -194,6 +194,9 @@ pub const FUNCTIONS: &[&str] = &[
     "caused_by(text, text)",
     "oldest_schema_served()",
     "take_login_attempt(timestamptz, bytea[], interval[], interval[], bytea, bytea)",
+    "login_of(bytea, uuid, timestamptz)",
+    "known_device(bytea, text, timestamptz)",
+    "is_still_named(uuid, text)",
     "prepare_history()",
     "drop_history(timestamptz)",
 ];

@@ -1,0 +1,43 @@
+-- A device is known only as long as its name is that of the user who logged in there, with the password they used:
+-- whoever had a former one, or an account that once had the name, has no more guesses than strangers.
+ALTER TABLE login_attempts ADD COLUMN known_for bytea;
+
+COMMENT ON COLUMN login_attempts.known_for IS 'For a device: the user and the password with which somebody logged in there, as a hash for which one needs another half of the same HMAC.';
+
+-- A device is given as 32 bytes: its key, and what makes its hashes different from everybody else''s.
+CREATE FUNCTION login_of(device bytea, user_id uuid, password_changed_at timestamptz) RETURNS bytea
+LANGUAGE sql IMMUTABLE STRICT
+AS $$ SELECT substr(sha256(substr(device, 17) || uuid_send(user_id) || timestamptz_send(password_changed_at)), 1, 16) $$;
+
+COMMENT ON FUNCTION login_of(bytea, uuid, timestamptz) IS 'What login_attempts.known_for is for a device on which this user has logged in with the password of that time.';
+
+-- Reads users only where somebody has logged in under that name. Everywhere else, a name that nobody has takes the same
+-- time as any other.
+CREATE FUNCTION known_device(device bytea, name text, at timestamptz) RETURNS bytea
+LANGUAGE plpgsql STABLE STRICT
+AS $$
+DECLARE
+    login CONSTANT bytea := (SELECT known_for FROM login_attempts WHERE key = substr(device, 1, 16) AND expires_at > at);
+BEGIN
+    IF login IS NOT NULL AND login = (
+        SELECT login_of(device, id, password_changed_at) FROM users WHERE username_key = name OR email_key = name
+    ) THEN
+        RETURN substr(device, 1, 16);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION known_device(bytea, text, timestamptz) IS 'The key of the device if it is known for the user with this name, in its case-insensitive form, and for the password that they have now.';
+
+-- Looks when it is called, which is after a login attempt has taken its places, and perhaps waited for them. The
+-- statement that calls it sees the users as they were before.
+CREATE FUNCTION is_still_named(user_id uuid, name text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM users WHERE id = user_id AND name IN (username_key, email_key));
+END
+$$;
+
+COMMENT ON FUNCTION is_still_named(uuid, text) IS 'Whether this is at this moment a name of the user, in its case-insensitive form.';
