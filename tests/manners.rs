@@ -2,11 +2,14 @@
 //! gone, more load than it can bear, and the order to stop.
 
 use std::{
+    convert::Infallible,
     io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -19,6 +22,7 @@ use gatepass::{
     store::migrations,
 };
 use http_body_util::BodyExt;
+use hyper::body::{Bytes, Frame};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
@@ -437,6 +441,58 @@ async fn a_connection_that_is_idle_makes_room_when_places_are_few() {
         idle.push(stream);
     }
     assert!(served.stop().await);
+}
+
+/// A body of which nothing is ever sent.
+struct Unsent;
+
+impl hyper::body::Body for Unsent {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Pending
+    }
+}
+
+/// Otherwise a thousand connections, each with as many requests as it may have, would take the memory of ten thousand.
+#[tokio::test]
+async fn a_request_over_http_2_takes_a_place_as_a_connection_does() {
+    let app = App::new().await;
+    let limits = Limits { connections: 4, ..Limits::default() };
+    let served = app.serve(limits).await;
+    let stream = TokioIo::new(TcpStream::connect(served.address).await.unwrap());
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let health = || Request::get("http://localhost/healthz").body(Body::empty()).unwrap();
+    // The connection has one place, and the next connection another. Their bodies never arrive.
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let login =
+                Request::post("http://localhost/users/login").header("content-type", "application/json");
+            client.send_request(login.body(Body::new(Unsent)).unwrap())
+        })
+        .collect();
+    let refused = client.send_request(health()).await.unwrap();
+    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    let problem = refused.into_body().collect().await.unwrap().to_bytes();
+    let problem: Value = serde_json::from_slice(&problem).unwrap();
+    assert_eq!(problem["code"], "overloaded");
+    // Once they are given up, there is room again.
+    drop(waiting);
+    let answered = async {
+        while client.send_request(health()).await.unwrap().status().as_u16() != 200 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, answered).await.unwrap();
+    drop(client);
+    assert!(served.stop().await);
+    connection.await.unwrap().unwrap();
 }
 
 #[tokio::test]

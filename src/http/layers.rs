@@ -31,7 +31,10 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{Instrument, Span, error_span};
 
-use super::{App, MAX_BODY_BYTES, Problem, client_address, problem, request_id::RequestId, revocations};
+use super::{
+    App, MAX_BODY_BYTES, Problem, client_address, problem, request_id::RequestId, revocations,
+    server::NoPlace,
+};
 use crate::{
     metrics::Metrics,
     telemetry::{REQUEST, traces::ServerSpan},
@@ -98,6 +101,12 @@ async fn own(app: &App, id: &RequestId, request: Request, route: Route) -> Respo
 
 /// The route's answer, or the problem document of its error.
 async fn guarded(app: &App, id: &RequestId, request: Request, route: Route) -> Response<Body> {
+    if request.extensions().get::<NoPlace>().is_some() {
+        let mut response =
+            Problem::crowded("There are more requests than can be served at the moment.").into_response();
+        problem::render(&mut response, id);
+        return response;
+    }
     // A handler that hangs gives back its connection and its place.
     let wait = if request.uri().path() == revocations::PATH { revocations::MAX_WAIT } else { Duration::ZERO };
     let answer = timeout(app.limits.handler + wait, route.oneshot(request));

@@ -87,7 +87,8 @@ pub struct Limits {
     /// From when no more connections are accepted until requests in flight are cut off. Kubernetes' grace period, by
     /// default 30 s, begins before the signal and covers the whole shutdown.
     pub drain: Duration,
-    /// How many connections may be open at once, provided the system allows the process that many open files.
+    /// How many connections may be open at once, provided the system allows the process that many open files. Each
+    /// request over HTTP/2 counts as one more.
     pub connections: usize,
 }
 

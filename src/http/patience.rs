@@ -24,7 +24,11 @@ use std::{
 
 use hyper::rt::{Sleep, Timer};
 use pin_project_lite::pin_project;
-use tokio::{io::AsyncRead, sync::Semaphore, time};
+use tokio::{
+    io::AsyncRead,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time,
+};
 use tokio_util::io::InspectReader;
 
 use super::Limits;
@@ -57,6 +61,11 @@ impl Patience {
 
     fn reads(&self) -> usize {
         self.reads.load(Ordering::Relaxed)
+    }
+
+    /// One more of the places, if any is free.
+    pub(super) fn take(&self) -> Option<OwnedSemaphorePermit> {
+        self.places.clone().try_acquire_owned().ok()
     }
 
     /// Whether so few places are free that idle clients have to go.

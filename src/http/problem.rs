@@ -152,14 +152,9 @@ impl Problem {
         .retry_after(Duration::from_secs(1))
     }
 
-    /// 503, too many requests are waiting for revocations already.
-    pub fn crowded() -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "overloaded",
-            "Too many services are waiting for revocations at the moment.",
-        )
-        .retry_after(Duration::from_secs(1))
+    /// 503, there are too many at once, as `detail` says.
+    pub fn crowded(detail: &'static str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(Duration::from_secs(1))
     }
 
     /// 503, the handler took too long.

@@ -162,7 +162,9 @@ impl From<PublishError> for Problem {
     fn from(error: PublishError) -> Self {
         match error {
             PublishError::Stale => Refusal::Token(Rejection::RevocationsUnknown).into(),
-            PublishError::Crowded => Self::crowded(),
+            PublishError::Crowded => {
+                Self::crowded("Too many services are waiting for revocations at the moment.")
+            }
             PublishError::Store(error) => account::Error::from(error).into(),
         }
     }

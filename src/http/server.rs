@@ -175,6 +175,10 @@ impl Connections {
     }
 }
 
+/// Marks a request that found no place, and is to be refused.
+#[derive(Clone, Copy)]
+pub(super) struct NoPlace;
+
 #[derive(Clone)]
 struct Server {
     builder: auto::Builder<TokioExecutor>,
@@ -244,7 +248,7 @@ impl Server {
         let asked = Arc::new(SetOnce::new());
         let (router, phase, is_secure) = (self.router.clone(), self.phase.clone(), self.tls.is_some());
         let (hears, streams) = (asked.clone(), Arc::new(Streams::default()));
-        let notes = streams.clone();
+        let (notes, places) = (streams.clone(), patience.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             let version = request.version();
             // Set by the first request: all requests on a connection have the same version.
@@ -254,6 +258,15 @@ impl Server {
             // Over HTTP/1 nobody looks at them.
             let streams = (version >= Version::HTTP_2).then(|| notes.clone());
             let making = streams.clone().map(Making::begin);
+            // A request takes about as much memory as a connection, and so one of its places. The one request at a time
+            // that there is over HTTP/1 has its connection's.
+            let place = streams.as_ref().and_then(|_| {
+                let place = places.take();
+                if place.is_none() {
+                    request.extensions_mut().insert(NoPlace);
+                }
+                place
+            });
             async move {
                 let _making = making;
                 // hyper counts the fields over HTTP/1 only. Over HTTP/2 a field may take one byte to send, and a
@@ -275,7 +288,7 @@ impl Server {
                 if version < Version::HTTP_2 && *phase.borrow() != Phase::Serving {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                Ok::<_, Infallible>(response.map(|body| Answer { body, streams }))
+                Ok::<_, Infallible>(response.map(|body| Answer { body, streams, _place: place }))
             }
         });
         let mut builder = self.builder.clone();

@@ -13,7 +13,7 @@ use std::{
 
 use axum::body::Body;
 use hyper::body::{Body as HttpBody, Buf, Bytes, Frame, SizeHint};
-use tokio::time::sleep;
+use tokio::{sync::OwnedSemaphorePermit, time::sleep};
 
 /// The activity in the streams of one HTTP/2 connection.
 #[derive(Default)]
@@ -58,6 +58,8 @@ impl Drop for Making {
 pub(super) struct Answer {
     pub(super) body: Body,
     pub(super) streams: Option<Arc<Streams>>,
+    /// The request's own, until all of the answer is taken.
+    pub(super) _place: Option<OwnedSemaphorePermit>,
 }
 
 impl HttpBody for Answer {
