@@ -308,7 +308,7 @@ pub fn settings(more: &[(&str, &str)]) -> Settings {
 /// The service's pools, with no more privileges than in production.
 fn pools(database_url: &str) -> Pools {
     let db = Source::new(&as_role(database_url, roles::APP).into()).unwrap().pool(8);
-    Pools { requests: db.clone(), background: db.clone(), feed: db }
+    Pools { requests: db.clone(), background: db.clone(), feed: db.clone(), keys: db }
 }
 
 /// The URL of the same database for another role.

@@ -18,11 +18,12 @@ use crate::{
     app::{App, KEY, PASSWORD, database},
     not_tested::cannot_be_tested,
     postgres::{Address, Server, directory, openssl, self_signed},
-    process::{Home, Process, Signal, until},
+    process::{Home, Process, Signal, allowed, until},
 };
 
-/// What docs/database.md promises of a replica with the default settings.
+/// What docs/database.md promises of a replica with the default settings, and of one that also has key pairs.
 const OF_A_REPLICA: i64 = 8;
+const WITH_KEY_PAIRS: i64 = 9;
 
 async fn register(service: &Process, username: &str) {
     let user = json!({
@@ -51,6 +52,19 @@ async fn crowd(service: &Process, size: usize) {
 
 #[tokio::test]
 async fn a_replica_opens_no_more_connections_than_documented_and_twelve_fit() {
+    for (settings, at_most) in
+        [(&[][..], OF_A_REPLICA), (&[("TOKEN_FORMAT_ACCEPTED", "v4.public")], WITH_KEY_PAIRS)]
+    {
+        let most = most_connections(settings).await;
+        println!("connections: a replica had {most}");
+        assert!((5..=at_most).contains(&most), "{most}");
+    }
+    // A Postgres with 100 connections reserves three of them for superusers.
+    assert_eq!(((100 - 3) / OF_A_REPLICA, (100 - 3) / WITH_KEY_PAIRS), (12, 10));
+}
+
+/// How many connections a replica has at most, from start to end.
+async fn most_connections(settings: &[(&str, &str)]) -> i64 {
     let url = database().await;
     let mut witness = PgConnection::connect(&url).await.unwrap();
     let watching = tokio::spawn(async move {
@@ -68,15 +82,41 @@ async fn a_replica_opens_no_more_connections_than_documented_and_twelve_fit() {
         }
     });
     let home = Home::new();
-    let service = home.serve(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+    let settings = [settings, &[("DB_SOURCE", &*url), ("TOKEN_SYMMETRIC_KEY", KEY)]].concat();
+    let service = home.serve(&settings).await;
     register(&service, "alice").await;
     crowd(&service, 60).await;
     service.stop(Signal::TERM).await.expect(0);
-    let most = watching.await.unwrap();
-    println!("connections: a replica had {most}");
-    assert!((5..=OF_A_REPLICA).contains(&most), "{most}");
-    // A Postgres with 100 connections reserves three of them for superusers.
-    assert_eq!((100 - 3) / OF_A_REPLICA, 12);
+    watching.await.unwrap()
+}
+
+/// Each has a connection of its own to be read over.
+#[tokio::test]
+async fn somebody_who_locks_the_signing_keys_does_not_hold_up_a_revocation() {
+    let (home, url) = (Home::new(), database().await);
+    let settings =
+        [("DB_SOURCE", url.as_str()), ("TOKEN_SYMMETRIC_KEY", KEY), ("TOKEN_FORMAT_ACCEPTED", "v4.public")];
+    let (one, other) = (home.serve(&settings).await, home.serve(&settings).await);
+    register(&one, "alice").await;
+    let (_, login) = one.post("/users/login", &json!({ "username": "alice", "password": PASSWORD })).await;
+    let token = login["access_token"].as_str().unwrap();
+    assert_eq!(other.get_as(token, "/users/me").await.0, 200);
+    let mut psql = PgConnection::connect(&url).await.unwrap();
+    let mut lock = psql.begin().await.unwrap();
+    sqlx::query("LOCK TABLE signing_keys IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    until("both wait for the keys", async || {
+        sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut *lock).await.unwrap() >= 2
+    })
+    .await;
+    let began = Instant::now();
+    let logout = reqwest::Client::new().post(one.url("/users/logout")).bearer_auth(token);
+    assert_eq!(logout.send().await.unwrap().status(), 204);
+    assert_eq!(one.get_as(token, "/users/me").await.0, 401);
+    until("the other replica knows", async || other.get_as(token, "/users/me").await.0 == 401).await;
+    assert!(began.elapsed() < allowed(Duration::from_secs(1)), "{:?}", began.elapsed());
+    lock.rollback().await.unwrap();
 }
 
 #[tokio::test]

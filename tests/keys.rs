@@ -1138,7 +1138,7 @@ async fn a_leaked_key_is_refused_even_if_all_other_connections_are_in_use() {
     let app = App::with(&settings).await;
     app.register("alice").await;
     let alice = app.login("alice").await;
-    let pools = Pools { requests: app.pool(), background: app.pool(), feed: app.pool() };
+    let pools = Pools { requests: app.pool(), background: app.pool(), feed: app.pool(), keys: app.pool() };
     let (settings, key) = (app::settings(&settings), KEY.parse().unwrap());
     let state =
         serve::app(&settings, &key, pools.clone(), app.clock.clone(), Limits::default()).await.unwrap();

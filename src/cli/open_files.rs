@@ -9,9 +9,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::http::Limits;
 
-/// Connections for the feed of revocations, besides the one that listens: a single one, which reads in turn what was
-/// revoked and which keys are good. Nothing else uses it, so nothing delays a revocation or the end of a leaked key.
+/// Connections for the feed of revocations, besides the one that listens. Nothing else uses it, so nothing delays a
+/// revocation.
 pub(super) const FEED_CONNECTIONS: u32 = 1;
+/// Connections for reading the ring of keys, if there is one: nothing delays the end of a leaked key either, and somebody
+/// who locks the keys does not stop the feed.
+pub(super) const KEYS_CONNECTIONS: u32 = 1;
 /// Connections for other background work: the history may hold one for long, and everything else takes turns with the
 /// other.
 pub(super) const BACKGROUND_CONNECTIONS: u32 = 2;
@@ -34,7 +37,8 @@ impl OpenFiles {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let (soft, hard) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));
         // One more connection listens to the database.
-        let database = u64::from(db_max_connections + BACKGROUND_CONNECTIONS + FEED_CONNECTIONS + 1);
+        let background = BACKGROUND_CONNECTIONS + FEED_CONNECTIONS + KEYS_CONNECTIONS;
+        let database = u64::from(db_max_connections + background + 1);
         let reserve = database + OPS_CONNECTIONS as u64 + OTHERS;
         let needed = Limits::default().connections as u64 + reserve;
         Self { limit: soft.max(hard.min(needed)), reserve }

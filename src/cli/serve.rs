@@ -22,7 +22,7 @@ use tokio::{
 use super::{
     Failure, Logged,
     database::{self, ClockSkew, Database, Renewal},
-    open_files::{BACKGROUND_CONNECTIONS, FEED_CONNECTIONS, OPS_CONNECTIONS, OpenFiles},
+    open_files::{BACKGROUND_CONNECTIONS, FEED_CONNECTIONS, KEYS_CONNECTIONS, OPS_CONNECTIONS, OpenFiles},
     setup,
 };
 use crate::{
@@ -148,6 +148,7 @@ async fn serve(
         requests,
         background: database.pool(BACKGROUND_CONNECTIONS),
         feed: database.pool(FEED_CONNECTIONS),
+        keys: database.pool(KEYS_CONNECTIONS),
     };
     // Not before a Postgres of our own has started: it would inherit the limit, and has no use for it.
     let files = OpenFiles::raise(settings.db_max_connections);
@@ -273,8 +274,10 @@ pub struct Pools {
     pub requests: PgPool,
     /// For background work, so that no flood of requests keeps it waiting.
     pub background: PgPool,
-    /// For the feed of revocations and for reading the keys, so that nothing else keeps either waiting.
+    /// For the feed of revocations, so that nothing else keeps it waiting.
     pub feed: PgPool,
+    /// For reading the keys, likewise.
+    pub keys: PgPool,
 }
 
 /// Assembles the service according to `settings`, on the database of `pools`.
@@ -289,12 +292,17 @@ pub async fn app(
     clock: Clock,
     limits: Limits,
 ) -> Result<App, Failure> {
-    let Pools { requests, background, feed } = pools;
+    let Pools { requests, background, feed, keys: readings } = pools;
     let policy = setup::key_policy(settings, key, Cause::service());
-    let keys = Keys::open(policy, background.clone(), feed.clone(), clock.clone(), clock.now()).await?;
+    let keys = Keys::open(policy, background.clone(), readings.clone(), clock.clone(), clock.now()).await?;
     let listens = settings.db_pooler == DbPooler::Session;
     let metrics = Metrics::new();
-    let pools = [("requests", requests.clone()), ("background", background.clone()), ("feed", feed.clone())];
+    let pools = [
+        ("requests", requests.clone()),
+        ("background", background.clone()),
+        ("feed", feed.clone()),
+        ("keys", readings),
+    ];
     let pools = PoolWatch::new(move || pools.iter().map(|(name, pool)| pool_use(name, pool)).collect());
     let feed = Feed::new(feed, listens, clock.clone(), settings.revocation_max_staleness, metrics.clone());
     let (issuer, threads) = (keys.issuer(), settings.password_hash_threads);

@@ -200,7 +200,7 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "DB_MAX_CONNECTIONS",
-        about: "Maximum number of connections for requests, 1 to 1000; four more serve background work.",
+        about: "Maximum number of connections for requests, 1 to 1000; up to five more serve background work.",
         default: DefaultValue::Text("4"),
         ..DATABASE
     },

@@ -27,9 +27,10 @@ pub enum Error {
 }
 
 impl Error {
-    /// The wait for the database has timed out.
+    /// A statement has had no answer in time, perhaps because somebody holds a lock.
     pub(super) fn timeout() -> Self {
-        Self::Unavailable(sqlx::Error::PoolTimedOut)
+        let silence = io::Error::new(io::ErrorKind::TimedOut, "the database has not answered in time");
+        Self::Unavailable(sqlx::Error::Io(silence))
     }
 }
 
