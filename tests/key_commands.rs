@@ -475,6 +475,11 @@ async fn a_broken_key_can_be_replaced_and_keeps_no_leaked_key_alive() {
             desk.run(&["key", "retire", &id, "--json"]).await.expect(0);
         }
         assert_eq!(desk.status(&id).await, "gone");
+        // It cannot be retired again, and nobody is advised to.
+        desk.run(&["key", "retire", &id, "--now"]).await.fails(1, &["that could be retired"]);
+        let keys = desk.keys().await;
+        let note = text(&keys.iter().find(|key| key["kid"] == *id).unwrap()["note"]);
+        assert!(note.contains("cannot be read") && !note.contains("retire"), "{note}");
         assert_eq!(desk.doctor().await["ok"], true);
     }
 }

@@ -229,17 +229,23 @@ impl Entry {
     }
 
     fn unreadable(row: &signing_keys::SigningKey, error: &Error, now: OffsetDateTime) -> Self {
+        let status = keys::status(row, now);
+        let note = match (status, error) {
+            // Nothing is left to be retired, which the error advises.
+            (None, Error::Unreadable { source, .. }) => format!("cannot be read: {source}"),
+            _ => error.to_string(),
+        };
         Self {
             kid: row.id.clone(),
             format: row.format.clone(),
-            status: if keys::status(row, now).is_some() { "unknown" } else { "gone" },
+            status: if status.is_some() { "unknown" } else { "gone" },
             source: "database",
             published_at: Some(row.published_at),
             activated_at: row.activated_at,
             retired_at: row.retired_at,
             verifies_until: row.verifies_until,
             wrapped_by: row.wrapped_by.clone(),
-            note: Some(error.to_string()),
+            note: Some(note),
         }
     }
 
