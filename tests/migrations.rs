@@ -79,12 +79,12 @@ async fn every_migration_can_be_undone_and_applied_again() {
     migrations::down(&mut conn, 1).await.unwrap();
     let mut schemas = vec![schema(&url)];
     for step in 1..=all {
-        let applied = migrations::up(&mut conn, Some(1)).await.unwrap();
+        let applied = migrations::up(&mut conn, Some(1)).await.unwrap().applied;
         assert_eq!(applied.iter().map(|status| status.version).collect::<Vec<_>>(), [step as i64]);
         assert!(matches!(applied[0].state, State::Applied) && applied[0].applied_at.is_some());
         schemas.push(schema(&url));
     }
-    assert!(migrations::up(&mut conn, None).await.unwrap().is_empty());
+    assert!(migrations::up(&mut conn, None).await.unwrap().applied.is_empty());
     migrations::check(&mut conn).await.unwrap();
 
     for step in (0..all).rev() {
@@ -120,15 +120,15 @@ async fn the_largest_possible_step_count_migrates_all_the_way() {
     let mut conn = connect(&database().await).await;
     let all = files(".up.sql").len();
     assert_eq!(migrations::down(&mut conn, usize::MAX).await.unwrap().len(), all);
-    assert_eq!(migrations::up(&mut conn, Some(usize::MAX)).await.unwrap().len(), all);
+    assert_eq!(migrations::up(&mut conn, Some(usize::MAX)).await.unwrap().applied.len(), all);
     assert!(migrations::down(&mut conn, 0).await.unwrap().is_empty());
-    assert!(migrations::up(&mut conn, Some(0)).await.unwrap().is_empty());
+    assert!(migrations::up(&mut conn, Some(0)).await.unwrap().applied.is_empty());
 }
 
 #[tokio::test]
 async fn eight_at_once_apply_each_migration_once() {
     let url = empty_database().await;
-    let up = async || migrations::up(&mut connect(&url).await, None).await.unwrap();
+    let up = async || migrations::up(&mut connect(&url).await, None).await.unwrap().applied;
     let (a, b, c, d, e, f, g, h) = tokio::join!(up(), up(), up(), up(), up(), up(), up(), up());
     let mut applied: Vec<_> =
         [a, b, c, d, e, f, g, h].iter().flatten().map(|status| status.version).collect();
@@ -719,7 +719,7 @@ async fn an_index_waits_for_older_transactions_for_as_long_as_they_take() {
         long.commit().await.unwrap();
     };
     let (applied, ()) = tokio::join!(migrations::up_with(&migrator, &mut migrating, None), release);
-    assert_eq!(applied.unwrap().iter().map(|status| status.version).collect::<Vec<_>>(), [2]);
+    assert_eq!(applied.unwrap().applied.iter().map(|status| status.version).collect::<Vec<_>>(), [2]);
     assert_eq!(indexes(&mut migrating).await, ["users_created_at_idx true"]);
 
     let mut long = reader.begin().await.unwrap();
@@ -763,7 +763,7 @@ async fn an_index_whose_build_was_cancelled_does_not_count_as_built() {
         }
     }
     sqlx::raw_sql("DROP INDEX CONCURRENTLY public.users_created_at_idx").execute(&mut other).await.unwrap();
-    assert_eq!(migrations::up_with(&migrator, &mut migrating, None).await.unwrap().len(), 1);
+    assert_eq!(migrations::up_with(&migrator, &mut migrating, None).await.unwrap().applied.len(), 1);
     assert_eq!(indexes(&mut migrating).await, ["users_created_at_idx true"]);
 }
 
@@ -799,7 +799,7 @@ async fn an_index_build_continues_after_its_client_has_gone() {
     assert!(statement.contains("CREATE INDEX CONCURRENTLY"), "{found:?}");
 
     long.commit().await.unwrap();
-    assert_eq!(migrations::up_with(&migrator, &mut migrating, None).await.unwrap().len(), 1);
+    assert_eq!(migrations::up_with(&migrator, &mut migrating, None).await.unwrap().applied.len(), 1);
     assert_eq!(indexes(&mut migrating).await, ["users_created_at_idx true"]);
 }
 

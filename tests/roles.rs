@@ -669,8 +669,10 @@ async fn a_migration_is_applied_with_its_rights_and_lost_rights_are_restored() {
         GRANT SELECT ON users TO pg_monitor";
     execute(&mut postgres, lose).await;
     let done = home.gatepass(&["migrate", "up"]).envs(&with_owner).run().await.expect(0);
-    assert_eq!(done.stdout, "nothing to do\n");
+    assert_eq!(done.stdout, "restored the rights of the roles\n");
     assert_eq!(rows(&mut postgres, granted).await, before);
+    let done = home.gatepass(&["migrate", "up"]).envs(&with_owner).run().await.expect(0);
+    assert_eq!(done.stdout, "nothing to do\n");
     execute(&mut postgres, lose).await;
     // The service's own role cannot restore them, and says so.
     let done = home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &app).run().await.expect(0);
@@ -893,5 +895,13 @@ async fn the_doctor_says_when_the_service_may_do_too_much_or_too_little() {
     sqlx::raw_sql("REVOKE DELETE ON clients FROM gatepass_app").execute(&mut postgres).await.unwrap();
     let (level, message, advice) = finding(&app, &[]).await;
     assert!(level == "problem" && message.contains("DELETE on public.clients"), "{message}");
-    assert!(advice.contains("db setup"));
+    assert!(advice.contains("migrate up` as gatepass_owner, or `gatepass db setup"), "{advice}");
+    let with_owner = [("DB_SOURCE", &*app), ("MIGRATION_DB_SOURCE", &*as_role(&url, OWNER))];
+    home.gatepass(&["migrate", "up"]).envs(&with_owner).run().await.expect(0);
+    assert_eq!(finding(&app, &production).await.0, "ok");
+    // No migration gives rights to another role.
+    let look = "GRANT USAGE ON SCHEMA public TO gatepass_readonly; GRANT SELECT ON _sqlx_migrations TO gatepass_readonly";
+    execute(&mut postgres, look).await;
+    let (level, message, advice) = finding(&as_role(&url, READONLY), &[]).await;
+    assert!(level == "problem" && !advice.contains("migrate up"), "{message}: {advice}");
 }

@@ -247,7 +247,7 @@ impl Database {
         let user = if migrate { As::Migrator } else { As::Service };
         let mut conn = self.patient_connection(user).await?;
         if migrate && migrations::is_due(&mut conn).await? {
-            for status in migrations::up(&mut conn, None).await? {
+            for status in migrations::up(&mut conn, None).await?.applied {
                 tracing::info!("applied migration {:06} {}", status.version, status.name);
             }
         }

@@ -8,7 +8,7 @@ use std::{
 use super::{Failure, database::Database, print, print_json, seconds, setup};
 use crate::{
     config::DbPooler,
-    store::migrations::{self, State, Status},
+    store::migrations::{self, Done, State, Status},
 };
 
 /// Apply, undo or list migrations of the database schema.
@@ -64,7 +64,10 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
 async fn on(database: &Database, command: Command) -> Result<(), Failure> {
     let mut conn = database.migration_connection().await?;
     match command {
-        Command::Up { n } => report("applied", &migrations::up(&mut conn, n).await?),
+        Command::Up { n } => match migrations::up(&mut conn, n).await? {
+            Done { has_restored_rights: true, .. } => print("restored the rights of the roles\n"),
+            Done { applied, .. } => report("applied", &applied),
+        },
         Command::Down { n } => report("undone", &migrations::down(&mut conn, n).await?),
         Command::Status { json: true } => print_json(&migrations::status(&mut conn).await?),
         Command::Status { json: false } => {

@@ -265,16 +265,25 @@ pub async fn may_apply(conn: &mut PgConnection) -> Result<(), Error> {
     roles::needs_owner(conn).await.map(drop)
 }
 
-/// Applies the next `limit` pending migrations, or all of them, and returns those that it applied. Each runs in a
-/// transaction of its own, unless its first line is `-- no-transaction`, and comes with the grants that the roles need
-/// from then on. When none is pending, only the grants are repaired.
+/// What [`up`] has done.
+#[derive(Debug)]
+pub struct Done {
+    /// The migrations that it applied.
+    pub applied: Vec<Status>,
+    /// Whether it applied none, and gave the roles back the rights that they should have.
+    pub has_restored_rights: bool,
+}
+
+/// Applies the next `limit` pending migrations, or all of them. Each runs in a transaction of its own, unless its first
+/// line is `-- no-transaction`, and comes with the grants that the roles need from then on. When none is pending, only
+/// the grants are repaired.
 ///
 /// Any number of processes may call this at once: one migrates, the others wait for it and find nothing left to do.
 ///
 /// # Errors
 ///
 /// When the database is newer, when a migration was changed or failed, or when the lock could not be had.
-pub async fn up(conn: &mut PgConnection, limit: Option<usize>) -> Result<Vec<Status>, Error> {
+pub async fn up(conn: &mut PgConnection, limit: Option<usize>) -> Result<Done, Error> {
     up_with(&MIGRATOR, conn, limit).await
 }
 
@@ -287,7 +296,7 @@ pub async fn up_with(
     migrator: &Migrator,
     conn: &mut PgConnection,
     limit: Option<usize>,
-) -> Result<Vec<Status>, Error> {
+) -> Result<Done, Error> {
     locked(conn, async |conn| {
         let before = status_of(migrator, conn).await?;
         refuse_foreign(&before)?;
@@ -295,12 +304,11 @@ pub async fn up_with(
         let versions: Vec<_> =
             waiting.take(limit.unwrap_or(usize::MAX)).map(|status| status.version).collect();
         if versions.is_empty() {
-            roles::repair(conn).await?;
-            return Ok(Vec::new());
+            return Ok(Done { applied: Vec::new(), has_restored_rights: roles::repair(conn).await? });
         }
         run_all(migrator, conn, Way::Up, &versions).await?;
         let after = status_of(migrator, conn).await?;
-        Ok(changed(&before, after))
+        Ok(Done { applied: changed(&before, after), has_restored_rights: false })
     })
     .await
 }

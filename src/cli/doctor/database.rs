@@ -293,9 +293,16 @@ async fn roles(conn: &mut PgConnection, settings: &Settings) -> Result<Vec<Findi
     let missing = wanted.beyond(&held);
     if !missing.is_empty() {
         let message = format!("{user} may not do what the service has to: {}", listed(&missing));
-        return Ok(vec![
-            Finding::problem(AREA, message).advise("run `gatepass db setup` as the master user"),
-        ]);
+        // To any other role, a migration does not give what the service needs.
+        let advice = if user == roles::APP && roles::owns_schema(conn).await? {
+            format!(
+                "run `gatepass migrate up` as {}, or `gatepass db setup` as the master user",
+                roles::OWNER
+            )
+        } else {
+            "run `gatepass db setup` as the master user".to_owned()
+        };
+        return Ok(vec![Finding::problem(AREA, message).advise(advice)]);
     }
     let excess = held.beyond(&wanted);
     let more = if is_superuser {

@@ -14,24 +14,27 @@ pub(in crate::store) async fn deviate(conn: &mut PgConnection) -> Result<bool, s
     Ok(owns_schema(&mut transaction).await? && !deviations(&mut transaction).await?.is_empty())
 }
 
-/// Repeats the grants where necessary. It is no reason to stop if the role that is logged in may not.
-pub(in crate::store) async fn repair(conn: &mut PgConnection) -> Result<(), migrations::Error> {
+/// Repeats the grants where necessary; `true` if it did. It is no reason to stop if the role that is logged in may not.
+pub(in crate::store) async fn repair(conn: &mut PgConnection) -> Result<bool, migrations::Error> {
     if !deviate(&mut *conn).await? {
-        return Ok(());
+        return Ok(false);
     }
     match become_owner(&mut *conn).await {
         Ok(_) => {
             grant(&mut *conn).await?;
             be_oneself(conn).await?;
             tracing::info!("the rights of the roles have been restored");
+            Ok(true)
         }
-        Err(migrations::Error::NotOwner(user)) => tracing::warn!(
-            "the rights of the roles are not what they should be, and {user} may not change that: run \
-             `gatepass db setup`"
-        ),
-        Err(error) => return Err(error),
+        Err(migrations::Error::NotOwner(user)) => {
+            tracing::warn!(
+                "the rights of the roles are not what they should be, and {user} may not change that: run \
+                 `gatepass db setup`"
+            );
+            Ok(false)
+        }
+        Err(error) => Err(error),
     }
-    Ok(())
 }
 
 /// Gives [`APP`] and [`READONLY`] what [`TABLES`] and [`FUNCTIONS`] say, and takes everything else from them and from
