@@ -17,7 +17,7 @@ use crate::{
     app::{KEY, PASSWORD, admin, as_role, database},
     certificate::{Authority, Issued, pem},
     not_tested::{are_root, cannot_be_tested},
-    process::{ANY_PORT, Ended, Home, Signal, until},
+    process::{ANY_PORT, Ended, Home, QUICK, Signal, until},
 };
 
 async fn doctor_says(home: &Home, args: &[&str], settings: &[(&str, &str)]) -> Ended {
@@ -79,7 +79,7 @@ async fn each_check_has_a_line_and_the_exit_code_tells_of_problems() {
         .collect();
     let all = [
         "settings", "password", "tls", "ops", "files", "database", "clock", "schema", "roles", "keys",
-        "feed", "history",
+        "feed", "history", "password",
     ];
     assert_eq!(areas, all);
     // No colours where there is no terminal.
@@ -531,6 +531,65 @@ async fn rights_that_the_service_has_lost() {
         finds("roles", &alone, 0, "ok", &["may do what the service has to, and nothing else"]).await;
         until("it is ready by itself", async || running.get("/readyz").await.0 == 200).await;
     }
+}
+
+/// At a login it looks like a wrong password.
+#[tokio::test]
+async fn a_pepper_that_the_setting_has_lost() {
+    let url = as_role(&database().await, "gatepass_app");
+    let home = Home::new();
+    let [one, two] = ["1", "2"].map(|name| format!("{name}:cGVwcGVyIHR3byBpcyB0aGVzZSAzMiBieXRlcyBvZiA="));
+    let bare = [("DB_SOURCE", &*url)];
+    finds("password", &bare, 0, "ok", &["no password hash is stored yet"]).await;
+    for (name, pepper) in [("alice", "none"), ("bob", &*one), ("carol", &*one), ("dave", &*two)] {
+        let args = ["user", "create", name, "--email", &format!("{name}@example.com"), "--password-stdin"];
+        let settings = [bare[0], ("TOKEN_SYMMETRIC_KEY", KEY), ("PASSWORD_PEPPER", pepper)];
+        home.gatepass(&args).envs(&QUICK).envs(&settings).stdin(PASSWORD).run().await.expect(0);
+    }
+    execute(&url, "UPDATE users SET password_hash = NULL, updated_at = now() WHERE username = 'alice'").await;
+
+    let both = format!("{two},{one}");
+    let parts = ["nothing wrong with the 3 stored hashes"];
+    finds("password", &[bare[0], ("PASSWORD_PEPPER", &both)], 0, "ok", &parts).await;
+    let parts = ["2 of the 3", "PASSWORD_PEPPER does not hold: 1 (keyid=MQ).", "-> put it back"];
+    finds("password", &[bare[0], ("PASSWORD_PEPPER", &two)], 1, "problem", &parts).await;
+    finds("password", &bare, 1, "problem", &["3 of the 3", "1 (keyid=MQ), 2 (keyid=Mg)."]).await;
+
+    // One that nobody can read for another reason is that user's trouble alone.
+    execute(
+        &url,
+        "UPDATE users SET password_hash = '$argon2id$', updated_at = now() WHERE username = 'dave'",
+    )
+    .await;
+    let parts = ["malformed: 1 of the 3 looked at", "of the user 0", "gatepass user set-password"];
+    finds("password", &[bare[0], ("PASSWORD_PEPPER", &both)], 0, "warning", &parts).await;
+}
+
+/// However many users there are, a few are looked at: those who came first and those who came last.
+#[tokio::test]
+async fn only_some_hashes_are_looked_at() {
+    let url = database().await;
+    let settings = [("DB_SOURCE", &*url)];
+    execute(
+        &url,
+        "INSERT INTO users
+             (id, username, email, password_hash, roles, is_email_verified, disabled, password_changed_at, created_at,
+              updated_at)
+         SELECT ('01940000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'user' || n, 'user' || n || '@example.com',
+             '$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNo', '{}', false, false, now(), now(), now()
+         FROM generate_series(1, 1500) AS n",
+    )
+    .await;
+    let lost = async |n: u32| {
+        let change = "password_hash = replace(password_hash, 'p=1$', 'p=1,keyid=MQ$'), updated_at = now()";
+        execute(&url, &format!("UPDATE users SET {change} WHERE username = 'user{n}'")).await;
+    };
+    lost(700).await;
+    finds("password", &settings, 0, "ok", &["1000 stored hashes"]).await;
+    lost(500).await;
+    finds("password", &settings, 1, "problem", &["1 of the 1000"]).await;
+    lost(1001).await;
+    finds("password", &settings, 1, "problem", &["2 of the 1000"]).await;
 }
 
 /// The findings about the database in a place where there is none yet.

@@ -38,7 +38,7 @@ use unicode_normalization::UnicodeNormalization;
 
 pub use argon::{Params, ParamsError, Unreadable};
 pub use measure::{OWASP_MINIMUM, measure, recommend};
-pub use pepper::{PepperError, Peppers};
+pub use pepper::{PepperError, Peppers, key_id};
 pub use pool::{Pool, PoolError, PoolSettings, StartError};
 pub use recipe::Verdict;
 pub use rules::{MAX_LENGTH, Refusal, Rules};
@@ -138,6 +138,20 @@ impl HashedPassword {
     /// The text to store.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether anybody could log in with it, if these are the service's peppers. Computes nothing.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub fn check(&self, peppers: &Peppers) -> Result<(), Unreadable> {
+        recipe::check(&self.0, peppers)
+    }
+
+    /// The name of the pepper that it says it was made with, which is no secret.
+    pub fn pepper_name(&self) -> Option<String> {
+        pepper::named_in(&self.0)
     }
 }
 

@@ -96,8 +96,8 @@ impl Pepper {
     }
 }
 
-/// The name as the `keyid` of a PHC string.
-pub(super) fn key_id(name: &str) -> String {
+/// The pepper's name as the `keyid` of a PHC string.
+pub fn key_id(name: &str) -> String {
     STANDARD_NO_PAD.encode(name)
 }
 
@@ -105,6 +105,12 @@ pub(super) fn key_id(name: &str) -> String {
 pub(super) fn name_of(key_id: &str) -> Option<String> {
     let name = String::from_utf8(STANDARD_NO_PAD.decode(key_id).ok()?).ok()?;
     is_name(&name).then_some(name)
+}
+
+/// The name of the pepper in a PHC string, or in a text that ends with one.
+pub(super) fn named_in(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once(",keyid=")?;
+    name_of(rest.split('$').next()?)
 }
 
 fn is_name(name: &str) -> bool {
@@ -188,6 +194,14 @@ mod tests {
         }
         for text in ["", "=", "MQ==", "M", "LQ", "YWJjZGVmZ2hp", "ä"] {
             assert_eq!(name_of(text), None, "{text}");
+        }
+        for (text, name) in [
+            ("$argon2id$v=19$m=8,t=1,p=1,keyid=MQ$c2FsdA$aGFzaA", Some("1")),
+            ("{wrapped}$argon2id$v=19$m=8,t=1,p=1,keyid=MjAyNg$c2FsdA$aGFzaA", Some("2026")),
+            ("$argon2id$v=19$m=8,t=1,p=1$c2FsdA$aGFzaA", None),
+            ("$argon2id$v=19$m=8,t=1,p=1,keyid=LQ$c2FsdA$aGFzaA", None),
+        ] {
+            assert_eq!(named_in(text).as_deref(), name, "{text}");
         }
     }
 

@@ -184,6 +184,11 @@ impl Verdict {
     }
 }
 
+/// Whether a stored text can be verified against.
+pub(super) fn check(text: &str, peppers: &Peppers) -> Result<(), Unreadable> {
+    Readable::parse(text, peppers).map(drop)
+}
+
 /// What a stored text holds.
 enum Readable<'a> {
     Own(Stored<'a>),

@@ -343,6 +343,31 @@ pub async fn credentials(conn: &mut PgConnection, id: Uuid) -> Result<Option<Cre
     Ok(credentials.fetch_optional(conn).await?)
 }
 
+/// The password hashes of the oldest and of the newest users, at most `limit` of each, with the users' ids. However many
+/// users there are, it reads no more of them than these.
+///
+/// # Errors
+///
+/// When the database fails.
+pub async fn some_password_hashes(
+    conn: &mut PgConnection,
+    limit: i64,
+) -> Result<Vec<(Uuid, HashedPassword)>, Error> {
+    // The users without a hash are left out afterwards, or so many of them would be read until there are enough others.
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id!", password_hash AS "password_hash!: HashedPassword"
+           FROM (
+               (SELECT id, password_hash FROM users ORDER BY id LIMIT $1)
+               UNION
+               (SELECT id, password_hash FROM users ORDER BY id DESC LIMIT $1)
+           ) AS looked_at
+           WHERE password_hash IS NOT NULL
+           ORDER BY id"#,
+        limit
+    );
+    Ok(rows.map(|row| (row.id, row.password_hash)).fetch_all(conn).await?)
+}
+
 /// Takes the places of a login attempt, as [`login_attempts::take`] does, and once it has them looks up the credentials
 /// of the user with this name, whatever its case. A name of `None` is nobody's. So is a name that its user has lost while
 /// the attempt was waiting for its places: the failure would count for that name alone.

@@ -2,7 +2,7 @@
 
 use time::Duration;
 
-use super::{Failure, Finding, Level, failed, ring::ring, seconds, setup};
+use super::{Failure, Finding, Level, failed, hashes::hashes, ring::ring, seconds, setup};
 use crate::{
     account,
     cli::database::{self, As, ClockSkew, Database},
@@ -78,7 +78,9 @@ async fn on_database(database: &Database, settings: &Settings, policy: &Policy) 
         Err(error) => findings.push(failed("database", &error)),
     }
     findings.extend(writes(&mut conn).await);
-    findings.extend(locks(&mut conn).await);
+    let locks = locks(&mut conn).await;
+    let is_locked = !locks.is_empty();
+    findings.extend(locks);
     match database.check_pooler(settings.db_pooler).await {
         Ok(None) => {}
         Ok(Some(warning)) => findings.push(Finding::warning("database", warning)),
@@ -128,6 +130,11 @@ async fn on_database(database: &Database, settings: &Settings, policy: &Policy) 
         findings.push(feed(database).await);
     }
     findings.extend(seals(&mut conn, settings).await);
+    // Whoever waits for the table already is reported above, and need not be waited for.
+    if !is_locked {
+        let found = hashes(&mut conn, &settings.password_pepper).await;
+        findings.extend(found.unwrap_or_else(|error| vec![failed("password", &error)]));
+    }
     findings
 }
 

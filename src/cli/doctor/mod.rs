@@ -5,6 +5,7 @@
 //! module `database`.
 
 mod database;
+mod hashes;
 mod ring;
 mod settings;
 
