@@ -1326,6 +1326,30 @@ async fn users_of_django_log_in() {
     assert!(here.read("auth_user.csv.rejects").contains("email is missing"));
 }
 
+/// Their username would be made of the address, so that is all an operator has to add.
+#[tokio::test]
+async fn users_of_other_systems_without_an_address_are_rejected_for_that_alone() {
+    let here = Move::new().await;
+    let fields = json!({ "password": "!", "last_login": null, "username": "emil@home", "email": "" });
+    for (format, user) in [
+        ("auth0", json!({ "user_id": "sms|1", "phone_number": "+1" })),
+        ("firebase", json!({ "localId": "anonymous", "createdAt": "1600000000000" })),
+        ("keycloak", json!({ "id": "1", "enabled": true })),
+        ("supabase", json!({ "id": "1", "email": null, "phone": "1", "is_anonymous": true })),
+        ("django", json!({ "model": "auth.user", "pk": 1, "fields": fields })),
+    ] {
+        here.home.write("users.json", &json!([user]).to_string());
+        assert_eq!(here.summary(&["users.json", "--format", format]).await, [1, 0, 0, 0, 1], "{format}");
+        let refused: Value = serde_json::from_str(&here.read("users.json.rejects")).unwrap();
+        assert_eq!(refused["_reason"], "email is missing (missing)", "{format}");
+    }
+    // Where no username is made, both are missing.
+    here.home.write("users.jsonl", "{}\n");
+    assert_eq!(here.summary(&["users.jsonl"]).await, [1, 0, 0, 0, 1]);
+    let reason = "username is missing (missing); email is missing (missing)";
+    assert!(here.read("users.jsonl.rejects").contains(reason));
+}
+
 #[tokio::test]
 async fn users_come_straight_from_another_postgres() {
     let here = Move::new().await;

@@ -21,7 +21,7 @@ const MAX_EXTERNAL_ID: usize = 256;
 pub(super) struct Draft {
     pub(super) external_id: Option<String>,
     pub(super) username: Option<String>,
-    /// Whether the username is one that we made up.
+    /// Whether the username is one that we make up, if there is an address to make it of.
     pub(super) is_username_made: bool,
     pub(super) email: Option<String>,
     pub(super) full_name: Option<String>,
@@ -58,8 +58,14 @@ impl Draft {
         let mut note = |error| errors.push(error);
         let missing = |field: &str| FieldError::new(field, "missing", "is missing");
         let external_id = self.external_id.and_then(|id| check_external_id(id).map_err(&mut note).ok());
-        let username = self.username.ok_or_else(|| missing("username"));
-        let username = username.and_then(|name| Username::parse(&name)).map_err(&mut note).ok();
+        let username = match self.username {
+            // The address is missing that it would be made of, and nothing else.
+            None if self.is_username_made => None,
+            name => {
+                let name = name.ok_or_else(|| missing("username"));
+                name.and_then(|name| Username::parse(&name)).map_err(&mut note).ok()
+            }
+        };
         let email = self.email.ok_or_else(|| missing("email"));
         let email = email.and_then(|address| Email::parse(&address)).map_err(&mut note).ok();
         let full_name = self.full_name.as_deref();
@@ -124,7 +130,8 @@ impl Draft {
         if self.username.as_deref().is_some_and(|name| Username::parse(name).is_ok()) {
             return self;
         }
-        let Some(email) = &self.email else { return self };
+        self.is_username_made = true;
+        let Some(email) = &self.email else { return Self { username: None, ..self } };
         let local = email.split('@').next().unwrap_or_default();
         let is_good = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
         let mut name: String = local.chars().map(|c| if is_good(c) { c } else { '-' }).take(55).collect();
@@ -133,7 +140,6 @@ impl Draft {
         name.push('-');
         name.extend(whose.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")));
         self.username = Some(name);
-        self.is_username_made = true;
         self
     }
 }
