@@ -1326,6 +1326,64 @@ async fn users_of_django_log_in() {
     assert!(here.read("auth_user.csv.rejects").contains("email is missing"));
 }
 
+/// A project may call its users anything, and other things users, so the fields tell who is one.
+#[tokio::test]
+async fn users_of_django_come_from_a_model_of_any_name_and_what_else_there_is_is_named() {
+    let here = Move::new().await;
+    let (hash, password) = vector("django pbkdf2_sha256");
+    let record = |model: &str, pk: u32, fields: Value| json!({ "model": model, "pk": pk, "fields": fields });
+    let others = [
+        record(
+            "organizations.organizationuser",
+            1,
+            json!({ "user": 1, "organization": 1, "is_admin": true }),
+        ),
+        record("members.profile", 1, json!({ "user": 1, "bio": "" })),
+        record("members.profile", 2, json!({ "user": 2, "bio": "" })),
+        record("members.profile", 3, json!({ "user": 3, "bio": "" })),
+        record("account.emailaddress", 1, json!({ "user": 1, "email": "a@example.com", "verified": true })),
+        record("socialaccount.socialaccount", 1, json!({ "user": 1, "uid": "x", "last_login": null })),
+        record("axes.accesslog", 1, json!({ "username": "alice", "ip_address": "192.0.2.1" })),
+    ];
+    let users = [
+        record(
+            "members.member",
+            1,
+            json!({
+                "password": hash["text"], "last_login": null, "username": "alice", "email": "alice@example.com",
+            }),
+        ),
+        // No last_login: the model has dropped it.
+        record("members.member", 2, json!({ "password": hash["text"], "email": "bob@example.com" })),
+        // No password: somebody has removed a hash of an unknown form.
+        record("members.member", 3, json!({ "last_login": null, "email": "carol@example.com" })),
+        // Nothing that we could reach the user at.
+        record("members.member", 4, json!({ "password": "!", "last_login": null, "phone": "+1" })),
+    ];
+    here.home.write("dump.json", &json!([&others[..], &users[..]].concat()).to_string());
+    let left_out = "left out, since these are not users: account.emailaddress (1), axes.accesslog (1), \
+                    members.profile (3), organizations.organizationuser (1), socialaccount.socialaccount (1)\n";
+    let args = ["dump.json", "--format", "django"];
+    let ended = here.import(&args).await.expect(1);
+    assert!(ended.stderr.contains(left_out), "{}", ended.stderr);
+    assert!(ended.stderr.contains("11: email is missing (missing)\n"), "{}", ended.stderr);
+    assert_eq!(ended.stdout, "4 read, 3 created, 0 updated, 0 unchanged, 1 rejected\n");
+    assert_eq!(here.status("alice", &password).await, 200);
+    assert_eq!(here.status("bob@example.com", &password).await, 200);
+    assert_eq!(here.user("alice").await["external_id"], "1");
+    let compared = here.import(&[&args[..], &["--compare"]].concat()).await.expect(1);
+    assert!(compared.stdout.starts_with("4 read, 3 same, "), "{}", compared.stdout);
+    assert!(compared.stderr.contains(left_out), "{}", compared.stderr);
+
+    // A dump without the users does not pass for one of nobody.
+    here.home.write("others.json", &json!(others).to_string());
+    for more in [&[][..], &["--dry-run"], &["--compare"]] {
+        let ended = here.import(&[&["others.json", "--format", "django"], more].concat()).await;
+        let problem = "gatepass: no record in the file is a user, only account.emailaddress (1), ";
+        ended.fails(1, &[problem, "is the model that AUTH_USER_MODEL names in the dump?"]);
+    }
+}
+
 /// Their username would be made of the address, so that is all an operator has to add.
 #[tokio::test]
 async fn users_of_other_systems_without_an_address_are_rejected_for_that_alone() {

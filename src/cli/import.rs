@@ -7,7 +7,6 @@ use std::{
     io::{self, IsTerminal, Read},
     ops::Range,
     path::{self, Path, PathBuf},
-    sync::PoisonError,
     thread,
     time::{Duration, Instant},
 };
@@ -328,17 +327,15 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), 
     report(&args, &wanted, &done)
 }
 
-/// Reports the roles in the source that nobody was given.
-fn tell_left_out(roles: &LeftOut) {
-    let roles = roles.lock().unwrap_or_else(PoisonError::into_inner);
-    if roles.is_empty() {
-        return;
+/// Reports what in the source was left out: roles that nobody was given, and records that are not users.
+fn tell_left_out(left_out: &LeftOut) {
+    let left_out = left_out.lock();
+    if let Some(roles) = left_out.roles() {
+        say(&format!("left out, since these are not valid role names here: {roles}"));
     }
-    let mut told: Vec<_> = roles.iter().take(TOLD).map(|role| format!("{role:?}")).collect();
-    if roles.len() > TOLD {
-        told.push(format!("and {} more", roles.len() - TOLD));
+    if let Some(models) = left_out.models() {
+        say(&format!("left out, since these are not users: {models}"));
     }
-    say(&format!("left out, since these are not valid role names here: {}", told.join(", ")));
 }
 
 async fn import(

@@ -5,14 +5,19 @@ use serde_json::{Map, Value};
 
 use super::{Draft, Rules, object::Object};
 
-/// Selects only the users from a dump of everything, including those of the project's own user model.
-pub(super) fn is_user(fields: &Map<String, Value>) -> bool {
-    match fields.get("model") {
-        Some(model) => model
-            .as_str()
-            .is_some_and(|model| model.rsplit('.').next().is_some_and(|name| name.ends_with("user"))),
-        None => true,
-    }
+/// The model of a record in a dump that is not a user. The name of a model tells nothing, since a project may call its
+/// users anything, and `organizationuser` is a membership. The fields tell: every user model has `password` and
+/// `last_login`, unless it has dropped the latter or somebody has removed the hash, and then it still has a name.
+pub(super) fn other_model(record: &Map<String, Value>) -> Option<&str> {
+    let (Some(Value::String(model)), Some(Value::Object(fields))) =
+        (record.get("model"), record.get("fields"))
+    else {
+        return None;
+    };
+    let has = |name| fields.contains_key(name);
+    let signs = [has("password"), has("last_login"), has("username") || has("email")];
+    let is_user = signs.into_iter().filter(|sign| *sign).count() >= 2;
+    (!is_user).then_some(model)
 }
 
 pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {

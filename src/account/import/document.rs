@@ -18,7 +18,7 @@ type TakeUser<'a> = dyn FnMut(&[u8], Range<u64>, u64) -> Result<bool, ReadError>
 /// Reads lists of users, objects with such a list at `users`, and single users, in any sequence, so that refused
 /// records can be mended and imported again.
 pub(super) fn read(input: impl BufRead, rules: &Rules, take: &mut Take<'_>) -> Result<(), ReadError> {
-    let mut number = 0;
+    let (mut number, mut has_user) = (0, false);
     let mut user = |text: &[u8], bytes: Range<u64>, line: u64| {
         number += 1;
         let record = match serde_json::from_slice::<Fields>(text) {
@@ -32,6 +32,7 @@ pub(super) fn read(input: impl BufRead, rules: &Rules, take: &mut Take<'_>) -> R
                 Some(Record::not_json(number, text, &error, &at))
             }
         };
+        has_user |= record.is_some();
         Ok(record.is_none_or(|record| take(record, bytes)))
     };
     let mut document = Document { input, at: 0, line: 1, line_at: 0, text: Vec::new() };
@@ -45,7 +46,11 @@ pub(super) fn read(input: impl BufRead, rules: &Rules, take: &mut Take<'_>) -> R
             break;
         }
     }
-    Ok(())
+    match rules.left_out.lock().models() {
+        // An import of the wrong dump must not pass for one of nobody.
+        Some(models) if !has_user => Err(ReadError::NoUser(models)),
+        _ => Ok(()),
+    }
 }
 
 struct Document<R> {

@@ -1,8 +1,6 @@
 //! Keycloak: a realm with its users, or a file of users, as `kc.sh export` writes them.
 //! <https://www.keycloak.org/server/importExport>
 
-use std::sync::PoisonError;
-
 use serde_json::Value;
 
 use super::{
@@ -22,7 +20,7 @@ pub(super) fn draft(object: &mut Object<'_>, rules: &Rules) -> Draft {
         let (roles, others): (Vec<_>, Vec<_>) =
             roles.into_iter().filter(is_own).partition(|role| Roles::is_name(role));
         if !others.is_empty() {
-            rules.left_out.lock().unwrap_or_else(PoisonError::into_inner).extend(others);
+            rules.left_out.lock().roles.extend(others);
         }
         roles
     });

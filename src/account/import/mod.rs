@@ -26,11 +26,11 @@ mod run;
 mod supabase;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Read},
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rand_core::CryptoRng;
@@ -121,12 +121,55 @@ pub struct Rules {
     pub params: Option<Params>,
     /// The time of the import.
     pub now: OffsetDateTime,
-    /// The roles that were left out because their names are not valid here.
+    /// What was left out.
     pub left_out: LeftOut,
 }
 
-/// Names of roles, each once.
-pub type LeftOut = Arc<Mutex<BTreeSet<String>>>;
+/// What was read and left out. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct LeftOut(Arc<Mutex<Others>>);
+
+impl LeftOut {
+    /// What was left out until now.
+    pub fn lock(&self) -> MutexGuard<'_, Others> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Roles and records that no user here gets or is made of.
+#[derive(Debug, Default)]
+pub struct Others {
+    roles: BTreeSet<String>,
+    /// How many records there are of each model.
+    models: BTreeMap<String, u64>,
+}
+
+impl Others {
+    /// How many roles are named.
+    const ROLES: usize = 10;
+    /// How many models are named: all those of most projects, since it may be the users' that is among them.
+    const MODELS: usize = 100;
+
+    /// The roles whose names are not valid here, for people. `None` if there are none.
+    pub fn roles(&self) -> Option<String> {
+        listed(self.roles.iter().map(|role| format!("{role:?}")), Self::ROLES)
+    }
+
+    /// The models whose records are not users, and how many records that is, for people. `None` if there are none.
+    pub fn models(&self) -> Option<String> {
+        let told = self.models.iter().map(|(model, count)| format!("{} ({count})", model.escape_debug()));
+        listed(told, Self::MODELS)
+    }
+}
+
+/// The first of some items, and how many more there are. `None` if there are none.
+fn listed(mut items: impl ExactSizeIterator<Item = String>, at_most: usize) -> Option<String> {
+    let mut told: Vec<_> = items.by_ref().take(at_most).collect();
+    if items.len() > 0 {
+        told.push(format!("and {} more", items.len()));
+    }
+    (!told.is_empty()).then(|| told.join(", "))
+}
 
 impl Rules {
     /// Rules for a single record of this service's own format.
@@ -205,6 +248,11 @@ pub enum ReadError {
     /// Nothing at all, not even a heading or an empty list.
     #[error("the file is empty: has the export failed?")]
     Empty,
+    /// Records, none of which is a user.
+    #[error(
+        "no record in the file is a user, only {0}: is the model that AUTH_USER_MODEL names in the dump?"
+    )]
+    NoUser(String),
     /// Not a JSON document, or not one with users.
     #[error("the file is not a valid document: {problem} at line {line} column {column}")]
     Document {
@@ -241,7 +289,7 @@ fn separated(column: &str) -> String {
 /// A rejected record.
 #[derive(Debug)]
 pub struct Rejection {
-    /// The line, or in a JSON document the number of the user, counted from 1.
+    /// The line, or in a JSON document the number of the record, counted from 1.
     pub number: u64,
     /// What is wrong with it.
     pub reason: String,
@@ -298,13 +346,15 @@ impl Record {
 
 /// The external id that a record gives, if any, and its user. `None` if the record is not about a user.
 fn check(fields: &Map<String, Value>, is_text: bool, rules: &Rules) -> Option<(Option<String>, Examined)> {
-    let is_user = match rules.format {
-        Format::Supabase => supabase::is_user(fields),
-        Format::Django => django::is_user(fields),
-        _ => true,
-    };
-    if !is_user {
-        return None;
+    match rules.format {
+        Format::Supabase if !supabase::is_user(fields) => return None,
+        Format::Django => {
+            if let Some(model) = django::other_model(fields) {
+                *rules.left_out.lock().models.entry(model.to_owned()).or_default() += 1;
+                return None;
+            }
+        }
+        _ => {}
     }
     let mut object = Object::new(fields, is_text);
     let draft: Draft = match rules.format {
