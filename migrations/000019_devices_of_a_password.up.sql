@@ -1,8 +1,9 @@
 -- A device is known only as long as its name is that of the user who logged in there, with the password they used:
--- whoever had a former one, or an account that once had the name, has no more guesses than strangers.
+-- whoever had a former one, or an account that once had the name, has no more guesses than strangers. Devices known so
+-- far are unknown until their next login.
 ALTER TABLE login_attempts ADD COLUMN known_for bytea;
 
-COMMENT ON COLUMN login_attempts.known_for IS 'For a device: the user and the password with which somebody logged in there, as a hash for which one needs another half of the same HMAC.';
+COMMENT ON COLUMN login_attempts.known_for IS 'For a device: a hash of who logged in there and of when their password was set, which nobody can check without the other half of the HMAC in key.';
 
 -- A device is given as 32 bytes: its key, and what makes its hashes different from everybody else''s.
 CREATE FUNCTION login_of(device bytea, user_id uuid, password_changed_at timestamptz) RETURNS bytea
@@ -15,6 +16,9 @@ COMMENT ON FUNCTION login_of(bytea, uuid, timestamptz) IS 'What login_attempts.k
 -- time as any other.
 CREATE FUNCTION known_device(device bytea, name text, at timestamptz) RETURNS bytea
 LANGUAGE plpgsql STABLE STRICT
+-- As for take_login_attempt.
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
 AS $$
 DECLARE
     login CONSTANT bytea := (SELECT known_for FROM login_attempts WHERE key = substr(device, 1, 16) AND expires_at > at);
@@ -34,6 +38,8 @@ COMMENT ON FUNCTION known_device(bytea, text, timestamptz) IS 'The key of the de
 -- statement that calls it sees the users as they were before.
 CREATE FUNCTION is_still_named(user_id uuid, name text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
 AS $$
 BEGIN
     RETURN EXISTS (SELECT FROM users WHERE id = user_id AND name IN (username_key, email_key));

@@ -778,7 +778,8 @@ async fn pages(conn: &mut PgConnection, key: i64) -> i64 {
     let attempt = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON)
         SELECT FROM take_login_attempt(
             now(), ARRAY[int8send($1) || int8send(0), int8send($1) || int8send(1)], '{90s,90s}', '{15m,15m}',
-            int8send($1) || int8send(0), int8send($1) || int8send(2)
+            int8send($1) || int8send(0),
+            known_device(int8send($1) || int8send(2) || int8send(0) || int8send(0), 'nobody', now())
         )";
     let plan: Value = sqlx::query_scalar(attempt).bind(key).fetch_one(conn).await.unwrap();
     let count = |what: &str| plan[0]["Plan"][what].as_i64().unwrap();

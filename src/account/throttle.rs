@@ -59,8 +59,8 @@
 //!   elsewhere.
 //! - An owner under attack who has never logged in from their present address has to wait for a place, or continue with
 //!   a session that they already have, since renewal asks for no password.
-//! - So does one who has just been given a new password by an operator, on all their devices. The operator can clear the
-//!   count in the same breath, but an attacker who does not rest soon fills it again.
+//! - An owner who has just been given a new password by an operator is in the same position, on all their devices. The
+//!   operator can clear the count in the same breath, but an attacker who does not rest soon fills it again.
 //! - A new e-mail address is known on no device until its owner has logged in, by either name.
 //!
 //! # What is kept

@@ -63,9 +63,10 @@ impl Patience {
         self.reads.load(Ordering::Relaxed)
     }
 
-    /// One more of the places, if any is free.
+    /// One more of the places, for a request, unless few are free: those are for connections, or a few of these with
+    /// many requests each would shut everybody out.
     pub(super) fn take(&self) -> Option<OwnedSemaphorePermit> {
-        self.places.clone().try_acquire_owned().ok()
+        if self.is_crowded() { None } else { self.places.clone().try_acquire_owned().ok() }
     }
 
     /// Whether so few places are free that idle clients have to go.

@@ -261,7 +261,7 @@ impl Server {
             // A request takes about as much memory as a connection, and so one of its places. The one request at a time
             // that there is over HTTP/1 has its connection's.
             let place = streams.as_ref().and_then(|_| {
-                let place = places.take();
+                let place = places.take().map(Arc::new);
                 if place.is_none() {
                     request.extensions_mut().insert(NoPlace);
                 }
@@ -288,7 +288,7 @@ impl Server {
                 if version < Version::HTTP_2 && *phase.borrow() != Phase::Serving {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                Ok::<_, Infallible>(response.map(|body| Answer { body, streams, _place: place }))
+                Ok::<_, Infallible>(response.map(|body| Answer { body, streams, place }))
             }
         });
         let mut builder = self.builder.clone();

@@ -59,7 +59,7 @@ pub(super) struct Answer {
     pub(super) body: Body,
     pub(super) streams: Option<Arc<Streams>>,
     /// The request's own, until all of the answer is taken.
-    pub(super) _place: Option<OwnedSemaphorePermit>,
+    pub(super) place: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl HttpBody for Answer {
@@ -71,7 +71,7 @@ impl HttpBody for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Piece>, axum::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        let piece = |bytes| Piece { bytes, streams: self.streams.clone() };
+        let piece = |bytes| Piece { bytes, streams: self.streams.clone(), _place: self.place.clone() };
         frame.map_ok(|frame| frame.map_data(piece))
     }
 
@@ -89,6 +89,7 @@ impl HttpBody for Answer {
 pub(super) struct Piece {
     bytes: Bytes,
     streams: Option<Arc<Streams>>,
+    _place: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Buf for Piece {

@@ -542,9 +542,8 @@ pub async fn update_email(
 
 /// Sets the password and ends sessions, in one transaction, and returns the time from which the password holds. `None`,
 /// with nothing changed, when there is no such user, or when their password is no longer the one that was set at
-/// `changed_at`. Like `updated_at` ([`update`]),
-/// `password_changed_at` never goes back: an import may have brought a later time, and the same import, run again, must
-/// not bring its password back.
+/// `changed_at`. Like `updated_at` ([`update`]), `password_changed_at` never goes back: an import may have brought a
+/// later time, and the same import, run again, must not bring its password back.
 ///
 /// # Errors
 ///
@@ -560,7 +559,7 @@ pub async fn set_password(
 ) -> Result<Option<OffsetDateTime>, Error> {
     let mut transaction = conn.begin().await?;
     // The user first: a login that has checked the former password waits here, and then finds that it has changed.
-    let changed_at = sqlx::query_scalar!(
+    let set_at = sqlx::query_scalar!(
         "UPDATE users
          SET password_hash = $2, password_changed_at = greatest($4, password_changed_at + interval '1 microsecond'),
              updated_at = greatest($4, updated_at + interval '1 microsecond')
@@ -575,11 +574,11 @@ pub async fn set_password(
     )
     .fetch_optional(&mut *transaction)
     .await?;
-    if changed_at.is_some() {
+    if set_at.is_some() {
         sessions::end(&mut transaction, id, end, EndReason::PasswordChanged, now, cause).await?;
         transaction.commit().await?;
     }
-    Ok(changed_at)
+    Ok(set_at)
 }
 
 /// Replaces a hash with a better one of the same password, unless the password has changed meanwhile.
