@@ -462,7 +462,7 @@ impl hyper::body::Body for Unsent {
 #[tokio::test]
 async fn a_request_over_http_2_takes_a_place_as_a_connection_does() {
     let app = App::new().await;
-    let limits = Limits { connections: 4, ..Limits::default() };
+    let limits = Limits { connections: 20, ..Limits::default() };
     let served = app.serve(limits).await;
     let stream = TokioIo::new(TcpStream::connect(served.address).await.unwrap());
     let (mut client, connection) =
@@ -470,7 +470,7 @@ async fn a_request_over_http_2_takes_a_place_as_a_connection_does() {
     let connection = tokio::spawn(connection);
     let health = || Request::get("http://localhost/healthz").body(Body::empty()).unwrap();
     // The connection has one place, and the next connection another. Their bodies never arrive.
-    let waiting: Vec<_> = (0..3)
+    let waiting: Vec<_> = (0..20)
         .map(|_| {
             let login =
                 Request::post("http://localhost/users/login").header("content-type", "application/json");
@@ -482,7 +482,11 @@ async fn a_request_over_http_2_takes_a_place_as_a_connection_does() {
     let problem = refused.into_body().collect().await.unwrap().to_bytes();
     let problem: Value = serde_json::from_slice(&problem).unwrap();
     assert_eq!(problem["code"], "overloaded");
-    // Once they are given up, there is room again.
+    // The last places are for connections.
+    let idle = TcpStream::connect(served.address).await.unwrap();
+    let mut another = served.send(HEALTH).await;
+    until(&mut another, "{\"status\":\"ok\"}").await;
+    // Once the requests are given up, there is room again.
     drop(waiting);
     let answered = async {
         while client.send_request(health()).await.unwrap().status().as_u16() != 200 {
@@ -490,7 +494,7 @@ async fn a_request_over_http_2_takes_a_place_as_a_connection_does() {
         }
     };
     timeout(PATIENCE, answered).await.unwrap();
-    drop(client);
+    drop((client, idle, another));
     assert!(served.stop().await);
     connection.await.unwrap().unwrap();
 }
