@@ -461,8 +461,9 @@ impl hyper::body::Body for Unsent {
 /// Otherwise a thousand connections, each with as many requests as it may have, would take the memory of ten thousand.
 #[tokio::test]
 async fn a_request_over_http_2_takes_a_place_as_a_connection_does() {
-    let app = App::new().await;
-    let limits = Limits { connections: 20, ..Limits::default() };
+    let long = Duration::from_mins(5);
+    let limits = Limits { connections: 20, body_read: long, handler: long, ..Limits::default() };
+    let app = App::with_limits(&[], limits).await;
     let served = app.serve(limits).await;
     let stream = TokioIo::new(TcpStream::connect(served.address).await.unwrap());
     let (mut client, connection) =
