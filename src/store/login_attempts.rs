@@ -120,7 +120,7 @@ pub async fn take(
     let taken = sqlx::query_as!(
         Taken,
         r#"SELECT again_at, is_device_known AS "is_device_known!"
-           FROM take_login_attempt($1, $2, $3, $4, $5, known_device($6, lower($7 COLLATE "C"), $1))"#,
+           FROM attempt_login($1, $2, $3, $4, $5, $6, lower($7 COLLATE "C") COLLATE "C")"#,
         now,
         &keys,
         &spacings,
@@ -166,8 +166,8 @@ pub struct Renaming {
 
 /// Copies the failures to the new name, in the transaction that assigns it, and locks both names before anything else
 /// changes. An attempt under the former name is either among those that are copied, or waits here and then finds that
-/// the name is nobody's (`is_still_named`). A time that a clock far ahead has written counts as nothing, as in
-/// `take_login_attempt`, and a clock that is behind takes nothing away.
+/// the name is nobody's. A time that a clock far ahead has written counts as nothing, as in `attempt_login`, and a clock
+/// that is behind takes nothing away.
 ///
 /// # Errors
 ///

@@ -373,8 +373,7 @@ pub async fn some_password_hashes(
 /// the attempt was waiting for its places: the failure would count for that name alone.
 ///
 /// A refusal looks nobody up. It costs the caller nothing, so they could ask until a difference of microseconds told
-/// them which names have users. In a plain `LEFT JOIN`, `again_at IS NULL` is tested after the user has been found; with
-/// `OFFSET 0`, the subquery stays one, and is not run.
+/// them which names have users.
 ///
 /// # Errors
 ///
@@ -386,54 +385,39 @@ pub async fn attempt(
     now: OffsetDateTime,
 ) -> Result<(Taken, Option<Credentials>), Error> {
     let Columns { keys, spacings, spans } = Columns::new(buckets);
-    macro_rules! select {
-        ($column:tt, $name_key:tt, $name:expr) => {
-            sqlx::query!(
-                r#"SELECT again_at, is_device_known AS "is_device_known!",
-                          again_at IS NULL AND is_still_named(id, name) AS is_found, id AS "id?", external_id,
-                          username AS "username?", email AS "email?", full_name AS "full_name?",
-                          password_hash AS "password_hash?: HashedPassword", roles AS "roles?",
-                          is_email_verified AS "is_email_verified?", disabled AS "disabled?",
-                          password_changed_at AS "password_changed_at?", created_at AS "created_at?"
-                   FROM (SELECT "#
-                    + $name_key
-                    + r#" COLLATE "C" AS name) AS typed
-                   CROSS JOIN take_login_attempt($1, $2, $3, $4, $5, known_device($6, name, $1))
-                   LEFT JOIN LATERAL (
-                       SELECT * FROM users WHERE again_at IS NULL AND name = "#
-                    + $column
-                    + r#" OFFSET 0
-                   ) AS found ON true"#,
-                now,
-                &keys,
-                &spacings,
-                &spans,
-                device.as_ref().map(|device| &device.account[..]),
-                device.as_ref().map(|device| &device.device[..]),
-                $name
-            )
-            .map(|row| {
-                let credentials = || {
-                    let (password_hash, external_id) = (row.password_hash, row.external_id);
-                    Some(Credentials { user: user!(row?), password_hash, external_id })
-                };
-                let taken = Taken { again_at: row.again_at, is_device_known: row.is_device_known };
-                (taken, row.is_found.unwrap_or_default().then(credentials).flatten())
-            })
-            .fetch_one(conn)
-            .await
-        };
-    }
-    let username = match name {
-        Some(Name::Username(name)) => Some(name),
-        _ => None,
+    let (username, email) = match name {
+        Some(Name::Username(name)) => (Some(name), None),
+        Some(Name::Email(name)) => (None, Some(name)),
+        None => (None, None),
     };
-    Ok(match name {
-        Some(Name::Email(name)) => {
-            select!("email_key", r#"lower(normalize($7::text) COLLATE "und-x-icu")"#, name)
-        }
-        Some(Name::Username(_)) | None => select!("username_key", r#"lower($7::text COLLATE "C")"#, username),
-    }?)
+    let row = sqlx::query!(
+        r#"SELECT again_at, is_device_known AS "is_device_known!", (who).id AS "id?", (who).external_id,
+                  (who).username AS "username?", (who).email AS "email?", (who).full_name,
+                  (who).password_hash AS "password_hash?: HashedPassword", (who).roles AS "roles?",
+                  (who).is_email_verified AS "is_email_verified?", (who).disabled AS "disabled?",
+                  (who).password_changed_at AS "password_changed_at?", (who).created_at AS "created_at?"
+           FROM attempt_login($1, $2, $3, $4, $5, $6, coalesce(
+               lower($7::text COLLATE "C") COLLATE "C",
+               lower(normalize($8::text) COLLATE "und-x-icu") COLLATE "C"
+           ))"#,
+        now,
+        &keys,
+        &spacings,
+        &spans,
+        device.as_ref().map(|device| &device.account[..]),
+        device.as_ref().map(|device| &device.device[..]),
+        username,
+        email,
+    );
+    let attempt = row.map(|row| {
+        let credentials = || {
+            let (password_hash, external_id) = (row.password_hash, row.external_id);
+            Some(Credentials { user: user!(row?), password_hash, external_id })
+        };
+        let taken = Taken { again_at: row.again_at, is_device_known: row.is_device_known };
+        (taken, credentials())
+    });
+    Ok(attempt.fetch_one(conn).await?)
 }
 
 /// What to change about a user. `None` leaves a field as it is.

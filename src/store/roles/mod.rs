@@ -195,8 +195,7 @@ pub const FUNCTIONS: &[&str] = &[
     "oldest_schema_served()",
     "take_login_attempt(timestamptz, bytea[], interval[], interval[], bytea, bytea)",
     "login_of(bytea, uuid, timestamptz)",
-    "known_device(bytea, text, timestamptz)",
-    "is_still_named(uuid, text)",
+    "attempt_login(timestamptz, bytea[], interval[], interval[], bytea, bytea, text)",
     "prepare_history()",
     "drop_history(timestamptz)",
 ];
