@@ -470,6 +470,57 @@ async fn a_request_that_holds_back_its_body_has_no_rights_that_were_lost_meanwhi
         .expect(200);
 }
 
+/// A removal that nobody has heard of yet: the request is admitted, and waits with the rows that it wants.
+#[tokio::test]
+async fn what_an_administrator_has_under_way_is_not_done_once_they_are_none() {
+    let app = App::new().await;
+    app.login_admin("root").await;
+    let alice = app.register("alice").await;
+    let session = app.login("alice").await;
+    let record = json!({"username": "eve", "email": "eve@example.com", "roles": ["admin"]});
+    let (removals, back) = (
+        [
+            "UPDATE users SET roles = '{}' WHERE id = $1::uuid",
+            "UPDATE users SET disabled = true WHERE id = $1::uuid",
+            "DELETE FROM users WHERE id = $1::uuid",
+        ],
+        json!({"roles": ["admin"], "disabled": false}),
+    );
+    for (i, removal) in removals.into_iter().enumerate() {
+        let path = |id: &Value| format!("/admin/users/{}", id.as_str().unwrap());
+        let alice = path(&alice["id"]);
+        for (j, (method, at, body)) in [
+            (Method::PATCH, None, Some(&back)),
+            (Method::PATCH, Some(alice.clone()), Some(&back)),
+            (Method::DELETE, Some(alice.clone()), None),
+            (Method::DELETE, Some(format!("{alice}/sessions")), None),
+            (Method::PUT, Some("/admin/users/by-external-id/17".to_owned()), Some(&record)),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mallory = app.login_admin(&format!("mallory-{i}-{j}")).await;
+            let id = &mallory["user"]["id"];
+            let mut by_hand = app.db.begin().await.unwrap();
+            sqlx::query(removal).bind(id.as_str().unwrap()).execute(&mut *by_hand).await.unwrap();
+            let mut request = app.request(method, &at.unwrap_or_else(|| path(id))).bearer(&mallory);
+            if let Some(body) = body {
+                request = request.json(body);
+            }
+            let ends = async {
+                somebody_waits(&app).await;
+                by_hand.commit().await.unwrap();
+            };
+            let (answer, ()) = tokio::join!(request.send(), ends);
+            answer.expect_problem(403, "forbidden");
+        }
+    }
+    assert_eq!(admins(&app).await, 1, "root");
+    app.get("/users/me").bearer(&session).send().await.expect(200);
+    let count = "SELECT count(*) FROM users WHERE username = 'eve'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(count).fetch_one(&app.db).await.unwrap(), 0);
+}
+
 #[tokio::test]
 async fn the_last_administrator_stays() {
     let app = App::new().await;

@@ -174,7 +174,7 @@ impl Accounts {
     /// # Errors
     ///
     /// [`Error::Invalid`] with every field that breaks a rule, [`Error::EmailTaken`], [`Error::LastAdmin`],
-    /// [`Error::NoSuchUser`].
+    /// [`Error::NoSuchUser`], [`Error::NotAdministrator`].
     pub async fn update(
         &self,
         id: Uuid,
@@ -235,7 +235,7 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// [`Error::LastAdmin`], [`Error::NoSuchUser`].
+    /// [`Error::LastAdmin`], [`Error::NoSuchUser`], [`Error::NotAdministrator`].
     pub async fn delete(&self, id: Uuid, now: OffsetDateTime) -> Result<(), Error> {
         if !self.remove(id, None, now).await? {
             return Err(Error::NoSuchUser);

@@ -171,6 +171,9 @@ pub enum Error {
     /// No one would be left to administer users.
     #[error("the user is the last administrator who is not disabled")]
     LastAdmin,
+    /// The administrator who wants this is none any more.
+    #[error("the user is not an administrator any more")]
+    NotAdministrator,
     /// The user has no such session, or it has ended.
     #[error("there is no such session")]
     NoSuchSession,
@@ -221,6 +224,7 @@ impl From<store::Error> for Error {
             store::Error::Taken(Unique::ExternalId) => Self::Contended,
             store::Error::Taken(Unique::ClientName) => Self::ClientNameTaken,
             store::Error::LastAdmin => Self::LastAdmin,
+            store::Error::NotAdministrator => Self::NotAdministrator,
             store::Error::Unavailable(cause) => Self::Unavailable(cause),
             store::Error::Conflict(cause) | store::Error::Failed(cause) => Self::Store(cause),
         }

@@ -19,12 +19,13 @@ use super::{
     users::present,
 };
 use crate::{
-    account::{ADMIN_ROLE, Cause, Position, Search, UserChange},
+    account::{ADMIN_ROLE, Actor, Cause, Position, Search, UserChange},
     token::Claims,
 };
 
-/// The caller is an administrator. Handlers extract this before anything else, so that nobody else learns anything.
-pub(super) struct Administrator;
+/// The caller is an administrator, and the cause of what they change. Handlers extract this before anything else, so that
+/// nobody else learns anything.
+pub(super) struct Administrator(pub(super) Cause);
 
 impl FromRequestParts<App> for Administrator {
     type Rejection = Problem;
@@ -32,14 +33,14 @@ impl FromRequestParts<App> for Administrator {
     async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, Problem> {
         let claims = parts.extract::<Extension<Arc<Claims>>>().await;
         let Extension(claims) = claims.map_err(Problem::fault)?;
-        // The token has the roles of when it was issued; those in the database now decide. Where a body follows, the
-        // token is checked again when it has arrived, and is refused if the roles have changed by then.
+        // The token has the roles of when it was issued; those in the database now decide. They may change before the
+        // request has done its work, so a statement that changes something looks again (`caused_by`).
         let caller = app.accounts.profile(claims.user_id).await?;
-        if caller.roles.iter().any(|role| role == ADMIN_ROLE) {
-            Ok(Self)
-        } else {
-            Err(Problem::forbidden(ADMIN_ROLE))
+        if !caller.roles.iter().any(|role| role == ADMIN_ROLE) {
+            return Err(Problem::forbidden(ADMIN_ROLE));
         }
+        let Ok(cause) = Cause::from_request_parts(parts, app).await;
+        Ok(Self(cause.by(&Actor::Administrator(claims.user_id))))
     }
 }
 
@@ -195,9 +196,8 @@ pub(super) struct UpdateUserRequest {
     ),
 )]
 pub(super) async fn update_user(
-    _: Administrator,
+    Administrator(cause): Administrator,
     State(app): State<App>,
-    cause: Cause,
     Id(id): Id,
     Json(body): Json<UpdateUserRequest>,
 ) -> Result<axum::Json<UserBody>, Problem> {
@@ -223,9 +223,8 @@ pub(super) async fn update_user(
     ),
 )]
 pub(super) async fn delete_user(
-    _: Administrator,
+    Administrator(cause): Administrator,
     State(app): State<App>,
-    cause: Cause,
     Id(id): Id,
 ) -> Result<StatusCode, Problem> {
     app.accounts.caused_by(cause).delete(id, app.clock.now()).await?;
@@ -243,9 +242,8 @@ pub(super) async fn delete_user(
     ),
 )]
 pub(super) async fn end_sessions(
-    _: Administrator,
+    Administrator(cause): Administrator,
     State(app): State<App>,
-    cause: Cause,
     Id(id): Id,
 ) -> Result<StatusCode, Problem> {
     let user = app.accounts.by_id(id).await?;

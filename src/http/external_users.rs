@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::{App, Problem, UserBody, admin::Administrator, json::Json};
 use crate::{
-    account::{Cause, FieldError, import::Outcome},
+    account::{FieldError, import::Outcome},
     random,
 };
 
@@ -97,9 +97,8 @@ pub(super) struct PutUser {
     ),
 )]
 pub(super) async fn put(
-    _: Administrator,
+    Administrator(cause): Administrator,
     State(app): State<App>,
-    cause: Cause,
     ExternalId(id): ExternalId,
     Json(body): Json<ExternalUser>,
 ) -> Result<Response, Problem> {

@@ -221,6 +221,7 @@ impl From<account::Error> for Problem {
                 Self::new(StatusCode::CONFLICT, "client_name_taken", "Another client has this name.")
             }
             E::EmailTaken => Self::new(StatusCode::CONFLICT, "email_taken", "Another user has this address."),
+            E::NotAdministrator => Self::forbidden(account::ADMIN_ROLE),
             E::LastAdmin => Self::new(
                 StatusCode::CONFLICT,
                 "last_admin",

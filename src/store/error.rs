@@ -15,6 +15,9 @@ pub enum Error {
     /// No enabled administrator would be left: `users_last_admin`.
     #[error("the user is the last administrator who is not disabled")]
     LastAdmin,
+    /// The administrator who wants this is none any more: `caused_by_administrator`.
+    #[error("the user is not an administrator any more")]
+    NotAdministrator,
     /// The database cannot be reached, has no connection free, or takes no writes. The same call may succeed later.
     #[error("the database is unavailable at the moment")]
     Unavailable(#[source] sqlx::Error),
@@ -67,6 +70,7 @@ impl From<sqlx::Error> for Error {
             Some("users_external_id_key") => Self::Taken(Unique::ExternalId),
             Some("clients_name_key") => Self::Taken(Unique::ClientName),
             Some("users_last_admin") => Self::LastAdmin,
+            Some("caused_by_administrator") => Self::NotAdministrator,
             _ if is_conflict(&error) => Self::Conflict(error),
             _ if may_pass(&error) => Self::Unavailable(error),
             _ => Self::Failed(error),

@@ -13,6 +13,8 @@ use super::{Error, PoolConnection};
 pub enum Actor {
     /// A user, with a bearer token or by a login.
     User(Uuid),
+    /// A user who changes others, and may only as long as they are an administrator: each change looks again.
+    Administrator(Uuid),
     /// An operator at the command line, by their operating system user name.
     CommandLine(String),
     /// The service itself.
@@ -24,13 +26,18 @@ pub enum Actor {
 #[derive(Clone, Debug, Default)]
 pub struct Cause {
     actor: Option<String>,
+    administrator: Option<Uuid>,
     request_id: Option<String>,
 }
 
 impl Cause {
     /// This actor, if one is known, in this request, if it is one.
     pub fn new(actor: Option<&Actor>, request_id: Option<String>) -> Self {
-        Self { actor: actor.map(Actor::text), request_id }
+        let administrator = match actor {
+            Some(Actor::Administrator(id)) => Some(*id),
+            _ => None,
+        };
+        Self { actor: actor.map(Actor::text), administrator, request_id }
     }
 
     /// The service itself.
@@ -41,7 +48,7 @@ impl Cause {
     /// The same request, with `actor`.
     #[must_use]
     pub fn by(&self, actor: &Actor) -> Self {
-        Self { actor: Some(actor.text()), request_id: self.request_id.clone() }
+        Self::new(Some(actor), self.request_id.clone())
     }
 
     /// The user, unless an actor is named already.
@@ -55,6 +62,11 @@ impl Cause {
         self.actor.as_deref()
     }
 
+    /// The actor, if they have to be an administrator still.
+    pub(super) fn administrator(&self) -> Option<Uuid> {
+        self.administrator
+    }
+
     /// The request's id, as stored in the table.
     pub fn request_id(&self) -> Option<&str> {
         self.request_id.as_deref()
@@ -64,7 +76,7 @@ impl Cause {
 impl Actor {
     fn text(&self) -> String {
         match self {
-            Self::User(id) => id.to_string(),
+            Self::User(id) | Self::Administrator(id) => id.to_string(),
             Self::CommandLine(name) => format!("cli:{name}"),
             Self::Service => "service".to_owned(),
         }

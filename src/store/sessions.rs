@@ -316,7 +316,7 @@ pub async fn end(
              FOR UPDATE
          )
          UPDATE sessions SET ended_at = $2, end_reason = $7 FROM ending
-         WHERE sessions.id = ending.id AND (SELECT caused_by($8, $9))",
+         WHERE sessions.id = ending.id AND (SELECT caused_by($8, $9, $10, $1))",
         user_id,
         now,
         one,
@@ -326,6 +326,7 @@ pub async fn end(
         reason as EndReason,
         cause.actor(),
         cause.request_id(),
+        cause.administrator(),
     );
     Ok(done.execute(conn).await?.rows_affected())
 }

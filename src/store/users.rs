@@ -450,7 +450,7 @@ pub enum Whom {
 ///
 /// # Errors
 ///
-/// [`Error::Taken`] when another user has the address; [`Error::LastAdmin`].
+/// [`Error::Taken`] when another user has the address; [`Error::LastAdmin`], [`Error::NotAdministrator`].
 pub async fn update(
     conn: &mut PgConnection,
     whom: Whom,
@@ -476,7 +476,7 @@ pub async fn update(
                          coalesce($7, disabled)) IS DISTINCT FROM (full_name, email, roles, disabled)
                    THEN greatest($8, updated_at + interval '1 microsecond') ELSE updated_at
                END
-           WHERE id = $1 AND ($2 OR NOT disabled) AND (SELECT caused_by($9, $10))
+           WHERE id = $1 AND ($2 OR NOT disabled) AND (SELECT caused_by($9, $10, $11, $1))
            RETURNING id, username, email, full_name, roles, is_email_verified, disabled, password_changed_at, created_at"#,
         id,
         also_disabled,
@@ -488,6 +488,7 @@ pub async fn update(
         now,
         cause.actor(),
         cause.request_id(),
+        cause.administrator(),
     )
     .fetch_optional(conn)
     .await?;
@@ -595,7 +596,7 @@ pub async fn upgrade_password_hash(
 ///
 /// # Errors
 ///
-/// [`Error::LastAdmin`].
+/// [`Error::LastAdmin`], [`Error::NotAdministrator`].
 pub async fn delete(
     conn: &mut PoolConnection,
     id: Uuid,
@@ -606,22 +607,20 @@ pub async fn delete(
     let mut transaction = conn.begin().await?;
     // The user first, as everywhere that a user and their sessions change together.
     let found = sqlx::query!(
-        r#"SELECT id FROM users WHERE id = $1 AND ($2::timestamptz IS NULL OR password_changed_at = $2) FOR UPDATE"#,
+        "SELECT id FROM users
+         WHERE id = $1 AND ($2::timestamptz IS NULL OR password_changed_at = $2) AND (SELECT caused_by($3, $4, $5, $1))
+         FOR UPDATE",
         id,
         changed_at,
+        cause.actor(),
+        cause.request_id(),
+        cause.administrator(),
     );
     if found.fetch_optional(&mut *transaction).await?.is_none() {
         return Ok(false);
     }
     sessions::end(&mut transaction, id, Which::All, EndReason::Revoked, now, cause).await?;
-    sqlx::query!(
-        "DELETE FROM users WHERE id = $1 AND (SELECT caused_by($2, $3))",
-        id,
-        cause.actor(),
-        cause.request_id(),
-    )
-    .execute(&mut *transaction)
-    .await?;
+    sqlx::query!("DELETE FROM users WHERE id = $1", id).execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(true)
 }

@@ -37,7 +37,7 @@ impl Accounts {
     /// # Errors
     ///
     /// [`Error::Invalid`] with everything that breaks a rule, [`Error::UsernameTaken`], [`Error::EmailTaken`],
-    /// [`Error::LastAdmin`]; [`Error::Overloaded`] when there is no room to wrap a fast hash. If a record is refused
+    /// [`Error::LastAdmin`], [`Error::NotAdministrator`]; [`Error::Overloaded`] when there is no room to wrap a fast hash. If a record is refused
     /// for its address, its roles and `disabled` are still taken over.
     pub async fn put(
         &self,
@@ -87,7 +87,7 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<Result<(User, Outcome), Error>, store::Error> {
         let mut conn = self.parts.db.acquire().await?;
-        let mut transaction = imports::begin_one(&mut conn).await?;
+        let mut transaction = imports::begin_one(&mut conn, external_id, &self.cause).await?;
         let done = write(&mut transaction, std::slice::from_ref(ready), None, now, &self.cause).await?;
         if let Some((_, denied)) = done.refused.first() {
             imports::end(transaction, true).await?;

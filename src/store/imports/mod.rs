@@ -6,7 +6,7 @@ mod present;
 use sqlx::{AssertSqlSafe, Row as _};
 use time::OffsetDateTime;
 
-use super::{Error, PgConnection, PoolConnection, Transaction, error::has_ended};
+use super::{Cause, Error, PgConnection, PoolConnection, Transaction, error::has_ended};
 pub use incoming::{Holders, Names, copy, holders};
 pub use present::{Change, Present, change, demote, foreign, ids, lock, present};
 
@@ -54,13 +54,26 @@ pub async fn begin(conn: &mut PgConnection) -> Result<Transaction<'_>, Error> {
     Ok(transaction)
 }
 
-/// Begins a transaction for one user, in a request.
+/// Begins a transaction for one user, whose id in the other system is `external_id`, in a request.
 ///
 /// # Errors
 ///
-/// When the database fails.
-pub async fn begin_one(conn: &mut PoolConnection) -> Result<Transaction<'_>, Error> {
-    Ok(conn.begin().await?)
+/// [`Error::NotAdministrator`].
+pub async fn begin_one<'c>(
+    conn: &'c mut PoolConnection,
+    external_id: &str,
+    cause: &Cause,
+) -> Result<Transaction<'c>, Error> {
+    let mut transaction = conn.begin().await?;
+    let named = sqlx::query_scalar!(
+        r#"SELECT caused_by($1, $2, $3, (SELECT id FROM users WHERE external_id = $4)) AS "done!""#,
+        cause.actor(),
+        cause.request_id(),
+        cause.administrator(),
+        external_id,
+    );
+    named.fetch_one(&mut *transaction).await?;
+    Ok(transaction)
 }
 
 /// Ends a transaction, keeping what it did or not.

@@ -192,6 +192,7 @@ pub const INNER_FUNCTIONS: &[&str] = &[
 /// The functions that [`APP`] may call.
 pub const FUNCTIONS: &[&str] = &[
     "caused_by(text, text)",
+    "caused_by(text, text, uuid, uuid)",
     "oldest_schema_served()",
     "take_login_attempt(timestamptz, bytea[], interval[], interval[], bytea, bytea)",
     "login_of(bytea, uuid, timestamptz)",

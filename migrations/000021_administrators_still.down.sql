@@ -1,0 +1,1 @@
+DROP FUNCTION caused_by(text, text, uuid, uuid);
