@@ -194,6 +194,7 @@ pub const FUNCTIONS: &[&str] = &[
     "caused_by(text, text)",
     "caused_by(text, text, uuid, uuid)",
     "oldest_schema_served()",
+    // Release 0.1.0 calls it.
     "take_login_attempt(timestamptz, bytea[], interval[], interval[], bytea, bytea)",
     "login_of(bytea, uuid, timestamptz)",
     "attempt_login(timestamptz, bytea[], interval[], interval[], bytea, bytea, text)",
