@@ -19,9 +19,10 @@ use std::{convert::Infallible, future::pending, net::SocketAddr, pin::pin, sync:
 
 use axum::{
     Router,
+    body::Body,
     extract::ConnectInfo,
     http::{
-        HeaderValue, StatusCode, Version,
+        HeaderValue, Response, StatusCode, Version,
         header::{CONNECTION, CONTENT_LENGTH, STRICT_TRANSPORT_SECURITY},
     },
     response::IntoResponse,
@@ -244,59 +245,25 @@ impl Server {
         patience: Patience,
         deadline: Instant,
     ) {
-        // The version of HTTP, once there has been a request.
-        let asked = Arc::new(SetOnce::new());
-        let (router, phase, is_secure) = (self.router.clone(), self.phase.clone(), self.tls.is_some());
-        let (hears, streams) = (asked.clone(), Arc::new(Streams::default()));
-        let (notes, places) = (streams.clone(), patience.clone());
-        let service = service_fn(move |mut request: Request<Incoming>| {
-            let version = request.version();
-            // Set by the first request: all requests on a connection have the same version.
-            let _ = hears.set(version);
-            request.extensions_mut().insert(ConnectInfo(peer));
-            let (router, phase) = (router.clone(), phase.clone());
-            // Over HTTP/1 nobody looks at them.
-            let streams = (version >= Version::HTTP_2).then(|| notes.clone());
-            let making = streams.clone().map(Making::begin);
-            // A request takes about as much memory as a connection, and so one of its places. The one request at a time
-            // that there is over HTTP/1 has its connection's.
-            let place = streams.as_ref().and_then(|_| {
-                let place = places.take().map(Arc::new);
-                if place.is_none() {
-                    request.extensions_mut().insert(NoPlace);
-                }
-                place
-            });
-            async move {
-                let _making = making;
-                // hyper counts the fields over HTTP/1 only. Over HTTP/2 a field may take one byte to send, and a
-                // hundred here for as long as the answer takes.
-                let mut response = if request.headers().len() > MAX_HEADER_FIELDS {
-                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response()
-                } else {
-                    router.oneshot(request).await.unwrap_or_else(|never| match never {})
-                };
-                if is_secure {
-                    response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, HSTS);
-                }
-                // axum says that an empty body is 0 bytes long, which these must not say (RFC 9110, section 8.6). Over
-                // HTTP/1 hyper removes it.
-                if matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
-                    response.headers_mut().remove(CONTENT_LENGTH);
-                }
-                // HTTP/2 has GOAWAY.
-                if version < Version::HTTP_2 && *phase.borrow() != Phase::Serving {
-                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<_, Infallible>(response.map(|body| Answer { body, streams, place }))
-            }
+        let conversation = Arc::new(Conversation {
+            router: self.router.clone(),
+            phase: self.phase.clone(),
+            peer,
+            is_secure: self.tls.is_some(),
+            patience,
+            asked: SetOnce::new(),
+            streams: Arc::default(),
         });
+        let stream = TokioIo::new(conversation.patience.listen(stream));
         let mut builder = self.builder.clone();
-        let stream = TokioIo::new(patience.listen(stream));
-        builder.http1().timer(patience.clone());
+        builder.http1().timer(conversation.patience.clone());
+        let service = service_fn({
+            let conversation = conversation.clone();
+            move |request| conversation.clone().answer(request)
+        });
         let mut connection = pin!(builder.serve_connection(stream, service));
         let is_late = async {
-            if timeout_at(deadline, asked.wait()).await.is_ok() {
+            if timeout_at(deadline, conversation.asked.wait()).await.is_ok() {
                 pending::<()>().await;
             }
         };
@@ -304,16 +271,16 @@ impl Server {
             ended = &mut connection => ended,
             // hyper's own limits begin once it knows the protocol; until then only this one applies.
             () = is_late => return,
-            () = self.time_to_go(&asked) => {
+            () = self.time_to_go(&conversation) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
-            () = self.is_idle(&asked, &streams, &patience) => {
+            () = self.is_idle(&conversation) => {
                 connection.as_mut().graceful_shutdown();
                 // Answers that the client does not take keep the connection open, although it may well answer pings.
                 tokio::select! {
                     ended = connection => ended,
-                    () = self.is_stalled(&streams) => return,
+                    () = self.is_stalled(&conversation) => return,
                 }
             }
         };
@@ -324,31 +291,31 @@ impl Server {
 
     /// Waits until, over HTTP/2, nothing has been asked and no answer taken for as long as a connection may be idle.
     /// HTTP/1 has its own limit, in `patience`.
-    async fn is_idle(&self, asked: &SetOnce<Version>, streams: &Streams, patience: &Patience) {
-        if *asked.wait().await < Version::HTTP_2 {
+    async fn is_idle(&self, conversation: &Conversation) {
+        if *conversation.asked.wait().await < Version::HTTP_2 {
             pending::<()>().await;
         }
         let mut since = Instant::now();
         loop {
-            if !streams.rest_for(self.limits.header_read).await {
+            if !conversation.streams.rest_for(self.limits.header_read).await {
                 since = Instant::now();
-            } else if since.elapsed() >= self.limits.idle || patience.is_crowded() {
+            } else if since.elapsed() >= self.limits.idle || conversation.patience.is_crowded() {
                 return;
             }
         }
     }
 
     /// Waits until a client has taken nothing of its answers for as long as it may.
-    async fn is_stalled(&self, streams: &Streams) {
-        while !streams.rest_for(self.limits.stalled_write).await {}
+    async fn is_stalled(&self, conversation: &Conversation) {
+        while !conversation.streams.rest_for(self.limits.stalled_write).await {}
     }
 
-    /// Waits until a connection may end without losing a request; `asked` is the version of HTTP spoken on it.
-    async fn time_to_go(&self, asked: &SetOnce<Version>) {
+    /// Waits until a connection may end without losing a request.
+    async fn time_to_go(&self, conversation: &Conversation) {
         let mut phase = self.phase.clone();
         let _ = phase.wait_for(|phase| *phase != Phase::Serving).await;
         tokio::select! {
-            version = asked.wait() => if *version < Version::HTTP_2 {
+            version = conversation.asked.wait() => if *version < Version::HTTP_2 {
                 closing(&mut phase).await;
             },
             () = self.patience_at_the_end() => {}
@@ -359,6 +326,71 @@ impl Server {
     async fn patience_at_the_end(&self) {
         closing(&mut self.phase.clone()).await;
         sleep(FIRST_REQUEST).await;
+    }
+}
+
+/// What the requests on one connection share.
+struct Conversation {
+    router: Router,
+    phase: watch::Receiver<Phase>,
+    peer: SocketAddr,
+    is_secure: bool,
+    patience: Patience,
+    /// The version of HTTP, once there has been a request.
+    asked: SetOnce<Version>,
+    /// Over HTTP/1 nobody looks at them.
+    streams: Arc<Streams>,
+}
+
+impl Conversation {
+    /// Answers a request, which counts as asked from this call on, before the answer is first polled.
+    fn answer(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Answer>, Infallible>> {
+        let version = request.version();
+        // Set by the first request: all requests on a connection have the same version.
+        let _ = self.asked.set(version);
+        request.extensions_mut().insert(ConnectInfo(self.peer));
+        let streams = (version >= Version::HTTP_2).then(|| self.streams.clone());
+        let making = streams.clone().map(Making::begin);
+        // A request takes about as much memory as a connection, and so one of its places. The one request at a time
+        // that there is over HTTP/1 has its connection's.
+        let place = streams.as_ref().and_then(|_| {
+            let place = self.patience.take().map(Arc::new);
+            if place.is_none() {
+                request.extensions_mut().insert(NoPlace);
+            }
+            place
+        });
+        async move {
+            let _making = making;
+            // hyper counts the fields over HTTP/1 only. Over HTTP/2 a field may take one byte to send, and a hundred
+            // here for as long as the answer takes.
+            let mut response = if request.headers().len() > MAX_HEADER_FIELDS {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response()
+            } else {
+                self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
+            };
+            self.complete(version, &mut response);
+            Ok(response.map(|body| Answer { body, streams, place }))
+        }
+    }
+
+    /// Gives a response the header fields that its connection requires, and takes away what it must not have.
+    fn complete(&self, version: Version, response: &mut Response<Body>) {
+        if self.is_secure {
+            response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, HSTS);
+        }
+        // axum says that an empty body is 0 bytes long, which these must not say (RFC 9110, section 8.6). Over HTTP/1
+        // hyper removes it.
+        if matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+            response.headers_mut().remove(CONTENT_LENGTH);
+        }
+        // HTTP/2 has GOAWAY.
+        if version < Version::HTTP_2 && *self.phase.borrow() != Phase::Serving {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
     }
 }
 
