@@ -69,8 +69,10 @@ pub(super) async fn around(
     let answer = async {
         match area {
             // Outside the problem documents: a page of an allowed origin may read what went wrong.
-            Area::Own(rules) => cors(&rules, request, |request| own(&app, &id, request, route)).await,
-            Area::ForwardAuth => guarded(&app, &id, request, route).await,
+            Area::Own(rules) => {
+                cors(&rules, request, |request| rendered(&app, &id, bounded(request), route)).await
+            }
+            Area::ForwardAuth => rendered(&app, &id, Ok(request), route).await,
         }
     };
     let mut response = answer.instrument(steps).instrument(span).await;
@@ -83,42 +85,49 @@ pub(super) async fn around(
 
 /// No body is read beyond the limit, whether or not its length is declared. A body of undeclared length that no handler
 /// reads is left alone: hyper takes a piece of it, or over HTTP/2 a window, and drops the rest once the answer is sent.
-async fn own(app: &App, id: &RequestId, request: Request, route: Route) -> Response<Body> {
+fn bounded(request: Request) -> Result<Request, Problem> {
     let declared =
         request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if declared.is_some_and(|length: usize| length > MAX_BODY_BYTES) {
-        let mut response = Problem::too_large().into_response();
-        problem::render(&mut response, id);
-        return response;
+        return Err(Problem::too_large());
     }
-    let request = if request.body().is_end_stream() {
-        request
-    } else {
-        request.map(|body| Body::new(Limited::new(body, MAX_BODY_BYTES)))
-    };
-    guarded(app, id, request, route).await
+    if request.body().is_end_stream() {
+        return Ok(request);
+    }
+    Ok(request.map(|body| Body::new(Limited::new(body, MAX_BODY_BYTES))))
 }
 
-/// The route's answer, or the problem document of its error.
-async fn guarded(app: &App, id: &RequestId, request: Request, route: Route) -> Response<Body> {
+/// The answer to a request; if that is an error, its problem document, whoever made it.
+async fn rendered(
+    app: &App,
+    id: &RequestId,
+    request: Result<Request, Problem>,
+    route: Route,
+) -> Response<Body> {
+    let mut response = guarded(app, request, route).await.into_response();
+    problem::render(&mut response, id);
+    response
+}
+
+/// The route's answer, or why there is none.
+async fn guarded(
+    app: &App,
+    request: Result<Request, Problem>,
+    route: Route,
+) -> Result<Response<Body>, Problem> {
+    let request = request?;
     if request.extensions().get::<NoPlace>().is_some() {
-        let mut response =
-            Problem::crowded("There are more requests than can be served at the moment.").into_response();
-        problem::render(&mut response, id);
-        return response;
+        return Err(Problem::crowded("There are more requests than can be served at the moment."));
     }
     // A handler that hangs gives back its connection and its place.
     let wait = if request.uri().path() == revocations::PATH { revocations::MAX_WAIT } else { Duration::ZERO };
     let answer = timeout(app.limits.handler + wait, route.oneshot(request));
     // A panic in a handler is a 500 for that request and nothing more.
-    let mut response = match unwinding(answer).await {
-        Ok(Ok(answer)) => answer.unwrap_or_else(|never| match never {}),
-        Ok(Err(_)) => Problem::timeout().into_response(),
-        Err(panic) => panicked(&*panic),
-    };
-    // Writes the document of every error from above, whoever made it.
-    problem::render(&mut response, id);
-    response
+    match unwinding(answer).await {
+        Ok(Ok(answer)) => Ok(answer.unwrap_or_else(|never| match never {})),
+        Ok(Err(_)) => Err(Problem::timeout()),
+        Err(panic) => Err(panicked(&*panic)),
+    }
 }
 
 /// The output of `future`, or what it panicked with.
@@ -289,13 +298,13 @@ async fn cors<F: Future<Output = Response<Body>>>(
 struct Panicked(String);
 
 /// A panic is our fault: 500, and its message goes to the log.
-fn panicked(panic: &(dyn Any + Send)) -> Response<Body> {
+fn panicked(panic: &(dyn Any + Send)) -> Problem {
     let text = panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_default();
-    Problem::fault(Panicked(text)).into_response()
+    Problem::fault(Panicked(text))
 }
 
 /// Counts an accepted token, and notes the sighting if the token has been used here for the first time.
