@@ -59,7 +59,7 @@ use crate::{
     keys::Keys,
     metrics::{Metrics, PoolWatch},
     revocation::{Feed, Publisher},
-    token::Claims,
+    token::{Claims, Rejection, Sighting},
 };
 
 /// The largest request body, in bytes: 64 KiB.
@@ -194,10 +194,15 @@ impl App {
     /// Checks the access token of a request once more. The layer did when the header fields had arrived; meanwhile the
     /// session may have ended, or the user may have lost a role.
     fn check_again(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let (now, at) = (self.clock.now(), self.clock.elapsed());
-        let not_revoked = |claims: &Claims| self.feed.revocations().check(claims, at);
-        let check = |token| Ok(self.keys.verifier().sight(token, now, at, not_revoked)?);
+        let check = |token| Ok(self.sight(token)?);
         bearer_token(headers).and_then(check).map(drop).map_err(|refusal| self.refused(refusal))
+    }
+
+    /// The claims of an access token that this service accepts now, and whether it has accepted the token before.
+    fn sight(&self, token: &str) -> Result<(Arc<Claims>, Sighting), Rejection> {
+        let at = self.clock.elapsed();
+        let not_revoked = |claims: &Claims| self.feed.revocations().check(claims, at);
+        self.keys.verifier().sight(token, self.clock.now(), at, not_revoked)
     }
 
     /// The OpenAPI document.

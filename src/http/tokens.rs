@@ -210,7 +210,7 @@ pub(super) async fn introspect(
     _client: AuthenticatedClient,
     Form(body): Form<TokenRequest>,
 ) -> Result<axum::Json<Introspection>, Problem> {
-    let claims = accepted(&app, body.token.expose_secret(), app.clock.now())?;
+    let claims = accepted(&app, body.token.expose_secret())?;
     Ok(axum::Json(match claims {
         Some(claims) => Introspection::Active(Box::new(ActiveToken::from(&*claims))),
         None => Introspection::Inactive(InactiveToken { active: false }),
@@ -250,17 +250,15 @@ pub(super) async fn revoke(
 }
 
 /// The claims of an access token that this service accepts now; `None` for anything else.
-fn accepted(app: &App, token: &str, now: OffsetDateTime) -> Result<Option<Arc<Claims>>, Problem> {
-    let at = app.clock.elapsed();
-    let not_revoked = |claims: &Claims| app.feed.revocations().check(claims, at);
-    let (claims, sighting) = match app.keys.verifier().sight(token, now, at, not_revoked) {
+fn accepted(app: &App, token: &str) -> Result<Option<Arc<Claims>>, Problem> {
+    let (claims, sighting) = match app.sight(token) {
         Ok(sighted) => sighted,
         Err(unknown @ Rejection::RevocationsUnknown) => return Err(Refusal::Token(unknown).into()),
         Err(_) => return Ok(None),
     };
     // The client got the token from its holder, who is using it; the bearer layer will not take it for new again.
     if sighting == Sighting::First {
-        app.activity.note(&claims, now);
+        app.activity.note(&claims, app.clock.now());
     }
     Ok(Some(claims))
 }
