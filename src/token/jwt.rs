@@ -352,7 +352,9 @@ impl VerifyingKey {
 
 /// A token of this shape whose content has not been authenticated yet.
 pub(super) struct Signed<'t> {
-    header: Vec<u8>,
+    typ: Option<String>,
+    alg: String,
+    kid: String,
     /// Header and claims as they are in the token, which is what was signed.
     message: &'t str,
     claims: Vec<u8>,
@@ -365,19 +367,15 @@ impl<'t> Signed<'t> {
         let (message, signature) = token.rsplit_once('.').ok_or(Rejection::Malformed)?;
         let (header, claims) = message.split_once('.').ok_or(Rejection::Malformed)?;
         // A further full stop is outside the alphabet.
-        let signed =
-            Self { header: decode(header)?, message, claims: decode(claims)?, signature: decode(signature)? };
-        signed.header()?;
-        Ok(signed)
-    }
-
-    fn header(&self) -> Result<Header<'_>, Rejection> {
-        json::object(&self.header).ok_or(Rejection::Malformed)
+        let (header, claims, signature) = (decode(header)?, decode(claims)?, decode(signature)?);
+        let Header { typ, alg, kid } = json::object(&header).ok_or(Rejection::Malformed)?;
+        let (typ, alg, kid) = (typ.map(str::to_owned), alg.to_owned(), kid.to_owned());
+        Ok(Self { typ, alg, kid, message, claims, signature })
     }
 
     /// The key id that the header names. It may only be used to look up a configured key.
-    pub(super) fn kid(&self) -> Result<&str, Rejection> {
-        Ok(self.header()?.kid)
+    pub(super) fn kid(&self) -> &str {
+        &self.kid
     }
 
     /// What the token says, unchecked: only for people who inspect a token.
@@ -387,14 +385,13 @@ impl<'t> Signed<'t> {
 
     /// Checks the signature with the key's own algorithm, and returns the claims and the `typ`.
     pub(super) fn verify(&self, key: &VerifyingKey) -> Result<(&[u8], Option<&str>), Rejection> {
-        let header = self.header()?;
-        if header.alg != key.algorithm() {
+        if self.alg != key.algorithm() {
             return Err(Rejection::WrongAlgorithm);
         }
         if !key.is_signature(self.message.as_bytes(), &self.signature) {
             return Err(Rejection::Forged);
         }
-        Ok((&self.claims, header.typ))
+        Ok((&self.claims, self.typ.as_deref()))
     }
 }
 

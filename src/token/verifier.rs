@@ -336,7 +336,7 @@ fn open(trusted: &Trusted, token: &str) -> Result<Opened, Rejection> {
         Ok(Opened { claims: Unchecked::from_paseto_json(&json)?, is_typed: true })
     } else {
         let signed = jwt::Signed::parse(token)?;
-        let (json, typ) = signed.verify(find(&trusted.jwt, signed.kid()?)?)?;
+        let (json, typ) = signed.verify(find(&trusted.jwt, signed.kid())?)?;
         Ok(Opened { claims: Unchecked::from_jwt_json(json)?, is_typed: typ == Some(jwt::TYPE) })
     }
 }
@@ -349,7 +349,7 @@ fn is_of_shared_key(trusted: &Trusted, token: &str) -> Result<(), Rejection> {
     }
     if !token.starts_with(paseto_public::HEADER) {
         let signed = jwt::Signed::parse(token)?;
-        if let Ok(jwt::VerifyingKey::Hs256(_)) = find(&trusted.jwt, signed.kid()?) {
+        if let Ok(jwt::VerifyingKey::Hs256(_)) = find(&trusted.jwt, signed.kid()) {
             return Ok(());
         }
     }
@@ -365,7 +365,7 @@ fn look_into(token: &str) -> (Option<String>, Option<String>) {
     } else if let Ok(signed) = paseto_public::Signed::parse(token) {
         (kid(signed.kid()), text(signed.untrusted_payload()))
     } else if let Ok(signed) = jwt::Signed::parse(token) {
-        (kid(signed.kid()), text(signed.untrusted_payload()))
+        (Some(signed.kid().to_owned()), text(signed.untrusted_payload()))
     } else {
         (None, None)
     }
