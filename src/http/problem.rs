@@ -211,85 +211,74 @@ impl From<Refusal> for Problem {
 
 impl From<account::Error> for Problem {
     fn from(error: account::Error) -> Self {
+        use StatusCode as S;
         use account::Error as E;
-        match error {
-            E::Invalid(errors) => Self::invalid(errors),
-            E::UsernameTaken => {
-                Self::new(StatusCode::CONFLICT, "username_taken", "Another user has this username.")
-            }
-            E::ClientNameTaken => {
-                Self::new(StatusCode::CONFLICT, "client_name_taken", "Another client has this name.")
-            }
-            E::EmailTaken => Self::new(StatusCode::CONFLICT, "email_taken", "Another user has this address."),
-            E::NotAdministrator => Self::forbidden(account::ADMIN_ROLE),
-            E::LastAdmin => Self::new(
-                StatusCode::CONFLICT,
+        let (status, code, detail) = match error {
+            E::Invalid(errors) => return Self::invalid(errors),
+            E::UsernameTaken => (S::CONFLICT, "username_taken", "Another user has this username."),
+            E::EmailTaken => (S::CONFLICT, "email_taken", "Another user has this address."),
+            E::NotAdministrator => return Self::forbidden(account::ADMIN_ROLE),
+            E::LastAdmin => (
+                S::CONFLICT,
                 "last_admin",
                 "The last enabled administrator can be neither disabled, demoted nor deleted.",
             ),
-            E::RegistrationClosed => Self::new(
-                StatusCode::FORBIDDEN,
+            E::RegistrationClosed => (
+                S::FORBIDDEN,
                 "registration_closed",
                 "Users cannot register themselves here; an administrator creates them.",
             ),
-            E::InvalidCredentials => Self::new(
-                StatusCode::UNAUTHORIZED,
-                "invalid_credentials",
-                "The username or the password is wrong.",
-            ),
-            E::SessionRevoked => Refusal::from(Rejection::SessionEnded).into(),
-            E::InvalidRefreshToken => Self::new(
-                StatusCode::UNAUTHORIZED,
-                "invalid_refresh_token",
-                "The refresh token is not valid here.",
-            ),
-            E::RefreshTokenReused => Self::new(
-                StatusCode::UNAUTHORIZED,
+            E::InvalidCredentials => {
+                (S::UNAUTHORIZED, "invalid_credentials", "The username or the password is wrong.")
+            }
+            E::SessionRevoked => return Refusal::from(Rejection::SessionEnded).into(),
+            E::InvalidRefreshToken => {
+                (S::UNAUTHORIZED, "invalid_refresh_token", "The refresh token is not valid here.")
+            }
+            E::RefreshTokenReused => (
+                S::UNAUTHORIZED,
                 "refresh_token_reused",
                 "The refresh token was used before, so its session has been ended; log in again.",
             ),
-            E::SessionEnded => {
-                Self::new(StatusCode::UNAUTHORIZED, "session_revoked", "The session was ended; log in again.")
+            E::SessionEnded => (S::UNAUTHORIZED, "session_revoked", "The session was ended; log in again."),
+            E::SessionExpired => {
+                (S::UNAUTHORIZED, "session_expired", "The session has expired; log in again.")
             }
-            E::SessionExpired => Self::new(
-                StatusCode::UNAUTHORIZED,
-                "session_expired",
-                "The session has expired; log in again.",
-            ),
-            E::InvalidClient => Self::new(
-                StatusCode::UNAUTHORIZED,
-                "invalid_client",
-                "This needs the `client_id` and `client_secret` of a client, as HTTP Basic.",
-            )
-            .header(WWW_AUTHENTICATE, HeaderValue::from_static(r#"Basic realm="gatepass""#)),
-            E::NoSuchUser => Self::new(StatusCode::NOT_FOUND, "not_found", "There is no such user."),
-            E::NoSuchSession => Self::new(StatusCode::NOT_FOUND, "not_found", "There is no such session."),
-            E::AmbiguousUser | E::NoSuchClient => Self::not_found(),
-            E::TooManyAttempts { retry_after } => Self::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too_many_attempts",
-                "Too many attempts have failed; wait as long as `Retry-After` says.",
-            )
-            .retry_after(retry_after),
-            E::ExportUnderWay => Self::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "export_under_way",
-                "You already have an export under way, or the service has as many as it allows at once; wait for one \
-                 to end.",
-            )
-            .retry_after(Duration::from_secs(1)),
-            E::Overloaded { retry_after } => Self::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "overloaded",
-                "There are more logins than can be served at the moment.",
-            )
-            .retry_after(retry_after),
+            E::InvalidClient => {
+                let detail = "This needs the `client_id` and `client_secret` of a client, as HTTP Basic.";
+                return Self::new(S::UNAUTHORIZED, "invalid_client", detail)
+                    .header(WWW_AUTHENTICATE, HeaderValue::from_static(r#"Basic realm="gatepass""#));
+            }
+            E::NoSuchUser => (S::NOT_FOUND, "not_found", "There is no such user."),
+            E::NoSuchSession => (S::NOT_FOUND, "not_found", "There is no such session."),
+            E::TooManyAttempts { retry_after } => {
+                let detail = "Too many attempts have failed; wait as long as `Retry-After` says.";
+                return Self::new(S::TOO_MANY_REQUESTS, "too_many_attempts", detail).retry_after(retry_after);
+            }
+            E::ExportUnderWay => {
+                let detail = "You already have an export under way, or the service has as many as it allows at once; \
+                              wait for one to end.";
+                return Self::new(S::TOO_MANY_REQUESTS, "export_under_way", detail)
+                    .retry_after(Duration::from_secs(1));
+            }
+            E::Overloaded { retry_after } => {
+                let detail = "There are more logins than can be served at the moment.";
+                return Self::new(S::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(retry_after);
+            }
             // The keys have not been read from the database for too long.
             E::Unavailable(_) | E::Issue(IssueError::KeysUnknown) => {
-                Self::database_unavailable().caused_by(error)
+                return Self::database_unavailable().caused_by(error);
             }
-            E::Store(_) | E::Issue(_) | E::Hasher | E::Contended => Self::fault(error),
-        }
+            // The last three are for the command line alone.
+            E::Store(_)
+            | E::Issue(_)
+            | E::Hasher
+            | E::Contended
+            | E::AmbiguousUser
+            | E::ClientNameTaken
+            | E::NoSuchClient => return Self::fault(error),
+        };
+        Self::new(status, code, detail)
     }
 }
 
