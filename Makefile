@@ -178,11 +178,13 @@ fmt: ## Format the code
 .PHONY: lint
 lint: lint-fmt lint-clippy lint-docs lint-migrations lint-shell lint-image lint-workflows lint-monitoring lint-kubernetes ## Check code, documentation, migrations, scripts, workflows, alert rules and manifests
 
+# rustfmt leaves comments alone: they are at most 120 columns wide, except tables.
 .PHONY: lint-fmt
 lint-fmt:
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo fmt --check --manifest-path benches/Cargo.toml
+	! LC_ALL=C.UTF-8 git grep -nE -e '^ *//' --and --not -e '^ *//[/!] \|' --and -e '^.{121}' -- '*.rs'
 
 # The second line is a build without AWS. The last two are the verifier without the server, as other services build it,
 # without and with the client.

@@ -1,7 +1,7 @@
-//! `make deploy`: if a migration fails or a release does not come up, the deployment rolls back to the one before, prints the migration's
-//! log and fails. If no release is named, the running one stays. The running release is not always the one that was
-//! asked for last, which may never have come up. A stand-in for kubectl records what it is asked, and answers as a
-//! cluster would.
+//! `make deploy`: if a migration fails or a release does not come up, the deployment rolls back to the one before,
+//! prints the migration's log and fails. If no release is named, the running one stays. The running release is not
+//! always the one that was asked for last, which may never have come up. A stand-in for kubectl records what it is
+//! asked, and answers as a cluster would.
 
 use std::{
     fs,

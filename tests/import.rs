@@ -1097,8 +1097,8 @@ async fn exported_users_are_imported_elsewhere_unchanged() {
 async fn expensive_hashes_move_to_a_service_whose_own_are_as_expensive() {
     let (here, there) = (Move::new().await, Move::new().await);
     let params = Params { memory_kib: 131_080, iterations: 1, parallelism: 1 };
-    // Not those of a service: hashing threads yield to everything else, which in a run of all tests can take longer than
-    // a request may.
+    // Not those of a service: hashing threads yield to everything else, which in a run of all tests can take longer
+    // than a request may.
     let passwords = Pool::new(PoolSettings {
         threads: NonZeroUsize::MIN,
         queue: 1,
@@ -1448,8 +1448,8 @@ async fn users_come_straight_from_another_postgres() {
     assert_eq!(left, 2);
 }
 
-/// Everything that another Postgres or a mapping gets wrong is reported once, with the server and the mapping's file, and
-/// before any user is imported.
+/// Everything that another Postgres or a mapping gets wrong is reported once, with the server and the mapping's file,
+/// and before any user is imported.
 #[tokio::test]
 async fn a_database_that_cannot_be_read_is_named_and_so_is_the_mapping() {
     let here = Move::new().await;

@@ -285,8 +285,8 @@ fn good_claims(base: &str, now: OffsetDateTime, time: Time) -> Value {
     claims
 }
 
-/// What the page's program for this format makes of the tokens, each so many seconds after the one before, with the keys
-/// of the gatepass at `base`.
+/// What the page's program for this format makes of the tokens, each so many seconds after the one before, with the
+/// keys of the gatepass at `base`.
 async fn outcomes(python: &OsStr, forge: &Forge, base: &str, steps: &[(u32, &str)]) -> Vec<Value> {
     let page = fs::read_to_string(PAGE).unwrap();
     let [for_jwts, for_pasetos] = *blocks(&page, "python") else { panic!("two programs") };

@@ -80,8 +80,9 @@ impl Activity {
         }
     }
 
-    /// Writes what was noted; when this returns, all that this replica saw before is written. What could not be written stays noted, even if this future is dropped. What may or may
-    /// not have been written is written again, which changes nothing.
+    /// Writes what was noted; when this returns, all that this replica saw before is written. What could not be written
+    /// stays noted, even if this future is dropped. What may or may not have been written is written again, which
+    /// changes nothing.
     ///
     /// # Errors
     ///

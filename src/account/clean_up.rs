@@ -48,8 +48,8 @@ impl CleanUp {
         Self { db, session_retention }
     }
 
-    /// Runs one clean-up. If another replica is running one, leaves the sessions to that replica; of the other tables each
-    /// deletes what the other has not locked.
+    /// Runs one clean-up. If another replica is running one, leaves the sessions to that replica; of the other tables
+    /// each deletes what the other has not locked.
     ///
     /// # Errors
     ///

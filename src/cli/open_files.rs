@@ -12,8 +12,8 @@ use crate::http::Limits;
 /// Connections for the feed of revocations, besides the one that listens. Nothing else uses it, so nothing delays a
 /// revocation.
 pub(super) const FEED_CONNECTIONS: u32 = 1;
-/// Connections for reading the ring of keys, if there is one: nothing delays the end of a leaked key either, and somebody
-/// who locks the keys does not stop the feed.
+/// Connections for reading the ring of keys, if there is one: nothing delays the end of a leaked key either, and
+/// somebody who locks the keys does not stop the feed.
 pub(super) const KEYS_CONNECTIONS: u32 = 1;
 /// Connections for other background work: the history may hold one for long, and everything else takes turns with the
 /// other.

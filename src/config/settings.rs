@@ -112,9 +112,9 @@ pub(super) fn advice(unknown: &str) -> Option<String> {
     (likeness(&nearest) >= 0.5).then(|| format!("did you mean {nearest}?"))
 }
 
-/// The setting that an environment variable was probably meant to be. Stricter than [`advice`], since most variables are
-/// others': only a slip or two of the fingers count. With two slips, short names come too close to names that others
-/// use, such as OpenSSL's `SSL_CERT_FILE` to `TLS_CERT_FILE`.
+/// The setting that an environment variable was probably meant to be. Stricter than [`advice`], since most variables
+/// are others': only a slip or two of the fingers count. With two slips, short names come too close to names that
+/// others use, such as OpenSSL's `SSL_CERT_FILE` to `TLS_CERT_FILE`.
 pub(super) fn misspelled(unknown: &str) -> Option<Cow<'static, str>> {
     const LONG: usize = 16;
 

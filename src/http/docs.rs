@@ -1,5 +1,5 @@
-//! `/openapi.json` and `/docs`: the service's description, and a page to read and try it. Everything that the page loads
-//! comes from the binary.
+//! `/openapi.json` and `/docs`: the service's description, and a page to read and try it. Everything that the page
+//! loads comes from the binary.
 
 use std::{
     collections::HashMap,

@@ -247,7 +247,8 @@ fn security_headers(headers: &mut HeaderMap) {
 const VARIES: HeaderValue = HeaderValue::from_static("origin");
 const EXPOSED: &str = "location,retry-after,www-authenticate,x-request-id";
 
-/// Which pages may call: those of the allowed origins, or all if `*` is among them. Cookies play no part here, so credentials stay off.
+/// Which pages may call: those of the allowed origins, or all if `*` is among them. Cookies play no part here, so
+/// credentials stay off.
 pub(super) fn cors_rules(allowed_origins: &[String]) -> CorsLayer {
     let origins = if allowed_origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()

@@ -85,9 +85,9 @@ impl Recipe {
     /// for is counted in memory times passes, which predicts the time to within a tenth (measured from 8 KiB up to the
     /// default). The work that hashes of other systems leave is derived from the time that they took.
     ///
-    /// A password that normalisation changes is tried both ways, whatever is stored, since other systems have hashed what
-    /// was typed, and an Argon2 hash does not say whose it is. That is twice the work for everybody who types such a
-    /// password.
+    /// A password that normalisation changes is tried both ways, whatever is stored, since other systems have hashed
+    /// what was typed, and an Argon2 hash does not say whose it is. That is twice the work for everybody who types such
+    /// a password.
     ///
     /// The empty password matches nothing, even if another system has stored a hash of it.
     pub(super) fn verify(

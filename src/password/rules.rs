@@ -33,8 +33,8 @@ pub const MAX_LENGTH: usize = 256;
 /// It separates what is common, which is below it with most of the variations that people make, from what is only
 /// short: nothing else is demanded than the length. At the shortest length that is allowed by default, of 2000 random
 /// passwords none of lower-case letters is below it, 14 of hexadecimal digits are, and 288 of decimal digits, most of
-/// which look like dates. At 10⁸, where zxcvbn's score 3 begins, these were 186, 459 and 1822. Against a login throttled
-/// to ten attempts in 15 minutes it lasts for years.
+/// which look like dates. At 10⁸, where zxcvbn's score 3 begins, these were 186, 459 and 1822. Against a login
+/// throttled to ten attempts in 15 minutes it lasts for years.
 const ENOUGH_GUESSES: u64 = 1_000_000;
 
 /// Django's list: one password per line, in lower case, normalised.

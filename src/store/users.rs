@@ -343,8 +343,8 @@ pub async fn credentials(conn: &mut PgConnection, id: Uuid) -> Result<Option<Cre
     Ok(credentials.fetch_optional(conn).await?)
 }
 
-/// The password hashes of the oldest and of the newest users, at most `limit` of each, with the users' ids. However many
-/// users there are, it reads no more of them than these.
+/// The password hashes of the oldest and of the newest users, at most `limit` of each, with the users' ids. However
+/// many users there are, it reads no more of them than these.
 ///
 /// # Errors
 ///

@@ -107,8 +107,8 @@ mod tests {
     //! - `v4.json`: [`Signed`] reads the tokens, with the public key as a PASERK. Those with an implicit assertion must
     //!   fail, since we accept none, and so must v4.local and v3. Where the footer is a `kid`, the only footer that
     //!   [`SecretKey::sign`] writes, signing produces the same token byte for byte.
-    //! - `k4.public.json`, `k4.pid.json`: [`PublicKey`], read from the PASERK. A key of the wrong length is given as the
-    //!   PASERK that it would have.
+    //! - `k4.public.json`, `k4.pid.json`: [`PublicKey`], read from the PASERK. A key of the wrong length is given as
+    //!   the PASERK that it would have.
     //! - `k4.secret.json`: [`SecretKey::from_bytes`], and the public key that it derives. We do not read or write
     //!   `k4.secret` as text. The all-zero seed, a valid key in the vectors, is refused here.
 

@@ -10,8 +10,8 @@ use crate::{
     store::{self, PgConnection, users},
 };
 
-/// How many of the oldest users are looked at, and how many of the newest. A pepper that was lost is missing in all, one
-/// that was removed too early in the oldest.
+/// How many of the oldest users are looked at, and how many of the newest. A pepper that was lost is missing in all,
+/// one that was removed too early in the oldest.
 const LOOKED_AT: i64 = 500;
 /// How many peppers are named.
 const NAMED: usize = 5;

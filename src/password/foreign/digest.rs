@@ -123,8 +123,8 @@ impl BareKind {
         Some(Self { algorithm: Algorithm::by_name(name)?, template: None, key })
     }
 
-    /// Whether digests can be made of this: it contains `{password}`, and is not too long. Whether it may contain `{salt}`
-    /// depends on each user's salt.
+    /// Whether digests can be made of this: it contains `{password}`, and is not too long. Whether it may contain
+    /// `{salt}` depends on each user's salt.
     pub fn is_template(text: &str) -> bool {
         text.len() <= MAX_TEMPLATE && text.contains(PASSWORD)
     }
