@@ -14,7 +14,7 @@ The modules are called rooms. These are the imports that are allowed, never upwa
 - `store → password`, `metrics → token` and `config → {password, token, store, telemetry}`, only for types, so that a
   secret never travels as text and nothing is declared twice.
 
-Every room may import `clock`, `random`, `chain`, `path` and `metrics`.
+Every room may import `clock`, `random`, `chain`, `loopback`, `path` and `metrics`.
 
 | room | what happens there |
 |---|---|
@@ -38,6 +38,7 @@ Every room may import `clock`, `random`, `chain`, `path` and `metrics`.
 | [`clock`], [`random`] | where time and randomness come in, only at the edge |
 | [`path`] | which paths may be shown in messages |
 | [`chain`] | an error and its causes |
+| [`loopback`] | which hosts are this machine |
 
 The path of one login: `http::users` reads the body and the caller's address → `account::login` asks the throttle
 (`account::throttle`), reads the user (`store::users`), waits its turn in `password::Pool`, verifies the password,
@@ -86,6 +87,8 @@ pub mod http;
 pub mod keys;
 #[cfg(feature = "server")]
 pub mod legacy;
+#[cfg(any(feature = "server", feature = "remote"))]
+mod loopback;
 #[cfg(feature = "server")]
 pub mod metrics;
 #[cfg(feature = "server")]

@@ -349,6 +349,30 @@ async fn config_shows_what_is_in_force_and_where_it_came_from() {
 }
 
 #[tokio::test]
+async fn config_warns_of_an_unverified_database_wherever_its_host_is_named() {
+    let home = Home::new();
+    let key = home.gatepass(&["key", "generate"]).run().await.expect(0).stdout;
+    let production = [("ENVIRONMENT", "production"), ("TOKEN_SYMMETRIC_KEY", key.trim_end())];
+    // A URL without a host leaves the host to libpq's variables, as sqlx reads them.
+    for (environment, is_warned) in [
+        (&[("DB_SOURCE", "postgres:///gatepass"), ("PGHOST", "10.1.2.3")][..], true),
+        (&[("DB_SOURCE", "postgres:///gatepass"), ("PGHOST", "/run/pg"), ("PGHOSTADDR", "10.1.2.3")], true),
+        (
+            &[("DB_SOURCE", "postgres:///gatepass"), ("PGHOST", "10.1.2.3"), ("PGSSLMODE", "verify-full")],
+            false,
+        ),
+        (&[("DB_SOURCE", "postgres:///gatepass"), ("PGHOST", "/run/pg")], false),
+        (&[("DB_SOURCE", "postgres:///gatepass")], false),
+        (&[("DB_SOURCE", "postgres://localhost/gatepass"), ("PGHOST", "10.1.2.3")], false),
+    ] {
+        let run = home.gatepass(&["config"]).envs(&production).envs(environment).run();
+        let ended = run.await.expect(0);
+        let warning = "DB_SOURCE (environment): the database is on another machine";
+        assert_eq!(ended.stderr.contains(warning), is_warned, "{environment:?}: {}", ended.stderr);
+    }
+}
+
+#[tokio::test]
 async fn the_example_is_the_file_in_the_repository_and_can_be_used_as_it_is() {
     let home = Home::new();
     let example = home.gatepass(&["config", "--example"]).run().await.expect(0).stdout;

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     password::{OWASP_MINIMUM, ParamsError},
+    store::Source,
     token::{Format, SymmetricKey},
 };
 
@@ -74,8 +75,8 @@ fn database_tls(settings: &Settings, reader: &mut Reader) {
         ("MASTER_DB_SOURCE", &settings.master_db_source),
     ];
     for (name, source) in sources {
-        let Some(url) = source.as_ref().map(ExposeSecret::expose_secret) else { continue };
-        for file in db_source::files(url) {
+        let Some(url) = source else { continue };
+        for file in db_source::files(url.expose_secret()) {
             if let Err(error) = File::open(&file) {
                 reader.problem(
                     name,
@@ -83,7 +84,9 @@ fn database_tls(settings: &Settings, reader: &mut Reader) {
                 );
             }
         }
-        if !db_source::is_private(url) && settings.environment == Environment::Production {
+        // A URL that cannot be read has been reported already.
+        let is_exposed = Source::new(url).is_ok_and(|source| !source.is_private());
+        if is_exposed && settings.environment == Environment::Production {
             let message = "the database is on another machine, and its identity is not verified; add \
                            sslmode=verify-full&sslrootcert=FILE (docs/database.md)";
             reader.warning(name, message);

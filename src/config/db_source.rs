@@ -84,17 +84,6 @@ pub(super) fn masked(text: &str) -> String {
     shown
 }
 
-/// Whether nobody on a network can impersonate the database: it is on this machine, or its certificate is checked.
-pub(super) fn is_private(text: &str) -> bool {
-    let Ok(parts) = Parts::of(text) else { return false };
-    let host = parts.value(&["host", "hostaddr"]).unwrap_or(parts.host).trim_matches(['[', ']']);
-    let is_here = host.is_empty()
-        || host.starts_with(['/', '%'])
-        || host == "localhost"
-        || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    is_here || parts.value(&["sslmode", "ssl-mode"]) == Some("verify-full")
-}
-
 /// The files with certificates and keys that a URL names.
 pub(super) fn files(text: &str) -> Vec<PathBuf> {
     const NAMES: &[&str] =
@@ -246,27 +235,6 @@ mod tests {
         ] {
             assert!(db_source(url).is_ok(), "{url}");
             assert_eq!(masked(url), shown);
-        }
-    }
-
-    #[test]
-    fn a_remote_database_counts_as_private_only_with_verify_full() {
-        for (url, is_private) in [
-            ("postgres:///d", true),
-            ("postgres:///d?host=/run/pg", true),
-            ("postgres://u:p@%2Frun%2Fpg/d", true),
-            ("postgres://u:p@localhost:5432/d", true),
-            ("postgres://u:p@127.0.0.2/d", true),
-            ("postgres://u:p@[::1]:5432/d", true),
-            ("postgres://u:p@[::1]/d", true),
-            ("postgres://u:p@db.example.com/d?sslmode=verify-full&sslrootcert=/ca.pem", true),
-            ("postgres://u:p@db.example.com/d", false),
-            ("postgres://u:p@[2001:db8::1]:5432/d", false),
-            ("postgres://u:p@10.0.0.1:5432/d?sslmode=require", false),
-            ("postgres://u:p@db.example.com/d?sslmode=verify-full&sslmode=prefer", false),
-            ("postgres://localhost/d?host=db.example.com", false),
-        ] {
-            assert_eq!(super::is_private(url), is_private, "{url}");
         }
     }
 

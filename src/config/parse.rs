@@ -16,6 +16,7 @@ use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
+    loopback::is_this_machine,
     password::{Peppers, breached::BreachedFile},
     token::{Format, KeyPairFormat, SharedFormat, SymmetricKey},
 };
@@ -201,7 +202,7 @@ pub(super) fn login_url(text: &str) -> Result<SecretString, String> {
         let (host, _) = host_and_port(&authority)?;
         let is_private = match uri.scheme_str()? {
             "https" => true,
-            "http" => is_loopback(host),
+            "http" => is_this_machine(host),
             _ => false,
         };
         // A second `@` is an unescaped one in the password, which would end there too early.
@@ -215,12 +216,6 @@ pub(super) fn login_url(text: &str) -> Result<SecretString, String> {
                 .into(),
         ),
     }
-}
-
-/// Whether a URL's host is this machine.
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_matches(['[', ']']);
-    host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// A web origin (RFC 6454) in the form in which browsers send it: in lower case, without the scheme's default port. `*`

@@ -1,10 +1,13 @@
 //! Where the database is, and connections to it.
 
-use std::{net::IpAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{ConnectOptions, Connection, postgres::PgConnectOptions};
+use sqlx::{
+    ConnectOptions, Connection,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 use tracing::log::LevelFilter;
 
 use super::{
@@ -12,6 +15,7 @@ use super::{
     error::within,
     server::{Access, access},
 };
+use crate::loopback::is_this_machine;
 
 /// A database URL that cannot be parsed. The error does not say which part: it might be a part of the password.
 #[derive(Debug, thiserror::Error)]
@@ -152,8 +156,12 @@ impl Source {
     /// Whether the server is on this machine, so that nobody can listen in between.
     pub fn is_local(&self) -> bool {
         let host = self.options.get_host();
-        let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-        self.options.get_socket().is_some() || host == "localhost" || host.starts_with('/') || is_loopback
+        self.options.get_socket().is_some() || host.starts_with('/') || is_this_machine(host)
+    }
+
+    /// Whether nobody on a network can impersonate the server: it is on this machine, or its certificate is checked.
+    pub fn is_private(&self) -> bool {
+        self.is_local() || matches!(self.options.get_ssl_mode(), PgSslMode::VerifyFull)
     }
 
     /// The same with another password, which new connections of every pool use from now on. Open connections stay.
@@ -255,5 +263,24 @@ mod tests {
             assert!(environment.contains(&(name, value.to_owned())), "{name} {environment:?}");
         }
         assert!(Source::new(&"postgres://u@[::1]/d".to_owned().into()).unwrap().is_local());
+    }
+    #[test]
+    fn a_remote_database_counts_as_private_only_with_verify_full() {
+        for (url, is_private) in [
+            ("postgres:///d?host=/run/pg", true),
+            ("postgres://u:p@%2Frun%2Fpg/d", true),
+            ("postgres://u:p@localhost:5432/d", true),
+            ("postgres://u:p@127.0.0.2/d", true),
+            ("postgres://u:p@[::1]:5432/d", true),
+            ("postgres://u:p@[::1]/d", true),
+            ("postgres://u:p@db.example.com/d?sslmode=verify-full&sslrootcert=/ca.pem", true),
+            ("postgres://u:p@db.example.com/d", false),
+            ("postgres://u:p@[2001:db8::1]:5432/d", false),
+            ("postgres://u:p@10.0.0.1:5432/d?sslmode=require", false),
+            ("postgres://u:p@db.example.com/d?sslmode=verify-full&sslmode=prefer", false),
+            ("postgres://localhost/d?host=db.example.com", false),
+        ] {
+            assert_eq!(Source::new(&url.to_owned().into()).unwrap().is_private(), is_private, "{url}");
+        }
     }
 }

@@ -3,13 +3,13 @@
 mod keys;
 mod revocations;
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use http::StatusCode;
 use reqwest::{Client, Response, Url};
 
 pub use self::{keys::RemoteKeys, revocations::follow_revocations};
-use crate::token::InvalidKeySet;
+use crate::{loopback::is_this_machine, token::InvalidKeySet};
 
 /// How long fetching a document may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,16 +54,11 @@ fn client(url: &Url) -> Result<Client, RemoteError> {
 fn is_acceptable(base: &Url) -> bool {
     let host = base.host_str().unwrap_or_default();
     let is_encrypted = base.scheme() == "https";
-    (is_encrypted || base.scheme() == "http" && is_loopback(host))
+    (is_encrypted || base.scheme() == "http" && is_this_machine(host))
         && base.username().is_empty()
         && base.password().is_none()
         && base.query().is_none()
         && base.fragment().is_none()
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// The body, unless it has more than `limit` bytes.
