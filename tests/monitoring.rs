@@ -88,9 +88,8 @@ async fn story() -> App {
     let spoil = "UPDATE signing_keys SET public_key = 'x' WHERE retired_at IS NOT NULL";
     sqlx::raw_sql(spoil).execute(&app.db).await.unwrap();
     keys.refresh(app.clock.now()).await.unwrap_err();
-    // The metrics of DB_IAM_AUTH and TLS_CERT_FILE, which tests/aws.rs and tests/certificate.rs test.
+    // The metrics of TLS_CERT_FILE, which tests/certificate.rs tests.
     let metrics = &app.state().metrics;
-    metrics.database_token(true);
     metrics.set_certificate_expiry(START + Duration::days(90));
     metrics.set_certificate_reloaded(true);
     app

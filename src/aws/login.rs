@@ -5,7 +5,12 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::{Aws, Error, LIFE, database_token};
-use crate::{chain, clock::Clock, metrics::Metrics, store::Source};
+use crate::{
+    chain,
+    clock::Clock,
+    metrics::{DatabaseTokenOutcome, Metrics},
+    store::Source,
+};
 
 /// How often to look at the clock.
 const POLL: Duration = Duration::from_secs(1);
@@ -64,7 +69,10 @@ impl Login {
                 continue;
             }
             let renewed = self.access(now).await;
-            metrics.database_token(renewed.is_ok());
+            metrics.database_token(match &renewed {
+                Ok(_) => DatabaseTokenOutcome::Made,
+                Err(_) => DatabaseTokenOutcome::Failed,
+            });
             // Logs once when failures begin, and once when they end.
             match &renewed {
                 Err(error) if was_renewed => {

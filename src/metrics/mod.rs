@@ -214,6 +214,16 @@ outcomes! {
     }
 }
 
+outcomes! {
+    /// What came of a token for logging in to the database.
+    DatabaseTokenOutcome {
+        /// It could be made.
+        Made = "made",
+        /// It could not: the database will soon refuse new connections.
+        Failed = "failed",
+    }
+}
+
 /// The state of things while a scrape is answered.
 #[derive(Debug)]
 pub struct Observation {
@@ -366,10 +376,9 @@ impl Metrics {
         self.0.series.throttled.get_or_create(&Attempt { attempt: attempt.label() }).inc();
     }
 
-    /// A token for logging in to the database was wanted, and could be made or not.
-    pub fn database_token(&self, made: bool) {
-        let outcome = if made { "made" } else { "failed" };
-        self.0.series.database_tokens.get_or_create(&Outcome { outcome }).inc();
+    /// A token for logging in to the database was wanted.
+    pub fn database_token(&self, outcome: DatabaseTokenOutcome) {
+        self.0.series.database_tokens.get_or_create(&Outcome { outcome: outcome.label() }).inc();
     }
 
     /// A password hash was computed.
@@ -553,6 +562,9 @@ impl Series {
         for outcome in LegacyOutcome::ALL {
             drop(series.legacy_logins.get_or_create(&Outcome { outcome: outcome.label() }));
         }
+        for outcome in DatabaseTokenOutcome::ALL {
+            drop(series.database_tokens.get_or_create(&Outcome { outcome: outcome.label() }));
+        }
         for attempt in ThrottledAttempt::ALL {
             drop(series.throttled.get_or_create(&Attempt { attempt: attempt.label() }));
         }
@@ -634,6 +646,7 @@ mod tests {
             r#"gatepass_renewals_total{outcome="reused"} 2"#,
             r#"gatepass_renewals_total{outcome="ended"} 0"#,
             r#"gatepass_logins_total{outcome="refused"} 1"#,
+            r#"gatepass_database_tokens_total{outcome="failed"} 0"#,
             r#"gatepass_revocation_lag_seconds_bucket{le="0.032"} 1"#,
             "# EOF",
         ] {
