@@ -12,7 +12,7 @@ use super::{Accounts, Email, Error, FieldError, Roles, User, login, profile::Pro
 use crate::{
     password::Password,
     store::{
-        self, PgPool,
+        PgPool,
         sessions::Which,
         users::{self, Change, Found, Whom},
     },
@@ -195,10 +195,10 @@ impl Accounts {
             ..profile.as_change()
         };
         let whom = Whom::Any(id);
-        let update = async || {
-            users::update(&mut *self.parts.db.acquire().await?, whom, &change, now, &self.cause).await
-        };
-        let user = store::retrying(update).await?.ok_or(Error::NoSuchUser)?;
+        let (db, cause) = (&self.parts.db, &self.cause);
+        let updating =
+            db.retrying(async |mut conn| users::update(&mut conn, whom, &change, now, cause).await);
+        let user = updating.await?.ok_or(Error::NoSuchUser)?;
         if change.roles.is_some() || change.disabled.is_some() {
             self.tell_revocations().await;
         }

@@ -7,10 +7,7 @@ use uuid::Uuid;
 use super::{Accounts, Error, Overview};
 use crate::{
     chain,
-    store::{
-        self,
-        sessions::{self, EndReason, Which},
-    },
+    store::sessions::{self, EndReason, Which},
     token::refresh::Presented,
 };
 
@@ -100,11 +97,10 @@ impl Accounts {
         reason: EndReason,
         now: OffsetDateTime,
     ) -> Result<u64, Error> {
-        let cause = self.cause.or_user(user_id);
-        let end = async || {
-            sessions::end(&mut *self.parts.db.acquire().await?, user_id, which, reason, now, &cause).await
-        };
-        let ended = store::retrying(end).await?;
+        let (db, cause) = (&self.parts.db, self.cause.or_user(user_id));
+        let ending =
+            db.retrying(async |mut conn| sessions::end(&mut conn, user_id, which, reason, now, &cause).await);
+        let ended = ending.await?;
         if ended > 0 {
             self.tell_revocations().await;
             let (session_id, kept) = match which {

@@ -187,11 +187,10 @@ impl Accounts {
         };
         // Returns the current username and roles: those read before the hash may have changed.
         let forgiveness = &self.parts.throttle.forgiveness(Some(attempt), &user, caller.ip, now);
-        let (session, cause) = (&session, &self.cause.or_user(user.id));
-        let insert = async || {
-            sessions::insert(&mut *self.parts.db.acquire().await?, session, forgiveness, cause).await
-        };
-        let owner = store::retrying(insert).await?.ok_or(Error::InvalidCredentials)?;
+        let (db, cause) = (&self.parts.db, &self.cause.or_user(user.id));
+        let inserting =
+            db.retrying(async |mut conn| sessions::insert(&mut conn, &session, forgiveness, cause).await);
+        let owner = inserting.await?.ok_or(Error::InvalidCredentials)?;
         let user = User { username: owner.username, roles: owner.roles, ..user };
         let subject = Subject {
             user_id: user.id,

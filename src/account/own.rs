@@ -12,7 +12,6 @@ use crate::{
     password::{self, HashedPassword, Password, Verdict},
     random,
     store::{
-        self,
         sessions::Which,
         users::{self, Credentials},
     },
@@ -130,11 +129,11 @@ impl Accounts {
         end: Which,
         now: OffsetDateTime,
     ) -> Result<Option<OffsetDateTime>, Error> {
-        let set = async || {
-            let conn = &mut self.parts.db.acquire().await?;
-            users::set_password(conn, id, hash, changed_at, end, now, &self.cause).await
-        };
-        let set_at = store::retrying(set).await?;
+        let (db, cause) = (&self.parts.db, &self.cause);
+        let setting = db.retrying(async |mut conn| {
+            users::set_password(&mut conn, id, hash, changed_at, end, now, cause).await
+        });
+        let set_at = setting.await?;
         self.tell_revocations().await;
         Ok(set_at)
     }
@@ -147,10 +146,10 @@ impl Accounts {
         changed_at: Option<OffsetDateTime>,
         now: OffsetDateTime,
     ) -> Result<bool, Error> {
-        let delete = async || {
-            users::delete(&mut self.parts.db.acquire().await?, id, changed_at, now, &self.cause).await
-        };
-        let is_done = store::retrying(delete).await?;
+        let (db, cause) = (&self.parts.db, &self.cause);
+        let deleting =
+            db.retrying(async |mut conn| users::delete(&mut conn, id, changed_at, now, cause).await);
+        let is_done = deleting.await?;
         self.tell_revocations().await;
         Ok(is_done)
     }

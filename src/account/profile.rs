@@ -6,10 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Accounts, Email, Error, FieldError, FullName, User, throttle::Kind};
-use crate::store::{
-    self,
-    users::{self, Change, Whom},
-};
+use crate::store::users::{self, Change, Whom};
 
 impl Accounts {
     /// The user of a bearer token.
@@ -41,28 +38,20 @@ impl Accounts {
     ) -> Result<User, Error> {
         let change = ProfileChange::parse(full_name, email).map_err(Error::Invalid)?;
         let (change, cause) = (change.as_change(), &self.cause);
+        let db = &self.parts.db;
         let Some(email) = change.email else {
-            let update = async || {
-                users::update(
-                    &mut *self.parts.db.acquire().await?,
-                    Whom::Enabled(user_id),
-                    &change,
-                    now,
-                    cause,
-                )
-                .await
-            };
-            return store::retrying(update).await?.ok_or(Error::SessionRevoked);
+            let whom = Whom::Enabled(user_id);
+            let updating =
+                db.retrying(async |mut conn| users::update(&mut conn, whom, &change, now, cause).await);
+            return updating.await?.ok_or(Error::SessionRevoked);
         };
         // Like a registration, this can reveal that someone has the address.
         let attempt = self.parts.throttle.admit_from(Kind::Registration, ip, now).await?;
-        let update = async || {
-            let (conn, renaming) = (&mut self.parts.db.acquire().await?, |from: &str, to: &str| {
-                self.parts.throttle.renaming(from, to)
-            });
-            users::update_email(conn, user_id, email, &change, renaming, now, cause).await
-        };
-        let updated = store::retrying(update).await.map_err(Error::from);
+        let updating = db.retrying(async |mut conn| {
+            let renaming = |from: &str, to: &str| self.parts.throttle.renaming(from, to);
+            users::update_email(&mut conn, user_id, email, &change, renaming, now, cause).await
+        });
+        let updated = updating.await.map_err(Error::from);
         if !matches!(updated, Err(Error::EmailTaken)) {
             self.parts.throttle.give_back(attempt).await;
         }

@@ -9,10 +9,7 @@ use super::{Accounts, Email, Error, FullName, Roles, User, Username, throttle::K
 use crate::{
     password::Password,
     random,
-    store::{
-        self,
-        users::{self, NewUser},
-    },
+    store::users::{self, NewUser},
 };
 
 /// What someone who registers enters, unchecked.
@@ -120,8 +117,8 @@ impl Accounts {
             updated_at: now,
         };
         let cause = self.cause.or_user(user.id);
-        let insert = async || users::insert(&mut *self.parts.db.acquire().await?, &user, &cause).await;
-        let user = store::retrying(insert).await?;
+        let db = &self.parts.db;
+        let user = db.retrying(async |mut conn| users::insert(&mut conn, &user, &cause).await).await?;
         tracing::info!(user_id = %user.id, "user created");
         Ok(user)
     }

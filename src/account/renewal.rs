@@ -47,10 +47,7 @@ use super::{Accounts, Actor, Caller, Error, Tokens, throttle::Kind};
 use crate::{
     metrics::RenewalOutcome,
     random,
-    store::{
-        self,
-        sessions::{self, EndReason, Owner, Session, Which},
-    },
+    store::sessions::{self, EndReason, Owner, Session, Which},
     token::{Lifetime, Subject, refresh::Presented},
 };
 
@@ -215,8 +212,9 @@ impl Accounts {
             access_expires_at: self.parts.policy.access_expires_at(now, row.expires_at),
             now,
         };
-        let rotate = async || sessions::rotate(&mut *self.parts.db.acquire().await?, &renewal).await;
-        let Some(owner) = store::retrying(rotate).await? else { return Ok(None) };
+        let db = &self.parts.db;
+        let rotating = db.retrying(async |mut conn| sessions::rotate(&mut conn, &renewal).await);
+        let Some(owner) = rotating.await? else { return Ok(None) };
         tracing::debug!(session_id = %row.id, "session renewed");
         let generation = row.refresh_generation.cast_unsigned() + 1;
         Ok(Some(Given { owner, generation, refresh_expires_at }))
@@ -235,12 +233,11 @@ impl Accounts {
         let owner = if access_expires_at <= row.access_expires_at {
             Some(Owner { username: row.username.clone(), roles: row.roles.clone() })
         } else {
-            let extend = async || {
-                let conn = &mut *self.parts.db.acquire().await?;
-                sessions::extend_access(conn, row.id, row.user_id, row.refresh_generation, access_expires_at)
-                    .await
-            };
-            store::retrying(extend).await?
+            let (db, generation) = (&self.parts.db, row.refresh_generation);
+            let extending = db.retrying(async |mut conn| {
+                sessions::extend_access(&mut conn, row.id, row.user_id, generation, access_expires_at).await
+            });
+            extending.await?
         };
         let Some(owner) = owner else { return Ok(None) };
         if now >= row.renewed_at + self.parts.policy.refresh_reuse_interval {
@@ -266,10 +263,10 @@ impl Accounts {
     ) -> Result<bool, Error> {
         let which = Which::OneAt(row.id, row.refresh_generation);
         let (reason, cause) = (EndReason::RefreshTokenReused, self.cause.by(&Actor::Service));
-        let end = async || {
-            sessions::end(&mut *self.parts.db.acquire().await?, row.user_id, which, reason, now, &cause).await
-        };
-        if store::retrying(end).await? == 0 {
+        let (db, user_id) = (&self.parts.db, row.user_id);
+        let ending =
+            db.retrying(async |mut conn| sessions::end(&mut conn, user_id, which, reason, now, &cause).await);
+        if ending.await? == 0 {
             return Ok(false);
         }
         let present = row.refresh_generation.cast_unsigned();

@@ -161,8 +161,9 @@ impl Throttle {
         username: Option<&str>,
         now: OffsetDateTime,
     ) -> Result<Taken, Error> {
-        let take = async || login_attempts::take(&mut *self.db.acquire().await?, places, username, now).await;
-        Ok(store::retrying(take).await?)
+        let taking =
+            self.db.retrying(async |mut conn| login_attempts::take(&mut conn, places, username, now).await);
+        Ok(taking.await?)
     }
 
     /// The attempt that has taken these places.
@@ -262,17 +263,17 @@ impl Throttle {
 
     async fn apply(&self, forgiveness: &Forgiveness, user: &User, now: OffsetDateTime) {
         let password = password_of(user);
-        let forgive = async || {
-            login_attempts::forgive(&mut *self.db.acquire().await?, forgiveness, password, now).await
-        };
-        write_off(store::retrying(forgive)).await;
+        let forgiving = self
+            .db
+            .retrying(async |mut conn| login_attempts::forgive(&mut conn, forgiveness, password, now).await);
+        write_off(forgiving).await;
     }
 
     /// Gives back the places of an attempt that was not a failure.
     pub(super) async fn give_back(&self, attempt: Attempt) {
-        let give_back =
-            async || login_attempts::give_back(&mut *self.db.acquire().await?, &attempt.taken).await;
-        write_off(store::retrying(give_back)).await;
+        let giving_back =
+            self.db.retrying(async |mut conn| login_attempts::give_back(&mut conn, &attempt.taken).await);
+        write_off(giving_back).await;
     }
 
     /// How to carry the failures of an account's name over to the name that replaces it.

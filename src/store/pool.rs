@@ -133,6 +133,19 @@ impl PgPool {
         }
     }
 
+    /// Does `work` with a connection, and a few times more, each time with whichever is free, when others were changing
+    /// the same rows.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`, or [`Error::Unavailable`].
+    pub async fn retrying<T, W>(&self, work: impl Fn(PoolConnection) -> W) -> Result<T, Error>
+    where
+        W: Future<Output = Result<T, Error>>,
+    {
+        super::retrying(|| async { work(self.acquire().await?).await }).await
+    }
+
     /// How the pool is used.
     pub fn in_use(&self) -> Use {
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
