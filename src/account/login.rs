@@ -29,7 +29,10 @@ use crate::{
         sessions::{self, NewSession},
         users::{self, Credentials, Name},
     },
-    token::{AccessToken, Lifetime, Subject, refresh::RefreshToken},
+    token::{
+        AccessToken, Lifetime, Subject,
+        refresh::{RefreshToken, Salt},
+    },
 };
 
 /// What is known of the caller, stored with the session so that its owner can recognise it.
@@ -199,20 +202,30 @@ impl Accounts {
             roles: user.roles.clone(),
         };
         let lifetime = Lifetime { now, expires_at: access_expires_at };
-        let access_token = self.parts.issuer.issue(subject, random::token_id(now, 0, rng), lifetime)?;
+        let tokens = self.tokens(subject, (0, &refresh_salt), lifetime, refresh_expires_at, rng)?;
         tracing::info!(user_id = %user.id, %session_id, "logged in");
         // It reads all of the user's sessions, so only one login in 64 does it: at random, so that no one can predict
         // which.
         if session_id.as_bytes()[15].is_multiple_of(64) {
             Box::pin(self.end_surplus(user.id, now)).await;
         }
-        let tokens = Tokens {
-            session_id,
-            access_token,
-            refresh_token: self.parts.refresh_keys.token(session_id, 0, &refresh_salt),
-            refresh_token_expires_at: refresh_expires_at,
-        };
         Ok(Login { tokens, user })
+    }
+
+    /// The tokens of one generation of a session, whose refresh tokens are made with `salt`.
+    pub(super) fn tokens(
+        &self,
+        subject: Subject,
+        (generation, salt): (u32, &Salt),
+        lifetime: Lifetime,
+        refresh_token_expires_at: OffsetDateTime,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Tokens, Error> {
+        let session_id = subject.session_id;
+        let token_id = random::token_id(lifetime.now, generation, rng);
+        let access_token = self.parts.issuer.issue(subject, token_id, lifetime)?;
+        let refresh_token = self.parts.refresh_keys.token(session_id, generation, salt);
+        Ok(Tokens { session_id, access_token, refresh_token, refresh_token_expires_at })
     }
 
     /// Replaces a hash that has older parameters or comes from another system. If that fails, the login still succeeds.

@@ -46,7 +46,6 @@ use time::OffsetDateTime;
 use super::{Accounts, Actor, Caller, Error, Tokens, throttle::Kind};
 use crate::{
     metrics::RenewalOutcome,
-    random,
     store::sessions::{self, EndReason, Owner, Session, Which},
     token::{Lifetime, Subject, refresh::Presented},
 };
@@ -304,11 +303,8 @@ impl Accounts {
             username: owner.username,
             roles: owner.roles,
         };
-        let token_id = random::token_id(now, generation, rng);
-        let access_token = self.parts.issuer.issue(subject, token_id, Lifetime { now, expires_at })?;
-        let refresh_token = self.parts.refresh_keys.token(row.id, generation, &row.refresh_salt);
-        let refresh_token_expires_at = refresh_expires_at;
-        Ok(Tokens { session_id: row.id, access_token, refresh_token, refresh_token_expires_at })
+        let lifetime = Lifetime { now, expires_at };
+        self.tokens(subject, (generation, &row.refresh_salt), lifetime, refresh_expires_at, rng)
     }
 }
 
