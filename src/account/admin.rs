@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use tracing::field::display;
 use uuid::Uuid;
 
-use super::{Accounts, Email, Error, FieldError, Roles, User, login, profile::ProfileChange};
+use super::{Accounts, Email, Error, FieldError, Roles, User, cut, login, profile::ProfileChange};
 use crate::{
     password::Password,
     store::{
@@ -139,33 +139,24 @@ impl Accounts {
         limit: u32,
     ) -> Result<Page, Error> {
         let (query, role) = search.checked().map_err(Error::Invalid)?;
-        let foreign = || {
-            let message = "belongs to another search; begin again without it";
-            Error::Invalid(vec![FieldError::new("cursor", "invalid", message)])
+        let (id, key) = match after {
+            None => (None, None),
+            Some(Position::Id(id)) => (Some(*id), None),
+            Some(Position::Key(key)) => (None, Some(&**key)),
         };
+        let is_foreign = if query.is_some() { id.is_some() } else { key.is_some() };
+        if is_foreign {
+            let message = "belongs to another search; begin again without it";
+            return Err(Error::Invalid(vec![FieldError::new("cursor", "invalid", message)]));
+        }
         let mut conn = self.parts.db.acquire().await?;
-        // Reading one more than wanted tells whether there is a next page.
         let Some(query) = query else {
-            let after = match after {
-                None => None,
-                Some(Position::Id(id)) => Some(*id),
-                Some(Position::Key(_)) => return Err(foreign()),
-            };
-            let mut users = users::page(&mut conn, role, after, limit + 1).await?;
-            let has_more = users.len() > limit as usize;
-            users.truncate(limit as usize);
-            let next = users.last().filter(|_| has_more).map(|user| Position::Id(user.id));
+            let mut users = users::page(&mut conn, role, id, limit + 1).await?;
+            let next = cut(&mut users, limit).map(|user| Position::Id(user.id));
             return Ok(Page { users, next });
         };
-        let after = match after {
-            None => None,
-            Some(Position::Key(key)) => Some(&**key),
-            Some(Position::Id(_)) => return Err(foreign()),
-        };
-        let mut found = users::search(&mut conn, query, role, after, limit + 1).await?;
-        let has_more = found.len() > limit as usize;
-        found.truncate(limit as usize);
-        let next = found.last().filter(|_| has_more).map(|found| Position::Key(found.key.clone()));
+        let mut found = users::search(&mut conn, query, role, key, limit + 1).await?;
+        let next = cut(&mut found, limit).map(|found| Position::Key(found.key.clone()));
         Ok(Page { users: found.into_iter().map(|Found { user, .. }| user).collect(), next })
     }
 

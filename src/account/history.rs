@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     Cause, Error,
     admin::{self, Named},
-    seals,
+    cut, seals,
 };
 pub use crate::store::history::Entry;
 use crate::{
@@ -85,17 +85,14 @@ impl History {
             table_name: wanted.table_name,
             before_id: wanted.cursor,
         };
-        let limit = limit as usize;
-        // One more than wanted, to know whether there is a next page.
-        let mut changes = history::page(&mut *self.db.acquire().await?, &filter, limit as i64 + 1).await?;
-        let mut is_last = changes.len() <= limit;
-        changes.truncate(limit);
-        let oldest = changes.last().map(|change| (change.id, change.changed_at));
+        let mut changes =
+            history::page(&mut *self.db.acquire().await?, &filter, i64::from(limit) + 1).await?;
+        let mut next = cut(&mut changes, limit).map(|change| (change.id, change.changed_at));
         if let Some(since) = wanted.since {
-            is_last |= oldest.is_some_and(|(_, changed_at)| changed_at < since.saturating_sub(DISORDER));
+            next = next.filter(|(_, changed_at)| *changed_at >= since.saturating_sub(DISORDER));
             changes.retain(|change| change.changed_at >= since);
         }
-        let next_cursor = oldest.filter(|_| !is_last).map(|(id, _)| id);
+        let next_cursor = next.map(|(id, _)| id);
         Ok(HistoryPage { changes, next_cursor })
     }
 

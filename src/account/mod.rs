@@ -240,6 +240,14 @@ impl From<PoolError> for Error {
     }
 }
 
+/// Cuts a page down to `limit` rows. One more was asked for, to know whether there is a next page: it begins after the
+/// row that is returned.
+fn cut<T>(page: &mut Vec<T>, limit: u32) -> Option<&T> {
+    let has_more = page.len() > limit as usize;
+    page.truncate(limit as usize);
+    page.last().filter(|_| has_more)
+}
+
 /// Why requests cannot be served. The message may be shown to anyone; the cause is for the log.
 #[derive(Debug, thiserror::Error)]
 pub enum Unready {
