@@ -23,8 +23,8 @@ use crate::{
     token::Claims,
 };
 
-/// The caller is an administrator, and the cause of what they change. Handlers extract this before anything else, so that
-/// nobody else learns anything.
+/// The caller is an administrator, and the cause of what they change. Handlers extract this before anything else, so
+/// that nobody else learns anything.
 pub(super) struct Administrator(pub(super) Cause);
 
 impl FromRequestParts<App> for Administrator {

@@ -166,8 +166,8 @@ pub struct Renaming {
 
 /// Copies the failures to the new name, in the transaction that assigns it, and locks both names before anything else
 /// changes. An attempt under the former name is either among those that are copied, or waits here and then finds that
-/// the name is nobody's. A time that a clock far ahead has written counts as nothing, as in `attempt_login`, and a clock
-/// that is behind takes nothing away.
+/// the name is nobody's. A time that a clock far ahead has written counts as nothing, as in `attempt_login`, and a
+/// clock that is behind takes nothing away.
 ///
 /// # Errors
 ///

@@ -369,8 +369,8 @@ pub async fn some_password_hashes(
 }
 
 /// Takes the places of a login attempt, as [`login_attempts::take`] does, and once it has them looks up the credentials
-/// of the user with this name, whatever its case. A name of `None` is nobody's. So is a name that its user has lost while
-/// the attempt was waiting for its places: the failure would count for that name alone.
+/// of the user with this name, whatever its case. A name of `None` is nobody's. So is a name that its user has lost
+/// while the attempt was waiting for its places: the failure would count for that name alone.
 ///
 /// A refusal looks nobody up. It costs the caller nothing, so they could ask until a difference of microseconds told
 /// them which names have users.

@@ -37,8 +37,8 @@ impl Accounts {
     /// # Errors
     ///
     /// [`Error::Invalid`] with everything that breaks a rule, [`Error::UsernameTaken`], [`Error::EmailTaken`],
-    /// [`Error::LastAdmin`], [`Error::NotAdministrator`]; [`Error::Overloaded`] when there is no room to wrap a fast hash. If a record is refused
-    /// for its address, its roles and `disabled` are still taken over.
+    /// [`Error::LastAdmin`], [`Error::NotAdministrator`]; [`Error::Overloaded`] when there is no room to wrap a fast
+    /// hash. If a record is refused for its address, its roles and `disabled` are still taken over.
     pub async fn put(
         &self,
         external_id: &str,
