@@ -172,7 +172,7 @@ impl Line {
         error_span!(
             REQUEST,
             request_id = self.id.as_str(),
-            method = %self.method,
+            method = self.method.as_str(),
             route = self.route(),
             trace_id = self.trace.id(),
         )
@@ -190,14 +190,14 @@ impl Line {
 
     fn write(&mut self, status: u16, code: Option<&str>) {
         self.is_written = true;
-        let (id, method, route) = (self.id.as_str(), &self.method, self.route());
+        let (id, method, route) = (self.id.as_str(), self.method.as_str(), self.route());
         // To the microsecond.
         let latency = self.began.elapsed();
-        self.metrics.request_ends(known(method), route, status, latency);
+        self.metrics.request_ends(known(&self.method), route, status, latency);
         self.trace.answered(status, code);
         let latency_ms = (latency.as_secs_f64() * 1e6).round() / 1e3;
         let trace_id = self.trace.id();
-        tracing::info!(request_id = id, trace_id, %method, route, status, latency_ms, code, "answered");
+        tracing::info!(request_id = id, trace_id, method, route, status, latency_ms, code, "answered");
     }
 }
 
