@@ -213,6 +213,19 @@ async fn a_user_from_creation_to_deletion() {
 }
 
 #[tokio::test]
+async fn columns_stay_aligned_however_long_a_name_is() {
+    let desk = Desk::new().await;
+    desk.create("bob").await;
+    desk.create("a-username-that-is-longer-than-most-are-and-still-a-valid-one").await;
+    let table = desk.run(&["user", "list"]).await.expect(0).stdout;
+    for columns in [["STATE", "enabled", "enabled"], ["ROLES", "-", "-"]] {
+        let starts = |line: &str, column: &str| line.find(&format!("  {column}"));
+        let starts: Vec<_> = table.lines().zip(columns).map(|(line, column)| starts(line, column)).collect();
+        assert!(starts[0].is_some() && starts.iter().all(|start| *start == starts[0]), "{starts:?}\n{table}");
+    }
+}
+
+#[tokio::test]
 async fn a_user_is_made_even_when_registration_is_closed() {
     let desk = Desk::new().await;
     let args = ["user", "create", "alice", "--email", "alice@example.com", "--password-stdin"];

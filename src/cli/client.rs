@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 
-use super::{Failure, database, explain, print, print_json, say, seconds, setup};
+use super::{Failure, database, explain, print, print_json, say, seconds, setup, table};
 use crate::{
     account::{Client, Clients},
     clock::Clock,
@@ -61,7 +61,7 @@ async fn execute(clients: &Clients, command: Command) -> Result<(), Failure> {
             if json {
                 return print_json(&clients.iter().map(entry).collect::<Result<Vec<_>, _>>()?);
             }
-            print(&table(&clients))
+            print(&table(["ID", "NAME", "CREATED"], clients.iter().map(cells)))
         }
         Command::Delete { client } => {
             let client = clients.delete(&client).await?;
@@ -75,10 +75,6 @@ fn entry(client: &Client) -> Result<Value, time::error::Format> {
     Ok(json!({ "client_id": client.id, "name": client.name, "created_at": created_at }))
 }
 
-fn table(clients: &[Client]) -> String {
-    let mut text = format!("{:<36}  {:<32}  CREATED\n", "ID", "NAME");
-    for Client { id, name, created_at } in clients {
-        text.push_str(&format!("{id}  {name:<32}  {}\n", seconds(*created_at)));
-    }
-    text
+fn cells(client: &Client) -> [String; 3] {
+    [client.id.to_string(), client.name.clone(), seconds(client.created_at)]
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::{Failure, database, print, print_json, seconds, setup, time};
+use super::{Failure, database, print, print_json, seconds, setup, table, time};
 use crate::{
     account::{Entry, Head, History, Verification, Wanted},
     http::ChangeBody,
@@ -121,36 +121,29 @@ async fn show(history: &History, args: &Args) -> Result<(), Failure> {
     if args.json {
         return print_json(&changes.into_iter().map(ChangeBody::from).collect::<Vec<_>>());
     }
-    print(&table(&changes))
+    const TITLES: [&str; 7] = ["ID", "TIME", "TABLE", "WHAT", "ROW", "ACTOR", "COLUMNS"];
+    print(&table(TITLES, changes.iter().map(cells)))
 }
 
-fn table(changes: &[Entry]) -> String {
-    let mut text = format!(
-        "{:<10}  {:<20}  {:<12}  {:<8}  {:<36}  {:<36}  COLUMNS\n",
-        "ID", "TIME", "TABLE", "WHAT", "ROW", "ACTOR"
-    );
-    for change in changes {
-        let actor = change.actor.clone().unwrap_or_else(|| format!("({})", change.database_user));
-        let mut columns: Vec<&str> = Vec::new();
-        for data in std::iter::once(&change.changed_data).chain(&change.personal) {
-            // Both sides have the same names, where they have any.
-            let names = ["after", "before"].iter().find_map(|when| data.get(when)?.as_object());
-            columns.extend(names.into_iter().flat_map(|names| names.keys().map(String::as_str)));
-            let hidden = data.get("hidden").and_then(|names| names.as_array());
-            columns.extend(hidden.into_iter().flatten().filter_map(|name| name.as_str()));
-        }
-        columns.sort_unstable();
-        text.push_str(&format!(
-            "{:<10}  {:<20}  {:<12}  {:<8}  {:<36}  {actor:<36}  {}\n",
-            change.id,
-            seconds(change.changed_at),
-            change.table_name,
-            change.operation,
-            change.row_id.as_deref().unwrap_or("-"),
-            columns.join(" "),
-        ));
+fn cells(change: &Entry) -> [String; 7] {
+    let mut columns: Vec<&str> = Vec::new();
+    for data in std::iter::once(&change.changed_data).chain(&change.personal) {
+        // Both sides have the same names, where they have any.
+        let names = ["after", "before"].iter().find_map(|when| data.get(when)?.as_object());
+        columns.extend(names.into_iter().flat_map(|names| names.keys().map(String::as_str)));
+        let hidden = data.get("hidden").and_then(|names| names.as_array());
+        columns.extend(hidden.into_iter().flatten().filter_map(|name| name.as_str()));
     }
-    text
+    columns.sort_unstable();
+    [
+        change.id.to_string(),
+        seconds(change.changed_at),
+        change.table_name.clone(),
+        change.operation.clone(),
+        change.row_id.clone().unwrap_or_else(|| "-".to_owned()),
+        change.actor.clone().unwrap_or_else(|| format!("({})", change.database_user)),
+        columns.join(" "),
+    ]
 }
 
 fn line(head: &Head) -> String {

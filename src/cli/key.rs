@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Failure, database, print, print_json, say, seconds, setup};
+use super::{Failure, database, print, print_json, say, seconds, setup, table};
 use crate::{
     clock::Clock,
     config::Settings,
@@ -315,21 +315,7 @@ async fn list(
         "WRAPPED BY",
         "NOTE",
     ];
-    print(&table(TITLES, entries.iter().map(Entry::cells).collect()))
-}
-
-/// Lays out a table with columns as wide as their contents.
-fn table<const N: usize>(titles: [&str; N], rows: Vec<[String; N]>) -> String {
-    let rows: Vec<_> = std::iter::once(titles.map(str::to_owned)).chain(rows).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; N] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    print(&table(TITLES, entries.iter().map(Entry::cells)))
 }
 
 /// Waits until the next key may sign.

@@ -9,7 +9,9 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{Failure, database, explain, password_input::PasswordArgs, print, print_json, seconds, setup};
+use super::{
+    Failure, database, explain, password_input::PasswordArgs, print, print_json, seconds, setup, table,
+};
 use crate::{
     account::{self, Accounts, Position, Registration, Roles, Search, User, UserChange},
     clock::Clock,
@@ -162,7 +164,7 @@ async fn execute(accounts: &Accounts, command: Command, password: Option<&Passwo
             if json {
                 print_json(&users.into_iter().map(UserBody::from).collect::<Vec<_>>())
             } else {
-                print(&table(&users))
+                print(&table(["ID", "USERNAME", "STATE", "EMAIL", "ROLES"], users.iter().map(cells)))
             }
         }
         Command::Show { user, json } => show(find(accounts, &user).await?, json),
@@ -245,14 +247,10 @@ fn show(user: User, json: bool) -> Result<(), Failure> {
     ))
 }
 
-fn table(users: &[User]) -> String {
-    let mut text = format!("{:<36}  {:<24}  {:<8}  {:<32}  ROLES\n", "ID", "USERNAME", "STATE", "EMAIL");
-    for user in users {
-        let state = if user.disabled { "disabled" } else { "enabled" };
-        let User { id, username, email, roles, .. } = user;
-        text.push_str(&format!("{id}  {username:<24}  {state:<8}  {email:<32}  {}\n", list(roles)));
-    }
-    text
+fn cells(user: &User) -> [String; 5] {
+    let state = if user.disabled { "disabled" } else { "enabled" };
+    let User { id, username, email, roles, .. } = user;
+    [id.to_string(), username.clone(), state.to_owned(), email.clone(), list(roles)]
 }
 
 fn named(roles: &[String]) -> String {
