@@ -25,7 +25,7 @@ use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 use tokio::{
     sync::{Mutex, Notify},
-    time::{Instant, timeout},
+    time::Instant,
 };
 use tracing::field::display;
 
@@ -503,16 +503,17 @@ impl Keys {
         loop {
             heard.notified().await;
             if rotation_rests_until <= Instant::now()
-                && let Err(error) = within(CHANGE_PATIENCE, self.rotate_when_due(self.0.clock.now())).await
+                && let Err(error) =
+                    store::within(CHANGE_PATIENCE, self.rotate_when_due(self.0.clock.now())).await
             {
                 // Each attempt makes a key, which is too expensive twice a second.
                 rotation_rests_until = Instant::now() + ROTATION_REST;
-                tracing::error!(error, "the signing keys could not be rotated");
+                tracing::error!(error = chain::cause(&error), "the signing keys could not be rotated");
             }
             if rewrapped.elapsed() >= REWRAP_EVERY {
                 rewrapped = Instant::now();
-                if let Err(error) = within(CHANGE_PATIENCE, self.rewrap()).await {
-                    tracing::warn!(error, "signing keys could not be rewrapped");
+                if let Err(error) = store::within(CHANGE_PATIENCE, self.rewrap()).await {
+                    tracing::warn!(error = chain::cause(&error), "signing keys could not be rewrapped");
                 }
             }
         }
@@ -590,13 +591,5 @@ impl Keys {
     async fn rewrap(&self) -> Result<(), Error> {
         let mut conn = self.0.db.acquire().await?;
         making::rewrap(&mut conn, &self.0.policy).await?.check(&self.0.policy)
-    }
-}
-
-/// Runs `work` with a time limit. Any error is returned as one line of text.
-async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
-    match timeout(patience, work).await {
-        Ok(done) => done.map_err(|error| chain(&error)),
-        Err(_) => Err("no answer in time".to_owned()),
     }
 }
