@@ -5,7 +5,10 @@ use std::{fs, net::TcpListener, time::Instant};
 
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Mutex,
+};
 
 use crate::{
     app::{KEY, PASSWORD, database, empty_database},
@@ -108,6 +111,35 @@ async fn a_signal_to_stop_lets_a_login_in_flight_finish() {
         assert!(ended.stderr.contains("stopped"), "{}", ended.stderr);
         assert!(!ended.stderr.contains("cut off"), "{}", ended.stderr);
     }
+}
+
+#[tokio::test]
+async fn a_stop_takes_leave_of_the_database_on_every_connection() {
+    let home = Home::new();
+    let url = database().await;
+    let settings = [
+        ("DB_SOURCE", &*url),
+        ("TOKEN_SYMMETRIC_KEY", KEY),
+        ("TOKEN_FORMAT", "v4.public"),
+        // No connection that waits for notifications: that one is cut off.
+        ("DB_POOLER", "transaction"),
+        ("MIGRATION_DB_SOURCE", &url),
+    ];
+    let service = home.serve(&settings).await;
+    register(&service, "alice").await;
+    // One connection for all that is asked here: each that is dropped counts as abandoned, too.
+    let observer = Mutex::new(PgConnection::connect(&url).await.unwrap());
+    let ask = async |sql: &'static str| {
+        sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut *observer.lock().await).await.unwrap()
+    };
+    let connections = "SELECT count(*) FROM pg_stat_activity
+         WHERE datname = current_database() AND application_name = 'gatepass'";
+    let abandoned = "SELECT sessions_abandoned FROM pg_stat_database WHERE datname = current_database()";
+    until("every pool has a connection", async || ask(connections).await >= 4).await;
+    let before = ask(abandoned).await;
+    service.stop(Signal::TERM).await.expect(0);
+    until("no connection is left", async || ask(connections).await == 0).await;
+    assert_eq!(ask(abandoned).await, before);
 }
 
 #[tokio::test]

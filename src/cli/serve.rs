@@ -195,11 +195,7 @@ async fn serve(
     // Until this task has ended, it holds the sightings that it was writing.
     _ = following.await;
     flush(&app.activity).await;
-    tokio::join!(
-        database::close(&pools.feed),
-        database::close(&pools.background),
-        database::close(&pools.requests)
-    );
+    pools.close().await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -278,6 +274,18 @@ pub struct Pools {
     pub feed: PgPool,
     /// For reading the keys, likewise.
     pub keys: PgPool,
+}
+
+impl Pools {
+    async fn close(&self) {
+        let Self { requests, background, feed, keys } = self;
+        tokio::join!(
+            database::close(requests),
+            database::close(background),
+            database::close(feed),
+            database::close(keys)
+        );
+    }
 }
 
 /// Assembles the service according to `settings`, on the database of `pools`.
