@@ -33,7 +33,7 @@ use gatepass::{
     clock::Clock,
     config::{self, Settings, Sources},
     http::{self, Limits, Phase, server},
-    random,
+    keys, random,
     store::{
         Source, migrations,
         roles::{self, Login, Sharing},
@@ -233,6 +233,15 @@ impl App {
     /// Reads the feed of revocations, as a replica does twice a second.
     pub async fn hear(&self) {
         self.app.feed.hear().await.unwrap();
+    }
+
+    /// Reads the keys, and rotates them if that is due, as a replica does twice a second. Here, what is wrong with a
+    /// single key is an error.
+    pub async fn refresh_keys(&self) -> Result<(), keys::Error> {
+        let (keys, now) = (&self.app.keys, self.clock.now());
+        let faults = keys.read(now).await?;
+        keys.rotate_when_due(now).await?;
+        faults.into_iter().next().map_or(Ok(()), Err)
     }
 
     /// Serves it on a port of its own, within `limits`.

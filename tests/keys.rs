@@ -99,7 +99,7 @@ async fn the(status: KeyStatus, app: &App) -> String {
 }
 
 async fn refresh(app: &App) {
-    app.state().keys.refresh(app.clock.now()).await.unwrap();
+    app.refresh_keys().await.unwrap();
 }
 
 async fn rotate(app: &App) {
@@ -636,14 +636,14 @@ async fn a_replica_that_missed_a_rollout_still_hears_of_a_leaked_key() {
     // From here on there is a key that `app` cannot open.
     rotate(&ahead).await;
     for _ in 0..2 {
-        let error = app.state().keys.refresh(app.clock.now()).await.unwrap_err();
+        let error = app.refresh_keys().await.unwrap_err();
         assert!(matches!(error, Error::ForeignRoot { .. }), "{error}");
         passes(&app, &alice).await;
         passes(&app, &ahead.login("alice").await).await;
         assert_eq!(published(&app).await, published(&ahead).await);
     }
     retire_now(&ahead, &leaked).await;
-    app.state().keys.refresh(app.clock.now()).await.unwrap_err();
+    app.refresh_keys().await.unwrap_err();
     is_refused(&app, &alice).await;
     passes(&app, &ahead.login("alice").await).await;
 
@@ -651,7 +651,7 @@ async fn a_replica_that_missed_a_rollout_still_hears_of_a_leaked_key() {
     // and says so.
     app.clock.advance(Duration::minutes(2));
     rotate(&ahead).await;
-    app.state().keys.refresh(app.clock.now()).await.unwrap_err();
+    app.refresh_keys().await.unwrap_err();
     app.try_login("alice", PASSWORD).await.expect_problem(500, "internal_error");
     let not_ready = app.get("/readyz").send().await.expect_problem(503, "not_ready");
     assert_eq!(not_ready["reasons"], json!(["keys: the signing key cannot be opened"]));
@@ -913,7 +913,7 @@ async fn a_replica_long_cut_off_from_its_keys_neither_trusts_nor_uses_them() {
         let grant = async |statement: &'static str| sqlx::raw_sql(statement).execute(&app.db).await.unwrap();
         grant("REVOKE SELECT ON signing_keys FROM gatepass_app").await;
         app.clock.advance(Duration::seconds(60));
-        app.state().keys.refresh(app.clock.now()).await.unwrap_err();
+        app.refresh_keys().await.unwrap_err();
         app.get("/readyz").send().await.expect(200);
         passes(&app, &alice).await;
         is_refused(&app, &stranger).await;
@@ -947,7 +947,7 @@ async fn a_replica_long_cut_off_from_its_keys_neither_trusts_nor_uses_them() {
             assert_eq!(introspect(login).await.expect(200)["active"], true);
         }
         for replica in [&app, &local, &hs256] {
-            replica.state().keys.refresh(app.clock.now()).await.unwrap_err();
+            replica.refresh_keys().await.unwrap_err();
         }
         let refused = app.try_login("alice", PASSWORD).await;
         assert!(!refused.header("retry-after").is_empty());
@@ -1004,7 +1004,7 @@ async fn an_unreadable_key_is_ignored_and_all_other_keys_still_work() {
 
         let id = break_the(broken, &app).await;
         for _ in 0..2 {
-            let error = app.state().keys.refresh(app.clock.now()).await.unwrap_err();
+            let error = app.refresh_keys().await.unwrap_err();
             assert!(matches!(&error, Error::Unreadable { id: other, .. } if *other == id), "{error}");
         }
         let started = app.replica(&settings).await;
@@ -1036,7 +1036,7 @@ async fn an_unreadable_key_is_ignored_and_all_other_keys_still_work() {
         }
         retire_now(&app, &leaked).await;
         for replica in [&app, &started] {
-            _ = replica.state().keys.refresh(app.clock.now()).await;
+            _ = replica.refresh_keys().await;
             is_refused(replica, &alice).await;
             assert!(![&leaked, &id].contains(&&kid(&replica.login("alice").await)));
         }
@@ -1059,7 +1059,7 @@ async fn no_token_is_made_until_an_unreadable_signing_key_is_retired() {
     app.register("alice").await;
     let alice = app.login("alice").await;
     let id = break_the(KeyStatus::Active, &app).await;
-    app.state().keys.refresh(app.clock.now()).await.unwrap_err();
+    app.refresh_keys().await.unwrap_err();
     is_refused(&app, &alice).await;
     app.try_login("alice", PASSWORD).await.expect_problem(500, "internal_error");
     app.get("/readyz").send().await.expect_problem(503, "not_ready");
@@ -1120,7 +1120,7 @@ async fn a_next_key_that_cannot_be_opened_prevents_no_start_and_never_signs() {
     app.clock.advance(Duration::days(31));
     // The first has opened the key before; the other never could.
     for replica in [&app, &started] {
-        let error = replica.state().keys.refresh(app.clock.now()).await.unwrap_err();
+        let error = replica.refresh_keys().await.unwrap_err();
         assert!(matches!(&error, Error::Unopenable { id: other, .. } if *other == id), "{error}");
         let error = replica.state().keys.rotate(app.clock.now()).await.unwrap_err();
         assert!(error.to_string().contains(&format!("`gatepass key retire {id}`")), "{error}");
@@ -1149,7 +1149,7 @@ async fn a_leaked_key_is_refused_even_if_all_other_connections_are_in_use() {
         }
     }
     retire_now(&app, &kid(&alice)).await;
-    state.keys.refresh(app.clock.now()).await.unwrap();
+    assert!(state.keys.read(app.clock.now()).await.unwrap().is_empty());
     let verified = state.keys.verifier().verify(alice["access_token"].as_str().unwrap(), app.clock.now());
     assert_eq!(verified.unwrap_err(), Rejection::UnknownKey);
 }
@@ -1203,7 +1203,7 @@ async fn without_the_database_the_keys_stay_as_they_are() {
     // Rotation is due, and has to wait.
     app.clock.advance(Duration::minutes(10));
     for _ in 0..2 {
-        app.state().keys.refresh(app.clock.now()).await.unwrap_err();
+        app.refresh_keys().await.unwrap_err();
         assert_eq!(published(&app).await, documents);
         // The first token passes its check, and the request fails on its way to the database.
         let path = "/admin/users/019aa3f0-5b7c-7c3e-9d0a-3f2a1b4c5d6e";

@@ -87,7 +87,7 @@ async fn story() -> App {
     keys.rotate(app.clock.now()).await.unwrap();
     let spoil = "UPDATE signing_keys SET public_key = 'x' WHERE retired_at IS NOT NULL";
     sqlx::raw_sql(spoil).execute(&app.db).await.unwrap();
-    keys.refresh(app.clock.now()).await.unwrap_err();
+    app.refresh_keys().await.unwrap_err();
     // The metrics of TLS_CERT_FILE, which tests/certificate.rs tests.
     let metrics = &app.state().metrics;
     metrics.set_certificate_expiry(START + Duration::days(90));

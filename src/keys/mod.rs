@@ -355,22 +355,12 @@ impl Keys {
         self.0.policy.schedule.interval
     }
 
-    /// Reads the ring again, puts it in force, and rotates it if that is due.
+    /// Rotates if that is due by the ring as it was last [`read`](Self::read).
     ///
     /// # Errors
     ///
-    /// When the database fails: everything then stays as it is, until it is too old. Or when a key cannot be read or
-    /// does not open: the other keys are then in force, and no tokens are made if it is the key that signs.
-    pub async fn refresh(&self, now: OffsetDateTime) -> Result<(), Error> {
-        if !self.0.policy.has_ring() {
-            return Ok(());
-        }
-        let faults = self.read(now).await?;
-        self.rotate_when_due(now).await?;
-        faults.into_iter().next().map_or(Ok(()), Err)
-    }
-
-    async fn rotate_when_due(&self, now: OffsetDateTime) -> Result<(), Error> {
+    /// When the database fails, or the next key does not open as it is stored.
+    pub async fn rotate_when_due(&self, now: OffsetDateTime) -> Result<(), Error> {
         let Format::KeyPair(format) = self.0.policy.format else { return Ok(()) };
         let ring = self.0.ring.load_full();
         // If the next key does not open here, leave it to other replicas to activate it.
@@ -383,8 +373,13 @@ impl Keys {
         Ok(())
     }
 
-    /// Reads the ring and puts it in force. Returns what is wrong with single keys.
-    async fn read(&self, now: OffsetDateTime) -> Result<Vec<Error>, Error> {
+    /// Reads the ring and puts it in force. Returns what is wrong with single keys: the others are in force all the same,
+    /// and no tokens are made if it is the key that signs.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails: everything then stays as it is, until it is too old.
+    pub async fn read(&self, now: OffsetDateTime) -> Result<Vec<Error>, Error> {
         let read = store::within(POLL_PATIENCE, self.try_to_read(now)).await;
         // Tokens of the key that signs would be refused, even here.
         if read.is_err() && self.staleness().is_some() && self.ring_format().is_ok() {
@@ -519,18 +514,6 @@ impl Keys {
         }
     }
 
-    /// The time from which [`rotate`](Self::rotate) is possible.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Shared`], [`Error::NoRing`], [`Error::Unreadable`].
-    pub fn rotation_ready_at(&self, now: OffsetDateTime) -> Result<OffsetDateTime, Error> {
-        let format = self.ring_format()?;
-        let ring = self.0.ring.load();
-        let (active, next) = ring.heads(format, now)?;
-        Ok(self.0.policy.schedule.ready_at(active, next))
-    }
-
     /// Makes the next key sign from now on. The former key verifies its tokens until the last of them has expired.
     ///
     /// # Errors
@@ -540,7 +523,9 @@ impl Keys {
     pub async fn rotate(&self, now: OffsetDateTime) -> Result<(), Error> {
         let format = self.ring_format()?;
         for _ in 0..MAX_RACES {
-            let ready_at = self.rotation_ready_at(now)?;
+            let ring = self.0.ring.load_full();
+            let (active, next) = ring.heads(format, now)?;
+            let ready_at = self.0.policy.schedule.ready_at(active, next);
             if now < ready_at {
                 return Err(Error::TooEarly(ready_at));
             }
