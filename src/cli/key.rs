@@ -359,22 +359,22 @@ async fn stored(policy: &Policy, db: &PgPool) -> Result<Vec<Entry>, Failure> {
 }
 
 /// The key of `format` in this status.
-fn with<'e>(keys: &'e [Entry], format: &str, status: &str) -> Option<&'e Entry> {
-    keys.iter().find(|key| key.format == format && key.status == status)
+fn with<'e>(keys: &'e [Entry], format: &str, status: KeyStatus) -> Option<&'e Entry> {
+    keys.iter().find(|key| key.format == format && key.status == status.name())
 }
 
 async fn rotate(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure> {
     let format = policy.format.name();
     let ring = open(policy, db).await?;
     let kid = |keys: &[Entry], status| with(keys, format, status).map(|key| key.kid.clone());
-    let before = kid(&stored(policy, db).await?, "active");
+    let before = kid(&stored(policy, db).await?, KeyStatus::Active);
     loop {
         let now = time_of(db).await?;
         match ring.rotate(now).await {
             Ok(()) => break,
             Err(Error::TooEarly(at)) => {
                 // The service may have rotated meanwhile; once is enough.
-                if kid(&stored(policy, db).await?, "active") != before {
+                if kid(&stored(policy, db).await?, KeyStatus::Active) != before {
                     break;
                 }
                 wait(policy, at, now).await?;
@@ -383,7 +383,7 @@ async fn rotate(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure>
         }
     }
     let after = stored(policy, db).await?;
-    let (active, next) = (kid(&after, "active"), kid(&after, "next"));
+    let (active, next) = (kid(&after, KeyStatus::Active), kid(&after, KeyStatus::Next));
     if json {
         return print_json(&json!({ "format": format, "active": active, "next": next, "retired": before }));
     }
@@ -412,13 +412,13 @@ async fn retire(policy: &Policy, db: &PgPool, id: &str, at_once: bool, json: boo
     if json {
         return print_json(key);
     }
-    let what = match (key.status, key.verifies_until) {
-        ("retiring", Some(until)) => {
+    let what = match key.verifies_until {
+        Some(until) if key.status == KeyStatus::Retiring.name() => {
             format!("no longer signs; its tokens are valid until {}", seconds(until))
         }
         _ => "is gone: every replica refuses its tokens within a second".to_owned(),
     };
-    let active = with(&keys, &key.format, "active").map_or("-", |key| &key.kid);
+    let active = with(&keys, &key.format, KeyStatus::Active).map_or("-", |key| &key.kid);
     print(&format!("{id} {what}\n{active} signs {} now\n", key.format))
 }
 

@@ -21,7 +21,11 @@ use crate::{
     config::Settings,
     keys,
     store::{migrations, sessions},
-    token::{Check, Claims, Format, Inspection, MAX_TOKEN_BYTES, Rejection, Verifier, refresh::Presented},
+    token::{
+        Check, Claims, Format, Inspection, KeyPairFormat, MAX_TOKEN_BYTES, Rejection, SharedFormat,
+        SignatureAlgorithm, Verifier,
+        refresh::{self, Presented},
+    },
 };
 
 /// Longer than any token, and than any response with tokens in it.
@@ -52,7 +56,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
     let settings = setup::begin(config_file).await?;
     let input = if token == "-" { from_stdin()? } else { token };
     let token = bare(&input);
-    if token.starts_with("gpr_") {
+    if token.starts_with(refresh::PREFIX) {
         return refresh_token(&settings, token, json).await;
     }
     let now = Clock::system().now();
@@ -300,11 +304,11 @@ fn hint(token: &str) -> Option<&'static str> {
 fn cut_off(token: &str, inspection: &Inspection, claimed: Option<&str>) -> Option<&'static str> {
     let format = Format::ALL.into_iter().find(|format| claimed == Some(format.name()))?;
     // In Base64: of 32 bytes, of 64, and of an RSA key of 2048 bits.
-    let shortest = match format.name() {
-        "jwt:HS256" => 43,
-        "jwt:EdDSA" | "jwt:ES256" => 86,
-        "jwt:RS256" | "jwt:PS256" => 342,
-        _ => 0,
+    let shortest = match format {
+        Format::Shared(SharedFormat::Hs256) => 43,
+        Format::KeyPair(KeyPairFormat::Jwt(SignatureAlgorithm::EdDsa | SignatureAlgorithm::Es256)) => 86,
+        Format::KeyPair(KeyPairFormat::Jwt(SignatureAlgorithm::Rs256 | SignatureAlgorithm::Ps256)) => 342,
+        Format::Shared(SharedFormat::V4Local) | Format::KeyPair(KeyPairFormat::V4Public) => 0,
     };
     let has_failed = |at| inspection.findings.iter().any(|(check, found)| *check == at && found.is_err());
     let is_short = token.rsplit('.').next().is_some_and(|signature| signature.len() < shortest);

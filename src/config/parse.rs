@@ -107,14 +107,14 @@ pub(super) fn token_format(text: &str) -> Result<Option<Format>, String> {
 
 /// A format that is still accepted: one of [`FORMATS`], or JWT with its algorithm.
 pub(super) fn accepted_format(text: &str) -> Result<Option<Format>, String> {
-    let jwts = Format::ALL.into_iter().filter(|format| format.name().starts_with("jwt:"));
+    let jwts = Format::ALL.into_iter().filter(|format| format.jwt_algorithm().is_some());
     one_of(FORMATS.into_iter().chain(jwts.map(|format| (format.name(), Some(format)))), text)
 }
 
 /// The format of JWTs with one algorithm (RFC 7518, RFC 8037).
 pub(super) fn jwt_algorithm(text: &str) -> Result<Format, String> {
     let words = Format::ALL.into_iter();
-    one_of(words.filter_map(|format| Some((format.name().strip_prefix("jwt:")?, format))), text)
+    one_of(words.filter_map(|format| Some((format.jwt_algorithm()?, format))), text)
 }
 
 /// What to do about a pepper that is unusable.

@@ -71,6 +71,15 @@ impl Format {
             Self::KeyPair(format) => format.name(),
         }
     }
+
+    /// The value of `alg`, if this is a JWT.
+    pub fn jwt_algorithm(self) -> Option<&'static str> {
+        match self {
+            Self::Shared(SharedFormat::Hs256) => Some("HS256"),
+            Self::KeyPair(KeyPairFormat::Jwt(algorithm)) => Some(algorithm.name()),
+            Self::Shared(SharedFormat::V4Local) | Self::KeyPair(KeyPairFormat::V4Public) => None,
+        }
+    }
 }
 
 impl KeyPairFormat {
@@ -87,6 +96,9 @@ impl KeyPairFormat {
 }
 
 impl SignatureAlgorithm {
+    /// Every algorithm.
+    pub const ALL: [Self; 4] = [Self::EdDsa, Self::Es256, Self::Rs256, Self::Ps256];
+
     /// The value of `alg` (RFC 7518, section 3.1).
     pub fn name(self) -> &'static str {
         match self {

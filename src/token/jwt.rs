@@ -167,11 +167,8 @@ impl PublicKey {
 
     /// Takes a key from a key set. The `kid` must be the key's thumbprint, so that no key can bear another's name.
     pub(super) fn from_jwk(jwk: Jwk) -> Result<Self, InvalidKey> {
-        use SignatureAlgorithm as A;
-        let algorithm = [A::EdDsa, A::Es256, A::Rs256, A::Ps256]
-            .into_iter()
-            .find(|algorithm| algorithm.name() == jwk.alg)
-            .ok_or(InvalidKey::Jwk)?;
+        let mut algorithms = SignatureAlgorithm::ALL.into_iter();
+        let algorithm = algorithms.find(|algorithm| algorithm.name() == jwk.alg).ok_or(InvalidKey::Jwk)?;
         let key = Self::new(algorithm, jwk.material)?;
         if key.id().as_str() == jwk.kid { Ok(key) } else { Err(InvalidKey::Jwk) }
     }

@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use super::key::SymmetricKey;
 
-const PREFIX: &str = "gpr_";
+/// What every refresh token begins with.
+pub const PREFIX: &str = "gpr_";
 const ID_BYTES: usize = 16;
 const GENERATION_BYTES: usize = 4;
 const MAC_BYTES: usize = 32;
