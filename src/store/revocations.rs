@@ -162,7 +162,9 @@ impl TryFrom<String> for Snapshot {
                 }
                 least = xid;
             }
-            (xmin > 0 && xmin <= xmax && parts.next().is_none()).then_some(())
+            // Zero in the low half is the invalid transaction id.
+            let is_ordered = xmin as u32 != 0 && xmax as u32 != 0 && xmin <= xmax;
+            (is_ordered && parts.next().is_none()).then_some(())
         };
         if is_valid().is_some() { Ok(Self(text)) } else { Err(InvalidSnapshot) }
     }
@@ -289,6 +291,9 @@ mod tests {
             ("731:735", false),
             ("0:735:", false),
             ("735:731:", false),
+            ("1:4294967296:", false),
+            ("4294967296:4294967297:", false),
+            ("4294967297:4294967297:", true),
             ("731:735:730", false),
             ("731:735:735", false),
             ("731:735:733,731", false),
