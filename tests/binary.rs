@@ -65,6 +65,23 @@ async fn development_prints_the_address_and_commands_that_work() {
 }
 
 #[tokio::test]
+async fn development_says_how_to_create_a_user_where_registration_is_closed() {
+    let home = Home::new();
+    let settings =
+        [("DB_SOURCE", &*database().await), ("TOKEN_SYMMETRIC_KEY", KEY), ("REGISTRATION", "closed")];
+    let service = home.serve(&settings).await;
+    let welcome = service.stdout();
+    assert!(!welcome.contains(&format!("curl {} ", service.url("/users"))), "{welcome}");
+    let (_, command) = welcome.split_once("\n  gatepass ").unwrap();
+    let command = format!("{} --password-stdin", command.lines().next().unwrap());
+    let command: Vec<_> = command.split(' ').collect();
+    home.gatepass(&command).envs(&settings).stdin(PASSWORD).run().await.expect(0);
+    let login = json!({ "username": "alice", "password": PASSWORD });
+    assert_eq!(service.post("/users/login", &login).await.0, 200);
+    service.stop(Signal::TERM).await.expect(0);
+}
+
+#[tokio::test]
 async fn development_says_that_other_machines_can_reach_it() {
     let home = Home::new();
     let settings = [("DB_SOURCE", &*database().await), ("HTTP_SERVER_ADDRESS", "0.0.0.0:0")];

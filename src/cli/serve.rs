@@ -29,7 +29,7 @@ use crate::{
     account::{self, Accounts, Activity, Cause, CleanUp, Clients, History},
     chain,
     clock::Clock,
-    config::{DbPooler, Environment, Loaded, Settings},
+    config::{DbPooler, Environment, Loaded, Registration, Settings},
     http::{self, App, Limits, Parts, Phase},
     keys::Keys,
     metrics::{Metrics, PoolUse, PoolWatch},
@@ -161,7 +161,7 @@ async fn serve(
     let address = listener.local_addr()?;
     tracing::info!(%address, database = database.place(), version = env!("CARGO_PKG_VERSION"), "serving");
     if settings.environment == Environment::Development {
-        welcome(address, tls.is_some(), database);
+        welcome(address, tls.is_some(), database, settings.registration);
     }
 
     let mut following = tokio::spawn(work_beside(app.clone(), ops, tls.clone(), database.renewal()));
@@ -347,7 +347,7 @@ fn pool_use(pool: &'static str, connections: &PgPool) -> PoolUse {
 }
 
 /// Tells somebody who has just started the service by hand what to do next.
-fn welcome(address: SocketAddr, has_tls: bool, database: &Database) {
+fn welcome(address: SocketAddr, has_tls: bool, database: &Database, registration: Registration) {
     let scheme = if has_tls { "https" } else { "http" };
     let url = match address {
         any if any.ip().is_unspecified() => format!("{scheme}://localhost:{}", any.port()),
@@ -365,6 +365,23 @@ fn welcome(address: SocketAddr, has_tls: bool, database: &Database) {
     } else {
         String::new()
     };
+    let (first, password) = match registration {
+        Registration::Open => {
+            let password = "secret-horse-battery-9";
+            let register = format!(
+                r#"Register, then log in:
+
+  curl {url}/users -H 'content-type: application/json' \
+    -d '{{"username":"alice","email":"alice@example.com","password":"{password}"}}'"#
+            );
+            (register, password)
+        }
+        Registration::Closed => {
+            let create = "Registration is closed. Create a user, then log in:\n\n  \
+                          gatepass user create alice --email alice@example.com";
+            (create.to_owned(), "<the password that you gave>")
+        }
+    };
     let (bold, plain) = if telemetry::is_coloured(&io::stdout()) { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
     let text = format!(
         r#"
@@ -372,13 +389,10 @@ fn welcome(address: SocketAddr, has_tls: bool, database: &Database) {
 
   Data     {data}{reach}
 
-Register, then log in:
-
-  curl {url}/users -H 'content-type: application/json' \
-    -d '{{"username":"alice","email":"alice@example.com","password":"secret-horse-battery-9"}}'
+{first}
 
   curl {url}/users/login -H 'content-type: application/json' \
-    -d '{{"username":"alice","password":"secret-horse-battery-9"}}'
+    -d '{{"username":"alice","password":"{password}"}}'
 
   curl {url}/users/me -H 'authorization: Bearer <the access_token of the answer>'
 "#
