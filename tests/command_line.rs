@@ -541,12 +541,14 @@ async fn a_password_is_asked_for_twice_and_not_shown() {
 async fn a_deletion_is_confirmed_by_name_at_a_terminal() {
     let desk = Desk::new().await;
     desk.create("alice").await;
-    for (answer, outcome, left) in [("yes", "nothing deleted", 1), ("alice", "alice is deleted", 0)] {
+    for (answer, code, outcome, left) in
+        [("yes", 1, "nothing deleted", 1), ("alice", 0, "alice is deleted", 0)]
+    {
         let Some(mut process) = at_a_terminal(&desk, "user delete alice").await else { return };
         let question = "Delete alice <alice@example.com> for good? Type the username: ";
         until(question, async || process.stdout().contains(question)).await;
         process.write(&format!("{answer}\n")).await;
-        let ended = process.end().await.expect(0);
+        let ended = process.end().await.expect(code);
         assert!(ended.stdout.contains(outcome), "{}", ended.stdout);
         assert_eq!(desk.run(&["user", "list", "--json"]).await.json().as_array().unwrap().len(), left);
     }

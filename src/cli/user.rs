@@ -203,7 +203,7 @@ async fn execute(accounts: &Accounts, command: Command, password: Option<&Passwo
         Command::Delete { user, yes } => {
             let user = find(accounts, &user).await?;
             if !yes && io::stdin().is_terminal() && !confirmed(&user)? {
-                return print("nothing deleted\n");
+                return Err("nothing deleted: that is not the username".into());
             }
             accounts.delete(user.id, now).await?;
             print(&format!("{} is deleted\n", user.username))
