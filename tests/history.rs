@@ -662,6 +662,8 @@ async fn the_service_seals_by_itself_and_logs_the_head() {
     assert!(!service.stderr().contains("RUST_LOG"), "{}", service.stderr());
     let said = gatepass(&app, &["history", "seal"], "").await.expect(0).stdout;
     assert_eq!(said, "nothing to seal\n");
+    let said = gatepass(&app, &["history", "seal", "--json"], "").await.expect(0).json();
+    assert_eq!(said, json!({ "rows": 0, "head": found.head }));
     app.register("bob").await;
     let said = gatepass(&app, &["history", "seal"], "").await.expect(0).stdout;
     let head = verify(&app).await.head.unwrap();

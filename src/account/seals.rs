@@ -166,6 +166,16 @@ impl History {
         Ok(sealed)
     }
 
+    /// The last seal, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails.
+    pub async fn head(&self) -> Result<Option<Head>, Error> {
+        let last = history::last_seal(&mut *self.background.acquire().await?).await?;
+        Ok(last.map(|(seal, hash)| Head { seal, hash }))
+    }
+
     /// Checks the history against its seals, and the seals against `head`, the hash of a seal that was the last one
     /// when the hash was noted.
     ///

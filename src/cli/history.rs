@@ -81,6 +81,10 @@ async fn execute(history: &History, args: Args) -> Result<(), Failure> {
         Some(Command::Seal { json }) => {
             let (rows, head) = history.seal().await?;
             if json {
+                let head = match head {
+                    Some(head) => Some(head),
+                    None => history.head().await?,
+                };
                 return print_json(&json!({ "rows": rows, "head": head }));
             }
             match head {

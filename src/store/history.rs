@@ -262,6 +262,18 @@ pub async fn seal(
     Ok(Some(seal))
 }
 
+/// The number and the hash of the last seal, if there is one.
+///
+/// # Errors
+///
+/// When the database fails, or when the hash is not 32 bytes long.
+pub async fn last_seal(conn: &mut PgConnection) -> Result<Option<(i64, [u8; 32])>, Error> {
+    let last = sqlx::query!(
+        r#"SELECT number, hash AS "hash: [u8; 32]" FROM history_seals ORDER BY number DESC LIMIT 1"#
+    );
+    Ok(last.fetch_optional(conn).await?.map(|seal| (seal.number, seal.hash)))
+}
+
 /// The rows that wait for a seal.
 #[derive(Debug, Default)]
 struct Waiting {
