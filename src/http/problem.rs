@@ -307,7 +307,8 @@ pub(super) struct ProblemDocument<'a> {
     code: &'a str,
     /// The request's id, as in the service's log.
     request_id: &'a str,
-    /// With 422: what is wrong with each field.
+    /// With 422: what is wrong with each field. If a field is missing, unknown, given twice or of the wrong type, only
+    /// the first of these; otherwise everything that is wrong.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     errors: &'a [FieldError],
     /// With `not_ready`: why the service is not ready.
