@@ -81,7 +81,8 @@ pub(super) struct RegisterRequest {
     /// Letters, digits, `_`, `.` and `-`; unique regardless of case.
     #[schema(example = "alice", min_length = 3, max_length = 64, pattern = "^[A-Za-z0-9_.-]{3,64}$")]
     username: String,
-    /// Unique regardless of case; at most 254 bytes.
+    /// Unique regardless of case; at most 254 bytes. The Unicode and the ASCII form (`xn--…`) of a domain are not the
+    /// same, nor are a letter and its compatibility form, such as full width.
     #[schema(example = "alice@example.com", format = Email, max_length = 254)]
     email: String,
     /// Any characters. Refused if it is common or made of the user's own data.
