@@ -677,6 +677,7 @@ async fn a_migration_is_applied_with_its_rights_and_lost_rights_are_restored() {
     // The service's own role cannot restore them, and says so.
     let done = home.gatepass(&["migrate", "up"]).env("DB_SOURCE", &app).run().await.expect(0);
     assert!(done.stderr.contains("gatepass_app may not change that"), "{}", done.stderr);
+    assert!(done.stdout.contains("could not be restored: run `gatepass db setup`\n"), "{}", done.stdout);
     let service = home.serve(&with_owner).await;
     let user = json!({ "username": "alice", "email": "alice@example.com", "password": PASSWORD });
     assert_eq!(service.post("/users", &user).await.0, 201);

@@ -8,7 +8,7 @@ use std::{
 use super::{Failure, database::Database, print, print_json, seconds, setup};
 use crate::{
     config::DbPooler,
-    store::migrations::{self, Done, State, Status},
+    store::migrations::{self, Done, Rights, State, Status},
 };
 
 /// Apply, undo or list migrations of the database schema.
@@ -65,8 +65,11 @@ async fn on(database: &Database, command: Command) -> Result<(), Failure> {
     let mut conn = database.migration_connection().await?;
     match command {
         Command::Up { n } => match migrations::up(&mut conn, n).await? {
-            Done { has_restored_rights: true, .. } => print("restored the rights of the roles\n"),
-            Done { applied, .. } => report("applied", &applied),
+            Done { rights: Rights::Restored, .. } => print("restored the rights of the roles\n"),
+            Done { rights: Rights::Wrong, .. } => print(
+                "no migration to apply; the rights of the roles could not be restored: run `gatepass db setup`\n",
+            ),
+            Done { applied, rights: Rights::Right } => report("applied", &applied),
         },
         Command::Down { n } => report("undone", &migrations::down(&mut conn, n).await?),
         Command::Status { json: true } => print_json(&migrations::status(&mut conn).await?),

@@ -270,8 +270,19 @@ pub async fn may_apply(conn: &mut PgConnection) -> Result<(), Error> {
 pub struct Done {
     /// The migrations that it applied.
     pub applied: Vec<Status>,
-    /// Whether it applied none, and gave the roles back the rights that they should have.
-    pub has_restored_rights: bool,
+    /// The rights of the roles; looked at only if it applied none.
+    pub rights: Rights,
+}
+
+/// Whether the roles have the rights that they should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// They have, or there are no such roles.
+    Right,
+    /// They had not, and have now.
+    Restored,
+    /// They have not, and whoever is logged in may not change that.
+    Wrong,
 }
 
 /// Applies the next `limit` pending migrations, or all of them. Each runs in a transaction of its own, unless its first
@@ -304,11 +315,11 @@ pub async fn up_with(
         let versions: Vec<_> =
             waiting.take(limit.unwrap_or(usize::MAX)).map(|status| status.version).collect();
         if versions.is_empty() {
-            return Ok(Done { applied: Vec::new(), has_restored_rights: roles::repair(conn).await? });
+            return Ok(Done { applied: Vec::new(), rights: roles::repair(conn).await? });
         }
         run_all(migrator, conn, Way::Up, &versions).await?;
         let after = status_of(migrator, conn).await?;
-        Ok(Done { applied: changed(&before, after), has_restored_rights: false })
+        Ok(Done { applied: changed(&before, after), rights: Rights::Right })
     })
     .await
 }

@@ -6,7 +6,10 @@ use super::{
     APP, Columns, FUNCTIONS, OWNER, READONLY, TABLES, be_oneself, become_owner, full_function_name,
     owns_schema, quoted, run,
 };
-use crate::store::{PgConnection, begin_alone, migrations};
+use crate::store::{
+    PgConnection, begin_alone,
+    migrations::{self, Rights},
+};
 
 /// Whether there are roles whose rights differ from what they should be.
 pub(in crate::store) async fn deviate(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
@@ -14,24 +17,24 @@ pub(in crate::store) async fn deviate(conn: &mut PgConnection) -> Result<bool, s
     Ok(owns_schema(&mut transaction).await? && !deviations(&mut transaction).await?.is_empty())
 }
 
-/// Repeats the grants where necessary; `true` if it did. It is no reason to stop if the role that is logged in may not.
-pub(in crate::store) async fn repair(conn: &mut PgConnection) -> Result<bool, migrations::Error> {
+/// Repeats the grants where necessary. It is no reason to stop if the role that is logged in may not.
+pub(in crate::store) async fn repair(conn: &mut PgConnection) -> Result<Rights, migrations::Error> {
     if !deviate(&mut *conn).await? {
-        return Ok(false);
+        return Ok(Rights::Right);
     }
     match become_owner(&mut *conn).await {
         Ok(_) => {
             grant(&mut *conn).await?;
             be_oneself(conn).await?;
             tracing::info!("the rights of the roles have been restored");
-            Ok(true)
+            Ok(Rights::Restored)
         }
         Err(migrations::Error::NotOwner(user)) => {
             tracing::warn!(
                 "the rights of the roles are not what they should be, and {user} may not change that: run \
                  `gatepass db setup`"
             );
-            Ok(false)
+            Ok(Rights::Wrong)
         }
         Err(error) => Err(error),
     }
