@@ -14,7 +14,7 @@ The modules are called rooms. These are the imports that are allowed, never upwa
 - `store → password`, `metrics → token` and `config → {password, token, store, telemetry}`, only for types, so that a
   secret never travels as text and nothing is declared twice.
 
-Every room may import `clock`, `random`, `chain`, `loopback`, `path` and `metrics`.
+Every room may import `clock`, `random`, `chain`, `hex`, `loopback`, `path` and `metrics`.
 
 | room | what happens there |
 |---|---|
@@ -38,6 +38,7 @@ Every room may import `clock`, `random`, `chain`, `loopback`, `path` and `metric
 | [`clock`], [`random`] | where time and randomness come in, only at the edge |
 | [`path`] | which paths may be shown in messages |
 | [`chain`] | an error and its causes |
+| [`hex`] | bytes in hexadecimal |
 | [`loopback`] | which hosts are this machine |
 
 The path of one login: `http::users` reads the body and the caller's address → `account::login` asks the throttle
@@ -81,6 +82,8 @@ pub mod config;
 pub mod devdata;
 #[cfg(feature = "server")]
 pub mod embedded;
+#[cfg(feature = "server")]
+mod hex;
 #[cfg(feature = "server")]
 pub mod http;
 #[cfg(feature = "server")]

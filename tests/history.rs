@@ -630,7 +630,10 @@ async fn a_chain_that_was_cut_off_is_found_with_a_head_from_the_log() {
     assert_eq!(app.state().history.verify(Some(head.hash)).await.unwrap().problems, [Problem::HeadUnknown]);
     let ended = gatepass(&app, &["history", "verify", "--head", &head.hash()], "").await;
     assert!(ended.expect(1).stderr.contains("the history is not what was sealed"));
-    gatepass(&app, &["history", "verify", "--head", "abc"], "").await.fails(2, &["64 hexadecimal digits"]);
+    for head in ["abc", &"+f".repeat(32), &"0".repeat(66)] {
+        let ended = gatepass(&app, &["history", "verify", "--head", head], "").await;
+        ended.fails(2, &["64 hexadecimal digits"]);
+    }
 }
 
 #[tokio::test]

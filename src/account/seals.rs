@@ -24,7 +24,10 @@ use aws_lc_rs::digest;
 use tracing::Level;
 
 use super::{Error, History};
-use crate::store::history::{self, Inspection, Personal, Previous, Seal, Sealable};
+use crate::{
+    hex,
+    store::history::{self, Inspection, Personal, Previous, Seal, Sealable},
+};
 
 /// How many rows one seal covers at most.
 const BATCH: i64 = 1000;
@@ -41,26 +44,18 @@ pub struct Head {
     /// Its number.
     pub seal: i64,
     /// Its hash; serialised in hexadecimal.
-    #[serde(serialize_with = "hex")]
+    #[serde(serialize_with = "in_hex")]
     pub hash: Hash,
 }
 
-fn hex<S: serde::Serializer>(hash: &Hash, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&Hex(hash))
+fn in_hex<S: serde::Serializer>(hash: &Hash, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&hex::encode(hash))
 }
 
 impl Head {
     /// The hash in hexadecimal.
     pub fn hash(&self) -> String {
-        Hex(&self.hash).to_string()
-    }
-}
-
-struct Hex<'a>(&'a Hash);
-
-impl std::fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        hex::encode(&self.hash)
     }
 }
 

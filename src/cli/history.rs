@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use super::{Failure, database, print, print_json, seconds, setup, table, time};
 use crate::{
     account::{Entry, Head, History, Verification, Wanted},
+    hex,
     http::ChangeBody,
 };
 
@@ -60,11 +61,8 @@ enum Command {
 }
 
 fn hash(text: &str) -> Result<[u8; 32], String> {
-    let refused = "needs 64 hexadecimal digits";
-    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return Err(refused.into()) };
-    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
-    bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| refused.into())
+    let bytes = hex::decode(text).and_then(|bytes| bytes.try_into().ok());
+    bytes.ok_or_else(|| "needs 64 hexadecimal digits".into())
 }
 
 pub(super) async fn run(config_file: Option<PathBuf>, args: Args) -> Result<(), Failure> {

@@ -18,7 +18,8 @@ use std::{
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, hex};
+use super::Error;
+use crate::hex;
 
 /// The version of the manifest's format.
 const FORMAT: u32 = 1;
@@ -86,7 +87,7 @@ impl New {
     /// Completes a file.
     pub(super) fn add(&mut self, mut file: NewFile, rows: Option<u64>) -> Result<(), Error> {
         file.file.flush().map_err(io_error(&file.path))?;
-        self.files.push(Entry { file: file.name, rows, sha256: hex(file.hash.finish().as_ref()) });
+        self.files.push(Entry { file: file.name, rows, sha256: hex::encode(file.hash.finish().as_ref()) });
         Ok(())
     }
 
@@ -158,7 +159,7 @@ impl Reader {
 
     /// Checks that everything that was read is what was written.
     pub(super) fn check(self, entry: &Entry) -> Result<(), Error> {
-        let is_same = hex(self.hash.finish().as_ref()) == entry.sha256;
+        let is_same = hex::encode(self.hash.finish().as_ref()) == entry.sha256;
         if is_same { Ok(()) } else { Err(Error::Damaged(self.path)) }
     }
 }

@@ -14,7 +14,7 @@ mod dump;
 mod people;
 mod transfer;
 
-use std::{fmt::Write, io, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{io, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use time::OffsetDateTime;
 
@@ -160,12 +160,4 @@ async fn hash(params: Params, salt: [u8; 16]) -> Result<HashedPassword, Error> {
     let settings =
         PoolSettings { threads, queue: 1, params, peppers: Peppers::default(), deadline: HASH_DEADLINE };
     Ok(Pool::new(settings)?.hash(&Password::new(PASSWORD), salt).await?)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -11,9 +11,9 @@ use rand_core::{Rng, SeedableRng};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{ADMIN, hex};
+use super::ADMIN;
 use crate::{
-    random,
+    hex, random,
     store::devdata::{
         names::{AGENTS, FAMILIES, Family},
         seed::{PERSON_COLUMNS, SESSION_COLUMNS},
@@ -146,7 +146,7 @@ impl<'a> People<'a> {
             &user_id,
             &generation,
             // The backslash is doubled for `COPY`.
-            &format!("\\\\x{}", hex(&random::bytes::<32>(&mut self.rng))),
+            &format!("\\\\x{}", hex::encode(&random::bytes::<32>(&mut self.rng))),
             agent,
             &address,
             &created_at,

@@ -7,6 +7,7 @@ use time::{Duration, OffsetDateTime, macros::datetime};
 use super::{Email, FieldError, FullName, Roles, Rules, Username, object::Object};
 use crate::{
     account::ADMIN_ROLE,
+    hex,
     password::foreign::{Imported, Refused},
 };
 
@@ -138,7 +139,7 @@ impl Draft {
         let whose = self.external_id.clone().unwrap_or_else(|| email.to_lowercase());
         let whose = digest(&SHA256, whose.as_bytes());
         name.push('-');
-        name.extend(whose.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")));
+        name.push_str(&hex::encode(&whose.as_ref()[..4]));
         self.username = Some(name);
         self
     }

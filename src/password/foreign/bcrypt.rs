@@ -15,9 +15,9 @@ use zeroize::Zeroizing;
 
 use super::{
     Function, Hash, Length, Refused,
-    digest::hexadecimal,
     phc::{self, Phc},
 };
+use crate::hex;
 
 const NAME: &str = "bcrypt";
 
@@ -104,7 +104,7 @@ impl Function for Bcrypt {
         let key = match self.key {
             Key::Plain | Key::Signed => password,
             Key::Sha256 => {
-                hashed = Zeroizing::new(hexadecimal(&Sha256::digest(password)));
+                hashed = Zeroizing::new(hex::encode(&Sha256::digest(password)));
                 hashed.as_bytes()
             }
         };

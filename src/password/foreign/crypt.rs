@@ -9,9 +9,9 @@ use zeroize::Zeroizing;
 
 use super::{
     Function, Hash, Length, Refused,
-    digest::hexadecimal,
     phc::{self, Phc},
 };
+use crate::hex;
 
 const MD5_CRYPT: &str = "md5-crypt";
 const SHA_CRYPT: &str = "sha-crypt";
@@ -291,7 +291,7 @@ impl Function for Phpass {
     fn compute(&self, password: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let hashed;
         let key = if self.is_of_md5 {
-            hashed = Zeroizing::new(hexadecimal(&Md5::digest(password)));
+            hashed = Zeroizing::new(hex::encode(&Md5::digest(password)));
             hashed.as_bytes()
         } else {
             password

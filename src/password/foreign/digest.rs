@@ -14,6 +14,7 @@ use super::{
     Function, Hash, Length, MAX_SALT, Refused,
     phc::{self, Phc},
 };
+use crate::hex;
 
 const NAME: &str = "digest";
 const LDAP: &str = "LDAP";
@@ -152,7 +153,7 @@ impl BareKind {
             Some(HmacKey::Salt) => (Some(salt), if template.contains(SALT) { salt } else { &[] }),
         };
         let digest = Digest::new(self.algorithm, key, template, salt.to_vec())?;
-        Hash::new(Box::new(digest), of_hexadecimal(text).ok_or(Refused::Malformed(NAME))?)
+        Hash::new(Box::new(digest), hex::decode(text).ok_or(Refused::Malformed(NAME))?)
     }
 }
 
@@ -288,23 +289,4 @@ pub(super) fn parse_ldap(text: &str) -> Result<Hash, Refused> {
     }
     let template = if is_salted { "{password}{salt}" } else { PASSWORD };
     Hash::new(Box::new(Digest::new(algorithm, None, template, salt)?), digest)
-}
-
-/// The bytes in hexadecimal, in lower case. They may come from a password: the caller wipes the text.
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        text.push(DIGITS[usize::from(byte >> 4)].into());
-        text.push(DIGITS[usize::from(byte & 15)].into());
-    }
-    text
-}
-
-/// Reads hexadecimal, in either case.
-pub(super) fn of_hexadecimal(text: &str) -> Option<Vec<u8>> {
-    let digit = |c: u8| char::from(c).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    let bytes = pairs.iter().map(|&[high, low]| Some(digit(high)? << 4 | digit(low)?));
-    bytes.collect::<Option<Vec<u8>>>().filter(|_| rest.is_empty())
 }

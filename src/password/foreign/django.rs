@@ -5,11 +5,12 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 
 use super::{
     Hash, Refused, bcrypt,
-    digest::{Algorithm, Digest, of_hexadecimal},
+    digest::{Algorithm, Digest},
     pbkdf2::{Pbkdf2, Prf},
     phc,
     scrypt::Scrypt,
 };
+use crate::hex;
 
 const NAME: &str = "Django";
 
@@ -47,7 +48,7 @@ fn parse_scrypt(text: &str) -> Result<Hash, Refused> {
 fn parse_digest(algorithm: Algorithm, text: &str) -> Result<Hash, Refused> {
     let [salt, digest] = fields(text)?;
     let template = if salt.is_empty() { "{password}" } else { "{salt}{password}" };
-    let digest = of_hexadecimal(digest).ok_or(Refused::Malformed(NAME))?;
+    let digest = hex::decode(digest).ok_or(Refused::Malformed(NAME))?;
     Hash::new(Box::new(Digest::new(algorithm, None, template, salt.into())?), digest)
 }
 
