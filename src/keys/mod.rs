@@ -373,8 +373,8 @@ impl Keys {
         Ok(())
     }
 
-    /// Reads the ring and puts it in force. Returns what is wrong with single keys: the others are in force all the same,
-    /// and no tokens are made if it is the key that signs.
+    /// Reads the ring and puts it in force. Returns what is wrong with single keys: the others are in force all the
+    /// same, and no tokens are made if it is the key that signs.
     ///
     /// # Errors
     ///
