@@ -533,6 +533,45 @@ async fn a_body_that_is_declared_too_large_is_refused_before_it_is_sent() {
     assert!(served.stop().await);
 }
 
+/// Otherwise ten thousand connections, each with a body that never ends, would take more memory than a pod has.
+#[tokio::test]
+async fn large_requests_that_never_arrive_keep_out_large_requests_only() {
+    let long = Duration::from_mins(5);
+    let limits = Limits { large_requests: 1, body_read: long, handler: long, ..Limits::default() };
+    let app = App::with_limits(&[], limits).await;
+    app.register("alice").await;
+    let served = app.serve(limits).await;
+    let login = |cookie: usize, username: &str| {
+        let body = json!({"username": username, "password": PASSWORD}).to_string();
+        let fields = format!("Cookie: {}\r\nContent-Type: application/json", "a".repeat(cookie));
+        let length = body.len();
+        let head = format!("POST /users/login HTTP/1.1\r\nHost: a\r\n{fields}\r\nContent-Length: {length}");
+        format!("{head}\r\nConnection: close\r\n\r\n{body}")
+    };
+    let places_become = async |free: usize| {
+        while app.state().large_requests.available_permits() != free {
+            tokio::task::yield_now().await;
+        }
+    };
+    let (head, body) = (login(9000, "nobody"), login(0, &"a".repeat(9000)));
+    for large in [&head, &body] {
+        let unfinished = served.send(&large[..large.len() - 1]).await;
+        timeout(PATIENCE, places_become(0)).await.unwrap();
+        for large in [&head, &body] {
+            let answer = rest(served.send(large).await).await;
+            assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("retry-after: 1"), "{answer}");
+            assert!(answer.contains("\"code\":\"overloaded\""), "{answer}");
+        }
+        let answer = rest(served.send(&login(0, "alice")).await).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        drop(unfinished);
+        timeout(PATIENCE, places_become(1)).await.unwrap();
+        let answer = rest(served.send(&head).await).await;
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    }
+    assert!(served.stop().await);
+}
+
 #[tokio::test]
 async fn invalid_http_is_answered_with_an_error_and_closed() {
     let app = App::new().await;

@@ -15,7 +15,7 @@ use std::{
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{sleep, timeout},
 };
 
@@ -337,6 +337,7 @@ pub async fn app(
         trusted_proxies: settings.trusted_proxies.clone(),
         allowed_origins: settings.allowed_origins.clone(),
         limits,
+        large_requests: Semaphore::new(limits.large_requests),
         phase: watch::Sender::new(Phase::Serving),
     }))
 }

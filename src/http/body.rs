@@ -8,13 +8,17 @@ use axum::{
     http::{
         HeaderMap,
         header::{CONTENT_ENCODING, CONTENT_TYPE},
+        request::Parts,
     },
 };
 use http_body_util::{BodyExt, LengthLimitError};
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::{App, Problem};
 use crate::token::Claims;
+
+/// A request is large if its head and body have more bytes than this: 8 KiB. Few with a body are.
+const LARGE_BYTES: usize = 8 * 1024;
 
 /// The media type that a request names for its body, in lower case and without parameters.
 pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
@@ -23,7 +27,8 @@ pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The whole body. 415 if it is compressed, 413 over the limit, 408 if it does not arrive in time, `broken` if only a
-/// part of it arrives, 401 if the request's access token has become invalid by then.
+/// part of it arrives, 401 if the request's access token has become invalid by then, 503 if the request is large and too
+/// many such are arriving.
 pub(super) async fn read(
     request: Request,
     app: &App,
@@ -34,13 +39,9 @@ pub(super) async fn read(
         return Err(Problem::unsupported_encoding());
     }
     let (head, body) = request.into_parts();
-    let body = timeout(app.limits.body_read, collect(body))
+    let body = timeout(app.limits.body_read, collect(&head, body, &app.large_requests, broken))
         .await
-        .map_err(|_| Problem::request_timeout())?
-        .map_err(|error| match std::error::Error::source(&error) {
-            Some(source) if source.is::<LengthLimitError>() => Problem::too_large(),
-            _ => broken("The request's body did not arrive whole."),
-        })?;
+        .map_err(|_| Problem::request_timeout())??;
     // A client that holds back the last byte would otherwise use rights that it has lost since.
     if head.extensions.get::<Arc<Claims>>().is_some() {
         app.check_again(&head.headers)?;
@@ -48,15 +49,43 @@ pub(super) async fn read(
     Ok(body)
 }
 
-/// Copies what has arrived: a piece of it, even a single byte, keeps alive the whole buffer that it was read into.
-async fn collect(mut body: Body) -> Result<Vec<u8>, axum::Error> {
+/// Copies what has arrived: a piece of it, even a single byte, keeps alive the whole buffer that it was read into. A
+/// large request takes one of `places`, or there could be as many in memory as there may be connections.
+async fn collect(
+    head: &Parts,
+    mut body: Body,
+    places: &Semaphore,
+    broken: fn(&'static str) -> Problem,
+) -> Result<Vec<u8>, Problem> {
+    let head_bytes = length(head);
     let mut whole = Vec::new();
-    while let Some(frame) = body.frame().await {
-        if let Ok(piece) = frame?.into_data() {
-            whole.extend_from_slice(&piece);
+    let mut place = None;
+    let mut make_room = |bytes| -> Result<(), Problem> {
+        if head_bytes + bytes > LARGE_BYTES && place.is_none() {
+            let taken = places.try_acquire().map_err(|_| {
+                Problem::crowded("There are more large requests than can be served at the moment.")
+            })?;
+            place = Some(taken);
         }
+        Ok(())
+    };
+    make_room(0)?;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| match std::error::Error::source(&error) {
+            Some(source) if source.is::<LengthLimitError>() => Problem::too_large(),
+            _ => broken("The request's body did not arrive whole."),
+        })?;
+        let Ok(piece) = frame.into_data() else { continue };
+        make_room(whole.len() + piece.len())?;
+        whole.extend_from_slice(&piece);
     }
     Ok(whole)
+}
+
+/// How many bytes of a request's head are kept, roughly.
+fn length(head: &Parts) -> usize {
+    let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+    head.uri.path_and_query().map_or(0, |path| path.as_str().len()) + fields.sum::<usize>()
 }
 
 #[cfg(test)]
@@ -104,6 +133,8 @@ mod tests {
     #[tokio::test]
     async fn a_received_byte_does_not_keep_its_buffer_alive() {
         let drip = Drip { left: 1000, buffer: Arc::new(*b"x") };
-        assert_eq!(collect(Body::new(drip)).await.unwrap(), [b'x'; 1000]);
+        let (head, ()) = Request::new(()).into_parts();
+        let whole = collect(&head, Body::new(drip), &Semaphore::new(0), Problem::malformed).await;
+        assert_eq!(whole.unwrap(), [b'x'; 1000]);
     }
 }

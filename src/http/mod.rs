@@ -43,7 +43,7 @@ use axum::{
     routing::{Route, any},
 };
 use ipnet::IpNet;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tower::{ServiceBuilder, layer::layer_fn, service_fn};
 use utoipa_axum::{router::UtoipaMethodRouter, routes};
 
@@ -90,6 +90,8 @@ pub struct Limits {
     /// How many connections may be open at once, provided the system allows the process that many open files. Each
     /// request over HTTP/2 counts as one more.
     pub connections: usize,
+    /// How many requests with more than 8 KiB, and a body, may be arriving at once.
+    pub large_requests: usize,
 }
 
 impl Default for Limits {
@@ -103,6 +105,7 @@ impl Default for Limits {
             stalled_write: Duration::from_secs(30),
             drain: Duration::from_secs(15),
             connections: 10_000,
+            large_requests: 200,
         }
     }
 }
@@ -148,6 +151,8 @@ pub struct Parts {
     pub allowed_origins: Vec<String>,
     /// How long each part of a request may take.
     pub limits: Limits,
+    /// Places for large requests, as many as `limits` says.
+    pub large_requests: Semaphore,
     /// Whether the service is shutting down.
     pub phase: watch::Sender<Phase>,
 }

@@ -50,8 +50,11 @@ use crate::tls::Tls;
 
 /// How long to wait before trying again when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// The largest request head, in bytes.
-const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// The largest request head, in bytes: as nginx has it by default. Of a connection over HTTP/1, no more than this is in
+/// memory before a handler reads it.
+const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// How much of a request's body over HTTP/2 a client may send before a handler reads it, in bytes.
+const STREAM_WINDOW: u32 = 16 * 1024;
 /// hyper's own limit over HTTP/1. Setting it there would make hyper fill a list of that many fields for every request.
 const MAX_HEADER_FIELDS: usize = 100;
 /// How long the last connections may take to complete: the third packet of their handshake is on its way.
@@ -203,6 +206,7 @@ impl Server {
             .keep_alive_interval(limits.header_read)
             .keep_alive_timeout(limits.header_read)
             .max_concurrent_streams(32)
+            .initial_stream_window_size(STREAM_WINDOW)
             .max_header_list_size(MAX_HEAD_BYTES as u32);
         Self { builder, router, tls, limits, phase }
     }
@@ -262,18 +266,21 @@ impl Server {
             move |request| conversation.clone().answer(request)
         });
         let mut connection = pin!(builder.serve_connection(stream, service));
-        let is_late = async {
+        let mut is_late = pin!(async {
             if timeout_at(deadline, conversation.asked.wait()).await.is_ok() {
                 pending::<()>().await;
             }
-        };
+        });
         let ended = tokio::select! {
             ended = &mut connection => ended,
             // hyper's own limits begin once it knows the protocol; until then only this one applies.
-            () = is_late => return,
+            () = &mut is_late => return,
             () = self.time_to_go(&conversation) => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                tokio::select! {
+                    ended = connection => ended,
+                    () = is_late => return,
+                }
             }
             () = self.is_idle(&conversation) => {
                 connection.as_mut().graceful_shutdown();
@@ -420,7 +427,7 @@ mod tests {
     struct Client {
         stream: DuplexStream,
         places: Arc<Semaphore>,
-        _phase: watch::Sender<Phase>,
+        phase: watch::Sender<Phase>,
     }
 
     impl Client {
@@ -439,7 +446,7 @@ mod tests {
             tokio::spawn(async move {
                 server.converse(other_end, SocketAddr::from(([127, 0, 0, 1], 1)), patience, deadline).await;
             });
-            Self { stream, places, _phase: phase }
+            Self { stream, places, phase }
         }
 
         async fn send(&mut self, bytes: &[u8]) {
@@ -491,6 +498,19 @@ mod tests {
         sleep(seconds(5)).await;
         client.send(&REQUEST[..3]).await;
         assert_eq!(client.closed_after().await, 5);
+    }
+
+    /// As many as hyper reads to tell the versions of HTTP apart, and fewer.
+    #[tokio::test(start_paused = true)]
+    async fn the_beginning_of_a_head_does_not_hold_up_a_stop() {
+        for (bytes, closed_after) in [(0, 1), (1, 9), (24, 9), (25, 9)] {
+            let mut client = Client::new();
+            let request = [REQUEST.trim_ascii_end(), b"\r\nAccept: */*"].concat();
+            client.send(&request[..bytes]).await;
+            sleep(seconds(1)).await;
+            client.phase.send_replace(Phase::Closing);
+            assert_eq!(client.closed_after().await, closed_after, "{bytes} bytes");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -597,7 +617,7 @@ mod tests {
             let request = Request::builder().uri(format!("http://a{path}")).body(Empty::new()).unwrap();
             let answer = sender.send_request(request).await.unwrap();
             assert_eq!(answer.status().as_u16(), 200);
-            Self { body: answer.into_body(), connection, _sender: sender, _phase: client._phase }
+            Self { body: answer.into_body(), connection, _sender: sender, _phase: client.phase }
         }
 
         /// Takes at least this many bytes, some every `pause` seconds.
