@@ -706,6 +706,27 @@ async fn removing_an_administrator_waits_only_for_another_such_removal() {
     }
 }
 
+/// A program that reports every change of its users is one administrator.
+#[tokio::test]
+async fn an_administrators_changes_do_not_wait_for_each_other() {
+    let app = App::new().await;
+    let root = app.login_admin("root").await;
+    let (alice, bob) = (app.register("alice").await, app.register("bob").await);
+    let mut by_hand = app.db.begin().await.unwrap();
+    let lock = "SELECT FROM users WHERE username = 'alice' FOR UPDATE";
+    sqlx::query(lock).execute(&mut *by_hand).await.unwrap();
+    let meanwhile = async {
+        somebody_waits(&app).await;
+        for name in ["Bob", "Robert"] {
+            patch(&app, &root, &bob, json!({"full_name": name})).await.expect(200);
+        }
+        app.login("root").await;
+        by_hand.commit().await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(patch(&app, &root, &alice, json!({"full_name": "Alice"})), meanwhile);
+    answer.expect(200);
+}
+
 #[tokio::test]
 async fn the_last_administrator_cannot_be_removed_from_an_older_snapshot() {
     for isolation in ["REPEATABLE READ", "SERIALIZABLE"] {
