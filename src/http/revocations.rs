@@ -76,7 +76,8 @@ pub(super) struct EndedSession {
     /// The session's id.
     #[schema(example = "019aa3f0-6c1d-7d2a-8b40-51c2d3e4f506")]
     session_id: Uuid,
-    /// When the last of its access tokens expires. After that, you can forget the session.
+    /// When the last of its access tokens expires. After that, and any leeway that you allow, you can forget the
+    /// session.
     #[schema(example = "2026-01-02T03:19:05Z")]
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,
@@ -95,7 +96,8 @@ pub(super) struct ChangedRoles {
     /// there was a `reset` between them.
     #[schema(example = 42)]
     change: i64,
-    /// When the last access token with other roles expires. After that, you can forget the change.
+    /// When the last access token with other roles expires. After that, and any leeway that you allow, you can
+    /// forget the change.
     #[schema(example = "2026-01-02T03:19:05Z")]
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,
