@@ -674,6 +674,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_response_over_http2_keeps_its_place_until_its_last_byte_is_taken() {
+        let client = Client::new();
+        let places = client.places.clone();
+        let free = || places.available_permits();
+        assert_eq!(free(), PLACES as usize);
+        let mut download = Download::begin(client, "/large", WINDOW).await;
+        download.take(LARGE / 2, 1).await;
+        assert_eq!(free(), PLACES as usize - 1);
+        download.take(LARGE / 2 - WINDOW as usize, 1).await;
+        assert_eq!(free(), PLACES as usize - 1);
+        while download.body.frame().await.is_some() {}
+        assert_eq!(free(), PLACES as usize);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_abandoned_http2_response_does_not_hold_its_connection() {
         for (free, closed_after) in [(PLACES, 130), (0, 40)] {
             let client = Client::new();
