@@ -5,6 +5,9 @@ use std::{error::Error, fmt};
 #[cfg(feature = "server")]
 use sqlx::{error::DatabaseError, postgres::PgDatabaseError};
 
+#[cfg(feature = "server")]
+use crate::terminal::plain;
+
 /// An error as the field of a log line, which then also says its causes.
 pub(crate) fn cause<E: Error + 'static>(error: &E) -> impl tracing::Value + use<'_, E> {
     tracing::field::display(Chain(error))
@@ -43,13 +46,14 @@ pub(crate) fn texts(error: &(dyn Error + 'static)) -> Vec<String> {
 }
 
 /// What one error says. To a database's message sqlx adds a line number, which is one of Postgres's own source code and
-/// passes for one of the statement. Postgres's hint, if it has one, is of more use. Its detail may quote a user's data.
+/// passes for one of the statement. Postgres's hint, if it has one, is of more use. Its detail may quote a user's data;
+/// the message, too, quotes others, and another database's may say anything.
 fn text(error: &(dyn Error + 'static)) -> String {
     #[cfg(feature = "server")]
     if let Some(error) = error.downcast_ref::<Box<dyn DatabaseError>>() {
         let hint = error.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::hint);
-        return hint
-            .map_or_else(|| error.message().to_owned(), |hint| format!("{} ({hint})", error.message()));
+        let message = plain(error.message());
+        return hint.map_or_else(|| message.clone(), |hint| format!("{message} ({})", plain(hint)));
     }
     error.to_string()
 }
@@ -112,7 +116,7 @@ mod tests {
 
     impl DatabaseError for OfDatabase {
         fn message(&self) -> &str {
-            "no table"
+            "no table \u{1b}_"
         }
 
         fn kind(&self) -> ErrorKind {
@@ -136,6 +140,9 @@ mod tests {
     fn a_database_error_says_no_line_of_postgres_own_source() {
         let error = MigrateError::ExecuteMigration(sqlx::Error::Database(Box::new(OfDatabase)), 7);
         assert!(error.to_string().ends_with(": no table at line 1392"));
-        assert_eq!(chain(&error), "while executing migration 7: error returned from database: no table");
+        assert_eq!(
+            chain(&error),
+            "while executing migration 7: error returned from database: no table \\u{1b}_"
+        );
     }
 }

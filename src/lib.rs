@@ -14,7 +14,7 @@ The modules are called rooms. These are the imports that are allowed, never upwa
 - `store → password`, `metrics → token` and `config → {password, token, store, telemetry}`, only for types, so that a
   secret never travels as text and nothing is declared twice.
 
-Every room may import `clock`, `random`, `chain`, `hex`, `loopback`, `path` and `metrics`.
+Every room may import `clock`, `random`, `chain`, `hex`, `loopback`, `path`, `terminal` and `metrics`.
 
 | room | what happens there |
 |---|---|
@@ -40,6 +40,7 @@ Every room may import `clock`, `random`, `chain`, `hex`, `loopback`, `path` and 
 | [`chain`] | an error and its causes |
 | [`hex`] | bytes in hexadecimal |
 | [`loopback`] | which hosts are this machine |
+| [`terminal`] | texts of others, as they may be shown on a terminal |
 
 The path of one login: `http::users` reads the body and the caller's address → `account::login` asks the throttle
 (`account::throttle`), reads the user (`store::users`), waits its turn in `password::Pool`, verifies the password,
@@ -106,6 +107,8 @@ pub mod revocation;
 pub mod store;
 #[cfg(feature = "server")]
 pub mod telemetry;
+#[cfg(feature = "server")]
+mod terminal;
 #[cfg(feature = "server")]
 pub mod tls;
 #[cfg(feature = "verify")]

@@ -255,6 +255,37 @@ async fn changes_name_the_command_line_or_the_service_as_their_author() {
     gatepass(&app, &late, "").await.fails(2, &["--since", "after the year 9999"]);
 }
 
+/// What somebody has stored cannot do anything to the terminal of whoever reads it.
+#[tokio::test]
+async fn no_stored_text_controls_the_terminal_of_a_reader() {
+    let app = App::new().await;
+    let backwards = "Alice \u{202e}nimda\u{202c}";
+    app.register("alice").await;
+    let login = app.login("alice").await;
+    let name = json!({ "full_name": backwards });
+    app.patch("/users/me").bearer(&login).json(&name).send().await.expect(200);
+    // It clears the line before, and opens a string that ends nowhere.
+    execute(
+        &app,
+        r"BEGIN;
+          SELECT caused_by(E'cli:\u001b[1A\u001b[2K\n\u001b_', NULL);
+          UPDATE users SET disabled = true;
+          COMMIT",
+    )
+    .await;
+    let shown = gatepass(&app, &["history"], "").await.expect(0).stdout;
+    assert!(shown.contains(r"cli:\u{1b}[1A\u{1b}[2K\u{a}\u{1b}_"), "{shown}");
+    let changes = gatepass(&app, &["history", "--json"], "").await.json();
+    assert_eq!(shown.lines().count(), 1 + changes.as_array().unwrap().len(), "{shown}");
+    assert_eq!(changes[0]["actor"], "cli:\u{1b}[1A\u{1b}[2K\n\u{1b}_");
+
+    let user = gatepass(&app, &["user", "show", "alice"], "").await.expect(0).stdout;
+    assert!(user.contains(r"full name   Alice \u{202e}nimda\u{202c}"), "{user}");
+    assert!(!format!("{shown}{user}").contains(['\u{1b}', '\u{202e}']), "{shown}{user}");
+    let user = gatepass(&app, &["user", "show", "alice", "--json"], "").await.json();
+    assert_eq!(user["full_name"], backwards);
+}
+
 #[tokio::test]
 async fn changes_made_by_hand_are_recorded_too() {
     let app = App::new().await;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 
-use super::{Failure, database, explain, print, print_json, say, seconds, setup, table};
+use super::{Failure, database, explain, print, print_json, print_line, say, seconds, setup, table};
 use crate::{
     account::{Client, Clients},
     clock::Clock,
@@ -65,7 +65,7 @@ async fn execute(clients: &Clients, command: Command) -> Result<(), Failure> {
         }
         Command::Delete { client } => {
             let client = clients.delete(&client).await?;
-            print(&format!("{} is deleted\n", client.name))
+            print_line(&format!("{} is deleted", client.name))
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     config::DbPooler,
     random,
     store::roles::{self, Login, SetUp, Sharing},
+    terminal::plain,
 };
 
 /// Prepare the database.
@@ -75,7 +76,11 @@ async fn set_up(database: &Database, args: &SetupArgs) -> Result<(), Failure> {
     }
     let mut text = String::new();
     for step in steps {
-        text.push_str(&format!("{:<8}  {}\n", if step.changed { "done" } else { "already" }, step.what));
+        text.push_str(&format!(
+            "{:<8}  {}\n",
+            if step.changed { "done" } else { "already" },
+            plain(&step.what)
+        ));
     }
     for (role, password) in &passwords {
         text.push_str(&format!("password  {role}  {}\n", password.expose_secret()));
@@ -83,7 +88,8 @@ async fn set_up(database: &Database, args: &SetupArgs) -> Result<(), Failure> {
     for member in members {
         text.push_str(&format!(
             "next      when nothing logs in as {member} any more: REVOKE {} FROM \"{member}\"\n",
-            roles::OWNER
+            roles::OWNER,
+            member = plain(&member),
         ));
     }
     print(&text)?;

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{Failure, print, setup};
-use crate::tls::probe;
+use crate::{terminal::plain_lines, tls::probe};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -61,7 +61,7 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(),
     if !status.is_success() {
         return Err(format!("{address}{path} says {status}: {body}").into());
     }
-    print(&format!("{body}\n"))
+    print(&format!("{}\n", plain_lines(&body)))
 }
 
 async fn get(address: SocketAddr, tls: bool, path: &str) -> Result<(StatusCode, String), Failure> {

@@ -8,13 +8,14 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Failure, database, print, print_json, say, seconds, setup, table};
+use super::{Failure, database, print, print_json, print_line, say, seconds, setup, table};
 use crate::{
     clock::Clock,
     config::Settings,
     keys::{self, Error, Keys, Policy, Rewrapped, Stored},
     random,
     store::{self, PgPool, signing_keys},
+    terminal::plain,
     token::{Format, Hs256Key, KeyId, KeyStatus, SharedFormat, SigningKey, SymmetricKey, ring::RingKey},
 };
 
@@ -387,7 +388,7 @@ async fn rotate(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure>
     if json {
         return print_json(&json!({ "format": format, "active": active, "next": next, "retired": before }));
     }
-    let name = |kid: Option<String>| kid.unwrap_or_else(|| "-".to_owned());
+    let name = |kid: Option<String>| kid.map_or_else(|| "-".to_owned(), |kid| plain(&kid));
     let until = before.as_ref().and_then(|kid| after.iter().find(|key| key.kid == *kid)?.verifies_until);
     let until = until.map(|at| format!(" (verifies until {})", seconds(at))).unwrap_or_default();
     print(&format!(
@@ -419,7 +420,8 @@ async fn retire(policy: &Policy, db: &PgPool, id: &str, at_once: bool, json: boo
         _ => "is gone: every replica refuses its tokens within a second".to_owned(),
     };
     let active = with(&keys, &key.format, KeyStatus::Active).map_or("-", |key| &key.kid);
-    print(&format!("{id} {what}\n{active} signs {} now\n", key.format))
+    print_line(&format!("{id} {what}"))?;
+    print_line(&format!("{active} signs {} now", key.format))
 }
 
 async fn rewrap(policy: &Policy, db: &PgPool, json: bool) -> Result<(), Failure> {

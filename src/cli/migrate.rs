@@ -9,6 +9,7 @@ use super::{Failure, database::Database, print, print_json, seconds, setup};
 use crate::{
     config::DbPooler,
     store::migrations::{self, Done, Rights, State, Status},
+    terminal::plain,
 };
 
 /// Apply, undo or list migrations of the database schema.
@@ -96,7 +97,7 @@ fn line(status: &Status) -> String {
         State::Unknown => "UNKNOWN to this version",
     };
     let at = status.applied_at.map(|at| format!("  {}", seconds(at))).unwrap_or_default();
-    format!("{:06}  {:<24}  {state}{at}\n", status.version, status.name)
+    format!("{:06}  {:<24}  {state}{at}\n", status.version, plain(&status.name))
 }
 
 fn new(directory: &Path, name: &str) -> Result<(), Failure> {

@@ -31,6 +31,7 @@ use tokio::signal::unix::SignalKind;
 use crate::{
     account::{self, FieldError},
     chain,
+    terminal::{plain, plain_lines},
 };
 
 /// The error of a subcommand; it is printed with its whole chain of causes.
@@ -169,11 +170,16 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Writes a line to standard error. If nobody can read it, that is no reason to fail.
-fn say(line: &str) {
+/// Writes one line to standard output, whatever is in the texts of others that it quotes.
+fn print_line(line: &str) -> Result<(), Failure> {
+    print(&format!("{}\n", plain(line)))
+}
+
+/// Writes a text to standard error. If nobody can read it, that is no reason to fail.
+fn say(text: &str) {
     use std::io::Write;
 
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", plain_lines(text));
 }
 
 /// Writes a value as indented JSON.
@@ -181,8 +187,9 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
-/// Lays out a table with columns as wide as their contents.
+/// Lays out a table with columns as wide as their contents, which may be texts of others.
 fn table<const N: usize>(titles: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows = rows.map(|row| row.map(|cell| plain(&cell)));
     let rows: Vec<_> = std::iter::once(titles.map(str::to_owned)).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
@@ -233,4 +240,23 @@ fn fail(error: &(dyn Error + 'static)) -> ExitCode {
         return u8::try_from(128 + signal.as_raw_value()).map_or(ExitCode::FAILURE, ExitCode::from);
     }
     if error.is::<WrongUse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_of_a_table_can_neither_hide_a_row_nor_break_one() {
+        let rows = ["alice", "\u{1b}[2K\r", "\u{1b}_", "b\no\u{202e}b"];
+        let shown = table(["ACTOR", "N"], rows.into_iter().map(|text| [text.to_owned(), "1".to_owned()]));
+        let lines = [
+            "ACTOR             N",
+            "alice             1",
+            "\\u{1b}[2K\\u{d}    1",
+            "\\u{1b}_           1",
+            "b\\u{a}o\\u{202e}b  1",
+        ];
+        assert_eq!(shown.lines().collect::<Vec<_>>(), lines);
+    }
 }

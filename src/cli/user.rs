@@ -10,7 +10,8 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    Failure, database, explain, password_input::PasswordArgs, print, print_json, seconds, setup, table,
+    Failure, database, explain, password_input::PasswordArgs, print, print_json, print_line, seconds, setup,
+    table,
 };
 use crate::{
     account::{self, Accounts, Position, Registration, Roles, Search, User, UserChange},
@@ -19,6 +20,7 @@ use crate::{
     metrics::Metrics,
     password::Password,
     random,
+    terminal::plain,
     token::Issuer,
 };
 
@@ -172,33 +174,33 @@ async fn execute(accounts: &Accounts, command: Command, password: Option<&Passwo
             let user = find(accounts, &user).await?;
             accounts.set_password(&user, password()?, now, rng).await?;
             accounts.forgive(&user, now).await;
-            print(&format!("password of {} set\n", user.username))
+            print_line(&format!("password of {} set", user.username))
         }
         Command::SetRole { user, roles, none: _ } => {
             let change = UserChange { roles: Some(&roles), ..UserChange::default() };
             let before = find(accounts, &user).await?;
             let user = accounts.update(before.id, &change, now).await?;
             // All that is not named is taken away: whoever meant to add a role should see it.
-            print(&match (&before.roles[..], &user.roles[..]) {
-                ([], []) => format!("{} has no roles\n", user.username),
-                (before, after) => format!("{}: {} -> {}\n", user.username, named(before), named(after)),
+            print_line(&match (&before.roles[..], &user.roles[..]) {
+                ([], []) => format!("{} has no roles", user.username),
+                (before, after) => format!("{}: {} -> {}", user.username, named(before), named(after)),
             })
         }
         Command::Disable { user } => {
             let change = UserChange { disabled: Some(true), ..UserChange::default() };
             let user = accounts.update(find(accounts, &user).await?.id, &change, now).await?;
-            print(&format!("{} is disabled\n", user.username))
+            print_line(&format!("{} is disabled", user.username))
         }
         Command::Enable { user } => {
             let change = UserChange { disabled: Some(false), ..UserChange::default() };
             let user = accounts.update(find(accounts, &user).await?.id, &change, now).await?;
             accounts.forgive(&user, now).await;
-            print(&format!("{} is enabled\n", user.username))
+            print_line(&format!("{} is enabled", user.username))
         }
         Command::RevokeSessions { user } => {
             let user = find(accounts, &user).await?;
             let ended = accounts.revoke_sessions(user.id, None, now).await?;
-            print(&format!("{} session(s) of {} ended\n", ended, user.username))
+            print_line(&format!("{} session(s) of {} ended", ended, user.username))
         }
         Command::Delete { user, yes } => {
             let user = find(accounts, &user).await?;
@@ -206,7 +208,7 @@ async fn execute(accounts: &Accounts, command: Command, password: Option<&Passwo
                 return Err("nothing deleted: that is not the username".into());
             }
             accounts.delete(user.id, now).await?;
-            print(&format!("{} is deleted\n", user.username))
+            print_line(&format!("{} is deleted", user.username))
         }
     }
 }
@@ -221,7 +223,8 @@ async fn find(accounts: &Accounts, user: &str) -> Result<User, Failure> {
 
 fn confirmed(user: &User) -> Result<bool, Failure> {
     let mut terminal = io::stderr();
-    write!(terminal, "Delete {} <{}> for good? Type the username: ", user.username, user.email)?;
+    let who = plain(&format!("{} <{}>", user.username, user.email));
+    write!(terminal, "Delete {who} for good? Type the username: ")?;
     terminal.flush()?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
@@ -236,11 +239,11 @@ fn show(user: User, json: bool) -> Result<(), Failure> {
         "id          {}\nusername    {}\nemail       {}{}\nfull name   {}\nroles       {}\nstate       {}\n\
          created     {}\npassword    set {}\n",
         user.id,
-        user.username,
-        user.email,
+        plain(&user.username),
+        plain(&user.email),
         if user.is_email_verified { "" } else { " (not verified)" },
-        user.full_name.as_deref().unwrap_or("-"),
-        list(&user.roles),
+        user.full_name.as_deref().map_or_else(|| "-".to_owned(), plain),
+        plain(&list(&user.roles)),
         if user.disabled { "disabled" } else { "enabled" },
         seconds(user.created_at),
         seconds(user.password_changed_at),

@@ -22,7 +22,7 @@ use self::{
     },
 };
 use super::{Failure, open_files::OpenFiles, print, print_json, seconds, setup};
-use crate::{chain::chain, config::Environment, telemetry};
+use crate::{chain::chain, config::Environment, telemetry, terminal::plain};
 
 /// What to measure password hashes against, and how to print the findings.
 #[derive(Debug, clap::Args)]
@@ -141,8 +141,10 @@ pub(super) async fn run(config_file: Option<PathBuf>, args: &Args) -> Result<(),
 fn line(finding: &Finding, colour: bool) -> String {
     let Finding { area, level, message, advice } = finding;
     let advice = advice.as_ref().map(|advice| format!(" -> {advice}")).unwrap_or_default();
-    let (paint, plain) = if colour { (level.colour(), "\x1b[0m") } else { ("", "") };
-    format!("{paint}{:<7}{plain}  {area:<8}  {message}{advice}\n", level.name())
+    // Both may quote others: an error of the database, the name that a session has given itself.
+    let (message, advice) = (plain(message), plain(&advice));
+    let (paint, unpaint) = if colour { (level.colour(), "\x1b[0m") } else { ("", "") };
+    format!("{paint}{:<7}{unpaint}  {area:<8}  {message}{advice}\n", level.name())
 }
 
 async fn examine(config_file: Option<PathBuf>, args: &Args) -> Vec<Finding> {
