@@ -12,6 +12,14 @@ pub(crate) fn plain_lines(text: &str) -> String {
     escaped(text, |c| c != '\n' && is_odd(c))
 }
 
+/// As [`plain`], of at most this many characters of the text.
+pub(crate) fn plain_start(text: &str, length: usize) -> String {
+    match text.char_indices().nth(length) {
+        Some((end, _)) => format!("{}…", plain(&text[..end])),
+        None => plain(text),
+    }
+}
+
 fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -54,5 +62,11 @@ mod tests {
     #[test]
     fn line_breaks_that_are_meant_remain() {
         assert_eq!(plain_lines("a\nb\r\u{1b}_"), "a\nb\\u{d}\\u{1b}_");
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        assert_eq!(plain_start("é\nü", 3), "é\\u{a}ü");
+        assert_eq!(plain_start("é\nü", 2), "é\\u{a}…");
     }
 }

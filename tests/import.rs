@@ -167,6 +167,30 @@ async fn users_are_imported_with_all_their_data_and_old_passwords() {
     assert_eq!(here.count("SELECT count(*) FROM imports").await, 0);
 }
 
+/// Whoever supplies the file cannot forge what the import says.
+#[tokio::test]
+async fn names_of_fields_do_nothing_to_the_terminal() {
+    let here = Move::new().await;
+    let forged = "\u{1b}[2K\r2 read, 2 created\u{202e}\n";
+    let odd = json!({ "username": "bob", "email": "bob@example.com", forged: 1, "x".repeat(5000): 2 });
+    let alice = json!({ "username": "alice", "email": "alice@example.com" });
+    here.home.write("users.jsonl", &lines(&[alice, odd]));
+    let ended = here.import(&["users.jsonl"]).await.expect(1);
+    assert_eq!(ended.stdout, "2 read, 1 created, 0 updated, 0 unchanged, 1 rejected\n");
+    let escaped =
+        r"2: \u{1b}[2K\u{d}2 read, 2 created\u{202e}\u{a} is not a field of the format (unknown_field)";
+    assert!(ended.stderr.contains(escaped), "{}", ended.stderr);
+    assert!(ended.stderr.len() < 1000 && !ended.stderr.contains("\u{1b}"), "{}", ended.stderr);
+    // What is to be mended is kept as it was.
+    let refused: Value = serde_json::from_str(&here.read("users.jsonl.rejects")).unwrap();
+    assert_eq!(refused[forged], 1);
+
+    here.home.write("users.csv", &format!("username,{}\n", "y".repeat(5000)));
+    let ended = here.import(&["users.csv"]).await.expect(1);
+    assert!(ended.stderr.contains("yyy…\" is not a field of the format"), "{}", ended.stderr);
+    assert!(ended.stderr.len() < 1000, "{}", ended.stderr);
+}
+
 #[tokio::test]
 async fn a_rejected_line_is_reported_with_its_reason_and_imported_once_fixed() {
     let here = Move::new().await;

@@ -1,7 +1,7 @@
 //! JSON objects, with their duplicate keys. `serde_json` silently takes the last value of a duplicate key, while
 //! another reader may take the first, and there is no telling which is right about a user's address or roles.
 
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 use serde::{
     Deserialize, Deserializer,
@@ -17,7 +17,26 @@ pub(super) struct Fields {
     /// The last value of each key.
     pub(super) fields: Map<String, Value>,
     /// The keys that occur more than once, in this object or in one within it.
-    pub(super) repeated: Vec<String>,
+    pub(super) repeated: Repeated,
+}
+
+/// Keys that occur more than once, in the order in which that was found.
+#[derive(Debug, Default)]
+pub(super) struct Repeated {
+    keys: Vec<String>,
+    /// The same: a file may be made to repeat very many.
+    known: HashSet<String>,
+}
+
+impl Repeated {
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Each key once.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().map(String::as_str)
+    }
 }
 
 impl Fields {
@@ -38,9 +57,9 @@ pub(super) fn is_repeated(key: &str) -> FieldError {
     FieldError::new(key, "duplicate_field", "is given more than once")
 }
 
-fn insert(fields: &mut Map<String, Value>, repeated: &mut Vec<String>, key: String, value: Value) {
-    if fields.contains_key(&key) && !repeated.contains(&key) {
-        repeated.push(key.clone());
+fn insert(fields: &mut Map<String, Value>, repeated: &mut Repeated, key: String, value: Value) {
+    if fields.contains_key(&key) && repeated.known.insert(key.clone()) {
+        repeated.keys.push(key.clone());
     }
     fields.insert(key, value);
 }
@@ -71,7 +90,7 @@ impl<'de> Deserialize<'de> for Fields {
 
 /// Reads any value.
 struct Reader<'a> {
-    repeated: &'a mut Vec<String>,
+    repeated: &'a mut Repeated,
 }
 
 impl<'de> DeserializeSeed<'de> for Reader<'_> {
@@ -148,7 +167,7 @@ mod tests {
         });
         let read: Fields = serde_json::from_str(&value.to_string()).unwrap();
         assert_eq!(Value::Object(read.fields), value);
-        assert_eq!(read.repeated, [""; 0]);
+        assert!(read.repeated.is_empty());
         for text in ["[]", "1", "null", r#"{"a":1e999}"#, "{"] {
             assert!(serde_json::from_str::<Fields>(text).is_err(), "{text}");
         }
@@ -158,7 +177,21 @@ mod tests {
     fn each_repeated_key_is_reported_once() {
         let text = r#"{"a":1,"b":{"c":1,"c":2},"a":2,"d":[{"e":1,"\u0065":1}],"a":3,"c":4}"#;
         let read: Fields = serde_json::from_str(text).unwrap();
-        assert_eq!(read.repeated, ["c", "a", "e"]);
+        assert_eq!(read.repeated.iter().collect::<Vec<_>>(), ["c", "a", "e"]);
         assert_eq!(read.fields["a"], 3);
+    }
+
+    #[test]
+    fn many_repeated_keys_take_no_longer_than_as_many_others() {
+        let keys = |first: usize| (first..first + 49_000).map(|key| format!("\"{key}\":1"));
+        let text = |second| format!("{{{}}}", keys(0).chain(keys(second)).collect::<Vec<_>>().join(","));
+        let read = |text: &str| {
+            let begun = std::time::Instant::now();
+            let read: Fields = serde_json::from_str(text).unwrap();
+            (read.repeated.iter().count(), begun.elapsed())
+        };
+        let (others, repeated) = (read(&text(49_000)), read(&text(0)));
+        assert_eq!((others.0, repeated.0), (0, 49_000));
+        assert!(repeated.1 < 20 * others.1, "{others:?} {repeated:?}");
     }
 }

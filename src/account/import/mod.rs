@@ -61,6 +61,7 @@ use crate::{
         foreign::{BareKind, FirebaseProject, Imported, Refused as RefusedHash},
     },
     store::{self, PgConnection, imports},
+    terminal::plain_start,
 };
 
 /// The format of the records.
@@ -152,23 +153,32 @@ impl Others {
 
     /// The roles whose names are not valid here, for people. `None` if there are none.
     pub fn roles(&self) -> Option<String> {
-        listed(self.roles.iter().map(|role| format!("{role:?}")), Self::ROLES)
+        listed(self.roles.iter().map(|role| format!("\"{}\"", shown_name(role))), Self::ROLES, ", ")
     }
 
     /// The models whose records are not users, and how many records that is, for people. `None` if there are none.
     pub fn models(&self) -> Option<String> {
-        let told = self.models.iter().map(|(model, count)| format!("{} ({count})", model.escape_debug()));
-        listed(told, Self::MODELS)
+        let told = self.models.iter().map(|(model, count)| format!("{} ({count})", shown_name(model)));
+        listed(told, Self::MODELS, ", ")
     }
 }
 
 /// The first of some items, and how many more there are. `None` if there are none.
-fn listed(mut items: impl ExactSizeIterator<Item = String>, at_most: usize) -> Option<String> {
+fn listed(
+    mut items: impl ExactSizeIterator<Item = String>,
+    at_most: usize,
+    separator: &str,
+) -> Option<String> {
     let mut told: Vec<_> = items.by_ref().take(at_most).collect();
     if items.len() > 0 {
         told.push(format!("and {} more", items.len()));
     }
-    (!told.is_empty()).then(|| told.join(", "))
+    (!told.is_empty()).then(|| told.join(separator))
+}
+
+/// A name that a file gives, for people: longer ones than any that is known are cut.
+fn shown_name(name: &str) -> String {
+    plain_start(name, 64)
 }
 
 impl Rules {
@@ -267,11 +277,12 @@ pub enum ReadError {
     #[error("the file is not valid CSV: {0}")]
     Csv(#[from] csv::Error),
     /// A header row that names a column twice.
-    #[error("the column {0:?} occurs twice")]
+    #[error("the column \"{}\" occurs twice", shown_name(.0))]
     ColumnTwice(String),
     /// A column that is not a field of the format.
     #[error(
-        "the column {0:?} is not a field of the format{hint}; the fields are {fields}",
+        "the column \"{column}\" is not a field of the format{hint}; the fields are {fields}",
+        column = shown_name(.0),
         hint = separated(.0),
         fields = own::FIELDS.join(", ")
     )]
@@ -332,8 +343,7 @@ impl Record {
         // Kept as text, which is refused again until someone mends it: there is no telling which of the values is
         // right.
         let original = Original::Text(Value::Object(fields).to_string());
-        let errors =
-            repeated.iter().map(|key| json::is_repeated(key)).chain(user.err().into_iter().flatten());
+        let errors = repeated.iter().map(json::is_repeated).chain(user.err().into_iter().flatten());
         Some(Self { number, original, external_id, user: Err(errors.collect()) })
     }
 

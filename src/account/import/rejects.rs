@@ -11,10 +11,11 @@ use std::{
 use serde_json::{Map, Value};
 
 use super::{
-    FieldError,
+    FieldError, listed,
     reader::{Layout, Original},
+    shown_name,
 };
-use crate::account::private_file;
+use crate::{account::private_file, terminal::plain_start};
 
 /// Where refused records go.
 #[derive(Debug)]
@@ -154,10 +155,18 @@ fn row<'a>(out: &mut Vec<u8>, cells: impl Iterator<Item = &'a [u8]>) -> io::Resu
     writer.flush()
 }
 
-/// What is wrong, in words: `email is not an e-mail address (invalid_email); …`
+/// What is wrong, in words: `email is not an e-mail address (invalid_email); …`. This gets to terminals and logs, and
+/// the record has chosen the names, and how many there are.
 pub(super) fn reason(errors: &[FieldError]) -> String {
-    let one = |error: &FieldError| format!("{} {} ({})", error.field, error.message, error.code);
-    errors.iter().map(one).collect::<Vec<_>>().join("; ")
+    /// How many errors are named.
+    const ERRORS: usize = 20;
+    /// How many characters a message may have: more than any has that does not quote the record.
+    const MESSAGE: usize = 300;
+
+    let one = |FieldError { field, code, message }: &FieldError| {
+        format!("{} {} ({code})", shown_name(field), plain_start(message, MESSAGE))
+    };
+    listed(errors.iter().map(one), ERRORS, "; ").unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -198,6 +207,21 @@ mod tests {
         again.add(&[]).unwrap_err();
         add(&mut Rejects::new(path, 0)).unwrap();
         add(&mut again).unwrap_err();
+    }
+
+    #[test]
+    fn a_reason_shows_what_a_record_says_escaped_and_cut() {
+        let unknown = |name: &str| FieldError::new(name, "unknown_field", "is not a field of the format");
+        assert_eq!(
+            reason(&[unknown("\u{1b}[2K\r2 read"), unknown("roles\n")]),
+            "\\u{1b}[2K\\u{d}2 read is not a field of the format (unknown_field); \
+             roles\\u{a} is not a field of the format (unknown_field)"
+        );
+        let long = "x".repeat(1000);
+        let errors = vec![FieldError::new(&long, "unreadable", &long); 1000];
+        let told = reason(&errors);
+        assert!(told.starts_with("xxx") && told.ends_with("; and 980 more"), "{told}");
+        assert!(told.chars().count() < 20 * 400, "{}", told.len());
     }
 
     #[test]
