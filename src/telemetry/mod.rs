@@ -100,7 +100,8 @@ where
     match format {
         LogFormat::Json => layer.event_format(JsonLines).fmt_fields(JsonLines).with_filter(filter).boxed(),
         LogFormat::Pretty => {
-            layer.event_format(PrettyLines).with_ansi(is_coloured(&io::stderr())).with_filter(filter).boxed()
+            let layer = layer.event_format(PrettyLines).fmt_fields(PrettyLines);
+            layer.with_ansi(is_coloured(&io::stderr())).with_filter(filter).boxed()
         }
     }
 }

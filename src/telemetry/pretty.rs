@@ -1,16 +1,26 @@
 //! Log lines for people at a terminal: those of `tracing_subscriber`'s compact format, without the name of the span,
-//! which reads as if it were part of the message.
+//! which reads as if it were part of the message. Values may be texts of others, and those neither break a line nor
+//! control the terminal: `tracing_subscriber` escapes less, and not everywhere.
 
-use std::fmt;
+use std::{error::Error, fmt};
 
-use tracing::{Event, Level, Subscriber};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+};
 use tracing_subscriber::{
+    field::RecordFields,
     fmt::{
         FmtContext, FormatEvent, FormatFields, FormattedFields,
         format::Writer,
         time::{FormatTime, SystemTime},
     },
     registry::LookupSpan,
+};
+
+use crate::{
+    chain::chain,
+    terminal::{plain, plain_lines},
 };
 
 /// The format: time, level, message, the event's fields, and the fields of the innermost span.
@@ -53,6 +63,50 @@ where
     }
 }
 
+impl<'writer> FormatFields<'writer> for PrettyLines {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut values = Values { writer, has_any: false, done: Ok(()) };
+        fields.record(&mut values);
+        values.done
+    }
+}
+
+/// The fields that have been written.
+struct Values<'writer> {
+    writer: Writer<'writer>,
+    has_any: bool,
+    done: fmt::Result,
+}
+
+impl Values<'_> {
+    fn add(&mut self, field: &Field, value: &str) -> fmt::Result {
+        if std::mem::replace(&mut self.has_any, true) {
+            self.writer.write_char(' ')?;
+        }
+        let (italic, dim, end) =
+            if self.writer.has_ansi_escapes() { ("\x1b[3m", "\x1b[2m", "\x1b[0m") } else { ("", "", "") };
+        match field.name() {
+            "message" => self.writer.write_str(&plain(value)),
+            // The lines of a backtrace are ours, and not to be read on one.
+            name @ "backtrace" => write!(self.writer, "{italic}{name}{end}{dim}={end}{}", plain_lines(value)),
+            name => write!(self.writer, "{italic}{name}{end}{dim}={end}{}", plain(value)),
+        }
+    }
+}
+
+impl Visit for Values<'_> {
+    /// With all its causes, in one text.
+    fn record_error(&mut self, field: &Field, error: &(dyn Error + 'static)) {
+        self.record_debug(field, &format_args!("{}", chain(error)));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if self.done.is_ok() {
+            self.done = self.add(field, &format!("{value:?}"));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tracing::{info_span, subscriber::with_default};
@@ -65,7 +119,7 @@ mod tests {
         for is_coloured in [false, true] {
             let (ours, theirs) = (Lines::default(), Lines::default());
             let compact = layer::<Registry>().compact().with_target(false).with_ansi(is_coloured);
-            let pretty = layer().event_format(PrettyLines).with_ansi(is_coloured);
+            let pretty = layer().event_format(PrettyLines).fmt_fields(PrettyLines).with_ansi(is_coloured);
             let layers = compact.with_writer(theirs.clone()).and_then(pretty.with_writer(ours.clone()));
             with_default(tracing_subscriber::registry().with(layers), || {
                 tracing::trace!("alone");
@@ -78,7 +132,8 @@ mod tests {
             });
             // Each line without its time.
             let [ours, theirs] = [ours, theirs].map(|told| {
-                let told = told.text();
+                // Ours are escaped in one way everywhere.
+                let told = told.text().replace(r"\x1b", r"\u{1b}");
                 let lines = told.lines().map(|line| line.split_once('Z').expect("a time").1.to_owned());
                 lines.collect::<Vec<_>>()
             });
@@ -90,5 +145,23 @@ mod tests {
                 assert!(!ours.contains("bare") && !ours.contains("request"), "{ours:?}");
             }
         }
+    }
+
+    #[test]
+    fn no_value_breaks_a_line_or_controls_the_terminal() {
+        let lines = Lines::default();
+        let layer = layer().event_format(PrettyLines).fmt_fields(PrettyLines).with_ansi(false);
+        let evil = "x\u{1b}[31m\nforged\r\u{202e}";
+        with_default(tracing_subscriber::registry().with(layer.with_writer(lines.clone())), || {
+            info_span!("request", route = %evil, id = tracing::field::Empty).in_scope(|| {
+                tracing::Span::current().record("id", evil);
+                tracing::warn!(reason = %evil, text = evil, error = &std::io::Error::other(evil) as &dyn Error, "{evil}");
+            });
+        });
+        let text = lines.text();
+        assert_eq!(text.matches('\n').count(), 1, "{text:?}");
+        assert_eq!(text.matches(r"x\u{1b}[31m\u{a}forged\u{d}\u{202e}").count(), 4, "{text:?}");
+        assert_eq!(text.matches("forged").count(), 6, "{text:?}");
+        assert!(!text.contains(['\u{1b}', '\r', '\u{202e}']), "{text:?}");
     }
 }
