@@ -95,6 +95,12 @@ pub mod legacy;
 mod loopback;
 #[cfg(feature = "server")]
 pub mod metrics;
+// Not in one condition, in which clippy does not recognise tests.
+#[cfg(feature = "server")]
+#[cfg(test)]
+#[path = "../tests/not_tested.rs"]
+#[expect(dead_code, unreachable_pub, reason = "the tests of all that is outside use the rest")]
+mod not_tested;
 #[cfg(feature = "server")]
 pub mod password;
 #[cfg(feature = "server")]

@@ -40,15 +40,39 @@ fn is_fixed(error: &io::Error) -> bool {
 ///
 /// # Errors
 ///
-/// Those of the system.
+/// Those of the system, or that the file is another user's: its content stays.
 pub(super) fn make(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(path)?;
-    // The file may have existed and belong to someone else. Then setting the permissions fails, and its content stays.
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600);
+    // A file that we create is ours, whatever owner a file server reports.
+    let file = match options.clone().create_new(true).open(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            // `create`, for a link to what is missing.
+            let file = options.create(true).truncate(false).open(path)?;
+            check_owner(&file)?;
+            file
+        }
+        made => made?,
+    };
     if is_regular(&file)? {
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.set_len(0)?;
     }
     Ok(file)
+}
+
+/// Refuses another user's file. Root can open it and take everybody else's permissions away, but its owner can give them
+/// back, or has it open already.
+///
+/// # Errors
+///
+/// That it is another user's, and those of the system.
+pub(super) fn check_owner(file: &File) -> io::Result<()> {
+    let found = file.metadata()?;
+    if found.is_file() && found.uid() != geteuid().as_raw() {
+        return Err(io::Error::other("it belongs to another user, who could read it: remove it"));
+    }
+    Ok(())
 }
 
 /// A file being written. It is written beside its target as `NAME.part`, and takes its name once it is complete; until
@@ -223,6 +247,7 @@ mod tests {
     use std::{os::unix::fs::symlink, process::Command};
 
     use super::*;
+    use crate::not_tested::are_root;
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -351,6 +376,30 @@ mod tests {
             std::os::unix::fs::chown(&part, Some(65534), None).unwrap();
             assert!(refused().contains("not a plain file of your own"));
         }
+    }
+
+    #[test]
+    fn nothing_is_written_to_another_users_file() {
+        if !are_root("that nothing is written to another user's file") {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rejects");
+        let link = directory.path().join("link");
+        fs::write(&path, "theirs").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+        symlink(&path, &link).unwrap();
+        for path in [&path, &link] {
+            let refused = make(path).unwrap_err().to_string();
+            assert_eq!(refused, "it belongs to another user, who could read it: remove it");
+        }
+        NewFile::begin(&link).unwrap_err();
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), mode(&path)), ("theirs", 0o644));
+        // A link to a file that is not there yet makes it.
+        fs::remove_file(&path).unwrap();
+        make(&link).unwrap();
+        assert_eq!(mode(&path), 0o600);
     }
 
     #[test]

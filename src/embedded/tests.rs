@@ -12,12 +12,8 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::not_tested::are_root;
 use super::{pid_file::is_postgres, *};
-
-#[path = "../../tests/not_tested.rs"]
-#[expect(dead_code, unreachable_pub, reason = "the tests of all that is outside use the rest")]
-mod not_tested;
+use crate::not_tested::are_root;
 
 /// Set in a process that a test starts in order to kill it: the state directory in which it starts a server.
 const VICTIM: &str = "GATEPASS_TEST_EMBEDDED_VICTIM";

@@ -40,6 +40,7 @@ impl Rejects {
             return private_file::remove(&self.path);
         }
         let mut file = OpenOptions::new().write(true).open(&self.path)?;
+        private_file::check_owner(&file)?;
         if private_file::is_regular(&file)? {
             if file.metadata()?.len() < self.bytes {
                 return Err(io::Error::other("it is shorter than this import left it"));
@@ -174,6 +175,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::not_tested::are_root;
 
     fn refused() -> [(u64, Original, Vec<FieldError>); 1] {
         [(1, Original::Text("x".to_owned()), vec![FieldError::new("record", "unreadable", "is no JSON")])]
@@ -207,6 +209,22 @@ mod tests {
         again.add(&[]).unwrap_err();
         add(&mut Rejects::new(path, 0)).unwrap();
         add(&mut again).unwrap_err();
+    }
+
+    #[test]
+    fn nothing_is_added_to_a_file_that_has_become_another_users() {
+        if !are_root("that nothing is added to a file that has become another user's") {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rejects");
+        let mut rejects = Rejects::new(path.clone(), 0);
+        add(&mut rejects).unwrap();
+        let whole = fs::read_to_string(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+        let refused = add(&mut Rejects::new(path.clone(), rejects.bytes())).unwrap_err();
+        assert_eq!(refused.to_string(), "it belongs to another user, who could read it: remove it");
+        assert_eq!(fs::read_to_string(&path).unwrap(), whole);
     }
 
     #[test]
