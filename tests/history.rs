@@ -2,13 +2,16 @@
 //! a secret, and of a deleted user it keeps only ids. If it cannot be written nothing is changed, unless the operator
 //! wants it otherwise. Whatever is done to it afterwards is found and named.
 
-use gatepass::account::{History, Problem, Verification};
+use gatepass::{
+    account::{History, Problem, Verification},
+    store::roles,
+};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use time::Duration;
 
 use crate::{
-    app::{App, KEY, PASSWORD, database, nobody_is_connected},
+    app::{App, KEY, PASSWORD, as_role, database, nobody_is_connected},
     process::{Ended, Home, Signal, until},
 };
 
@@ -620,6 +623,71 @@ async fn every_kind_of_tampering_is_found_and_named() {
         sqlx::raw_sql(redo).execute(&mut conn).await.unwrap();
         assert_eq!(verify(&app).await.problems, [], "{what}");
     }
+}
+
+/// Whoever has the service's password can add a false seal, and no more harm comes of it than that it is found.
+#[tokio::test]
+async fn no_false_seal_ends_the_sealing_or_keeps_the_verification_busy() {
+    let (app, ids) = with_sealed_history().await;
+    let role = as_role(&app.database_url, roles::APP);
+    let mut conn = PgConnection::connect(&role).await.unwrap();
+    let seal_of = |number: i64, ids: &str, hashes: &str| {
+        AssertSqlSafe(format!(
+            "INSERT INTO public.history_seals (number, ids, row_hashes, rows_hash, hash, sealed_at)
+             SELECT {number}, '{ids}', {hashes}, sha256(''), sha256(''), now()"
+        ))
+    };
+    // Nor is anybody deceived by a table of the same name that has the number before.
+    for divert in [
+        "RESET ALL",
+        "SET search_path = pg_temp, public; CREATE TEMP TABLE history_seals AS SELECT 6 AS number",
+    ] {
+        sqlx::raw_sql(divert).execute(&mut conn).await.unwrap();
+        for (number, ids, refused) in [
+            (i64::MAX, "{[1,2)}", "the number after the last"),
+            (7, "{[1,2)}", "the number after the last"),
+            (3, "{[1000000,4000000000)}", "at most 1000 rows"),
+            (3, "{[1,2),[1000000,1001000)}", "at most 1000 rows"),
+            (3, "{[-9000000000000000000,9000000000000000000)}", "at most 1000 rows"),
+            (3, "{(,5)}", "at most 1000 rows"),
+            (3, "{[5,)}", "at most 1000 rows"),
+        ] {
+            let sql = seal_of(number, ids, "NULL");
+            let error = sqlx::raw_sql(sql).execute(&mut conn).await.unwrap_err().to_string();
+            assert!(error.contains(refused), "{number} {ids}: {error}");
+        }
+    }
+    sqlx::raw_sql(seal_of(3, "{[1000000,1001000)}", "NULL")).execute(&mut conn).await.unwrap();
+    assert_eq!(verify(&app).await.problems, [Problem::SealAltered { seal: 3 }]);
+    app.register("alice").await;
+    assert_eq!(seal(&app).await, 1);
+    let found = verify(&app).await;
+    assert_eq!((found.seals, found.rows, found.unsealed), (4, ids.len() as u64 + 1, 0));
+
+    // From before there was a check. To number the rows would take more of the disk than this.
+    execute(
+        &app,
+        "DO $$ BEGIN
+             EXECUTE format('ALTER DATABASE %I SET temp_file_limit = 1024', current_database());
+         END $$;
+         ALTER TABLE history_seals DISABLE TRIGGER history_seals_check",
+    )
+    .await;
+    for (number, ids, hashes) in [
+        (5, "{[1000000,4000000000)}", "NULL"),
+        (6, "{(,5)}", "sha256('')"),
+        (7, "{[2000000,2000001)}", "decode(repeat('00', 32 * 1001), 'hex')"),
+    ] {
+        sqlx::raw_sql(seal_of(number, ids, hashes)).execute(&mut conn).await.unwrap();
+    }
+    let verified = gatepass(&app, &["history", "verify", "--json"], "").await.expect(1);
+    let verified: Value = serde_json::from_str(&verified.stdout).unwrap();
+    let altered = [3, 5, 6, 7].map(|seal| json!({ "what": "seal_altered", "seal": seal }));
+    assert_eq!(verified["problems"], json!(altered));
+    // Nothing can follow on this one, and that is said.
+    sqlx::raw_sql(seal_of(i64::MAX, "{[3000000,3000001)}", "NULL")).execute(&mut conn).await.unwrap();
+    app.register("bob").await;
+    gatepass(&app, &["history", "seal"], "").await.fails(1, &["history_seals_pkey"]);
 }
 
 #[tokio::test]

@@ -378,13 +378,13 @@ async fn verifying_the_history_sees_it_as_it_was_at_the_beginning() {
     app.state().history.seal().await.unwrap();
     let mut conn = connect(&app).await;
     let mut inspection = history::inspect(&mut conn).await.unwrap();
-    let seals = inspection.seals(0, 10).await.unwrap();
+    let seals = inspection.seals(0, 10, 1000).await.unwrap();
     // Between two of its queries rows go, as when a month is given up, and more is sealed.
     sqlx::query("DELETE FROM history").execute(&app.db).await.unwrap();
     app.register("bob").await;
     app.state().history.seal().await.unwrap();
     let rows = inspection.rows(&seals[0].ids).await.unwrap();
     assert_eq!(rows.len(), seals[0].ids.len(), "what its seals have is not missing");
-    assert_eq!(inspection.seals(seals[0].number, 10).await.unwrap().len(), 0);
+    assert_eq!(inspection.seals(seals[0].number, 10, 1000).await.unwrap().len(), 0);
     assert!(inspection.strangers(10).await.unwrap().is_empty());
 }

@@ -189,7 +189,7 @@ pub struct Sealable {
 pub struct Seal {
     /// Its place in the chain, from 1 on.
     pub number: i64,
-    /// The rows that it seals, in order.
+    /// The rows that it seals, in order; none if they are more than was asked for.
     pub ids: Vec<i64>,
     /// SHA-256 of each of them, 32 bytes each; `None`: they were dropped with their month.
     pub row_hashes: Option<Vec<u8>>,
@@ -348,21 +348,26 @@ pub struct Personal {
 }
 
 impl Inspection<'_> {
-    /// At most `limit` seals after the one with this number, in order.
+    /// At most `limit` seals after the one with this number, in order. One that covers more than `rows` rows is without
+    /// their ids: whoever has the service's password may have added it, and billions of ids would fill the disk.
     ///
     /// # Errors
     ///
     /// When the database fails, or when a hash is not 32 bytes long.
-    pub async fn seals(&mut self, after: i64, limit: i64) -> Result<Vec<Seal>, Error> {
+    pub async fn seals(&mut self, after: i64, limit: i64, rows: i64) -> Result<Vec<Seal>, Error> {
         let seals = sqlx::query_as!(
             Seal,
-            r#"SELECT number, row_hashes, rows_hash AS "rows_hash: [u8; 32]", hash AS "hash: [u8; 32]", sealed_at,
-                      ARRAY(
+            r#"SELECT number, rows_hash AS "rows_hash: [u8; 32]", hash AS "hash: [u8; 32]", sealed_at,
+                      CASE WHEN octet_length(row_hashes) > 32 * $3::bigint THEN ''::bytea ELSE row_hashes END AS row_hashes,
+                      CASE WHEN NOT lower_inf(ids) AND NOT upper_inf(ids)
+                          AND (SELECT sum(upper(range)::numeric - lower(range)) FROM unnest(ids) AS range) <= $3
+                      THEN ARRAY(
                           SELECT generate_series(lower(range), upper(range) - 1) FROM unnest(ids) AS range ORDER BY 1
-                      ) AS "ids!"
+                      ) ELSE '{}' END AS "ids!"
                FROM history_seals WHERE number > $1 ORDER BY number LIMIT $2"#,
             after,
             limit,
+            rows,
         );
         Ok(seals.fetch_all(&mut *self.0).await?)
     }

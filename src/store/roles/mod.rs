@@ -187,6 +187,7 @@ pub const INNER_FUNCTIONS: &[&str] = &[
     "try_to_write_history(text, text, jsonb, jsonb, text[], text[], text[])",
     "record_change()",
     "forget_person()",
+    "check_seal()",
 ];
 
 /// The functions that [`APP`] may call.
