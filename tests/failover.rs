@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sqlx::Connection;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 
 use crate::{
     app::{KEY, PASSWORD},
     postgres::{Address, Server, directory, self_signed},
-    process::{Home, Process, Signal, allowed, until},
+    process::{Home, Port, Process, Signal, allowed, until},
 };
 
 /// The promised time to recover.
@@ -158,4 +158,43 @@ async fn a_primary_that_vanishes_without_a_word_is_replaced() {
     story.end(lost).await;
     // Requests that waited were told to come again.
     assert!(waiting.join_all().await.iter().all(|status| *status == 503));
+}
+
+/// What `/readyz` says is for anybody. Whoever has the log can tell one failure from another, though each may pass.
+#[tokio::test]
+async fn the_log_has_the_cause_of_an_outage() {
+    let primary = Server::new("", |_| ()).await;
+    let standby = primary.standby().await;
+    let address = Address::of(&primary).await;
+    let url = format!("{}?sslmode=disable", address.url());
+    let home = Home::new();
+    let mut service = home.serve(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+    let says = async |reason: &str| {
+        until(reason, async || service.get("/readyz").await.1["reasons"][0] == json!(reason)).await;
+    };
+    let nobody = Port::reserve();
+    // The kernel takes connections for it, and nothing answers.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    for (port, reason) in [
+        (standby.port, "database: not reachable"),
+        (silent.local_addr().unwrap().port(), "database: no answer in time"),
+        (nobody.address().port(), "database: not reachable"),
+    ] {
+        address.turn_to_port(port);
+        address.cut();
+        says(reason).await;
+        address.turn_to(&primary);
+        until("it is ready again", async || service.get("/readyz").await.0 == 200).await;
+    }
+    service.logged("ready again").await;
+    let log = service.stop(Signal::TERM).await.expect(0).stderr;
+    let told: Vec<_> = log.lines().filter(|line| line.contains("not ready")).collect();
+    for (reason, cause) in [
+        ("database: not reachable", "the server is a standby"),
+        ("database: no answer in time", ""),
+        ("database: not reachable", "error communicating with database"),
+    ] {
+        let is_told = told.iter().any(|line| line.contains(reason) && line.contains(cause));
+        assert!(is_told, "{reason} {cause}\n{log}");
+    }
 }

@@ -267,7 +267,12 @@ impl Address {
 
     /// From now on new connections go to `server`.
     pub fn turn_to(&self, server: &Server) {
-        self.behind.send_modify(|behind| behind.port = server.port);
+        self.turn_to_port(server.port);
+    }
+
+    /// From now on new connections go to this port of 127.0.0.1. If nobody listens there, they are accepted and closed.
+    pub fn turn_to_port(&self, port: u16) {
+        self.behind.send_modify(|behind| behind.port = port);
     }
 
     /// Leaves all connections hanging, as if the other machine had lost its power.

@@ -26,6 +26,7 @@ mod throttle;
 use std::{sync::Arc, time::Duration};
 
 use time::OffsetDateTime;
+use tokio::time::{Instant, timeout_at};
 
 use self::personal::Exports;
 pub use self::{
@@ -52,7 +53,7 @@ use crate::{
     password::{self, PoolError},
     revocation::Feed,
     store::{
-        self, Access, PgPool, Unique,
+        self, Access, PgConnection, PgPool, Unique,
         migrations::{self, Schema},
     },
     token::{IssueError, Issuer, refresh::RefreshKeys},
@@ -251,7 +252,10 @@ fn cut<T>(page: &mut Vec<T>, limit: u32) -> Option<&T> {
 /// Why requests cannot be served. The message may be shown to anyone; the cause is for the log.
 #[derive(Debug, thiserror::Error)]
 pub enum Unready {
-    /// The database does not answer.
+    /// The database has not answered in time, or all connections are in use.
+    #[error("database: no answer in time")]
+    Silent,
+    /// The database refuses us, or cannot be reached.
     #[error("database: not reachable")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The database answers but takes no writes.
@@ -313,34 +317,44 @@ impl Accounts {
         Self { cause, ..self.clone() }
     }
 
-    /// Checks that there is a key to sign tokens with, and that the database answers, takes writes and has the schema
-    /// that the use cases need.
+    /// Checks that there is a key to sign tokens with, and that the database answers within `patience`, takes writes
+    /// and has the schema that the use cases need.
     ///
     /// # Errors
     ///
     /// Why it is not ready.
-    pub async fn ready(&self) -> Result<(), Unready> {
+    pub async fn ready(&self, patience: Duration) -> Result<(), Unready> {
         if !self.parts.issuer.has_key() {
             return Err(Unready::NoKey);
         }
-        let mut conn = self.parts.db.acquire().await.map_err(|error| Unready::Database(error.into()))?;
-        // Asked each time: the server can become read-only while the connection stays open.
-        match store::access(&mut conn).await {
-            Ok(Access::Full) => {}
-            Ok(Access::ReadOnly | Access::Standby) => return Err(Unready::ReadOnly),
-            Err(error) => return Err(Unready::Database(error.into())),
+        let end = Instant::now() + patience;
+        // The pool has this patience too, since only the pool knows what it has waited for.
+        let mut conn = self.parts.db.acquire_within(patience).await.map_err(|error| match error {
+            store::Error::Unavailable(sqlx::Error::PoolTimedOut) => Unready::Silent,
+            error => Unready::Database(error.into()),
+        })?;
+        timeout_at(end, fitness(&mut conn)).await.unwrap_or(Err(Unready::Silent))
+    }
+}
+
+/// Checks that the database takes writes and has the schema.
+async fn fitness(conn: &mut PgConnection) -> Result<(), Unready> {
+    // Asked each time: the server can become read-only while the connection stays open.
+    match store::access(conn).await {
+        Ok(Access::Full) => {}
+        Ok(Access::ReadOnly | Access::Standby) => return Err(Unready::ReadOnly),
+        Err(error) => return Err(Unready::Database(error.into())),
+    }
+    match migrations::check(conn).await {
+        // During a rolling update the older release sees a newer schema, and continues to serve.
+        Ok(Schema::Current | Schema::Newer(_)) => Ok(()),
+        Err(migrations::Error::Pending(count)) => Err(Unready::Pending(count)),
+        Err(migrations::Error::Changed(version)) => Err(Unready::Changed(version)),
+        Err(migrations::Error::LeftBehind { version, oldest }) => {
+            Err(Unready::LeftBehind { version, oldest })
         }
-        match migrations::check(&mut conn).await {
-            // During a rolling update the older release sees a newer schema, and continues to serve.
-            Ok(Schema::Current | Schema::Newer(_)) => Ok(()),
-            Err(migrations::Error::Pending(count)) => Err(Unready::Pending(count)),
-            Err(migrations::Error::Changed(version)) => Err(Unready::Changed(version)),
-            Err(migrations::Error::LeftBehind { version, oldest }) => {
-                Err(Unready::LeftBehind { version, oldest })
-            }
-            Err(migrations::Error::Newer(version)) => Err(Unready::Foreign(version)),
-            Err(error @ migrations::Error::MayNotLook { .. }) => Err(Unready::Hidden(error)),
-            Err(error) => Err(Unready::Database(error.into())),
-        }
+        Err(migrations::Error::Newer(version)) => Err(Unready::Foreign(version)),
+        Err(error @ migrations::Error::MayNotLook { .. }) => Err(Unready::Hidden(error)),
+        Err(error) => Err(Unready::Database(error.into())),
     }
 }

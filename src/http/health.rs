@@ -45,12 +45,8 @@ pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, 
     if app.is_stopping() {
         reasons.push("stopping".to_owned());
     }
-    let database = tokio::time::timeout(PATIENCE, app.accounts.ready()).await;
-    match &database {
-        Ok(Ok(())) => {}
-        Ok(Err(unready)) => reasons.push(unready.to_string()),
-        Err(_) => reasons.push("database: no answer in time".to_owned()),
-    }
+    let unready = app.accounts.ready(PATIENCE).await.err();
+    reasons.extend(unready.as_ref().map(ToString::to_string));
     if let Some(silent) = app.keys.staleness() {
         reasons.push(format!("keys: not read for {} s", silent.as_secs()));
     }
@@ -60,7 +56,7 @@ pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, 
             silent => format!("revocations: not read for {} s", silent.as_secs()),
         });
     }
-    log(&app, &reasons, database.ok().and_then(Result::err));
+    log(&app, &reasons, unready);
     if reasons.is_empty() {
         Ok(axum::Json(Health { status: "ready" }))
     } else {

@@ -100,6 +100,15 @@ impl PgPool {
     /// [`Error::Unavailable`] when the database refuses us; when it cannot be reached, or all connections are lent, for
     /// as long as one may wait; or when the pool is closed.
     pub async fn acquire(&self) -> Result<PoolConnection, Error> {
+        self.acquire_within(ACQUIRE_TIMEOUT).await
+    }
+
+    /// As [`PgPool::acquire`], for somebody who waits no longer than `patience`, and wants to know why in vain.
+    ///
+    /// # Errors
+    ///
+    /// As there. The cause is [`sqlx::Error::PoolTimedOut`] only if there was no answer and no connection to be had.
+    pub async fn acquire_within(&self, patience: Duration) -> Result<PoolConnection, Error> {
         let mut why = sqlx::Error::PoolTimedOut;
         let found = async {
             let place = self.0.places.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
@@ -110,7 +119,7 @@ impl PgPool {
             };
             Ok(PoolConnection { lent: Some((open, place)), is_beginning: false, pool: self.0.clone() })
         };
-        timeout(ACQUIRE_TIMEOUT, found).await.unwrap_or_else(|_| Err(why)).map_err(Error::Unavailable)
+        timeout(patience, found).await.unwrap_or_else(|_| Err(why)).map_err(Error::Unavailable)
     }
 
     /// Does `work` with a connection, and once more with another if the first turns out to have ended; for work that
