@@ -166,9 +166,8 @@ async fn the_log_has_the_cause_of_an_outage() {
     let primary = Server::new("", |_| ()).await;
     let standby = primary.standby().await;
     let address = Address::of(&primary).await;
-    let url = format!("{}?sslmode=disable", address.url());
     let home = Home::new();
-    let mut service = home.serve(&[("DB_SOURCE", &url), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+    let mut service = home.serve(&[("DB_SOURCE", &address.url()), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
     let says = async |reason: &str| {
         until(reason, async || service.get("/readyz").await.1["reasons"][0] == json!(reason)).await;
     };

@@ -47,7 +47,7 @@ async fn listener(db: &PgPool, channel: &str) -> Result<PgListener, sqlx::Error>
         .max_connections(1)
         .acquire_timeout(SILENCE)
         .connect_lazy_with(db.options().as_ref().clone());
-    let mut listener = PgListener::connect_with(&own).await?;
+    let mut listener = PgListener::connect_with(&own).await.map_err(super::source::opening)?;
     listener.eager_reconnect(false);
     listener.listen(channel).await?;
     // An open pool tests the connection when it gets it back, and warns if it has ended, as it has when the database is

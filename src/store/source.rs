@@ -1,6 +1,6 @@
 //! Where the database is, and connections to it.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{io, str::FromStr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use secrecy::{ExposeSecret, SecretString};
@@ -104,12 +104,12 @@ impl Source {
     /// A connection on which nothing is set: to a database that is not ours, or through a pooler of which nothing is
     /// known yet.
     pub(super) async fn connect_as_it_is(&self) -> Result<PgConnection, sqlx::Error> {
-        PgConnection::connect_with(&self.options).await
+        PgConnection::connect_with(&self.options).await.map_err(opening)
     }
 
     /// Opens a connection for a pool.
     pub(super) async fn open(&self) -> Result<(PgConnection, Access), sqlx::Error> {
-        let mut conn = PgConnection::connect_with(&self.newest.load()).await?;
+        let mut conn = PgConnection::connect_with(&self.newest.load()).await.map_err(opening)?;
         match prepare(&mut conn, self.is_shared).await? {
             Access::Standby => Err(sqlx::Error::Protocol(STANDBY.to_owned())),
             access => Ok((conn, access)),
@@ -197,6 +197,20 @@ impl std::fmt::Debug for Source {
     }
 }
 
+/// An error of opening a connection. sqlx takes it for an answer, a zero, when the connection is closed before the
+/// server has said whether it speaks TLS. That is what a balancer without a server behind it does.
+pub(super) fn opening(error: sqlx::Error) -> sqlx::Error {
+    match error {
+        sqlx::Error::Protocol(message)
+            if message.starts_with("unexpected response from SSLRequest: 0x00") =>
+        {
+            let closed = "the connection was closed before the server answered";
+            sqlx::Error::Io(io::Error::new(io::ErrorKind::UnexpectedEof, closed))
+        }
+        error => error,
+    }
+}
+
 /// Makes a new connection fit for use. Settings are made here, not as startup parameters, which a pooler may refuse.
 async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<Access, sqlx::Error> {
     if is_shared {
@@ -243,7 +257,32 @@ pub(super) fn is_standby(error: &sqlx::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::store::{NoConnection, may_pass, no_connection};
+
+    /// As by a balancer without a server behind it, while another server takes over.
+    #[tokio::test]
+    async fn a_connection_that_is_closed_at_once_may_be_tried_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                // Once the client has asked; otherwise the connection might be reset.
+                let (client, _) = listener.accept().await.unwrap();
+                client.readable().await.unwrap();
+                client.try_read(&mut [0; 1024]).unwrap();
+            }
+        });
+        for mode in ["disable", "prefer", "require", "verify-full"] {
+            let source = Source::new(&format!("postgres://u:p@{address}/d?sslmode={mode}").into()).unwrap();
+            for error in [source.connect().await.unwrap_err(), source.open().await.unwrap_err()] {
+                assert!(may_pass(&error), "{mode} {error}");
+                assert_eq!(no_connection(&error), Some(NoConnection::NoServer), "{mode} {error}");
+            }
+        }
+    }
 
     #[test]
     fn an_ipv6_address_is_bracketed_only_for_display() {
