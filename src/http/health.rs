@@ -64,11 +64,12 @@ pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, 
     }
 }
 
-/// Logs when the reasons change, and not each time that somebody asks. For how long something has not been read is
-/// another number each time, and no other reason.
+/// Logs when the reasons or the cause change, and not each time that somebody asks. For how long something has not been
+/// read is another number each time, and no other reason.
 fn log(app: &App, reasons: &[String], unready: Option<Unready>) {
     let reasons = reasons.join("; ");
-    let unnumbered = reasons.replace(|c: char| c.is_ascii_digit(), "");
+    let cause = unready.filter(|unready| unready.source().is_some()).map(|unready| chain::chain(&unready));
+    let unnumbered = format!("{reasons} {cause:?}").replace(|c: char| c.is_ascii_digit(), "");
     let before = {
         let mut logged = app.unready.lock().unwrap_or_else(PoisonError::into_inner);
         mem::replace(&mut *logged, unnumbered.clone())
@@ -79,7 +80,6 @@ fn log(app: &App, reasons: &[String], unready: Option<Unready>) {
     if reasons.is_empty() {
         tracing::info!("ready again");
     } else {
-        let error = unready.as_ref().filter(|unready| unready.source().is_some()).map(chain::cause);
-        tracing::warn!(reasons, error, "not ready");
+        tracing::warn!(reasons, error = cause.map(display), "not ready");
     }
 }
