@@ -11,13 +11,13 @@ use std::{
 
 use gatepass::store::{self, Source, imports};
 use serde_json::json;
-use sqlx::{Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     app::{App, KEY, PASSWORD, database},
     not_tested::cannot_be_tested,
-    postgres::{Address, Server, directory, openssl, self_signed},
+    postgres::{Address, Server, directory, openssl, self_signed, write},
     process::{Home, Process, Signal, allowed, until},
 };
 
@@ -329,6 +329,51 @@ async fn a_read_only_database_still_serves_reads() {
     until("it is ready", async || service.get("/readyz").await.0 == 200).await;
     assert_eq!((service.post("/users/login", &credentials).await.0, me().await), (200, 200));
     service.stop(Signal::TERM).await.expect(0);
+}
+
+/// No replica has to be restarted, whichever of the two comes first: the password in the file or the one in Postgres.
+#[tokio::test]
+async fn a_password_that_was_replaced_is_read_again() {
+    let rules =
+        "local all all trust\nhost all service 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n";
+    let server = Server::new("", |data| write(&data.join("pg_hba.conf"), rules)).await;
+    let url = |password: &str| format!("postgres://service:{password}@127.0.0.1:{}/postgres", server.port);
+    let replace = async |password: &str| {
+        let alter = format!("ALTER ROLE service PASSWORD '{password}'");
+        sqlx::raw_sql(AssertSqlSafe(alter)).execute(&mut server.connect().await).await.unwrap();
+        let sessions =
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'service'";
+        server.run(sessions).await;
+    };
+    server.run("CREATE ROLE service LOGIN SUPERUSER PASSWORD 'one'").await;
+    let home = Home::new();
+    home.write("db", &url("one"));
+    let mut service = home.serve(&[("DB_SOURCE_FILE", "db"), ("TOKEN_SYMMETRIC_KEY", KEY)]).await;
+    register(&service, "alice").await;
+
+    // Nobody notices when the file has it already.
+    home.write("db", &url("two"));
+    replace("two").await;
+    let credentials = json!({ "username": "alice", "password": PASSWORD });
+    assert_eq!(service.post("/users/login", &credentials).await.0, 200);
+    until("it is ready", async || service.get("/readyz").await.0 == 200).await;
+    service.logged("DB_SOURCE has another password").await;
+
+    replace("three").await;
+    until("the log has the reason", async || {
+        service.get("/readyz").await.0 == 503
+            && service
+                .stderr()
+                .lines()
+                .any(|line| line.contains("not ready") && line.contains("password authentication failed"))
+    })
+    .await;
+    home.write("db", &url("three"));
+    until("it is ready again", async || service.get("/readyz").await.0 == 200).await;
+    assert_eq!(service.post("/users/login", &credentials).await.0, 200);
+    let log = service.stop(Signal::TERM).await.expect(0).stderr;
+    assert_eq!(log.matches("DB_SOURCE has another password").count(), 2, "{log}");
+    assert!(!log.contains("three"), "{log}");
 }
 
 #[tokio::test]

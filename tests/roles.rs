@@ -818,6 +818,7 @@ async fn passwords_are_made_once_and_only_their_verifiers_are_stored() {
     assert_eq!(rows(&mut postgres, kept).await, first);
     let text = set_up(&home, &app, &url, &["--new-passwords"]).await.expect(0);
     assert!(text.stdout.contains("password  gatepass_app  "), "{}", text.stdout);
+    assert!(text.stderr.contains("at once"), "{}", text.stderr);
     assert_ne!(rows(&mut postgres, kept).await, first);
 
     // With IAM, on RDS, nobody needs a password.

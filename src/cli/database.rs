@@ -1,17 +1,20 @@
 //! The database of a command: finds it, waits for it, migrates it and closes it.
 
-use std::{fmt, io, time::Duration};
+use std::{error::Error, fmt, io, path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 
-use super::{Failure, say, setup::state_dir};
+use super::{
+    Failure, say,
+    setup::{self, state_dir},
+};
 use crate::{
     aws::{self, Aws, login::Login},
     chain,
     clock::Clock,
-    config::{DbPooler, Environment, Settings},
+    config::{DbPooler, Environment, Loaded, Settings},
     embedded::Embedded,
     metrics::Metrics,
     store::{
@@ -28,6 +31,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a database may take to answer a connection attempt.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 const DATABASE_POLL: Duration = Duration::from_millis(250);
+/// How long to leave the settings alone after they were read again: they may be a secret in AWS.
+const REREAD_REST: Duration = Duration::from_secs(5);
 
 /// Who logs in to the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +171,17 @@ impl Database {
 
     /// What renews the token with which pools log in.
     pub(super) fn renewal(&self) -> Renewal {
-        Renewal(self.renewal.clone())
+        self.renewal
+            .clone()
+            .map_or(Renewal::Nothing, |(login, renew_at)| Renewal::Token(Box::new(login), renew_at))
+    }
+
+    /// The same, or if they log in with a password, what reads that again from the settings.
+    pub(super) fn renewal_from(&self, config_file: Option<PathBuf>) -> Renewal {
+        match self.renewal() {
+            Renewal::Nothing => Renewal::Password(Box::new(self.source.clone()), config_file),
+            token => token,
+        }
     }
 
     /// A connection now, without waiting for a database that is not up yet.
@@ -322,16 +337,43 @@ impl fmt::Display for ClockSkew {
     }
 }
 
-/// Renews the token with which pools log in, where they use one.
-pub(super) struct Renewal(Option<(Login, OffsetDateTime)>);
+/// Renews that with which pools log in.
+pub(super) enum Renewal {
+    /// A token, and when to renew it.
+    Token(Box<Login>, OffsetDateTime),
+    /// A password, and the file with the settings that it came from.
+    Password(Box<store::Source>, Option<PathBuf>),
+    Nothing,
+}
 
 impl Renewal {
-    /// Keeps the token valid for as long as this is polled.
+    /// Keeps the token or the password valid for as long as this is polled.
     pub(super) async fn keep(&self, clock: &Clock, metrics: &Metrics) {
-        match &self.0 {
-            Some((login, renew_at)) => login.keep(*renew_at, clock, metrics).await,
-            None => std::future::pending().await,
+        match self {
+            Self::Token(login, renew_at) => login.keep(*renew_at, clock, metrics).await,
+            Self::Password(source, config_file) => follow_password(source, config_file.as_ref()).await,
+            Self::Nothing => std::future::pending().await,
         }
+    }
+}
+
+/// Reads the settings again whenever the server refuses the password, which may have been replaced in both places.
+async fn follow_password(source: &store::Source, config_file: Option<&PathBuf>) {
+    loop {
+        source.refused().await;
+        match setup::load(config_file.cloned()).await {
+            Ok(Loaded { settings: Settings { db_source: Some(url), .. }, .. }) => {
+                if store::Source::new(&url).is_ok_and(|newer| source.take_password(&newer)) {
+                    tracing::info!("DB_SOURCE has another password, which new connections use from now on");
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(
+                error = &*error as &(dyn Error + 'static),
+                "the database refuses the password, and the settings cannot be read again"
+            ),
+        }
+        tokio::time::sleep(REREAD_REST).await;
     }
 }
 

@@ -96,5 +96,11 @@ async fn set_up(database: &Database, args: &SetupArgs) -> Result<(), Failure> {
     if !passwords.is_empty() {
         say("note: the passwords are shown only this once; Postgres stores only what verifies them");
     }
+    if args.new_passwords {
+        say(
+            "note: put the new passwords where the services find them, at once: those that read DB_SOURCE from a file or \
+             a secret take it from there without a restart, others have to be restarted",
+        );
+    }
     Ok(())
 }

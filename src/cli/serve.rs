@@ -54,14 +54,14 @@ const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(5);
 pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     // Runs while the settings are read and the database is opened.
     random::gather();
-    let Loaded { settings, warnings, .. } = setup::load(config_file).await?;
+    let Loaded { settings, warnings, .. } = setup::load(config_file.clone()).await?;
     let endpoint = settings.otel_exporter_otlp_endpoint.as_deref();
     let traces =
         endpoint.map(|endpoint| Traces::new(endpoint, settings.otel_traces_sampler_arg)).transpose()?;
     let format = settings.log_format;
     telemetry::init(format, &settings.rust_log, traces.as_ref())?;
     telemetry::log_panics();
-    let mut done = start(&settings, warnings).await;
+    let mut done = start(config_file, &settings, warnings).await;
     // For people, and if the log is silenced, the error is printed last, as by every other command.
     if format == telemetry::LogFormat::Json && tracing::enabled!(tracing::Level::ERROR) {
         done = done.map_err(|error| {
@@ -75,7 +75,11 @@ pub(super) async fn run(config_file: Option<PathBuf>) -> Result<(), Failure> {
     done
 }
 
-async fn start(settings: &Settings, warnings: Vec<String>) -> Result<(), Failure> {
+async fn start(
+    config_file: Option<PathBuf>,
+    settings: &Settings,
+    warnings: Vec<String>,
+) -> Result<(), Failure> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -96,7 +100,7 @@ async fn start(settings: &Settings, warnings: Vec<String>) -> Result<(), Failure
         name = signals.next() => return called_off(name),
     };
     let listeners = Listeners { service: listener, tls, ops };
-    let served = serve(settings, &key, &database, listeners, &mut signals).await;
+    let served = serve(config_file, settings, &key, &database, listeners, &mut signals).await;
     database.closing(served).await
 }
 
@@ -131,6 +135,7 @@ struct Listeners {
 }
 
 async fn serve(
+    config_file: Option<PathBuf>,
     settings: &Settings,
     key: &SymmetricKey,
     database: &Database,
@@ -164,7 +169,8 @@ async fn serve(
         welcome(address, tls.is_some(), database, settings.registration);
     }
 
-    let mut following = tokio::spawn(work_beside(app.clone(), ops, tls.clone(), database.renewal()));
+    let renewal = database.renewal_from(config_file);
+    let mut following = tokio::spawn(work_beside(app.clone(), ops, tls.clone(), renewal));
     let router = http::router(app.clone());
     let mut serving = pin!(http::server::serve(listener, router, tls, limits, app.phase()));
     let all_finished = tokio::select! {

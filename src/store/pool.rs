@@ -25,7 +25,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Access, Error, Source, Transaction};
+use super::{
+    Access, Error, Source, Transaction,
+    source::{is_refused, is_standby},
+};
 use crate::chain;
 
 /// How long a pool may take to give a connection.
@@ -206,12 +209,15 @@ impl Inner {
     /// Opens another connection. Keeps trying where the failure may pass by itself, and leaves the last such error in
     /// `why`.
     async fn connect(&self, why: &mut sqlx::Error) -> Result<Open, sqlx::Error> {
+        let mut was_refused = false;
         loop {
             match self.source.open().await {
                 Ok((conn, access)) => {
                     return Ok(Open { conn, opened_at: Instant::now(), trusted_until: None, access });
                 }
-                Err(error) if super::may_pass(&error) || super::source::is_standby(&error) => *why = error,
+                Err(error) if super::may_pass(&error) || is_standby(&error) => *why = error,
+                // By the next attempt there may be a newer password.
+                Err(error) if is_refused(&error) && !mem::replace(&mut was_refused, true) => *why = error,
                 Err(error) => return Err(error),
             }
             sleep(CONNECT_REST).await;

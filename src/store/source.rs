@@ -8,11 +8,12 @@ use sqlx::{
     ConnectOptions, Connection,
     postgres::{PgConnectOptions, PgSslMode},
 };
+use tokio::sync::Notify;
 use tracing::log::LevelFilter;
 
 use super::{
     Error, PgConnection,
-    error::within,
+    error::{has_code, within},
     server::{Access, access},
 };
 use crate::loopback::is_this_machine;
@@ -50,6 +51,8 @@ pub struct Source {
     options: PgConnectOptions,
     /// With the latest password of this server's user.
     pub(super) newest: Arc<ArcSwap<PgConnectOptions>>,
+    /// Told when that password is refused.
+    refused: Arc<Notify>,
     is_shared: bool,
 }
 
@@ -74,7 +77,8 @@ impl Source {
         if options.get_application_name().is_none() {
             options = options.application_name("gatepass");
         }
-        Ok(Self { newest: Arc::new(ArcSwap::from_pointee(options.clone())), options, is_shared: false })
+        let newest = Arc::new(ArcSwap::from_pointee(options.clone()));
+        Ok(Self { options, newest, refused: Arc::default(), is_shared: false })
     }
 
     /// The same database behind a pooler that gives each transaction whichever connection is free. Nothing is set on a
@@ -109,7 +113,11 @@ impl Source {
 
     /// Opens a connection for a pool.
     pub(super) async fn open(&self) -> Result<(PgConnection, Access), sqlx::Error> {
-        let mut conn = PgConnection::connect_with(&self.newest.load()).await.map_err(opening)?;
+        let connected = PgConnection::connect_with(&self.newest.load()).await.map_err(opening);
+        if connected.as_ref().is_err_and(is_refused) {
+            self.refused.notify_one();
+        }
+        let mut conn = connected?;
         match prepare(&mut conn, self.is_shared).await? {
             Access::Standby => Err(sqlx::Error::Protocol(STANDBY.to_owned())),
             access => Ok((conn, access)),
@@ -172,6 +180,22 @@ impl Source {
         Self { options, ..self.clone() }
     }
 
+    /// Waits until the server refuses the password to a pool. It may have been replaced.
+    pub async fn refused(&self) {
+        self.refused.notified().await;
+    }
+
+    /// Has new connections of every pool use the password of `other` from now on. Returns whether it is another one. A
+    /// source that leads elsewhere changes nothing.
+    pub fn take_password(&self, other: &Self) -> bool {
+        let is_new = other.options.to_url_lossy() != self.newest.load().to_url_lossy();
+        let is_ours = (other.server(), other.place()) == (self.server(), self.place());
+        if is_new && is_ours {
+            self.newest.store(Arc::new(other.options.clone()));
+        }
+        is_new && is_ours
+    }
+
     /// Host, port and user.
     pub fn server(&self) -> (&str, u16, &str) {
         (self.options.get_host(), self.options.get_port(), self.options.get_username())
@@ -195,6 +219,11 @@ impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Source({})", self.place())
     }
+}
+
+/// Whether the server refused the password.
+pub(super) fn is_refused(error: &sqlx::Error) -> bool {
+    has_code(error, &["28P01"])
 }
 
 /// An error of opening a connection. sqlx takes it for an answer, a zero, when the connection is closed before the
