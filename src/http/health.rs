@@ -69,7 +69,8 @@ pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, 
 fn log(app: &App, reasons: &[String], unready: Option<Unready>) {
     let reasons = reasons.join("; ");
     let cause = unready.filter(|unready| unready.source().is_some()).map(|unready| chain::chain(&unready));
-    let unnumbered = format!("{reasons} {cause:?}").replace(|c: char| c.is_ascii_digit(), "");
+    let unnumbered =
+        [&*reasons, cause.as_deref().unwrap_or_default()].concat().replace(|c: char| c.is_ascii_digit(), "");
     let before = {
         let mut logged = app.unready.lock().unwrap_or_else(PoisonError::into_inner);
         mem::replace(&mut *logged, unnumbered.clone())
