@@ -61,8 +61,8 @@ pub(super) fn make(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Refuses another user's file. Root can open it and take everybody else's permissions away, but its owner can give them
-/// back, or has it open already.
+/// Refuses another user's file. Root can open it and take everybody else's permissions away, but its owner can give
+/// them back, or has it open already.
 ///
 /// # Errors
 ///

@@ -27,8 +27,8 @@ pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The whole body. 415 if it is compressed, 413 over the limit, 408 if it does not arrive in time, `broken` if only a
-/// part of it arrives, 401 if the request's access token has become invalid by then, 503 if the request is large and too
-/// many such are arriving.
+/// part of it arrives, 401 if the request's access token has become invalid by then, 503 if the request is large and
+/// too many such are arriving.
 pub(super) async fn read(
     request: Request,
     app: &App,
