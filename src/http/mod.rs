@@ -90,7 +90,8 @@ pub struct Limits {
     /// How many connections may be open at once, provided the system allows the process that many open files. Each
     /// request over HTTP/2 counts as one more.
     pub connections: usize,
-    /// How many requests with more than 8 KiB, and a body, may be arriving at once.
+    /// How many requests with more than 8 KiB, and a body, may be arriving at once. Twice as many connections may have
+    /// more than 8 KiB of a request that no handler has read.
     pub large_requests: usize,
 }
 

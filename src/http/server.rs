@@ -50,9 +50,11 @@ use crate::tls::Tls;
 
 /// How long to wait before trying again when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// The largest request head, in bytes: as nginx has it by default. Of a connection over HTTP/1, no more than this is in
-/// memory before a handler reads it.
+/// The largest request head over HTTP/1, in bytes: as nginx has it by default.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// The same over HTTP/2, where each field counts as 32 bytes more (RFC 9113, section 6.5.2): a token of 8 KiB, and what
+/// else clients send. In memory, fields without a value take five times what they count.
+const MAX_FIELDS_BYTES: u32 = 12 * 1024;
 /// How much of a request's body over HTTP/2 a client may send before a handler reads it, in bytes.
 const STREAM_WINDOW: u32 = 16 * 1024;
 /// hyper's own limit over HTTP/1. Setting it there would make hyper fill a list of that many fields for every request.
@@ -190,6 +192,9 @@ struct Server {
     tls: Option<Tls>,
     limits: Limits,
     phase: watch::Receiver<Phase>,
+    /// Places for connections on which a large part of a request has arrived: twice as many as a handler finds for its
+    /// requests, so that it is there to answer those that are too many.
+    large: Arc<Semaphore>,
 }
 
 impl Server {
@@ -207,8 +212,9 @@ impl Server {
             .keep_alive_timeout(limits.header_read)
             .max_concurrent_streams(32)
             .initial_stream_window_size(STREAM_WINDOW)
-            .max_header_list_size(MAX_HEAD_BYTES as u32);
-        Self { builder, router, tls, limits, phase }
+            .max_header_list_size(MAX_FIELDS_BYTES);
+        let large = Arc::new(Semaphore::new(2 * limits.large_requests));
+        Self { builder, router, tls, limits, phase, large }
     }
 
     /// Serves one connection until it ends. The TLS handshake takes a place like any connection, and shares the
@@ -227,7 +233,7 @@ impl Server {
             }
         }
         let deadline = Instant::now() + self.limits.header_read;
-        let patience = Patience::new(self.limits, place.semaphore().clone());
+        let patience = Patience::new(self.limits, place.semaphore().clone(), self.large.clone());
         let Some(tls) = &self.tls else { return self.converse(stream, peer, patience, deadline).await };
         let handshake = tokio::select! {
             handshake = timeout_at(deadline, tls.accept(stream)) => handshake,
@@ -266,27 +272,29 @@ impl Server {
             move |request| conversation.clone().answer(request)
         });
         let mut connection = pin!(builder.serve_connection(stream, service));
-        let mut is_late = pin!(async {
-            if timeout_at(deadline, conversation.asked.wait()).await.is_ok() {
-                pending::<()>().await;
+        let mut exceeds = pin!(async {
+            tokio::select! {
+                // hyper's own limits begin once it knows the protocol; until then only this one applies.
+                Err(_) = timeout_at(deadline, conversation.asked.wait()) => {}
+                () = conversation.patience.overflow() => tracing::debug!("too many large requests"),
             }
         });
         let ended = tokio::select! {
             ended = &mut connection => ended,
-            // hyper's own limits begin once it knows the protocol; until then only this one applies.
-            () = &mut is_late => return,
+            () = &mut exceeds => return,
             () = self.time_to_go(&conversation) => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = connection => ended,
-                    () = is_late => return,
+                    () = exceeds => return,
                 }
             }
             () = self.is_idle(&conversation) => {
                 connection.as_mut().graceful_shutdown();
-                // Answers that the client does not take keep the connection open, although it may well answer pings.
                 tokio::select! {
                     ended = connection => ended,
+                    () = exceeds => return,
+                    // Answers that the client does not take keep the connection open, and it may well answer pings.
                     () = self.is_stalled(&conversation) => return,
                 }
             }
@@ -358,6 +366,7 @@ impl Conversation {
         let version = request.version();
         // Set by the first request: all requests on a connection have the same version.
         let _ = self.asked.set(version);
+        self.patience.restart();
         request.extensions_mut().insert(ConnectInfo(self.peer));
         let streams = (version >= Version::HTTP_2).then(|| self.streams.clone());
         let making = streams.clone().map(Making::begin);
@@ -380,6 +389,7 @@ impl Conversation {
                 self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
             };
             self.complete(version, &mut response);
+            self.patience.restart();
             Ok(response.map(|body| Answer { body, streams, place }))
         }
     }
@@ -403,7 +413,7 @@ impl Conversation {
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::get;
+    use axum::routing::{get, post};
     use http_body_util::{BodyExt, Empty};
     use hyper::{body::Bytes, client::conn::http2};
     use tokio::{
@@ -427,26 +437,28 @@ mod tests {
     struct Client {
         stream: DuplexStream,
         places: Arc<Semaphore>,
+        large_places: Arc<Semaphore>,
         phase: watch::Sender<Phase>,
     }
 
     impl Client {
         fn new() -> Self {
-            let limits = Limits { connections: PLACES as usize, ..Limits::default() };
+            let limits = Limits { connections: PLACES as usize, large_requests: 1, ..Limits::default() };
             assert_eq!((limits.header_read, limits.idle), (seconds(10), seconds(100)));
             let (phase, says) = watch::channel(Phase::Serving);
             let router = Router::new()
                 .route("/", get(async || "yes").post(async || "no"))
-                .route("/large", get(async || vec![b'x'; LARGE]));
+                .route("/large", get(async || vec![b'x'; LARGE]))
+                .route("/whole", post(async |_: axum::body::Bytes| "yes"));
             let server = Server::new(router, None, limits, says);
-            let places = Arc::new(Semaphore::new(PLACES as usize));
-            let patience = Patience::new(limits, places.clone());
+            let (places, large_places) = (Arc::new(Semaphore::new(PLACES as usize)), server.large.clone());
+            let patience = Patience::new(limits, places.clone(), large_places.clone());
             let (stream, other_end) = duplex(1024);
             let deadline = Instant::now() + limits.header_read;
             tokio::spawn(async move {
                 server.converse(other_end, SocketAddr::from(([127, 0, 0, 1], 1)), patience, deadline).await;
             });
-            Self { stream, places, phase }
+            Self { stream, places, large_places, phase }
         }
 
         async fn send(&mut self, bytes: &[u8]) {
@@ -591,6 +603,65 @@ mod tests {
         let _others = client.fill(3);
         client.ask().await;
         assert_eq!(client.closed_after().await, 100);
+    }
+
+    /// The client's preface, its settings, and a block of header fields that ends within a field.
+    fn open_block(value: &[u8]) -> Vec<u8> {
+        let frame = |kind: u8, stream: u8, payload: &[u8]| {
+            let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+            [&length[1..], &[kind, 0, 0, 0, 0, stream], payload].concat()
+        };
+        // A new name, `x`, and the length of its value (RFC 7541, section 5.1): 127 + 0x7f + (0x7f << 7).
+        let field = [b"\x00\x01x\x7f\xff\x7f", value].concat();
+        [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(4, 0, &[])[..], &frame(1, 1, &field)].concat()
+    }
+
+    /// Parts of requests that stay in memory, as no handler reads them and nothing of hyper's limits them.
+    #[tokio::test(start_paused = true)]
+    async fn a_large_part_of_a_request_needs_a_place() {
+        let padding = [b'a'; 10_000];
+        let head = [REQUEST.trim_ascii_end(), b"\r\nCookie: ", &padding].concat();
+        let trailers = b"POST /whole HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ";
+        let trailers = [&trailers[..], &padding].concat();
+        for (kind, large) in [("head", &head), ("trailers", &trailers), ("block", &open_block(&padding))] {
+            // There are two.
+            let mut client = Client::new();
+            let places = client.large_places.clone();
+            client.send(large).await;
+            let taken = async {
+                while places.available_permits() != 1 {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            timeout(seconds(1), taken).await.expect(kind);
+            drop(client);
+            timeout(seconds(1), places.acquire_many(2)).await.expect(kind).unwrap().forget();
+
+            // There is none.
+            let mut client = Client::new();
+            client.large_places.forget_permits(2);
+            let _ = client.stream.write_all(large).await;
+            let mut answer = Vec::new();
+            timeout(seconds(1), client.stream.read_to_end(&mut answer)).await.expect(kind).unwrap();
+
+            // A small part needs none.
+            let mut client = Client::new();
+            client.large_places.forget_permits(2);
+            client.send(&large[..4000]).await;
+            timeout(seconds(1), client.stream.read_to_end(&mut answer)).await.expect_err(kind);
+        }
+        // A whole head is a handler's, and the next begins anew.
+        let mut client = Client::new();
+        client.large_places.forget_permits(1);
+        for _ in 0..3 {
+            client.send(&[&head[..], b"\r\n\r\n"].concat()).await;
+            client.answered().await;
+            assert_eq!(client.large_places.available_permits(), 1);
+        }
+        client.large_places.forget_permits(1);
+        for _ in 0..1000 {
+            client.ask().await;
+        }
     }
 
     /// An answer over HTTP/2, which is taken when the client says so.
