@@ -1,6 +1,7 @@
 //! HTTP: the only room that uses axum. Each resource has its own file, and `layers` wraps every route.
 
 mod admin;
+mod blocks;
 mod body;
 mod cause;
 mod client_address;
@@ -90,8 +91,8 @@ pub struct Limits {
     /// How many connections may be open at once, provided the system allows the process that many open files. Each
     /// request over HTTP/2 counts as one more.
     pub connections: usize,
-    /// How many requests with more than 8 KiB, and a body, may be arriving at once. Twice as many connections may have
-    /// more than 8 KiB of a request that no handler has read.
+    /// How many requests with more than 8 KiB, and a body, may be arriving at once; and how many blocks of header
+    /// fields in more than one frame of HTTP/2.
     pub large_requests: usize,
 }
 

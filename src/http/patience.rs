@@ -1,5 +1,4 @@
 //! How long the service waits for a client between two requests: over HTTP/1 here, over HTTP/2 in [`super::server`].
-//! And how much of a request may be in memory before a handler reads it: [`Arrived`].
 //!
 //! A proxy sends its next request on a connection that it has kept. If the service closes that connection at the same
 //! moment, the proxy cannot know whether the request was carried out, and answers 502. So the service has to be the
@@ -16,7 +15,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -27,15 +26,12 @@ use hyper::rt::{Sleep, Timer};
 use pin_project_lite::pin_project;
 use tokio::{
     io::AsyncRead,
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time,
 };
 use tokio_util::io::InspectReader;
 
 use super::Limits;
-
-/// More than this since a request was last begun or answered, in bytes, is a large part of one: 8 KiB.
-const LARGE_BYTES: usize = 8 * 1024;
 
 /// The timer of one connection.
 #[derive(Clone)]
@@ -44,20 +40,12 @@ pub(super) struct Patience {
     places: Arc<Semaphore>,
     /// How often something has come in. It wraps around: all that matters is whether it has changed.
     reads: Arc<AtomicUsize>,
-    arrived: Arc<Arrived>,
 }
 
 impl Patience {
-    /// For a connection that holds one of `places`, and needs one of `large_places` to send a large part of a request.
-    /// There are as many of each as `limits` says.
-    pub(super) fn new(limits: Limits, places: Arc<Semaphore>, large_places: Arc<Semaphore>) -> Self {
-        let arrived = Arrived {
-            bytes: AtomicUsize::new(0),
-            places: large_places,
-            place: Mutex::default(),
-            refused: Notify::new(),
-        };
-        Self { limits, places, reads: Arc::default(), arrived: Arc::new(arrived) }
+    /// For a connection that holds one of `places`, of which there are as many as `limits` says.
+    pub(super) fn new(limits: Limits, places: Arc<Semaphore>) -> Self {
+        Self { limits, places, reads: Arc::default() }
     }
 
     /// The connection's stream, with each read counted.
@@ -65,21 +53,10 @@ impl Patience {
         &self,
         stream: S,
     ) -> InspectReader<S, impl FnMut(&[u8]) + Send + use<S>> {
-        let (reads, arrived) = (self.reads.clone(), self.arrived.clone());
-        InspectReader::new(stream, move |bytes: &[u8]| {
+        let reads = self.reads.clone();
+        InspectReader::new(stream, move |_: &[u8]| {
             reads.fetch_add(1, Ordering::Relaxed);
-            arrived.add(bytes.len());
         })
-    }
-
-    /// A request has begun or is answered.
-    pub(super) fn restart(&self) {
-        self.arrived.restart();
-    }
-
-    /// Waits until a large part of a request has arrived that there is no room for.
-    pub(super) async fn overflow(&self) {
-        self.arrived.refused.notified().await;
     }
 
     fn reads(&self) -> usize {
@@ -95,38 +72,6 @@ impl Patience {
     /// Whether so few places are free that idle clients have to go.
     pub(super) fn is_crowded(&self) -> bool {
         self.places.available_permits() <= self.limits.connections / 10
-    }
-}
-
-/// How much has arrived on a connection since a request was last begun or answered on it. No handler has seen that, nor
-/// has any limit of hyper's been reached: an unfinished head, trailers, or over HTTP/2 a block of header fields, which
-/// takes 217 KiB in memory if it is made for that. So a large part takes a place, or the connection is closed.
-struct Arrived {
-    bytes: AtomicUsize,
-    places: Arc<Semaphore>,
-    place: Mutex<Option<OwnedSemaphorePermit>>,
-    refused: Notify,
-}
-
-impl Arrived {
-    fn add(&self, count: usize) {
-        let before = self.bytes.fetch_add(count, Ordering::Relaxed);
-        if before <= LARGE_BYTES && before + count > LARGE_BYTES {
-            match self.places.clone().try_acquire_owned() {
-                Ok(place) => self.set(Some(place)),
-                Err(_) => self.refused.notify_one(),
-            }
-        }
-    }
-
-    fn restart(&self) {
-        if self.bytes.swap(0, Ordering::Relaxed) > LARGE_BYTES {
-            self.set(None);
-        }
-    }
-
-    fn set(&self, place: Option<OwnedSemaphorePermit>) {
-        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
     }
 }
 

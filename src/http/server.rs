@@ -35,14 +35,14 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, SetOnce, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, SetOnce, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tower::ServiceExt;
 
 use super::{
-    Limits,
+    Limits, blocks,
     patience::Patience,
     streams::{Answer, Making, Streams},
 };
@@ -50,11 +50,9 @@ use crate::tls::Tls;
 
 /// How long to wait before trying again when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// The largest request head over HTTP/1, in bytes: as nginx has it by default.
+/// The largest request head, in bytes: as nginx has it by default. Over HTTP/2 each field counts as 32 bytes more (RFC
+/// 9113, section 6.5.2).
 const MAX_HEAD_BYTES: usize = 32 * 1024;
-/// The same over HTTP/2, where each field counts as 32 bytes more (RFC 9113, section 6.5.2): a token of 8 KiB, and what
-/// else clients send. In memory, fields without a value take five times what they count.
-const MAX_FIELDS_BYTES: u32 = 12 * 1024;
 /// How much of a request's body over HTTP/2 a client may send before a handler reads it, in bytes.
 const STREAM_WINDOW: u32 = 16 * 1024;
 /// hyper's own limit over HTTP/1. Setting it there would make hyper fill a list of that many fields for every request.
@@ -192,9 +190,8 @@ struct Server {
     tls: Option<Tls>,
     limits: Limits,
     phase: watch::Receiver<Phase>,
-    /// Places for connections on which a large part of a request has arrived: twice as many as a handler finds for its
-    /// requests, so that it is there to answer those that are too many.
-    large: Arc<Semaphore>,
+    /// Places for blocks of header fields that are left open.
+    blocks: Arc<Semaphore>,
 }
 
 impl Server {
@@ -212,9 +209,9 @@ impl Server {
             .keep_alive_timeout(limits.header_read)
             .max_concurrent_streams(32)
             .initial_stream_window_size(STREAM_WINDOW)
-            .max_header_list_size(MAX_FIELDS_BYTES);
-        let large = Arc::new(Semaphore::new(2 * limits.large_requests));
-        Self { builder, router, tls, limits, phase, large }
+            .max_header_list_size(MAX_HEAD_BYTES as u32);
+        let blocks = Arc::new(Semaphore::new(limits.large_requests));
+        Self { builder, router, tls, limits, phase, blocks }
     }
 
     /// Serves one connection until it ends. The TLS handshake takes a place like any connection, and shares the
@@ -233,7 +230,7 @@ impl Server {
             }
         }
         let deadline = Instant::now() + self.limits.header_read;
-        let patience = Patience::new(self.limits, place.semaphore().clone(), self.large.clone());
+        let patience = Patience::new(self.limits, place.semaphore().clone());
         let Some(tls) = &self.tls else { return self.converse(stream, peer, patience, deadline).await };
         let handshake = tokio::select! {
             handshake = timeout_at(deadline, tls.accept(stream)) => handshake,
@@ -264,6 +261,8 @@ impl Server {
             asked: SetOnce::new(),
             streams: Arc::default(),
         });
+        let no_place = Arc::new(Notify::new());
+        let stream = blocks::watch(stream, self.blocks.clone(), no_place.clone());
         let stream = TokioIo::new(conversation.patience.listen(stream));
         let mut builder = self.builder.clone();
         builder.http1().timer(conversation.patience.clone());
@@ -276,7 +275,7 @@ impl Server {
             tokio::select! {
                 // hyper's own limits begin once it knows the protocol; until then only this one applies.
                 Err(_) = timeout_at(deadline, conversation.asked.wait()) => {}
-                () = conversation.patience.overflow() => tracing::debug!("too many large requests"),
+                () = no_place.notified() => tracing::debug!("too many open blocks of header fields"),
             }
         });
         let ended = tokio::select! {
@@ -366,7 +365,6 @@ impl Conversation {
         let version = request.version();
         // Set by the first request: all requests on a connection have the same version.
         let _ = self.asked.set(version);
-        self.patience.restart();
         request.extensions_mut().insert(ConnectInfo(self.peer));
         let streams = (version >= Version::HTTP_2).then(|| self.streams.clone());
         let making = streams.clone().map(Making::begin);
@@ -389,7 +387,6 @@ impl Conversation {
                 self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
             };
             self.complete(version, &mut response);
-            self.patience.restart();
             Ok(response.map(|body| Answer { body, streams, place }))
         }
     }
@@ -413,7 +410,7 @@ impl Conversation {
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::{get, post};
+    use axum::routing::get;
     use http_body_util::{BodyExt, Empty};
     use hyper::{body::Bytes, client::conn::http2};
     use tokio::{
@@ -437,28 +434,31 @@ mod tests {
     struct Client {
         stream: DuplexStream,
         places: Arc<Semaphore>,
-        large_places: Arc<Semaphore>,
         phase: watch::Sender<Phase>,
     }
 
     impl Client {
         fn new() -> Self {
-            let limits = Limits { connections: PLACES as usize, large_requests: 1, ..Limits::default() };
+            Self::with_blocks(Arc::new(Semaphore::new(1)))
+        }
+
+        /// As many blocks of header fields may be open as there are permits.
+        fn with_blocks(blocks: Arc<Semaphore>) -> Self {
+            let limits = Limits { connections: PLACES as usize, ..Limits::default() };
             assert_eq!((limits.header_read, limits.idle), (seconds(10), seconds(100)));
             let (phase, says) = watch::channel(Phase::Serving);
             let router = Router::new()
                 .route("/", get(async || "yes").post(async || "no"))
-                .route("/large", get(async || vec![b'x'; LARGE]))
-                .route("/whole", post(async |_: axum::body::Bytes| "yes"));
-            let server = Server::new(router, None, limits, says);
-            let (places, large_places) = (Arc::new(Semaphore::new(PLACES as usize)), server.large.clone());
-            let patience = Patience::new(limits, places.clone(), large_places.clone());
+                .route("/large", get(async || vec![b'x'; LARGE]));
+            let server = Server { blocks: blocks.clone(), ..Server::new(router, None, limits, says) };
+            let places = Arc::new(Semaphore::new(PLACES as usize));
+            let patience = Patience::new(limits, places.clone());
             let (stream, other_end) = duplex(1024);
             let deadline = Instant::now() + limits.header_read;
             tokio::spawn(async move {
                 server.converse(other_end, SocketAddr::from(([127, 0, 0, 1], 1)), patience, deadline).await;
             });
-            Self { stream, places, large_places, phase }
+            Self { stream, places, phase }
         }
 
         async fn send(&mut self, bytes: &[u8]) {
@@ -605,62 +605,50 @@ mod tests {
         assert_eq!(client.closed_after().await, 100);
     }
 
-    /// The client's preface, its settings, and a block of header fields that ends within a field.
-    fn open_block(value: &[u8]) -> Vec<u8> {
-        let frame = |kind: u8, stream: u8, payload: &[u8]| {
-            let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-            [&length[1..], &[kind, 0, 0, 0, 0, stream], payload].concat()
-        };
-        // A new name, `x`, and the length of its value (RFC 7541, section 5.1): 127 + 0x7f + (0x7f << 7).
-        let field = [b"\x00\x01x\x7f\xff\x7f", value].concat();
-        [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(4, 0, &[])[..], &frame(1, 1, &field)].concat()
+    fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
     }
 
-    /// Parts of requests that stay in memory, as no handler reads them and nothing of hyper's limits them.
+    /// A client that never ends a block occupies memory that nothing else limits.
     #[tokio::test(start_paused = true)]
-    async fn a_large_part_of_a_request_needs_a_place() {
-        let padding = [b'a'; 10_000];
-        let head = [REQUEST.trim_ascii_end(), b"\r\nCookie: ", &padding].concat();
-        let trailers = b"POST /whole HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ";
-        let trailers = [&trailers[..], &padding].concat();
-        for (kind, large) in [("head", &head), ("trailers", &trailers), ("block", &open_block(&padding))] {
-            // There are two.
-            let mut client = Client::new();
-            let places = client.large_places.clone();
-            client.send(large).await;
-            let taken = async {
-                while places.available_permits() != 1 {
-                    sleep(Duration::from_millis(1)).await;
-                }
-            };
-            timeout(seconds(1), taken).await.expect(kind);
-            drop(client);
-            timeout(seconds(1), places.acquire_many(2)).await.expect(kind).unwrap().forget();
+    async fn an_open_block_of_header_fields_needs_a_place() {
+        let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(4, 0, 0, &[])[..]].concat();
+        // `GET http://a/`, by the static table but for the last: RFC 7541, section 6.
+        let request = b"\x82\x86\x84\x41\x01a";
+        // A field without an index, its name `x`, and some of its value's 16 511 bytes.
+        let unfinished = [b"\x00\x01x\x7f\x80\x80\x01", &[b'a'; 9000][..]].concat();
+        let whole = frame(1, 5, 1, request);
+        let (open, goes_on) =
+            (frame(1, 1, 3, &[&request[..], &unfinished].concat()), frame(9, 0, 3, &[b'a'; 5000]));
+        for before in [&whole[..], &[]] {
+            let block = [before, &open, &goes_on].concat();
+            let blocks = Arc::new(Semaphore::new(1));
+            let mut client = Client::with_blocks(blocks.clone());
+            client.send(&[&preface[..], &block].concat()).await;
+            sleep(seconds(1)).await;
+            assert_eq!(blocks.available_permits(), 0);
 
-            // There is none.
-            let mut client = Client::new();
-            client.large_places.forget_permits(2);
-            let _ = client.stream.write_all(large).await;
-            let mut answer = Vec::new();
-            timeout(seconds(1), client.stream.read_to_end(&mut answer)).await.expect(kind).unwrap();
+            // Nothing else needs the place: neither a request, nor one that arrives in pieces.
+            let mut other = Client::with_blocks(blocks.clone());
+            let in_pieces = frame(1, 5, 5, &[&request[..], &b"\x00\x01x\x00".repeat(50)].concat());
+            other.send(&[&preface[..], &whole].concat()).await;
+            for byte in &in_pieces {
+                other.send(&[*byte]).await;
+            }
+            let mut answers = Vec::new();
+            while answers.windows(3).filter(|bytes| bytes == b"yes").count() < 2 {
+                assert_ne!(other.stream.read_buf(&mut answers).await.unwrap(), 0);
+            }
 
-            // A small part needs none.
-            let mut client = Client::new();
-            client.large_places.forget_permits(2);
-            client.send(&large[..4000]).await;
-            timeout(seconds(1), client.stream.read_to_end(&mut answer)).await.expect_err(kind);
-        }
-        // A whole head is a handler's, and the next begins anew.
-        let mut client = Client::new();
-        client.large_places.forget_permits(1);
-        for _ in 0..3 {
-            client.send(&[&head[..], b"\r\n\r\n"].concat()).await;
-            client.answered().await;
-            assert_eq!(client.large_places.available_permits(), 1);
-        }
-        client.large_places.forget_permits(1);
-        for _ in 0..1000 {
-            client.ask().await;
+            let mut late = Client::with_blocks(blocks.clone());
+            let _ = late.stream.write_all(&[&preface[..], &block].concat()).await;
+            timeout(seconds(1), late.stream.read_to_end(&mut answers)).await.unwrap().unwrap();
+
+            // The end of the block gives the place back, as the end of the connection does.
+            client.send(&frame(9, 4, 3, &[b'a'; 16_511 - 14_000])).await;
+            timeout(seconds(1), blocks.acquire()).await.unwrap().unwrap().forget();
+            blocks.add_permits(1);
         }
     }
 
