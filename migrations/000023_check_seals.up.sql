@@ -1,5 +1,6 @@
 -- Whoever has the service's password can add a seal. A false one is found, but one that claims to be the last that there
--- can be would end the sealing for good, and one of billions of rows would keep Postgres busy with numbering them.
+-- can be would end the sealing for good, one of billions of rows would keep Postgres busy with numbering them, and one of
+-- a time without a value in a program (infinity, the year 10000) would end every verification.
 CREATE FUNCTION check_seal() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     -- A number that is taken, or not positive, is refused by the table.
@@ -13,11 +14,16 @@ BEGIN
         RAISE check_violation USING
             MESSAGE = 'a seal covers at most 1000 rows', CONSTRAINT = 'history_seals_ids_few';
     END IF;
+    -- Not "close to now": a restore brings seals that are years old.
+    IF NEW.sealed_at < timestamptz '1970-01-01 00:00Z' OR NEW.sealed_at >= timestamptz '10000-01-01 00:00Z' THEN
+        RAISE check_violation USING
+            MESSAGE = 'a seal is made between 1970 and 9999', CONSTRAINT = 'history_seals_sealed_at_in_range';
+    END IF;
     RETURN NEW;
 END
 $$;
 
-COMMENT ON FUNCTION check_seal() IS 'Refuses a seal that no service makes: beyond the next number, or of more than 1000 rows.';
+COMMENT ON FUNCTION check_seal() IS 'Refuses a seal that no service makes: beyond the next number, of more than 1000 rows, or of a time that no clock shows.';
 
 REVOKE ALL ON FUNCTION check_seal() FROM PUBLIC;
 

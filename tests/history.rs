@@ -637,10 +637,11 @@ async fn no_false_seal_ends_the_sealing_or_keeps_the_verification_busy() {
              SELECT {number}, '{ids}', {hashes}, sha256(''), sha256(''), now()"
         ))
     };
-    // Nor is anybody deceived by a table of the same name that has the number before.
+    // Nor is anybody deceived by a table of the same name that has the number before, or by how dates are read.
     for divert in [
         "RESET ALL",
-        "SET search_path = pg_temp, public; CREATE TEMP TABLE history_seals AS SELECT 6 AS number",
+        "SET search_path = pg_temp, public; CREATE TEMP TABLE history_seals AS SELECT 6 AS number;
+         SET datestyle = 'SQL, DMY'; SET timezone = 'Asia/Tokyo'",
     ] {
         sqlx::raw_sql(divert).execute(&mut conn).await.unwrap();
         for (number, ids, refused) in [
@@ -655,6 +656,17 @@ async fn no_false_seal_ends_the_sealing_or_keeps_the_verification_busy() {
             let sql = seal_of(number, ids, "NULL");
             let error = sqlx::raw_sql(sql).execute(&mut conn).await.unwrap_err().to_string();
             assert!(error.contains(refused), "{number} {ids}: {error}");
+        }
+        // No program has a value for these: whoever read such a seal would end there.
+        for time in
+            ["infinity", "-infinity", "294270-01-01", "10000-01-01 00:00Z", "1969-12-31 23:59:59.999999Z"]
+        {
+            let sql = AssertSqlSafe(format!(
+                "INSERT INTO public.history_seals (number, ids, row_hashes, rows_hash, hash, sealed_at)
+                 SELECT 3, '{{[1000000,1000001)}}', NULL, sha256(''), sha256(''), '{time}'"
+            ));
+            let error = sqlx::raw_sql(sql).execute(&mut conn).await.unwrap_err().to_string();
+            assert!(error.contains("between 1970 and 9999"), "{time}: {error}");
         }
     }
     sqlx::raw_sql(seal_of(3, "{[1000000,1001000)}", "NULL")).execute(&mut conn).await.unwrap();
