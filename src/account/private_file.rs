@@ -49,7 +49,7 @@ pub(super) fn make(path: &Path) -> io::Result<File> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             // `create`, for a link to what is missing.
             let file = options.create(true).truncate(false).open(path)?;
-            check_owner(&file)?;
+            check_owner(&file).map_err(|error| io::Error::other(format!("{error}: remove it")))?;
             file
         }
         made => made?,
@@ -70,7 +70,7 @@ pub(super) fn make(path: &Path) -> io::Result<File> {
 pub(super) fn check_owner(file: &File) -> io::Result<()> {
     let found = file.metadata()?;
     if found.is_file() && found.uid() != geteuid().as_raw() {
-        return Err(io::Error::other("it belongs to another user, who could read it: remove it"));
+        return Err(io::Error::other("it belongs to another user, who could read it"));
     }
     Ok(())
 }

@@ -40,6 +40,7 @@ impl Rejects {
             return private_file::remove(&self.path);
         }
         let mut file = OpenOptions::new().write(true).open(&self.path)?;
+        // "Remove it" would be bad advice: the import needs the file.
         private_file::check_owner(&file)?;
         if private_file::is_regular(&file)? {
             if file.metadata()?.len() < self.bytes {
@@ -223,7 +224,7 @@ mod tests {
         let whole = fs::read_to_string(&path).unwrap();
         std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
         let refused = add(&mut Rejects::new(path.clone(), rejects.bytes())).unwrap_err();
-        assert_eq!(refused.to_string(), "it belongs to another user, who could read it: remove it");
+        assert_eq!(refused.to_string(), "it belongs to another user, who could read it");
         assert_eq!(fs::read_to_string(&path).unwrap(), whole);
     }
 
