@@ -368,12 +368,18 @@ async fn a_password_that_was_replaced_is_read_again() {
                 .any(|line| line.contains("not ready") && line.contains("password authentication failed"))
     })
     .await;
+    // It does not move to another database by itself, and says so.
+    home.write("db", &url("four").replace("/postgres", "/elsewhere"));
+    service.logged("DB_SOURCE leads elsewhere now").await;
     home.write("db", &url("three"));
     until("it is ready again", async || service.get("/readyz").await.0 == 200).await;
     assert_eq!(service.post("/users/login", &credentials).await.0, 200);
     let log = service.stop(Signal::TERM).await.expect(0).stderr;
     assert_eq!(log.matches("DB_SOURCE has another password").count(), 2, "{log}");
-    assert!(!log.contains("three"), "{log}");
+    let place = format!("service@127.0.0.1:{}", server.port);
+    let told = format!("from=\"{place}/postgres\" to=\"{place}/elsewhere\"");
+    assert_eq!(log.matches(&told).count(), 1, "{log}");
+    assert!(!["three", "four"].iter().any(|password| log.contains(password)), "{log}");
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! The database of a command: finds it, waits for it, migrates it and closes it.
 
-use std::{error::Error, fmt, io, path::PathBuf, time::Duration};
+use std::{collections::HashSet, error::Error, fmt, io, path::PathBuf, time::Duration};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 
@@ -359,12 +359,18 @@ impl Renewal {
 
 /// Reads the settings again whenever the server refuses the password, which may have been replaced in both places.
 async fn follow_password(source: &store::Source, config_file: Option<&PathBuf>) {
+    let mut told = HashSet::new();
     loop {
         source.refused().await;
         match setup::load(config_file.cloned()).await {
             Ok(Loaded { settings: Settings { db_source: Some(url), .. }, .. }) => {
                 if store::Source::new(&url).is_ok_and(|newer| source.take_password(&newer)) {
                     tracing::info!("DB_SOURCE has another password, which new connections use from now on");
+                } else if let Some(to) = elsewhere(source, &url)
+                    && told.insert(to.clone())
+                {
+                    let from = user_and_place(source);
+                    tracing::warn!(from, to, "DB_SOURCE leads elsewhere now; restart to follow");
                 }
             }
             Ok(_) => {}
@@ -375,6 +381,23 @@ async fn follow_password(source: &store::Source, config_file: Option<&PathBuf>) 
         }
         tokio::time::sleep(REREAD_REST).await;
     }
+}
+
+/// Where `url` leads, if that is not where `source` leads.
+fn elsewhere(source: &store::Source, url: &SecretString) -> Option<String> {
+    let newer = store::Source::new(url).ok().filter(|newer| !source.leads_to_the_same(newer))?;
+    // In a password that is not percent-encoded, one of these characters passes for the end of the password, and what
+    // comes after it for the host or the database.
+    let is_plain = match url.expose_secret().splitn(3, '@').collect::<Vec<_>>()[..] {
+        [before, _] => before.split_once("://").is_some_and(|(_, user)| !user.contains(['/', '?', '#'])),
+        _ => false,
+    };
+    Some(if is_plain { user_and_place(&newer) } else { "a place that may contain a secret".to_owned() })
+}
+
+fn user_and_place(source: &store::Source) -> String {
+    let (_, _, user) = source.server();
+    format!("{user}@{}", source.place())
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -481,5 +504,24 @@ mod tests {
         }
         let limit = DATABASE_PATIENCE + DATABASE_POLL + 3 * CONNECT_PATIENCE;
         assert!(begun.elapsed() <= limit, "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn where_a_url_leads_is_told_without_any_part_of_the_password() {
+        let source = store::Source::new(&"postgres://u:p@db:5432/d".to_owned().into()).unwrap();
+        for (url, expected) in [
+            ("postgres://u:secret@db:5432/d?sslmode=require", None),
+            ("postgres://u:secret@db/d", None),
+            ("postgres://u:secret@other/d", Some("u@other:5432/d")),
+            ("postgres://v:secret%40@db:5433/e", Some("v@db:5433/e")),
+            ("postgres://u:secret@%2Frun%2Fpg/d", Some("u@/run/pg/d")),
+            // sqlx takes the `1` for a port, and `secret@db` for a database.
+            ("postgres://u:1/secret@db:5432/d", Some("a place that may contain a secret")),
+            ("postgres://u:1?secret@db:5432/d", Some("a place that may contain a secret")),
+            ("postgres://u:1#secret@db:5432/d", Some("a place that may contain a secret")),
+            ("postgres://u:1@secret/2@db:5432/d", Some("a place that may contain a secret")),
+        ] {
+            assert_eq!(elsewhere(&source, &url.to_owned().into()).as_deref(), expected, "{url}");
+        }
     }
 }

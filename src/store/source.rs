@@ -189,11 +189,16 @@ impl Source {
     /// source that leads elsewhere changes nothing.
     pub fn take_password(&self, other: &Self) -> bool {
         let is_new = other.options.to_url_lossy() != self.newest.load().to_url_lossy();
-        let is_ours = (other.server(), other.place()) == (self.server(), self.place());
-        if is_new && is_ours {
+        let is_taken = is_new && self.leads_to_the_same(other);
+        if is_taken {
             self.newest.store(Arc::new(other.options.clone()));
         }
-        is_new && is_ours
+        is_taken
+    }
+
+    /// Whether `other` has the same server, user and database.
+    pub fn leads_to_the_same(&self, other: &Self) -> bool {
+        (other.server(), other.place()) == (self.server(), self.place())
     }
 
     /// Host, port and user.
