@@ -6,7 +6,10 @@
 //! The standby is synchronous, so nothing is lost that was answered: sessions continue, and what was revoked a moment
 //! before stays revoked. With an asynchronous standby the last changes may be gone, as they may for any program.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 use sqlx::Connection;
@@ -191,4 +194,37 @@ async fn the_log_has_the_cause_of_an_outage() {
     address.turn_to(&primary);
     until("it is ready again", async || service.get("/readyz").await.0 == 200).await;
     service.stop(Signal::TERM).await.expect(0);
+}
+
+/// Requests hold every place of the pool while they try to connect. The probe then gets none, and still says why.
+#[tokio::test]
+async fn an_outage_with_traffic_has_one_reason_which_is_logged_once() {
+    let primary = Server::new("", |_| ()).await;
+    let address = Address::of(&primary).await;
+    let home = Home::new();
+    let settings = [("TOKEN_SYMMETRIC_KEY", KEY), ("REVOCATION_MAX_STALENESS", "10m")];
+    let service = home.serve(&[&settings[..], &[("DB_SOURCE", &address.url())]].concat()).await;
+    address.turn_to_port(Port::reserve().address().port());
+    address.cut();
+    let reasons = async || service.get("/readyz").await.1["reasons"].take();
+    until("connections are refused", async || reasons().await == json!(["database: not reachable"])).await;
+
+    let mut crowd = JoinSet::new();
+    for _ in 0..16 {
+        let login = reqwest::Client::new().post(service.url("/users/login"));
+        let login = login.json(&json!({ "username": "alice", "password": PASSWORD }));
+        crowd.spawn(async move { while login.try_clone().unwrap().send().await.is_ok() {} });
+    }
+    // The first of these may come before the crowd.
+    for _ in 0..4 {
+        assert_eq!(reasons().await, json!(["database: not reachable"]));
+    }
+    crowd.shutdown().await;
+    address.turn_to(&primary);
+    until("it is ready again", async || service.get("/readyz").await.0 == 200).await;
+    let log = service.stop(Signal::TERM).await.expect(0).stderr;
+    let told: Vec<_> =
+        log.lines().filter_map(|line| line.split_once("not ready")).map(|(_, why)| why).collect();
+    let kinds: HashSet<_> = told.iter().collect();
+    assert_eq!(kinds.len(), told.len(), "{log}");
 }

@@ -329,8 +329,13 @@ impl Accounts {
         }
         let end = Instant::now() + patience;
         // The pool has this patience too, since only the pool knows what it has waited for.
-        let mut conn = self.parts.db.acquire_within(patience).await.map_err(|error| match error {
-            store::Error::Unavailable(sqlx::Error::PoolTimedOut) => Unready::Silent,
+        let db = &self.parts.db;
+        let mut conn = db.acquire_within(patience).await.map_err(|error| match error {
+            store::Error::Unavailable(sqlx::Error::PoolTimedOut) => {
+                db.failure().map_or(Unready::Silent, |why| Unready::Database(why.into()))
+            }
+            // In the same words as above.
+            store::Error::Unavailable(error) => Unready::Database(error.into()),
             error => Unready::Database(error.into()),
         })?;
         timeout_at(end, fitness(&mut conn)).await.unwrap_or(Err(Unready::Silent))

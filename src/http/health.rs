@@ -1,6 +1,6 @@
 //! `/healthz` and `/readyz`: for load balancers and orchestrators.
 
-use std::{error::Error, mem, sync::PoisonError, time::Duration};
+use std::{collections::HashSet, error::Error, mem, sync::PoisonError, time::Duration};
 
 use axum::extract::State;
 use serde::Serialize;
@@ -64,23 +64,61 @@ pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, 
     }
 }
 
-/// Logs when the reasons or the cause change, and not each time that somebody asks. For how long something has not been
-/// read is another number each time, and no other reason.
+/// Logs what is new, and not each time that somebody asks.
 fn log(app: &App, reasons: &[String], unready: Option<Unready>) {
-    let reasons = reasons.join("; ");
     let cause = unready.filter(|unready| unready.source().is_some()).map(|unready| chain::chain(&unready));
-    let unnumbered =
-        [&*reasons, cause.as_deref().unwrap_or_default()].concat().replace(|c: char| c.is_ascii_digit(), "");
-    let before = {
+    let is_news = {
         let mut logged = app.unready.lock().unwrap_or_else(PoisonError::into_inner);
-        mem::replace(&mut *logged, unnumbered.clone())
+        is_news(&mut logged, reasons, cause.as_deref())
     };
-    if unnumbered == before {
+    if !is_news {
         return;
     }
     if reasons.is_empty() {
         tracing::info!("ready again");
     } else {
-        tracing::warn!(reasons, error = cause.map(display), "not ready");
+        tracing::warn!(reasons = reasons.join("; "), error = cause.map(display), "not ready");
+    }
+}
+
+/// Whether a reason or the cause is another than those in `logged`, or the service is ready again. In an outage one
+/// probe may find this and the next one that, for as long as it lasts. For how long something has not been read is
+/// another number each time, and no other reason.
+fn is_news(logged: &mut HashSet<String>, reasons: &[String], cause: Option<&str>) -> bool {
+    if reasons.is_empty() {
+        return !mem::take(logged).is_empty();
+    }
+    let mut is_new = false;
+    for text in reasons.iter().map(String::as_str).chain(cause) {
+        is_new |= logged.insert(text.replace(|c: char| c.is_ascii_digit(), ""));
+    }
+    is_new
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_and_each_cause_is_logged_once_until_it_is_ready() {
+        let mut logged = HashSet::new();
+        let mut is_news = |reasons: &[&str], cause| {
+            let reasons: Vec<_> = reasons.iter().map(|reason| (*reason).to_owned()).collect();
+            is_news(&mut logged, &reasons, cause)
+        };
+        assert!(!is_news(&[], None));
+        for _ in 0..2 {
+            assert!(is_news(&["not reachable"], Some("refused")));
+            assert!(is_news(&["no answer"], None));
+            assert!(is_news(&["not reachable"], Some("a standby")));
+            assert!(is_news(&["no answer", "not read for 3 s"], None));
+            for _ in 0..2 {
+                assert!(!is_news(&["not reachable", "not read for 42 s"], Some("refused")));
+                assert!(!is_news(&["no answer"], None));
+                assert!(!is_news(&["not reachable"], Some("a standby")));
+            }
+            assert!(is_news(&[], None));
+            assert!(!is_news(&[], None));
+        }
     }
 }

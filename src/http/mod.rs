@@ -30,6 +30,7 @@ mod users;
 mod well_known;
 
 use std::{
+    collections::HashSet,
     ops::Deref,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
@@ -143,8 +144,8 @@ pub struct Parts {
     pub public_url: Option<String>,
     /// The OpenAPI document, once it has been requested.
     pub description: OnceLock<Bytes>,
-    /// Why `/readyz` last found the service not ready, as it logged it; empty if it was ready.
-    pub unready: Mutex<String>,
+    /// Why `/readyz` has found the service not ready since it was last ready, as it logged it.
+    pub unready: Mutex<HashSet<String>>,
     /// Where time comes from.
     pub clock: Clock,
     /// The proxies whose `X-Forwarded-For` is trusted.

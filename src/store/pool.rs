@@ -19,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwapOption;
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -56,6 +57,8 @@ struct Inner {
     /// A stack: the connection used last is on top, so a pool with little use trusts that one instead of asking each in
     /// turn.
     idle: Mutex<Vec<Open>>,
+    /// Why the last attempt to connect failed, in words, unless a connection has been had since.
+    failure: ArcSwapOption<String>,
 }
 
 /// A connection, and what is known about it.
@@ -90,8 +93,13 @@ impl Source {
     /// writes again.
     pub fn pool(&self, max_connections: u32) -> PgPool {
         let places = Arc::new(Semaphore::new(max_connections as usize));
-        let (source, idle) = (self.clone(), Mutex::default());
-        PgPool(Arc::new(Inner { source, max: max_connections, places, idle }))
+        PgPool(Arc::new(Inner {
+            source: self.clone(),
+            max: max_connections,
+            places,
+            idle: Mutex::default(),
+            failure: ArcSwapOption::default(),
+        }))
     }
 }
 
@@ -113,8 +121,10 @@ impl PgPool {
     /// As there. The cause is [`sqlx::Error::PoolTimedOut`] only if there was no answer and no connection to be had.
     pub async fn acquire_within(&self, patience: Duration) -> Result<PoolConnection, Error> {
         let mut why = sqlx::Error::PoolTimedOut;
+        let mut has_place = false;
         let found = async {
             let place = self.0.places.clone().acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+            has_place = true;
             let open = match self.0.find().await {
                 Some(open) => open,
                 // Rare, so it is boxed: otherwise the future of every request would reserve room for it.
@@ -122,7 +132,20 @@ impl PgPool {
             };
             Ok(PoolConnection { lent: Some((open, place)), is_beginning: false, pool: self.0.clone() })
         };
-        timeout(patience, found).await.unwrap_or_else(|_| Err(why)).map_err(Error::Unavailable)
+        let found = timeout(patience, found).await;
+        match (&found, &why) {
+            (Ok(Ok(_)), _) => self.0.note_failure(None),
+            // There is no answer any more, not even a refusal.
+            (Err(_), sqlx::Error::PoolTimedOut) if has_place => self.0.note_failure(None),
+            _ => {}
+        }
+        found.unwrap_or_else(|_| Err(why)).map_err(Error::Unavailable)
+    }
+
+    /// Why the last attempt to connect failed, in words, unless a connection has been had since. During an outage those
+    /// who try to connect hold every place, and whoever waits for one in vain learns here why.
+    pub fn failure(&self) -> Option<String> {
+        self.0.failure.load().as_deref().cloned()
     }
 
     /// Does `work` with a connection, and once more with another if the first turns out to have ended; for work that
@@ -211,7 +234,11 @@ impl Inner {
     async fn connect(&self, why: &mut sqlx::Error) -> Result<Open, sqlx::Error> {
         let mut was_refused = false;
         loop {
-            match self.source.open().await {
+            let opened = self.source.open().await;
+            if let Err(error) = &opened {
+                self.note_failure(Some(chain::chain(error)));
+            }
+            match opened {
                 Ok((conn, access)) => {
                     return Ok(Open { conn, opened_at: Instant::now(), trusted_until: None, access });
                 }
@@ -221,6 +248,13 @@ impl Inner {
                 Err(error) => return Err(error),
             }
             sleep(CONNECT_REST).await;
+        }
+    }
+
+    fn note_failure(&self, failure: Option<String>) {
+        // Most of the time there was none and is none: then nothing is written that others read.
+        if failure.is_some() || self.failure.load().is_some() {
+            self.failure.store(failure.map(Arc::new));
         }
     }
 
