@@ -323,6 +323,36 @@ async fn users_see_where_they_are_logged_in() {
 }
 
 #[tokio::test]
+async fn a_session_whose_access_token_outlives_its_refresh_token_is_shown_and_can_be_ended() {
+    let app = App::with(&[("ACCESS_TOKEN_DURATION", "12h"), ("REFRESH_TOKEN_DURATION", "1h")]).await;
+    app.register("alice").await;
+    let phone = app.login("alice").await;
+    app.clock.advance(Duration::hours(2));
+    app.renew(&phone).await.expect_problem(401, "session_expired");
+    let desk = app.login("alice").await;
+    let shown = async || {
+        let list = app.get("/sessions").bearer(&desk).send().await.expect(200);
+        list["sessions"].as_array().unwrap().iter().map(|session| session["id"].clone()).collect::<Vec<_>>()
+    };
+
+    // It cannot be renewed, but whoever has its access token is still in.
+    app.get("/users/me").bearer(&phone).send().await.expect(200);
+    assert_eq!(shown().await, [desk["session_id"].clone(), phone["session_id"].clone()]);
+
+    let path = format!("/sessions/{}", phone["session_id"].as_str().unwrap());
+    app.request(Method::DELETE, &path).bearer(&desk).send().await.expect(204);
+    app.get("/users/me").bearer(&phone).send().await.expect_problem(401, "session_revoked");
+    assert_eq!(shown().await, [desk["session_id"].clone()]);
+
+    // A session whose tokens have all expired is gone.
+    app.clock.advance(Duration::hours(11));
+    let last = app.login("alice").await;
+    app.clock.advance(Duration::hours(2));
+    let list = app.get("/sessions").bearer(&last).send().await.expect(200);
+    assert_eq!(list["sessions"].as_array().unwrap().len(), 1, "{list}");
+}
+
+#[tokio::test]
 async fn a_token_with_former_roles_is_outdated_until_it_is_renewed() {
     const SET: &str = "UPDATE users SET roles = '{support}' WHERE id = $1::uuid";
     for by_command in [false, true] {

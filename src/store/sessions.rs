@@ -378,7 +378,8 @@ pub struct Overview {
     pub client_ip: Option<ipnet::IpNet>,
 }
 
-/// At most `limit` sessions of a user that can still be renewed at `now`, most recently used first.
+/// At most `limit` sessions of a user that are live at `now`, most recently used first: they can be renewed or, where
+/// access tokens live longer than refresh tokens, their last access token is still accepted.
 ///
 /// # Errors
 ///
@@ -392,7 +393,7 @@ pub async fn of_user(
     let rows = sqlx::query_as!(
         Overview,
         "SELECT id, created_at, last_used_at, expires_at, user_agent, client_ip FROM sessions
-         WHERE user_id = $1 AND ended_at IS NULL AND refresh_expires_at > $2
+         WHERE user_id = $1 AND ended_at IS NULL AND greatest(refresh_expires_at, access_expires_at) > $2
          ORDER BY last_used_at DESC, id DESC LIMIT $3",
         user_id,
         now,

@@ -453,7 +453,9 @@ impl Story {
             body["sessions"].as_array().unwrap().iter().map(|session| text(&session["id"])).collect();
         for session in &self.user.sessions {
             let is_shown = shown.contains(&session.id);
-            let is_over = matches!(session.fate, Fate::Over { .. }) || span.sent >= session.idle_end.1;
+            // The last access token may outlive the refresh token that came with it.
+            let end = session.idle_end.1 + self.fleet.rules.access_token;
+            let is_over = matches!(session.fate, Fate::Over { .. }) || span.sent >= end;
             if is_shown && is_over || !is_shown && session.is_live(span.answered) {
                 return Err(format!("session {} is shown: {is_shown}; it is {:?}", session.id, session.fate));
             }
