@@ -170,7 +170,10 @@ async fn the_certificate() {
     finds("settings", &half, 1, "problem", &["TLS_KEY_FILE", "set both"]).await;
     // Without a certificate, production gets a reminder.
     let production = [("DB_SOURCE", &*url), ("ENVIRONMENT", "production")];
-    finds("tls", &production, 0, "note", &["plain HTTP", "put a proxy in front"]).await;
+    let advice = "put a proxy in front that speaks TLS and name it in TRUSTED_PROXIES, or set TLS_CERT_FILE";
+    finds("tls", &production, 0, "note", &["plain HTTP", advice]).await;
+    let named = [("DB_SOURCE", &*url), ("ENVIRONMENT", "production"), ("TRUSTED_PROXIES", "10.0.0.1")];
+    finds("tls", &named, 0, "note", &["put a proxy in front that speaks TLS, or set TLS_CERT_FILE"]).await;
 }
 
 #[tokio::test]

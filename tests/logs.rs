@@ -449,6 +449,42 @@ async fn internal_errors_are_logged_with_their_cause_and_request_id() {
 }
 
 #[tokio::test]
+async fn a_proxy_that_nobody_named_is_logged_once() {
+    let app = App::new().await;
+    let unnamed = Service::start(&app.database_url, &[]).await;
+    let another = Service::start(&app.database_url, &[("TRUSTED_PROXIES", "10.0.0.1")]).await;
+    let http = reqwest::Client::new();
+    let log_in = async |service: &Service, forwarded: Option<&str>| {
+        let request = http.post(service.url("/users/login"));
+        let request = match forwarded {
+            Some(client) => request.header("x-forwarded-for", client),
+            None => request,
+        };
+        let request = request.json(&json!({"username": "alice", "password": WRONG_PASSWORD}));
+        assert_eq!(request.send().await.unwrap().status().as_u16(), 401);
+    };
+    log_in(&unnamed, None).await;
+    for client in ["203.0.113.77", "203.0.113.78"] {
+        log_in(&unnamed, Some(client)).await;
+        log_in(&another, Some(client)).await;
+    }
+
+    let said = unnamed.stop().await;
+    let warnings: Vec<_> = said.iter().filter(|line| line.contains("TRUSTED_PROXIES")).collect();
+    let [warning] = warnings[..] else { panic!("{said:#?}") };
+    let warning: Value = serde_json::from_str(warning).unwrap();
+    assert_eq!(warning["level"], "WARN", "{warning}");
+    assert!(!said.iter().any(|line| line.contains("203.0.113")), "{said:#?}");
+    // The first request came without a proxy. The warning belongs to the second.
+    let logins = said.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let logins: Vec<_> = logins.filter(|line| line["message"] == "answered").collect();
+    assert_eq!(warning["request_id"], logins[1]["request_id"], "{said:#?}");
+    // Where proxies are named, others are strangers, whose word counts for nothing.
+    let said = another.stop().await;
+    assert!(!said.iter().any(|line| line.contains("X-Forwarded-For")), "{said:#?}");
+}
+
+#[tokio::test]
 async fn a_failed_start_is_logged_like_anything_else() {
     let nowhere = database().await.replace("/test_", "/nowhere_");
     let start = async |format| {

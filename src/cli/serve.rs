@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     pin::pin,
-    sync::{Mutex, OnceLock},
+    sync::{Mutex, Once, OnceLock},
     time::Duration,
 };
 
@@ -341,6 +341,7 @@ pub async fn app(
         unready: Mutex::default(),
         clock,
         trusted_proxies: settings.trusted_proxies.clone(),
+        unnamed_proxy: Once::new(),
         allowed_origins: settings.allowed_origins.clone(),
         limits,
         large_requests: Semaphore::new(limits.large_requests),

@@ -41,6 +41,20 @@ pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
     client
 }
 
+/// Warns, once, that nobody told us of the proxy that wrote the field. Whoever calls may have written it too, so it is
+/// not believed, and its value is not logged.
+fn warn_of_unnamed_proxy(app: &App, headers: &HeaderMap) {
+    if app.trusted_proxies.is_empty() && headers.contains_key(X_FORWARDED_FOR) {
+        app.unnamed_proxy.call_once(|| {
+            tracing::warn!(
+                "X-Forwarded-For was sent, and TRUSTED_PROXIES is empty: if the service is behind a proxy, set \
+                 TRUSTED_PROXIES to its address, or all clients share that address in the limits on failed logins \
+                 (docs/throttling.md)"
+            );
+        });
+    }
+}
+
 /// The peer of the connection that a request came on.
 pub(super) fn peer(extensions: &Extensions) -> Option<IpAddr> {
     extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip())
@@ -78,6 +92,7 @@ impl FromRequestParts<App> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        warn_of_unnamed_proxy(app, &parts.headers);
         let user_agent = parts.headers.get(USER_AGENT).map(|value| {
             let text = String::from_utf8_lossy(value.as_bytes());
             let shown: String = text.chars().filter(|c| !is_order(*c)).collect();

@@ -32,7 +32,7 @@ mod well_known;
 use std::{
     collections::HashSet,
     ops::Deref,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, Once, OnceLock},
     time::Duration,
 };
 
@@ -150,6 +150,8 @@ pub struct Parts {
     pub clock: Clock,
     /// The proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
+    /// Done when the log has been told that there seems to be a proxy that is not trusted.
+    pub unnamed_proxy: Once,
     /// The origins whose pages may call the service, as `scheme://host[:port]`, or `*`.
     pub allowed_origins: Vec<String>,
     /// How long each part of a request may take.

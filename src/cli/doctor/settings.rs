@@ -104,8 +104,12 @@ pub(super) fn certificate(settings: &Settings) -> Vec<Finding> {
     let Some(files) = setup::tls_files(settings) else {
         let message = "none: the service speaks plain HTTP";
         return vec![if is_production {
-            Finding::note(AREA, message)
-                .advise("put a proxy in front that speaks TLS, or set TLS_CERT_FILE and TLS_KEY_FILE")
+            // Without its name, the limits on failed logins take the proxy for the only client.
+            let naming =
+                if settings.trusted_proxies.is_empty() { " and name it in TRUSTED_PROXIES" } else { "" };
+            Finding::note(AREA, message).advise(format!(
+                "put a proxy in front that speaks TLS{naming}, or set TLS_CERT_FILE and TLS_KEY_FILE"
+            ))
         } else {
             Finding::ok(AREA, message)
         }];
