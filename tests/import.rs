@@ -285,7 +285,7 @@ async fn rejected_records_are_imported_once_corrected_where_the_command_says() {
     assert!(ended.stderr.contains("/one.jsonl.dry-run.rejects says what is wrong"), "{}", ended.stderr);
     assert_eq!(here.summary(&["one.jsonl.dry-run.rejects", "--dry-run"]).await, [1, 0, 0, 0, 1]);
     let ended = here.import(&["one.jsonl"]).await.expect(1);
-    let advice = "/one.jsonl.rejects and import that file with the same options\n";
+    let advice = "/one.jsonl.rejects and import that file with the same or corrected options\n";
     assert!(ended.stderr.ends_with(advice), "{}", ended.stderr);
     // Those of the rejected ones, too.
     assert_eq!(here.summary(&["one.jsonl.rejects"]).await, [1, 0, 0, 0, 1]);

@@ -223,7 +223,11 @@ impl Args {
             _ if self.is_url() => {
                 return format!("correct them in {rejects} and import that file with --format jsonl");
             }
-            _ => return format!("correct them in {rejects} and import that file with the same options"),
+            _ => {
+                return format!(
+                    "correct them in {rejects} and import that file with the same or corrected options"
+                );
+            }
         };
         format!("correct them in {source} and import it; {rejects} says what is wrong with each")
     }
