@@ -27,6 +27,7 @@ pub(super) fn check(settings: &Settings, reader: &mut Reader) {
     proxies(settings, reader);
     tls(settings, reader);
     symmetric_key(settings, reader);
+    algorithm(settings, reader);
     issuer(settings, reader);
     durations(settings, reader);
     history(settings, reader);
@@ -160,6 +161,20 @@ fn strong(key: &SymmetricKey, name: &str, settings: &Settings, reader: &mut Read
         is_unsafe(settings, reader, name, &message);
     } else if let Some(weakness) = weakness(key.as_bytes()) {
         is_unsafe(settings, reader, name, &format!("the key {}; {KEY_ADVICE}", weakness.describe()));
+    }
+}
+
+/// An algorithm without `jwt` changes nothing, and whoever set it meant it to.
+fn algorithm(settings: &Settings, reader: &mut Reader) {
+    const NAME: &str = "JWT_ALGORITHM";
+
+    let is_read = reader.is_sound(&[NAME, "TOKEN_FORMAT", "TOKEN_FORMAT_ACCEPTED"]);
+    let has_jwt = settings.formats_accepted().into_iter().chain([settings.format()]);
+    let has_jwt = has_jwt.into_iter().any(|format| format.jwt_algorithm().is_some());
+    if reader.is_given(NAME) && is_read && !has_jwt {
+        let message =
+            format!("has no effect with {}; did you mean TOKEN_FORMAT=jwt?", reader.describe("TOKEN_FORMAT"));
+        reader.warning(NAME, &message);
     }
 }
 

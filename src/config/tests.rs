@@ -478,6 +478,23 @@ fn published_formats_need_a_url_as_issuer_in_production() {
 }
 
 #[test]
+fn an_algorithm_without_jwt_causes_a_warning() {
+    let warnings = |settings: &[(&str, &str)]| load_environment(settings).unwrap().warnings;
+    let es256 = ("JWT_ALGORITHM", "ES256");
+    let [warning] = &warnings(&[es256])[..] else { panic!("{:?}", warnings(&[es256])) };
+    assert_eq!(
+        warning,
+        "JWT_ALGORITHM (environment): has no effect with TOKEN_FORMAT (v4.local, default); did you mean \
+         TOKEN_FORMAT=jwt?"
+    );
+    assert_eq!(warnings(&[es256, ("TOKEN_FORMAT", "v4.public")]).len(), 1);
+    for more in [("TOKEN_FORMAT", "jwt"), ("TOKEN_FORMAT_ACCEPTED", "jwt")] {
+        assert_eq!(warnings(&[es256, more]), [""; 0], "{more:?}");
+    }
+    assert_eq!(warnings(&[]), [""; 0]);
+}
+
+#[test]
 fn no_token_outlives_its_session() {
     let message = problem(load_both("SESSION_DURATION=12h", &[("REFRESH_TOKEN_DURATION", "24h")]));
     let expected = "REFRESH_TOKEN_DURATION (environment): REFRESH_TOKEN_DURATION (24h, environment) is longer than \
