@@ -95,7 +95,10 @@ pub enum RemoteError {
         reason: DocumentError,
     },
     /// The documents are fine, but hold no key that can be used here.
-    #[error("{0} publishes no keys for the formats known here")]
+    #[error(
+        "{0} publishes no keys for the formats known here; does it run with TOKEN_FORMAT=v4.public, or jwt with a key \
+         pair?"
+    )]
     NoKeys(String),
 }
 
