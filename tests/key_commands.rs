@@ -4,10 +4,12 @@
 use std::{
     fs::{self, DirBuilder},
     os::unix::fs::DirBuilderExt,
+    sync::Arc,
 };
 
 use gatepass::token::{
-    Format, Hs256Key, Issuer, Lifetime, Party, SharedFormat, SigningKey, Subject, SymmetricKey,
+    Format, Hs256Key, Issuer, KeyPair, KeyPairFormat, Lifetime, Party, SharedFormat, SigningKey, Subject,
+    SymmetricKey,
 };
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -588,6 +590,16 @@ async fn token_inspect_reports_what_a_token_holds() {
         let shown = desk.run_with(&["token", "inspect", "-"], rubbish).await.expect(1);
         assert!(!shown.stdout.contains(['\u{1b}', '\u{202e}']), "{rubbish:?}: {}", shown.stdout);
     }
+    // A good token, and other settings than those of the service that made it.
+    let elsewhere = Desk::without_database(&[("TOKEN_FORMAT_ACCEPTED", "jwt:HS256")]);
+    let ring = issue(Arc::new(KeyPair::generate(KeyPairFormat::V4Public).unwrap()), 0, 600);
+    let shown = elsewhere.run(&["token", "inspect", &ring]).await.expect(1).stdout;
+    assert!(
+        shown.contains("its format is v4.public") && shown.contains("is v4.local, jwt:HS256: "),
+        "{shown}"
+    );
+    let (_, report) = Desk::without_database(&[]).inspect(&whole).await;
+    assert!(text(&report["hint"]).contains("its format is jwt:HS256"), "{report}");
     // If someone mistakes the key for a token, it is not repeated.
     let (_, report) = desk.inspect(KEY).await;
     assert!(text(&report["hint"]).contains("KEY"), "{report}");

@@ -76,7 +76,10 @@ pub(super) async fn run(config_file: Option<PathBuf>, command: Command) -> Resul
         inspection.findings.push((Check::Revocation, found));
     }
     let format = format(token);
-    let hint = hint(token).or_else(|| cut_off(token, &inspection, format.as_deref()));
+    let hint = hint(token)
+        .or_else(|| cut_off(token, &inspection, format.as_deref()))
+        .map(str::to_owned)
+        .or_else(|| other_format(&settings, format.as_deref()));
     let report = Report { inspection, format, hint, session, now };
     if json {
         print_json(&report.to_json())?;
@@ -317,6 +320,22 @@ fn cut_off(token: &str, inspection: &Inspection, claimed: Option<&str>) -> Optio
         .then_some("this begins like a token and does not end like one: was it cut off?")
 }
 
+/// What to say about a token of ours whose format the settings do not accept. The keys of other formats are not known
+/// here, so all that the checks say is that its key is not.
+fn other_format(settings: &Settings, claimed: Option<&str>) -> Option<String> {
+    let format = Format::ALL.into_iter().find(|format| claimed == Some(format.name()))?;
+    let mut accepted = vec![settings.format()];
+    accepted.extend(settings.formats_accepted());
+    if accepted.contains(&format) {
+        return None;
+    }
+    let accepted = accepted.iter().map(|format| format.name()).collect::<Vec<_>>().join(", ");
+    Some(format!(
+        "its format is {format}, and what TOKEN_FORMAT and TOKEN_FORMAT_ACCEPTED allow here is {accepted}: are these \
+         the settings of the service?"
+    ))
+}
+
 /// The header of a JWT, strict or not, to see whose it may be.
 fn header(token: &str) -> Option<Map<String, Value>> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?).ok()
@@ -355,7 +374,7 @@ fn session_id(inspection: &Inspection) -> Option<Uuid> {
 struct Report {
     inspection: Inspection,
     format: Option<String>,
-    hint: Option<&'static str>,
+    hint: Option<String>,
     session: Session,
     now: OffsetDateTime,
 }
@@ -426,7 +445,7 @@ impl Report {
         let mut line = |left: &str, right: &str| _ = writeln!(text, "{left:<10}  {right}");
         line("format", self.format.as_deref().unwrap_or("none that is known here"));
         line("kid", &self.inspection.kid.as_deref().map_or_else(|| "-".to_owned(), plain));
-        if let Some(hint) = self.hint {
+        if let Some(hint) = &self.hint {
             line("hint", hint);
         }
         let (good, bad) = if is_terminal { ("✓ ", "✗ ") } else { ("", "") };
