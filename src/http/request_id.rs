@@ -11,7 +11,8 @@ use uuid::Uuid;
 use super::App;
 use crate::random;
 
-const NAME: HeaderName = HeaderName::from_static("x-request-id");
+/// The header field.
+pub(super) const NAME: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The id of one request: at most 128 characters that need no escaping in a log or a header.
 #[derive(Clone, Debug, Default)]

@@ -23,7 +23,7 @@ use axum::{
     extract::ConnectInfo,
     http::{
         HeaderValue, Response, StatusCode, Version,
-        header::{CONNECTION, CONTENT_LENGTH, STRICT_TRANSPORT_SECURITY},
+        header::{CONNECTION, CONTENT_LENGTH, ORIGIN, STRICT_TRANSPORT_SECURITY},
     },
     response::IntoResponse,
 };
@@ -44,6 +44,7 @@ use tower::ServiceExt;
 use super::{
     Limits, blocks,
     patience::Patience,
+    request_id,
     streams::{Answer, Making, Streams},
 };
 use crate::tls::Tls;
@@ -343,6 +344,30 @@ impl Server {
     }
 }
 
+/// What it takes to refuse a request that found no place: who asks for what, under which id. It is copied, since any
+/// part of a head may keep the whole of it in memory, and left out if it is long.
+fn without_place<B>(request: &Request<B>) -> Request<Body> {
+    let is_short = |bytes: &[u8]| bytes.len() <= 256;
+
+    let mut rest = Request::new(Body::empty());
+    if is_short(request.method().as_str().as_bytes()) {
+        *rest.method_mut() = request.method().clone();
+    }
+    *rest.version_mut() = request.version();
+    let path = Some(request.uri().path()).filter(|path| is_short(path.as_bytes()));
+    if let Some(Ok(path)) = path.map(str::parse) {
+        *rest.uri_mut() = path;
+    }
+    for name in [request_id::NAME, ORIGIN] {
+        let value = request.headers().get(&name).filter(|value| is_short(value.as_bytes()));
+        if let Some(Ok(value)) = value.map(|value| HeaderValue::from_bytes(value.as_bytes())) {
+            rest.headers_mut().insert(name, value);
+        }
+    }
+    rest.extensions_mut().insert(NoPlace);
+    rest
+}
+
 /// What the requests on one connection share.
 struct Conversation {
     router: Router,
@@ -357,34 +382,38 @@ struct Conversation {
 }
 
 impl Conversation {
-    /// Answers a request, which counts as asked from this call on, before the answer is first polled.
+    /// Answers a request, which counts as asked from this call on, before the answer is first polled. The answer waits
+    /// for its turn, and hundreds of connections may come before it. So a request to be refused is let go of here.
     fn answer(
         self: Arc<Self>,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<Answer>, Infallible>> {
         let version = request.version();
         // Set by the first request: all requests on a connection have the same version.
         let _ = self.asked.set(version);
-        request.extensions_mut().insert(ConnectInfo(self.peer));
         let streams = (version >= Version::HTTP_2).then(|| self.streams.clone());
         let making = streams.clone().map(Making::begin);
-        // A request takes about as much memory as a connection, and so one of its places. The one request at a time
-        // that there is over HTTP/1 has its connection's.
-        let place = streams.as_ref().and_then(|_| {
-            let place = self.patience.take().map(Arc::new);
-            if place.is_none() {
-                request.extensions_mut().insert(NoPlace);
-            }
-            place
-        });
+        let mut place = None;
+        // hyper counts the fields over HTTP/1 only. Over HTTP/2 a field may take one byte to send, and a hundred here
+        // for as long as the answer takes.
+        let request = if request.headers().len() > MAX_HEADER_FIELDS {
+            None
+        } else if streams.is_some() {
+            // A request takes about as much memory as a connection, and so one of its places. The one request at a time
+            // that there is over HTTP/1 has its connection's.
+            place = self.patience.take().map(Arc::new);
+            Some(if place.is_some() { request.map(Body::new) } else { without_place(&request) })
+        } else {
+            Some(request.map(Body::new))
+        };
         async move {
             let _making = making;
-            // hyper counts the fields over HTTP/1 only. Over HTTP/2 a field may take one byte to send, and a hundred
-            // here for as long as the answer takes.
-            let mut response = if request.headers().len() > MAX_HEADER_FIELDS {
-                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response()
-            } else {
-                self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
+            let mut response = match request {
+                Some(mut request) => {
+                    request.extensions_mut().insert(ConnectInfo(self.peer));
+                    self.router.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
+                }
+                None => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response(),
             };
             self.complete(version, &mut response);
             Ok(response.map(|body| Answer { body, streams, place }))
@@ -439,11 +468,11 @@ mod tests {
 
     impl Client {
         fn new() -> Self {
-            Self::with_blocks(Arc::new(Semaphore::new(1)))
+            Self::with(Arc::new(Semaphore::new(1)), 1024)
         }
 
-        /// As many blocks of header fields may be open as there are permits.
-        fn with_blocks(blocks: Arc<Semaphore>) -> Self {
+        /// As many blocks of header fields may be open as there are permits, and as many bytes on their way as `room`.
+        fn with(blocks: Arc<Semaphore>, room: usize) -> Self {
             let limits = Limits { connections: PLACES as usize, ..Limits::default() };
             assert_eq!((limits.header_read, limits.idle), (seconds(10), seconds(100)));
             let (phase, says) = watch::channel(Phase::Serving);
@@ -453,7 +482,7 @@ mod tests {
             let server = Server { blocks: blocks.clone(), ..Server::new(router, None, limits, says) };
             let places = Arc::new(Semaphore::new(PLACES as usize));
             let patience = Patience::new(limits, places.clone());
-            let (stream, other_end) = duplex(1024);
+            let (stream, other_end) = duplex(room);
             let deadline = Instant::now() + limits.header_read;
             tokio::spawn(async move {
                 server.converse(other_end, SocketAddr::from(([127, 0, 0, 1], 1)), patience, deadline).await;
@@ -613,7 +642,6 @@ mod tests {
     /// A client that never ends a block occupies memory that nothing else limits.
     #[tokio::test(start_paused = true)]
     async fn an_open_block_of_header_fields_needs_a_place() {
-        let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(4, 0, 0, &[])[..]].concat();
         // `GET http://a/`, by the static table but for the last: RFC 7541, section 6.
         let request = b"\x82\x86\x84\x41\x01a";
         // A field without an index, its name `x`, and some of its value's 16 511 bytes.
@@ -624,15 +652,15 @@ mod tests {
         for before in [&whole[..], &[]] {
             let block = [before, &open, &goes_on].concat();
             let blocks = Arc::new(Semaphore::new(1));
-            let mut client = Client::with_blocks(blocks.clone());
-            client.send(&[&preface[..], &block].concat()).await;
+            let mut client = Client::with(blocks.clone(), 1024);
+            client.send(&[HTTP_2, &block].concat()).await;
             sleep(seconds(1)).await;
             assert_eq!(blocks.available_permits(), 0);
 
             // Nothing else needs the place: neither a request, nor one that arrives in pieces.
-            let mut other = Client::with_blocks(blocks.clone());
+            let mut other = Client::with(blocks.clone(), 1024);
             let in_pieces = frame(1, 5, 5, &[&request[..], &b"\x00\x01x\x00".repeat(50)].concat());
-            other.send(&[&preface[..], &whole].concat()).await;
+            other.send(&[HTTP_2, &whole].concat()).await;
             for byte in &in_pieces {
                 other.send(&[*byte]).await;
             }
@@ -641,8 +669,8 @@ mod tests {
                 assert_ne!(other.stream.read_buf(&mut answers).await.unwrap(), 0);
             }
 
-            let mut late = Client::with_blocks(blocks.clone());
-            let _ = late.stream.write_all(&[&preface[..], &block].concat()).await;
+            let mut late = Client::with(blocks.clone(), 1024);
+            let _ = late.stream.write_all(&[HTTP_2, &block].concat()).await;
             timeout(seconds(1), late.stream.read_to_end(&mut answers)).await.unwrap().unwrap();
 
             // The end of the block gives the place back, as the end of the connection does.
@@ -650,6 +678,61 @@ mod tests {
             timeout(seconds(1), blocks.acquire()).await.unwrap().unwrap().forget();
             blocks.add_permits(1);
         }
+    }
+
+    const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+
+    /// As clients do that have not heard yet how many there may be.
+    #[tokio::test(start_paused = true)]
+    async fn a_hundred_requests_at_once_do_not_end_the_connection() {
+        let mut client = Client::with(Arc::new(Semaphore::new(0)), 64 * 1024);
+        let requests = (0..100).flat_map(|stream| frame(1, 5, 2 * stream + 1, b"\x82\x86\x84\x41\x01a"));
+        client.send(&[HTTP_2, &requests.collect::<Vec<_>>()].concat()).await;
+        sleep(seconds(1)).await;
+        client.send(&frame(1, 5, 201, b"\x82\x86\x84\x41\x01a")).await;
+        let mut answers = Vec::new();
+        let _ = timeout(seconds(1), client.stream.read_to_end(&mut answers)).await.unwrap_err();
+        let (mut answered, mut refused, mut last) = (0, 0, 0);
+        let mut rest = &answers[..];
+        while let [_, middle, low, kind, _, _, _, _, stream, more @ ..] = rest {
+            let (payload, next) = more.split_at(usize::from(*middle) * 256 + usize::from(*low));
+            match kind {
+                1 => answered += 1,
+                3 if payload == [0, 0, 0, 7] => refused += 1,
+                _ => {}
+            }
+            last = if *kind == 1 { *stream } else { last };
+            rest = next;
+        }
+        assert_eq!((answered + refused, last), (101, 201), "{answered} answered, {refused} refused");
+        assert!(refused > 50, "{refused}");
+    }
+
+    #[test]
+    fn a_refusal_keeps_nothing_long() {
+        let request = Request::post("http://a/users?q=1")
+            .header("x-request-id", "an-id")
+            .header("origin", "https://a.example")
+            .header("cookie", "a")
+            .body(());
+        let rest = without_place(&request.unwrap());
+        assert_eq!((rest.method().as_str(), rest.uri().to_string()), ("POST", "/users".to_owned()));
+        assert_eq!(
+            (&rest.headers()["x-request-id"], &rest.headers()["origin"]),
+            (&"an-id".parse().unwrap(), &"https://a.example".parse().unwrap())
+        );
+        assert_eq!(rest.headers().len(), 2);
+        assert!(rest.extensions().get::<NoPlace>().is_some());
+
+        let long = "a".repeat(257);
+        let request = Request::builder()
+            .method(long.as_str())
+            .uri(format!("/{long}"))
+            .header("x-request-id", &long)
+            .header("origin", &long)
+            .body(());
+        let rest = without_place(&request.unwrap());
+        assert_eq!((rest.method().as_str(), rest.uri().path(), rest.headers().len()), ("GET", "/", 0));
     }
 
     /// An answer over HTTP/2, which is taken when the client says so.
