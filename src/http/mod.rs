@@ -1,7 +1,6 @@
 //! HTTP: the only room that uses axum. Each resource has its own file, and `layers` wraps every route.
 
 mod admin;
-mod blocks;
 mod body;
 mod cause;
 mod client_address;
@@ -10,6 +9,7 @@ mod docs;
 mod external_users;
 mod form;
 mod forward_auth;
+mod frames;
 mod health;
 mod history;
 mod json;

@@ -42,7 +42,8 @@ use tokio::{
 use tower::ServiceExt;
 
 use super::{
-    Limits, blocks,
+    Limits,
+    frames::Watched,
     patience::Patience,
     request_id,
     streams::{Answer, Making, Streams},
@@ -263,7 +264,7 @@ impl Server {
             streams: Arc::default(),
         });
         let no_place = Arc::new(Notify::new());
-        let stream = blocks::watch(stream, self.blocks.clone(), no_place.clone());
+        let stream = Watched::new(stream, self.blocks.clone(), no_place.clone());
         let stream = TokioIo::new(conversation.patience.listen(stream));
         let mut builder = self.builder.clone();
         builder.http1().timer(conversation.patience.clone());
@@ -706,6 +707,25 @@ mod tests {
         }
         assert_eq!((answered + refused, last), (101, 201), "{answered} answered, {refused} refused");
         assert!(refused > 50, "{refused}");
+    }
+
+    /// They are refused one by one, and a few at a time, whatever comes with them.
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_break_the_protocol_do_not_keep_others_from_being_answered() {
+        let mut client = Client::with(Arc::new(Semaphore::new(0)), 64 * 1024);
+        // With a field `connection`: RFC 9113, section 8.2.2.
+        let malformed = frame(1, 5, 1, b"\x82\x86\x84\x41\x01a\x00\x0aconnection\x00");
+        let mut requests = malformed.repeat(900);
+        for (request, stream) in requests.chunks_mut(malformed.len()).zip((1_u32..).step_by(2)) {
+            request[5..9].copy_from_slice(&stream.to_be_bytes());
+        }
+        let mut good = frame(1, 5, 0, b"\x82\x86\x84\x41\x01a");
+        good[5..9].copy_from_slice(&1801_u32.to_be_bytes());
+        client.send(&[HTTP_2, &requests, &good].concat()).await;
+        let mut answers = Vec::new();
+        while !answers.ends_with(b"yes") {
+            assert_ne!(client.stream.read_buf(&mut answers).await.unwrap(), 0, "{answers:?}");
+        }
     }
 
     #[test]
