@@ -1,0 +1,4 @@
+ALTER TABLE users VALIDATE CONSTRAINT users_times_in_range;
+ALTER TABLE sessions VALIDATE CONSTRAINT sessions_times_in_range;
+ALTER TABLE revocations VALIDATE CONSTRAINT revocations_times_in_range;
+ALTER TABLE clients VALIDATE CONSTRAINT clients_times_in_range;
