@@ -4,14 +4,19 @@
 //! goes on in further frames is decoded while it arrives, and until it ends nobody but hyper knows of it: a client that
 //! never ends it occupies some 200 KiB. So it takes a place. Few clients need more than a frame, which holds 16 KiB.
 //!
-//! hyper reads as long as there is something to read, and only then writes. A request that breaks the protocol is
-//! nobody's but hyper's, too, which remembers it until it has written the refusal: a thousand of them at once would
-//! occupy 700 KiB, of which hyper gives nothing back while the connection lasts. So it gets few requests at a time.
+//! hyper reads as long as there is something to read, and only then writes. What breaks the protocol is nobody's but
+//! hyper's, too, which remembers each stream of that kind until it has written the refusal: a thousand of them at once
+//! would occupy 700 KiB, of which it gives nothing back while the connection lasts. So it gets few frames in each turn,
+//! and no more of them before everything is written.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -28,8 +33,36 @@ const HEADERS: u8 = 1;
 const PUSH_PROMISE: u8 = 5;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
-/// How many of these frames are read before what is to be written has been.
+/// How many frames are read before everything that there is to write has been written.
 const AHEAD: usize = 40;
+
+/// The turns of whoever reads from a connection and writes to it.
+#[derive(Clone)]
+pub(super) struct Turns(Arc<AtomicBool>);
+
+impl Turns {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
+    /// Begins one each time that the future is polled.
+    pub(super) async fn of<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
+        poll_fn(|context| {
+            self.begin();
+            future.as_mut().poll(context)
+        })
+        .await
+    }
+
+    fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one has begun since the previous call.
+    fn has_begun(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
 
 /// The stream of one connection, its frames watched if it speaks HTTP/2.
 pub(super) struct Watched<S> {
@@ -39,23 +72,39 @@ pub(super) struct Watched<S> {
     place: Option<OwnedSemaphorePermit>,
     places: Arc<Semaphore>,
     refused: Arc<Notify>,
-    /// How many frames of blocks have been read since everything was written.
+    turns: Turns,
+    /// How many frames have been read since the last turn that began with everything written.
     ahead: usize,
-    /// Whether the last attempt to read had to wait. hyper then writes all that it has.
-    is_waiting: bool,
+    /// Whether a flush has been the last thing in writing. hyper also flushes to make room, and then writes on.
+    is_flushed: bool,
+    /// Whether the reader has to wait for that, and the next turn.
+    is_held: bool,
 }
 
 impl<S> Watched<S> {
-    pub(super) fn new(stream: S, places: Arc<Semaphore>, refused: Arc<Notify>) -> Self {
+    pub(super) fn new(stream: S, turns: Turns, places: Arc<Semaphore>, refused: Arc<Notify>) -> Self {
         let input = Input::Preface(0);
-        Self { stream, input, place: None, places, refused, ahead: 0, is_waiting: false }
+        Self {
+            stream,
+            input,
+            place: None,
+            places,
+            refused,
+            turns,
+            ahead: 0,
+            is_flushed: true,
+            is_held: false,
+        }
     }
 
     fn watch(&mut self, bytes: &[u8]) {
         let Self { input, place, places, refused, ahead, .. } = self;
-        input.read(bytes, |is_open| {
+        input.read(bytes, |kind, flags| {
             *ahead += 1;
-            if !is_open {
+            if !matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
+                return;
+            }
+            if flags & END_HEADERS != 0 {
                 *place = None;
             } else if place.is_none() {
                 match places.clone().try_acquire_owned() {
@@ -66,8 +115,11 @@ impl<S> Watched<S> {
         });
     }
 
-    /// How many bytes may be read, so that no more than [`AHEAD`] frames of blocks are.
-    fn allowed(&self) -> usize {
+    /// How many bytes may be read now, so that no more than [`AHEAD`] frames are.
+    fn allowed(&mut self) -> usize {
+        if self.turns.has_begun() && self.is_flushed {
+            self.ahead = 0;
+        }
         let before_a_head = match self.input {
             Input::Preface(at) => PREFACE.len() - at,
             Input::Head(..) => 0,
@@ -87,10 +139,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // `poll_flush` wakes the reader.
         let allowed = self.allowed();
-        self.is_waiting = true;
         if allowed == 0 {
+            self.is_held = true;
             return Poll::Pending;
         }
         let filled = buffer.filled().len();
@@ -102,7 +153,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         } else {
             ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         }
-        self.is_waiting = false;
         self.watch(&buffer.filled()[filled..]);
         Poll::Ready(Ok(()))
     }
@@ -114,6 +164,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.is_flushed = false;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -122,6 +173,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.is_flushed = false;
         Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
     }
 
@@ -131,12 +183,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
-        // hyper also flushes to make room, while it reads, and has more to write then.
-        if self.is_waiting {
-            if self.ahead >= AHEAD {
-                context.waker().wake_by_ref();
-            }
-            self.ahead = 0;
+        self.is_flushed = true;
+        if self.is_held {
+            self.is_held = false;
+            context.waker().wake_by_ref();
         }
         Poll::Ready(Ok(()))
     }
@@ -159,8 +209,8 @@ enum Input {
 }
 
 impl Input {
-    /// Calls `block` for each frame of a block with whether the block is open after it.
-    fn read(&mut self, mut bytes: &[u8], mut block: impl FnMut(bool)) {
+    /// Calls `frame` with the type and the flags of each.
+    fn read(&mut self, mut bytes: &[u8], mut frame: impl FnMut(u8, u8)) {
         while let [first, rest @ ..] = bytes {
             match self {
                 Self::Foreign => return,
@@ -177,9 +227,7 @@ impl Input {
                     head[*at] = *first;
                     *at += 1;
                     if let ([high, middle, low, kind, flags, ..], HEAD) = (*head, *at) {
-                        if matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
-                            block(flags & END_HEADERS == 0);
-                        }
+                        frame(kind, flags);
                         *self = Self::Payload(u32::from_be_bytes([0, high, middle, low]) as usize);
                     }
                 }
@@ -198,63 +246,94 @@ impl Input {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::task::Waker;
 
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
-        time::timeout,
-    };
+    use tokio::io::{DuplexStream, duplex};
 
     use super::*;
 
     const COUNT: usize = 10 * AHEAD;
 
-    /// A client that has sent the frame [`COUNT`] times, and the service's end.
-    async fn send(frame: &[u8]) -> (DuplexStream, Watched<DuplexStream>) {
-        let (mut client, service) = duplex(1024 * 1024);
-        client.write_all(&[&PREFACE[..], &frame.repeat(COUNT)].concat()).await.unwrap();
-        (client, Watched::new(service, Arc::new(Semaphore::new(0)), Arc::default()))
+    /// What hyper does with a connection on which a client has sent the same frame [`COUNT`] times.
+    struct Hyper {
+        stream: Watched<DuplexStream>,
+        turns: Turns,
+        frame: Vec<u8>,
+        read: usize,
+        _client: DuplexStream,
     }
 
-    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
-        [&[0, 0, u8::try_from(payload.len()).unwrap(), kind, END_HEADERS, 0, 0, 0, 1], payload].concat()
-    }
-
-    /// How many such frames have been begun each time that a reader who takes `at_once` bytes has to wait, and flushes.
-    async fn begun(frame: &[u8], at_once: usize) -> Vec<usize> {
-        let (_client, mut service) = send(frame).await;
-        let (mut bytes, mut begun, mut read) = (vec![0; at_once], Vec::new(), 0);
-        while begun.last() != Some(&COUNT) {
-            while let Ok(more) = timeout(Duration::from_secs(1), service.read(&mut bytes)).await {
-                read += more.unwrap();
-            }
-            begun.push((read - PREFACE.len() - HEAD) / frame.len() + 1);
-            service.flush().await.unwrap();
+    impl Hyper {
+        fn new(kind: u8, payload: &[u8]) -> Self {
+            let frame =
+                [&[0, 0, u8::try_from(payload.len()).unwrap(), kind, END_HEADERS, 0, 0, 0, 1], payload]
+                    .concat();
+            let (mut client, stream) = duplex(1024 * 1024);
+            let bytes = [&PREFACE[..], &frame.repeat(COUNT)].concat();
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(Pin::new(&mut client).poll_write(&mut context, &bytes).is_ready());
+            let turns = Turns::new();
+            let stream = Watched::new(stream, turns.clone(), Arc::new(Semaphore::new(0)), Arc::default());
+            Self { stream, turns, frame, read: 0, _client: client }
         }
-        begun
+
+        /// Reads for as long as it can, so many bytes at a time. Returns how many frames have come in all.
+        fn read(&mut self, at_once: usize) -> usize {
+            let mut bytes = vec![0; at_once];
+            loop {
+                let mut buffer = ReadBuf::new(&mut bytes);
+                let mut context = Context::from_waker(Waker::noop());
+                match Pin::new(&mut self.stream).poll_read(&mut context, &mut buffer) {
+                    Poll::Ready(read) => read.unwrap(),
+                    Poll::Pending => return (self.read - PREFACE.len() - HEAD) / self.frame.len() + 1,
+                }
+                self.read += buffer.filled().len();
+            }
+        }
+
+        fn write(&mut self) {
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(Pin::new(&mut self.stream).poll_write(&mut context, b"a").is_ready());
+        }
+
+        fn flush(&mut self) {
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(Pin::new(&mut self.stream).poll_flush(&mut context).is_ready());
+        }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn few_requests_are_read_before_what_is_to_be_written_has_been() {
-        for at_once in [1, HEAD - 1, HEAD, HEAD + 1, 100_000] {
+    #[test]
+    fn few_frames_are_read_in_each_turn() {
+        // DATA, PRIORITY, and one that nobody knows.
+        for kind in [HEADERS, 0, 2, 99] {
             for payload in [&b""[..], b"a", &[b'a'; 100]] {
-                let steps = (1..=10).map(|step| step * AHEAD).collect::<Vec<_>>();
-                assert_eq!(begun(&frame(HEADERS, payload), at_once).await, steps, "{at_once} at once");
-                // DATA.
-                assert_eq!(begun(&frame(0, payload), at_once).await, [COUNT], "{at_once} at once");
+                for at_once in [1, HEAD - 1, HEAD, HEAD + 1, 100_000] {
+                    let mut hyper = Hyper::new(kind, payload);
+                    for turn in 1..=10 {
+                        hyper.turns.begin();
+                        assert_eq!(hyper.read(at_once), turn * AHEAD, "{at_once} at once");
+                        hyper.flush();
+                        assert_eq!(hyper.read(at_once), turn * AHEAD, "{at_once} at once");
+                    }
+                }
             }
         }
     }
 
-    /// To make room, while there is more to read, does not mean that all is written.
-    #[tokio::test(start_paused = true)]
-    async fn flushing_between_two_reads_lets_no_more_be_read() {
-        let (_client, mut service) = send(&frame(HEADERS, b"")).await;
-        let mut read = 0;
-        while let Ok(more) = timeout(Duration::from_secs(1), service.read(&mut [0; 100])).await {
-            read += more.unwrap();
-            service.flush().await.unwrap();
+    #[test]
+    fn no_more_is_read_before_everything_is_written() {
+        let mut hyper = Hyper::new(HEADERS, b"");
+        assert_eq!(hyper.read(1000), AHEAD);
+        for _ in 0..3 {
+            // To make room.
+            hyper.flush();
+            hyper.write();
+            hyper.turns.begin();
+            assert_eq!(hyper.read(1000), AHEAD);
         }
-        assert_eq!((read - PREFACE.len()) / HEAD, AHEAD);
+        hyper.flush();
+        assert_eq!(hyper.read(1000), AHEAD);
+        hyper.turns.begin();
+        assert_eq!(hyper.read(1000), 2 * AHEAD);
     }
 }
