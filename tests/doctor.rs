@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    app::{KEY, PASSWORD, admin, as_role, database},
+    app::{App, KEY, PASSWORD, admin, as_role, database},
     certificate::{Authority, Issued, pem},
     not_tested::{are_root, cannot_be_tested},
     process::{ANY_PORT, Ended, Home, QUICK, Signal, until},
@@ -79,7 +79,7 @@ async fn each_check_has_a_line_and_the_exit_code_tells_of_problems() {
         .collect();
     let all = [
         "settings", "password", "tls", "ops", "files", "database", "clock", "schema", "roles", "keys",
-        "feed", "history", "password",
+        "triggers", "feed", "history", "password",
     ];
     assert_eq!(areas, all);
     // No colours where there is no terminal.
@@ -398,7 +398,7 @@ async fn a_history_that_is_allowed_to_have_gaps_is_reported() {
     finds("history", &[("DB_SOURCE", &session)], 0, "ok", &["sealed"]).await;
 
     let triggers =
-        [("clients", "clients_history"), ("sessions", "sessions_history_begun"), ("users", "users_history")];
+        [("users", "users_history"), ("sessions", "sessions_history_begun"), ("clients", "clients_history")];
     let switch = async |how: &str| {
         for (table, trigger) in triggers {
             execute(&url, &format!("ALTER TABLE {table} {how} TRIGGER {trigger}")).await;
@@ -534,6 +534,87 @@ async fn rights_that_the_service_has_lost() {
         finds("roles", &alone, 0, "ok", &["may do what the service has to, and nothing else"]).await;
         until("it is ready by itself", async || running.get("/readyz").await.0 == 200).await;
     }
+}
+
+#[tokio::test]
+async fn triggers_that_do_not_fire_are_reported() {
+    let url = database().await;
+    let settings = [("DB_SOURCE", &*url)];
+    finds("triggers", &settings, 0, "ok", &["all there"]).await;
+    execute(
+        &url,
+        "ALTER TABLE sessions DISABLE TRIGGER sessions_ended;
+         ALTER TABLE users ENABLE REPLICA TRIGGER users_disabled",
+    )
+    .await;
+    let harm = "disabled or gone: users_disabled, sessions_ended. So a session may end";
+    let mend = "as the owner: ALTER TABLE users ENABLE TRIGGER users_disabled; \
+                ALTER TABLE sessions ENABLE TRIGGER sessions_ended";
+    finds("triggers", &settings, 1, "problem", &[harm, mend]).await;
+    finds("history", &settings, 1, "ok", &["sealed"]).await;
+    let home = Home::new();
+    let mut service = home.serve(&settings).await;
+    service.logged(harm).await;
+
+    // Each of them is missed.
+    let mut conn = PgConnection::connect(&url).await.unwrap();
+    let all: Vec<(String, String)> = sqlx::query_as(
+        "SELECT tgrelid::regclass::text, tgname::text FROM pg_trigger WHERE NOT tgisinternal ORDER BY tgname",
+    )
+    .fetch_all(&mut conn)
+    .await
+    .unwrap();
+    for (table, name) in &all {
+        execute(&url, &format!("DROP TRIGGER {name} ON {table}")).await;
+    }
+    let (_, mut found) = findings("triggers", &settings).await;
+    found.extend(findings("history", &settings).await.1);
+    for (_, name) in &all {
+        assert!(found.iter().any(|(_, text)| text.contains(&**name)), "{name}: {found:#?}");
+    }
+    finds("triggers", &settings, 1, "problem", &["as the owner, create users_admin_changed, "]).await;
+    finds("history", &settings, 1, "warning", &["or gone", "as the owner, create users_history, "]).await;
+}
+
+#[tokio::test]
+async fn revocations_that_cannot_be_read() {
+    let app = App::new().await;
+    app.register("alice").await;
+    let settings = [("DB_SOURCE", &*app.database_url)];
+    let unreadable = "INSERT INTO revocations (user_id, roles, expires_at)
+                      SELECT id, '{NULL}', now() + interval '1 hour' FROM users";
+    execute(&app.database_url, unreadable).await;
+    finds("feed", &settings, 1, "problem", &["unexpected null"]).await;
+}
+
+/// As a bulk load leaves it, which wants no triggers: sessions would end without telling the replicas.
+#[tokio::test]
+async fn a_database_on_which_no_trigger_fires() {
+    let url = database().await;
+    let settings = [("DB_SOURCE", &*url)];
+    let running = Home::new();
+    let running = running.serve(&settings).await;
+    let options: PgConnectOptions = url.parse().unwrap();
+    let name = options.get_database().unwrap();
+    execute(&url, &format!(r#"ALTER DATABASE "{name}" SET session_replication_role = replica"#)).await;
+    let said = ["session_replication_role is replica: no trigger fires", "RESET it where it is set"];
+    finds("database", &settings, 1, "problem", &said).await;
+    Home::new().start(&settings).end().await.fails(1, &said);
+    Home::new().gatepass(&["user", "disable", "alice"]).envs(&settings).run().await.fails(1, &said);
+    // Connections that are there already are as they were.
+    assert_eq!(running.get("/readyz").await.0, 200);
+}
+
+/// With a policy, rows are hidden without an error, by default: nobody would have been revoked.
+#[tokio::test]
+async fn rows_that_a_policy_hides() {
+    let url = database().await;
+    let service = as_role(&url, "gatepass_app");
+    let settings = [("DB_SOURCE", &*service), ("TOKEN_SYMMETRIC_KEY", KEY)];
+    execute(&url, "ALTER TABLE revocations ENABLE ROW LEVEL SECURITY").await;
+    let said = "query would be affected by row-level security policy for table \"revocations\"";
+    finds("feed", &settings, 1, "problem", &[said]).await;
+    Home::new().start(&settings).end().await.fails(1, &[said]);
 }
 
 /// At a login it looks like a wrong password.

@@ -15,7 +15,7 @@ use std::{
 use axum::http::Method;
 use gatepass::{store::revocations, token::Revocations};
 use serde_json::{Value, json};
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, postgres::PgDatabaseError};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
@@ -423,6 +423,46 @@ async fn sessions_that_are_truncated_by_hand_are_over() {
     sqlx::query("TRUNCATE sessions").execute(&app.db).await.unwrap();
     app.hear().await;
     assert_eq!(app.knock(&alice).await, refused("session_revoked"));
+}
+
+/// Up to then, the end of the session revokes its tokens.
+#[tokio::test]
+async fn a_sessions_last_token_is_not_made_to_expire_earlier() {
+    let app = present().await;
+    app.register("alice").await;
+    let alice = app.login("alice").await;
+    let lower =
+        "UPDATE sessions SET access_expires_at = now(), refresh_expires_at = now() + interval '1 minute'";
+    let refused = sqlx::query(lower).execute(&app.db).await.unwrap_err();
+    let refused = refused.into_database_error().unwrap();
+    assert_eq!(refused.constraint(), Some("sessions_access_not_earlier"), "{refused}");
+    let hint = refused.downcast::<PgDatabaseError>().hint().unwrap().to_owned();
+    assert!(hint.contains("set ended_at and end_reason"), "{hint}");
+    app.hear().await;
+    assert_eq!(app.knock(&alice).await, accepted());
+}
+
+/// As a table restored beside the real one, or a copy for a moment.
+#[tokio::test]
+async fn whoever_has_a_table_of_the_same_name_revokes_all_the_same() {
+    const COPY: &str = "CREATE TEMP TABLE revocations AS TABLE public.revocations;
+                        CREATE TEMP TABLE sessions AS TABLE public.sessions";
+    for change in [
+        "UPDATE public.sessions SET ended_at = now(), end_reason = 'revoked'",
+        "DELETE FROM public.sessions",
+        "TRUNCATE public.sessions",
+        "UPDATE public.users SET disabled = true",
+        "UPDATE public.users SET roles = '{support}'",
+    ] {
+        let app = present().await;
+        app.register("alice").await;
+        let alice = app.login("alice").await;
+        let mut conn = PgConnection::connect(&app.database_url).await.unwrap();
+        sqlx::raw_sql(COPY).execute(&mut conn).await.unwrap();
+        sqlx::query(change).execute(&mut conn).await.unwrap();
+        app.hear().await;
+        assert_eq!(app.knock(&alice).await.0, 401, "{change}");
+    }
 }
 
 const END: &str = "UPDATE sessions SET ended_at = now(), end_reason = 'revoked' WHERE id = $1::uuid";

@@ -35,7 +35,7 @@ use crate::{
     metrics::{Metrics, PoolUse, PoolWatch},
     random,
     revocation::{Feed, Publisher},
-    store::{PgPool, Use},
+    store::{PgPool, Use, triggers},
     telemetry::{self, traces::Traces},
     tls::Tls,
     token::SymmetricKey,
@@ -213,6 +213,11 @@ async fn check(database: &Database, db: &PgPool, pooler: DbPooler, clock: &Clock
         tracing::warn!("{warning}");
     }
     let mut conn = db.acquire().await.map_err(|error| database.unusable(error))?;
+    let mut idle = triggers::idle(&mut conn).await?;
+    idle.retain(|trigger| !trigger.is_historian());
+    if !idle.is_empty() {
+        tracing::error!("triggers are {}; `gatepass doctor` says how to mend that", triggers::harm(&idle));
+    }
     let skew = ClockSkew::measure(&mut conn, clock).await?;
     if skew.apart() > CLOCK_TOLERANCE {
         tracing::warn!(

@@ -488,21 +488,12 @@ pub async fn backlog(conn: &mut PgConnection) -> Result<Backlog, Error> {
     Ok(Backlog { since, has_losses: found.has_losses })
 }
 
-/// Where changes may go unrecorded because somebody chose so. Each gap is given as the statement that closes it.
-#[derive(Debug)]
-pub struct Gaps {
-    /// The database is set to let changes through when the history cannot be written.
-    pub lenient: Option<String>,
-    /// Triggers that write the history are disabled.
-    pub switched_off: Vec<String>,
-}
-
-/// The gaps that were left in the history on purpose.
+/// If the database is set to let changes through when they cannot be recorded: the statement that ends that.
 ///
 /// # Errors
 ///
 /// When the database fails.
-pub async fn gaps(conn: &mut PgConnection) -> Result<Gaps, Error> {
+pub async fn lenient(conn: &mut PgConnection) -> Result<Option<String>, Error> {
     // The same condition as in the trigger.
     let lenient = sqlx::query_scalar!(
         r#"SELECT format('ALTER DATABASE %I RESET gatepass.history', database.datname) AS "statement!"
@@ -510,14 +501,7 @@ pub async fn gaps(conn: &mut PgConnection) -> Result<Gaps, Error> {
            WHERE database.datname = current_database() AND setting.setrole = 0
              AND 'gatepass.history=lenient' = ANY(setting.setconfig)"#
     );
-    let lenient = lenient.fetch_optional(&mut *conn).await?;
-    let switched_off = sqlx::query_scalar!(
-        r#"SELECT format('ALTER TABLE %s ENABLE TRIGGER %I', tgrelid::regclass, tgname) AS "statement!"
-           FROM pg_trigger
-           WHERE tgfoid = to_regproc('record_change') AND tgenabled IN ('D', 'R')
-           ORDER BY tgname"#
-    );
-    Ok(Gaps { lenient, switched_off: switched_off.fetch_all(conn).await? })
+    Ok(lenient.fetch_optional(conn).await?)
 }
 
 /// How many of the rows that wait are looked at together.

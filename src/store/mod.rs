@@ -40,6 +40,7 @@ mod server;
 pub mod sessions;
 pub mod signing_keys;
 mod source;
+pub mod triggers;
 pub mod users;
 
 use sqlx::{AssertSqlSafe, Connection};

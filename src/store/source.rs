@@ -95,13 +95,14 @@ impl Source {
     /// need.
     pub async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let mut conn = self.connect_as_it_is().await?;
-        if self.is_shared {
-            check_isolation(&mut conn).await?;
-        } else {
-            let set =
-                sqlx::query!("SELECT set_config('default_transaction_isolation', 'read committed', false)");
+        if !self.is_shared {
+            let set = sqlx::query!(
+                "SELECT set_config('default_transaction_isolation', 'read committed', false) AS isolation,
+                        set_config('row_security', 'off', false) AS row_security"
+            );
             set.fetch_one(&mut conn).await?;
         }
+        check(&mut conn).await?;
         Ok(conn)
     }
 
@@ -246,9 +247,10 @@ pub(super) fn opening(error: sqlx::Error) -> sqlx::Error {
 }
 
 /// Makes a new connection fit for use. Settings are made here, not as startup parameters, which a pooler may refuse.
+/// Rows that a policy hides are an error (`row_security`): a session that ended unseen would go on.
 async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<Access, sqlx::Error> {
     if is_shared {
-        check_isolation(conn).await?;
+        check(conn).await?;
         return access(conn).await;
     }
     let millis = |duration: Duration| duration.as_millis().to_string();
@@ -256,28 +258,42 @@ async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<Access, sql
         r#"SELECT set_config('statement_timeout', $1, false) AS statement,
                   set_config('idle_in_transaction_session_timeout', $2, false) AS idle,
                   set_config('default_transaction_isolation', 'read committed', false) AS isolation,
+                  set_config('row_security', 'off', false) AS row_security,
                   pg_is_in_recovery() AS "is_standby!",
                   current_setting('transaction_read_only')::bool AS "is_read_only!""#,
         millis(STATEMENT_TIMEOUT),
         millis(IDLE_IN_TRANSACTION_TIMEOUT),
     );
-    let set = set.fetch_one(conn).await?;
+    let set = set.fetch_one(&mut *conn).await?;
+    check(conn).await?;
     Ok(Access::of(set.is_standby, set.is_read_only))
 }
 
-/// Refuses a connection whose transactions do not run at `READ COMMITTED`, where the level cannot be set. At another
-/// level, a session that begins while its user is being disabled would live on, and waiting for a row would end in an
-/// error.
-async fn check_isolation(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let found = sqlx::query_scalar!(r#"SELECT current_setting('default_transaction_isolation') AS "level!""#);
-    match &*found.fetch_one(conn).await? {
-        "read committed" => Ok(()),
-        other => Err(sqlx::Error::Protocol(format!(
-            "transactions run at {other} here, and would miss concurrent changes: behind a pooler in transaction mode \
-             the isolation level has to be set on the role (ALTER ROLE … SET default_transaction_isolation = \
-             'read committed', docs/database.md)"
-        ))),
+/// Refuses a connection whose transactions do not run at `READ COMMITTED`, where the level cannot be set: at another
+/// one, a session that begins while its user is being disabled would live on, and waiting for a row would end in an
+/// error. And one on which no trigger fires, which would end sessions without telling the replicas.
+async fn check(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let found = sqlx::query!(
+        r#"SELECT current_setting('default_transaction_isolation') AS "level!",
+                  current_setting('session_replication_role') AS "replication_role!""#
+    );
+    let found = found.fetch_one(conn).await?;
+    if found.level != "read committed" {
+        return Err(sqlx::Error::Protocol(format!(
+            "transactions run at {} here, and would miss concurrent changes: behind a pooler in transaction mode the \
+             isolation level has to be set on the role (ALTER ROLE … SET default_transaction_isolation = 'read \
+             committed', docs/database.md)",
+            found.level
+        )));
     }
+    if found.replication_role == "replica" {
+        return Err(sqlx::Error::Protocol(
+            "session_replication_role is replica: no trigger fires, and replicas would not hear of a session's end; \
+             RESET it where it is set, ALTER SYSTEM, DATABASE or ROLE (`\\drds` in psql)"
+                .to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// The error for a connection that leads to a standby.

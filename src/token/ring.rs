@@ -89,15 +89,20 @@ impl Schedule {
         if active.activated_at == Some(first) && next.published_at == first {
             next.published_at
         } else {
-            next.published_at + HEARD_WITHIN + self.cached_for()
+            later(next.published_at, HEARD_WITHIN + self.cached_for())
         }
     }
 
     /// Whether `next` should take over from `active` at `now`.
     pub fn is_due(self, active: &RingKey, next: &RingKey, now: OffsetDateTime) -> bool {
         let signs_since = active.activated_at.unwrap_or(active.published_at);
-        now >= signs_since + self.interval && now >= self.ready_at(active, next)
+        now >= later(signs_since, self.interval) && now >= self.ready_at(active, next)
     }
+}
+
+/// So much later, or at the last time that there is: somebody may have set a key's times by hand.
+fn later(at: OffsetDateTime, by: Duration) -> OffsetDateTime {
+    at.saturating_add(by.try_into().unwrap_or(time::Duration::MAX))
 }
 
 /// The key of `format` with this status, if there is one.
@@ -166,6 +171,10 @@ mod tests {
         assert!(!schedule.is_due(&active(-9), &next(-9), NOW));
         assert!(schedule.is_due(&active(-10), &next(-10), NOW));
         assert!(schedule.is_due(&active(-10), &next(-2), NOW));
+        // Whoever wants a key for ever may say so by hand.
+        let last = datetime!(9999-12-31 23:59:59 UTC);
+        assert!(!schedule.is_due(&RingKey { activated_at: Some(last), ..active(-10) }, &next(-10), NOW));
+        assert!(!schedule.is_due(&active(-10), &RingKey { published_at: last, ..next(-10) }, NOW));
         assert!(!schedule.is_due(&active(-10), &next(-1), NOW));
         assert!(!schedule.is_due(&active(-10), &next(0), NOW));
         // Published with the ring itself.

@@ -12,10 +12,11 @@ use crate::{
     keys::Policy,
     store::{
         self, Access, Blocker, PgConnection,
-        history::{self, Backlog, Gaps},
+        history::{self, Backlog},
         migrations::{self, Schema},
         revocations,
         roles::{self, Privilege, Privileges, Standing},
+        triggers::{self, Idle},
     },
     telemetry,
 };
@@ -126,9 +127,11 @@ async fn on_database(database: &Database, settings: &Settings, policy: &Policy) 
     } else {
         findings.push(Finding::ok("keys", "shared, from the configuration"));
     }
+    findings.push(guards(&mut conn).await);
     if settings.db_pooler == DbPooler::Session {
         findings.push(feed(database).await);
     }
+    findings.extend(revoked(&mut conn).await);
     findings.extend(seals(&mut conn, settings).await);
     // Whoever waits for the table already is reported above, and need not be waited for.
     if !is_locked {
@@ -221,16 +224,66 @@ async fn feed(database: &Database) -> Finding {
     }
 }
 
+/// Whether the revocations can be read, all of which a replica does when it starts.
+async fn revoked(conn: &mut PgConnection) -> Option<Finding> {
+    const PAGE: i64 = 10_000;
+
+    let read = async {
+        let now = store::now(conn).await?;
+        let mut after = None;
+        loop {
+            let page = revocations::page(conn, None, after, now, PAGE).await?;
+            after = match page.last() {
+                Some(last) => Some(last.place()),
+                None => return Ok::<_, store::Error>(()),
+            };
+        }
+    };
+    read.await.err().map(|error| failed("feed", &error))
+}
+
+/// Whether the triggers fire by which replicas hear of a change and rules are kept. `seals` looks at the history's.
+async fn guards(conn: &mut PgConnection) -> Finding {
+    const AREA: &str = "triggers";
+
+    match triggers::idle(conn).await {
+        Ok(mut idle) => {
+            idle.retain(|trigger| !trigger.is_historian());
+            if idle.is_empty() {
+                Finding::ok(AREA, "all there")
+            } else {
+                Finding::problem(AREA, triggers::harm(&idle)).advise(to_enable(&idle))
+            }
+        }
+        Err(error) => failed(AREA, &error),
+    }
+}
+
+/// What makes triggers fire again.
+fn to_enable(idle: &[Idle]) -> String {
+    let statements =
+        idle.iter().filter_map(|trigger| trigger.enable.as_deref()).collect::<Vec<_>>().join("; ");
+    let gone = idle.iter().filter(|trigger| trigger.enable.is_none()).map(|trigger| &*trigger.name);
+    let gone = gone.collect::<Vec<_>>().join(", ");
+    let to_create = format!("create {gone} again, as its migration does (`CREATE TRIGGER` in migrations/)");
+    match (&*statements, &*gone) {
+        (_, "") => format!("as the owner: {statements}"),
+        ("", _) => format!("as the owner, {to_create}"),
+        _ => format!("as the owner: {statements}; and {to_create}"),
+    }
+}
+
 /// Whether every change gets into the history, somebody seals it, and the log keeps the heads of the seals.
 async fn seals(conn: &mut PgConnection, settings: &Settings) -> Vec<Finding> {
     const AREA: &str = "history";
 
     let look = async {
         let now = store::now(conn).await?;
-        let gaps = history::gaps(conn).await?;
-        Ok::<_, store::Error>((now, gaps, history::backlog(conn).await?))
+        let lenient = history::lenient(conn).await?;
+        let idle = triggers::idle(conn).await?;
+        Ok::<_, store::Error>((now, lenient, idle, history::backlog(conn).await?))
     };
-    let (now, Gaps { lenient, switched_off }, Backlog { since, has_losses }) = match look.await {
+    let (now, lenient, mut idle, Backlog { since, has_losses }) = match look.await {
         Ok(found) => found,
         Err(error) => return vec![failed(AREA, &error)],
     };
@@ -242,12 +295,11 @@ async fn seals(conn: &mut PgConnection, settings: &Settings) -> Vec<Finding> {
                 .advise(format!("once that is fixed, as the role that set it: {statement}")),
         );
     }
-    if !switched_off.is_empty() {
-        let message = "triggers that write it are disabled: changes are not recorded";
-        findings.push(
-            Finding::warning(AREA, message)
-                .advise(format!("once that is fixed, as the owner: {}", switched_off.join("; "))),
-        );
+    idle.retain(Idle::is_historian);
+    if !idle.is_empty() {
+        let message = "triggers that write it are disabled or gone: changes are not recorded";
+        let advice = format!("once that is fixed, {}", to_enable(&idle));
+        findings.push(Finding::warning(AREA, message).advise(advice));
     }
     match telemetry::where_logged(&settings.rust_log, account::unlogged_heads) {
         Ok(None) => {}

@@ -67,7 +67,7 @@ fn heads(policy: &Policy, stored: &Stored, now: OffsetDateTime) -> Vec<Finding> 
         let Some((active, _)) = ring::heads(&keys, format, now) else { continue };
         let since = active.activated_at.unwrap_or(active.published_at);
         // Only the format of new tokens is rotated.
-        if policy.format == format.into() && now > since + policy.schedule.interval + ROTATION_GRACE {
+        if policy.format == format.into() && now - since > policy.schedule.interval + ROTATION_GRACE {
             let message = format!(
                 "{} is old: it has been signing since {}, longer than KEY_ROTATION_INTERVAL plus a day",
                 active.id(),

@@ -188,6 +188,7 @@ pub const INNER_FUNCTIONS: &[&str] = &[
     "record_change()",
     "forget_person()",
     "check_seal()",
+    "keep_access_end()",
 ];
 
 /// The functions that [`APP`] may call.

@@ -1,0 +1,13 @@
+ALTER FUNCTION keep_an_admin() RESET search_path;
+ALTER FUNCTION outdate_tokens() RESET search_path;
+ALTER FUNCTION end_sessions_of_disabled_user() RESET search_path;
+ALTER FUNCTION revoke_all_sessions() RESET search_path;
+ALTER FUNCTION revoke_session() RESET search_path;
+DROP TRIGGER sessions_access_not_earlier ON sessions;
+DROP FUNCTION keep_access_end();
+ALTER TABLE revocations DROP CONSTRAINT revocations_roles_from_one;
+ALTER TABLE users DROP CONSTRAINT users_roles_from_one;
+ALTER TABLE clients DROP CONSTRAINT clients_times_in_range;
+ALTER TABLE revocations DROP CONSTRAINT revocations_times_in_range;
+ALTER TABLE sessions DROP CONSTRAINT sessions_times_in_range;
+ALTER TABLE users DROP CONSTRAINT users_times_in_range;
