@@ -52,6 +52,29 @@ fn every_migration_has_a_number_and_a_way_back() {
     }
 }
 
+/// One that locks two of them deadlocks with a query that joins these. Validation waits for nobody who reads or writes.
+#[test]
+fn a_migration_locks_one_table_that_requests_use() {
+    const TABLES: [&str; 4] = ["users", "sessions", "revocations", "login_attempts"];
+
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    // The others are older than this rule.
+    for name in files(".sql").into_iter().filter(|name| &**name > "000026") {
+        let sql = fs::read_to_string(directory.join(format!("{name}.sql"))).unwrap();
+        let locked: BTreeSet<_> = sql
+            .split(';')
+            .filter_map(|statement| {
+                let words: Vec<_> = statement.split_whitespace().collect();
+                let after = |word: &str| words.iter().skip_while(|is| **is != word).nth(1).copied();
+                let locks = !words.contains(&"VALIDATE");
+                let on = if words.contains(&"TRIGGER") { after("ON") } else { after("TABLE") };
+                on.filter(|table| locks && TABLES.contains(table))
+            })
+            .collect();
+        assert!(locked.len() <= 1, "{name} locks {locked:?}");
+    }
+}
+
 /// The first migration that could say so is the one that introduces the function.
 #[test]
 fn a_destructive_migration_declares_the_oldest_supported_schema() {

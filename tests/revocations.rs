@@ -15,7 +15,7 @@ use std::{
 use axum::http::Method;
 use gatepass::{store::revocations, token::Revocations};
 use serde_json::{Value, json};
-use sqlx::{Connection, PgConnection, postgres::PgDatabaseError};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgDatabaseError};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
@@ -440,6 +440,30 @@ async fn a_sessions_last_token_is_not_made_to_expire_earlier() {
     assert!(hint.contains("set ended_at and end_reason"), "{hint}");
     app.hear().await;
     assert_eq!(app.knock(&alice).await, accepted());
+}
+
+/// As a rule of the team's own, which the service's triggers have to see the outcome of.
+#[tokio::test]
+async fn what_a_trigger_of_ones_own_changes_counts_as_well() {
+    const RULE: &str =
+        "CREATE FUNCTION rule() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN change; RETURN NEW; END $$;
+                        CREATE TRIGGER rule BEFORE UPDATE ON place FOR EACH ROW EXECUTE FUNCTION rule()";
+    for (place, change) in [
+        ("sessions", "NEW.ended_at := now(); NEW.end_reason := 'revoked'"),
+        ("users", "NEW.disabled := true"),
+        ("users", "NEW.roles := '{support}'"),
+    ] {
+        let app = present().await;
+        app.register("alice").await;
+        let alice = app.login("alice").await;
+        let rule = RULE.replace("change", change).replace("place", place);
+        sqlx::raw_sql(AssertSqlSafe(rule)).execute(&app.db).await.unwrap();
+        let harmless = if place == "users" { "full_name = 'Alice'" } else { "user_agent = 'b'" };
+        let update = format!("UPDATE {place} SET {harmless}");
+        sqlx::query(AssertSqlSafe(update)).execute(&app.db).await.unwrap();
+        app.hear().await;
+        assert_eq!(app.knock(&alice).await.0, 401, "{change}");
+    }
 }
 
 /// As a table restored beside the real one, or a copy for a moment.

@@ -18,12 +18,18 @@ const LOCK_POLL: Duration = Duration::from_millis(100);
 /// How long a replica waits for another that migrates before it gives up.
 const LOCK_PATIENCE: Duration = Duration::from_secs(300);
 
-/// How long a migration in a transaction, or [`roles::set_up()`], waits for a lock. While it waits, everybody else who
-/// needs the table queues up behind it.
-pub(super) const LOCK_TIMEOUT: &str = "2s";
 /// How many times to try what did not get its locks, each time after a rest in which the others get through.
 pub(super) const LOCK_ATTEMPTS: u32 = 30;
 pub(super) const LOCK_REST: Duration = Duration::from_secs(1);
+
+/// How long a migration in a transaction, or [`roles::set_up()`], waits for a lock. While it waits, everybody else who
+/// needs the table queues up behind it.
+///
+/// At first for less than `deadlock_timeout`, so that in a deadlock with a request it is the migration that gives way.
+/// Then for longer, since Postgres takes that long to cancel an autovacuum which is in the way.
+pub(super) fn lock_timeout(attempt: u32) -> &'static str {
+    if attempt <= LOCK_ATTEMPTS / 3 { "500ms" } else { "2s" }
+}
 
 /// Why the schema is not what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -455,12 +461,14 @@ impl Step<'_> {
     /// Runs it in a transaction, without making anybody wait long: if it does not get a lock soon, it is rolled back,
     /// lets the others through, and is tried again.
     async fn politely(&self, conn: &mut PgConnection) -> Result<(), Error> {
-        set_lock_timeout(conn, LOCK_TIMEOUT).await?;
         let mut attempt = 1;
         loop {
+            set_lock_timeout(conn, lock_timeout(attempt)).await?;
             match self.in_transaction(conn).await {
                 Ok(()) => return Ok(()),
-                Err(error) if is_locked_out(&error) && attempt < LOCK_ATTEMPTS => {
+                Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _))
+                    if is_locked_out(&error) && attempt < LOCK_ATTEMPTS =>
+                {
                     tracing::info!(attempt, "a migration is waiting for a lock on a table");
                     attempt += 1;
                     tokio::time::sleep(LOCK_REST).await;
@@ -564,12 +572,22 @@ async fn keep_notices(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-fn is_locked_out(error: &MigrateError) -> bool {
-    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else {
-        return false;
+/// The statement of the newest migration that creates this trigger.
+pub(super) fn trigger(name: &str) -> Option<&'static str> {
+    let ups = MIGRATOR.iter().rev().filter(|migration| migration.migration_type.is_up_migration());
+    let statements = ups.flat_map(|migration| migration.sql.as_str().split_inclusive(';'));
+    let creates = |statement: &str| {
+        let mut words = statement.split_whitespace();
+        words.by_ref().find(|word| *word == "TRIGGER").is_some() && words.next() == Some(name)
     };
-    // lock_not_available
-    has_code(error, &["55P03"])
+    statements
+        .filter_map(|statement| statement.find("CREATE ").map(|start| &statement[start..]))
+        .find(|statement| creates(statement))
+}
+
+/// `lock_not_available`, or `deadlock_detected`.
+pub(super) fn is_locked_out(error: &sqlx::Error) -> bool {
+    has_code(error, &["55P03", "40P01"])
 }
 
 #[derive(sqlx::FromRow)]

@@ -247,7 +247,7 @@ pub(super) fn opening(error: sqlx::Error) -> sqlx::Error {
 }
 
 /// Makes a new connection fit for use. Settings are made here, not as startup parameters, which a pooler may refuse.
-/// Rows that a policy hides are an error (`row_security`): a session that ended unseen would go on.
+/// Rows that a policy hides from then on are an error (`row_security`): a session that ended unseen would go on.
 async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<Access, sqlx::Error> {
     if is_shared {
         check(conn).await?;
@@ -271,11 +271,14 @@ async fn prepare(conn: &mut PgConnection, is_shared: bool) -> Result<Access, sql
 
 /// Refuses a connection whose transactions do not run at `READ COMMITTED`, where the level cannot be set: at another
 /// one, a session that begins while its user is being disabled would live on, and waiting for a row would end in an
-/// error. And one on which no trigger fires, which would end sessions without telling the replicas.
+/// error. One on which no trigger fires, which would end sessions without telling the replicas. And one from which rows
+/// are hidden.
 async fn check(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     let found = sqlx::query!(
         r#"SELECT current_setting('default_transaction_isolation') AS "level!",
-                  current_setting('session_replication_role') AS "replication_role!""#
+                  current_setting('session_replication_role') AS "replication_role!",
+                  (SELECT string_agg(relname, ', ' ORDER BY relname) FROM pg_class
+                   WHERE relrowsecurity AND row_security_active(oid)) AS hidden"#
     );
     let found = found.fetch_one(conn).await?;
     if found.level != "read committed" {
@@ -292,6 +295,12 @@ async fn check(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
              RESET it where it is set, ALTER SYSTEM, DATABASE or ROLE (`\\drds` in psql)"
                 .to_owned(),
         ));
+    }
+    if let Some(tables) = found.hidden {
+        return Err(sqlx::Error::Protocol(format!(
+            "row-level security hides rows from this role, revocations perhaps: as the owner, ALTER TABLE … DISABLE ROW \
+             LEVEL SECURITY on {tables}"
+        )));
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use super::Error;
+use super::{Error, migrations};
 
 /// All of them: the table, and the name.
 const ALL: &[(&str, &str)] = &[
@@ -33,10 +33,10 @@ const ALL: &[(&str, &str)] = &[
 /// A trigger that does not fire.
 #[derive(Debug)]
 pub struct Idle {
-    /// Its name.
+    /// Its name, or that of the foreign key whose it is.
     pub name: String,
-    /// The statement that enables it; `None` if it is gone.
-    pub enable: Option<String>,
+    /// The statement that lets it fire.
+    pub mend: String,
 }
 
 impl Idle {
@@ -46,12 +46,11 @@ impl Idle {
     }
 }
 
-/// What happens while these do not fire.
+/// What it means that these do not fire.
 pub fn harm(idle: &[Idle]) -> String {
     let names = idle.iter().map(|trigger| &*trigger.name).collect::<Vec<_>>().join(", ");
     format!(
-        "disabled or gone: {names}. So a session may end, or a user be disabled or demoted, and replicas accept the \
-         tokens all the same"
+        "disabled or gone: {names}. What they see to is not done, such as that replicas hear of the end of a session"
     )
 }
 
@@ -63,18 +62,32 @@ pub fn harm(idle: &[Idle]) -> String {
 pub async fn idle(conn: &mut PgConnection) -> Result<Vec<Idle>, Error> {
     let (tables, names): (Vec<_>, Vec<_>) =
         ALL.iter().map(|(table, name)| ((*table).to_owned(), (*name).to_owned())).unzip();
-    let idle = sqlx::query_as!(
-        Idle,
+    // A foreign key's own are disabled with all others (`DISABLE TRIGGER ALL`), and then deletions do not cascade.
+    let idle = sqlx::query!(
         r#"SELECT known.name AS "name!",
-                  CASE WHEN tgname IS NOT NULL
-                      THEN format('ALTER TABLE %s ENABLE TRIGGER %I', tgrelid::regclass, tgname)
-                  END AS enable
+                  format('ALTER TABLE %s ENABLE TRIGGER %I', tgrelid::regclass, known.name) AS "enable!",
+                  tgname IS NULL AS "is_gone!",
+                  place
            FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS known (on_table, name, place)
            LEFT JOIN pg_trigger ON tgrelid = to_regclass(on_table) AND tgname = known.name
            WHERE tgenabled IS NULL OR tgenabled IN ('D', 'R')
-           ORDER BY place"#,
+           UNION ALL
+           SELECT DISTINCT conname::text, format('ALTER TABLE %s ENABLE TRIGGER ALL', tgrelid::regclass), false,
+               NULL::bigint
+           FROM pg_trigger JOIN pg_constraint ON pg_constraint.oid = tgconstraint
+           WHERE tgisinternal AND tgenabled IN ('D', 'R')
+               AND tgrelid IN (SELECT to_regclass(name) FROM unnest($1::text[]) AS name)
+           ORDER BY place, 1"#,
         &tables,
         &names,
     );
-    Ok(idle.fetch_all(conn).await?)
+    let idle = idle.fetch_all(conn).await?.into_iter().map(|row| {
+        let created = if row.is_gone { migrations::trigger(&row.name) } else { None };
+        // In one line, and without the semicolon.
+        let created = created.map(|statement| {
+            statement.trim_end_matches(';').split_whitespace().collect::<Vec<_>>().join(" ")
+        });
+        Idle { name: row.name, mend: created.unwrap_or(row.enable) }
+    });
+    Ok(idle.collect())
 }

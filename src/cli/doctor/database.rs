@@ -252,7 +252,7 @@ async fn guards(conn: &mut PgConnection) -> Finding {
             if idle.is_empty() {
                 Finding::ok(AREA, "all there")
             } else {
-                Finding::problem(AREA, triggers::harm(&idle)).advise(to_enable(&idle))
+                Finding::problem(AREA, triggers::harm(&idle)).advise(to_mend(&idle))
             }
         }
         Err(error) => failed(AREA, &error),
@@ -260,17 +260,9 @@ async fn guards(conn: &mut PgConnection) -> Finding {
 }
 
 /// What makes triggers fire again.
-fn to_enable(idle: &[Idle]) -> String {
-    let statements =
-        idle.iter().filter_map(|trigger| trigger.enable.as_deref()).collect::<Vec<_>>().join("; ");
-    let gone = idle.iter().filter(|trigger| trigger.enable.is_none()).map(|trigger| &*trigger.name);
-    let gone = gone.collect::<Vec<_>>().join(", ");
-    let to_create = format!("create {gone} again, as its migration does (`CREATE TRIGGER` in migrations/)");
-    match (&*statements, &*gone) {
-        (_, "") => format!("as the owner: {statements}"),
-        ("", _) => format!("as the owner, {to_create}"),
-        _ => format!("as the owner: {statements}; and {to_create}"),
-    }
+fn to_mend(idle: &[Idle]) -> String {
+    let statements = idle.iter().map(|trigger| &*trigger.mend).collect::<Vec<_>>().join("; ");
+    format!("as the owner: {statements}")
 }
 
 /// Whether every change gets into the history, somebody seals it, and the log keeps the heads of the seals.
@@ -298,7 +290,7 @@ async fn seals(conn: &mut PgConnection, settings: &Settings) -> Vec<Finding> {
     idle.retain(Idle::is_historian);
     if !idle.is_empty() {
         let message = "triggers that write it are disabled or gone: changes are not recorded";
-        let advice = format!("once that is fixed, {}", to_enable(&idle));
+        let advice = format!("once that is fixed, {}", to_mend(&idle));
         findings.push(Finding::warning(AREA, message).advise(advice));
     }
     match telemetry::where_logged(&settings.rust_log, account::unlogged_heads) {

@@ -9,8 +9,7 @@ use crate::{
     random,
     store::{
         PgConnection, begin_alone,
-        error::has_code,
-        migrations::{self, LOCK_ATTEMPTS, LOCK_REST, LOCK_TIMEOUT, Schema},
+        migrations::{self, LOCK_ATTEMPTS, LOCK_REST, Schema},
         scram,
     },
 };
@@ -162,10 +161,10 @@ pub async fn set_up(
     migrations::locked(conn, async |conn| {
         let mut attempt = 1;
         loop {
-            match try_to_set_up(&mut *conn, login, sharing, &mut *rng).await {
-                // lock_not_available, deadlock_detected
+            let lock_timeout = migrations::lock_timeout(attempt);
+            match try_to_set_up(&mut *conn, login, sharing, lock_timeout, &mut *rng).await {
                 Err(Error::Database(error))
-                    if has_code(&error, &["55P03", "40P01"]) && attempt < LOCK_ATTEMPTS =>
+                    if migrations::is_locked_out(&error) && attempt < LOCK_ATTEMPTS =>
                 {
                     tracing::info!(attempt, "waiting for a lock on a table");
                     attempt += 1;
@@ -182,13 +181,14 @@ async fn try_to_set_up(
     conn: &mut PgConnection,
     login: Login,
     sharing: Sharing,
+    lock_timeout: &str,
     rng: &mut impl CryptoRng,
 ) -> Result<SetUp, Error> {
     let mut transaction = begin_alone(conn).await?;
     // All names are written in full from here on.
     run(
         &mut transaction,
-        &format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; SET LOCAL search_path = pg_catalog"),
+        &format!("SET LOCAL lock_timeout = '{lock_timeout}'; SET LOCAL search_path = pg_catalog"),
     )
     .await?;
     let master = Master::of(&mut transaction).await?;

@@ -1,0 +1,3 @@
+CREATE OR REPLACE TRIGGER sessions_ended AFTER UPDATE OF ended_at ON sessions
+FOR EACH ROW WHEN (OLD.ended_at IS NULL AND NEW.ended_at IS NOT NULL)
+EXECUTE FUNCTION revoke_session();
