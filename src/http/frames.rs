@@ -8,6 +8,11 @@
 //! hyper's, too, which remembers each stream of that kind until it has written the refusal: a thousand of them at once
 //! would occupy 700 KiB, of which it gives nothing back while the connection lasts. So it gets few frames in each turn,
 //! and no more of them before everything is written.
+//!
+//! What a client has sent may stay in memory for as long as the connection lasts: the table of header fields to come
+//! back to (RFC 7541, section 2.3.2) keeps the whole buffer that a field came in. So each piece of what a client sends
+//! takes a place, too. Without one the client is told to go, which loses nothing, as nginx tells it after a thousand
+//! requests (`keepalive_requests`).
 
 use std::{
     future::poll_fn,
@@ -35,18 +40,39 @@ const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 /// How many frames are read before everything that there is to write has been written.
 const AHEAD: usize = 40;
+/// How many bytes take a place. They may occupy three times as many: besides the 16 KiB of a frame, the 32 KiB into
+/// which a value in it is decoded.
+const PIECE: usize = 8 * 1024;
+/// How many places a connection takes at most. The table has room for 107 fields (`:path: /` counts as 38 of its 4096
+/// bytes), each of which keeps the frame that it came in.
+const PIECES: usize = 107 * 16 * 1024 / PIECE;
 
-/// The turns of whoever reads from a connection and writes to it.
+/// Places that connections over HTTP/2 share.
 #[derive(Clone)]
-pub(super) struct Turns(Arc<AtomicBool>);
+pub(super) struct Places {
+    /// For blocks of header fields that are left open.
+    pub(super) blocks: Arc<Semaphore>,
+    /// For pieces that were sent.
+    pub(super) pieces: Arc<Semaphore>,
+}
 
-impl Turns {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
+/// What a connection and its [`Watched`] stream tell each other.
+pub(super) struct Watch {
+    /// Whether a turn has begun of whoever reads and writes.
+    has_turn: AtomicBool,
+    /// The connection is to end, for want of a place.
+    pub(super) ends: Notify,
+    /// The client is to go elsewhere when it has its answers.
+    pub(super) goes: Notify,
+}
+
+impl Watch {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { has_turn: AtomicBool::new(true), ends: Notify::new(), goes: Notify::new() })
     }
 
-    /// Begins one each time that the future is polled.
-    pub(super) async fn of<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
+    /// Begins a turn each time that the future is polled.
+    pub(super) async fn turns<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
         poll_fn(|context| {
             self.begin();
             future.as_mut().poll(context)
@@ -55,12 +81,12 @@ impl Turns {
     }
 
     fn begin(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.has_turn.store(true, Ordering::Relaxed);
     }
 
-    /// Whether one has begun since the previous call.
+    /// Whether a turn has begun since the previous call.
     fn has_begun(&self) -> bool {
-        self.0.swap(false, Ordering::Relaxed)
+        self.has_turn.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -68,11 +94,14 @@ impl Turns {
 pub(super) struct Watched<S> {
     stream: S,
     input: Input,
-    /// Its open block's, one of `places`. If there is none, `refused` is notified.
-    place: Option<OwnedSemaphorePermit>,
-    places: Arc<Semaphore>,
-    refused: Arc<Notify>,
-    turns: Turns,
+    places: Places,
+    /// Its open block's place.
+    block: Option<OwnedSemaphorePermit>,
+    /// Its pieces' places.
+    pieces: Option<OwnedSemaphorePermit>,
+    watch: Arc<Watch>,
+    /// How many bytes have been read.
+    read: usize,
     /// How many frames have been read since the last turn that began with everything written.
     ahead: usize,
     /// Whether a flush has been the last thing in writing. hyper also flushes to make room, and then writes on.
@@ -82,15 +111,15 @@ pub(super) struct Watched<S> {
 }
 
 impl<S> Watched<S> {
-    pub(super) fn new(stream: S, turns: Turns, places: Arc<Semaphore>, refused: Arc<Notify>) -> Self {
-        let input = Input::Preface(0);
+    pub(super) fn new(stream: S, places: Places, watch: Arc<Watch>) -> Self {
         Self {
             stream,
-            input,
-            place: None,
+            input: Input::Preface(0),
             places,
-            refused,
-            turns,
+            block: None,
+            pieces: None,
+            watch,
+            read: 0,
             ahead: 0,
             is_flushed: true,
             is_held: false,
@@ -98,26 +127,47 @@ impl<S> Watched<S> {
     }
 
     fn watch(&mut self, bytes: &[u8]) {
-        let Self { input, place, places, refused, ahead, .. } = self;
+        let Self { input, places, block, watch, ahead, .. } = self;
         input.read(bytes, |kind, flags| {
             *ahead += 1;
             if !matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
                 return;
             }
             if flags & END_HEADERS != 0 {
-                *place = None;
-            } else if place.is_none() {
-                match places.clone().try_acquire_owned() {
-                    Ok(taken) => *place = Some(taken),
-                    Err(_) => refused.notify_one(),
+                *block = None;
+            } else if block.is_none() {
+                *block = places.blocks.clone().try_acquire_owned().ok();
+                if block.is_none() {
+                    watch.ends.notify_one();
                 }
             }
         });
+        if !matches!(self.input, Input::Foreign) {
+            self.count(bytes.len());
+        }
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.read = self.read.saturating_add(bytes);
+        let held = self.pieces.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let lacking = (self.read / PIECE).min(PIECES).saturating_sub(held);
+        if lacking == 0 {
+            return;
+        }
+        match self.places.pieces.clone().try_acquire_many_owned(u32::try_from(lacking).unwrap_or(u32::MAX)) {
+            Ok(taken) => match &mut self.pieces {
+                Some(pieces) => pieces.merge(taken),
+                pieces => *pieces = Some(taken),
+            },
+            // A client that is told to go may have some more on its way.
+            Err(_) if lacking <= 2 => self.watch.goes.notify_one(),
+            Err(_) => self.watch.ends.notify_one(),
+        }
     }
 
     /// How many bytes may be read now, so that no more than [`AHEAD`] frames are.
     fn allowed(&mut self) -> usize {
-        if self.turns.has_begun() && self.is_flushed {
+        if self.watch.has_begun() && self.is_flushed {
             self.ahead = 0;
         }
         let before_a_head = match self.input {
@@ -257,7 +307,7 @@ mod tests {
     /// What hyper does with a connection on which a client has sent the same frame [`COUNT`] times.
     struct Hyper {
         stream: Watched<DuplexStream>,
-        turns: Turns,
+        watch: Arc<Watch>,
         frame: Vec<u8>,
         read: usize,
         _client: DuplexStream,
@@ -272,9 +322,10 @@ mod tests {
             let bytes = [&PREFACE[..], &frame.repeat(COUNT)].concat();
             let mut context = Context::from_waker(Waker::noop());
             assert!(Pin::new(&mut client).poll_write(&mut context, &bytes).is_ready());
-            let turns = Turns::new();
-            let stream = Watched::new(stream, turns.clone(), Arc::new(Semaphore::new(0)), Arc::default());
-            Self { stream, turns, frame, read: 0, _client: client }
+            let watch = Watch::new();
+            let places = Places { blocks: Arc::new(Semaphore::new(0)), pieces: Arc::new(Semaphore::new(10)) };
+            let stream = Watched::new(stream, places, watch.clone());
+            Self { stream, watch, frame, read: 0, _client: client }
         }
 
         /// Reads for as long as it can, so many bytes at a time. Returns how many frames have come in all.
@@ -310,7 +361,7 @@ mod tests {
                 for at_once in [1, HEAD - 1, HEAD, HEAD + 1, 100_000] {
                     let mut hyper = Hyper::new(kind, payload);
                     for turn in 1..=10 {
-                        hyper.turns.begin();
+                        hyper.watch.begin();
                         assert_eq!(hyper.read(at_once), turn * AHEAD, "{at_once} at once");
                         hyper.flush();
                         assert_eq!(hyper.read(at_once), turn * AHEAD, "{at_once} at once");
@@ -328,12 +379,12 @@ mod tests {
             // To make room.
             hyper.flush();
             hyper.write();
-            hyper.turns.begin();
+            hyper.watch.begin();
             assert_eq!(hyper.read(1000), AHEAD);
         }
         hyper.flush();
         assert_eq!(hyper.read(1000), AHEAD);
-        hyper.turns.begin();
+        hyper.watch.begin();
         assert_eq!(hyper.read(1000), 2 * AHEAD);
     }
 }

@@ -95,6 +95,9 @@ pub struct Limits {
     /// How many requests with more than 8 KiB, and a body, may be arriving at once; and how many blocks of header
     /// fields in more than one frame of HTTP/2.
     pub large_requests: usize,
+    /// How many pieces of 8 KiB the open connections over HTTP/2 may have sent in all, of which one counts for at most
+    /// 214. The client of one that sends more is told to go elsewhere, and connects again.
+    pub http2_pieces: usize,
 }
 
 impl Default for Limits {
@@ -109,6 +112,7 @@ impl Default for Limits {
             drain: Duration::from_secs(15),
             connections: 10_000,
             large_requests: 200,
+            http2_pieces: 10_000,
         }
     }
 }

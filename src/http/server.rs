@@ -35,7 +35,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, SetOnce, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, SetOnce, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -43,7 +43,7 @@ use tower::ServiceExt;
 
 use super::{
     Limits,
-    frames::{Turns, Watched},
+    frames::{Places, Watch, Watched},
     patience::Patience,
     request_id,
     streams::{Answer, Making, Streams},
@@ -192,8 +192,7 @@ struct Server {
     tls: Option<Tls>,
     limits: Limits,
     phase: watch::Receiver<Phase>,
-    /// Places for blocks of header fields that are left open.
-    blocks: Arc<Semaphore>,
+    places: Places,
 }
 
 impl Server {
@@ -212,8 +211,11 @@ impl Server {
             .max_concurrent_streams(32)
             .initial_stream_window_size(STREAM_WINDOW)
             .max_header_list_size(MAX_HEAD_BYTES as u32);
-        let blocks = Arc::new(Semaphore::new(limits.large_requests));
-        Self { builder, router, tls, limits, phase, blocks }
+        let places = Places {
+            blocks: Arc::new(Semaphore::new(limits.large_requests)),
+            pieces: Arc::new(Semaphore::new(limits.http2_pieces)),
+        };
+        Self { builder, router, tls, limits, phase, places }
     }
 
     /// Serves one connection until it ends. The TLS handshake takes a place like any connection, and shares the
@@ -263,9 +265,8 @@ impl Server {
             asked: SetOnce::new(),
             streams: Arc::default(),
         });
-        let no_place = Arc::new(Notify::new());
-        let turns = Turns::new();
-        let stream = Watched::new(stream, turns.clone(), self.blocks.clone(), no_place.clone());
+        let watch = Watch::new();
+        let stream = Watched::new(stream, self.places.clone(), watch.clone());
         let stream = TokioIo::new(conversation.patience.listen(stream));
         let mut builder = self.builder.clone();
         builder.http1().timer(conversation.patience.clone());
@@ -278,23 +279,23 @@ impl Server {
             tokio::select! {
                 // hyper's own limits begin once it knows the protocol; until then only this one applies.
                 Err(_) = timeout_at(deadline, conversation.asked.wait()) => {}
-                () = no_place.notified() => tracing::debug!("too many open blocks of header fields"),
+                () = watch.ends.notified() => tracing::debug!("no place for it"),
             }
         });
         let ended = tokio::select! {
-            ended = turns.of(connection.as_mut()) => ended,
+            ended = watch.turns(connection.as_mut()) => ended,
             () = &mut exceeds => return,
             () = self.time_to_go(&conversation) => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
-                    ended = turns.of(connection) => ended,
+                    ended = watch.turns(connection) => ended,
                     () = exceeds => return,
                 }
             }
-            () = self.is_idle(&conversation) => {
+            () = self.is_to_go(&conversation, &watch) => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
-                    ended = turns.of(connection) => ended,
+                    ended = watch.turns(connection) => ended,
                     () = exceeds => return,
                     // Answers that the client does not take keep the connection open, and it may well answer pings.
                     () = self.is_stalled(&conversation) => return,
@@ -319,6 +320,14 @@ impl Server {
             } else if since.elapsed() >= self.limits.idle || conversation.patience.is_crowded() {
                 return;
             }
+        }
+    }
+
+    /// Waits until the client is to go although the service stays.
+    async fn is_to_go(&self, conversation: &Conversation, watch: &Watch) {
+        tokio::select! {
+            () = self.is_idle(conversation) => {}
+            () = watch.goes.notified() => {}
         }
     }
 
@@ -470,18 +479,18 @@ mod tests {
 
     impl Client {
         fn new() -> Self {
-            Self::with(Arc::new(Semaphore::new(1)), 1024)
+            Self::with(&places(1, 1), 1024)
         }
 
-        /// As many blocks of header fields may be open as there are permits, and as many bytes on their way as `room`.
-        fn with(blocks: Arc<Semaphore>, room: usize) -> Self {
+        /// As many bytes may be on their way as `room`.
+        fn with(shared: &Places, room: usize) -> Self {
             let limits = Limits { connections: PLACES as usize, ..Limits::default() };
             assert_eq!((limits.header_read, limits.idle), (seconds(10), seconds(100)));
             let (phase, says) = watch::channel(Phase::Serving);
             let router = Router::new()
                 .route("/", get(async || "yes").post(async || "no"))
                 .route("/large", get(async || vec![b'x'; LARGE]));
-            let server = Server { blocks: blocks.clone(), ..Server::new(router, None, limits, says) };
+            let server = Server { places: shared.clone(), ..Server::new(router, None, limits, says) };
             let places = Arc::new(Semaphore::new(PLACES as usize));
             let patience = Patience::new(limits, places.clone());
             let (stream, other_end) = duplex(room);
@@ -636,6 +645,10 @@ mod tests {
         assert_eq!(client.closed_after().await, 100);
     }
 
+    fn places(blocks: usize, pieces: usize) -> Places {
+        Places { blocks: Arc::new(Semaphore::new(blocks)), pieces: Arc::new(Semaphore::new(pieces)) }
+    }
+
     fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
         [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
@@ -653,14 +666,14 @@ mod tests {
             (frame(1, 1, 3, &[&request[..], &unfinished].concat()), frame(9, 0, 3, &[b'a'; 5000]));
         for before in [&whole[..], &[]] {
             let block = [before, &open, &goes_on].concat();
-            let blocks = Arc::new(Semaphore::new(1));
-            let mut client = Client::with(blocks.clone(), 1024);
+            let places = places(1, 1);
+            let mut client = Client::with(&places, 1024);
             client.send(&[HTTP_2, &block].concat()).await;
             sleep(seconds(1)).await;
-            assert_eq!(blocks.available_permits(), 0);
+            assert_eq!(places.blocks.available_permits(), 0);
 
             // Nothing else needs the place: neither a request, nor one that arrives in pieces.
-            let mut other = Client::with(blocks.clone(), 1024);
+            let mut other = Client::with(&places, 1024);
             let in_pieces = frame(1, 5, 5, &[&request[..], &b"\x00\x01x\x00".repeat(50)].concat());
             other.send(&[HTTP_2, &whole].concat()).await;
             for byte in &in_pieces {
@@ -671,14 +684,14 @@ mod tests {
                 assert_ne!(other.stream.read_buf(&mut answers).await.unwrap(), 0);
             }
 
-            let mut late = Client::with(blocks.clone(), 1024);
+            let mut late = Client::with(&places, 1024);
             let _ = late.stream.write_all(&[HTTP_2, &block].concat()).await;
             timeout(seconds(1), late.stream.read_to_end(&mut answers)).await.unwrap().unwrap();
 
             // The end of the block gives the place back, as the end of the connection does.
             client.send(&frame(9, 4, 3, &[b'a'; 16_511 - 14_000])).await;
-            timeout(seconds(1), blocks.acquire()).await.unwrap().unwrap().forget();
-            blocks.add_permits(1);
+            timeout(seconds(1), places.blocks.acquire()).await.unwrap().unwrap().forget();
+            places.blocks.add_permits(1);
         }
     }
 
@@ -687,7 +700,7 @@ mod tests {
     /// As clients do that have not heard yet how many there may be.
     #[tokio::test(start_paused = true)]
     async fn a_hundred_requests_at_once_do_not_end_the_connection() {
-        let mut client = Client::with(Arc::new(Semaphore::new(0)), 64 * 1024);
+        let mut client = Client::with(&places(0, 1), 64 * 1024);
         let requests = (0..100).flat_map(|stream| frame(1, 5, 2 * stream + 1, b"\x82\x86\x84\x41\x01a"));
         client.send(&[HTTP_2, &requests.collect::<Vec<_>>()].concat()).await;
         sleep(seconds(1)).await;
@@ -713,7 +726,7 @@ mod tests {
     /// They are refused one by one, and a few at a time, whatever comes with them.
     #[tokio::test(start_paused = true)]
     async fn requests_that_break_the_protocol_do_not_keep_others_from_being_answered() {
-        let mut client = Client::with(Arc::new(Semaphore::new(0)), 64 * 1024);
+        let mut client = Client::with(&places(0, 1), 64 * 1024);
         // With a field `connection`: RFC 9113, section 8.2.2.
         let malformed = frame(1, 5, 1, b"\x82\x86\x84\x41\x01a\x00\x0aconnection\x00");
         let mut requests = malformed.repeat(900);
@@ -726,6 +739,70 @@ mod tests {
         let mut answers = Vec::new();
         while !answers.ends_with(b"yes") {
             assert_ne!(client.stream.read_buf(&mut answers).await.unwrap(), 0, "{answers:?}");
+        }
+    }
+
+    /// What it has sent may stay in memory. Told to go, a client loses nothing.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_client_sends_over_http2_needs_places() {
+        let places = places(1, 214);
+        let mut first = Asker::begin(&places).await;
+        // More than it has to have places for.
+        for _ in 0..300 {
+            assert!(first.ask().await);
+        }
+        assert_eq!(places.pieces.available_permits(), 0);
+        for _ in 0..3 {
+            let mut other = Asker::begin(&places).await;
+            for _ in 0..2 {
+                assert!(other.ask().await);
+            }
+            assert!(!other.ask().await);
+            assert!(first.ask().await);
+        }
+
+        // One that is told, and goes on.
+        let mut client = Client::with(&places, 64 * 1024);
+        let ignored = frame(99, 0, 0, &[0; 1024]).repeat(40);
+        let _ = client.stream.write_all(&[HTTP_2, &ignored].concat()).await;
+        let mut answers = Vec::new();
+        timeout(seconds(1), client.stream.read_to_end(&mut answers)).await.unwrap().unwrap();
+
+        drop(first);
+        sleep(seconds(1)).await;
+        assert_eq!(places.pieces.available_permits(), 214);
+    }
+
+    /// A client over HTTP/2 that asks, each time with some 7 KiB.
+    struct Asker {
+        sender: http2::SendRequest<Empty<Bytes>>,
+        _phase: watch::Sender<Phase>,
+    }
+
+    impl Asker {
+        async fn begin(places: &Places) -> Self {
+            let client = Client::with(places, 64 * 1024);
+            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .handshake(TokioIo::new(client.stream))
+                .await
+                .unwrap();
+            tokio::spawn(connection);
+            Self { sender, _phase: client.phase }
+        }
+
+        /// Whether the connection takes one more request. If so, it is answered.
+        async fn ask(&mut self) -> bool {
+            if self.sender.ready().await.is_err() {
+                return false;
+            }
+            let mut value = HeaderValue::try_from("x".repeat(8192)).unwrap();
+            // It is sent anew each time.
+            value.set_sensitive(true);
+            let request = Request::builder().uri("http://a/").header("a", value).body(Empty::new());
+            let answer = self.sender.send_request(request.unwrap()).await.unwrap();
+            assert_eq!(answer.status().as_u16(), 200);
+            true
         }
     }
 
