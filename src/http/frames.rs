@@ -10,9 +10,8 @@
 //! and no more of them before everything is written.
 //!
 //! What a client has sent may stay in memory for as long as the connection lasts: the table of header fields to come
-//! back to (RFC 7541, section 2.3.2) keeps the whole buffer that a field came in. So each piece of what a client sends
-//! takes a place, too. Without one the client is told to go, which loses nothing, as nginx tells it after a thousand
-//! requests (`keepalive_requests`).
+//! back to (RFC 7541, section 2.3.2) keeps the whole buffer that a field came in. So a client sends on when there is a
+//! place for the last piece of what it has sent. When few are free, [`super::server`] tells those who hold some to go.
 
 use std::{
     future::poll_fn,
@@ -29,6 +28,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
 };
+use tokio_util::sync::PollSemaphore;
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The length of a frame's head: length, type, flags and the stream's id (RFC 9113, section 4.1).
@@ -40,12 +40,14 @@ const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 /// How many frames are read before everything that there is to write has been written.
 const AHEAD: usize = 40;
-/// How many bytes take a place. They may occupy three times as many: besides the 16 KiB of a frame, the 32 KiB into
-/// which a value in it is decoded.
+/// How long a block may be: no head that is accepted is any longer.
+const MAX_BLOCK: usize = 32 * 1024;
+/// How many bytes take a place. They may occupy three times as many: besides those of a block, twice as many into which
+/// a value in it is decoded.
 const PIECE: usize = 8 * 1024;
 /// How many places a connection takes at most. The table has room for 107 fields (`:path: /` counts as 38 of its 4096
-/// bytes), each of which keeps the frame that it came in.
-const PIECES: usize = 107 * 16 * 1024 / PIECE;
+/// bytes), each of which keeps the block that it came in.
+const PIECES: usize = 107 * MAX_BLOCK / PIECE;
 
 /// Places that connections over HTTP/2 share.
 #[derive(Clone)]
@@ -60,15 +62,15 @@ pub(super) struct Places {
 pub(super) struct Watch {
     /// Whether a turn has begun of whoever reads and writes.
     has_turn: AtomicBool,
-    /// The connection is to end, for want of a place.
+    /// The connection is to end: for an open block there is no place, or it is too long.
     pub(super) ends: Notify,
-    /// The client is to go elsewhere when it has its answers.
-    pub(super) goes: Notify,
+    /// It takes places for what the client has sent.
+    pub(super) keeps: Notify,
 }
 
 impl Watch {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { has_turn: AtomicBool::new(true), ends: Notify::new(), goes: Notify::new() })
+        Arc::new(Self { has_turn: AtomicBool::new(true), ends: Notify::new(), keeps: Notify::new() })
     }
 
     /// Begins a turn each time that the future is polled.
@@ -94,9 +96,12 @@ impl Watch {
 pub(super) struct Watched<S> {
     stream: S,
     input: Input,
-    places: Places,
+    places: Arc<Semaphore>,
     /// Its open block's place.
     block: Option<OwnedSemaphorePermit>,
+    /// How long that block is so far.
+    block_length: usize,
+    places_for_pieces: PollSemaphore,
     /// Its pieces' places.
     pieces: Option<OwnedSemaphorePermit>,
     watch: Arc<Watch>,
@@ -115,8 +120,10 @@ impl<S> Watched<S> {
         Self {
             stream,
             input: Input::Preface(0),
-            places,
+            places: places.blocks,
             block: None,
+            block_length: 0,
+            places_for_pieces: PollSemaphore::new(places.pieces),
             pieces: None,
             watch,
             read: 0,
@@ -127,42 +134,45 @@ impl<S> Watched<S> {
     }
 
     fn watch(&mut self, bytes: &[u8]) {
-        let Self { input, places, block, watch, ahead, .. } = self;
-        input.read(bytes, |kind, flags| {
+        let Self { input, places, block, block_length, watch, ahead, .. } = self;
+        input.read(bytes, |kind, flags, length| {
             *ahead += 1;
             if !matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
                 return;
             }
+            *block_length += length;
+            if *block_length > MAX_BLOCK {
+                watch.ends.notify_one();
+            }
             if flags & END_HEADERS != 0 {
                 *block = None;
+                *block_length = 0;
             } else if block.is_none() {
-                *block = places.blocks.clone().try_acquire_owned().ok();
+                *block = places.clone().try_acquire_owned().ok();
                 if block.is_none() {
                     watch.ends.notify_one();
                 }
             }
         });
         if !matches!(self.input, Input::Foreign) {
-            self.count(bytes.len());
+            self.read = self.read.saturating_add(bytes.len());
         }
     }
 
-    fn count(&mut self, bytes: usize) {
-        self.read = self.read.saturating_add(bytes);
+    /// Waits for places for what has been read.
+    fn poll_places(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let held = self.pieces.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let lacking = (self.read / PIECE).min(PIECES).saturating_sub(held);
-        if lacking == 0 {
-            return;
-        }
-        match self.places.pieces.clone().try_acquire_many_owned(u32::try_from(lacking).unwrap_or(u32::MAX)) {
-            Ok(taken) => match &mut self.pieces {
+        if let Ok(lacking @ 1..) = u32::try_from(lacking)
+            && let Some(taken) = ready!(self.places_for_pieces.poll_acquire_many(context, lacking))
+        {
+            match &mut self.pieces {
                 Some(pieces) => pieces.merge(taken),
                 pieces => *pieces = Some(taken),
-            },
-            // A client that is told to go may have some more on its way.
-            Err(_) if lacking <= 2 => self.watch.goes.notify_one(),
-            Err(_) => self.watch.ends.notify_one(),
+            }
+            self.watch.keeps.notify_one();
         }
+        Poll::Ready(())
     }
 
     /// How many bytes may be read now, so that no more than [`AHEAD`] frames are.
@@ -189,6 +199,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        ready!(self.poll_places(context));
         let allowed = self.allowed();
         if allowed == 0 {
             self.is_held = true;
@@ -259,8 +270,8 @@ enum Input {
 }
 
 impl Input {
-    /// Calls `frame` with the type and the flags of each.
-    fn read(&mut self, mut bytes: &[u8], mut frame: impl FnMut(u8, u8)) {
+    /// Calls `frame` with the type, the flags and the payload's length of each.
+    fn read(&mut self, mut bytes: &[u8], mut frame: impl FnMut(u8, u8, usize)) {
         while let [first, rest @ ..] = bytes {
             match self {
                 Self::Foreign => return,
@@ -277,8 +288,9 @@ impl Input {
                     head[*at] = *first;
                     *at += 1;
                     if let ([high, middle, low, kind, flags, ..], HEAD) = (*head, *at) {
-                        frame(kind, flags);
-                        *self = Self::Payload(u32::from_be_bytes([0, high, middle, low]) as usize);
+                        let length = u32::from_be_bytes([0, high, middle, low]) as usize;
+                        frame(kind, flags, length);
+                        *self = Self::Payload(length);
                     }
                 }
                 Self::Payload(left) => {

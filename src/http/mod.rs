@@ -96,7 +96,7 @@ pub struct Limits {
     /// fields in more than one frame of HTTP/2.
     pub large_requests: usize,
     /// How many pieces of 8 KiB the open connections over HTTP/2 may have sent in all, of which one counts for at most
-    /// 214. The client of one that sends more is told to go elsewhere, and connects again.
+    /// 428. When no more than a tenth of them are left, these clients are told to go elsewhere, and connect again.
     pub http2_pieces: usize,
 }
 
@@ -112,7 +112,7 @@ impl Default for Limits {
             drain: Duration::from_secs(15),
             connections: 10_000,
             large_requests: 200,
-            http2_pieces: 10_000,
+            http2_pieces: 20_000,
         }
     }
 }

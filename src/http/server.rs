@@ -292,7 +292,15 @@ impl Server {
                     () = exceeds => return,
                 }
             }
-            () = self.is_to_go(&conversation, &watch) => {
+            () = self.is_to_make_room(&watch) => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = watch.turns(connection) => ended,
+                    () = exceeds => return,
+                    () = sleep(self.limits.stalled_write) => return,
+                }
+            }
+            () = self.is_idle(&conversation) => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = watch.turns(connection) => ended,
@@ -323,11 +331,14 @@ impl Server {
         }
     }
 
-    /// Waits until the client is to go although the service stays.
-    async fn is_to_go(&self, conversation: &Conversation, watch: &Watch) {
-        tokio::select! {
-            () = self.is_idle(conversation) => {}
-            () = watch.goes.notified() => {}
+    /// Waits until what the client has sent over HTTP/2 takes places, and few are left for others.
+    async fn is_to_make_room(&self, watch: &Watch) {
+        watch.keeps.notified().await;
+        loop {
+            sleep(self.limits.header_read).await;
+            if self.places.pieces.available_permits() <= self.limits.http2_pieces / 10 {
+                return;
+            }
         }
     }
 
@@ -479,12 +490,12 @@ mod tests {
 
     impl Client {
         fn new() -> Self {
-            Self::with(&places(1, 1), 1024)
+            Self::with(&places(1), 1024)
         }
 
         /// As many bytes may be on their way as `room`.
         fn with(shared: &Places, room: usize) -> Self {
-            let limits = Limits { connections: PLACES as usize, ..Limits::default() };
+            let limits = Limits { connections: PLACES as usize, http2_pieces: PIECES, ..Limits::default() };
             assert_eq!((limits.header_read, limits.idle), (seconds(10), seconds(100)));
             let (phase, says) = watch::channel(Phase::Serving);
             let router = Router::new()
@@ -645,8 +656,11 @@ mod tests {
         assert_eq!(client.closed_after().await, 100);
     }
 
-    fn places(blocks: usize, pieces: usize) -> Places {
-        Places { blocks: Arc::new(Semaphore::new(blocks)), pieces: Arc::new(Semaphore::new(pieces)) }
+    /// As many of the pieces as one connection takes at most, and a seventh more.
+    const PIECES: usize = 500;
+
+    fn places(blocks: usize) -> Places {
+        Places { blocks: Arc::new(Semaphore::new(blocks)), pieces: Arc::new(Semaphore::new(PIECES)) }
     }
 
     fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
@@ -666,7 +680,7 @@ mod tests {
             (frame(1, 1, 3, &[&request[..], &unfinished].concat()), frame(9, 0, 3, &[b'a'; 5000]));
         for before in [&whole[..], &[]] {
             let block = [before, &open, &goes_on].concat();
-            let places = places(1, 1);
+            let places = places(1);
             let mut client = Client::with(&places, 1024);
             client.send(&[HTTP_2, &block].concat()).await;
             sleep(seconds(1)).await;
@@ -695,12 +709,30 @@ mod tests {
         }
     }
 
+    /// However little is in it: it occupies several times its length.
+    #[tokio::test(start_paused = true)]
+    async fn a_block_of_header_fields_is_no_longer_than_any_head_that_is_accepted() {
+        for (length, is_answered) in [(32 * 1024, true), (32 * 1024 + 1, false)] {
+            // `GET http://a/`, after many updates of the dynamic table's size: RFC 7541, section 6.3.
+            let mut block = vec![0x20; length - 6];
+            block.extend(b"\x82\x86\x84\x41\x01a");
+            let (first, rest) = block.split_at(16_384);
+            let (second, last) = rest.split_at(16_000);
+            let mut client = Client::with(&places(1), 64 * 1024);
+            let block = [frame(1, 1, 1, first), frame(9, 0, 1, second), frame(9, 4, 1, last)];
+            let _ = client.stream.write_all(&[HTTP_2, &block.concat()].concat()).await;
+            let mut answers = Vec::new();
+            let ended = timeout(seconds(1), client.stream.read_to_end(&mut answers)).await.is_ok();
+            assert_eq!((answers.ends_with(b"yes"), ended), (is_answered, !is_answered));
+        }
+    }
+
     const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
     /// As clients do that have not heard yet how many there may be.
     #[tokio::test(start_paused = true)]
     async fn a_hundred_requests_at_once_do_not_end_the_connection() {
-        let mut client = Client::with(&places(0, 1), 64 * 1024);
+        let mut client = Client::with(&places(0), 64 * 1024);
         let requests = (0..100).flat_map(|stream| frame(1, 5, 2 * stream + 1, b"\x82\x86\x84\x41\x01a"));
         client.send(&[HTTP_2, &requests.collect::<Vec<_>>()].concat()).await;
         sleep(seconds(1)).await;
@@ -726,7 +758,7 @@ mod tests {
     /// They are refused one by one, and a few at a time, whatever comes with them.
     #[tokio::test(start_paused = true)]
     async fn requests_that_break_the_protocol_do_not_keep_others_from_being_answered() {
-        let mut client = Client::with(&places(0, 1), 64 * 1024);
+        let mut client = Client::with(&places(0), 64 * 1024);
         // With a field `connection`: RFC 9113, section 8.2.2.
         let malformed = frame(1, 5, 1, b"\x82\x86\x84\x41\x01a\x00\x0aconnection\x00");
         let mut requests = malformed.repeat(900);
@@ -742,35 +774,72 @@ mod tests {
         }
     }
 
-    /// What it has sent may stay in memory. Told to go, a client loses nothing.
+    /// What they have sent may stay in memory. Told to go, a client loses nothing.
     #[tokio::test(start_paused = true)]
-    async fn what_a_client_sends_over_http2_needs_places() {
-        let places = places(1, 214);
+    async fn clients_over_http2_that_have_sent_much_make_room() {
+        let places = places(1);
         let mut first = Asker::begin(&places).await;
-        // More than it has to have places for.
-        for _ in 0..300 {
+        for _ in 0..600 {
             assert!(first.ask().await);
         }
-        assert_eq!(places.pieces.available_permits(), 0);
-        for _ in 0..3 {
-            let mut other = Asker::begin(&places).await;
-            for _ in 0..2 {
-                assert!(other.ask().await);
-            }
-            assert!(!other.ask().await);
-            assert!(first.ask().await);
-        }
+        assert_eq!(places.pieces.available_permits(), PIECES - 428);
+        sleep(seconds(60)).await;
+        assert!(first.ask().await);
 
-        // One that is told, and goes on.
+        let mut second = Asker::begin(&places).await;
+        let mut small = Asker::begin(&places).await;
+        assert!(small.ask().await);
+        for _ in 0..30 {
+            assert!(second.ask().await);
+        }
+        for asker in [&mut first, &mut second] {
+            assert!(asker.ask().await);
+        }
+        sleep(seconds(11)).await;
+        for asker in [&mut first, &mut second] {
+            assert!(!asker.ask().await);
+        }
+        assert!(small.ask().await);
+        assert!(places.pieces.available_permits() >= PIECES - 1);
+    }
+
+    /// It has what is left of its answers, but not for ever.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_over_http2_that_does_not_make_room_is_cut_off() {
+        let places = places(1);
+        let _others = places.pieces.clone().try_acquire_many_owned(450).unwrap();
         let mut client = Client::with(&places, 64 * 1024);
-        let ignored = frame(99, 0, 0, &[0; 1024]).repeat(40);
-        let _ = client.stream.write_all(&[HTTP_2, &ignored].concat()).await;
-        let mut answers = Vec::new();
-        timeout(seconds(1), client.stream.read_to_end(&mut answers)).await.unwrap().unwrap();
+        let sent = frame(99, 0, 0, &[0; 1024]).repeat(40);
+        client.send(&[HTTP_2, &frame(1, 5, 1, b"\x82\x86\x84\x41\x01a"), &sent].concat()).await;
+        let pings = async {
+            loop {
+                // It answers each, and not that which asks whether it knows that it is to go.
+                sleep(seconds(1)).await;
+                let mut bytes = Vec::new();
+                if client.stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
+                    return;
+                }
+                let ping = bytes.windows(9).position(|head| head.starts_with(b"\0\0\x08\x06\0"));
+                if let Some(ping) = ping.filter(|_| !bytes.windows(4).any(|head| head == b"\0\0\x08\x07")) {
+                    let pong = frame(6, 1, 0, &bytes[ping + 9..ping + 17]);
+                    let _ = client.stream.write_all(&pong).await;
+                }
+            }
+        };
+        timeout(seconds(45), pings).await.unwrap();
+        assert_eq!(places.pieces.available_permits(), 50);
+    }
 
-        drop(first);
-        sleep(seconds(1)).await;
-        assert_eq!(places.pieces.available_permits(), 214);
+    #[tokio::test(start_paused = true)]
+    async fn what_a_client_sends_over_http2_waits_for_a_place() {
+        let places = places(1);
+        let others = places.pieces.clone().try_acquire_many_owned(500).unwrap();
+        let mut client = Asker::begin(&places).await;
+        assert!(client.ask().await && client.ask().await);
+        let mut third = pin!(client.ask());
+        timeout(seconds(5), &mut third).await.unwrap_err();
+        drop(others);
+        assert!(third.await);
     }
 
     /// A client over HTTP/2 that asks, each time with some 7 KiB.
