@@ -32,7 +32,7 @@ use gatepass::{
     cli::serve::{self, Pools},
     clock::Clock,
     config::{self, Settings, Sources},
-    http::{self, Limits, Phase, server},
+    http::{self, Limits, Phase, Places, server},
     keys, random,
     store::{
         Source, migrations,
@@ -249,7 +249,8 @@ impl App {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (phase, says) = watch::channel(Phase::Serving);
-        let done = tokio::spawn(server::serve(listener, self.router.clone(), None, limits, says));
+        let done =
+            tokio::spawn(server::serve(listener, self.router.clone(), None, Places::new(limits), says));
         Served { address, phase, done }
     }
 

@@ -20,7 +20,7 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use gatepass::{
     clock::Clock,
-    http::{Limits, Phase, server},
+    http::{Limits, Phase, Places, server},
     tls::{Files, Tls},
 };
 use http_body_util::BodyExt;
@@ -87,7 +87,7 @@ impl OldSystem {
         let address = format!("localhost:{}", listener.local_addr().unwrap().port());
         let scheme = if tls.is_some() { "https" } else { "http" };
         let (phase, says) = watch::channel(Phase::Serving);
-        tokio::spawn(server::serve(listener, router, tls, Limits::default(), says));
+        tokio::spawn(server::serve(listener, router, tls, Places::new(Limits::default()), says));
         Self { address, scheme, state, _phase: phase }
     }
 

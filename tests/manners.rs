@@ -548,15 +548,16 @@ async fn large_requests_that_never_arrive_keep_out_large_requests_only() {
         let head = format!("POST /users/login HTTP/1.1\r\nHost: a\r\n{fields}\r\nContent-Length: {length}");
         format!("{head}\r\nConnection: close\r\n\r\n{body}")
     };
-    let places_become = async |free: usize| {
-        while app.state().large_requests.available_permits() != free {
+    let taken_places_become = async |taken: usize| {
+        let line = format!("gatepass_http_places{{kind=\"large_request\"}} {taken}\n");
+        while !app.scrape().await.contains(&line) {
             tokio::task::yield_now().await;
         }
     };
     let (head, body) = (login(9000, "nobody"), login(0, &"a".repeat(9000)));
     for large in [&head, &body] {
         let unfinished = served.send(&large[..large.len() - 1]).await;
-        timeout(PATIENCE, places_become(0)).await.unwrap();
+        timeout(PATIENCE, taken_places_become(1)).await.unwrap();
         for large in [&head, &body] {
             let answer = rest(served.send(large).await).await;
             assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("retry-after: 1"), "{answer}");
@@ -565,7 +566,7 @@ async fn large_requests_that_never_arrive_keep_out_large_requests_only() {
         let answer = rest(served.send(&login(0, "alice")).await).await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         drop(unfinished);
-        timeout(PATIENCE, places_become(1)).await.unwrap();
+        timeout(PATIENCE, taken_places_become(0)).await.unwrap();
         let answer = rest(served.send(&head).await).await;
         assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     }

@@ -174,6 +174,8 @@ async fn a_scrape_says_how_things_stand() {
         r#"gatepass_throttled_total{attempt="login"} 1"#,
         r#"gatepass_http_requests_total{method="GET",route="-",status="404"} 1"#,
         "gatepass_http_requests_in_flight 0",
+        r#"gatepass_http_places{kind="connection"} 0"#,
+        r#"gatepass_http_places_max{kind="connection"} 10000"#,
         // One for the registration's hash, one for the check of its password, which runs on the same threads, and four
         // for logins.
         "gatepass_password_hash_wait_seconds_count 6",

@@ -77,6 +77,8 @@ async fn the_file_limit_is_raised_but_embedded_postgres_keeps_the_old_one() {
         use std::fs;
 
         assert_eq!(service.metric("process_max_fds").await, 1024);
+        assert_eq!(service.metric(r#"gatepass_http_places_max{kind="connection"}"#).await, 823);
+        assert!(service.metric(r#"gatepass_http_places{kind="connection"}"#).await >= 200);
         let postmaster = fs::read_to_string(home.path(".gatepass/postgres/postmaster.pid")).unwrap();
         let pid = postmaster.lines().next().unwrap();
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();

@@ -20,7 +20,7 @@ use axum::{
 use gatepass::{
     bearer::{BearerLayer, DocumentError, RemoteError, RemoteKeys, Source, follow_revocations},
     clock::Clock,
-    http::{Limits, Phase, server},
+    http::{Limits, Phase, Places, server},
     token::{Claims, Party, Rejection, Revocations, SymmetricKey, Verifier},
 };
 use serde_json::{Value, json};
@@ -61,7 +61,7 @@ impl Gatepass {
         let listener = TcpListener::bind(self.port.address()).await.unwrap();
         let (phase, says) = watch::channel(Phase::Serving);
         let limits = Limits { drain: Duration::from_millis(10), ..Limits::default() };
-        let serving = server::serve(listener, self.app.router.clone(), None, limits, says);
+        let serving = server::serve(listener, self.app.router.clone(), None, Places::new(limits), says);
         self.running = Some((phase, tokio::spawn(serving)));
     }
 

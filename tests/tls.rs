@@ -17,7 +17,7 @@ use std::{
 use axum::body::Body;
 use gatepass::{
     clock::Clock,
-    http::{Limits, Phase, server},
+    http::{Limits, Phase, Places, server},
     metrics::{Exposition, Metrics},
     tls::{Files, Tls},
 };
@@ -93,7 +93,7 @@ async fn serve(app: &App, tls: &Tls, limits: Limits) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (phase, says) = watch::channel(Phase::Serving);
-    tokio::spawn(server::serve(listener, app.router.clone(), Some(tls.clone()), limits, says));
+    tokio::spawn(server::serve(listener, app.router.clone(), Some(tls.clone()), Places::new(limits), says));
     Served { address, _phase: phase }
 }
 

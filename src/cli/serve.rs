@@ -15,7 +15,7 @@ use std::{
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    sync::{Semaphore, watch},
+    sync::watch,
     time::{sleep, timeout},
 };
 
@@ -30,7 +30,7 @@ use crate::{
     chain,
     clock::Clock,
     config::{DbPooler, Environment, Loaded, Registration, Settings},
-    http::{self, App, Limits, Parts, Phase},
+    http::{self, App, Limits, Parts, Phase, Places},
     keys::Keys,
     metrics::{Metrics, PoolUse, PoolWatch},
     random,
@@ -172,7 +172,7 @@ async fn serve(
     let renewal = database.renewal_from(config_file);
     let mut following = tokio::spawn(work_beside(app.clone(), ops, tls.clone(), renewal));
     let router = http::router(app.clone());
-    let mut serving = pin!(http::server::serve(listener, router, tls, limits, app.phase()));
+    let mut serving = pin!(http::server::serve(listener, router, tls, app.places.clone(), app.phase()));
     let all_finished = tokio::select! {
         finished = &mut serving => finished,
         // These tasks never end by themselves. Without them a leaked key would stay good here; a supervisor should
@@ -232,10 +232,10 @@ async fn check(database: &Database, db: &PgPool, pooler: DbPooler, clock: &Clock
 async fn work_beside(app: App, ops: Option<TcpListener>, tls: Option<Tls>, renewal: Renewal) {
     let operators = async {
         if let Some(ops) = ops {
-            let limits = Limits { connections: OPS_CONNECTIONS, ..app.limits };
+            let places = Places::new(Limits { connections: OPS_CONNECTIONS, ..app.limits });
             // Operators want to watch the shutdown, too.
             let (_to_the_end, phase) = watch::channel(Phase::Serving);
-            http::server::serve(ops, http::ops_router(app.clone()), None, limits, phase).await;
+            http::server::serve(ops, http::ops_router(app.clone()), None, places, phase).await;
         }
     };
     let certificate = async {
@@ -349,7 +349,7 @@ pub async fn app(
         unnamed_proxy: Once::new(),
         allowed_origins: settings.allowed_origins.clone(),
         limits,
-        large_requests: Semaphore::new(limits.large_requests),
+        places: Places::new(limits),
         phase: watch::Sender::new(Phase::Serving),
     }))
 }

@@ -30,6 +30,8 @@ use tokio::{
 };
 use tokio_util::sync::PollSemaphore;
 
+use super::Places;
+
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The length of a frame's head: length, type, flags and the stream's id (RFC 9113, section 4.1).
 const HEAD: usize = 9;
@@ -48,15 +50,6 @@ const PIECE: usize = 8 * 1024;
 /// How many places a connection takes at most. The table has room for 107 fields (`:path: /` counts as 38 of its 4096
 /// bytes), each of which keeps the block that it came in.
 const PIECES: usize = 107 * MAX_BLOCK / PIECE;
-
-/// Places that connections over HTTP/2 share.
-#[derive(Clone)]
-pub(super) struct Places {
-    /// For blocks of header fields that are left open.
-    pub(super) blocks: Arc<Semaphore>,
-    /// For pieces that were sent.
-    pub(super) pieces: Arc<Semaphore>,
-}
 
 /// What a connection and its [`Watched`] stream tell each other.
 pub(super) struct Watch {
@@ -96,14 +89,14 @@ impl Watch {
 pub(super) struct Watched<S> {
     stream: S,
     input: Input,
-    places: Arc<Semaphore>,
+    blocks: Arc<Semaphore>,
     /// Its open block's place.
     block: Option<OwnedSemaphorePermit>,
     /// How long that block is so far.
     block_length: usize,
-    places_for_pieces: PollSemaphore,
-    /// Its pieces' places.
-    pieces: Option<OwnedSemaphorePermit>,
+    pieces: PollSemaphore,
+    /// The places that it has taken of them.
+    taken: Option<OwnedSemaphorePermit>,
     watch: Arc<Watch>,
     /// How many bytes have been read.
     read: usize,
@@ -116,15 +109,15 @@ pub(super) struct Watched<S> {
 }
 
 impl<S> Watched<S> {
-    pub(super) fn new(stream: S, places: Places, watch: Arc<Watch>) -> Self {
+    pub(super) fn new(stream: S, places: &Places, watch: Arc<Watch>) -> Self {
         Self {
             stream,
             input: Input::Preface(0),
-            places: places.blocks,
+            blocks: places.http2_blocks.clone(),
             block: None,
             block_length: 0,
-            places_for_pieces: PollSemaphore::new(places.pieces),
-            pieces: None,
+            pieces: PollSemaphore::new(places.http2_pieces.clone()),
+            taken: None,
             watch,
             read: 0,
             ahead: 0,
@@ -134,7 +127,7 @@ impl<S> Watched<S> {
     }
 
     fn watch(&mut self, bytes: &[u8]) {
-        let Self { input, places, block, block_length, watch, ahead, .. } = self;
+        let Self { input, blocks, block, block_length, watch, ahead, .. } = self;
         input.read(bytes, |kind, flags, length| {
             *ahead += 1;
             if !matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
@@ -148,7 +141,7 @@ impl<S> Watched<S> {
                 *block = None;
                 *block_length = 0;
             } else if block.is_none() {
-                *block = places.clone().try_acquire_owned().ok();
+                *block = blocks.clone().try_acquire_owned().ok();
                 if block.is_none() {
                     watch.ends.notify_one();
                 }
@@ -161,14 +154,14 @@ impl<S> Watched<S> {
 
     /// Waits for places for what has been read.
     fn poll_places(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let held = self.pieces.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let held = self.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let lacking = (self.read / PIECE).min(PIECES).saturating_sub(held);
         if let Ok(lacking @ 1..) = u32::try_from(lacking)
-            && let Some(taken) = ready!(self.places_for_pieces.poll_acquire_many(context, lacking))
+            && let Some(more) = ready!(self.pieces.poll_acquire_many(context, lacking))
         {
-            match &mut self.pieces {
-                Some(pieces) => pieces.merge(taken),
-                pieces => *pieces = Some(taken),
+            match &mut self.taken {
+                Some(taken) => taken.merge(more),
+                taken => *taken = Some(more),
             }
             self.watch.keeps.notify_one();
         }
@@ -313,6 +306,7 @@ mod tests {
     use tokio::io::{DuplexStream, duplex};
 
     use super::*;
+    use crate::http::Limits;
 
     const COUNT: usize = 10 * AHEAD;
 
@@ -335,8 +329,8 @@ mod tests {
             let mut context = Context::from_waker(Waker::noop());
             assert!(Pin::new(&mut client).poll_write(&mut context, &bytes).is_ready());
             let watch = Watch::new();
-            let places = Places { blocks: Arc::new(Semaphore::new(0)), pieces: Arc::new(Semaphore::new(10)) };
-            let stream = Watched::new(stream, places, watch.clone());
+            let places = Places::new(Limits { http2_blocks: 0, ..Limits::default() });
+            let stream = Watched::new(stream, &places, watch.clone());
             Self { stream, watch, frame, read: 0, _client: client }
         }
 

@@ -18,6 +18,7 @@ mod openapi;
 mod ops;
 mod patience;
 mod personal;
+mod places;
 mod problem;
 mod query;
 mod request_id;
@@ -45,14 +46,14 @@ use axum::{
     routing::{Route, any},
 };
 use ipnet::IpNet;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tower::{ServiceBuilder, layer::layer_fn, service_fn};
 use utoipa_axum::{router::UtoipaMethodRouter, routes};
 
 use self::layers::Area;
 pub use self::{
     client_address::client_address, history::ChangeBody, openapi::document, ops::router as ops_router,
-    problem::Problem, request_id::RequestId, server::Phase, users::UserBody,
+    places::Places, problem::Problem, request_id::RequestId, server::Phase, users::UserBody,
 };
 use crate::{
     account::{Accounts, Activity, CleanUp, Clients, History},
@@ -92,9 +93,10 @@ pub struct Limits {
     /// How many connections may be open at once, provided the system allows the process that many open files. Each
     /// request over HTTP/2 counts as one more.
     pub connections: usize,
-    /// How many requests with more than 8 KiB, and a body, may be arriving at once; and how many blocks of header
-    /// fields in more than one frame of HTTP/2.
+    /// How many requests with more than 8 KiB, and a body, may be arriving at once.
     pub large_requests: usize,
+    /// How many blocks of header fields in more than one frame of HTTP/2 may be arriving at once.
+    pub http2_blocks: usize,
     /// How many pieces of 8 KiB the open connections over HTTP/2 may have sent in all, of which one counts for at most
     /// 428. When no more than a tenth of them are left, these clients are told to go elsewhere, and connect again.
     pub http2_pieces: usize,
@@ -112,6 +114,7 @@ impl Default for Limits {
             drain: Duration::from_secs(15),
             connections: 10_000,
             large_requests: 200,
+            http2_blocks: 200,
             http2_pieces: 20_000,
         }
     }
@@ -160,8 +163,8 @@ pub struct Parts {
     pub allowed_origins: Vec<String>,
     /// How long each part of a request may take.
     pub limits: Limits,
-    /// Places for large requests, as many as `limits` says.
-    pub large_requests: Semaphore,
+    /// Room for connections and what arrives on them, as much as `limits` says.
+    pub places: Arc<Places>,
     /// Whether the service is shutting down.
     pub phase: watch::Sender<Phase>,
 }

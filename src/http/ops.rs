@@ -50,6 +50,7 @@ fn observation(app: &App) -> Observation {
         revocations: revocations.count(),
         revocation_silence: revocations.silence(app.clock.elapsed()),
         revocation_max_silence: revocations.max_silence(),
+        places: app.places.in_use(),
         pools: app.pools.look(),
         keys: app.keys.ages(app.clock.now()),
         key_silence: app.keys.silence(),

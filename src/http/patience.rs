@@ -11,6 +11,9 @@
 //!
 //! hyper has one timer for all of this, which it sets when it begins to wait for a head and drops when it has one. Ours
 //! tells from the bytes that have come in meanwhile whether a head has begun.
+//!
+//! [`Limits::idle`]: super::Limits::idle
+//! [`Limits::header_read`]: super::Limits::header_read
 
 use std::{
     pin::Pin,
@@ -24,28 +27,23 @@ use std::{
 
 use hyper::rt::{Sleep, Timer};
 use pin_project_lite::pin_project;
-use tokio::{
-    io::AsyncRead,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time,
-};
+use tokio::{io::AsyncRead, sync::OwnedSemaphorePermit, time};
 use tokio_util::io::InspectReader;
 
-use super::Limits;
+use super::Places;
 
 /// The timer of one connection.
 #[derive(Clone)]
 pub(super) struct Patience {
-    limits: Limits,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     /// How often something has come in. It wraps around: all that matters is whether it has changed.
     reads: Arc<AtomicUsize>,
 }
 
 impl Patience {
-    /// For a connection that holds one of `places`, of which there are as many as `limits` says.
-    pub(super) fn new(limits: Limits, places: Arc<Semaphore>) -> Self {
-        Self { limits, places, reads: Arc::default() }
+    /// For a connection that holds one of `places`.
+    pub(super) fn new(places: Arc<Places>) -> Self {
+        Self { places, reads: Arc::default() }
     }
 
     /// The connection's stream, with each read counted.
@@ -66,12 +64,8 @@ impl Patience {
     /// One more of the places, for a request, unless few are free: those are for connections, or a few of these with
     /// many requests each would shut everybody out.
     pub(super) fn take(&self) -> Option<OwnedSemaphorePermit> {
-        if self.is_crowded() { None } else { self.places.clone().try_acquire_owned().ok() }
-    }
-
-    /// Whether so few places are free that idle clients have to go.
-    pub(super) fn is_crowded(&self) -> bool {
-        self.places.available_permits() <= self.limits.connections / 10
+        let Self { places, .. } = self;
+        if places.has_few_connections() { None } else { places.connections.clone().try_acquire_owned().ok() }
     }
 }
 
@@ -84,7 +78,7 @@ impl Timer for Patience {
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
         let deadline = time::Instant::from(deadline);
         Box::pin(Wait {
-            look: time::sleep_until(deadline.min(time::Instant::now() + self.limits.header_read)),
+            look: time::sleep_until(deadline.min(time::Instant::now() + self.places.limits.header_read)),
             idle_until: Some(deadline),
             reads: self.reads(),
             patience: self.clone(),
@@ -116,7 +110,7 @@ impl Future for Wait {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        let header_read = this.patience.limits.header_read;
+        let header_read = this.patience.places.limits.header_read;
         if this.idle_until.is_some() && this.patience.reads() != *this.reads {
             *this.idle_until = None;
             this.look.as_mut().reset(time::Instant::now() + header_read);
@@ -125,7 +119,7 @@ impl Future for Wait {
             ready!(this.look.as_mut().poll(context));
             let now = time::Instant::now();
             match *this.idle_until {
-                Some(deadline) if now < deadline && !this.patience.is_crowded() => {
+                Some(deadline) if now < deadline && !this.patience.places.has_few_connections() => {
                     this.look.as_mut().reset(deadline.min(now + header_read));
                 }
                 _ => return Poll::Ready(()),

@@ -35,15 +35,15 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, SetOnce, watch},
+    sync::{OwnedSemaphorePermit, SetOnce, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tower::ServiceExt;
 
 use super::{
-    Limits,
-    frames::{Places, Watch, Watched},
+    Places,
+    frames::{Watch, Watched},
     patience::Patience,
     request_id,
     streams::{Answer, Making, Streams},
@@ -78,17 +78,18 @@ pub enum Phase {
 }
 
 /// Serves `router` on `listener`, over `tls` if given, until `phase` is [`Phase::Closing`] or its sender is gone. Then
-/// lets requests in flight finish for at most `limits.drain`, and returns whether all of them did.
+/// lets requests in flight finish for at most [`Limits::drain`](super::Limits::drain), and returns whether all of them
+/// did.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     tls: Option<Tls>,
-    limits: Limits,
+    places: Arc<Places>,
     mut phase: watch::Receiver<Phase>,
 ) -> bool {
-    let server = Server::new(router, tls, limits, phase.clone());
-    let mut connections =
-        Connections { places: Arc::new(Semaphore::new(limits.connections)), open: JoinSet::new() };
+    let drain = places.limits.drain;
+    let server = Server::new(router, tls, places, phase.clone());
+    let mut connections = Connections { open: JoinSet::new() };
     let was_leaving = async {
         let left = phase
             .wait_for(|phase| *phase != Phase::Serving)
@@ -102,7 +103,7 @@ pub async fn serve(
         connections.take(&listener, &server, sleep(LAST_ARRIVALS)).await;
     }
     drop(listener);
-    let all_finished = timeout(limits.drain, connections.ended()).await.is_ok();
+    let all_finished = timeout(drain, connections.ended()).await.is_ok();
     connections.open.shutdown().await;
     all_finished
 }
@@ -143,7 +144,6 @@ fn refuse_connections(_: &TcpListener) -> bool {
 
 /// The open connections.
 struct Connections {
-    places: Arc<Semaphore>,
     open: JoinSet<()>,
 }
 
@@ -154,7 +154,8 @@ impl Connections {
         loop {
             // With every place taken, new connections wait in the system's queue.
             let accepted = async {
-                let place = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
+                let free = server.places.connections.clone();
+                let place = free.acquire_owned().await.expect("the semaphore is never closed");
                 (place, listener.accept().await)
             };
             tokio::select! {
@@ -190,13 +191,13 @@ struct Server {
     builder: auto::Builder<TokioExecutor>,
     router: Router,
     tls: Option<Tls>,
-    limits: Limits,
     phase: watch::Receiver<Phase>,
-    places: Places,
+    places: Arc<Places>,
 }
 
 impl Server {
-    fn new(router: Router, tls: Option<Tls>, limits: Limits, phase: watch::Receiver<Phase>) -> Self {
+    fn new(router: Router, tls: Option<Tls>, places: Arc<Places>, phase: watch::Receiver<Phase>) -> Self {
+        let limits = &places.limits;
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
@@ -211,16 +212,12 @@ impl Server {
             .max_concurrent_streams(32)
             .initial_stream_window_size(STREAM_WINDOW)
             .max_header_list_size(MAX_HEAD_BYTES as u32);
-        let places = Places {
-            blocks: Arc::new(Semaphore::new(limits.large_requests)),
-            pieces: Arc::new(Semaphore::new(limits.http2_pieces)),
-        };
-        Self { builder, router, tls, limits, phase, places }
+        Self { builder, router, tls, phase, places }
     }
 
     /// Serves one connection until it ends. The TLS handshake takes a place like any connection, and shares the
     /// deadline of the first request: a silent client is cut off.
-    async fn connection(self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+    async fn connection(self, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
         // Answers are small and complete; waiting to fill a packet would only delay them.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY");
@@ -228,13 +225,13 @@ impl Server {
         // hyper waits for ever for a client that asks and does not read; the kernel need not.
         #[cfg(target_os = "linux")]
         {
-            let millis = u32::try_from(self.limits.stalled_write.as_millis()).unwrap_or(u32::MAX);
+            let millis = u32::try_from(self.places.limits.stalled_write.as_millis()).unwrap_or(u32::MAX);
             if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, millis) {
                 tracing::debug!(%error, "TCP_USER_TIMEOUT");
             }
         }
-        let deadline = Instant::now() + self.limits.header_read;
-        let patience = Patience::new(self.limits, place.semaphore().clone());
+        let deadline = Instant::now() + self.places.limits.header_read;
+        let patience = Patience::new(self.places.clone());
         let Some(tls) = &self.tls else { return self.converse(stream, peer, patience, deadline).await };
         let handshake = tokio::select! {
             handshake = timeout_at(deadline, tls.accept(stream)) => handshake,
@@ -266,7 +263,7 @@ impl Server {
             streams: Arc::default(),
         });
         let watch = Watch::new();
-        let stream = Watched::new(stream, self.places.clone(), watch.clone());
+        let stream = Watched::new(stream, &self.places, watch.clone());
         let stream = TokioIo::new(conversation.patience.listen(stream));
         let mut builder = self.builder.clone();
         builder.http1().timer(conversation.patience.clone());
@@ -297,7 +294,7 @@ impl Server {
                 tokio::select! {
                     ended = watch.turns(connection) => ended,
                     () = exceeds => return,
-                    () = sleep(self.limits.stalled_write) => return,
+                    () = sleep(self.places.limits.stalled_write) => return,
                 }
             }
             () = self.is_idle(&conversation) => {
@@ -323,9 +320,9 @@ impl Server {
         }
         let mut since = Instant::now();
         loop {
-            if !conversation.streams.rest_for(self.limits.header_read).await {
+            if !conversation.streams.rest_for(self.places.limits.header_read).await {
                 since = Instant::now();
-            } else if since.elapsed() >= self.limits.idle || conversation.patience.is_crowded() {
+            } else if since.elapsed() >= self.places.limits.idle || self.places.has_few_connections() {
                 return;
             }
         }
@@ -335,8 +332,8 @@ impl Server {
     async fn is_to_make_room(&self, watch: &Watch) {
         watch.keeps.notified().await;
         loop {
-            sleep(self.limits.header_read).await;
-            if self.places.pieces.available_permits() <= self.limits.http2_pieces / 10 {
+            sleep(self.places.limits.header_read).await;
+            if self.places.has_few_http2_pieces() {
                 return;
             }
         }
@@ -344,7 +341,7 @@ impl Server {
 
     /// Waits until a client has taken nothing of its answers for as long as it may.
     async fn is_stalled(&self, conversation: &Conversation) {
-        while !conversation.streams.rest_for(self.limits.stalled_write).await {}
+        while !conversation.streams.rest_for(self.places.limits.stalled_write).await {}
     }
 
     /// Waits until a connection may end without losing a request.
@@ -470,6 +467,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::http::Limits;
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     const PLACES: u32 = 20;
@@ -484,7 +482,7 @@ mod tests {
     /// One connection, and the places that the others leave.
     struct Client {
         stream: DuplexStream,
-        places: Arc<Semaphore>,
+        places: Arc<Places>,
         phase: watch::Sender<Phase>,
     }
 
@@ -494,22 +492,21 @@ mod tests {
         }
 
         /// As many bytes may be on their way as `room`.
-        fn with(shared: &Places, room: usize) -> Self {
-            let limits = Limits { connections: PLACES as usize, http2_pieces: PIECES, ..Limits::default() };
+        fn with(places: &Arc<Places>, room: usize) -> Self {
+            let limits = places.limits;
             assert_eq!((limits.header_read, limits.idle), (seconds(10), seconds(100)));
             let (phase, says) = watch::channel(Phase::Serving);
             let router = Router::new()
                 .route("/", get(async || "yes").post(async || "no"))
                 .route("/large", get(async || vec![b'x'; LARGE]));
-            let server = Server { places: shared.clone(), ..Server::new(router, None, limits, says) };
-            let places = Arc::new(Semaphore::new(PLACES as usize));
-            let patience = Patience::new(limits, places.clone());
+            let server = Server::new(router, None, places.clone(), says);
+            let patience = Patience::new(places.clone());
             let (stream, other_end) = duplex(room);
             let deadline = Instant::now() + limits.header_read;
             tokio::spawn(async move {
                 server.converse(other_end, SocketAddr::from(([127, 0, 0, 1], 1)), patience, deadline).await;
             });
-            Self { stream, places, phase }
+            Self { stream, places: places.clone(), phase }
         }
 
         async fn send(&mut self, bytes: &[u8]) {
@@ -540,7 +537,7 @@ mod tests {
 
         /// Leaves this many places free.
         fn fill(&self, free: u32) -> OwnedSemaphorePermit {
-            self.places.clone().try_acquire_many_owned(PLACES - free).unwrap()
+            self.places.connections.clone().try_acquire_many_owned(PLACES - free).unwrap()
         }
     }
 
@@ -659,8 +656,9 @@ mod tests {
     /// As many of the pieces as one connection takes at most, and a seventh more.
     const PIECES: usize = 500;
 
-    fn places(blocks: usize) -> Places {
-        Places { blocks: Arc::new(Semaphore::new(blocks)), pieces: Arc::new(Semaphore::new(PIECES)) }
+    fn places(blocks: usize) -> Arc<Places> {
+        let connections = PLACES as usize;
+        Places::new(Limits { connections, http2_blocks: blocks, http2_pieces: PIECES, ..Limits::default() })
     }
 
     fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
@@ -684,7 +682,7 @@ mod tests {
             let mut client = Client::with(&places, 1024);
             client.send(&[HTTP_2, &block].concat()).await;
             sleep(seconds(1)).await;
-            assert_eq!(places.blocks.available_permits(), 0);
+            assert_eq!(places.http2_blocks.available_permits(), 0);
 
             // Nothing else needs the place: neither a request, nor one that arrives in pieces.
             let mut other = Client::with(&places, 1024);
@@ -704,8 +702,8 @@ mod tests {
 
             // The end of the block gives the place back, as the end of the connection does.
             client.send(&frame(9, 4, 3, &[b'a'; 16_511 - 14_000])).await;
-            timeout(seconds(1), places.blocks.acquire()).await.unwrap().unwrap().forget();
-            places.blocks.add_permits(1);
+            timeout(seconds(1), places.http2_blocks.acquire()).await.unwrap().unwrap().forget();
+            places.http2_blocks.add_permits(1);
         }
     }
 
@@ -782,7 +780,7 @@ mod tests {
         for _ in 0..600 {
             assert!(first.ask().await);
         }
-        assert_eq!(places.pieces.available_permits(), PIECES - 428);
+        assert_eq!(places.http2_pieces.available_permits(), PIECES - 428);
         sleep(seconds(60)).await;
         assert!(first.ask().await);
 
@@ -800,14 +798,14 @@ mod tests {
             assert!(!asker.ask().await);
         }
         assert!(small.ask().await);
-        assert!(places.pieces.available_permits() >= PIECES - 1);
+        assert!(places.http2_pieces.available_permits() >= PIECES - 1);
     }
 
     /// It has what is left of its answers, but not for ever.
     #[tokio::test(start_paused = true)]
     async fn a_client_over_http2_that_does_not_make_room_is_cut_off() {
         let places = places(1);
-        let _others = places.pieces.clone().try_acquire_many_owned(450).unwrap();
+        let _others = places.http2_pieces.clone().try_acquire_many_owned(450).unwrap();
         let mut client = Client::with(&places, 64 * 1024);
         let sent = frame(99, 0, 0, &[0; 1024]).repeat(40);
         client.send(&[HTTP_2, &frame(1, 5, 1, b"\x82\x86\x84\x41\x01a"), &sent].concat()).await;
@@ -827,13 +825,13 @@ mod tests {
             }
         };
         timeout(seconds(45), pings).await.unwrap();
-        assert_eq!(places.pieces.available_permits(), 50);
+        assert_eq!(places.http2_pieces.available_permits(), 50);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_a_client_sends_over_http2_waits_for_a_place() {
         let places = places(1);
-        let others = places.pieces.clone().try_acquire_many_owned(500).unwrap();
+        let others = places.http2_pieces.clone().try_acquire_many_owned(500).unwrap();
         let mut client = Asker::begin(&places).await;
         assert!(client.ask().await && client.ask().await);
         let mut third = pin!(client.ask());
@@ -849,7 +847,7 @@ mod tests {
     }
 
     impl Asker {
-        async fn begin(places: &Places) -> Self {
+        async fn begin(places: &Arc<Places>) -> Self {
             let client = Client::with(places, 64 * 1024);
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
@@ -986,7 +984,7 @@ mod tests {
     async fn a_response_over_http2_keeps_its_place_until_its_last_byte_is_taken() {
         let client = Client::new();
         let places = client.places.clone();
-        let free = || places.available_permits();
+        let free = || places.connections.available_permits();
         assert_eq!(free(), PLACES as usize);
         let mut download = Download::begin(client, "/large", WINDOW).await;
         download.take(LARGE / 2, 1).await;

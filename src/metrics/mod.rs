@@ -106,6 +106,8 @@ struct Series {
     requests: Family<Request, Counter>,
     request_seconds: Family<Route, Histogram, fn() -> Histogram>,
     requests_in_flight: Gauge,
+    places: Family<Kind, Gauge>,
+    places_max: Family<Kind, Gauge>,
     bearer_remembered: Counter,
     bearer_verified: Counter,
     bearer_refused: Family<Code, Counter>,
@@ -237,6 +239,8 @@ pub struct Observation {
     pub revocation_silence: Duration,
     /// How long that may be.
     pub revocation_max_silence: Duration,
+    /// Places for what clients make the service hold.
+    pub places: Vec<PlaceUse>,
     /// The pools of connections.
     pub pools: Vec<PoolUse>,
     /// The keys that issue and verify tokens.
@@ -255,6 +259,17 @@ pub struct HashJobs {
     /// Being computed.
     pub running: usize,
     /// How many there may be of both together.
+    pub max: usize,
+}
+
+/// Places of one kind for what clients make the service hold.
+#[derive(Clone, Copy, Debug)]
+pub struct PlaceUse {
+    /// What they are for.
+    pub kind: &'static str,
+    /// How many are taken.
+    pub taken: usize,
+    /// How many there are.
     pub max: usize,
 }
 
@@ -461,6 +476,13 @@ impl Series {
                 Family::new_with_constructor(latencies),
             ),
             requests_in_flight: registrar.add("http_requests_in_flight", "Requests being answered"),
+            places: registrar.add(
+                "http_places",
+                "Places that are taken: by connections and requests over HTTP/2 (connection), by requests with more \
+                 than 8 KiB that arrive (large_request), by heads over HTTP/2 that arrive in more than one frame \
+                 (http2_block), by each 8 KiB that open connections over HTTP/2 have sent (http2_piece)",
+            ),
+            places_max: registrar.add("http_places_max", "Maximum number of places, by kind"),
             bearer_remembered: bearer_accepted.get_or_create_owned(&Cache { cache: "hit" }),
             bearer_verified: bearer_accepted.get_or_create_owned(&Cache { cache: "miss" }),
             bearer_refused: registrar.add(
@@ -584,6 +606,10 @@ impl Series {
         }
         self.revocation_silence.set(observation.revocation_silence.as_secs_f64());
         self.revocation_max_silence.set(observation.revocation_max_silence.as_secs_f64());
+        for &PlaceUse { kind, taken, max } in &observation.places {
+            self.places.get_or_create(&Kind { kind }).set(number(taken));
+            self.places_max.get_or_create(&Kind { kind }).set(number(max));
+        }
         for &PoolUse { pool, used, idle, max } in &observation.pools {
             for (state, count) in [("used", used), ("idle", idle)] {
                 self.connections.get_or_create(&Connections { pool, state }).set(count.into());
@@ -665,6 +691,7 @@ mod tests {
                 revocations: RevocationCount { sessions: 0, users: 0, session_bytes: 0 },
                 revocation_silence: Duration::ZERO,
                 revocation_max_silence: Duration::from_secs(60),
+                places: Vec::new(),
                 pools: Vec::new(),
                 keys: vec![key],
                 key_silence: None,

@@ -1,0 +1,56 @@
+//! Room for what clients make the service hold: connections, and what has arrived on them.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::Limits;
+use crate::metrics::PlaceUse;
+
+/// Places of each kind, as many as [`Limits`] says.
+#[derive(Debug)]
+pub struct Places {
+    pub(super) limits: Limits,
+    pub(super) connections: Arc<Semaphore>,
+    pub(super) large_requests: Arc<Semaphore>,
+    pub(super) http2_blocks: Arc<Semaphore>,
+    pub(super) http2_pieces: Arc<Semaphore>,
+}
+
+impl Places {
+    /// All of them free.
+    pub fn new(limits: Limits) -> Arc<Self> {
+        let Limits { connections, large_requests, http2_blocks, http2_pieces, .. } = limits;
+        let free = |count| Arc::new(Semaphore::new(count));
+        Arc::new(Self {
+            limits,
+            connections: free(connections),
+            large_requests: free(large_requests),
+            http2_blocks: free(http2_blocks),
+            http2_pieces: free(http2_pieces),
+        })
+    }
+
+    /// Whether so few connections are left that clients have to go that could stay otherwise.
+    pub(super) fn has_few_connections(&self) -> bool {
+        self.connections.available_permits() <= self.limits.connections / 10
+    }
+
+    /// Whether so few pieces are left that clients which have taken some have to go.
+    pub(super) fn has_few_http2_pieces(&self) -> bool {
+        self.http2_pieces.available_permits() <= self.limits.http2_pieces / 10
+    }
+
+    /// How many are taken, and how many there are.
+    pub(super) fn in_use(&self) -> Vec<PlaceUse> {
+        let limits = &self.limits;
+        [
+            ("connection", &self.connections, limits.connections),
+            ("large_request", &self.large_requests, limits.large_requests),
+            ("http2_block", &self.http2_blocks, limits.http2_blocks),
+            ("http2_piece", &self.http2_pieces, limits.http2_pieces),
+        ]
+        .map(|(kind, free, max)| PlaceUse { kind, taken: max.saturating_sub(free.available_permits()), max })
+        .into()
+    }
+}
