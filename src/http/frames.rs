@@ -10,8 +10,10 @@
 //! and no more of them before everything is written.
 //!
 //! What a client has sent may stay in memory for as long as the connection lasts: the table of header fields to come
-//! back to (RFC 7541, section 2.3.2) keeps the whole buffer that a field came in. So a client sends on when there is a
-//! place for the last piece of what it has sent. When few are free, [`super::server`] tells those who hold some to go.
+//! back to (RFC 7541, section 2.3.2) keeps the whole buffer that a field came in. So each piece of what a client sends
+//! takes a place. When few are free, [`super::server`] tells those who hold some to go. A client that finds none is
+//! told at once, and takes a few from a reserve: enough to send what it has begun, and to connect again. One that goes
+//! on all the same has to wait.
 
 use std::{
     future::poll_fn,
@@ -42,28 +44,37 @@ const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 /// How many frames are read before everything that there is to write has been written.
 const AHEAD: usize = 40;
-/// How long a block may be: no head that is accepted is any longer.
-const MAX_BLOCK: usize = 32 * 1024;
-/// How many bytes take a place. They may occupy three times as many: besides those of a block, twice as many into which
-/// a value in it is decoded.
+/// How many bytes take a place. They may occupy five times as many, since a small field may keep a buffer of 4 KiB into
+/// which it was decoded, and one of 8 KiB that it came in.
 const PIECE: usize = 8 * 1024;
 /// How many places a connection takes at most. The table has room for 107 fields (`:path: /` counts as 38 of its 4096
-/// bytes), each of which keeps the block that it came in.
-const PIECES: usize = 107 * MAX_BLOCK / PIECE;
+/// bytes), each of which keeps the block that it came in. That is a frame of 16 KiB,
+const PIECES: usize = 107 * 16 * 1024 / PIECE;
+/// or seven of them, the most that h2 takes, once a block has come in several.
+const PIECES_OF_LONG_BLOCKS: usize = 7 * PIECES;
+/// How many of them may come from the reserve.
+const FROM_RESERVE: usize = 8;
 
 /// What a connection and its [`Watched`] stream tell each other.
 pub(super) struct Watch {
     /// Whether a turn has begun of whoever reads and writes.
     has_turn: AtomicBool,
-    /// The connection is to end: for an open block there is no place, or it is too long.
+    /// The connection is to end, for want of a place for an open block.
     pub(super) ends: Notify,
     /// It takes places for what the client has sent.
     pub(super) keeps: Notify,
+    /// The client is to go elsewhere, for want of such places.
+    pub(super) goes: Notify,
 }
 
 impl Watch {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { has_turn: AtomicBool::new(true), ends: Notify::new(), keeps: Notify::new() })
+        Arc::new(Self {
+            has_turn: AtomicBool::new(true),
+            ends: Notify::new(),
+            keeps: Notify::new(),
+            goes: Notify::new(),
+        })
     }
 
     /// Begins a turn each time that the future is polled.
@@ -92,14 +103,16 @@ pub(super) struct Watched<S> {
     blocks: Arc<Semaphore>,
     /// Its open block's place.
     block: Option<OwnedSemaphorePermit>,
-    /// How long that block is so far.
-    block_length: usize,
     pieces: PollSemaphore,
-    /// The places that it has taken of them.
+    reserve: Arc<Semaphore>,
+    /// The places that it has taken of the pieces, and of the reserve.
     taken: Option<OwnedSemaphorePermit>,
+    reserved: Option<OwnedSemaphorePermit>,
     watch: Arc<Watch>,
-    /// How many bytes have been read.
+    /// How many bytes have been read for which places are taken.
     read: usize,
+    /// How many places it takes at most.
+    most: usize,
     /// How many frames have been read since the last turn that began with everything written.
     ahead: usize,
     /// Whether a flush has been the last thing in writing. hyper also flushes to make room, and then writes on.
@@ -115,11 +128,13 @@ impl<S> Watched<S> {
             input: Input::Preface(0),
             blocks: places.http2_blocks.clone(),
             block: None,
-            block_length: 0,
             pieces: PollSemaphore::new(places.http2_pieces.clone()),
+            reserve: places.http2_reserve.clone(),
             taken: None,
+            reserved: None,
             watch,
             read: 0,
+            most: PIECES,
             ahead: 0,
             is_flushed: true,
             is_held: false,
@@ -127,19 +142,17 @@ impl<S> Watched<S> {
     }
 
     fn watch(&mut self, bytes: &[u8]) {
-        let Self { input, blocks, block, block_length, watch, ahead, .. } = self;
-        input.read(bytes, |kind, flags, length| {
+        let Self { input, blocks, block, watch, most, ahead, .. } = self;
+        input.read(bytes, |kind, flags| {
             *ahead += 1;
             if !matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
                 return;
             }
-            *block_length += length;
-            if *block_length > MAX_BLOCK {
-                watch.ends.notify_one();
+            if kind == CONTINUATION {
+                *most = PIECES_OF_LONG_BLOCKS;
             }
             if flags & END_HEADERS != 0 {
                 *block = None;
-                *block_length = 0;
             } else if block.is_none() {
                 *block = blocks.clone().try_acquire_owned().ok();
                 if block.is_none() {
@@ -148,24 +161,32 @@ impl<S> Watched<S> {
             }
         });
         if !matches!(self.input, Input::Foreign) {
-            self.read = self.read.saturating_add(bytes.len());
+            self.read = (self.read + bytes.len()).min(self.most * PIECE);
         }
     }
 
     /// Waits for places for what has been read.
     fn poll_places(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let held = self.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let lacking = (self.read / PIECE).min(PIECES).saturating_sub(held);
-        if let Ok(lacking @ 1..) = u32::try_from(lacking)
-            && let Some(more) = ready!(self.pieces.poll_acquire_many(context, lacking))
-        {
-            match &mut self.taken {
-                Some(taken) => taken.merge(more),
-                taken => *taken = Some(more),
+        loop {
+            let (taken, reserved) = (count(self.taken.as_ref()), count(self.reserved.as_ref()));
+            if taken + reserved >= self.read / PIECE {
+                return Poll::Ready(());
             }
             self.watch.keeps.notify_one();
+            if let Ok(place) = self.pieces.clone_inner().try_acquire_owned() {
+                add(&mut self.taken, place);
+                continue;
+            }
+            self.watch.goes.notify_one();
+            if reserved < FROM_RESERVE
+                && let Ok(place) = self.reserve.clone().try_acquire_owned()
+            {
+                add(&mut self.reserved, place);
+            } else {
+                let place = ready!(self.pieces.poll_acquire(context)).expect("the semaphore is never closed");
+                add(&mut self.taken, place);
+            }
         }
-        Poll::Ready(())
     }
 
     /// How many bytes may be read now, so that no more than [`AHEAD`] frames are.
@@ -183,6 +204,17 @@ impl<S> Watched<S> {
             0 => 0,
             heads => before_a_head + heads * HEAD,
         }
+    }
+}
+
+fn count(places: Option<&OwnedSemaphorePermit>) -> usize {
+    places.map_or(0, OwnedSemaphorePermit::num_permits)
+}
+
+fn add(places: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit) {
+    match places {
+        Some(places) => places.merge(more),
+        places => *places = Some(more),
     }
 }
 
@@ -263,8 +295,8 @@ enum Input {
 }
 
 impl Input {
-    /// Calls `frame` with the type, the flags and the payload's length of each.
-    fn read(&mut self, mut bytes: &[u8], mut frame: impl FnMut(u8, u8, usize)) {
+    /// Calls `frame` with the type and the flags of each.
+    fn read(&mut self, mut bytes: &[u8], mut frame: impl FnMut(u8, u8)) {
         while let [first, rest @ ..] = bytes {
             match self {
                 Self::Foreign => return,
@@ -281,9 +313,8 @@ impl Input {
                     head[*at] = *first;
                     *at += 1;
                     if let ([high, middle, low, kind, flags, ..], HEAD) = (*head, *at) {
-                        let length = u32::from_be_bytes([0, high, middle, low]) as usize;
-                        frame(kind, flags, length);
-                        *self = Self::Payload(length);
+                        frame(kind, flags);
+                        *self = Self::Payload(u32::from_be_bytes([0, high, middle, low]) as usize);
                     }
                 }
                 Self::Payload(left) => {

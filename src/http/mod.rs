@@ -98,8 +98,11 @@ pub struct Limits {
     /// How many blocks of header fields in more than one frame of HTTP/2 may be arriving at once.
     pub http2_blocks: usize,
     /// How many pieces of 8 KiB the open connections over HTTP/2 may have sent in all, of which one counts for at most
-    /// 428. When no more than a tenth of them are left, these clients are told to go elsewhere, and connect again.
+    /// 214, or for 1498 if it has sent header fields in more than one frame. When few are left, clients that take some
+    /// are told to go elsewhere, and connect again.
     pub http2_pieces: usize,
+    /// How many more there may be of clients that have just been told so.
+    pub http2_reserve: usize,
 }
 
 impl Default for Limits {
@@ -115,7 +118,8 @@ impl Default for Limits {
             connections: 10_000,
             large_requests: 200,
             http2_blocks: 200,
-            http2_pieces: 20_000,
+            http2_pieces: 9_000,
+            http2_reserve: 3_000,
         }
     }
 }

@@ -15,12 +15,14 @@ pub struct Places {
     pub(super) large_requests: Arc<Semaphore>,
     pub(super) http2_blocks: Arc<Semaphore>,
     pub(super) http2_pieces: Arc<Semaphore>,
+    /// For clients that find none of the pieces.
+    pub(super) http2_reserve: Arc<Semaphore>,
 }
 
 impl Places {
     /// All of them free.
     pub fn new(limits: Limits) -> Arc<Self> {
-        let Limits { connections, large_requests, http2_blocks, http2_pieces, .. } = limits;
+        let Limits { connections, large_requests, http2_blocks, http2_pieces, http2_reserve, .. } = limits;
         let free = |count| Arc::new(Semaphore::new(count));
         Arc::new(Self {
             limits,
@@ -28,6 +30,7 @@ impl Places {
             large_requests: free(large_requests),
             http2_blocks: free(http2_blocks),
             http2_pieces: free(http2_pieces),
+            http2_reserve: free(http2_reserve),
         })
     }
 
@@ -43,14 +46,14 @@ impl Places {
 
     /// How many are taken, and how many there are.
     pub(super) fn in_use(&self) -> Vec<PlaceUse> {
-        let limits = &self.limits;
+        let (limits, free) = (&self.limits, |places: &Semaphore| places.available_permits());
         [
-            ("connection", &self.connections, limits.connections),
-            ("large_request", &self.large_requests, limits.large_requests),
-            ("http2_block", &self.http2_blocks, limits.http2_blocks),
-            ("http2_piece", &self.http2_pieces, limits.http2_pieces),
+            ("connection", free(&self.connections), limits.connections),
+            ("large_request", free(&self.large_requests), limits.large_requests),
+            ("http2_block", free(&self.http2_blocks), limits.http2_blocks),
+            ("http2_piece", free(&self.http2_pieces), limits.http2_pieces),
         ]
-        .map(|(kind, free, max)| PlaceUse { kind, taken: max.saturating_sub(free.available_permits()), max })
+        .map(|(kind, free, max)| PlaceUse { kind, taken: max.saturating_sub(free), max })
         .into()
     }
 }
