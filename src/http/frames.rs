@@ -8,31 +8,20 @@
 //! hyper's, too, which remembers each stream of that kind until it has written the refusal: a thousand of them at once
 //! would occupy 700 KiB, of which it gives nothing back while the connection lasts. So it gets few frames in each turn,
 //! and no more of them before everything is written.
-//!
-//! What a client has sent may stay in memory for as long as the connection lasts: the table of header fields to come
-//! back to (RFC 7541, section 2.3.2) keeps the whole buffer that a field came in. So each piece of what a client sends
-//! takes a place. When few are free, [`super::server`] tells those who hold some to go. A client that finds none is
-//! told at once, and takes a few from a reserve: enough to send what it has begun, and to connect again. One that goes
-//! on all the same has to wait.
 
 use std::{
-    future::poll_fn,
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tokio_util::sync::PollSemaphore;
 
-use super::Places;
+use super::{Places, pieces::Pieces, signals::Signals};
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The length of a frame's head: length, type, flags and the stream's id (RFC 9113, section 4.1).
@@ -44,57 +33,6 @@ const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 /// How many frames are read before everything that there is to write has been written.
 const AHEAD: usize = 40;
-/// How many bytes take a place. They may occupy five times as many, since a small field may keep a buffer of 4 KiB into
-/// which it was decoded, and one of 8 KiB that it came in.
-const PIECE: usize = 8 * 1024;
-/// How many places a connection takes at most. The table has room for 107 fields (`:path: /` counts as 38 of its 4096
-/// bytes), each of which keeps the block that it came in. That is a frame of 16 KiB,
-const PIECES: usize = 107 * 16 * 1024 / PIECE;
-/// or seven of them, the most that h2 takes, once a block has come in several.
-const PIECES_OF_LONG_BLOCKS: usize = 7 * PIECES;
-/// How many of them may come from the reserve.
-const FROM_RESERVE: usize = 8;
-
-/// What a connection and its [`Watched`] stream tell each other.
-pub(super) struct Watch {
-    /// Whether a turn has begun of whoever reads and writes.
-    has_turn: AtomicBool,
-    /// The connection is to end, for want of a place for an open block.
-    pub(super) ends: Notify,
-    /// It takes places for what the client has sent.
-    pub(super) keeps: Notify,
-    /// The client is to go elsewhere, for want of such places.
-    pub(super) goes: Notify,
-}
-
-impl Watch {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            has_turn: AtomicBool::new(true),
-            ends: Notify::new(),
-            keeps: Notify::new(),
-            goes: Notify::new(),
-        })
-    }
-
-    /// Begins a turn each time that the future is polled.
-    pub(super) async fn turns<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
-        poll_fn(|context| {
-            self.begin();
-            future.as_mut().poll(context)
-        })
-        .await
-    }
-
-    fn begin(&self) {
-        self.has_turn.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether a turn has begun since the previous call.
-    fn has_begun(&self) -> bool {
-        self.has_turn.swap(false, Ordering::Relaxed)
-    }
-}
 
 /// The stream of one connection, its frames watched if it speaks HTTP/2.
 pub(super) struct Watched<S> {
@@ -103,16 +41,8 @@ pub(super) struct Watched<S> {
     blocks: Arc<Semaphore>,
     /// Its open block's place.
     block: Option<OwnedSemaphorePermit>,
-    pieces: PollSemaphore,
-    reserve: Arc<Semaphore>,
-    /// The places that it has taken of the pieces, and of the reserve.
-    taken: Option<OwnedSemaphorePermit>,
-    reserved: Option<OwnedSemaphorePermit>,
-    watch: Arc<Watch>,
-    /// How many bytes have been read for which places are taken.
-    read: usize,
-    /// How many places it takes at most.
-    most: usize,
+    pieces: Pieces,
+    signals: Arc<Signals>,
     /// How many frames have been read since the last turn that began with everything written.
     ahead: usize,
     /// Whether a flush has been the last thing in writing. hyper also flushes to make room, and then writes on.
@@ -122,19 +52,14 @@ pub(super) struct Watched<S> {
 }
 
 impl<S> Watched<S> {
-    pub(super) fn new(stream: S, places: &Places, watch: Arc<Watch>) -> Self {
+    pub(super) fn new(stream: S, places: &Places, signals: Arc<Signals>) -> Self {
         Self {
             stream,
             input: Input::Preface(0),
             blocks: places.http2_blocks.clone(),
             block: None,
-            pieces: PollSemaphore::new(places.http2_pieces.clone()),
-            reserve: places.http2_reserve.clone(),
-            taken: None,
-            reserved: None,
-            watch,
-            read: 0,
-            most: PIECES,
+            pieces: Pieces::new(places),
+            signals,
             ahead: 0,
             is_flushed: true,
             is_held: false,
@@ -142,56 +67,32 @@ impl<S> Watched<S> {
     }
 
     fn watch(&mut self, bytes: &[u8]) {
-        let Self { input, blocks, block, watch, most, ahead, .. } = self;
+        let Self { input, blocks, block, pieces, signals, ahead, .. } = self;
         input.read(bytes, |kind, flags| {
             *ahead += 1;
             if !matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
                 return;
             }
             if kind == CONTINUATION {
-                *most = PIECES_OF_LONG_BLOCKS;
+                pieces.come_in_long_blocks();
             }
             if flags & END_HEADERS != 0 {
                 *block = None;
             } else if block.is_none() {
                 *block = blocks.clone().try_acquire_owned().ok();
                 if block.is_none() {
-                    watch.ends.notify_one();
+                    signals.ends.notify_one();
                 }
             }
         });
         if !matches!(self.input, Input::Foreign) {
-            self.read = (self.read + bytes.len()).min(self.most * PIECE);
-        }
-    }
-
-    /// Waits for places for what has been read.
-    fn poll_places(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        loop {
-            let (taken, reserved) = (count(self.taken.as_ref()), count(self.reserved.as_ref()));
-            if taken + reserved >= self.read / PIECE {
-                return Poll::Ready(());
-            }
-            self.watch.keeps.notify_one();
-            if let Ok(place) = self.pieces.clone_inner().try_acquire_owned() {
-                add(&mut self.taken, place);
-                continue;
-            }
-            self.watch.goes.notify_one();
-            if reserved < FROM_RESERVE
-                && let Ok(place) = self.reserve.clone().try_acquire_owned()
-            {
-                add(&mut self.reserved, place);
-            } else {
-                let place = ready!(self.pieces.poll_acquire(context)).expect("the semaphore is never closed");
-                add(&mut self.taken, place);
-            }
+            self.pieces.add(bytes.len());
         }
     }
 
     /// How many bytes may be read now, so that no more than [`AHEAD`] frames are.
     fn allowed(&mut self) -> usize {
-        if self.watch.has_begun() && self.is_flushed {
+        if self.signals.has_begun() && self.is_flushed {
             self.ahead = 0;
         }
         let before_a_head = match self.input {
@@ -207,24 +108,14 @@ impl<S> Watched<S> {
     }
 }
 
-fn count(places: Option<&OwnedSemaphorePermit>) -> usize {
-    places.map_or(0, OwnedSemaphorePermit::num_permits)
-}
-
-fn add(places: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit) {
-    match places {
-        Some(places) => places.merge(more),
-        places => *places = Some(more),
-    }
-}
-
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        ready!(self.poll_places(context));
+        let Self { pieces, signals, .. } = &mut *self;
+        ready!(pieces.poll_places(context, signals));
         let allowed = self.allowed();
         if allowed == 0 {
             self.is_held = true;
@@ -344,7 +235,7 @@ mod tests {
     /// What hyper does with a connection on which a client has sent the same frame [`COUNT`] times.
     struct Hyper {
         stream: Watched<DuplexStream>,
-        watch: Arc<Watch>,
+        signals: Arc<Signals>,
         frame: Vec<u8>,
         read: usize,
         _client: DuplexStream,
@@ -359,10 +250,10 @@ mod tests {
             let bytes = [&PREFACE[..], &frame.repeat(COUNT)].concat();
             let mut context = Context::from_waker(Waker::noop());
             assert!(Pin::new(&mut client).poll_write(&mut context, &bytes).is_ready());
-            let watch = Watch::new();
+            let signals = Signals::new();
             let places = Places::new(Limits { http2_blocks: 0, ..Limits::default() });
-            let stream = Watched::new(stream, &places, watch.clone());
-            Self { stream, watch, frame, read: 0, _client: client }
+            let stream = Watched::new(stream, &places, signals.clone());
+            Self { stream, signals, frame, read: 0, _client: client }
         }
 
         /// Reads for as long as it can, so many bytes at a time. Returns how many frames have come in all.
@@ -398,7 +289,7 @@ mod tests {
                 for at_once in [1, HEAD - 1, HEAD, HEAD + 1, 100_000] {
                     let mut hyper = Hyper::new(kind, payload);
                     for turn in 1..=10 {
-                        hyper.watch.begin();
+                        hyper.signals.begin();
                         assert_eq!(hyper.read(at_once), turn * AHEAD, "{at_once} at once");
                         hyper.flush();
                         assert_eq!(hyper.read(at_once), turn * AHEAD, "{at_once} at once");
@@ -416,12 +307,12 @@ mod tests {
             // To make room.
             hyper.flush();
             hyper.write();
-            hyper.watch.begin();
+            hyper.signals.begin();
             assert_eq!(hyper.read(1000), AHEAD);
         }
         hyper.flush();
         assert_eq!(hyper.read(1000), AHEAD);
-        hyper.watch.begin();
+        hyper.signals.begin();
         assert_eq!(hyper.read(1000), 2 * AHEAD);
     }
 }

@@ -15,7 +15,9 @@
 //! A malformed or oversized head is not a request: it is answered with a bare 400 or 431, by hyper or, if it has too
 //! many fields over HTTP/2, here. These are the only errors that clients get without a problem document.
 
-use std::{convert::Infallible, future::pending, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, fmt::Display, future::pending, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+};
 
 use axum::{
     Router,
@@ -43,9 +45,10 @@ use tower::ServiceExt;
 
 use super::{
     Places,
-    frames::{Watch, Watched},
+    frames::Watched,
     patience::Patience,
     request_id,
+    signals::Signals,
     streams::{Answer, Making, Streams},
 };
 use crate::tls::Tls;
@@ -262,8 +265,8 @@ impl Server {
             asked: SetOnce::new(),
             streams: Arc::default(),
         });
-        let watch = Watch::new();
-        let stream = Watched::new(stream, &self.places, watch.clone());
+        let signals = Signals::new();
+        let stream = Watched::new(stream, &self.places, signals.clone());
         let stream = TokioIo::new(conversation.patience.listen(stream));
         let mut builder = self.builder.clone();
         builder.http1().timer(conversation.patience.clone());
@@ -276,54 +279,37 @@ impl Server {
             tokio::select! {
                 // hyper's own limits begin once it knows the protocol; until then only this one applies.
                 Err(_) = timeout_at(deadline, conversation.asked.wait()) => {}
-                () = watch.ends.notified() => tracing::debug!("no place for it"),
+                () = signals.ends.notified() => tracing::debug!("no place for it"),
             }
         });
-        let mut lacks_room = pin!(self.is_to_make_room(&watch));
-        let ended = tokio::select! {
-            ended = watch.turns(connection.as_mut()) => ended,
+        let mut lacks_room = pin!(self.is_to_make_room(&signals));
+        let has_room = tokio::select! {
+            ended = signals.turns(connection.as_mut()) => return note(ended),
             () = &mut exceeds => return,
-            () = self.time_to_go(&conversation) => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = watch.turns(connection) => ended,
-                    () = exceeds => return,
-                }
-            }
-            () = &mut lacks_room => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = watch.turns(connection) => ended,
-                    () = exceeds => return,
-                    () = sleep(self.places.limits.stalled_write) => return,
-                }
-            }
-            () = self.is_idle(&conversation) => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = watch.turns(connection) => ended,
-                    () = exceeds => return,
-                    // Answers that the client does not take keep the connection open, and it may well answer pings.
-                    () = self.is_stalled(&conversation) => return,
-                    // So do requests after it was told to go.
-                    () = async {
-                        lacks_room.await;
-                        sleep(self.places.limits.stalled_write).await;
-                    } => return,
-                }
-            }
+            () = self.time_to_go(&conversation) => true,
+            () = self.is_idle(&conversation) => true,
+            () = &mut lacks_room => false,
         };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "connection ended early");
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            ended = signals.turns(connection) => note(ended),
+            () = exceeds => {}
+            // Answers that the client does not take keep the connection open, and it may well answer pings.
+            () = self.is_stalled(&conversation) => {}
+            // So do requests after it was told to go.
+            () = async {
+                if has_room {
+                    lacks_room.await;
+                }
+                sleep(self.places.limits.stalled_write).await;
+            } => {}
         }
     }
 
     /// Waits until, over HTTP/2, nothing has been asked and no answer taken for as long as a connection may be idle.
     /// HTTP/1 has its own limit, in `patience`.
     async fn is_idle(&self, conversation: &Conversation) {
-        if *conversation.asked.wait().await < Version::HTTP_2 {
-            pending::<()>().await;
-        }
+        conversation.speaks_http2().await;
         let mut since = Instant::now();
         loop {
             if !conversation.streams.rest_for(self.places.limits.header_read).await {
@@ -335,8 +321,8 @@ impl Server {
     }
 
     /// Waits until what the client has sent over HTTP/2 takes places, and few are left for others, or none for itself.
-    async fn is_to_make_room(&self, watch: &Watch) {
-        watch.keeps.notified().await;
+    async fn is_to_make_room(&self, signals: &Signals) {
+        signals.keeps.notified().await;
         let few = async {
             loop {
                 sleep(self.places.limits.header_read).await;
@@ -346,13 +332,14 @@ impl Server {
             }
         };
         tokio::select! {
-            () = watch.goes.notified() => {}
+            () = signals.goes.notified() => {}
             () = few => {}
         }
     }
 
-    /// Waits until a client has taken nothing of its answers for as long as it may.
+    /// Waits until, over HTTP/2, a client has taken nothing of its answers for as long as it may.
     async fn is_stalled(&self, conversation: &Conversation) {
+        conversation.speaks_http2().await;
         while !conversation.streams.rest_for(self.places.limits.stalled_write).await {}
     }
 
@@ -372,6 +359,12 @@ impl Server {
     async fn patience_at_the_end(&self) {
         closing(&mut self.phase.clone()).await;
         sleep(FIRST_REQUEST).await;
+    }
+}
+
+fn note(ended: Result<(), impl Display>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended early");
     }
 }
 
@@ -413,6 +406,13 @@ struct Conversation {
 }
 
 impl Conversation {
+    /// Waits until there has been a request over HTTP/2.
+    async fn speaks_http2(&self) {
+        if *self.asked.wait().await < Version::HTTP_2 {
+            pending::<()>().await;
+        }
+    }
+
     /// Answers a request, which counts as asked from this call on, before the answer is first polled. The answer waits
     /// for its turn, and hundreds of connections may come before it. So a request to be refused is let go of here.
     fn answer(
