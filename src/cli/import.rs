@@ -7,7 +7,7 @@ use std::{
     io::{self, IsTerminal, Read},
     ops::Range,
     path::{self, Path, PathBuf},
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -455,6 +455,8 @@ struct Unreadable {
 struct Rows {
     rows: mpsc::Receiver<Result<Vec<u8>, Unreadable>>,
     buffer: io::Cursor<Vec<u8>>,
+    /// The thread that reads them, until it is known how it ended.
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Rows {
@@ -462,7 +464,7 @@ impl Rows {
     fn begin(source: store::Source, query: String, what: String) -> Self {
         let (send, rows) = mpsc::channel(4);
         let runtime = tokio::runtime::Handle::current();
-        thread::spawn(move || {
+        let thread = thread::spawn(move || {
             runtime.block_on(async {
                 let take = async |rows: Vec<String>| {
                     send.send(Ok((rows.join("\n") + "\n").into_bytes())).await.is_ok()
@@ -472,7 +474,7 @@ impl Rows {
                 }
             });
         });
-        Self { rows, buffer: io::Cursor::default() }
+        Self { rows, buffer: io::Cursor::default(), thread: Some(thread) }
     }
 }
 
@@ -485,7 +487,10 @@ impl Read for Rows {
             }
             match self.rows.blocking_recv() {
                 Some(rows) => self.buffer = io::Cursor::new(rows.map_err(io::Error::other)?),
-                None => return Ok(0),
+                None => {
+                    let ended = self.thread.take().map_or(Ok(()), JoinHandle::join);
+                    return ended.map(|()| 0).map_err(|_| io::Error::other("the thread that reads panicked"));
+                }
             }
         }
     }

@@ -1,6 +1,10 @@
 //! Runs an import, one chunk of records at a time.
 
-use std::{io::Read, ops::Range, thread};
+use std::{
+    io::{self, Read},
+    ops::Range,
+    thread::{self, JoinHandle},
+};
 
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
@@ -137,6 +141,8 @@ pub(super) struct Records {
     first: Option<Result<(Record, Range<u64>), ReadError>>,
     /// The range of bytes in which the records returned so far are.
     bytes: Range<u64>,
+    /// The reading thread, until it is known how it ended.
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Records {
@@ -144,7 +150,7 @@ impl Records {
     pub(super) fn begin(input: impl Read + Send + 'static, rules: Rules, skip: u64) -> Self {
         let (layout, layout_read) = oneshot::channel();
         let (send, records) = mpsc::channel(READ_AHEAD);
-        thread::spawn(move || {
+        let thread = thread::spawn(move || {
             let mut layout = Some(layout);
             let mut begin = |found| {
                 if let Some(layout) = layout.take() {
@@ -164,7 +170,7 @@ impl Records {
                 drop(send.blocking_send(Err(error)));
             }
         });
-        Self { layout: Some(layout_read), records, first: None, bytes: 0..0 }
+        Self { layout: Some(layout_read), records, first: None, bytes: 0..0, thread: Some(thread) }
     }
 
     /// The layout of the file.
@@ -178,7 +184,7 @@ impl Records {
             // Reading failed before the layout was known.
             None => match self.records.recv().await {
                 Some(Err(error)) => Err(error),
-                _ => Ok(Layout::Json),
+                _ => self.end().map(|()| Layout::Json),
             },
         }
     }
@@ -197,9 +203,15 @@ impl Records {
             Some(first) => Some(first),
             None => self.records.recv().await,
         };
-        let Some((record, bytes)) = next.transpose()? else { return Ok(None) };
+        let Some((record, bytes)) = next.transpose()? else { return self.end().map(|()| None) };
         self.bytes.end = bytes.end;
         Ok(Some(record))
+    }
+
+    /// That no more records come means that there are no more only if the thread has not panicked.
+    fn end(&mut self) -> Result<(), ReadError> {
+        let ended = self.thread.take().map_or(Ok(()), JoinHandle::join);
+        Ok(ended.map_err(|_| io::Error::other("the thread that reads them panicked"))?)
     }
 
     /// The range of the file, in bytes, in which the records returned so far are.
@@ -294,5 +306,27 @@ mod tests {
         }
         assert!(records.next().await.unwrap().is_none());
         assert_eq!(records.bytes(), &(3..12));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_panics_has_not_reached_the_end() {
+        struct Panics;
+
+        impl Read for Panics {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                panic!("as a test demands");
+            }
+        }
+
+        for beginning in ["", "{}\n"] {
+            let rules = Rules::ours(Peppers::default(), None, false, datetime!(2026-01-02 03:04:05 UTC));
+            let mut records = Records::begin(beginning.as_bytes().chain(Panics), rules, 0);
+            let ended = async {
+                records.layout().await?;
+                while records.next().await?.is_some() {}
+                Ok::<_, ReadError>(())
+            };
+            assert!(matches!(ended.await, Err(ReadError::Io(_))));
+        }
     }
 }
