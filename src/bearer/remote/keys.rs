@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{DocumentError, Gatepass, RemoteError, body};
+use super::{DocumentError, Gatepass, RemoteError, body, pause, random};
 use crate::{
     chain,
     token::{
@@ -33,8 +33,7 @@ const MAX_AGE: Duration = Duration::from_secs(60 * 60);
 const DEFAULT_AGE: Duration = Duration::from_secs(60);
 
 /// The pause after a failed fetch. It doubles with each failure in a row, from the first value up to the second.
-const MIN_PAUSE: Duration = Duration::from_secs(5);
-const MAX_PAUSE: Duration = Duration::from_secs(60);
+const PAUSES: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(60)];
 
 /// The minimum time from the start of one fetch to the start of another that a token asks for.
 const ON_DEMAND_INTERVAL: Duration = Duration::from_secs(10);
@@ -123,8 +122,9 @@ impl RemoteKeys {
     ///
     /// # Errors
     ///
-    /// When `base` is no such address, or the first fetch fails: a service without keys could only refuse everybody. A
-    /// service that starts before gatepass does may call this again.
+    /// [`RemoteError::Address`] when `base` is no such address; [`RemoteError::Client`]; when the first fetch fails,
+    /// [`RemoteError::Document`] or [`RemoteError::NoKeys`], since a service without keys could only refuse everybody.
+    /// After these two, a service that starts before gatepass does may call this again.
     ///
     /// # Panics
     ///
@@ -259,11 +259,11 @@ impl Follower {
                 }
                 Err(error) => {
                     failures += 1;
-                    let pause = pause(failures);
+                    let pause = pause(failures, PAUSES, random());
                     tracing::warn!(
                         error = chain::cause(&error),
                         failures,
-                        retry_in_s = pause.as_secs(),
+                        retry_in_s = pause.as_secs_f32(),
                         "gatepass's keys could not be fetched; those that are held stay"
                     );
                     Instant::now() + pause
@@ -290,12 +290,6 @@ fn with_given(given: &[VerifyingKey], published: Vec<PublicKey>) -> impl Iterato
 
 fn ids(keys: &[PublicKey]) -> HashSet<(KeyId, KeyPairFormat)> {
     keys.iter().map(|key| (key.id().clone(), key.format())).collect()
-}
-
-/// How long to wait after this many failures in a row.
-fn pause(failures: u32) -> Duration {
-    let doublings = failures.saturating_sub(1).min(8);
-    MAX_PAUSE.min(MIN_PAUSE * 2_u32.pow(doublings))
 }
 
 /// A gatepass to fetch keys from.
@@ -435,13 +429,5 @@ mod tests {
             assert_eq!(fresh_for(&headers).as_secs(), expected, "{cache_control} {age:?}");
         }
         assert_eq!(fresh_for(&HeaderMap::new()), DEFAULT_AGE);
-    }
-
-    #[test]
-    fn pauses_grow_up_to_a_bound() {
-        assert_eq!(
-            [1, 2, 3, 4, 5, u32::MAX].map(|failures| pause(failures).as_secs()),
-            [5, 10, 20, 40, 60, 60]
-        );
     }
 }

@@ -3,7 +3,10 @@
 mod keys;
 mod revocations;
 
-use std::time::Duration;
+use std::{
+    hash::{BuildHasher, RandomState},
+    time::Duration,
+};
 
 use http::StatusCode;
 use reqwest::{Client, Response, Url};
@@ -73,6 +76,19 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, DocumentE
     Ok(body)
 }
 
+/// How long to wait after this many failures in a row, from the first of `pauses`, twice as long each time, up to the
+/// second: half of that for certain and a part of the rest that depends on `random`, so that not all services come back
+/// at once.
+fn pause(failures: u32, [first, longest]: [Duration; 2], random: u64) -> Duration {
+    let doublings = failures.saturating_sub(1).min(8);
+    let half = longest.min(first * 2_u32.pow(doublings)) / 2;
+    half + half.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)
+}
+
+fn random() -> u64 {
+    RandomState::new().hash_one(())
+}
+
 /// Why something could not be fetched from a gatepass.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -136,6 +152,20 @@ impl From<reqwest::Error> for DocumentError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn retry_pauses_grow_up_to_a_limit_with_jitter() {
+        let pause = |failures, random| {
+            let pauses = [Duration::from_millis(500), Duration::from_secs(8)];
+            super::pause(failures, pauses, random).as_millis()
+        };
+        for (failures, most) in [(1, 500), (2, 1_000), (3, 2_000), (4, 4_000), (5, 8_000), (u32::MAX, 8_000)]
+        {
+            assert_eq!(pause(failures, 0), most / 2);
+            assert_eq!(pause(failures, 1 << 63), most * 3 / 4);
+            assert!((most - 1..=most).contains(&pause(failures, u64::MAX)));
+        }
+    }
 
     #[test]
     fn keys_are_fetched_only_over_https_or_from_localhost() {

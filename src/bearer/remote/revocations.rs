@@ -1,7 +1,6 @@
 //! What a running gatepass revokes: followed with long polling, and held in memory.
 
 use std::{
-    hash::{BuildHasher, RandomState},
     pin::pin,
     sync::{Arc, Weak},
     time::Duration,
@@ -17,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::{DocumentError, Gatepass, RemoteError, body};
+use super::{DocumentError, Gatepass, RemoteError, body, pause, random};
 use crate::{
     clock::Clock,
     token::{Revocations, UserRoles},
@@ -32,8 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
 /// The pause after a failed request. It doubles with each failure in a row, from the first value up to the second.
-const MIN_PAUSE: Duration = Duration::from_millis(500);
-const MAX_PAUSE: Duration = Duration::from_secs(8);
+const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(8)];
 /// The pause before the next request when an answer without news came without waiting for any.
 const IDLE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -80,7 +78,8 @@ const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(1);
 ///
 /// # Errors
 ///
-/// When `base` is no such address, or the first load fails, as it does with credentials that belong to no client.
+/// [`RemoteError::Address`] when `base` is no such address, [`RemoteError::Client`], and [`RemoteError::Document`] when
+/// the first load fails, as it does with credentials that belong to no client.
 ///
 /// # Panics
 ///
@@ -168,7 +167,7 @@ impl Follower {
                     {
                         self.since = None;
                     }
-                    let pause = pause(failures, RandomState::new().hash_one(failures));
+                    let pause = pause(failures, PAUSES, random());
                     warn(&error, failures, pause);
                     sleep(pause).await;
                 }
@@ -305,27 +304,9 @@ fn warn(error: &(dyn std::error::Error + 'static), failures: u32, pause: Duratio
     tracing::warn!(error, failures, retry_in_s, "gatepass's revocations could not be read");
 }
 
-/// How long to wait after this many failures in a row: half of the pause for certain and a part of the rest that
-/// depends on `random`, so that not all services come back at once.
-fn pause(failures: u32, random: u64) -> Duration {
-    let doublings = failures.saturating_sub(1).min(8);
-    let half = MAX_PAUSE.min(MIN_PAUSE * 2_u32.pow(doublings)) / 2;
-    half + half.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn retry_pauses_grow_up_to_a_limit_with_jitter() {
-        for (failures, most) in [(1, 500), (2, 1_000), (3, 2_000), (4, 4_000), (5, 8_000), (u32::MAX, 8_000)]
-        {
-            assert_eq!(pause(failures, 0).as_millis(), most / 2);
-            assert_eq!(pause(failures, 1 << 63).as_millis(), most * 3 / 4);
-            assert!((most - 1..=most).contains(&pause(failures, u64::MAX).as_millis()));
-        }
-    }
 
     /// A follower of a gatepass that never answers.
     async fn follower(clock: &Clock) -> (Follower, tokio::net::TcpListener) {
@@ -352,7 +333,7 @@ mod tests {
             let hearing = follower.hear_unless_clock_is_set(&known, MAX_WAIT, offset);
             let (heard, ()) = tokio::join!(hearing, async {
                 sleep(Duration::from_secs(5)).await;
-                clock.set(by);
+                clock.shift(by);
             });
             assert!(heard.is_none(), "{by}");
         }
