@@ -4,10 +4,10 @@
 //! goes on in further frames is decoded while it arrives, and until it ends nobody but hyper knows of it: a client that
 //! never ends it occupies some 200 KiB. So it takes a place. Few clients need more than a frame, which holds 16 KiB.
 //!
-//! hyper reads as long as there is something to read, and only then writes. What breaks the protocol is nobody's but
-//! hyper's, too, which remembers each stream of that kind until it has written the refusal: a thousand of them at once
-//! would occupy 700 KiB, of which it gives nothing back while the connection lasts. So it gets few frames in each turn,
-//! and no more of them before everything is written.
+//! hyper reads as long as there is something to read, and only then writes. Streams that break the protocol never reach
+//! us either: hyper remembers each of them until it has written the refusal. A thousand of them at once would occupy
+//! 700 KiB, of which it gives nothing back while the connection lasts. So it gets few frames in each turn, and no more
+//! of them before everything is written.
 
 use std::{
     io,
@@ -81,7 +81,7 @@ impl<S> Watched<S> {
             } else if block.is_none() {
                 *block = blocks.clone().try_acquire_owned().ok();
                 if block.is_none() {
-                    signals.ends.notify_one();
+                    signals.lacks_block.notify_one();
                 }
             }
         });

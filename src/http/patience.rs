@@ -27,7 +27,7 @@ use std::{
 
 use hyper::rt::{Sleep, Timer};
 use pin_project_lite::pin_project;
-use tokio::{io::AsyncRead, sync::OwnedSemaphorePermit, time};
+use tokio::{io::AsyncRead, time};
 use tokio_util::io::InspectReader;
 
 use super::Places;
@@ -59,13 +59,6 @@ impl Patience {
 
     fn reads(&self) -> usize {
         self.reads.load(Ordering::Relaxed)
-    }
-
-    /// One more of the places, for a request, unless few are free: those are for connections, or a few of these with
-    /// many requests each would shut everybody out.
-    pub(super) fn take(&self) -> Option<OwnedSemaphorePermit> {
-        let Self { places, .. } = self;
-        if places.has_few_connections() { None } else { places.connections.clone().try_acquire_owned().ok() }
     }
 }
 

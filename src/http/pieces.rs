@@ -8,7 +8,7 @@
 
 use std::{
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -20,11 +20,12 @@ use super::{Places, signals::Signals};
 /// which it was decoded, and one of 8 KiB that it came in.
 const PIECE: usize = 8 * 1024;
 /// How many places a connection takes at most. The table has room for 107 fields (`:path: /` counts as 38 of its 4096
-/// bytes), each of which keeps the block that it came in. That is a frame of 16 KiB,
+/// bytes), each of which may keep the frame of 16 KiB that it came in.
 const MAX: usize = 107 * 16 * 1024 / PIECE;
-/// or seven of them, the most that h2 takes, once a block has come in several.
+/// The same once a block of header fields has come in several frames: a field may keep seven of them, the most that h2
+/// accepts.
 const MAX_OF_LONG_BLOCKS: usize = 7 * MAX;
-/// How many of them may come from the reserve.
+/// How many places of a connection may come from the reserve.
 const MAX_RESERVED: usize = 8;
 
 /// The places that one connection takes.
@@ -55,7 +56,7 @@ impl Pieces {
         self.max = MAX_OF_LONG_BLOCKS;
     }
 
-    /// The client has sent so many bytes.
+    /// Counts bytes that the client has sent, as far as they take places.
     pub(super) fn add(&mut self, bytes: usize) {
         self.bytes = (self.bytes + bytes).min(self.max * PIECE);
     }
@@ -67,20 +68,19 @@ impl Pieces {
             if taken + reserved >= self.bytes / PIECE {
                 return Poll::Ready(());
             }
-            signals.keeps.notify_one();
-            if let Ok(place) = self.free.clone_inner().try_acquire_owned() {
-                add(&mut self.taken, place);
+            signals.take_pieces();
+            if let Poll::Ready(place) = self.free.poll_acquire(context) {
+                add(&mut self.taken, place.expect("the semaphore is never closed"));
                 continue;
             }
-            signals.goes.notify_one();
-            if reserved < MAX_RESERVED
-                && let Ok(place) = self.reserve.clone().try_acquire_owned()
-            {
-                add(&mut self.reserved, place);
-            } else {
-                let place = ready!(self.free.poll_acquire(context)).expect("the semaphore is never closed");
-                add(&mut self.taken, place);
+            signals.lacks_piece.notify_one();
+            if reserved == MAX_RESERVED {
+                return Poll::Pending;
             }
+            let Ok(place) = self.reserve.clone().try_acquire_owned() else { return Poll::Pending };
+            add(&mut self.reserved, place);
+            // Or it would still be in the queue, and get a place that it need not have.
+            self.free = PollSemaphore::new(self.free.clone_inner());
         }
     }
 }

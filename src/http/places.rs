@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Limits;
 use crate::metrics::PlaceUse;
@@ -10,7 +10,8 @@ use crate::metrics::PlaceUse;
 /// Places of each kind, as many as [`Limits`] says.
 #[derive(Debug)]
 pub struct Places {
-    pub(super) limits: Limits,
+    /// How many there are, and how long requests may take.
+    pub limits: Limits,
     pub(super) connections: Arc<Semaphore>,
     pub(super) large_requests: Arc<Semaphore>,
     pub(super) http2_blocks: Arc<Semaphore>,
@@ -34,6 +35,12 @@ impl Places {
         })
     }
 
+    /// One of the places of connections, for a request, unless few are free: those are for connections, or a few of
+    /// these with many requests each would shut everybody out.
+    pub(super) fn take_for_request(&self) -> Option<OwnedSemaphorePermit> {
+        if self.has_few_connections() { None } else { self.connections.clone().try_acquire_owned().ok() }
+    }
+
     /// Whether so few connections are left that clients have to go that could stay otherwise.
     pub(super) fn has_few_connections(&self) -> bool {
         self.connections.available_permits() <= self.limits.connections / 10
@@ -44,7 +51,7 @@ impl Places {
         self.http2_pieces.available_permits() <= self.limits.http2_pieces / 10
     }
 
-    /// How many are taken, and how many there are.
+    /// How many are taken of each kind but the reserve, and how many there are.
     pub(super) fn in_use(&self) -> Vec<PlaceUse> {
         let (limits, free) = (&self.limits, |places: &Semaphore| places.available_permits());
         [

@@ -16,7 +16,14 @@
 //! many fields over HTTP/2, here. These are the only errors that clients get without a problem document.
 
 use std::{
-    convert::Infallible, fmt::Display, future::pending, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+    convert::Infallible,
+    fmt::Display,
+    future::pending,
+    io::{self, ErrorKind},
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
 };
 
 use axum::{
@@ -34,6 +41,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -44,12 +52,12 @@ use tokio::{
 use tower::ServiceExt;
 
 use super::{
-    Places,
+    Limits, Places,
     frames::Watched,
     patience::Patience,
     request_id,
     signals::Signals,
-    streams::{Answer, Making, Streams},
+    streams::{Answer, Making, Place, Streams},
 };
 use crate::tls::Tls;
 
@@ -58,6 +66,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// The largest request head, in bytes: as nginx has it by default. Over HTTP/2 each field counts as 32 bytes more (RFC
 /// 9113, section 6.5.2).
 const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// How much of its answers a client may have yet to be sent before the service gives the kernel more, in bytes.
+#[cfg(target_os = "linux")]
+const NOT_SENT: u32 = 16 * 1024;
 /// How much of a request's body over HTTP/2 a client may send before a handler reads it, in bytes.
 const STREAM_WINDOW: u32 = 16 * 1024;
 /// hyper's own limit over HTTP/1. Setting it there would make hyper fill a list of that many fields for every request.
@@ -121,7 +132,7 @@ async fn closing(phase: &mut watch::Receiver<Phase>) {
 /// completed just before the listener closes would be reset, and what was sent on it lost. Returns whether it worked.
 #[cfg(target_os = "linux")]
 fn refuse_connections(listener: &TcpListener) -> bool {
-    use socket2::{SockFilter, SockRef};
+    use socket2::SockFilter;
 
     // Classic BPF, over a packet from its TCP header on. Byte 13 of that holds the flags: SYN is 2, ACK is 16.
     let only_half_open = [
@@ -166,8 +177,9 @@ impl Connections {
                     Ok((stream, peer)) => {
                         self.open.spawn(server.clone().connection(stream, peer, place));
                     }
+                    Err(error) if is_of_the_peer(&error) => tracing::debug!(%error, "gone before it was accepted"),
                     Err(error) => {
-                        // Out of file descriptors, or the peer went before it was accepted: either passes.
+                        // Out of file descriptors, or of memory. It passes.
                         tracing::warn!(%error, "no connection could be accepted");
                         sleep(ACCEPT_PAUSE).await;
                     }
@@ -183,6 +195,26 @@ impl Connections {
     async fn ended(&mut self) {
         while self.open.join_next().await.is_some() {}
     }
+}
+
+/// Sets the options of a connection's socket.
+fn set_up(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    // Answers are small and complete; waiting to fill a packet would only delay them.
+    socket.set_tcp_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    {
+        // hyper waits for ever for a client that asks and does not read; the kernel need not.
+        socket.set_tcp_user_timeout(Some(limits.stalled_write))?;
+        // Or a PING would wait behind all of an answer that the link is slow to take.
+        socket.set_tcp_notsent_lowat(NOT_SENT)?;
+    }
+    Ok(())
+}
+
+/// Whether a connection has ended before it was accepted.
+fn is_of_the_peer(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset)
 }
 
 /// Marks a request that found no place, and is to be refused.
@@ -211,7 +243,7 @@ impl Server {
             .http2()
             .timer(TokioTimer::new())
             .keep_alive_interval(limits.header_read)
-            .keep_alive_timeout(limits.header_read)
+            .keep_alive_timeout(limits.stalled_write)
             .max_concurrent_streams(32)
             .initial_stream_window_size(STREAM_WINDOW)
             .max_header_list_size(MAX_HEAD_BYTES as u32);
@@ -221,17 +253,8 @@ impl Server {
     /// Serves one connection until it ends. The TLS handshake takes a place like any connection, and shares the
     /// deadline of the first request: a silent client is cut off.
     async fn connection(self, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
-        // Answers are small and complete; waiting to fill a packet would only delay them.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
-        }
-        // hyper waits for ever for a client that asks and does not read; the kernel need not.
-        #[cfg(target_os = "linux")]
-        {
-            let millis = u32::try_from(self.places.limits.stalled_write.as_millis()).unwrap_or(u32::MAX);
-            if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, millis) {
-                tracing::debug!(%error, "TCP_USER_TIMEOUT");
-            }
+        if let Err(error) = set_up(&stream, &self.places.limits) {
+            tracing::debug!(%error, "socket options");
         }
         let deadline = Instant::now() + self.places.limits.header_read;
         let patience = Patience::new(self.places.clone());
@@ -262,6 +285,7 @@ impl Server {
             peer,
             is_secure: self.tls.is_some(),
             patience,
+            places: self.places.clone(),
             asked: SetOnce::new(),
             streams: Arc::default(),
         });
@@ -275,31 +299,31 @@ impl Server {
             move |request| conversation.clone().answer(request)
         });
         let mut connection = pin!(builder.serve_connection(stream, service));
-        let mut exceeds = pin!(async {
+        let mut cut_off = pin!(async {
             tokio::select! {
                 // hyper's own limits begin once it knows the protocol; until then only this one applies.
                 Err(_) = timeout_at(deadline, conversation.asked.wait()) => {}
-                () = signals.ends.notified() => tracing::debug!("no place for it"),
+                () = signals.lacks_block.notified() => tracing::debug!("no place for it"),
             }
         });
-        let mut lacks_room = pin!(self.is_to_make_room(&signals));
+        let mut room_is_needed = pin!(self.until_room_is_needed(&conversation, &signals));
         let has_room = tokio::select! {
             ended = signals.turns(connection.as_mut()) => return note(ended),
-            () = &mut exceeds => return,
-            () = self.time_to_go(&conversation) => true,
-            () = self.is_idle(&conversation) => true,
-            () = &mut lacks_room => false,
+            () = &mut cut_off => return,
+            () = self.until_time_to_go(&conversation) => true,
+            () = self.until_idle(&conversation) => true,
+            () = &mut room_is_needed => false,
         };
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             ended = signals.turns(connection) => note(ended),
-            () = exceeds => {}
+            () = cut_off => {}
             // Answers that the client does not take keep the connection open, and it may well answer pings.
-            () = self.is_stalled(&conversation) => {}
-            // So do requests after it was told to go.
+            () = self.until_stalled(&conversation) => {}
+            // A client may also keep it open by asking on, or by taking a byte now and then.
             () = async {
                 if has_room {
-                    lacks_room.await;
+                    room_is_needed.await;
                 }
                 sleep(self.places.limits.stalled_write).await;
             } => {}
@@ -308,7 +332,7 @@ impl Server {
 
     /// Waits until, over HTTP/2, nothing has been asked and no answer taken for as long as a connection may be idle.
     /// HTTP/1 has its own limit, in `patience`.
-    async fn is_idle(&self, conversation: &Conversation) {
+    async fn until_idle(&self, conversation: &Conversation) {
         conversation.speaks_http2().await;
         let mut since = Instant::now();
         loop {
@@ -320,31 +344,34 @@ impl Server {
         }
     }
 
-    /// Waits until what the client has sent over HTTP/2 takes places, and few are left for others, or none for itself.
-    async fn is_to_make_room(&self, signals: &Signals) {
-        signals.keeps.notified().await;
-        let few = async {
+    /// Waits until, over HTTP/2, the client has found no place for what it has sent, or takes places, for that or for
+    /// its requests, while few are left for others.
+    async fn until_room_is_needed(&self, conversation: &Conversation, signals: &Signals) {
+        conversation.speaks_http2().await;
+        let takes_too_much = async {
             loop {
                 sleep(self.places.limits.header_read).await;
-                if self.places.has_few_http2_pieces() {
+                if signals.has_pieces() && self.places.has_few_http2_pieces()
+                    || conversation.streams.have_places() && self.places.has_few_connections()
+                {
                     return;
                 }
             }
         };
         tokio::select! {
-            () = signals.goes.notified() => {}
-            () = few => {}
+            () = signals.lacks_piece.notified() => {}
+            () = takes_too_much => {}
         }
     }
 
     /// Waits until, over HTTP/2, a client has taken nothing of its answers for as long as it may.
-    async fn is_stalled(&self, conversation: &Conversation) {
+    async fn until_stalled(&self, conversation: &Conversation) {
         conversation.speaks_http2().await;
         while !conversation.streams.rest_for(self.places.limits.stalled_write).await {}
     }
 
     /// Waits until a connection may end without losing a request.
-    async fn time_to_go(&self, conversation: &Conversation) {
+    async fn until_time_to_go(&self, conversation: &Conversation) {
         let mut phase = self.phase.clone();
         let _ = phase.wait_for(|phase| *phase != Phase::Serving).await;
         tokio::select! {
@@ -399,6 +426,7 @@ struct Conversation {
     peer: SocketAddr,
     is_secure: bool,
     patience: Patience,
+    places: Arc<Places>,
     /// The version of HTTP, once there has been a request.
     asked: SetOnce<Version>,
     /// Over HTTP/1 nobody looks at them.
@@ -432,7 +460,7 @@ impl Conversation {
         } else if streams.is_some() {
             // A request takes about as much memory as a connection, and so one of its places. The one request at a time
             // that there is over HTTP/1 has its connection's.
-            place = self.patience.take().map(Arc::new);
+            place = self.places.take_for_request().map(|place| Arc::new(Place::take(place, &self.streams)));
             Some(if place.is_some() { request.map(Body::new) } else { without_place(&request) })
         } else {
             Some(request.map(Body::new))
@@ -479,7 +507,6 @@ mod tests {
     };
 
     use super::*;
-    use crate::http::Limits;
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     const PLACES: u32 = 20;
@@ -1028,6 +1055,22 @@ mod tests {
         assert_eq!(free(), PLACES as usize - 1);
         while download.body.frame().await.is_some() {}
         assert_eq!(free(), PLACES as usize);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_responses_over_http2_make_room_when_places_are_scarce() {
+        let client = Client::new();
+        let places = client.places.clone();
+        let mut download = Download::begin(client, "/large", WINDOW).await;
+        download.take(WINDOW as usize * 10, 7).await;
+        let others = places.connections.clone().try_acquire_many_owned(PLACES - 1).unwrap();
+        let began = Instant::now();
+        while let Some(Ok(_)) = download.body.frame().await {
+            sleep(seconds(7)).await;
+        }
+        assert_took(download.connection.await.unwrap() - began, 30);
+        drop(others);
+        assert_eq!(places.connections.available_permits(), PLACES as usize);
     }
 
     #[tokio::test(start_paused = true)]

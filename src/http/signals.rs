@@ -13,23 +13,23 @@ use tokio::sync::Notify;
 
 /// Between a connection and its [`Watched`](super::frames::Watched) stream.
 pub(super) struct Signals {
-    /// Whether a turn has begun of whoever reads and writes.
+    /// Whether the connection has been polled since this was last asked.
     has_turn: AtomicBool,
-    /// The connection is to end, for want of a place for an open block.
-    pub(super) ends: Notify,
-    /// It takes places for what the client has sent.
-    pub(super) keeps: Notify,
-    /// The client is to go elsewhere, for want of such places.
-    pub(super) goes: Notify,
+    /// Whether places are taken for what the client has sent.
+    has_pieces: AtomicBool,
+    /// The client has found no such place.
+    pub(super) lacks_piece: Notify,
+    /// The client has found no place for an open block.
+    pub(super) lacks_block: Notify,
 }
 
 impl Signals {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             has_turn: AtomicBool::new(true),
-            ends: Notify::new(),
-            keeps: Notify::new(),
-            goes: Notify::new(),
+            has_pieces: AtomicBool::new(false),
+            lacks_piece: Notify::new(),
+            lacks_block: Notify::new(),
         })
     }
 
@@ -44,6 +44,14 @@ impl Signals {
 
     pub(super) fn begin(&self) {
         self.has_turn.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn take_pieces(&self) {
+        self.has_pieces.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_pieces(&self) -> bool {
+        self.has_pieces.load(Ordering::Relaxed)
     }
 
     /// Whether a turn has begun since the previous call.

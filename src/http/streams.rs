@@ -20,6 +20,8 @@ use tokio::{sync::OwnedSemaphorePermit, time::sleep};
 pub(super) struct Streams {
     /// How many answers are being made.
     making: AtomicUsize,
+    /// How many requests have a place.
+    places: AtomicUsize,
     /// Whether anything has been asked, answered or taken since the last look.
     has_moved: AtomicBool,
 }
@@ -29,10 +31,34 @@ impl Streams {
         self.has_moved.store(true, Ordering::Relaxed);
     }
 
+    /// Whether any request has a place.
+    pub(super) fn have_places(&self) -> bool {
+        self.places.load(Ordering::Relaxed) > 0
+    }
+
     /// Waits for `period`. Returns whether nothing has moved since the previous call, and no answer is being made.
     pub(super) async fn rest_for(&self, period: Duration) -> bool {
         sleep(period).await;
         !self.has_moved.swap(false, Ordering::Relaxed) && self.making.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// A request's place.
+pub(super) struct Place {
+    streams: Arc<Streams>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Place {
+    pub(super) fn take(place: OwnedSemaphorePermit, streams: &Arc<Streams>) -> Self {
+        streams.places.fetch_add(1, Ordering::Relaxed);
+        Self { streams: streams.clone(), _place: place }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.streams.places.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -59,7 +85,7 @@ pub(super) struct Answer {
     pub(super) body: Body,
     pub(super) streams: Option<Arc<Streams>>,
     /// The request's own, until all of the answer is taken.
-    pub(super) place: Option<Arc<OwnedSemaphorePermit>>,
+    pub(super) place: Option<Arc<Place>>,
 }
 
 impl HttpBody for Answer {
@@ -89,7 +115,7 @@ impl HttpBody for Answer {
 pub(super) struct Piece {
     bytes: Bytes,
     streams: Option<Arc<Streams>>,
-    _place: Option<Arc<OwnedSemaphorePermit>>,
+    _place: Option<Arc<Place>>,
 }
 
 impl Buf for Piece {
