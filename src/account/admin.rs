@@ -94,7 +94,7 @@ pub(super) async fn named(db: &PgPool, name: &str) -> Result<Named, Error> {
     // Only the hyphenated form: no one would type the others.
     let id = name.parse::<uuid::fmt::Hyphenated>().ok().map(uuid::fmt::Hyphenated::into_uuid);
     let user = match login::name(name) {
-        Some(name) => users::by_name(&mut *db.acquire().await?, name).await?,
+        Some(name) => db.read(async |mut conn| users::by_name(&mut conn, name).await).await?,
         None => None,
     };
     match (id, user) {
@@ -124,7 +124,8 @@ impl Accounts {
     ///
     /// [`Error::NoSuchUser`].
     pub async fn by_id(&self, id: Uuid) -> Result<User, Error> {
-        users::by_id(&mut *self.parts.db.acquire().await?, id).await?.ok_or(Error::NoSuchUser)
+        let user = self.parts.db.read(async |mut conn| users::by_id(&mut conn, id).await).await?;
+        user.ok_or(Error::NoSuchUser)
     }
 
     /// At most `limit` of the users who match `search`, beginning after `after`.
@@ -149,13 +150,15 @@ impl Accounts {
             let message = "belongs to another search; begin again without it";
             return Err(Error::Invalid(vec![FieldError::new("cursor", "invalid", message)]));
         }
-        let mut conn = self.parts.db.acquire().await?;
+        let db = &self.parts.db;
         let Some(query) = query else {
-            let mut users = users::page(&mut conn, role, id, limit + 1).await?;
+            let reading = db.read(async |mut conn| users::page(&mut conn, role, id, limit + 1).await);
+            let mut users = reading.await?;
             let next = cut(&mut users, limit).map(|user| Position::Id(user.id));
             return Ok(Page { users, next });
         };
-        let mut found = users::search(&mut conn, query, role, key, limit + 1).await?;
+        let reading = db.read(async |mut conn| users::search(&mut conn, query, role, key, limit + 1).await);
+        let mut found = reading.await?;
         let next = cut(&mut found, limit).map(|found| Position::Key(found.key.clone()));
         Ok(Page { users: found.into_iter().map(|Found { user, .. }| user).collect(), next })
     }
@@ -187,8 +190,7 @@ impl Accounts {
         };
         let whom = Whom::Any(id);
         let (db, cause) = (&self.parts.db, &self.cause);
-        let updating =
-            db.retrying(async |mut conn| users::update(&mut conn, whom, &change, now, cause).await);
+        let updating = db.write(async |mut conn| users::update(&mut conn, whom, &change, now, cause).await);
         let user = updating.await?.ok_or(Error::NoSuchUser)?;
         if change.roles.is_some() || change.disabled.is_some() {
             self.tell_revocations().await;

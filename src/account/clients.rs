@@ -69,7 +69,8 @@ impl Clients {
         check_name(name).map_err(|error| Error::Invalid(vec![error]))?;
         let secret = ClientSecret::from_bytes(random::bytes(rng));
         let client = Client { id: random::uuid_v7(now, rng), name: name.to_owned(), created_at: now };
-        clients::insert(&mut *self.db.acquire().await?, &client, &secret.hash(), &self.cause).await?;
+        let (hash, cause) = (secret.hash(), &self.cause);
+        self.db.write(async |mut conn| clients::insert(&mut conn, &client, &hash, cause).await).await?;
         tracing::info!(client_id = %client.id, "client created");
         Ok((client, secret))
     }
@@ -80,7 +81,7 @@ impl Clients {
     ///
     /// When the database fails.
     pub async fn list(&self) -> Result<Vec<Client>, Error> {
-        Ok(clients::all(&mut *self.db.acquire().await?).await?)
+        Ok(self.db.read(async |mut conn| clients::all(&mut conn).await).await?)
     }
 
     /// Deletes the client with this id or name; its next request is refused by every replica.
@@ -90,8 +91,10 @@ impl Clients {
     /// [`Error::NoSuchClient`].
     pub async fn delete(&self, id_or_name: &str) -> Result<Client, Error> {
         let id = id_or_name.parse::<uuid::fmt::Hyphenated>().ok().map(Uuid::from);
-        let client = clients::delete(&mut *self.db.acquire().await?, id, id_or_name, &self.cause).await?;
-        let client = client.ok_or(Error::NoSuchClient)?;
+        let cause = &self.cause;
+        let deleting =
+            self.db.write(async |mut conn| clients::delete(&mut conn, id, id_or_name, cause).await);
+        let client = deleting.await?.ok_or(Error::NoSuchClient)?;
         tracing::info!(client_id = %client.id, "client deleted");
         Ok(client)
     }
@@ -112,7 +115,7 @@ impl Clients {
         ip: Option<IpAddr>,
         now: OffsetDateTime,
     ) -> Result<(), Error> {
-        let stored = clients::secret_hash(&mut *self.db.acquire().await?, id).await?;
+        let stored = self.db.read(async |mut conn| clients::secret_hash(&mut conn, id).await).await?;
         if client_secret::is_secret(secret, stored.as_ref()) {
             Ok(())
         } else {

@@ -1,5 +1,7 @@
 //! How sessions are ended early, by their user or by an administrator, and what follows from it.
 
+use std::time::Duration;
+
 use time::OffsetDateTime;
 use tracing::field::display;
 use uuid::Uuid;
@@ -7,7 +9,10 @@ use uuid::Uuid;
 use super::{Accounts, Error, Overview};
 use crate::{
     chain,
-    store::sessions::{self, EndReason, Which},
+    store::{
+        self,
+        sessions::{self, EndReason, Which},
+    },
     token::refresh::Presented,
 };
 
@@ -17,6 +22,8 @@ const MAX_SHOWN: i64 = 1000;
 /// many that no statement could end them all within its timeout: neither a new password nor an administrator would get
 /// rid of them.
 const MAX_SESSIONS: i64 = 4000;
+/// How long the answer to a revocation waits until this replica has read it back.
+const READ_BACK_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Accounts {
     /// The open sessions of a user, those used last first, up to a thousand.
@@ -25,7 +32,9 @@ impl Accounts {
     ///
     /// When the database fails.
     pub async fn sessions(&self, user_id: Uuid, now: OffsetDateTime) -> Result<Vec<Overview>, Error> {
-        Ok(sessions::of_user(&mut *self.parts.db.acquire().await?, user_id, now, MAX_SHOWN).await?)
+        let db = &self.parts.db;
+        let reading = db.read(async |mut conn| sessions::of_user(&mut conn, user_id, now, MAX_SHOWN).await);
+        Ok(reading.await?)
     }
 
     /// Logs a user out of one session. A session that has already ended stays as it is.
@@ -62,7 +71,8 @@ impl Accounts {
     /// When the database fails.
     pub async fn session_of(&self, refresh_token: &str) -> Result<Option<(Uuid, Uuid)>, Error> {
         let Some(presented) = Presented::parse(refresh_token) else { return Ok(None) };
-        let row = sessions::by_id(&mut *self.parts.db.acquire().await?, presented.session_id).await?;
+        let id = presented.session_id;
+        let row = self.parts.db.read(async |mut conn| sessions::by_id(&mut conn, id).await).await?;
         let row = row.filter(|row| self.parts.refresh_keys.is_authentic(&presented, &row.refresh_salt));
         Ok(row.map(|row| (row.user_id, row.id)))
     }
@@ -99,7 +109,7 @@ impl Accounts {
     ) -> Result<u64, Error> {
         let (db, cause) = (&self.parts.db, self.cause.or_user(user_id));
         let ending =
-            db.retrying(async |mut conn| sessions::end(&mut conn, user_id, which, reason, now, &cause).await);
+            db.write(async |mut conn| sessions::end(&mut conn, user_id, which, reason, now, &cause).await);
         let ended = ending.await?;
         if ended > 0 {
             self.tell_revocations().await;
@@ -116,9 +126,10 @@ impl Accounts {
 
     /// Makes this replica refuse what was just revoked. The revocation is committed, and the other replicas learn of it
     /// by themselves. So does this one, should the database be unavailable at this very moment.
+    /// The client does not wait for that: it would be told that its request was abandoned.
     pub(super) async fn tell_revocations(&self) {
         if let Some(feed) = &self.parts.feed
-            && let Err(error) = feed.hear().await
+            && let Err(error) = store::within(READ_BACK_PATIENCE, feed.hear()).await
         {
             tracing::warn!(error = chain::cause(&error), "what was revoked could not be read back at once");
         }

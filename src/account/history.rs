@@ -85,8 +85,9 @@ impl History {
             table_name: wanted.table_name,
             before_id: wanted.cursor,
         };
-        let mut changes =
-            history::page(&mut *self.db.acquire().await?, &filter, i64::from(limit) + 1).await?;
+        let limit_and_next = i64::from(limit) + 1;
+        let reading = self.db.read(async |mut conn| history::page(&mut conn, &filter, limit_and_next).await);
+        let mut changes = reading.await?;
         let mut next = cut(&mut changes, limit).map(|change| (change.id, change.changed_at));
         if let Some(since) = wanted.since {
             next = next.filter(|(_, changed_at)| *changed_at >= since.saturating_sub(DISORDER));

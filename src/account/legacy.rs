@@ -128,13 +128,14 @@ impl Accounts {
         let hash = self.parts.passwords.hash(stranger.password, random::bytes(rng)).await?;
         // The service does this by itself, on the old system's word.
         let cause = self.cause.by(&Actor::Service);
+        let db = &self.parts.db;
         let made = match &stranger.imported {
             Some((user, _)) => {
                 let set_at = Some(user.password_changed_at);
                 let ours = self.caused_by(cause);
                 if ours.replace_password(user.id, &hash, set_at, Which::All, now).await?.is_some() {
-                    let user = users::by_id(&mut *self.parts.db.acquire().await?, user.id).await?;
-                    Some(user.ok_or(Error::InvalidCredentials)?)
+                    let reading = db.read(async |mut conn| users::by_id(&mut conn, user.id).await);
+                    Some(reading.await?.ok_or(Error::InvalidCredentials)?)
                 } else {
                     None
                 }
@@ -142,7 +143,7 @@ impl Accounts {
             None => {
                 let id = random::uuid_v7(checked.created_at, rng);
                 let new = import::new_user(id, &checked, Some(&hash), now);
-                match users::insert(&mut *self.parts.db.acquire().await?, &new, &cause).await {
+                match db.write(async |mut conn| users::insert(&mut conn, &new, &cause).await).await {
                     Ok(user) => Some(user),
                     Err(store::Error::Taken(_)) => None,
                     Err(error) => return Err(error.into()),
@@ -158,12 +159,12 @@ impl Accounts {
     /// Handles losing a race. If the winner was another request of the same user, they log in to the account that it
     /// made.
     async fn overtaken(&self, stranger: &Stranger<'_>) -> Result<Result<User, Unfit>, Error> {
-        let mut conn = self.parts.db.acquire().await?;
-        let found = match users::by_name(&mut conn, stranger.name).await? {
-            Some(user) => users::credentials(&mut conn, user.id).await?,
-            None => None,
-        };
-        drop(conn);
+        let reading =
+            self.parts.db.read(async |mut conn| match users::by_name(&mut conn, stranger.name).await? {
+                Some(user) => users::credentials(&mut conn, user.id).await,
+                None => Ok(None),
+            });
+        let found = reading.await?;
         let Some(Credentials { user, password_hash: Some(stored), .. }) =
             found.filter(|found| !found.user.disabled)
         else {

@@ -108,7 +108,7 @@ impl Accounts {
         let attempt = async || {
             self.parts
                 .db
-                .asking(async |mut conn| users::attempt(&mut conn, &places, name(username), now).await)
+                .read(async |mut conn| users::attempt(&mut conn, &places, name(username), now).await)
                 .await
         };
         let (taken, found) = store::retrying(attempt).await?;
@@ -192,7 +192,7 @@ impl Accounts {
         let forgiveness = &self.parts.throttle.forgiveness(Some(attempt), &user, caller.ip, now);
         let (db, cause) = (&self.parts.db, &self.cause.or_user(user.id));
         let inserting =
-            db.retrying(async |mut conn| sessions::insert(&mut conn, &session, forgiveness, cause).await);
+            db.write(async |mut conn| sessions::insert(&mut conn, &session, forgiveness, cause).await);
         let owner = inserting.await?.ok_or(Error::InvalidCredentials)?;
         let user = User { username: owner.username, roles: owner.roles, ..user };
         let subject = Subject {
@@ -231,9 +231,9 @@ impl Accounts {
     /// Replaces a hash that has older parameters or comes from another system. If that fails, the login still succeeds.
     async fn upgrade_hash(&self, id: Uuid, old: &HashedPassword, new: &HashedPassword) {
         let cause = self.cause.by(&Actor::Service);
-        let upgrade = async {
-            users::upgrade_password_hash(&mut *self.parts.db.acquire().await?, id, old, new, &cause).await
-        };
+        let db = &self.parts.db;
+        let upgrade =
+            db.write(async |mut conn| users::upgrade_password_hash(&mut conn, id, old, new, &cause).await);
         if let Err(error) = upgrade.await {
             tracing::warn!(user_id = %id, error = chain::cause(&error), "an outdated password hash could not be replaced");
         }

@@ -109,7 +109,8 @@ pub struct Parts {
     pub legacy: Option<Legacy>,
     /// With a feed, this replica already refuses what a use case has revoked by the time the use case returns.
     pub feed: Option<Feed>,
-    /// With its sightings, this replica takes no answer for lost whose tokens were used here.
+    /// With this, a renewal sees that the tokens of the last one were used on this replica, so that its answer was not
+    /// lost.
     pub activity: Option<Activity>,
     /// The metrics.
     pub metrics: Metrics,
@@ -144,8 +145,8 @@ pub enum Error {
     #[error("the credentials are not right")]
     InvalidCredentials,
     /// The user whose session the bearer token belongs to has been disabled or deleted.
-    #[error("the session has ended")]
-    SessionRevoked,
+    #[error("the user has been disabled or deleted")]
+    UserGone,
     /// The session of the refresh token was ended.
     #[error("the session was ended")]
     SessionEnded,
@@ -208,7 +209,8 @@ pub enum Error {
     /// A token could not be made.
     #[error(transparent)]
     Issue(#[from] IssueError),
-    /// The database cannot be reached, has no free connection or takes no writes. The same call may succeed later.
+    /// The database cannot be reached, has no free connection, takes no writes, or others were changing the same rows
+    /// again and again. The same call may succeed later.
     #[error("the database is unavailable at the moment")]
     Unavailable(#[source] sqlx::Error),
     /// A fault of the service or of the schema.
@@ -226,8 +228,8 @@ impl From<store::Error> for Error {
             store::Error::Taken(Unique::ClientName) => Self::ClientNameTaken,
             store::Error::LastAdmin => Self::LastAdmin,
             store::Error::NotAdministrator => Self::NotAdministrator,
-            store::Error::Unavailable(cause) => Self::Unavailable(cause),
-            store::Error::Conflict(cause) | store::Error::Failed(cause) => Self::Store(cause),
+            store::Error::Unavailable(cause) | store::Error::Conflict(cause) => Self::Unavailable(cause),
+            store::Error::Failed(cause) => Self::Store(cause),
         }
     }
 }
@@ -334,7 +336,7 @@ impl Accounts {
             store::Error::Unavailable(sqlx::Error::PoolTimedOut) => {
                 db.failure().map_or(Unready::Silent, |why| Unready::Database(why.into()))
             }
-            // In the same words as above.
+            // Its own words would only repeat those of `Unready::Database`.
             store::Error::Unavailable(error) => Unready::Database(error.into()),
             error => Unready::Database(error.into()),
         })?;

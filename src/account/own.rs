@@ -23,7 +23,7 @@ impl Accounts {
     /// # Errors
     ///
     /// [`Error::InvalidCredentials`] when `current` is not the password, [`Error::TooManyAttempts`] when that has
-    /// happened too often; [`Error::Invalid`] when the new one breaks a rule; [`Error::SessionRevoked`] when the user
+    /// happened too often; [`Error::Invalid`] when the new one breaks a rule; [`Error::UserGone`] when the user
     /// has been disabled or deleted.
     pub async fn change_password(
         &self,
@@ -50,7 +50,7 @@ impl Accounts {
     /// # Errors
     ///
     /// [`Error::InvalidCredentials`] when `password` is not the user's, [`Error::TooManyAttempts`] when that has
-    /// happened too often; [`Error::SessionRevoked`] when the user has been disabled or deleted; [`Error::LastAdmin`].
+    /// happened too often; [`Error::UserGone`] when the user has been disabled or deleted; [`Error::LastAdmin`].
     pub async fn delete_own(
         &self,
         user_id: Uuid,
@@ -75,8 +75,8 @@ impl Accounts {
         ip: Option<IpAddr>,
         now: OffsetDateTime,
     ) -> Result<User, Error> {
-        let found = users::credentials(&mut *self.parts.db.acquire().await?, user_id).await?;
-        let credentials = found.filter(|found| !found.user.disabled).ok_or(Error::SessionRevoked)?;
+        let found = self.parts.db.read(async |mut conn| users::credentials(&mut conn, user_id).await).await?;
+        let credentials = found.filter(|found| !found.user.disabled).ok_or(Error::UserGone)?;
         let attempt = self.parts.throttle.admit_login(&credentials.user, ip, now).await?;
         let user = self.verify(credentials, password).await;
         match &user {
@@ -130,7 +130,7 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<Option<OffsetDateTime>, Error> {
         let (db, cause) = (&self.parts.db, &self.cause);
-        let setting = db.retrying(async |mut conn| {
+        let setting = db.write(async |mut conn| {
             users::set_password(&mut conn, id, hash, changed_at, end, now, cause).await
         });
         let set_at = setting.await?;
@@ -147,8 +147,7 @@ impl Accounts {
         now: OffsetDateTime,
     ) -> Result<bool, Error> {
         let (db, cause) = (&self.parts.db, &self.cause);
-        let deleting =
-            db.retrying(async |mut conn| users::delete(&mut conn, id, changed_at, now, cause).await);
+        let deleting = db.write(async |mut conn| users::delete(&mut conn, id, changed_at, now, cause).await);
         let is_done = deleting.await?;
         self.tell_revocations().await;
         Ok(is_done)

@@ -91,16 +91,17 @@ impl Accounts {
     /// # Errors
     ///
     /// [`Error::ExportUnderWay`] when this replica is already at an export of theirs, or at as many exports as it may;
-    /// [`Error::SessionRevoked`] when the user has been disabled or deleted.
+    /// [`Error::UserGone`] when the user has been disabled or deleted.
     pub async fn personal_data(&self, user_id: Uuid) -> Result<PersonalData, Error> {
         let place = self.exports.take(user_id).ok_or(Error::ExportUnderWay)?;
         let user = self.profile(user_id).await?;
-        let particulars = users::particulars(&mut *self.parts.db.acquire().await?, user_id).await?;
+        let db = &self.parts.db;
+        let particulars = db.read(async |mut conn| users::particulars(&mut conn, user_id).await).await?;
         Ok(PersonalData {
             accounts: self.clone(),
             place,
             user,
-            particulars: particulars.ok_or(Error::SessionRevoked)?,
+            particulars: particulars.ok_or(Error::UserGone)?,
             sessions_after: Some(Uuid::nil()),
             changes_before: Some(i64::MAX),
         })
@@ -116,8 +117,10 @@ impl PersonalData {
     pub async fn sessions(&mut self) -> Result<Vec<Stored>, Error> {
         let Some(after) = self.sessions_after else { return Ok(Vec::new()) };
         let _turn = self.place.exports.turn().await;
-        let mut conn = self.accounts.parts.db.acquire().await?;
-        let page = sessions::stored(&mut conn, self.user.id, after, PAGE as i64).await?;
+        let (db, user_id) = (&self.accounts.parts.db, self.user.id);
+        let reading =
+            db.read(async |mut conn| sessions::stored(&mut conn, user_id, after, PAGE as i64).await);
+        let page = reading.await?;
         self.sessions_after = page.last().filter(|_| page.len() == PAGE).map(|last| last.overview.id);
         Ok(page)
     }
@@ -131,7 +134,8 @@ impl PersonalData {
         let Some(before) = self.changes_before else { return Ok(Vec::new()) };
         let filter = Filter { user_id: Some(self.user.id), before_id: Some(before), ..Filter::default() };
         let _turn = self.place.exports.turn().await;
-        let page = history::page(&mut *self.accounts.parts.db.acquire().await?, &filter, PAGE as i64).await?;
+        let db = &self.accounts.parts.db;
+        let page = db.read(async |mut conn| history::page(&mut conn, &filter, PAGE as i64).await).await?;
         self.changes_before = page.last().filter(|_| page.len() == PAGE).map(|last| last.id);
         Ok(page)
     }

@@ -13,12 +13,10 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// [`Error::SessionRevoked`] when the user has been disabled or deleted since the token was issued.
+    /// [`Error::UserGone`] when the user has been disabled or deleted since the token was issued.
     pub async fn profile(&self, user_id: Uuid) -> Result<User, Error> {
-        users::by_id(&mut *self.parts.db.acquire().await?, user_id)
-            .await?
-            .filter(|user| !user.disabled)
-            .ok_or(Error::SessionRevoked)
+        let user = self.parts.db.read(async |mut conn| users::by_id(&mut conn, user_id).await).await?;
+        user.filter(|user| !user.disabled).ok_or(Error::UserGone)
     }
 
     /// Changes the profile of the user of a bearer token. `None` leaves a field as it is; `Some(None)` removes the
@@ -27,7 +25,7 @@ impl Accounts {
     /// # Errors
     ///
     /// [`Error::Invalid`] with every field that breaks a rule, [`Error::EmailTaken`], [`Error::TooManyAttempts`] when
-    /// the address is to change, [`Error::SessionRevoked`].
+    /// the address is to change, [`Error::UserGone`].
     pub async fn update_profile(
         &self,
         user_id: Uuid,
@@ -42,12 +40,12 @@ impl Accounts {
         let Some(email) = change.email else {
             let whom = Whom::Enabled(user_id);
             let updating =
-                db.retrying(async |mut conn| users::update(&mut conn, whom, &change, now, cause).await);
-            return updating.await?.ok_or(Error::SessionRevoked);
+                db.write(async |mut conn| users::update(&mut conn, whom, &change, now, cause).await);
+            return updating.await?.ok_or(Error::UserGone);
         };
         // Like a registration, this can reveal that someone has the address.
         let attempt = self.parts.throttle.admit_from(Kind::Registration, ip, now).await?;
-        let updating = db.retrying(async |mut conn| {
+        let updating = db.write(async |mut conn| {
             let renaming = |from: &str, to: &str| self.parts.throttle.renaming(from, to);
             users::update_email(&mut conn, user_id, email, &change, renaming, now, cause).await
         });
@@ -55,7 +53,7 @@ impl Accounts {
         if !matches!(updated, Err(Error::EmailTaken)) {
             self.parts.throttle.give_back(attempt).await;
         }
-        updated?.ok_or(Error::SessionRevoked)
+        updated?.ok_or(Error::UserGone)
     }
 }
 

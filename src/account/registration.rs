@@ -118,7 +118,7 @@ impl Accounts {
         };
         let cause = self.cause.or_user(user.id);
         let db = &self.parts.db;
-        let user = db.retrying(async |mut conn| users::insert(&mut conn, &user, &cause).await).await?;
+        let user = db.write(async |mut conn| users::insert(&mut conn, &user, &cause).await).await?;
         tracing::info!(user_id = %user.id, "user created");
         Ok(user)
     }

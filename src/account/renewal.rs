@@ -158,7 +158,7 @@ impl Accounts {
         let mut has_looked = false;
         for _ in 0..MAX_RACES {
             // Checked before anything is said about the session: only a holder of one of its tokens learns its state.
-            let row = self.parts.db.asking(async |mut conn| sessions::by_id(&mut conn, id).await).await?;
+            let row = self.parts.db.read(async |mut conn| sessions::by_id(&mut conn, id).await).await?;
             let row = row.filter(|row| self.parts.refresh_keys.is_authentic(&presented, &row.refresh_salt));
             let row = row.ok_or_else(invalid)?;
             let presented = presented.generation;
@@ -212,7 +212,7 @@ impl Accounts {
             now,
         };
         let db = &self.parts.db;
-        let rotating = db.retrying(async |mut conn| sessions::rotate(&mut conn, &renewal).await);
+        let rotating = db.write(async |mut conn| sessions::rotate(&mut conn, &renewal).await);
         let Some(owner) = rotating.await? else { return Ok(None) };
         tracing::debug!(session_id = %row.id, "session renewed");
         let generation = row.refresh_generation.cast_unsigned() + 1;
@@ -233,7 +233,7 @@ impl Accounts {
             Some(Owner { username: row.username.clone(), roles: row.roles.clone() })
         } else {
             let (db, generation) = (&self.parts.db, row.refresh_generation);
-            let extending = db.retrying(async |mut conn| {
+            let extending = db.write(async |mut conn| {
                 sessions::extend_access(&mut conn, row.id, row.user_id, generation, access_expires_at).await
             });
             extending.await?
@@ -264,7 +264,7 @@ impl Accounts {
         let (reason, cause) = (EndReason::RefreshTokenReused, self.cause.by(&Actor::Service));
         let (db, user_id) = (&self.parts.db, row.user_id);
         let ending =
-            db.retrying(async |mut conn| sessions::end(&mut conn, user_id, which, reason, now, &cause).await);
+            db.write(async |mut conn| sessions::end(&mut conn, user_id, which, reason, now, &cause).await);
         if ending.await? == 0 {
             return Ok(false);
         }

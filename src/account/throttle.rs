@@ -162,7 +162,7 @@ impl Throttle {
         now: OffsetDateTime,
     ) -> Result<Taken, Error> {
         let taking =
-            self.db.retrying(async |mut conn| login_attempts::take(&mut conn, places, username, now).await);
+            self.db.write(async |mut conn| login_attempts::take(&mut conn, places, username, now).await);
         Ok(taking.await?)
     }
 
@@ -265,14 +265,14 @@ impl Throttle {
         let password = password_of(user);
         let forgiving = self
             .db
-            .retrying(async |mut conn| login_attempts::forgive(&mut conn, forgiveness, password, now).await);
+            .write(async |mut conn| login_attempts::forgive(&mut conn, forgiveness, password, now).await);
         write_off(forgiving).await;
     }
 
     /// Gives back the places of an attempt that was not a failure.
     pub(super) async fn give_back(&self, attempt: Attempt) {
         let giving_back =
-            self.db.retrying(async |mut conn| login_attempts::give_back(&mut conn, &attempt.taken).await);
+            self.db.write(async |mut conn| login_attempts::give_back(&mut conn, &attempt.taken).await);
         write_off(giving_back).await;
     }
 

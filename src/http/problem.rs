@@ -231,7 +231,7 @@ impl From<account::Error> for Problem {
             E::InvalidCredentials => {
                 (S::UNAUTHORIZED, "invalid_credentials", "The username or the password is wrong.")
             }
-            E::SessionRevoked => return Refusal::from(Rejection::SessionEnded).into(),
+            E::UserGone => return Refusal::from(Rejection::SessionEnded).into(),
             E::InvalidRefreshToken => {
                 (S::UNAUTHORIZED, "invalid_refresh_token", "The refresh token is not valid here.")
             }
@@ -265,15 +265,14 @@ impl From<account::Error> for Problem {
                 let detail = "There are more logins than can be served at the moment.";
                 return Self::new(S::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(retry_after);
             }
-            // The keys have not been read from the database for too long.
-            E::Unavailable(_) | E::Issue(IssueError::KeysUnknown) => {
+            // Others keep changing the row, or the keys have not been read from the database for too long.
+            E::Unavailable(_) | E::Contended | E::Issue(IssueError::KeysUnknown) => {
                 return Self::database_unavailable().caused_by(error);
             }
             // The last three are for the command line alone.
             E::Store(_)
             | E::Issue(_)
             | E::Hasher
-            | E::Contended
             | E::AmbiguousUser
             | E::ClientNameTaken
             | E::NoSuchClient => return Self::fault(error),

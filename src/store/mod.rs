@@ -21,7 +21,7 @@
 //! one after the other.
 //!
 //! Rows of one table are locked in the order of their ids, so it takes a statement entered by hand, in another order,
-//! to cause a deadlock. The transaction that has to give way is tried again ([`PgPool::retrying`]).
+//! to cause a deadlock. The transaction that has to give way is tried again ([`PgPool::write`]).
 
 pub mod clients;
 pub mod devdata;

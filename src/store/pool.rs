@@ -2,7 +2,7 @@
 //!
 //! sqlx's own pool pings the server when a connection is given back, without a time limit if nobody answers, and took
 //! three round trips on top of each statement. Here a connection that answered a moment ago is lent again without a
-//! ping ([`TRUSTED_FOR`]). Where that was too much trust, [`PgPool::asking`] repeats work that may be done twice.
+//! ping ([`TRUSTED_FOR`]). Where that was too much trust, [`PgPool::read`] repeats work that may be done twice.
 //!
 //! A request may be given up at any moment. Whatever it was doing then ends here: whoever is lent its connection next
 //! gets none of its answers and is in none of its transactions.
@@ -114,7 +114,7 @@ impl PgPool {
         self.acquire_within(ACQUIRE_TIMEOUT).await
     }
 
-    /// As [`PgPool::acquire`], for somebody who waits no longer than `patience`, and wants to know why in vain.
+    /// As [`PgPool::acquire`], for somebody who waits no longer than `patience`, and wants to know why there was none.
     ///
     /// # Errors
     ///
@@ -155,7 +155,7 @@ impl PgPool {
     /// # Errors
     ///
     /// Those of `work`, or [`Error::Unavailable`].
-    pub async fn asking<T, W>(&self, mut work: impl FnMut(PoolConnection) -> W) -> Result<T, Error>
+    pub async fn read<T, W>(&self, mut work: impl FnMut(PoolConnection) -> W) -> Result<T, Error>
     where
         W: Future<Output = Result<T, Error>>,
     {
@@ -174,7 +174,7 @@ impl PgPool {
     /// # Errors
     ///
     /// Those of `work`, or [`Error::Unavailable`].
-    pub async fn retrying<T, W>(&self, work: impl Fn(PoolConnection) -> W) -> Result<T, Error>
+    pub async fn write<T, W>(&self, work: impl Fn(PoolConnection) -> W) -> Result<T, Error>
     where
         W: Future<Output = Result<T, Error>>,
     {

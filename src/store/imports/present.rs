@@ -127,7 +127,10 @@ pub async fn change(
         cause.request_id(),
     );
     let done = done.execute(&mut *conn).await?;
-    debug_assert_eq!(done.rows_affected(), changes.len() as u64, "the rows are locked");
+    // The rows are locked, so only a trigger of somebody else's can keep one from being changed.
+    if done.rows_affected() != changes.len() as u64 {
+        return Err(sqlx::Error::RowNotFound.into());
+    }
     let others: Vec<_> =
         changes.iter().filter(|change| change.is_other_password).map(|change| change.user.id).collect();
     if !others.is_empty() {
