@@ -30,7 +30,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use gatepass::{
     aws::{Aws, LIFE, database_token, login::Login},
     clock::Clock,
-    metrics::{Exposition, Metrics},
+    metrics::{Exposition, Metrics, Observation},
     store::{PoolConnection, Source},
 };
 use secrecy::ExposeSecret;
@@ -521,7 +521,7 @@ async fn new_connections_use_a_renewed_token_and_never_an_expired_one() {
     });
     let counted = |metrics: &Metrics, outcome: &str| {
         let zero = format!("gatepass_database_tokens_total{{outcome=\"{outcome}\"}} 0");
-        !metrics.scrape(Exposition::OpenMetrics).lines().any(|line| line == zero)
+        !metrics.scrape(&Observation::default(), Exposition::OpenMetrics).lines().any(|line| line == zero)
     };
     let made_at = |rds: &mut Rds| rds.connected().map(|at| at - START.unix_timestamp());
 

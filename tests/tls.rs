@@ -18,7 +18,7 @@ use axum::body::Body;
 use gatepass::{
     clock::Clock,
     http::{Limits, Phase, Places, server},
-    metrics::{Exposition, Metrics},
+    metrics::{Exposition, Metrics, Observation},
     tls::{Files, Tls},
 };
 use http_body_util::BodyExt;
@@ -266,7 +266,7 @@ async fn a_client_silent_during_or_after_the_handshake_is_disconnected() {
 
 /// The value of a metric without labels.
 fn metric(metrics: &Metrics, name: &str) -> Option<i64> {
-    let scrape = metrics.scrape(Exposition::OpenMetrics);
+    let scrape = metrics.scrape(&Observation::default(), Exposition::OpenMetrics);
     let line = scrape.lines().find(|line| line.starts_with(name))?;
     Some(line.rsplit(' ').next().unwrap().parse().unwrap())
 }

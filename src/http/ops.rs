@@ -38,8 +38,7 @@ async fn identified(State(app): State<App>, mut request: Request, next: Next) ->
 async fn metrics(State(app): State<App>, headers: HeaderMap) -> impl IntoResponse {
     let accept: Vec<_> = headers.get_all(ACCEPT).iter().filter_map(|field| field.to_str().ok()).collect();
     let exposition = Exposition::wanted(&accept.join(","));
-    app.metrics.observe(&observation(&app));
-    ([(CONTENT_TYPE, exposition.media_type())], app.metrics.scrape(exposition))
+    ([(CONTENT_TYPE, exposition.media_type())], app.metrics.scrape(&observation(&app), exposition))
 }
 
 fn observation(app: &App) -> Observation {

@@ -16,7 +16,7 @@ mod text;
 use std::{
     collections::HashSet,
     fmt,
-    sync::{Arc, PoisonError, RwLock, atomic::AtomicU64},
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -100,6 +100,8 @@ struct Inner {
     routes: RwLock<HashSet<Arc<str>>>,
     series: Series,
     process: process::Series,
+    /// Held by the scrape in progress.
+    scrape: Mutex<()>,
 }
 
 struct Series {
@@ -227,7 +229,7 @@ outcomes! {
 }
 
 /// The state of things while a scrape is answered.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Observation {
     /// How many verified tokens are remembered.
     pub verified_tokens: u64,
@@ -252,7 +254,7 @@ pub struct Observation {
 }
 
 /// Password hashes under way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct HashJobs {
     /// Waiting for a thread.
     pub queued: usize,
@@ -328,7 +330,13 @@ impl Metrics {
         let mut registry = Registry::default();
         let series = Series::new(registry.sub_registry_with_prefix("gatepass"));
         let process = process::Series::new(registry.sub_registry_with_prefix("process"));
-        Self(Arc::new(Inner { registry, routes: RwLock::default(), series, process }))
+        Self(Arc::new(Inner {
+            registry,
+            routes: RwLock::default(),
+            series,
+            process,
+            scrape: Mutex::default(),
+        }))
     }
 
     /// A request has arrived.
@@ -407,12 +415,6 @@ impl Metrics {
         self.0.series.revocation_lag.observe(lag.as_secs_f64());
     }
 
-    /// Records the state of things. To be called before each [`scrape`](Self::scrape).
-    pub fn observe(&self, observation: &Observation) {
-        self.0.series.observe(observation);
-        self.0.process.observe();
-    }
-
     /// When the certificate in use expires. Without TLS this is never called, and the scrape has no such line.
     pub fn set_certificate_expiry(&self, at: OffsetDateTime) {
         self.0.series.certificate_expiry.get_or_create(&NoLabels {}).set(at.unix_timestamp());
@@ -423,8 +425,12 @@ impl Metrics {
         self.0.series.certificate_reload.get_or_create(&NoLabels {}).set(is_current.into());
     }
 
-    /// All metrics as text.
-    pub fn scrape(&self, exposition: Exposition) -> String {
+    /// All metrics as text, with the state of things.
+    pub fn scrape(&self, observation: &Observation, exposition: Exposition) -> String {
+        // One at a time: in between, series are missing that are about to come back.
+        let _alone = self.0.scrape.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.series.observe(observation);
+        self.0.process.observe();
         let mut text = String::new();
         encode(&mut text, &self.0.registry).expect("a String takes any text");
         exposition.of_openmetrics(text)
@@ -663,7 +669,7 @@ mod tests {
         metrics.renewal(RenewalOutcome::Reused);
         metrics.login(LoginOutcome::Refused);
         metrics.revocations_heard(Duration::from_millis(20));
-        let text = metrics.scrape(Exposition::OpenMetrics);
+        let text = metrics.scrape(&Observation::default(), Exposition::OpenMetrics);
         for line in [
             concat!("gatepass_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             r#"gatepass_http_requests_total{method="GET",route="/users/me",status="200"} 1"#,
@@ -685,19 +691,8 @@ mod tests {
         let metrics = Metrics::new();
         let keys = |status| {
             let key = KeyAge { format: "v4.public".into(), status, count: 1, since: Some(1_767_323_045) };
-            metrics.observe(&Observation {
-                verified_tokens: 0,
-                hash_jobs: HashJobs { queued: 0, running: 0, max: 1 },
-                revocations: RevocationCount { sessions: 0, users: 0, session_bytes: 0 },
-                revocation_silence: Duration::ZERO,
-                revocation_max_silence: Duration::from_secs(60),
-                places: Vec::new(),
-                pools: Vec::new(),
-                keys: vec![key],
-                key_silence: None,
-                key_rotation_interval: Duration::from_secs(3600),
-            });
-            metrics.scrape(Exposition::OpenMetrics)
+            metrics
+                .scrape(&Observation { keys: vec![key], ..Observation::default() }, Exposition::OpenMetrics)
         };
         let active = r#"gatepass_token_keys{format="v4.public",status="active"} 1"#;
         assert!(keys("active").contains(active));

@@ -72,7 +72,7 @@ struct PresentRoles {
 }
 
 /// How many entries are held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RevocationCount {
     /// Ended sessions.
     pub sessions: usize,
@@ -99,7 +99,8 @@ impl Revocations {
         write(self.shard(session_id)).insert(session_id, until);
     }
 
-    /// Refuses tokens of this user from now on unless they have exactly these roles, as for [`UserRoles::change`].
+    /// Refuses tokens of this user from now on unless they have exactly these roles, in the same order, as for
+    /// [`UserRoles::change`].
     pub fn change_roles(&self, user_id: Uuid, roles: Vec<String>, change: i64, expires_at: OffsetDateTime) {
         write(&self.users).change(user_id, roles, change, expires_at);
     }
@@ -181,8 +182,8 @@ impl Revocations {
 }
 
 impl UserRoles {
-    /// Notes that the user has exactly these roles. Of two changes, the one with the higher number is the later one.
-    /// `expires_at` is when the last token with other roles expires.
+    /// Notes that the user has exactly these roles, in the same order as in their tokens. Of two changes, the one with
+    /// the higher number is the later one. `expires_at` is when the last token with other roles expires.
     pub fn change(&mut self, user_id: Uuid, roles: Vec<String>, change: i64, expires_at: OffsetDateTime) {
         if self.0.get(&user_id).is_none_or(|known| known.change <= change) {
             let roles = PresentRoles { roles: roles.into(), change, until: seconds(expires_at) };
