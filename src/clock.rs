@@ -77,9 +77,9 @@ impl Clock {
         }
     }
 
-    /// Lets time pass on a fixed clock. Does nothing on the machine's clock.
+    /// Lets time pass on a fixed clock: `by`, which is not negative. Does nothing on the machine's clock.
     pub fn advance(&self, by: Duration) {
-        self.set(by);
+        self.shift(by);
         if let Source::Fixed(hands) = &self.0 {
             let by = u64::try_from(by.whole_microseconds()).unwrap_or(0);
             hands.elapsed.fetch_add(by, Ordering::SeqCst);
@@ -87,7 +87,7 @@ impl Clock {
     }
 
     /// Sets a fixed clock forward or backward by `by`, without time passing.
-    pub fn set(&self, by: Duration) {
+    pub fn shift(&self, by: Duration) {
         if let Source::Fixed(hands) = &self.0 {
             let by = i64::try_from(by.whole_microseconds()).unwrap_or(i64::MAX);
             hands.wall.fetch_add(by, Ordering::SeqCst);

@@ -48,7 +48,7 @@ impl Gatepass {
     async fn start(settings: &[(&str, &str)]) -> Self {
         let app = App::with(settings).await;
         // Services use the real time.
-        app.clock.set(Clock::system().now() - START);
+        app.clock.shift(Clock::system().now() - START);
         app.register("alice").await;
         let (id, secret) = app.client("orders").await;
         let client = (id.parse().unwrap(), secret);

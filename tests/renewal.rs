@@ -136,10 +136,10 @@ async fn using_a_token_on_another_replica_confirms_the_renewal() {
 #[tokio::test]
 async fn a_clock_that_was_an_hour_ahead_does_no_lasting_harm() {
     let (app, login) = alice().await;
-    app.clock.set(Duration::hours(1));
+    app.clock.shift(Duration::hours(1));
     let ahead = app.renew(&login).await.expect(200);
     confirm(&app, &ahead).await;
-    app.clock.set(Duration::hours(-1));
+    app.clock.shift(Duration::hours(-1));
     // A use in the future counts as a use, and so does every use from now on.
     let renewed = app.renew(&ahead).await.expect(200);
     confirm(&app, &renewed).await;

@@ -181,7 +181,7 @@ fn accepted() -> (u16, String) {
 /// A replica whose clock shows the real time, which statements run by hand use.
 async fn present() -> App {
     let app = App::new().await;
-    app.clock.set(OffsetDateTime::now_utc() - START);
+    app.clock.shift(OffsetDateTime::now_utc() - START);
     app
 }
 
@@ -530,7 +530,7 @@ async fn former_roles_stay_revoked_while_another_server_is_being_read() {
     let mut server = Server::new("", |_| {}).await;
     app::set_up(&server.url()).await;
     let app = App::over(server.url(), &[]).await;
-    app.clock.set(OffsetDateTime::now_utc() - START);
+    app.clock.shift(OffsetDateTime::now_utc() - START);
     app.login_admin("root").await;
     for name in ["alice", "bob"] {
         app.register(name).await;
@@ -772,15 +772,15 @@ async fn setting_the_clock_causes_no_staleness_and_undoes_no_revocation() {
     let hour = Duration::hours(1);
     let feed = &app.state().feed;
     for by in [hour, -hour] {
-        app.clock.set(by);
+        app.clock.shift(by);
         assert_eq!(feed.staleness(), None);
-        app.clock.set(-by);
+        app.clock.shift(-by);
         assert_eq!(feed.staleness(), None);
         let (alice, gone) = (app.login("alice").await, app.login("alice").await);
         app.post("/users/logout").bearer(&gone).send().await.expect(204);
         // There and back, with everything that a replica does meanwhile.
         for by in [by, -by] {
-            app.clock.set(by);
+            app.clock.shift(by);
             app.hear().await;
             feed.revocations().forget_expired(app.clock.now());
             assert_ne!(app.knock(&gone).await, accepted(), "{by}");
@@ -790,7 +790,7 @@ async fn setting_the_clock_causes_no_staleness_and_undoes_no_revocation() {
     }
 
     // The clock is set, and then only time passes: the time that has passed is what counts.
-    app.clock.set(-hour);
+    app.clock.shift(-hour);
     app.clock.advance(Duration::seconds(61));
     assert!(feed.staleness().is_some());
 }
@@ -802,14 +802,14 @@ async fn revocations_forgotten_by_a_fast_clock_are_read_again() {
     let gone = app.login("alice").await;
     app.post("/users/logout").bearer(&gone).send().await.expect(204);
     let revocations = app.state().feed.revocations();
-    app.clock.set(Duration::hours(1));
+    app.clock.shift(Duration::hours(1));
     app.hear().await;
     revocations.forget_expired(app.clock.now());
     assert_eq!(revocations.count().sessions, 0);
     // And a replica that starts while the clock is ahead.
     let other = app.try_replica(app::KEY, app.clock.clone(), &[]).await.unwrap();
     assert_eq!(other.state().feed.revocations().count().sessions, 0);
-    app.clock.set(-Duration::hours(1));
+    app.clock.shift(-Duration::hours(1));
     for replica in [&app, &other] {
         replica.hear().await;
         assert_eq!(replica.knock(&gone).await, refused("session_revoked"));

@@ -632,10 +632,10 @@ async fn a_clock_that_is_ahead_locks_nobody_out() {
         app.register(name).await;
     }
     let ahead = Duration::hours(1);
-    app.clock.set(ahead);
+    app.clock.shift(ahead);
     log_in(&app, "alice", PASSWORD).await.expect(200);
     assert_eq!(failures_until_refused(&app, HERE, "bob").await, 10);
-    app.clock.set(-ahead);
+    app.clock.shift(-ahead);
     for name in ["alice", "carol"] {
         log_in(&app, name, PASSWORD).await.expect(200);
     }
@@ -643,7 +643,7 @@ async fn a_clock_that_is_ahead_locks_nobody_out() {
     assert_eq!(failures_until_refused(&app, HERE, "bob").await, 10);
     expect_wait(log_in(&app, "bob", PASSWORD).await, 90);
     // Nor does a clock that is right again forget anything.
-    app.clock.set(Duration::seconds(-20));
+    app.clock.shift(Duration::seconds(-20));
     expect_wait(log_in(&app, "bob", PASSWORD).await, 110);
 }
 

@@ -39,7 +39,7 @@ const GENERATION_MASK: u16 = 0xfff;
 pub struct Activity {
     db: PgPool,
     noted: Arc<Mutex<HashMap<Uuid, Seen>>>,
-    /// Whoever has it writes. What was noted before it was acquired is then written, or noted again.
+    /// Held while writing. Once it is acquired, everything that was noted before has been written, or is noted again.
     writing: Arc<tokio::sync::Mutex<()>>,
 }
 

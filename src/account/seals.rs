@@ -306,7 +306,7 @@ async fn check_personal(
 fn next_seal(previous: &Previous, rows: &[Sealable]) -> Seal {
     let row_hashes: Vec<u8> = rows.iter().flat_map(row_hash).collect();
     let seal = Seal {
-        // Where somebody has added the last that there can be, this one is refused as that number is taken.
+        // If somebody has forged a seal with the last number that there can be, the insert fails: it is taken.
         number: previous.number.saturating_add(1),
         ids: rows.iter().map(|row| row.id).collect(),
         rows_hash: sha256(&[&row_hashes]),

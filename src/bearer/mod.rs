@@ -84,7 +84,9 @@ impl BearerLayer {
 
 impl<R> BearerLayer<R> {
     /// Also refuses tokens that `revocations` revoke. Services other than gatepass get these from `follow_revocations`
-    /// (feature `remote`). Without revocations a token is valid until it expires, even if its session has ended.
+    /// (feature `remote`). Without revocations a token is valid until it expires, even if its session has ended. With
+    /// revocations that have not been [`heard`](Revocations::heard) of yet, or for too long, every token is refused
+    /// with 503 `revocations_stale`.
     #[must_use]
     pub fn with_revocations(self, revocations: Arc<Revocations>) -> Self {
         Self { revocations: Some(revocations), ..self }
@@ -128,8 +130,8 @@ impl<S, R: Clone> tower_layer::Layer<S> for BearerLayer<R> {
     }
 }
 
-/// Makes the response to a request without an acceptable token. Every closure from [`Refusal`] to a response implements
-/// it.
+/// Makes the response to a request without an acceptable token. Implemented by [`DefaultAnswer`] and by the closures
+/// that [`with_answer`](BearerLayer::with_answer) takes.
 pub trait Answer<B> {
     /// Makes the response, whose header fields should include [`Refusal::headers`].
     fn answer(&self, refusal: Refusal) -> Response<B>;

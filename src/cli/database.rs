@@ -337,7 +337,7 @@ impl fmt::Display for ClockSkew {
     }
 }
 
-/// Renews that with which pools log in.
+/// What keeps the credentials fresh with which pools log in.
 pub(super) enum Renewal {
     /// A token, and when to renew it.
     Token(Box<Login>, OffsetDateTime),

@@ -1,16 +1,6 @@
 //! `gatepass serve`: starts the service from its settings, and shuts it down in order.
 
-use std::{
-    error::Error,
-    fs,
-    future::pending,
-    io,
-    net::SocketAddr,
-    path::PathBuf,
-    pin::pin,
-    sync::{Mutex, Once, OnceLock},
-    time::Duration,
-};
+use std::{error::Error, fs, future::pending, io, net::SocketAddr, path::PathBuf, pin::pin, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -232,7 +222,7 @@ async fn check(database: &Database, db: &PgPool, pooler: DbPooler, clock: &Clock
 async fn work_beside(app: App, ops: Option<TcpListener>, tls: Option<Tls>, renewal: Renewal) {
     let operators = async {
         if let Some(ops) = ops {
-            let places = Places::new(Limits { connections: OPS_CONNECTIONS, ..app.limits });
+            let places = Places::new(Limits { connections: OPS_CONNECTIONS, ..app.places.limits });
             // Operators want to watch the shutdown, too.
             let (_to_the_end, phase) = watch::channel(Phase::Serving);
             http::server::serve(ops, http::ops_router(app.clone()), None, places, phase).await;
@@ -342,15 +332,10 @@ pub async fn app(
         metrics,
         pools,
         public_url: setup::public_url(settings),
-        description: OnceLock::new(),
-        unready: Mutex::default(),
         clock,
         trusted_proxies: settings.trusted_proxies.clone(),
-        unnamed_proxy: Once::new(),
         allowed_origins: settings.allowed_origins.clone(),
-        limits,
         places: Places::new(limits),
-        phase: watch::Sender::new(Phase::Serving),
     }))
 }
 

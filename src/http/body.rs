@@ -39,7 +39,7 @@ pub(super) async fn read(
         return Err(Problem::unsupported_encoding());
     }
     let (head, body) = request.into_parts();
-    let body = timeout(app.limits.body_read, collect(&head, body, &app.places.large_requests, broken))
+    let body = timeout(app.places.limits.body_read, collect(&head, body, &app.places.large_requests, broken))
         .await
         .map_err(|_| Problem::request_timeout())??;
     // A client that holds back the last byte would otherwise use rights that it has lost since.

@@ -9,7 +9,7 @@ use axum::{
 use ipnet::IpNet;
 
 use super::{App, Problem};
-use crate::account::Caller;
+use crate::{account::Caller, terminal};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -45,7 +45,7 @@ pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
 /// not believed, and its value is not logged.
 fn warn_of_unnamed_proxy(app: &App, headers: &HeaderMap) {
     if app.trusted_proxies.is_empty() && headers.contains_key(X_FORWARDED_FOR) {
-        app.unnamed_proxy.call_once(|| {
+        app.0.unnamed_proxy.call_once(|| {
             tracing::warn!(
                 "X-Forwarded-For was sent, and TRUSTED_PROXIES is empty: if the service is behind a proxy, set \
                  TRUSTED_PROXIES to its address, or all clients share that address in the limits on failed logins \
@@ -81,12 +81,6 @@ fn parse(element: &[u8]) -> Option<IpAddr> {
         .map(|ip| ip.to_canonical())
 }
 
-/// Whether a character is an order to whatever shows the text, such as an operator's terminal: a control character, or
-/// one that changes the direction of the line.
-fn is_order(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 /// The caller of a request, for the session that it may begin.
 impl FromRequestParts<App> for Caller {
     type Rejection = Problem;
@@ -95,7 +89,7 @@ impl FromRequestParts<App> for Caller {
         warn_of_unnamed_proxy(app, &parts.headers);
         let user_agent = parts.headers.get(USER_AGENT).map(|value| {
             let text = String::from_utf8_lossy(value.as_bytes());
-            let shown: String = text.chars().filter(|c| !is_order(*c)).collect();
+            let shown: String = text.chars().filter(|c| !terminal::is_odd(*c)).collect();
             shown.trim().chars().take(MAX_USER_AGENT).collect::<String>()
         });
         Ok(Self {

@@ -68,7 +68,7 @@ pub(super) async fn ready(State(app): State<App>) -> Result<axum::Json<Health>, 
 fn log(app: &App, reasons: &[String], unready: Option<Unready>) {
     let cause = unready.filter(|unready| unready.source().is_some()).map(|unready| chain::chain(&unready));
     let is_news = {
-        let mut logged = app.unready.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logged = app.0.unready.lock().unwrap_or_else(PoisonError::into_inner);
         is_news(&mut logged, reasons, cause.as_deref())
     };
     if !is_news {
@@ -81,9 +81,9 @@ fn log(app: &App, reasons: &[String], unready: Option<Unready>) {
     }
 }
 
-/// Whether a reason or the cause is another than those in `logged`, or the service is ready again. In an outage one
-/// probe may find this and the next one that, for as long as it lasts. For how long something has not been read is
-/// another number each time, and no other reason.
+/// Whether a reason or the cause is another than those in `logged`, or the service is ready again. During an outage
+/// probes alternate between reasons. Digits are left out: that something has not been read for a second more is not
+/// news.
 fn is_news(logged: &mut HashSet<String>, reasons: &[String], cause: Option<&str>) -> bool {
     if reasons.is_empty() {
         return !mem::take(logged).is_empty();

@@ -24,8 +24,8 @@ use crate::{
 #[schema(as = ChangedColumns, value_type = Option<Object>, example = json!({ "full_name": "Alice Liddell" }))]
 struct Columns(Option<Map<String, Value>>);
 
-/// Personal and other columns together. If both have one of a name, which no trigger writes, the one that is not
-/// personal counts.
+/// Personal and other columns together. If both name the same column, as no trigger does, the one that is not personal
+/// counts.
 fn columns(change: &Entry, when: &str) -> Columns {
     let mut all: Option<Map<String, Value>> = None;
     for data in change.personal.iter().chain([&change.changed_data]) {

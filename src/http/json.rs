@@ -98,7 +98,7 @@ fn explain(path: String, error: &serde_json::Error) -> Problem {
     }])
 }
 
-/// A fault in a name. Only serde's message tells which kind it is; the messages are stable (`serde::de::Error`).
+/// A fault in a name. Only serde's message tells which kind it is; the tests below notice if that changes.
 pub(super) fn by_sentence(text: &str, unknown: &'static str) -> Option<FieldError> {
     if text.starts_with("unknown field") {
         Some(FieldError::new(quoted(text), "unknown_field", unknown))

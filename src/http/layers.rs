@@ -121,7 +121,7 @@ async fn guarded(
     }
     // A handler that hangs gives back its connection and its place.
     let wait = if request.uri().path() == revocations::PATH { revocations::MAX_WAIT } else { Duration::ZERO };
-    let answer = timeout(app.limits.handler + wait, route.oneshot(request));
+    let answer = timeout(app.places.limits.handler + wait, route.oneshot(request));
     // A panic in a handler is a 500 for that request and nothing more.
     match unwinding(answer).await {
         Ok(Ok(answer)) => Ok(answer.unwrap_or_else(|never| match never {})),
@@ -215,7 +215,8 @@ fn known(method: &Method) -> &'static str {
     }
 }
 
-/// The client hung up, and hyper dropped the request: 499, as nginx calls it.
+/// hyper dropped the request: 499, as nginx calls it. Nearly always the client has hung up; otherwise the service has
+/// cut off the connection, and the log says so.
 impl Drop for Line {
     fn drop(&mut self) {
         if !self.is_written {

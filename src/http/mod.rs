@@ -70,7 +70,7 @@ use crate::{
 /// The largest request body, in bytes: 64 KiB.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// How long each part of a request may take, and how many connections may be open.
+/// How long each part of a request may take, and how much clients may make the service hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// From the start of a connection, or the first byte of another request on it, until the header fields are here.
@@ -103,7 +103,7 @@ pub struct Limits {
     /// 214, or for 1498 if it has sent header fields in more than one frame. When few are left, clients that take some
     /// are told to go elsewhere, and connect again.
     pub http2_pieces: usize,
-    /// How many more there may be of clients that have just been told so.
+    /// How many more pieces there may be, of clients that have found none of those and were told to go elsewhere.
     pub http2_reserve: usize,
 }
 
@@ -128,7 +128,19 @@ impl Default for Limits {
 
 /// The parts of the service that requests need.
 #[derive(Clone, Debug)]
-pub struct App(Arc<Parts>);
+pub struct App(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    parts: Parts,
+    phase: watch::Sender<Phase>,
+    /// The OpenAPI document, once it has been requested.
+    description: OnceLock<Bytes>,
+    /// Why `/readyz` has found the service not ready since it was last ready, as it logged it.
+    unready: Mutex<HashSet<String>>,
+    /// Done when the log has been told that there seems to be a proxy that is not trusted.
+    unnamed_proxy: Once,
+}
 
 /// The parts of an [`App`].
 #[derive(Debug)]
@@ -155,53 +167,49 @@ pub struct Parts {
     pub pools: PoolWatch,
     /// Where clients reach the service, if known: `scheme://host[:port]` and a path, which may be empty.
     pub public_url: Option<String>,
-    /// The OpenAPI document, once it has been requested.
-    pub description: OnceLock<Bytes>,
-    /// Why `/readyz` has found the service not ready since it was last ready, as it logged it.
-    pub unready: Mutex<HashSet<String>>,
     /// Where time comes from.
     pub clock: Clock,
     /// The proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Done when the log has been told that there seems to be a proxy that is not trusted.
-    pub unnamed_proxy: Once,
     /// The origins whose pages may call the service, as `scheme://host[:port]`, or `*`.
     pub allowed_origins: Vec<String>,
-    /// How long each part of a request may take.
-    pub limits: Limits,
-    /// Room for connections and what arrives on them, as much as `limits` says.
+    /// Room for connections and what arrives on them, and the limits that say how much.
     pub places: Arc<Places>,
-    /// Whether the service is shutting down.
-    pub phase: watch::Sender<Phase>,
 }
 
 impl Deref for App {
     type Target = Parts;
 
     fn deref(&self) -> &Parts {
-        &self.0
+        &self.0.parts
     }
 }
 
 impl App {
     /// Shares the parts between requests.
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(parts))
+        Self(Arc::new(Inner {
+            parts,
+            phase: watch::Sender::new(Phase::Serving),
+            description: OnceLock::new(),
+            unready: Mutex::default(),
+            unnamed_proxy: Once::new(),
+        }))
     }
 
     /// From now on `/readyz` reports not ready, so that load balancers send nothing more; what still comes is served.
     pub fn leave(&self) {
-        self.phase.send_replace(Phase::Leaving);
+        self.0.phase.send_replace(Phase::Leaving);
     }
 
     /// From now on no connection is accepted, and no request waits for news.
     pub fn stop(&self) {
-        self.phase.send_replace(Phase::Closing);
+        self.0.phase.send_replace(Phase::Closing);
     }
 
     /// Tells when the service is shutting down.
     pub fn phase(&self) -> watch::Receiver<Phase> {
-        self.phase.subscribe()
+        self.0.phase.subscribe()
     }
 
     fn public_url(&self) -> Option<&str> {
@@ -231,11 +239,11 @@ impl App {
     /// The OpenAPI document.
     fn description(&self) -> Bytes {
         let min_length = self.accounts.password_min_length();
-        self.description.get_or_init(|| openapi::document_where(min_length).into()).clone()
+        self.0.description.get_or_init(|| openapi::document_where(min_length).into()).clone()
     }
 
     fn is_stopping(&self) -> bool {
-        *self.phase.borrow() != Phase::Serving
+        *self.0.phase.borrow() != Phase::Serving
     }
 
     /// Waits until no request may wait for news any more.

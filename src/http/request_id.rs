@@ -15,7 +15,7 @@ use crate::random;
 pub(super) const NAME: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The id of one request: at most 128 characters that need no escaping in a log or a header.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct RequestId(Arc<str>);
 
 impl RequestId {

@@ -39,7 +39,7 @@ pub(super) enum State {
 
 /// The permission to ask once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "what became of it is to be told"]
+#[must_use = "the outcome has to be reported to `settle`"]
 pub(super) struct Permit {
     epoch: u64,
 }

@@ -42,7 +42,7 @@ pub struct Settings {
     pub traceparent: fn() -> Option<HeaderValue>,
     /// Measures how much time has passed.
     pub clock: Clock,
-    /// Show the state of the breaker.
+    /// Where the state of the breaker is shown.
     pub metrics: Metrics,
 }
 
@@ -167,7 +167,9 @@ struct Turn<'a> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let now = self.inner.clock.elapsed();
-        match self.inner.gate().breaker.settle(self.permit, self.outcome, now) {
+        // Apart, so that nobody waits for the gate while this is logged.
+        let change = self.inner.gate().breaker.settle(self.permit, self.outcome, now);
+        match change {
             None => {}
             Some(State::Open { .. }) => {
                 self.inner.metrics.set_legacy_breaker_open(true);

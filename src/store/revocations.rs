@@ -51,7 +51,7 @@ async fn listener(db: &PgPool, channel: &str) -> Result<PgListener, sqlx::Error>
     listener.eager_reconnect(false);
     listener.listen(channel).await?;
     // An open pool tests the connection when it gets it back, and warns if it has ended, as it has when the database is
-    // stopped right after us. Already this call closes the pool; its future would wait for the connection.
+    // stopped right after us. The call alone closes the pool; its future would wait for the connection.
     listener.ignore_pool_close_event(true);
     drop(own.close());
     Ok(listener)

@@ -26,7 +26,7 @@ pub struct Subject {
     pub session_id: Uuid,
     /// `username`, as the user wrote it.
     pub username: String,
-    /// `roles`.
+    /// `roles`: each once, in ascending order, as [`Revocations`](super::Revocations) compares them.
     pub roles: Vec<String>,
 }
 
@@ -60,7 +60,7 @@ pub struct Claims {
     pub session_id: Uuid,
     /// `username`, as the user wrote it.
     pub username: String,
-    /// `roles`.
+    /// `roles`: each once, in ascending order, as [`Revocations`](super::Revocations) compares them.
     pub roles: Vec<String>,
 }
 

@@ -211,6 +211,9 @@ impl Verifier {
     /// The checks, in this order: size, shape, key known and of this format, tag or signature, strict JSON with every
     /// claim, `token_use`, `typ` of a JWT, issuer, audience, `nbf` and `iat` (30 s of leeway), `exp` (none), ids.
     ///
+    /// It does not say how long ago the public keys were [`heard`](Self::heard) of: with
+    /// [`with_max_silence`](Self::with_max_silence), use [`sight`](Self::sight).
+    ///
     /// # Errors
     ///
     /// The first check that failed.

@@ -137,7 +137,7 @@ impl LeftOut {
     }
 }
 
-/// Roles and records that no user here gets or is made of.
+/// The roles that no user here gets, and the records of which no user is made.
 #[derive(Debug, Default)]
 pub struct Others {
     roles: BTreeSet<String>,
