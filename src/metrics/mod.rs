@@ -2,7 +2,7 @@
 //!
 //! [`Metrics`] is handed to whoever counts something. There is no global registry, so several services in one process,
 //! as in tests, count separately. What can be looked up during a scrape is not counted along the way: whoever answers
-//! the scrape passes it to [`Metrics::observe`] then.
+//! the scrape passes it to [`Metrics::scrape`] then.
 //!
 //! No label has a value that a client makes up. Every value that an outcome may have is there from the beginning, at
 //! zero, so that an alert that waits for a first failure sees it.
